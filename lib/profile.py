@@ -1,0 +1,83 @@
+"""Budgets, seeds, device and number format: one dataclass, three sizes, one code path.
+
+`PROFILE=fast|cpu|full` in the environment chooses; without it `full` with a GPU and `cpu` without.
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent  # the checkout: `lib` is installed editable
+DATA = ROOT / "data"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that may differ between a test run, a laptop run and the report's run."""
+
+    name: str
+    seeds: tuple[int, ...]  # one fine-tuning run each
+    methods: tuple[str, ...]  # names in lib.train.METHODS
+    train_tokens: int  # prompt + target tokens that one fine-tuning run sees
+    e2e_train_tokens: int  # the same for E2E, whose published rows saw the whole set five times
+    pack_length: int  # tokens in one forward pass
+    batch_tokens: int  # tokens behind one optimizer step
+    eval_documents: int  # held-out documents scored in bits per byte
+    generate_documents: int  # held-out documents generated for
+    max_new_tokens: int
+    wikitext_tokens: int  # leading tokens of WikiText-2's test text; 0: the whole of it
+    lambada_documents: int  # leading passages; 0: all 5,153
+    blimp_pairs: int  # pairs of each of the 67 paradigms
+
+
+PROFILES = {
+    "fast": Profile("fast", (0, 1), ("full", "lora", "last_blocks"), 6_000, 6_000, 256, 512,
+                    12, 4, 24, 2_048, 8, 1),
+    "cpu": Profile("cpu", (0,), ("full", "lora"), 60_000, 60_000, 1024, 2048,
+                   150, 48, 160, 16_384, 200, 4),
+    "full": Profile("full", (0, 1, 2), ("full", "lora", "last_blocks"), 160_000, 640_000, 2048, 2048,
+                    400, 200, 160, 65_536, 1_000, 20),
+}  # fmt: skip
+
+
+def current() -> Profile:
+    """The profile of this process. Raises ValueError for a name that is not one of the three."""
+    name = os.environ.get("PROFILE") or ("full" if torch.cuda.is_available() else "cpu")
+    if name not in PROFILES:
+        raise ValueError(f"PROFILE={name!r} is unknown; choose one of {', '.join(PROFILES)}.")
+    return PROFILES[name]
+
+
+def output_root() -> Path:
+    """Where results, figures and trained weights go: the checkout, or for `fast` a temporary folder,
+    so that a test run never touches what the report shows. `FAST_OUTPUT` names that folder.
+    """
+    if current().name != "fast":
+        return ROOT
+    default = Path(tempfile.gettempdir()) / f"gpt2-coursework-fast-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    return Path(os.environ.get("FAST_OUTPUT") or default)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast_dtype() -> torch.dtype:
+    """bfloat16 where the hardware computes in it, float16 on older GPUs (a T4), float32 otherwise.
+
+    Compute capability 8.0 (Ampere) is the first with bf16 units; torch's own is_bf16_supported also
+    counts emulation. A CPU without bf16 instructions runs bf16 slower than float32.
+    """
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def autocast() -> torch.autocast:
+    """Autocast to `autocast_dtype()` on `device()`; a no-op for float32."""
+    dtype = autocast_dtype()
+    return torch.autocast(device().type, dtype=dtype, enabled=dtype != torch.float32)
