@@ -6,6 +6,7 @@ Packing by first fit decreasing: Krell et al. 2021, "Efficient sequence packing 
 cross-contamination", arXiv:2107.02027.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ def attend_within_documents(module, query, key, value, attention_mask, scaling=N
     masked (T, T) alternative spends a third of a CPU step on scores that the mask throws away.
     """
     bounds = cu_seq_lens_q.tolist()
-    lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    lengths = [end - start for start, end in itertools.pairwise(bounds)]
     grouped = query.shape[1] != key.shape[1]
     out = [
         F.scaled_dot_product_attention(
@@ -112,3 +113,35 @@ def flatten(documents: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         "labels": torch.tensor([labels]),
         "document": torch.tensor(owner),
     }
+
+
+def draw(documents: Sequence[Encoded], tokens: int, seed: int) -> list[Encoded]:
+    """Documents in a random order of `seed`, epoch after epoch, until `tokens` tokens are drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn, total = [], 0
+    while total < tokens:
+        for i in torch.randperm(len(documents), generator=generator).tolist():
+            drawn.append(documents[i])
+            total += len(documents[i].input_ids)
+            if total >= tokens:
+                break
+    return drawn
+
+
+def rows(drawn: Sequence[Encoded], pack_length: int, multiple: int) -> list[list[Encoded]]:
+    """Packed rows; their number is a multiple of the rows behind one step (the emptiest are left out).
+
+    Packed in windows of about 16 rows, so that the order stays the drawn one up to a window.
+    """
+    out: list[list[Encoded]] = []
+    window: list[Encoded] = []
+    for document in [*drawn, None]:
+        full = sum(len(d.input_ids) for d in window) >= 16 * pack_length
+        if window and (document is None or full):
+            out += [[window[i] for i in row] for row in pack(window, pack_length)]
+            window = []
+        if document is not None:
+            window.append(document)
+    fullest = sorted(range(len(out)), key=lambda r: -sum(len(d.input_ids) for d in out[r]))
+    keep = max(len(out) // multiple * multiple, min(multiple, len(out)))
+    return [out[r] for r in sorted(fullest[:keep])]

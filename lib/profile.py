@@ -36,10 +36,10 @@ class Profile:
 PROFILES = {
     "fast": Profile("fast", (0, 1), ("full", "lora", "last_blocks"), 6_000, 6_000, 256, 512,
                     12, 4, 24, 2_048, 8, 1),
-    "cpu": Profile("cpu", (0,), ("full", "lora"), 60_000, 60_000, 1024, 2048,
-                   150, 48, 160, 16_384, 200, 4),
-    "full": Profile("full", (0, 1, 2), ("full", "lora", "last_blocks"), 160_000, 640_000, 2048, 2048,
-                    400, 200, 160, 65_536, 1_000, 20),
+    "cpu": Profile("cpu", (0,), ("full", "lora"), 40_000, 40_000, 2048, 2048,
+                   150, 32, 160, 16_384, 200, 4),
+    "full": Profile("full", (0, 1, 2), ("full", "lora", "last_blocks"), 80_000, 450_000, 2048,
+                    2048, 250, 100, 160, 32_768, 400, 10),
 }  # fmt: skip
 
 
@@ -57,7 +57,10 @@ def output_root() -> Path:
     """
     if current().name != "fast":
         return ROOT
-    default = Path(tempfile.gettempdir()) / f"gpt2-coursework-fast-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    default = (
+        Path(tempfile.gettempdir())
+        / f"gpt2-coursework-fast-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    )
     return Path(os.environ.get("FAST_OUTPUT") or default)
 
 

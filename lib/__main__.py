@@ -1,0 +1,78 @@
+"""The command line: `python -m lib fetch | run | finetune`."""
+
+import argparse
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m lib", description="GPT-2 fine-tuning coursework"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    fetch = commands.add_parser(
+        "fetch", help="base model and outside data to local folders, for offline use"
+    )
+    fetch.add_argument(
+        "what", nargs="*", help="model, e2e, wikitext2, lambada, blimp; all by default"
+    )
+
+    run = commands.add_parser(
+        "run", help="execute notebooks; results, figures and outputs are kept"
+    )
+    run.add_argument(
+        "notebooks", nargs="*", help="numbers or names, such as 01 02 03; all by default"
+    )
+
+    train = commands.add_parser(
+        "finetune", help="one fine-tuning run; also under accelerate launch"
+    )
+    train.add_argument("--task", help="debian, e2e or a .jsonl file; TASK or debian by default")
+    train.add_argument("--method", default="full")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                       help="replace a setting, such as --set learning_rate=5e-5")  # fmt: skip
+
+    chosen = parser.parse_args(arguments)
+    try:
+        return COMMANDS[chosen.command](chosen) or 0
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def run_fetch(chosen) -> int:
+    from lib.fetch import fetch
+
+    return fetch(chosen.what)
+
+
+def run_notebooks(chosen) -> None:
+    from lib import notebooks
+
+    notebooks.run(chosen.notebooks)
+
+
+def run_finetune(chosen) -> None:
+    from lib.models import load_base
+    from lib.tasks import load_task
+    from lib.train import finetune, parse_overrides
+
+    overrides = parse_overrides(chosen.set)
+    result = finetune(load_base(), load_task(chosen.task), chosen.method, chosen.seed, **overrides)
+    for name in (
+        "steps",
+        "tokens",
+        "tokens_per_second",
+        "seconds",
+        "peak_megabytes",
+        "held_out_loss",
+    ):
+        value = result.summary[name]
+        print(f"{name:18} {value:,.4f}" if isinstance(value, float) else f"{name:18} {value:,}")
+
+
+COMMANDS = {"fetch": run_fetch, "run": run_notebooks, "finetune": run_finetune}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""Text from a model: batched decoding, and two looks inside it (next-token odds, beams step by step).
+
+Decoding is transformers' own; here is what goes wrong around it: batches of unequal prompts, stopping,
+seeds, number formats. Sources of the settings: nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751;
+top-k, Fan et al. 2018, arXiv:1805.04833; beam search with length normalisation, Wu et al. 2016,
+arXiv:1609.08144.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from lib import profile
+from lib.metrics import float32_logits
+
+DECODING = {
+    "greedy": {"do_sample": False},
+    "sample": {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0},
+    "beam": {"do_sample": False, "num_beams": 4, "length_penalty": 1.0},
+}
+NEXT_TOKEN_SETTINGS = {
+    "greedy": {"top_k": 1},
+    "temperature 0.7": {"temperature": 0.7},
+    "temperature 1.0": {},
+    "temperature 1.3": {"temperature": 1.3},
+    "top-k 5": {"top_k": 5},
+    "top-p 0.9": {"top_p": 0.9},
+}
+OTHERS = "all other tokens"
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int = 160,
+    batch_size: int = 32,
+    seed: int = 0,
+    desc: str = "Generating",
+    **decoding,
+) -> list[str]:
+    """The continuation of each prompt, in the order given.
+
+    A continuation holds the new tokens before EOS, decoded as they are: no prompt, no special tokens,
+    no whitespace stripped. An empty prompt starts from EOS. `decoding` is one of `DECODING` or any
+    setting of transformers' GenerationConfig; the default is greedy, and what the model's own
+    generation_config sets is left out, so that a setting not named is off. Prompts are batched by
+    length, `batch_size` sequences (prompts x beams) at a time; under sampling the same seed, prompts
+    and batch_size give the same texts, and torch's global random state is untouched.
+    Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the context, and for a
+    setting that is unknown or would have no effect.
+    """
+    if isinstance(prompts, str):
+        raise ValueError("prompts is one string: pass a list of prompts.")
+    config = _checked(decoding)
+    ids = _prompt_ids(model, tokenizer, prompts, max_new_tokens)
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))  # the slowest first: an honest bar
+    rows = max(1, batch_size // config.get("num_beams", 1))
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    texts = [""] * len(ids)
+    with (
+        torch.random.fork_rng(devices),
+        _evaluating(model, tokenizer, max_new_tokens, config),
+        tqdm(total=len(ids), desc=desc, unit="text", disable=len(ids) < 2) as bar,
+    ):
+        torch.manual_seed(seed)
+        for start in range(0, len(order), rows):
+            batch = order[start : start + rows]
+            padded, mask = _left_pad([ids[i] for i in batch], _pad_id(tokenizer))
+            out = model.generate(input_ids=padded.to(device), attention_mask=mask.to(device))
+            for i, new in zip(batch, out[:, padded.shape[1] :].tolist(), strict=True):
+                texts[i] = _decode(tokenizer, new)
+            bar.update(len(batch))
+    return texts
+
+
+def next_token_distribution(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    settings: Mapping[str, Mapping[str, float]] | None = None,
+    top: int = 8,
+) -> pd.DataFrame:
+    """What decoding settings make of the next token after `prompt`: columns setting, token, probability.
+
+    `settings` maps a name to temperature, top_k and top_p, applied in this order, as transformers does
+    (default: NEXT_TOKEN_SETTINGS). Every setting lists the same tokens, the `top` of the untouched
+    distribution, most probable first; a last row OTHERS makes each setting sum to 1.
+    """
+    ids = torch.tensor(_prompt_ids(model, tokenizer, [prompt], 1))  # (1, T)
+    with _evaluating(model, tokenizer, 1, {}), torch.no_grad():
+        logits = model(ids.to(model.device)).logits[:, -1].float().cpu()  # (1, V)
+    shown = logits[0].topk(top).indices
+    rows = []
+    for name, setting in (NEXT_TOKEN_SETTINGS if settings is None else settings).items():
+        probabilities = _warpers(setting)(ids, logits.clone()).softmax(-1)[0]  # (V,)
+        for i in shown.tolist():
+            rows.append((name, token_text(tokenizer, i), probabilities[i].item()))
+        rows.append((name, OTHERS, max(0.0, 1 - probabilities[shown].sum().item())))
+    return pd.DataFrame(rows, columns=["setting", "token", "probability"])
+
+
+def beam_trace(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    num_beams: int = 3,
+    steps: int = 8,
+) -> pd.DataFrame:
+    """Beam search after `prompt`, step by step: columns step, beam, text, logprob, finished, score.
+
+    Steps count from 1, beams from 0 (the most probable); `text` is the continuation so far, `logprob`
+    its sum in nats, `score` that sum per token (transformers' length_penalty=1), `finished` says that
+    it ended in EOS and left the search. The best `score` among finished beams and those of the last
+    step is what transformers' beam search returns. Each step is a whole forward pass: short prompts.
+    """
+    start = _prompt_ids(model, tokenizer, [prompt], steps)[0]
+    eos = tokenizer.eos_token_id
+    running: list[tuple[float, list[int]]] = [(0.0, [])]
+    pool: list[float] = []  # scores of the best `num_beams` finished continuations
+    rows = []
+    with _evaluating(model, tokenizer, steps, {}), torch.no_grad():
+        for step in range(1, steps + 1):
+            batch = torch.tensor([start + new for _, new in running], device=model.device)
+            log_p = model(batch).logits[:, -1].float().log_softmax(-1).cpu()  # (beams, V)
+            total = log_p + torch.tensor([[logprob] for logprob, _ in running])
+            # Twice as many candidates as beams: enough go on even when each beam could also end.
+            values, flat = total.flatten().topk(min(2 * num_beams, total.numel()))
+            candidates = [
+                (value, running[i // total.shape[1]][1] + [i % total.shape[1]])
+                for value, i in zip(values.tolist(), flat.tolist(), strict=True)
+            ]
+            ended = [c for c in candidates[:num_beams] if c[1][-1] == eos]
+            running = [c for c in candidates if c[1][-1] != eos][:num_beams]
+            pool = sorted(pool + [value / step for value, _ in ended], reverse=True)[:num_beams]
+            for beam, (value, new) in enumerate(sorted(ended + running, key=lambda c: -c[0])):
+                text = _decode(tokenizer, new)
+                rows.append((step, beam, text, value, new[-1] == eos, value / step))
+            if len(pool) == num_beams and running[0][0] / step <= pool[-1]:
+                break  # no running beam beats a finished one
+    return pd.DataFrame(rows, columns=["step", "beam", "text", "logprob", "finished", "score"])
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    """One token as a reader can see it: its text, or the bytes of a broken character as <E6 98>.
+
+    Two thirds of GPT-2's Chinese tokens are not valid UTF-8 alone and would print as U+FFFD.
+    """
+    text = tokenizer.decode([token_id])
+    if "\ufffd" not in text:
+        return text
+    values = {
+        c: b for b, c in bytes_to_unicode().items()
+    }  # byte-level BPE writes a byte as a letter
+    token = tokenizer.convert_ids_to_tokens(token_id)
+    if not all(c in values for c in token):
+        return token
+    return "<" + " ".join(f"{values[c]:02X}" for c in token) + ">"
+
+
+def _checked(decoding: Mapping) -> dict:
+    """`decoding` with greedy as the default; transformers would ignore a wrong setting or only warn."""
+    config = {"do_sample": False, **decoding}
+    if unknown := [k for k in config if not hasattr(GenerationConfig(), k)]:
+        raise ValueError(f"Unknown decoding setting {unknown}: see transformers' GenerationConfig.")
+    if config.get("num_return_sequences", 1) != 1:
+        raise ValueError("num_return_sequences: repeat a prompt in the list to get several texts.")
+    if config["do_sample"]:
+        config.setdefault("top_k", 0)  # transformers' default of 50 would truncate unasked
+    elif idle := {"temperature", "top_k", "top_p", "min_p", "typical_p"} & set(config):
+        raise ValueError(
+            f"{sorted(idle)} has no effect on greedy or beam search: add do_sample=True."
+        )
+    return config
+
+
+def _prompt_ids(model, tokenizer, prompts, max_new_tokens) -> list[list[int]]:
+    """Token ids of each prompt; an empty one is EOS alone. Raises ValueError, naming what is too long."""
+    context = getattr(model.config, "max_position_embeddings", None) or math.inf
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    ids = [tokenizer(p, **options).input_ids or [tokenizer.eos_token_id] for p in prompts]
+    for i, row in enumerate(ids):
+        if len(row) + max_new_tokens > context:
+            raise ValueError(
+                f"Prompt {i} ({prompts[i][:40]!r}...) is {len(row)} tokens long: with {max_new_tokens} new ones "
+                f"it exceeds the context of {context}. Shorten it or lower max_new_tokens."
+            )
+    return ids
+
+
+def _pad_id(tokenizer) -> int:
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def _left_pad(rows: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids and attention_mask (B, T). Padding stands on the left, where the next token never is;
+    transformers counts positions from the mask, so every prompt starts at position 0.
+    """
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def _decode(tokenizer, ids: list[int]) -> str:
+    eos = tokenizer.eos_token_id
+    ids = ids[: ids.index(eos)] if eos in ids else ids
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _warpers(setting: Mapping[str, float]) -> LogitsProcessorList:
+    kinds = {
+        "temperature": TemperatureLogitsWarper,
+        "top_k": TopKLogitsWarper,
+        "top_p": TopPLogitsWarper,
+    }
+    if unknown := set(setting) - set(kinds):
+        raise ValueError(f"Unknown setting {sorted(unknown)}: choose among {', '.join(kinds)}.")
+    return LogitsProcessorList([kind(setting[k]) for k, kind in kinds.items() if k in setting])
+
+
+@contextmanager
+def _evaluating(model, tokenizer, max_new_tokens: int, decoding: Mapping) -> Iterator[None]:
+    """Inside: eval mode, autocast with exact logits, and a generation config of these settings alone."""
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=_pad_id(tokenizer), use_cache=True, **decoding,
+    )  # fmt: skip
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = [(m, m.generation_config) for m in {id(m): m for m in (model, base)}.values()]
+    was_training = model.training
+    model.eval()
+    for m, _ in before:
+        m.generation_config = config
+    try:
+        with float32_logits(base), profile.autocast():
+            yield
+    finally:
+        for m, original in before:
+            m.generation_config = original
+        model.train(was_training)

@@ -1,0 +1,250 @@
+"""Where the base model comes from, and small GPT-2s from a config.
+
+The assignment's model is GPT-2 117M (Radford et al. 2019, "Language Models are Unsupervised Multitask
+Learners"). `load_base` takes it from wherever it can be had and says what it took.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from lib import hub, stand_in
+from lib.hub import GPT2, GPT2_REVISION, Unavailable, check_folder, endpoint, holds_model, quiet
+from lib.profile import DATA, ROOT, Profile, current, device
+
+GPT2_PARAMETERS = 124_439_808  # "117M" is the paper's count
+END = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base model and what has to be said about it."""
+
+    model: PreTrainedModel  # float32, eval mode, on profile.device()
+    tokenizer: PreTrainedTokenizerFast  # with a pad token, padding on the left
+    name: str
+    stand_in: bool  # True unless it is GPT-2 117M: then no number of it is GPT-2's
+    source: str  # where it was loaded from
+    revision: str | None  # commit on the hub, or pinned package version
+    parameters: int
+    context: int  # positions
+    line: str  # the one sentence that was printed
+
+
+def gpt2_config() -> GPT2Config:
+    """The structure of GPT-2 117M: 12 layers, 12 heads, 768 wide, 1,024 positions, 50,257 tokens."""
+    return GPT2Config()
+
+
+def small_gpt2(vocab_size: int, n_layer: int = 2, n_head: int = 2, n_embd: int = 64,
+               n_positions: int = 512, seed: int = 0, **config) -> GPT2LMHeadModel:  # fmt: skip
+    """A GPT-2 with random weights, float32, eval mode; the same arguments give the same weights.
+
+    `config` holds further fields of GPT2Config. The global random state is left as it was.
+    """
+    ends = {
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }  # the defaults lie outside a small vocabulary
+    settings = GPT2Config(
+        vocab_size=vocab_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
+        n_positions=n_positions, **{**ends, **config},
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(settings).float().eval()
+
+
+def tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on `texts`: any string survives the round trip, as in GPT-2.
+
+    `<|endoftext|>` is EOS, BOS, UNK and padding, and has id 0. At most `vocab_size` entries.
+    """
+    if vocab_size < 257:
+        raise ValueError(f"vocab_size={vocab_size}: 256 bytes and {END} already need 257.")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=END, eos_token=END, unk_token=END, pad_token=END,
+        padding_side="left", clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+@cache
+def _shipped_tokenizer() -> PreTrainedTokenizerFast:
+    with open(DATA / "debian" / "train.jsonl", encoding="utf-8") as file:
+        return tiny_tokenizer([json.loads(line)["target"] for line in islice(file, 400)])
+
+
+def load_base(profile: Profile | None = None) -> Base:
+    """The base model, from the first of these that has one; prints one line that says which.
+
+    1. BASE_MODEL in the environment: a folder in transformers' format, or a hub id;
+    2. data/models/gpt2, from `python -m lib fetch` or a download by hand;
+    3. the local Hugging Face cache;
+    4. the hub at the pinned revision, or its mirror in HF_ENDPOINT;
+    5. the stand-in of lib.stand_in.
+    In the `fast` profile 2 to 5 give way to a tiny random GPT-2: tests need no network.
+
+    `stand_in` is True for everything that is not of GPT-2 117M's architecture and parameter count.
+    Raises FileNotFoundError or ValueError where a folder cannot be loaded, Unavailable where a hub id
+    cannot be had or all five failed.
+    """
+    profile = profile or current()
+    wanted = os.environ.get("BASE_MODEL", "").strip()
+    if wanted:
+        return _load_wanted(wanted)
+    if profile.name == "fast":
+        tokenizer = _shipped_tokenizer()
+        end = tokenizer.eos_token_id
+        model = small_gpt2(len(tokenizer), n_positions=1024, bos_token_id=end, eos_token_id=end)
+        return _base(model, tokenizer, "tiny-random-gpt2", "a seed", None, "the fast profile")
+    folder = hub.MODELS / "gpt2"
+    if folder.is_dir() and any(folder.iterdir()):
+        return _load(folder, None, None)
+    tried = {str(folder): "not there"}
+    for repository in (GPT2, "gpt2"):  # the repository's name before it moved
+        if (cached := hub.cached_model(repository, GPT2_REVISION)) is None:
+            tried[f"Hugging Face cache, {repository}"] = "not there"
+            continue
+        try:
+            return _load(cached, GPT2, GPT2_REVISION, "the local Hugging Face cache")
+        except FileNotFoundError as error:
+            tried[f"Hugging Face cache, {repository}"] = str(error)
+    try:
+        return _load(hub.hub_model(GPT2, GPT2_REVISION), GPT2, GPT2_REVISION, endpoint())
+    except Unavailable as error:
+        tried["hub"] = why = str(error)
+    try:
+        folder = stand_in.build()
+    except (Unavailable, OSError, ImportError) as error:  # ImportError: no package gguf
+        tried["stand-in"] = str(error)
+    else:
+        return _load(folder, stand_in.NAME, stand_in.PIN, why=f"GPT-2 was not within reach: {why}")
+    reasons = "".join(f"\n  {place}: {reason}" for place, reason in tried.items())
+    raise Unavailable(
+        f"No base model could be had.{reasons}\nWays out: `HF_ENDPOINT=https://hf-mirror.com python -m lib "
+        f"fetch model`; or download config.json, model.safetensors, vocab.json and merges.txt of {GPT2} by "
+        f"hand into {hub.MODELS / 'gpt2'}; or BASE_MODEL=<folder of a model>."
+    )
+
+
+def _load_wanted(wanted: str) -> Base:
+    """BASE_MODEL: a folder, seen from here or from the checkout (notebooks run in their own), or a hub id."""
+    for folder in (Path(wanted).expanduser(), ROOT / wanted):
+        if folder.is_dir():
+            return _load(folder, None, None)
+        if folder.is_file():
+            kind = "a pickle, which could run code" if folder.suffix in hub.PICKLES else "a file"
+            raise ValueError(
+                f"BASE_MODEL={wanted} is {kind}: name a folder with config.json, model.safetensors and a "
+                "tokenizer."
+            )
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", wanted):
+        raise FileNotFoundError(
+            f"BASE_MODEL={wanted} does not exist: name a folder in transformers' format or a hub id."
+        )
+    revision = GPT2_REVISION if wanted in (GPT2, "gpt2") else "main"
+    try:
+        cached = hub.cached_model(wanted, revision)
+        folder = cached if cached and holds_model(cached) else hub.hub_model(wanted, revision)
+    except Unavailable as error:
+        raise Unavailable(
+            f"BASE_MODEL={wanted} is no folder here, and as a hub id it cannot be had: {error}."
+        ) from None
+    return _load(
+        folder, wanted, folder.name, "the local Hugging Face cache" if cached else endpoint()
+    )
+
+
+def _load(
+    folder: Path, name: str | None, revision: str | None, source: str = "", why: str = ""
+) -> Base:
+    check_folder(folder)
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
+        except (ValueError, KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"{folder} is no language model that can be loaded: {reason}"
+            ) from error
+    if missing := [*info["missing_keys"], *info["mismatched_keys"]]:
+        raise ValueError(
+            f"{folder}: its safetensors do not fill the model that config.json describes; {missing[0]} is "
+            f"the first of {len(missing)} tensors that are missing or of another shape."
+        )
+    if not source:
+        source = str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else str(folder)
+    return _base(model, tokenizer, name, source, revision, why)
+
+
+def _base(model, tokenizer, name, source, revision, why) -> Base:
+    """Check what was loaded, bring it into the promised state, and say so."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"{source}: the tokenizer has {len(tokenizer):,} entries and the model {rows:,} embedding rows: "
+            "they do not belong together."
+        )
+    if tokenizer.eos_token is None:
+        raise ValueError(f"{source}: the tokenizer has no EOS token, so no document could end.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # GPT-2 has none
+    tokenizer.padding_side = "left"
+    model = model.eval().to(device())
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if sees_future(model):
+        raise ValueError(
+            f"{source} is no causal language model: its outputs depend on later tokens."
+        )
+    parameters = model.num_parameters()
+    real = model.config.model_type == "gpt2" and parameters == GPT2_PARAMETERS
+    folder = Path(source).name
+    label = name or (f"GPT-2 117M ({folder})" if real else folder)
+    note = "" if real else f" (stand-in: {why or 'not GPT-2 117M'})"
+    line = f"Base model: {label}, {parameters:,} parameters, from {source}{note}"
+    print(line)
+    full_name = f"{label} (stand-in)" if name == stand_in.NAME else label
+    context = model.config.max_position_embeddings
+    return Base(model, tokenizer, full_name, not real, source, revision, parameters, context, line)
+
+
+@torch.no_grad()
+def sees_future(model: PreTrainedModel) -> bool:
+    """Whether changing the last of eight tokens changes the logits before it."""
+    ids = torch.arange(8, device=model.device).remainder(
+        model.get_input_embeddings().num_embeddings
+    )
+    pair = torch.stack([ids, ids])  # (2, 8)
+    pair[1, -1] = 0
+    before, after = model(pair).logits[:, :-1]  # (7, V) each
+    return not torch.allclose(before, after, rtol=1e-3, atol=1e-3)

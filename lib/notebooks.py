@@ -1,0 +1,107 @@
+"""Executing the numbered notebooks from the shell: the .py half is the source, the .ipynb is made."""
+
+import os
+import re
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from tqdm import tqdm
+
+from lib import profile
+from lib.results import write_text
+
+FOLDER = profile.ROOT / "notebooks"
+
+
+def find(names: list[str]) -> list[Path]:
+    """Sources of the notebooks named by number or stem; all of them for an empty list.
+
+    Raises ValueError for a name that fits none, listing those there are.
+    """
+    known = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+    found = []
+    for name in names:
+        fits = [p for p in known if p.stem == Path(name).stem or p.stem[:2] == name.zfill(2)]
+        if not fits:
+            raise ValueError(f"No notebook {name!r}; there are {', '.join(p.stem for p in known)}.")
+        found += fits
+    return found or known
+
+
+def run(names: list[str]) -> list[Path]:
+    """Execute notebooks in a kernel each, show their progress and text, write the .ipynb beside the source.
+
+    Under `fast` the executed notebooks go to the temporary output folder. A notebook that fails raises
+    RuntimeError and leaves its previous .ipynb as it was.
+    """
+    return [_run(source) for source in find(names)]
+
+
+def _run(source: Path) -> Path:
+    notebook = jupytext.read(source)
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    began = time.monotonic()
+    print(f"\n=== {source.stem} (profile {profile.current().name}) ===", flush=True)
+    client = ShownClient(notebook, timeout=None, kernel_name="python3", store_widget_state=False,
+                         resources={"metadata": {"path": str(FOLDER)}})  # fmt: skip
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        raise RuntimeError(
+            f"{source.stem} stopped: {error.ename}: {error.evalue}\n\n{error}"
+        ) from None
+    finally:
+        client.bar.close()
+    tidy(notebook)
+    target = profile.output_root() / "notebooks" / f"{source.stem}.ipynb"
+    write_text(target, nbformat.writes(notebook) + "\n")
+    print(f"=== {source.stem} done in {time.monotonic() - began:.0f} s: {target} ===", flush=True)
+    return target
+
+
+def tidy(notebook) -> None:
+    """Drop progress bars, timestamps and machine paths, so that what is committed is what a reader needs."""
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        for output in list(cell.get("outputs", [])):
+            text = output.get("text", "") or output.get("data", {}).get("text/plain", "")
+            html = output.get("data", {}).get("text/html", "")
+            if output.get("name") == "stderr" or re.search(r"\d+%\|", text) or "<progress" in html:
+                cell.outputs.remove(output)
+            elif "text" in output:
+                output["text"] = text.replace(f"{profile.ROOT}{os.sep}", "")
+
+
+class ShownClient(NotebookClient):
+    """nbclient that shows on the terminal what a cell prints, and the newest line of its progress bars."""
+
+    def __init__(self, notebook, **kwargs):
+        super().__init__(notebook, **kwargs)
+        code = [c for c in notebook.cells if c.cell_type == "code"]
+        self.bar = tqdm(total=len(code), unit="cell", desc="cells", dynamic_ncols=True)
+
+    def process_message(self, msg, cell, cell_index):
+        kind, content = msg["msg_type"], msg["content"]
+        if kind == "stream" and content["name"] == "stdout":
+            self.bar.write(content["text"].rstrip("\n"))
+        elif kind in ("display_data", "execute_result", "update_display_data"):
+            data = content["data"]
+            if step := re.search(r"\[\s*(\d+/\d+ [^\]]*)\]", data.get("text/html", "")):
+                self.bar.set_postfix_str(f"training {step[1]}")
+            elif "image/png" not in data and not re.search(r"\d+%\|", data.get("text/plain", "")):
+                self.bar.write(data.get("text/plain", ""))
+        elif kind == "comm_msg":  # tqdm's widgets: the text right of the bar
+            value = content["data"].get("state", {}).get("value")
+            if isinstance(value, str) and "/" in value:
+                self.bar.set_postfix_str(value.strip())
+        elif kind == "status" and content["execution_state"] == "idle" and cell.cell_type == "code":
+            self.bar.update(1)
+        return super().process_message(msg, cell, cell_index)

@@ -1,0 +1,227 @@
+"""How generated texts compare with references, with each other and with the training text.
+
+Every function takes `predictions` (texts) and `references` (for each prediction a list of texts, or one
+text). The counting is done by the libraries that the field cites: sacrebleu (Post 2018) for BLEU and
+chrF, rouge-score for ROUGE-L. Checks of what a text says are in lib/text_checks.py.
+
+Beside the published E2E rows (LoRA and others, scored by tuetschek/e2e-metrics, whose mteval-13a
+ignores case): use `bleu(..., lowercase=True)` and `nist`; both then follow mteval's definition. Two
+differences stay: the published rows may score detokenised text, and mteval counts the empty strings that
+its file format pads short reference lists with. ROUGE-L here is rouge-score's F1, there it is
+coco-caption's F with beta 1.2 over tokens of Stanford's tokenizer: not comparable. Left out: METEOR,
+which needs WordNet's files (matching exact words and stems alone is another metric), and CIDEr, whose
+one package (pycocoevalcap 1.2 of 2020, 100 MB) needs Java for the tokens that its numbers rest on.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU, CHRF
+
+_WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\s\u3400-\u9fff\uf900-\ufaff]+")
+
+
+def words(text: str) -> list[str]:
+    """Whitespace-separated words; each Chinese character is a word of its own."""
+    return _WORD.findall(text)
+
+
+def ngrams(tokens: Sequence[str], n: int) -> Counter:
+    """How often each n-gram occurs."""
+    return Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
+
+
+def _checked(predictions: Sequence[str], references: Sequence) -> list[list[str]]:
+    """References as lists. Raises ValueError where they do not go with the predictions."""
+    if not predictions or len(predictions) != len(references):
+        raise ValueError(
+            f"{len(predictions)} predictions and {len(references)} reference lists: pass one list of "
+            "references (or one reference) per prediction, and at least one."
+        )
+    lists = [[r] if isinstance(r, str) else list(r) for r in references]
+    if not all(lists):
+        raise ValueError(
+            f"Prediction {lists.index([])} has no reference: give it one or leave it out."
+        )
+    return lists
+
+
+def _streams(references: list[list[str]]) -> list[list[str | None]]:
+    """sacrebleu's layout: stream k holds every prediction's k-th reference, None where it has none."""
+    longest = max(map(len, references))
+    return [[r[k] if k < len(r) else None for r in references] for k in range(longest)]
+
+
+def bleu(
+    predictions: Sequence[str], references: Sequence, lowercase: bool = False, tokenize: str = "13a"
+) -> float:
+    """Corpus BLEU-4 in 0-100 with any number of references (Papineni et al. 2002), as the sacrebleu
+    command scores it; `tokenize="zh"` for Chinese."""
+    streams = _streams(_checked(predictions, references))
+    return (
+        BLEU(lowercase=lowercase, tokenize=tokenize).corpus_score(list(predictions), streams).score
+    )
+
+
+def chrf(predictions: Sequence[str], references: Sequence) -> float:
+    """Corpus chrF2 in 0-100: character n-grams up to 6, the best reference (Popovic 2015)."""
+    return CHRF().corpus_score(list(predictions), _streams(_checked(predictions, references))).score
+
+
+def chrf_per_document(predictions: Sequence[str], references: Sequence) -> list[float]:
+    """chrF2 in 0-100 of each text alone: what `lib.metrics.paired` compares."""
+    lists = _checked(predictions, references)
+    return [CHRF().sentence_score(p, r).score for p, r in zip(predictions, lists, strict=True)]
+
+
+def rouge_l(predictions: Sequence[str], references: Sequence) -> float:
+    """Mean ROUGE-L F1 in 0-1, the best reference of each text (Lin 2004), without stemming.
+
+    Words by `words`, in lower case and without the punctuation between them.
+    """
+    lists, scorer = _checked(predictions, references), RougeScorer(["rougeL"], tokenizer=_Plain())
+    best = [
+        scorer.score_multi(r, p)["rougeL"].fmeasure for p, r in zip(predictions, lists, strict=True)
+    ]
+    return float(np.mean(best))
+
+
+class _Plain:
+    """rouge-score's own tokenizer drops everything outside a-z and 0-9, which is all Chinese text."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(re.sub(r"[^\w\s]|_", " ", text.lower()))
+
+
+def nist(predictions: Sequence[str], references: Sequence, max_n: int = 5) -> float:
+    """NIST (Doddington 2002) as mteval-v13a counts it, ignoring case: an n-gram matches if any
+    reference holds it, and the length goes against the references' average.
+
+    Own code: nltk's corpus_nist matches the single best reference, which is lower with several. Equal
+    to nltk with one reference (tests/test_text_metrics.py).
+    """
+    tokenizer = BLEU(tokenize="13a").tokenizer
+    split = cache(lambda text: tuple(tokenizer(text.lower()).split()))
+    lists = _checked(predictions, references)
+    counts = sum(
+        (ngrams(split(r), n) for rs in lists for r in rs for n in range(1, max_n + 1)), Counter()
+    )
+    total = sum(len(split(r)) for rs in lists for r in rs)
+
+    def information(gram: tuple[str, ...]) -> float:
+        return math.log2((counts[gram[:-1]] if len(gram) > 1 else total) / counts[gram])
+
+    score = 0.0
+    for n in range(1, max_n + 1):
+        gained, possible = 0.0, 0
+        for p, rs in zip(predictions, lists, strict=True):
+            mine, theirs = ngrams(split(p), n), Counter()
+            for r in rs:
+                theirs |= ngrams(split(r), n)
+            gained += sum(k * information(g) for g, k in (mine & theirs).items())
+            possible += mine.total()
+        score += gained / possible if possible else 0.0
+    length = sum(len(split(p)) for p in predictions)
+    expected = sum(np.mean([len(split(r)) for r in rs]) for rs in lists)
+    ratio = min(length / expected, 1.0) if expected else 1.0
+    beta = math.log(0.5) / math.log(1.5) ** 2  # half the score at two thirds of the length
+    return score * math.exp(beta * math.log(ratio) ** 2) if ratio else 0.0
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Different n-grams / all n-grams of the texts together (Li et al. 2016). Falls with the amount of
+    text: compare equally many texts of similar length."""
+    counts = sum((ngrams(words(t), n) for t in texts), Counter())
+    return len(counts) / counts.total() if counts else 0.0
+
+
+def repetition(texts: Sequence[str], n: int = 4) -> float:
+    """rep-n: 1 - different / all n-grams inside a text, averaged over the texts (Welleck et al. 2020).
+    A text of fewer than n words repeats nothing."""
+    counts = [ngrams(words(t), n) for t in texts]
+    return float(np.mean([1 - len(c) / c.total() if c else 0.0 for c in counts])) if counts else 0.0
+
+
+def self_bleu(texts: Sequence[str], sample: int = 100, seed: int = 0) -> float:
+    """Mean BLEU-4 in 0-100 of each text against all the others (Zhu et al. 2018, "Texygen"); high means
+    alike. It grows with their number: of more than `sample` texts a fixed random `sample` is taken."""
+    if len(texts) < 2:
+        raise ValueError("Self-BLEU compares texts with each other: pass two or more.")
+    rng = np.random.default_rng(seed)
+    chosen = sorted(rng.choice(len(texts), min(sample, len(texts)), replace=False))
+    picked = [" ".join(words(texts[i])) for i in chosen]
+    metric = BLEU(tokenize="none", effective_order=True)
+    return float(np.mean([
+        metric.sentence_score(t, picked[:i] + picked[i + 1 :]).score for i, t in enumerate(picked)
+    ]))  # fmt: skip
+
+
+def longest_overlap(predictions: Sequence[str], train: Sequence[str]) -> list[int]:
+    """Words of each prediction's longest run of words that also stands in one training text.
+
+    Binary search over the length (a shared run's parts are shared too) against the set of all runs of
+    that length, as 64-bit polynomial hashes: O(train words * log) for all predictions of one length.
+    """
+    rng, codes = np.random.default_rng(0), {}
+    base = np.uint64(0x9E3779B97F4A7C15)  # odd, so that its powers modulo 2**64 do not vanish
+
+    def code(tokens: list[str]) -> list[int]:
+        return [codes.setdefault(t, int(rng.integers(2**63, dtype=np.uint64))) for t in tokens]
+
+    flat: list[int] = []
+    for i, text in enumerate(train):  # a separator of its own ends each text: no run crosses it
+        flat += [*code(words(text)), *code([f"\n{i}"])]
+
+    def prefix(values: list[int]) -> np.ndarray:
+        out = np.zeros(len(values) + 1, np.uint64)
+        value = 0
+        for i, v in enumerate(values):
+            value = (value * int(base) + v) % 2**64
+            out[i + 1] = value
+        return out
+
+    @cache
+    def power(n: int) -> np.uint64:
+        return np.uint64(pow(int(base), n, 2**64))
+
+    def runs(hashes: np.ndarray, n: int) -> np.ndarray:
+        return hashes[n:] - hashes[:-n] * power(n)  # modulo 2**64
+
+    trained = prefix(flat)
+    known = cache(lambda n: np.unique(runs(trained, n)))
+    longest = []
+    for text in predictions:
+        mine = prefix(code(words(text)))
+        low, high = 0, min(len(mine), len(trained)) - 1
+        while low < high:
+            n = (low + high + 1) // 2
+            if np.isin(runs(mine, n), known(n)).any():
+                low = n
+            else:
+                high = n - 1
+        longest.append(low)
+    return longest
+
+
+def copied(predictions: Sequence[str], train: Sequence[str]) -> float:
+    """Share of predictions that are a training target verbatim, white space aside."""
+    known = {" ".join(t.split()) for t in train}
+    return (
+        float(np.mean([" ".join(p.split()) in known for p in predictions])) if predictions else 0.0
+    )
+
+
+def diversity(texts: Sequence[str]) -> dict[str, float]:
+    """distinct_1, distinct_2, rep_4 in 0-1, self_bleu in 0-100, mean words; see those functions."""
+    return {
+        "distinct_1": distinct(texts, 1),
+        "distinct_2": distinct(texts, 2),
+        "rep_4": repetition(texts, 4),
+        "self_bleu": self_bleu(texts) if len(texts) > 1 else math.nan,
+        "words": float(np.mean([len(words(t)) for t in texts])),
+    }

@@ -1,0 +1,482 @@
+"""Fine-tuning on transformers' Trainer: completion-only loss over packed documents.
+
+`finetune` is idempotent: a run is named by a hash of everything that decides its outcome. A finished
+run is loaded, an interrupted one goes on from its last whole checkpoint, a new one starts.
+"""
+
+import copy
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from filelock import FileLock, Timeout
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import set_seed
+from transformers.utils import logging as transformers_logging
+
+from lib import profile
+from lib.hub import quiet as silenced
+from lib.memory import peak_megabytes, reset_peak_memory
+from lib.metrics import bits_per_byte, score_encoded
+from lib.packing import Encoded, document_attention, draw, flatten, rows
+from lib.results import device_name, write_json
+from lib.tasks import Task, encode
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the outcome of a run, beside the base model and the data."""
+
+    method: str
+    seed: int
+    train_tokens: (
+        int  # prompt + target tokens seen; documents are drawn without repetition until all were
+    )
+    learning_rate: float
+    pack_length: int  # tokens in one forward pass
+    batch_tokens: int  # tokens behind one optimizer step
+    weight_decay: float = 0.01
+    warmup_share: float = 0.06  # of the steps; the rest follows a cosine to 0
+    max_grad_norm: float = 1.0
+    evaluations: int = 6  # held-out evaluations, with a checkpoint each
+    patience: int = 3  # evaluations without a better held-out loss before the run stops
+    validation_documents: int = 64
+    gradient_checkpointing: bool = False
+
+
+# --- methods: model -> model whose trainable parameters are the ones to train
+
+
+def train_full(model: nn.Module) -> nn.Module:
+    """Every parameter."""
+    return model
+
+
+def train_lora(model: nn.Module) -> nn.Module:
+    """Low-rank updates of every linear map (Hu et al. 2021, arXiv:2106.09685), rank 16.
+
+    All linear layers rather than the paper's query and value alone: Dettmers et al. 2023 (QLoRA,
+    arXiv:2305.14314, figure 2) find that needed to match full fine-tuning.
+    """
+    config = LoraConfig(
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        fan_in_fan_out=model.config.model_type == "gpt2",  # GPT-2's Conv1D stores (in, out)
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+        return get_peft_model(model, config)
+
+
+def train_last_blocks(model: nn.Module) -> nn.Module:
+    """The last quarter of the transformer blocks and the final norm; embeddings and head stay."""
+    blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
+    norm = model.base_model.ln_f if hasattr(model.base_model, "ln_f") else model.base_model.norm
+    model.requires_grad_(False)
+    for part in (*blocks[-math.ceil(len(blocks) / 4) :], norm):
+        part.requires_grad_(True)
+    return model
+
+
+@dataclass(frozen=True)
+class Method:
+    prepare: Callable[[nn.Module], nn.Module]
+    learning_rate: float
+
+
+METHODS = {
+    "full": Method(train_full, 1e-4),
+    "lora": Method(train_lora, 1e-3),
+    "last_blocks": Method(train_last_blocks, 2e-4),
+}
+
+
+def collate(batch: Sequence[Sequence[Encoded]]) -> dict[str, torch.Tensor]:
+    """Packed rows to one packed batch, labels (1, T) with -100 off target, as Trainer counts them."""
+    inputs = flatten([document for row in batch for document in row])
+    del inputs["document"]
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[0, inputs["logits_to_keep"] + 1] = inputs["labels"][0]
+    return inputs | {"labels": labels}
+
+
+def completion_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+    """Cross-entropy in nats per target token, float32; logits (1, N, V) of the N targets alone."""
+    targets = labels[0, 1:][labels[0, 1:] != -100]  # (N,)
+    total = F.cross_entropy(outputs.logits[0].float(), targets, reduction="sum")
+    return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+
+
+class CompletionTrainer(Trainer):
+    """Trainer whose evaluation is the project's one metric: `score_encoded` on the held-out documents."""
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        scores = score_encoded(self.model, self.eval_dataset, desc="held-out")
+        metrics = {
+            "eval_loss": scores["nats"].sum() / scores["tokens"].sum(),
+            "eval_bits_per_byte": bits_per_byte(scores),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+
+# --- the run
+
+
+@dataclass
+class Finetuned:
+    """A finished run: `model` holds the weights of the best held-out loss, LoRA merged, in eval mode."""
+
+    model: nn.Module
+    summary: (
+        dict  # flat: method, seed, learning_rate, parameters, tokens, seconds, peak_megabytes, ...
+    )
+    history: (
+        pd.DataFrame
+    )  # step, tokens, train_loss (nats per target token), bits_per_byte (held out)
+    path: Path
+
+
+def settings_for(method: str, seed: int, task: Task, **overrides) -> Settings:
+    """The profile's settings for a run. Raises ValueError for an unknown method or setting."""
+    if method not in METHODS:
+        raise ValueError(f"Method {method!r} is unknown; choose one of {', '.join(METHODS)}.")
+    p = profile.current()
+    chosen = {
+        "train_tokens": p.e2e_train_tokens if task.name == "e2e" else p.train_tokens,
+        "learning_rate": METHODS[method].learning_rate,
+        "pack_length": p.pack_length,
+        "batch_tokens": p.batch_tokens,
+    } | overrides
+    unknown = set(chosen) - set(Settings.__dataclass_fields__)
+    if unknown:
+        raise ValueError(
+            f"Setting {min(unknown)!r} is unknown; known: {', '.join(Settings.__dataclass_fields__)}."
+        )
+    return Settings(method, seed, **chosen)
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict:
+    """["learning_rate=5e-5", ...] to Settings fields in their types. Raises ValueError for a bad pair."""
+    kinds = {name: field.type for name, field in Settings.__dataclass_fields__.items()}
+    out = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        if name not in kinds or name in ("method", "seed"):
+            raise ValueError(f"Setting {name!r} is unknown; known: {', '.join(kinds)}.")
+        try:
+            out[name] = text == "True" if kinds[name] is bool else kinds[name](text)
+        except ValueError:
+            raise ValueError(f"{pair!r}: {text!r} is not {kinds[name].__name__}.") from None
+    return out
+
+
+def run_path(base, task: Task, settings: Settings) -> Path:
+    """data/runs/<task>-<method>-seed<seed>-<hash>: another model, dataset or setting is another folder."""
+    identity = [asdict(settings), task.sha256, base.name, base.revision, base.parameters]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    name = f"{task.name}-{settings.method}-seed{settings.seed}-{digest}"
+    return profile.output_root() / "data" / "runs" / name
+
+
+def finetune(base, task: Task, method: str = "full", seed: int = 0, *, callbacks: Sequence[TrainerCallback] = (), quiet: bool = False, **overrides) -> Finetuned:  # fmt: skip
+    """Fine-tune a copy of `base` (lib.models.Base; itself left untouched) on `task`.
+
+    `overrides` replace fields of Settings. The loss is that of the target's tokens, EOS included, given
+    the prompt; documents are packed without attention across them. Also runs on several processes under
+    `accelerate launch -m lib finetune ...`. Raises ValueError for an unknown method or setting or a
+    document longer than a row, OSError for a folder that can't be written or a disk too small.
+    """
+    settings = settings_for(method, seed, task, **overrides)
+    path = run_path(base, task, settings)
+    if (path / "run.json").exists():
+        if not quiet:
+            print(f"Run {path.name}: finished before, loaded.")
+        return load(base, path)
+    ensure_room(path, base.parameters)
+    lock = FileLock(path / ".lock", timeout=0)
+    try:
+        if int(os.environ.get("RANK", "0")) == 0:
+            lock.acquire()
+        _train(base, task, settings, path, callbacks, quiet)
+    except Timeout:
+        raise RuntimeError(
+            f"{path} is being trained by another process: wait for it, or stop it and run again."
+        ) from None
+    finally:
+        lock.release()
+    return load(base, path)
+
+
+def _train(base, task: Task, settings: Settings, path: Path, callbacks, quiet: bool) -> None:
+    reset_peak_memory()
+    set_seed(settings.seed)
+    model = METHODS[settings.method].prepare(copy.deepcopy(base.model))
+    train = encode(base.tokenizer, task.train, base.context)
+    held_out = encode(
+        base.tokenizer, task.validation[: settings.validation_documents], base.context
+    )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    pack_length = max(settings.pack_length, max(len(d.input_ids) for d in train))
+    rows_per_step = max(settings.batch_tokens // pack_length, 1)
+    if rows_per_step % world:
+        raise ValueError(
+            f"{rows_per_step} rows a step cannot be shared by {world} processes: "
+            "set batch_tokens to pack_length times a multiple of the processes."
+        )
+    data = rows(draw(train, settings.train_tokens, settings.seed), pack_length, rows_per_step)
+    steps = max(len(data) // rows_per_step, 1)
+    interval = max(steps // settings.evaluations, 1)
+    dtype = profile.autocast_dtype()
+    args = TrainingArguments(
+        output_dir=str(path / "checkpoints"),
+        num_train_epochs=1,  # `data` already holds every epoch in its order
+        per_device_train_batch_size=1,  # one packed row
+        gradient_accumulation_steps=rows_per_step // world,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(round(settings.warmup_share * steps), 1),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype
+        == torch.float16,  # Trainer scales the loss: float16 gradients underflow unscaled
+        use_cpu=profile.device().type == "cpu",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        eval_strategy="steps",
+        eval_steps=interval,
+        eval_on_start=True,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=1,  # and the best one, which load_best_model_at_end keeps
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        logging_steps=max(steps // 40, 1),
+        seed=settings.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=profile.device().type == "cuda",
+        ddp_find_unused_parameters=False,
+        report_to="none",
+        disable_tqdm=quiet,
+    )
+    clock = StepClock()
+    trainer = CompletionTrainer(
+        model=model,
+        args=args,
+        data_collator=collate,
+        train_dataset=data,
+        eval_dataset=held_out,
+        compute_loss_func=completion_loss,
+        callbacks=[clock, EarlyStoppingCallback(settings.patience), *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)  # what `quiet` puts in place of the progress bar
+    if trainer.pop_callback(ProgressCallback):  # a terminal; notebooks have a callback of their own
+        trainer.add_callback(Bar)
+    transformers_logging.disable_progress_bar()  # a bar per checkpoint would hide the training's own
+    with document_attention(model), silenced(bars=True):
+        trainer.train(resume_from_checkpoint=last_checkpoint(path / "checkpoints"))
+    if not args.should_save:
+        return
+    tokens = sum(len(d.input_ids) for row in data for d in row)
+    targets = sum(len(d.input_ids) - d.prompt_length for row in data for d in row)
+    done = trainer.state.global_step / steps  # less than 1 after an early stop
+    rate = tokens / steps * clock.steps / max(clock.seconds, 1e-9)
+    summary = {
+        **asdict(settings),
+        "task": task.name,
+        "base_model": base.name,
+        "base_parameters": base.parameters,
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "steps": trainer.state.global_step,
+        "tokens": round(tokens * done),
+        "target_tokens": round(targets * done),
+        "tokens_per_second": rate,
+        "seconds": tokens * done / rate,  # of training steps, evaluations and checkpoints left out
+        "peak_megabytes": peak_megabytes(),
+        "processes": world,
+        "device": device_name(),
+        "best_step": trainer.state.best_global_step,
+        "held_out_loss": trainer.state.best_metric,
+    }
+    partial = path / "model.part"
+    with silenced():
+        model.save_pretrained(partial)
+    shutil.rmtree(path / "model", ignore_errors=True)
+    os.replace(partial, path / "model")
+    history = _history(trainer.state.log_history, tokens / steps)
+    write_json(
+        path / "run.json", {"summary": summary, "history": history}
+    )  # the mark of a finished run
+    shutil.rmtree(path / "checkpoints", ignore_errors=True)
+
+
+def _history(log: Sequence[dict], tokens_per_step: float) -> list[dict]:
+    by_step: dict[int, dict] = {}
+    for entry in log:
+        row = by_step.setdefault(entry["step"], {"step": entry["step"]})
+        row["tokens"] = round(entry["step"] * tokens_per_step)
+        if "loss" in entry:
+            row["train_loss"] = entry["loss"]
+        if "eval_bits_per_byte" in entry:
+            row |= {
+                "held_out_loss": entry["eval_loss"],
+                "bits_per_byte": entry["eval_bits_per_byte"],
+            }
+    return [by_step[s] for s in sorted(by_step)]
+
+
+def load(base, path: Path) -> Finetuned:
+    """A finished run from its folder. Raises ValueError for a run of another base model or a damaged one."""
+    try:
+        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        summary = record["summary"]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} holds no finished run: run notebook 02 first.") from None
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path / 'run.json'} is damaged ({error}): delete the folder, run again."
+        ) from error
+    if (summary["base_model"], summary["base_parameters"]) != (base.name, base.parameters):
+        raise ValueError(
+            f"{path} was fine-tuned from {summary['base_model']} ({summary['base_parameters']:,} parameters), "
+            f"not from {base.name} ({base.parameters:,}): set BASE_MODEL to the former or train again."
+        )
+    try:
+        with silenced():
+            model = _load_weights(base, path / "model")
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"{path / 'model'} is damaged ({error}): delete the folder, run again."
+        ) from error
+    model = model.to(profile.device()).eval()
+    model.generation_config = copy.deepcopy(base.model.generation_config)
+    return Finetuned(model, summary, pd.DataFrame(record["history"]), path)
+
+
+def _load_weights(base, folder: Path) -> nn.Module:
+    if (folder / "adapter_config.json").exists():
+        return PeftModel.from_pretrained(copy.deepcopy(base.model), folder).merge_and_unload()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint; those that a kill left half-written are removed.
+
+    Trainer writes trainer_state.json last, so a checkpoint with a readable one is whole.
+    """
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            whole.append(checkpoint)
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return str(max(whole, key=lambda c: int(c.name.split("-")[1]))) if whole else None
+
+
+def ensure_room(path: Path, parameters: int) -> None:
+    """Create `path`; raise OSError early if it can't be written or the disk can't hold the run.
+
+    Room for two checkpoints (weights and AdamW's two moments in float32) and the finished weights.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".lock").touch()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path} can't be written ({error.strerror}); make the folder writable or move the project",
+        ) from error
+    needed, free = 7 * 4 * parameters, shutil.disk_usage(path).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{path} needs {needed / 1e9:.1f} GB for checkpoints and has {free / 1e9:.1f} GB: free some space",
+        )
+
+
+class Bar(ProgressCallback):
+    """Trainer's progress bar without a line of numbers per logged step: the newest go behind the bar."""
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if self.training_bar is not None and logs and "eval_bits_per_byte" in logs:
+            self.training_bar.set_postfix_str(
+                f"held out {logs['eval_bits_per_byte']:.3f} bits/byte"
+            )
+
+
+class StepClock(TrainerCallback):
+    """Seconds spent in optimizer steps, evaluations and checkpoints left out."""
+
+    def __init__(self) -> None:
+        self.seconds, self.steps = 0.0, 0
+
+    def on_step_begin(self, args, state, control, **_):
+        self._begin = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **_):
+        if profile.device().type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - self._begin
+        self.steps += 1
+
+
+class LiveCurve(TrainerCallback):
+    """One figure in the notebook, redrawn at each held-out evaluation: every run of the session."""
+
+    def __init__(self) -> None:
+        self.frames: dict[tuple, pd.DataFrame] = {}
+        self.handle = None
+        self.run: tuple = ()
+
+    def follow(self, method: str, seed: int) -> "LiveCurve":
+        """Name the run whose curve comes next, and return the callback."""
+        self.run = (method, seed)
+        return self
+
+    def on_evaluate(self, args, state, control, **_):
+        from IPython.display import display
+
+        from lib import plots
+
+        tokens = args.gradient_accumulation_steps * args.world_size  # rows: the axis of a live view
+        frame = pd.DataFrame(_history(state.log_history, tokens))
+        self.frames[self.run] = frame.assign(method=self.run[0], seed=self.run[1])
+        figure = plots.loss_curves(pd.concat(self.frames.values(), ignore_index=True))
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        plots.close(figure)

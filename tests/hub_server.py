@@ -1,0 +1,121 @@
+"""A server on 127.0.0.1 that speaks as much of the Hugging Face hub's protocol as a download needs."""
+
+import hashlib
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+LARGE = (".safetensors", ".parquet", ".jsonl", ".bin")  # what the hub keeps in LFS, on another host
+
+
+class Hub:
+    """`files` maps "owner/name/path" to bytes; datasets are "datasets/owner/name/path"."""
+
+    def __init__(self):
+        self.files: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str]] = []  # (method, path)
+        self.delay = 0.0  # seconds before each answer
+        self.lies_about: dict[str, bytes] = {}  # path -> bytes sent instead, under the true ETag
+        self.cut_once: set[str] = set()  # paths whose first whole download breaks off halfway
+        self.url = ""
+
+    def add(self, repository: str, files: dict[str, bytes]) -> None:
+        self.files |= {f"{repository}/{name}": data for name, data in files.items()}
+
+    def asked(self, suffix: str) -> bool:
+        return any(path.endswith(suffix) for _, path in self.requests)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        hub: Hub = self.server.hub
+        path = urlsplit(self.path).path.strip("/")
+        hub.requests.append((self.command, path))
+        time.sleep(hub.delay)
+        if path.startswith("api/") and "/tree/" in path:
+            repository = path.removeprefix("api/").split("/tree/")[0]
+            names = [k for k in hub.files if k.startswith(repository + "/")]
+            entries = [
+                {"type": "file", "path": k[len(repository) + 1 :], "size": len(hub.files[k]), "oid": "0" * 40}
+                for k in names
+            ]  # fmt: skip
+            self.send(200, {"Content-Type": "application/json"}, json.dumps(entries).encode(), body)
+            return
+        cdn = path.startswith("cdn/")
+        repository, _, rest = path.removeprefix("cdn/").partition("/resolve/")
+        name = f"{repository}/{rest.partition('/')[2]}"
+        data = hub.files.get(name)
+        if data is None:
+            self.send(404, {"X-Repo-Commit": COMMIT, "X-Error-Code": "EntryNotFound"}, b"", body)
+            return
+        large = name.endswith(LARGE)
+        etag = hashlib.sha256(data).hexdigest() if large else hashlib.sha1(data).hexdigest()
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if large and not cdn:
+            headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(data))}
+            headers["Location"] = f"{hub.url.replace('127.0.0.1', 'localhost')}/cdn/{path}"
+            self.send(302, headers, b"", body)
+            return
+        sent = hub.lies_about.get(name, data)
+        wanted = self.headers.get("Range", "")
+        if wanted and sent:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            end = int(last) + 1 if last else len(sent)
+            headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(sent)}"
+            self.send(206, headers, sent[int(first) : end], body)
+        elif body and name in hub.cut_once:
+            hub.cut_once.discard(name)
+            self.send(200, headers, sent, body, stop=len(sent) // 2)
+        else:
+            self.send(200, headers, sent, body)
+
+    def send(self, code, headers, data, body, stop=None) -> None:
+        self.send_response(code)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data[:stop])
+        if stop is not None:
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+
+
+@contextmanager
+def serve():
+    """A running Hub; `.url` is its address."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.hub = hub
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def black_hole():
+    """The address of a socket that accepts connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"

