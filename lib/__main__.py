@@ -1,6 +1,7 @@
-"""The command line: `python -m lib fetch | run | finetune`."""
+"""The command line: `python -m lib fetch | run | finetune | colab`."""
 
 import argparse
+import os
 import sys
 
 
@@ -33,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                        help="replace a setting, such as --set learning_rate=5e-5")  # fmt: skip
 
+    commands.add_parser(
+        "colab", help="install what a Colab session lacks; its torch and numpy stay"
+    )
+
     chosen = parser.parse_args(arguments)
     try:
         return COMMANDS[chosen.command](chosen) or 0
@@ -45,6 +50,12 @@ def run_fetch(chosen) -> int:
     from lib.fetch import fetch
 
     return fetch(chosen.what)
+
+
+def run_colab(chosen) -> None:
+    from lib.colab import setup
+
+    setup()
 
 
 def run_notebooks(chosen) -> None:
@@ -60,19 +71,13 @@ def run_finetune(chosen) -> None:
 
     overrides = parse_overrides(chosen.set)
     result = finetune(load_base(), load_task(chosen.task), chosen.method, chosen.seed, **overrides)
-    for name in (
-        "steps",
-        "tokens",
-        "tokens_per_second",
-        "seconds",
-        "peak_megabytes",
-        "held_out_loss",
-    ):
+    shown = ["steps", "tokens", "tokens_per_second", "seconds", "peak_megabytes", "held_out_loss"]
+    for name in shown if os.environ.get("RANK", "0") == "0" else ():
         value = result.summary[name]
         print(f"{name:18} {value:,.4f}" if isinstance(value, float) else f"{name:18} {value:,}")
 
 
-COMMANDS = {"fetch": run_fetch, "run": run_notebooks, "finetune": run_finetune}
+COMMANDS = {"colab": run_colab, "fetch": run_fetch, "run": run_notebooks, "finetune": run_finetune}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,15 +13,11 @@ from contextlib import contextmanager
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessorList as Warpers
+from transformers import TemperatureLogitsWarper as Temperature
+from transformers import TopKLogitsWarper as TopK
+from transformers import TopPLogitsWarper as TopP
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lib import profile
@@ -197,8 +193,8 @@ def _prompt_ids(model, tokenizer, prompts, max_new_tokens) -> list[list[int]]:
     for i, row in enumerate(ids):
         if len(row) + max_new_tokens > context:
             raise ValueError(
-                f"Prompt {i} ({prompts[i][:40]!r}...) is {len(row)} tokens long: with {max_new_tokens} new ones "
-                f"it exceeds the context of {context}. Shorten it or lower max_new_tokens."
+                f"Prompt {i} ({prompts[i][:40]!r}...) is {len(row)} tokens long: with {max_new_tokens} "
+                f"new ones it exceeds the context of {context}. Shorten it or lower max_new_tokens."
             )
     return ids
 
@@ -223,15 +219,11 @@ def _decode(tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _warpers(setting: Mapping[str, float]) -> LogitsProcessorList:
-    kinds = {
-        "temperature": TemperatureLogitsWarper,
-        "top_k": TopKLogitsWarper,
-        "top_p": TopPLogitsWarper,
-    }
+def _warpers(setting: Mapping[str, float]) -> Warpers:
+    kinds = {"temperature": Temperature, "top_k": TopK, "top_p": TopP}
     if unknown := set(setting) - set(kinds):
         raise ValueError(f"Unknown setting {sorted(unknown)}: choose among {', '.join(kinds)}.")
-    return LogitsProcessorList([kind(setting[k]) for k, kind in kinds.items() if k in setting])
+    return Warpers([kind(setting[k]) for k, kind in kinds.items() if k in setting])
 
 
 @contextmanager

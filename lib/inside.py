@@ -1,7 +1,9 @@
-"""A look inside a loaded model: its attention maps, what its positions have in common, its picture.
+"""A look inside a loaded model: attention maps, positions, what padding does to it, and its picture.
 
-Works for GPT-2 and for Llama-like models such as the stand-in.
+For GPT-2 and for Llama-like models such as the stand-in.
 """
+
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -9,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.gpt2 import parameter_table
 
@@ -57,6 +59,96 @@ def pick_heads(patterns: pd.DataFrame) -> pd.DataFrame:
         rows.append({"pattern": pattern, "layer": int(row.layer), "head": int(row["head"]),
                      "value": row[pattern]})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def attention_figure(maps: Tensor, heads: pd.DataFrame, tokens: Sequence[str]) -> Figure:
+    """The maps (L, H, T, T) of the four `heads` of `pick_heads`, with a name for each token."""
+    names = [t.replace(" ", "␣").replace("\n", "↵").replace("$", r"\$") for t in tokens]
+    side = 1.6 + 0.16 * len(names)
+    fig, axes = plt.subplots(2, 2, sharex=True, sharey=True, figsize=(2 * side + 0.8, 2 * side))
+    for ax, head in zip(axes.flat, heads.itertuples(), strict=True):
+        image = ax.imshow(maps[head.layer, head.head].numpy(), cmap="Blues", vmin=0, vmax=1)
+        ax.set_title(f"most {head.pattern}: block {head.layer}, head {head.head}", fontsize=9)
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        ax.set_yticks(range(len(names)), names, fontsize=8)
+        ax.tick_params(length=0)
+        ax.grid(False)
+    fig.supxlabel("attended token", fontsize=9)
+    fig.supylabel("attending token", fontsize=9)
+    fig.colorbar(image, ax=axes, label="attention weight", shrink=0.6, aspect=30)
+    return fig
+
+
+def _padded(rows: Sequence[list[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
+    """input_ids and attention_mask (B, T), padded on `side`."""
+    width = max(map(len, rows))
+    fill = [[pad] * (width - len(row)) for row in rows]
+    pair = zip(fill, rows, strict=True) if side == "left" else zip(rows, fill, strict=True)
+    ids = torch.tensor([first + second for first, second in pair])
+    lengths = torch.tensor([len(row) for row in rows])[:, None]
+    columns = torch.arange(width)
+    mask = columns >= width - lengths if side == "left" else columns < lengths
+    return ids, mask.long()
+
+
+@torch.no_grad()
+def padding_ways(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> pd.DataFrame:
+    """The last logits of each prompt in one padded batch against those of the prompt alone.
+
+    One row per way of padding: way, largest_difference (of a logit), same_token (prompts whose most
+    probable next token stays the same), prompts. In the number format of the model's weights.
+    """
+    rows = [tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
+    device = model.device
+    alone = torch.cat(
+        [model(torch.tensor([r], device=device)).logits[:, -1] for r in rows]
+    )  # (B, V)
+    left, mask = _padded(rows, tokenizer.pad_token_id, "left")
+    right, right_mask = _padded(rows, tokenizer.pad_token_id, "right")
+    from_mask = (mask.cumsum(-1) - 1).clamp(min=0)  # 0 for the padding and for the first real token
+    columns = torch.arange(left.shape[1]).expand_as(left)
+    ways = {
+        "left, mask, positions counted from the mask": (left, mask, from_mask),
+        "left, mask, positions counted from the padding": (left, mask, columns),
+        "left, no mask": (left, torch.ones_like(mask), columns),
+        "right, mask, logits of the last column": (right, right_mask, columns),
+    }
+    table = []
+    for way, (ids, seen, positions) in ways.items():
+        given = {"input_ids": ids, "attention_mask": seen, "position_ids": positions}
+        logits = model(**{k: v.to(device) for k, v in given.items()}).logits[:, -1]  # (B, V)
+        same = (logits.argmax(-1) == alone.argmax(-1)).sum().item()
+        difference = (logits - alone).abs().max().item()
+        table.append({"way": way, "largest_difference": difference, "same_token": same,
+                      "prompts": len(rows)})  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def batch_or_alone(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+                   prompts: Sequence[str], max_new_tokens: int) -> pd.DataFrame:  # fmt: skip
+    """Greedy continuations in one left-padded batch and one by one: prompt, tokens, padding, text, same.
+
+    In the number format of the weights: under bfloat16 autocast a near tie may fall either way.
+    """
+    rows = [tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
+
+    def continued(rows: list[list[int]]) -> list[str]:
+        ids, mask = (x.to(model.device) for x in _padded(rows, tokenizer.pad_token_id, "left"))
+        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens,
+                             do_sample=False, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+        return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+
+    together, alone = continued(rows), [continued([row])[0] for row in rows]
+    width = max(map(len, rows))
+    return pd.DataFrame({
+        "prompt": list(prompts),
+        "tokens": [len(row) for row in rows],
+        "padding": [width - len(row) for row in rows],
+        "text": together,
+        "same": [a == b for a, b in zip(together, alone, strict=True)],
+    })  # fmt: skip
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of work, and an allocator setting that training on a CPU wants."""
+"""Peak memory of a stretch of work."""
 
 import contextlib
 import ctypes
@@ -18,12 +18,7 @@ def reset_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            libc.malloc_trim(0)
-            # A step allocates and frees the same large blocks over and over. By default glibc maps and
-            # unmaps each, and a seventh of a step goes into the kernel's zeroing of fresh pages.
-            libc.mallopt(-4, 0)  # M_MMAP_MAX
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, proc(5)
 

@@ -34,12 +34,12 @@ class Profile:
 
 
 PROFILES = {
-    "fast": Profile("fast", (0, 1), ("full", "lora", "last_blocks"), 6_000, 6_000, 256, 512,
-                    12, 4, 24, 2_048, 8, 1),
+    "fast": Profile("fast", (0, 1), ("full", "lora", "last_blocks"), 12_000, 12_000, 640,
+                    1_280, 12, 4, 24, 2_048, 8, 1),
     "cpu": Profile("cpu", (0,), ("full", "lora"), 40_000, 40_000, 2048, 2048,
-                   150, 32, 160, 16_384, 200, 4),
-    "full": Profile("full", (0, 1, 2), ("full", "lora", "last_blocks"), 80_000, 450_000, 2048,
-                    2048, 250, 100, 160, 32_768, 400, 10),
+                   100, 24, 120, 8_192, 100, 2),
+    "full": Profile("full", (0, 1, 2), ("full", "lora", "last_blocks"), 80_000, 320_000, 2048,
+                    2048, 200, 64, 160, 16_384, 300, 10),
 }  # fmt: skip
 
 

@@ -92,10 +92,18 @@ def _plain(value):
 
 def git_commit() -> str:
     """The checkout's commit, with "+changes" where tracked files differ from it; "unknown" without git."""
-    try:
-        run = lambda *a: subprocess.run(  # noqa: E731
-            ["git", *a], cwd=profile.ROOT, capture_output=True, text=True, check=True, timeout=20
+
+    def run(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=profile.ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
         ).stdout.strip()
+
+    try:
         changed = run(
             "status", "--porcelain", "--untracked-files=no", "--", "lib", "notebooks/*.py"
         )
@@ -111,11 +119,17 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    names = [x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")] if info.exists() else []  # fmt: skip
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"CPU, {names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def provenance(base=None, seeds: Sequence[int] = (), data: Mapping[str, str] | None = None, started: float | None = None) -> dict:  # fmt: skip
+def provenance(
+    base=None,
+    seeds: Sequence[int] = (),
+    data: Mapping[str, str] | None = None,
+    started: float | None = None,
+) -> dict:
     """Where the numbers come from: model, profile, seeds, machine, commit, versions, data hashes."""
     return {
         "base_model": base.name if base else None,

@@ -101,13 +101,14 @@ VAGUE = {
         "low": r"\bbudget|\bbargain|\b(?:reasonabl|modest|good|great|small|well|fair)\w*\W+(?:pric|cost)\w*|"
         r"\b(?:20|twenty)\b(?!.*25)",
         "mid": r"\bmiddle|\b(?:reasonabl|fair|decent|modest|standard|normal)\w*\b|\bmoderat\w*|\baverage",
-        "high": r"\bhigh\W+(?:end|class)|\bupscale|\bupmarket|\bspendy|\b30\b|\bthirty|\bup(?:per)?\W+pric|\bfine dining",
+        "high": r"\bhigh\W+(?:end|class)|\bupscale|\bupmarket|\bspendy|\b30\b|\bthirty|\bup(?:per)?\W+pric|"
+        r"\bfine dining",
     },
     "customer rating": {
         "low": r"\bpoor|\bbad\b|\bterrible|\bnegative|\bnot recommended|\blow\b",
         "mid": r"\bdecent|\baverage|\bmedium|\bfair|\bok(?:ay)?\b|\b(?:3|three)\b",
-        "high": r"\bexcellent|\bperfect|\bgreat|\bpopular|\brecommend\w*|\bpraised|\bhigh quality|\btop\b|\bpositive|"
-        r"\bbest\b|\b(?:5|five)\b",
+        "high": r"\bexcellent|\bperfect|\bgreat|\bpopular|\brecommend\w*|\bpraised|"
+        r"\bhigh quality|\btop\b|\bpositive|\bbest\b|\b(?:5|five)\b",
     },
     "area": {
         "riverside": r"\bwater\b",
@@ -128,8 +129,8 @@ _FAMILY = re.compile(
     r"\bfamil\w*|\bkids?\b|\bchild\w*|\byoungsters?\b|\ball age|\b(?:infants|toddlers)\b"
 )
 _NOT = (
-    r"\bn(?:o|ot(?! far)|on|ever|either|or)\b|n ?'? ?t\b(?<= t|'t)|\bun(?!der|til|ique|ion|less)\w+|\bwithout|\bdiscourag\w*|\bprohibit\w*|"
-    r"\bavoid|\binappropriate|\bforbid\w*|\bbann?\w*|\bexclud\w*|\blacks?\b|\bcannot|\bcant\b|\bleave\b"
+    r"\bn(?:o|ot(?! far)|on|ever|either|or)\b|n ?'? ?t\b(?<= t|'t)|\bun(?!der|til|ique|ion|less)\w+|"
+    r"\bwithout|\bdiscourag\w*|\bprohibit\w*|\bavoid|\binappropriate|\bforbid\w*|\bbann?\w*|\bexclud\w*|\blacks?\b|\bcannot|\bcant\b|\bleave\b"
 )
 _BEFORE = re.compile(rf"(?:{_NOT})(?:[^\w.;,]+(?!but\b)[\w']+){{0,6}}[^\w.;,]*$")
 _AFTER = re.compile(rf"^(?:[^\w.;,]+(?!and\b|but\b|with\b)[\w']+){{0,5}}?[^\w.;,]*(?:{_NOT})")

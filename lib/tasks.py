@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedTokenizerBase
 
-from lib.fetch import Unavailable, outside
+from lib.fetch import outside
+from lib.hub import Unavailable, hub_file, hub_trouble
 from lib.packing import Encoded
-from lib.profile import DATA, ROOT
+from lib.profile import DATA, ROOT, current
 
 SPLITS = ("train", "validation", "test")
 MIN_GROUPS = 10  # fewer leave one or two groups to test on
@@ -224,21 +226,17 @@ def e2e_meaning(raw: str) -> str:
 
 
 def _e2e_hub() -> list[list[tuple[str, str]]]:
-    from huggingface_hub import constants, get_session, hf_hub_download
-
-    cached = constants.HF_HUB_OFFLINE
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)  # a download's own retries take a minute
-    except Exception:  # offline mode, DNS, proxy, TLS: each has its own class
-        cached = True
-    where = {"repo_type": "dataset", "revision": E2E_REVISION, "local_files_only": cached}
-    try:
-        files = [hf_hub_download(E2E_HUB, f"default/{s}/0000.parquet", **where) for s in SPLITS]
-    except Exception as error:
+    files = [f"default/{split}/0000.parquet" for split in SPLITS]
+    at = {"revision": E2E_REVISION, "repo_type": "dataset"}
+    fast = current().name == "fast"
+    trouble = "the fast profile downloads nothing" if fast else hub_trouble(E2E_HUB, files[0], **at)
+    try:  # without the hub an earlier download may still be in its cache
+        files = [hub_file(E2E_HUB, f, local_files_only=bool(trouble), **at) for f in files]
+    except (Unavailable, EntryNotFoundError) as error:
         raise TaskUnavailable(
-            "E2E NLG is not in $DATA_MIRROR/e2e or data/mirror/e2e, and the hub does not have it for "
-            f"us ({type(error).__name__}): put train.txt, valid.txt and test.txt into "
-            "data/mirror/e2e, or set HF_ENDPOINT to a mirror of the hub."
+            "E2E NLG is not in $DATA_MIRROR/e2e or data/mirror/e2e, and the hub does not give it "
+            f"({trouble or error}): put train.txt, valid.txt and test.txt into data/mirror/e2e, "
+            "or set HF_ENDPOINT to a mirror of the hub."
         ) from error
     tables = (pd.read_parquet(f)[["meaning_representation", "human_reference"]] for f in files)
     return [

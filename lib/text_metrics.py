@@ -16,7 +16,7 @@ one package (pycocoevalcap 1.2 of 2020, 100 MB) needs Java for the tokens that i
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -34,6 +34,14 @@ def words(text: str) -> list[str]:
 def ngrams(tokens: Sequence[str], n: int) -> Counter:
     """How often each n-gram occurs."""
     return Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
+
+
+def _total(counters: Iterable[Counter]) -> Counter:
+    """Their sum; `sum` itself would copy what it has at each step."""
+    total: Counter = Counter()
+    for counter in counters:
+        total.update(counter)
+    return total
 
 
 def _checked(predictions: Sequence[str], references: Sequence) -> list[list[str]]:
@@ -108,9 +116,7 @@ def nist(predictions: Sequence[str], references: Sequence, max_n: int = 5) -> fl
     tokenizer = BLEU(tokenize="13a").tokenizer
     split = cache(lambda text: tuple(tokenizer(text.lower()).split()))
     lists = _checked(predictions, references)
-    counts = sum(
-        (ngrams(split(r), n) for rs in lists for r in rs for n in range(1, max_n + 1)), Counter()
-    )
+    counts = _total(ngrams(split(r), n) for rs in lists for r in rs for n in range(1, max_n + 1))
     total = sum(len(split(r)) for rs in lists for r in rs)
 
     def information(gram: tuple[str, ...]) -> float:
@@ -136,7 +142,7 @@ def nist(predictions: Sequence[str], references: Sequence, max_n: int = 5) -> fl
 def distinct(texts: Sequence[str], n: int) -> float:
     """Different n-grams / all n-grams of the texts together (Li et al. 2016). Falls with the amount of
     text: compare equally many texts of similar length."""
-    counts = sum((ngrams(words(t), n) for t in texts), Counter())
+    counts = _total(ngrams(words(t), n) for t in texts)
     return len(counts) / counts.total() if counts else 0.0
 
 

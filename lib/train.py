@@ -207,7 +207,16 @@ def run_path(base, task: Task, settings: Settings) -> Path:
     return profile.output_root() / "data" / "runs" / name
 
 
-def finetune(base, task: Task, method: str = "full", seed: int = 0, *, callbacks: Sequence[TrainerCallback] = (), quiet: bool = False, **overrides) -> Finetuned:  # fmt: skip
+def finetune(
+    base,
+    task: Task,
+    method: str = "full",
+    seed: int = 0,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    quiet: bool = False,
+    **overrides,
+) -> Finetuned:
     """Fine-tune a copy of `base` (lib.models.Base; itself left untouched) on `task`.
 
     `overrides` replace fields of Settings. The loss is that of the target's tokens, EOS included, given
@@ -240,6 +249,8 @@ def _train(base, task: Task, settings: Settings, path: Path, callbacks, quiet: b
     reset_peak_memory()
     set_seed(settings.seed)
     model = METHODS[settings.method].prepare(copy.deepcopy(base.model))
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     train = encode(base.tokenizer, task.train, base.context)
     held_out = encode(
         base.tokenizer, task.validation[: settings.validation_documents], base.context
@@ -271,8 +282,6 @@ def _train(base, task: Task, settings: Settings, path: Path, callbacks, quiet: b
         fp16=dtype
         == torch.float16,  # Trainer scales the loss: float16 gradients underflow unscaled
         use_cpu=profile.device().type == "cpu",
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         eval_strategy="steps",
         eval_steps=interval,
         eval_on_start=True,
@@ -385,7 +394,9 @@ def load(base, path: Path) -> Finetuned:
 
 def _load_weights(base, folder: Path) -> nn.Module:
     if (folder / "adapter_config.json").exists():
-        return PeftModel.from_pretrained(copy.deepcopy(base.model), folder).merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return PeftModel.from_pretrained(copy.deepcopy(base.model), folder).merge_and_unload()
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )

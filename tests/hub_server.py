@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -23,6 +23,7 @@ class Hub:
         self.lies_about: dict[str, bytes] = {}  # path -> bytes sent instead, under the true ETag
         self.cut_once: set[str] = set()  # paths whose first whole download breaks off halfway
         self.url = ""
+        self.cdn = ""  # where large files are said to be; this server by default
 
     def add(self, repository: str, files: dict[str, bytes]) -> None:
         self.files |= {f"{repository}/{name}": data for name, data in files.items()}
@@ -69,7 +70,9 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if large and not cdn:
             headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(data))}
-            headers["Location"] = f"{hub.url.replace('127.0.0.1', 'localhost')}/cdn/{path}"
+            headers["Location"] = (
+                f"{hub.cdn or hub.url.replace('127.0.0.1', 'localhost')}/cdn/{path}"
+            )
             self.send(302, headers, b"", body)
             return
         sent = hub.lies_about.get(name, data)
@@ -115,7 +118,17 @@ def serve():
 
 
 @contextmanager
-def black_hole():
-    """The address of a socket that accepts connections and never says a word."""
+def black_hole(drip: bool = False):
+    """The address of a socket that accepts connections and never says a word, or one letter at a time."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk() -> None:
+            with suppress(OSError):
+                connection, _ = listener.accept()
+                for letter in b"HTTP/1.1 200 OK\r\n" + b"X-Slow: " + b"x" * 99:
+                    time.sleep(0.25)
+                    connection.send(bytes([letter]))
+
+        if drip:
+            threading.Thread(target=talk, daemon=True).start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -7,6 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lib import gpt2, inside
+from lib.models import small_gpt2, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +96,58 @@ def test_picture_names_sizes_and_counts_and_refuses_a_llama(llama):
     plt.close(figure)
     with pytest.raises(ValueError, match="not of a llama"):
         inside.structure_figure(llama.config)
+
+
+PROMPTS = ["a b c d e f g h", "b", "c d e"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer(["a b c d e f g h"], 257)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_only_masked_left_padding_leaves_the_logits(kind, tokenizer):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tokenizer), "initializer_range": 0.3}
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=4, **sizes))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=40, num_hidden_layers=2,
+                                             num_attention_heads=4, **sizes))  # fmt: skip
+    table = inside.padding_ways(model.eval(), tokenizer, PROMPTS).set_index("way")
+    difference = table.largest_difference
+    assert difference["left, mask, positions counted from the mask"] < 1e-4
+    assert table.same_token["left, mask, positions counted from the mask"] == 3
+    assert difference["left, no mask"] > 0.1
+    assert difference["right, mask, logits of the last column"] > 0.1
+    shifted = difference["left, mask, positions counted from the padding"]
+    assert shifted > 0.1 if kind == "gpt2" else shifted < 1e-4  # RoPE is relative, wpe is not
+
+
+def test_a_padded_batch_continues_as_each_prompt_alone(tokenizer):
+    model = small_gpt2(len(tokenizer), initializer_range=0.3, seed=3)
+    table = inside.batch_or_alone(model, tokenizer, PROMPTS, 8)
+    assert table.tokens.tolist() == [15, 1, 5] and table.padding.tolist() == [0, 14, 10]
+    assert table.same.all() and table.text.nunique() == 3
+
+
+def test_batch_or_alone_notices_a_difference(tokenizer, monkeypatch):
+    model = small_gpt2(len(tokenizer), initializer_range=0.3, seed=3)
+    padded = inside._padded
+    monkeypatch.setattr(
+        inside, "_padded", lambda *a: (padded(*a)[0], torch.ones_like(padded(*a)[1]))
+    )
+    assert not inside.batch_or_alone(model, tokenizer, PROMPTS, 8).same.all()
+
+
+def test_attention_figure_has_a_panel_per_head(model):
+    maps = inside.attention_maps(model, torch.arange(5)[None])
+    heads = inside.pick_heads(inside.head_patterns(maps))
+    figure = inside.attention_figure(maps, heads, ["a", " b", "\n", "$", "x"])
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert len(panels) == 4
+    assert [t.get_text() for t in panels[2].get_xticklabels()] == ["a", "␣b", "↵", r"\$", "x"]
+    shown = panels[1].images[0].get_array()
+    assert torch.equal(torch.tensor(shown.data), maps[heads.layer[1], heads["head"][1]])
+    plt.close(figure)

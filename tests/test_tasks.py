@@ -418,17 +418,22 @@ def no_mirror(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_e2e_unavailable_says_why_and_the_way_out(no_mirror):
+def test_e2e_unavailable_says_why_and_the_way_out(no_mirror, monkeypatch):
+    with pytest.raises(TaskUnavailable, match=r"data/mirror/e2e.*fast profile.*HF_ENDPOINT"):
+        load_task("e2e")
+    monkeypatch.setenv("PROFILE", "cpu")
     start = time.perf_counter()
-    with pytest.raises(TaskUnavailable, match=r"data/mirror/e2e.*HF_ENDPOINT"):
+    with pytest.raises(TaskUnavailable, match=r"data/mirror/e2e.*HF_HUB_OFFLINE.*HF_ENDPOINT"):
         load_task("e2e")
     assert time.perf_counter() - start < 5
 
 
 def test_e2e_from_the_hubs_rows(no_mirror, monkeypatch):
-    import huggingface_hub
+    import lib.hub
 
-    def download(repository, file, **_):
+    def download(repository, file, repo_type, revision, **_):
+        assert (repository, repo_type) == ("tuetschek/e2e_nlg", "dataset")
+        assert revision == "refs/convert/parquet"
         path = no_mirror / file.replace("/", "_")
         frame = {
             "meaning_representation": ["name[The Vaults], eatType[pub], near[Café Adriatic]"] * 2,
@@ -437,7 +442,7 @@ def test_e2e_from_the_hubs_rows(no_mirror, monkeypatch):
         pd.DataFrame(frame).to_parquet(path)
         return str(path)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(lib.hub, "hf_hub_download", download)
     task = load_task("e2e")
     assert task.test[0].prompt == "name : The Vaults | Type : pub | near : Café Adriatic ||"
     assert task.test[0].references == ("The Vaults is a pub.", "A pub.")

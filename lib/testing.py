@@ -1,0 +1,17 @@
+"""A pytest plugin (pyproject.toml names it): tests and notebooks run in the `fast` profile, and write to a
+folder of their own that goes when they end.
+"""
+
+import os
+import shutil
+import tempfile
+
+os.environ.setdefault("PROFILE", "fast")
+for _name in ("TASK", "BASE_MODEL", "JUDGE_API_KEY"):  # what a user has set is not what is tested
+    os.environ.pop(_name, None)
+_OUTPUT = tempfile.mkdtemp(prefix="gpt2-coursework-test-")
+os.environ["FAST_OUTPUT"] = _OUTPUT
+
+
+def pytest_unconfigure(config) -> None:
+    shutil.rmtree(_OUTPUT, ignore_errors=True)

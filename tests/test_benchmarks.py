@@ -1,0 +1,193 @@
+import json
+import math
+import re
+
+import pytest
+import torch
+
+from lib import benchmarks, fetch, profile
+from lib.fetch import Unavailable
+from lib.models import small_gpt2, tiny_tokenizer
+
+RAW = """ \n = First Page = \n \n The cat sat @-@ on 3 @.@ 5 mats ( really ) , " so to say " . \n
+ = = A Section = = \n \n It slept , 's all . café \n \n = Second Page = \n \n A dog ; 中文 ! \n \n"""
+PASSAGES = [
+    "the cat sat on the mat and then the cat slept",
+    "a dog saw the cat and the dog ran after the cat",
+    "one  two three\n\nfour",
+    "so it was . the mat",
+]
+PAIRS = [
+    ("island", "islands", "the cat sat on mats .", "the cat sat mats on ."),
+    ("island", "islands", "the dog ran .", "dog the ran ."),
+    ("island", "islands", "a dog saw .", "dog saw a ."),
+    ("agreement", "morphology", "the cats sit .", "the cats sits ."),
+    ("agreement", "morphology", "the \"cat sits .", "the \"cat sit ."),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer([RAW, *PASSAGES], 300)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return small_gpt2(len(tokenizer), n_positions=32, initializer_range=0.3)
+
+
+@pytest.fixture(autouse=True)
+def mirror(tmp_path, monkeypatch):
+    files = {
+        "wikitext2/wiki.test.raw": RAW,
+        "lambada/lambada_test.jsonl": "".join(json.dumps({"text": t}) + "\n" for t in PASSAGES),
+        "blimp/blimp_all.tsv": "".join("\t".join(p) + "\n" for p in PAIRS),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.setenv("PROFILE", "fast")
+    monkeypatch.setenv("DATA_MIRROR", str(tmp_path))
+    monkeypatch.setattr(fetch, "MIRROR", tmp_path / "nothing")
+    monkeypatch.setattr(profile, "autocast", lambda: torch.autocast("cpu", enabled=False))
+    return tmp_path
+
+
+def log_p(model, context, target):
+    """The naive way: one call per token."""
+    total, greedy = 0.0, []
+    for i, token in enumerate(target):
+        with torch.no_grad():
+            out = model(torch.tensor([[*context, *target[:i]]])).logits[0, -1].log_softmax(-1)
+        total += float(out[token])
+        greedy.append(int(out.argmax()) == token)
+    return total, greedy
+
+
+def ids_of(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_wikitext_blocks_equal_a_naive_loop(model, tokenizer):
+    rows = [line + "\n" if line.strip() else "" for line in RAW.split("\n")[:-1]]
+    ids = ids_of(tokenizer, "\n\n".join(rows))
+    nats = tokens = 0
+    for start in range(0, len(ids), 16):
+        block = ids[start : start + 16]
+        nats -= log_p(model, block[:1], block[1:])[0]
+        tokens += len(block) - 1
+    result = benchmarks.wikitext2(model, tokenizer, max_length=16)
+    assert result["token_tokens"] == tokens
+    assert result["token_perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    assert result["max_length"] == 16
+
+
+def test_wikitext_bytes_are_those_of_the_scored_tokens(model, tokenizer):
+    ascii_only = RAW.replace("café", "cafe").replace("中文", "zh")
+    path = fetch.outside("wikitext2") / "wiki.test.raw"
+    path.write_text(ascii_only, encoding="utf-8")
+    rows = [line + "\n" if line.strip() else "" for line in ascii_only.split("\n")[:-1]]
+    ids = ids_of(tokenizer, "\n\n".join(rows))
+    expected = sum(
+        len(tokenizer.decode(ids[s + 1 : s + 16]).encode()) for s in range(0, len(ids), 16)
+    )
+    assert benchmarks.wikitext2(model, tokenizer, max_length=16)["token_bytes"] == expected
+
+
+def test_wikitext_words_equal_a_naive_loop(model, tokenizer):
+    assert benchmarks.pages(RAW)[1].startswith(" = Second Page = \n")
+    nats = words = tokens = 0
+    for page in benchmarks.pages(RAW):
+        ids = ids_of(tokenizer, benchmarks.detokenize(page))
+        for start in range(0, len(ids), 16):
+            target = ids[start : start + 16]
+            if start:  # at least one token of context, and 17 in all
+                context = ids[start - (17 - len(target)) : start]
+            else:
+                context = [tokenizer.bos_token_id]
+            nats -= log_p(model, context, target)[0]
+        tokens += len(ids)
+        words += len(re.split(r"\s+", page))
+    result = benchmarks.wikitext2(model, tokenizer, max_length=16)
+    assert (result["pages"], result["words"], result["word_tokens"]) == (2, words, tokens)
+    assert result["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-4)
+    size = sum(len(p.encode()) for p in benchmarks.pages(RAW))
+    assert result["word_bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+
+
+def test_wikitext_takes_the_models_positions_and_the_leading_part(model, tokenizer):
+    assert benchmarks.wikitext2(model, tokenizer)["max_length"] == 32
+    part = benchmarks.wikitext2(model, tokenizer, max_tokens=20)
+    assert (part["max_tokens"], part["token_tokens"], part["pages"]) == (20, 19, 1)
+
+
+def test_detokenizer_by_hand():
+    page = ' He said " so what " @-@ 3 @,@ 000 . ( yes ) , the boys \' [ b ] : = = X = = \n it \'s 5 ° C \n'
+    expected = " He said \"so what\"-3,000. (yes), the boys' [b]: == X ==\nit's 5°C\n"
+    assert benchmarks.detokenize(page) == expected
+
+
+def test_rolling_windows_predict_every_token_once():
+    for n in range(1, 30):
+        windows = benchmarks.rolling_windows(range(100, 100 + n), 7, 8)
+        targets = [t for w in windows for t in w.input_ids[w.prompt_length :]]
+        assert targets == list(range(100, 100 + n))
+        assert windows[0].input_ids[0] == 7
+        assert all(len(w.input_ids) == 9 for w in windows[1:])
+        for w in windows[1:]:
+            assert w.input_ids == list(range(w.input_ids[0], w.input_ids[0] + 9))
+
+
+def test_lambada_equals_a_naive_loop(model, tokenizer):
+    total, words, last = 0.0, [], []
+    for text in PASSAGES:
+        context = text[: text.rindex(" ")] if " " in text else ""
+        n = len(ids_of(tokenizer, context.rstrip()))
+        ids = ids_of(tokenizer, text)
+        nats, greedy = log_p(model, ids[:n], ids[n:])
+        total -= nats
+        words.append(all(greedy))
+        last.append(greedy[-1])
+    result = benchmarks.lambada(model, tokenizer)
+    assert result["documents"] == 4
+    assert result["word_perplexity"] == pytest.approx(math.exp(total / 4), rel=1e-4)
+    assert result["word_accuracy"] == sum(words) / 4
+    assert result["last_token_accuracy"] == sum(last) / 4
+    assert benchmarks.lambada(model, tokenizer, documents=2)["documents"] == 2
+
+
+def test_lambada_accuracy_counts_whole_words_and_last_tokens(model, tokenizer, monkeypatch):
+    flags = [[True, True], [False, True], [True, False], [False, False]]
+    monkeypatch.setattr(
+        benchmarks, "token_scores",
+        lambda *a, **k: [(torch.ones(2), torch.tensor(f)) for f in flags],
+    )  # fmt: skip
+    result = benchmarks.lambada(model, tokenizer)
+    assert (result["word_accuracy"], result["last_token_accuracy"]) == (0.25, 0.5)
+    assert result["word_perplexity"] == pytest.approx(math.exp(2))
+
+
+def test_blimp_equals_a_naive_loop(model, tokenizer):
+    right = {}
+    for paradigm, _, good, bad in PAIRS:
+        a, b = (
+            log_p(model, [tokenizer.bos_token_id], ids_of(tokenizer, f" {s}"))[0] for s in (good, bad)
+        )
+        right.setdefault(paradigm, []).append(a > b)
+    means = {k: sum(v) / len(v) for k, v in right.items()}
+    result = benchmarks.blimp(model, tokenizer)
+    assert result["by_paradigm"] == pytest.approx(means)
+    assert result["accuracy"] == pytest.approx(sum(means.values()) / 2)
+    assert result["by_phenomenon"] == pytest.approx(
+        {"islands": means["island"], "morphology": means["agreement"]}
+    )
+    part = benchmarks.blimp(model, tokenizer, pairs=1)
+    assert part["by_paradigm"] == {k: float(v[0]) for k, v in right.items()}
+    assert (part["pairs"], part["paradigms"]) == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "lambada", "blimp"])
+def test_missing_data_says_so(name, model, tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setenv("DATA_MIRROR", str(tmp_path / "elsewhere"))
+    with pytest.raises(Unavailable, match=name):
+        getattr(benchmarks, name)(model, tokenizer)

@@ -1,0 +1,189 @@
+"""Batched generation equals one at a time; seeds, stops and errors; odds and beams against transformers."""
+
+import math
+import re
+
+import pytest
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from lib import generate as g
+from lib import profile
+from lib.models import small_gpt2, tiny_tokenizer
+
+PROMPTS = [
+    "The tool",
+    "a",
+    "Package: apt\nSection: admin\n",
+    "",
+    "床前明月光",
+    "one two three four five six",
+]
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """Exact comparisons: bfloat16 rounds differently for each batch shape."""
+    monkeypatch.setattr(profile, "autocast_dtype", lambda: torch.float32)
+    monkeypatch.setattr(profile, "device", lambda: torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer(["The tool reads one two three four five six files.", *PROMPTS] * 4, 300)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def model(request, tokenizer):
+    """Random weights, wide enough apart that greedy text varies and some of it ends."""
+    if request.param == "gpt2":
+        return small_gpt2(len(tokenizer), n_positions=96, initializer_range=0.3, seed=3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=96,
+        initializer_range=0.3, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    return LlamaForCausalLM(config).eval()
+
+
+def one_at_a_time(model, tokenizer, prompt, steps):
+    """Greedy decoding in four lines: no batch, no padding, no cache."""
+    ids = tokenizer(prompt).input_ids or [tokenizer.eos_token_id]
+    new = []
+    with torch.no_grad():
+        while len(new) < steps and tokenizer.eos_token_id not in new:
+            new.append(model(torch.tensor([ids + new])).logits[0, -1].argmax().item())
+    return tokenizer.decode(new, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_batch_equals_one_at_a_time(model, tokenizer, batch_size):
+    texts = g.generate(model, tokenizer, PROMPTS, 24, batch_size=batch_size)
+    assert texts == [one_at_a_time(model, tokenizer, p, 24) for p in PROMPTS]
+    assert len(set(texts)) > 3  # or equality would say little
+
+
+def test_stops_at_eos_and_keeps_white_space(tokenizer, monkeypatch):
+    model = small_gpt2(len(tokenizer), n_positions=96)
+    planned = [*tokenizer("  two\n").input_ids, tokenizer.eos_token_id, *tokenizer("six").input_ids]
+    forward = model.forward
+
+    def scripted(input_ids, **kwargs):
+        out = forward(input_ids=input_ids, **kwargs)
+        step = kwargs["past_key_values"].get_seq_length() - 3
+        out.logits[:, -1, planned[step]] = 1e4
+        return out
+
+    prompt = tokenizer.decode(tokenizer("one two three four").input_ids[:3])
+    assert len(tokenizer(prompt).input_ids) == 3
+    monkeypatch.setattr(model, "forward", scripted)
+    assert g.generate(model, tokenizer, [prompt], len(planned)) == ["  two\n"]
+
+
+def test_seed_decides_the_samples_and_nothing_else_changes(model, tokenizer):
+    def sample(seed):
+        return g.generate(model, tokenizer, PROMPTS, 12, seed=seed, **g.DECODING["sample"])
+
+    before = torch.get_rng_state()
+    first = sample(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    assert sample(1) == first
+    assert sample(2) != first
+
+
+def test_own_generation_config_is_set_aside_and_restored(model, tokenizer, caplog, recwarn):
+    greedy = g.generate(model, tokenizer, PROMPTS, 8)
+    own = GenerationConfig(
+        do_sample=True, temperature=5.0, repetition_penalty=3.0, max_new_tokens=2
+    )
+    before, model.generation_config = model.generation_config, own
+    model.train()
+    try:
+        assert g.generate(model, tokenizer, PROMPTS, 8) == greedy
+        assert model.generation_config is own and model.training
+    finally:
+        model.eval()
+        model.generation_config = before
+    for decoding in g.DECODING.values():
+        g.generate(model, tokenizer, PROMPTS, 4, **decoding)
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+    assert not caplog.records
+
+
+def test_errors_name_the_prompt_and_the_setting(model, tokenizer):
+    with pytest.raises(ValueError, match=r"Prompt 1 \('a a a.*context of 96.*max_new_tokens"):
+        g.generate(model, tokenizer, ["a", "a " * 90], 24)
+    with pytest.raises(ValueError, match="temprature"):
+        g.generate(model, tokenizer, ["a"], 4, temprature=0.5)
+    with pytest.raises(ValueError, match=r"top_p.*do_sample=True"):
+        g.generate(model, tokenizer, ["a"], 4, top_p=0.5)
+    with pytest.raises(ValueError, match="list of prompts"):
+        g.generate(model, tokenizer, "one string", 4)
+    assert g.generate(model, tokenizer, [], 4) == []
+
+
+def test_next_token_distribution(model, tokenizer):
+    table = g.next_token_distribution(model, tokenizer, "The tool", top=6)
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer("The tool").input_ids])).logits[0, -1]
+    p = logits.softmax(-1).sort(descending=True).values
+    wide = table.pivot(index="setting", columns="token", values="probability")
+    assert wide.shape == (6, 7)
+    assert wide.sum(axis=1).to_numpy() == pytest.approx([1.0] * 6)
+    values = {n: t["probability"].to_numpy() for n, t in table.groupby("setting")}
+    assert values["greedy"] == pytest.approx([1, 0, 0, 0, 0, 0, 0])
+    assert values["temperature 1.0"][:6] == pytest.approx(p[:6].numpy(), rel=1e-4)
+    flat = (logits / 1.3).softmax(-1).sort(descending=True).values
+    assert values["temperature 1.3"][:6] == pytest.approx(flat[:6].numpy(), rel=1e-4)
+    kept = (p[:5] / p[:5].sum()).numpy()
+    assert values["top-k 5"] == pytest.approx([*kept, 0, 0], rel=1e-4, abs=1e-6)
+    n = int((p.cumsum(0) < 0.9).sum()) + 1  # the smallest set that reaches 0.9
+    assert values["top-p 0.9"][0] == pytest.approx((p[0] / p[:n].sum()).item(), rel=1e-4)
+    with pytest.raises(ValueError, match="top_z"):
+        g.next_token_distribution(model, tokenizer, "a", {"x": {"top_z": 1}})
+
+
+@pytest.mark.parametrize("beams", [2, 4])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_beam_trace_ends_where_transformers_ends(model, tokenizer, prompt, beams):
+    trace = g.beam_trace(model, tokenizer, prompt, beams, steps=8)
+    last = trace["step"] == trace["step"].max()
+    best = trace[trace["finished"] | last].sort_values("score").iloc[-1]
+    expected = g.generate(model, tokenizer, [prompt], 8, num_beams=beams)[0]
+    assert best["text"] == expected
+    assert (trace.groupby("step")["logprob"].diff().dropna() <= 0).all()
+    greedy = g.beam_trace(model, tokenizer, prompt, 1, steps=8)
+    ended = greedy["finished"].to_numpy()
+    chain = greedy if not ended.any() else greedy.iloc[: ended.argmax() + 1]
+    assert chain["text"].iloc[0] == one_at_a_time(model, tokenizer, prompt, 1)
+
+
+def test_beam_trace_with_finished_beams(tokenizer):
+    """EOS made likely, so that beams end early and the stopping rule is exercised."""
+    ended = 0
+    for seed in range(6):
+        model = small_gpt2(len(tokenizer), n_positions=64, initializer_range=0.3, seed=seed)
+        forward = model.forward
+
+        def likely(*args, forward=forward, **kwargs):
+            out = forward(*args, **kwargs)
+            out.logits[..., tokenizer.eos_token_id] = out.logits.amax(-1) - 0.5
+            return out
+
+        model.forward = likely
+        trace = g.beam_trace(model, tokenizer, "one two", 3, steps=8)
+        last = trace["step"] == trace["step"].max()
+        best = trace[trace["finished"] | last].sort_values("score").iloc[-1]
+        assert best["text"] == g.generate(model, tokenizer, ["one two"], 8, num_beams=3)[0]
+        ended += int(trace["finished"].sum())
+    assert ended > 6
+
+
+def test_token_text_shows_bytes_of_broken_characters():
+    tokenizer = tiny_tokenizer(["plain ascii text"] * 3, 280)
+    shown = [g.token_text(tokenizer, i) for i in tokenizer("月a").input_ids]
+    assert shown == ["<E6>", "<9C>", "<88>", "a"]
+    assert all(re.fullmatch(r"<[0-9A-F]{2}>", s) for s in shown[:3])
+    assert math.isclose(len("月".encode()), 3)

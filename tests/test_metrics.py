@@ -1,0 +1,207 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from lib import metrics, profile
+from lib.models import small_gpt2, tiny_tokenizer
+from lib.packing import Encoded
+from lib.tasks import Example
+
+TEXTS = [
+    "a small tool that converts images",
+    "the quick game of chess for two players",
+    "plays music. naïve café, 中文 too",
+    "x",
+    "reads mail over the network and shows it in a terminal",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer(TEXTS, 300)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return small_gpt2(len(tokenizer), n_positions=128)
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    monkeypatch.setattr(profile, "autocast", lambda: torch.autocast("cpu", enabled=False))
+
+
+def examples():
+    return [
+        Example(f"d{i}", f"Topic {i}:\n", text, (text,), f"g{i // 2}")
+        for i, text in enumerate(TEXTS)
+    ]
+
+
+def plain_nats(model, ids, prompt_length):
+    """One document, one plain call, the definition of the loss."""
+    with torch.no_grad():
+        log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return -sum(float(log_p[t - 1, ids[t]]) for t in range(max(prompt_length, 1), len(ids)))
+
+
+def test_score_equals_one_document_at_a_time_and_counts_eos(model, tokenizer):
+    scores = metrics.score(model, tokenizer, examples())
+    assert list(scores.columns) == ["id", "group", "nats", "tokens", "bytes"]
+    assert list(scores["id"]) == [e.id for e in examples()]
+    assert list(scores["group"]) == [e.group for e in examples()]
+    for e, row in zip(examples(), scores.itertuples(), strict=True):
+        prompt = tokenizer(e.prompt, add_special_tokens=False)["input_ids"]
+        target = tokenizer(e.target, add_special_tokens=False)["input_ids"]
+        ids = [*prompt, *target, tokenizer.eos_token_id]
+        assert row.tokens == len(target) + 1  # EOS is a token
+        assert row.bytes == len(e.target.encode())  # and no byte
+        assert row.nats == pytest.approx(plain_nats(model, ids, len(prompt)), abs=1e-3)
+
+
+def test_scores_depend_neither_on_the_row_length_nor_on_the_company(model):
+    rng = np.random.default_rng(0)
+    docs = [
+        Encoded(rng.integers(1, 250, n).tolist(), p, n, str(i))
+        for i, (n, p) in enumerate([(9, 3), (40, 0), (2, 1), (2, 0), (64, 60), (17, 1)])
+    ]
+    for length in (64, 70, 1000):
+        nats = metrics.score_encoded(model, docs, length)["nats"]
+        expected = [plain_nats(model, d.input_ids, d.prompt_length) for d in docs]
+        assert np.allclose(nats, expected, atol=1e-3)
+    tokens = metrics.score_encoded(model, docs)["tokens"]
+    assert list(tokens) == [6, 39, 1, 1, 4, 16]  # without a prompt the first token has no context
+
+
+def test_no_padding_reaches_the_model(model, tokenizer, monkeypatch):
+    seen = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **k: seen.append(k["input_ids"]) or forward(**k))
+    scores = metrics.score(model, tokenizer, examples())
+    read = sum(ids.numel() for ids in seen)
+    prompts = sum(len(tokenizer(e.prompt)["input_ids"]) for e in examples())
+    assert read == prompts + scores["tokens"].sum() - len(
+        scores
+    )  # each EOS is predicted, never read
+
+
+def test_window_of_one_more_token_than_the_model_has_positions(model):
+    ids = np.random.default_rng(1).integers(1, 250, 129).tolist()
+    row = metrics.score_encoded(model, [Encoded(ids, 1, 5)]).iloc[0]
+    assert row["tokens"] == 128
+    with torch.no_grad():
+        log_p = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+    expected = -log_p[torch.arange(128), torch.tensor(ids[1:])].sum().item()
+    assert row["nats"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_training_mode_attention_and_head_are_restored(model, tokenizer):
+    before = model.config._attn_implementation
+    model.train()
+    metrics.score(model, tokenizer, examples()[:2])
+    assert model.training
+    assert model.config._attn_implementation == before
+    assert "forward" not in vars(model.get_output_embeddings())
+    model.eval()
+    metrics.score(model, tokenizer, examples()[:2])
+    assert not model.training
+
+
+def test_logits_are_float32_under_bfloat16_autocast(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(profile, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    seen = []
+    original = metrics.token_nats
+    monkeypatch.setattr(metrics, "token_nats", lambda x, y: seen.append(x.dtype) or original(x, y))
+    metrics.score(model, tokenizer, examples())
+    assert set(seen) == {torch.float32}
+
+
+def test_token_nats_by_hand_and_in_pieces():
+    logits = torch.tensor([[0.0, math.log(3.0)], [math.log(7.0), 0.0], [2.0, 2.0]])
+    labels = torch.tensor([1, 1, 0])
+    expected = torch.tensor([math.log(4 / 3), math.log(8.0), math.log(2.0)])
+    assert torch.allclose(metrics.token_nats(logits, labels), expected)
+    assert torch.allclose(metrics.token_nats(logits, labels, rows=1), expected)
+
+
+def test_document_without_a_target_is_named(model):
+    with pytest.raises(ValueError, match="short"):
+        metrics.score_encoded(model, [Encoded([1], 0, 1, "short")])
+
+
+def frame(nats, bytes_=None, tokens=None, group=None):
+    n = len(nats)
+    table = {"id": range(n), "nats": nats, "tokens": tokens or [2] * n, "bytes": bytes_ or [1] * n}
+    return pd.DataFrame(table | ({"group": group} if group else {}))
+
+
+def test_ratios_by_hand():
+    scores = frame([2 * math.log(2), 6 * math.log(2)], [3, 1], [1, 3])
+    assert metrics.bits_per_byte(scores) == pytest.approx(8 / 4)  # not the mean of 2/3 and 6
+    assert metrics.perplexity(scores) == pytest.approx(2**2)
+    row = metrics.describe(scores)
+    assert (row["tokens"], row["bytes"], row["documents"]) == (4, 4, 2)
+
+
+def test_ratios_of_nothing_raise():
+    for ratio in (metrics.bits_per_byte, metrics.perplexity):
+        with pytest.raises(ValueError, match="score some documents"):
+            ratio(frame([]))
+
+
+def test_mean_interval_equals_scipy():
+    values = [1.0, 2.0, 4.0]
+    mean, low, high = metrics.mean_interval(values)
+    expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert (mean, low, high) == pytest.approx((np.mean(values), *expected))
+    assert metrics.mean_interval([3.0])[0] == 3.0
+    assert math.isnan(metrics.mean_interval([3.0])[1])
+    with pytest.raises(ValueError, match="no value"):
+        metrics.mean_interval([])
+
+
+def test_paired_finds_a_real_difference_and_no_other():
+    rng = np.random.default_rng(0)
+    base, size = rng.normal(100, 30, 60), rng.integers(20, 60, 60).tolist()
+    better = metrics.paired(frame(base, size), frame(base - 3 + rng.normal(0, 1, 60), size))
+    assert better.high < 0 and better.p_value < 1e-6
+    assert better.before == pytest.approx(base.sum() / sum(size) / math.log(2))
+    assert better.difference == pytest.approx(better.after - better.before)
+    assert better.low < better.difference < better.high
+    same = metrics.paired(frame(base, size), frame(base + rng.normal(0, 1, 60), size))
+    assert same.low < 0 < same.high and same.p_value > 0.05
+    equal = metrics.paired(frame(base, size), frame(base, size))
+    assert (equal.difference, equal.low, equal.high, equal.p_value) == (0, 0, 0, 1)
+
+
+def test_paired_resamples_groups_not_documents():
+    shift = [5.0] * 20 + [-5.0] * 20  # two groups that disagree: nothing is certain
+    groups = ["a"] * 20 + ["b"] * 20
+    before, after = frame([50.0] * 40, group=groups), frame([50.0 + s for s in shift], group=groups)
+    result = metrics.paired(before, after)
+    assert result.clusters == 2 and result.documents == 40
+    assert result.high == pytest.approx(5 / math.log(2))
+    loose = metrics.paired(before.drop(columns="group"), after.drop(columns="group"))
+    assert loose.high < 3
+
+
+def test_paired_averages_seeds_within_documents_first():
+    before = frame([10.0, 20.0, 30.0])
+    seeds = [frame([9.0, 21.0, 30.0]), frame([7.0, 15.0, 24.0])]
+    one = metrics.paired(before, frame([8.0, 18.0, 27.0]), seed=3)
+    assert metrics.paired(before, seeds, seed=3) == one
+    assert one.documents == 3  # and not 6
+
+
+def test_paired_on_means_and_its_complaints():
+    a, b = (pd.DataFrame({"id": [0, 1], "chrf": v}) for v in ([10.0, 30.0], [20.0, 60.0]))
+    result = metrics.paired(a, b, numerator="chrf", denominator=None)
+    assert (result.before, result.after, result.difference) == (20, 40, 20)
+    with pytest.raises(ValueError, match="different documents"):
+        metrics.paired(frame([1.0, 2.0]), frame([1.0, 2.0], [1, 2]))
+    with pytest.raises(ValueError, match="different documents"):
+        metrics.paired(frame([1.0, 2.0]), [frame([1.0, 2.0]), frame([1.0])])

@@ -1,0 +1,65 @@
+import re
+
+import jupytext
+import nbformat
+import pytest
+
+from lib import notebooks, profile
+
+SOURCES = sorted((profile.ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_the_pair_agrees_and_was_executed_without_error(source):
+    made = jupytext.read(source)
+    kept = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    texts = [[(c.cell_type, c.source.strip()) for c in nb.cells] for nb in (made, kept)]
+    assert texts[0] == texts[1], (
+        f"run `python -m lib run {source.stem[:2]}`: the .ipynb is not of this .py"
+    )
+    outputs = [o for c in kept.cells if c.cell_type == "code" for o in c.outputs]
+    assert outputs and not any(o.output_type == "error" for o in outputs)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_the_form_of_a_notebook(source):
+    cells = jupytext.read(source).cells
+    prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    assert "## What we saw" in prose and "## What it does not show" in prose
+    for cell in (c for c in cells if c.cell_type == "code"):
+        lines = cell.source.splitlines()
+        assert len(lines) <= 20, f"{source.stem}: a cell of {len(lines)} lines\n{cell.source}"
+        for start in (i for i, line in enumerate(lines) if line.startswith("def ")):
+            body = re.match(r"(?:    .*\n?|\n)*", "\n".join(lines[start + 1 :]))[0]
+            assert len(body.strip().splitlines()) <= 5, (
+                f"{source.stem}: {lines[start]} belongs in lib"
+            )
+
+
+def test_find_takes_numbers_and_names_and_lists_the_known():
+    assert [p.stem for p in notebooks.find(["2", "03"])] == ["02_finetune", "03_evaluate"]
+    assert notebooks.find([]) == SOURCES
+    with pytest.raises(ValueError, match=r"No notebook '77'; there are 01_load_and_generate, 02_"):
+        notebooks.find(["77"])
+
+
+def _source(tmp_path, code):
+    path = tmp_path / "98_trial.py"
+    path.write_text("# %%\n" + code)
+    return path
+
+
+def test_run_keeps_outputs_and_drops_progress(tmp_path, capsys):
+    code = "import sys\nfrom tqdm import tqdm\nprint('kept')\nfor _ in tqdm(range(3)): pass\n"
+    target = notebooks._run(_source(tmp_path, code))
+    outputs = nbformat.read(target, as_version=4).cells[0].outputs
+    assert [o.text for o in outputs] == ["kept\n"]
+    assert "kept" in capsys.readouterr().out
+
+
+def test_a_failing_notebook_leaves_the_previous_one(tmp_path):
+    target = notebooks._run(_source(tmp_path, "print(1)\n"))
+    before = target.read_bytes()
+    with pytest.raises(RuntimeError, match="98_trial stopped: ZeroDivisionError"):
+        notebooks._run(_source(tmp_path, "print(2)\n1 / 0\n"))
+    assert target.read_bytes() == before

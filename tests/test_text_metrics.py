@@ -1,0 +1,307 @@
+import io
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+from nltk.translate.nist_score import corpus_nist
+
+from lib import debian_checks, evaluators, slots, text_metrics
+
+PREDICTIONS = ["the cat sat on the mat .", "a dog, barked at 3.50 pounds"]
+REFERENCES = [
+    ["The cat sat on a mat .", "a cat was sitting on the mat ."],
+    ["a dog barked loudly, at 3.50 pounds"],
+]
+
+
+def test_bleu_equals_the_sacrebleu_command(tmp_path):
+    def command(pairs, *options):
+        width = max(len(r) for _, r in pairs)
+        files = []
+        for k in range(width):
+            files.append(tmp_path / f"ref{k}")
+            files[-1].write_text("".join(f"{r[k] if k < len(r) else ''}\n" for _, r in pairs))
+        (tmp_path / "out").write_text("".join(f"{p}\n" for p, _ in pairs))
+        run = [sys.executable, "-m", "sacrebleu", *files, "-i", tmp_path / "out", "-b", "-w", "6"]
+        return float(
+            subprocess.run([*run, *options], capture_output=True, text=True, check=True).stdout
+        )
+
+    pairs = [(PREDICTIONS[0], REFERENCES[0]), (PREDICTIONS[1], REFERENCES[1] * 2)]
+    texts, lists = [p for p, _ in pairs], [r for _, r in pairs]
+    assert text_metrics.bleu(texts, lists) == pytest.approx(command(pairs), abs=1e-5)
+    lower = command(pairs, "-lc")
+    assert text_metrics.bleu(texts, lists, lowercase=True) == pytest.approx(lower, abs=1e-5)
+    assert lower > text_metrics.bleu(texts, lists)
+
+
+def test_bleu_by_hand():
+    # 5 tokens: 1-grams 4/5, 2-grams 3/4, 3-grams 2/3, 4-grams 1/2, no brevity penalty
+    expected = 100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+    assert text_metrics.bleu(["a b c d x"], ["a b c d e"]) == pytest.approx(expected)
+    # two of the same prediction words match only as often as one reference has them
+    assert text_metrics.bleu(["a b c d e f g"], [["x", "a b c d e f g"]]) == pytest.approx(100)
+
+
+def test_references_of_different_number():
+    padded = [*REFERENCES[1], REFERENCES[1][0]]
+    for metric in (text_metrics.bleu, text_metrics.chrf, text_metrics.rouge_l):
+        same = metric(PREDICTIONS, [REFERENCES[0], padded])
+        assert metric(PREDICTIONS, REFERENCES) == pytest.approx(same)
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf", "rouge_l"])
+def test_identical_and_disjoint(name):
+    metric, best = getattr(text_metrics, name), 1.0 if name == "rouge_l" else 100.0
+    texts = ["one two three four five", "six seven eight nine ten"]
+    assert metric(texts, texts) == pytest.approx(best)
+    assert metric(["zzz qqq"], ["aaa bbb"]) == pytest.approx(0.0)
+
+
+def test_rouge_l_takes_the_best_reference_and_reads_chinese():
+    # longest common subsequence 2 of 3 and 2 of 2 words
+    assert text_metrics.rouge_l(["a b c"], [["x y z", "A, c."]]) == pytest.approx(2 * 2 / 5)
+    assert text_metrics.rouge_l(["春眠不觉晓"], ["春眠处处晓"]) == pytest.approx(3 / 5)
+
+
+def test_chrf_per_document_is_each_alone():
+    values = text_metrics.chrf_per_document(PREDICTIONS, REFERENCES)
+    alone = [text_metrics.chrf([p], [r]) for p, r in zip(PREDICTIONS, REFERENCES, strict=True)]
+    assert values == pytest.approx(alone)
+
+
+def test_nist_equals_nltk_with_one_reference():
+    rng = random.Random(0)
+    vocabulary = [f"w{i}" for i in range(12)]
+    texts = [" ".join(rng.choices(vocabulary, k=rng.randint(6, 15))) for _ in range(30)]
+    refs = [" ".join(rng.choices(vocabulary, k=rng.randint(6, 15))) for _ in range(30)]
+    expected = corpus_nist([[r.split()] for r in refs], [t.split() for t in texts])
+    assert text_metrics.nist(texts, refs) == pytest.approx(expected)
+    assert text_metrics.nist([t.upper() for t in texts], refs) == pytest.approx(expected)
+
+
+def test_nist_pools_its_references_by_hand():
+    # "b" is in one reference, "c" in the other: both count. 4 reference words, information
+    # log2(4/1) each, 2 matches of 2 words; no bigram matches; length 2 against the mean of 2.
+    assert text_metrics.nist(["b c"], [["b x", "y c"]], max_n=2) == pytest.approx(2.0)
+    # half the score at two thirds of the length; "b" twice in 3 words
+    two = text_metrics.nist(["b c"], [["b c b"]], max_n=1)
+    assert two == pytest.approx((math.log2(3 / 2) + math.log2(3)) / 2 * 0.5)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="2 predictions and 1 reference"):
+        text_metrics.bleu(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="Prediction 1 has no reference"):
+        text_metrics.nist(["a", "b"], [["a"], []])
+
+
+def test_diversity_by_hand():
+    assert text_metrics.distinct(["a b a b", "a c"], 1) == pytest.approx(3 / 6)
+    assert text_metrics.distinct(["a b a b", "a c"], 2) == pytest.approx(3 / 4)
+    assert text_metrics.repetition(["a b c d a b c d", "x y"]) == pytest.approx((1 - 4 / 5) / 2)
+    assert text_metrics.words("两只 cats, 黄鹂") == ["两", "只", "cats,", "黄", "鹂"]
+    assert text_metrics.self_bleu(["a b c d e"] * 3) == pytest.approx(100)
+    assert text_metrics.self_bleu(["a b c d", "e f g h", "i j k l"]) < 1
+    many = [f"w{i} x{i} y{i} z{i}" for i in range(40)]
+    assert text_metrics.self_bleu(many, 10) == text_metrics.self_bleu(many, 10)
+    with pytest.raises(ValueError, match="two or more"):
+        text_metrics.self_bleu(["a"])
+
+
+def naive_overlap(text, train):
+    words, best = text.split(), 0
+    for start in range(len(words)):
+        for end in range(start + 1, len(words) + 1):
+            run = words[start:end]
+            for other in train:
+                t = other.split()
+                if any(t[k : k + len(run)] == run for k in range(len(t) - len(run) + 1)):
+                    best = max(best, len(run))
+    return best
+
+
+def test_longest_overlap_equals_the_naive_search():
+    rng = random.Random(1)
+    train = [" ".join(rng.choices("abcde", k=rng.randint(1, 14))) for _ in range(12)]
+    texts = [" ".join(rng.choices("abcdef", k=rng.randint(0, 12))) for _ in range(40)]
+    texts += [train[0], f"f {train[3]} f", f"{train[1]} {train[2]}", ""]
+    expected = [naive_overlap(t, train) for t in texts]
+    assert text_metrics.longest_overlap(texts, train) == expected
+    assert max(expected) > 5 and 0 in expected
+    assert text_metrics.longest_overlap(["a b"], []) == [0]
+
+
+def test_copied():
+    assert text_metrics.copied(["a  b\nc", "a b", "d"], ["a b c", "d "]) == pytest.approx(2 / 3)
+
+
+MEANING = (
+    "name : Blue Spice | Type : pub | food : Indian | price : more than £ 30 | customer rating : "
+    "low | area : riverside | family friendly : no | near : Crowne Plaza Hotel ||"
+)
+RIGHT = (
+    "Blue Spice is a pub with Indian food at prices of more than £ 30 . It has a low customer rating , "
+    "is not family - friendly and lies by the river near the Crowne Plaza Hotel ."
+)
+
+
+def errors(text, meaning=MEANING):
+    check = slots.slot_check(meaning, text)
+    return check["missing"], check["wrong"], check["added"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("", "", (0, 0, 0)),
+        ("pub", "place", (1, 0, 0)),
+        ("pub", "coffee shop", (0, 1, 0)),
+        ("Indian", "Italian", (0, 1, 0)),
+        ("with Indian food ", "", (1, 0, 0)),
+        ("more than £ 30", "less than £ 20", (0, 1, 0)),
+        ("at prices of more than £ 30", "", (1, 0, 0)),
+        ("low customer rating", "high customer rating", (0, 1, 0)),
+        ("low customer rating", "customer rating of 1 out of 5 stars", (0, 0, 0)),
+        ("low customer rating", "customer rating of 5 out of 5", (0, 1, 0)),
+        ("by the river", "in the city centre", (0, 1, 0)),
+        ("by the river", "by the river in the city centre", (0, 0, 1)),
+        ("is not family", "is family", (0, 1, 0)),
+        ("is not family - friendly and", "doesn 't welcome children and", (0, 0, 0)),
+        ("near the Crowne Plaza Hotel", "", (1, 0, 0)),
+        ("Crowne Plaza Hotel", "Burger King", (0, 1, 0)),
+        ("Crowne Plaza Hotel", "Crowne Plaza Hotel and Burger King", (0, 0, 1)),
+        ("Blue Spice", "The Punter", (0, 1, 0)),
+        ("Blue Spice", "It", (1, 0, 0)),
+    ],
+)
+def test_slots_on_hand_made_errors(old, new, expected):
+    assert old in RIGHT
+    assert errors(RIGHT.replace(old, new, 1)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning", "expected"),
+    [
+        ("Cotto is cheap .", "name : Cotto | customer rating : low", (1, 0, 1)),
+        ("Cotto is near Raja Indian Cuisine .", "name : Cotto | near : Raja Indian Cuisine", (0, 0, 0)),
+        ("The cotto has high prices and a low rating .",
+         "name : Cotto | price : high | customer rating : 1 out of 5", (0, 0, 0)),
+        ("Cotto has a low price and high customer rating .",
+         "name : Cotto | price : cheap | customer rating : high", (0, 0, 0)),
+        ("Cotto is a restaurant .", "name : Cotto", (0, 0, 0)),
+        ("Cotto has a price range of £ 20 - 25 .", "name : Cotto | price : moderate", (0, 0, 0)),
+        ("Cotto costs under £ 20 and is family friendly .",
+         "name : Cotto | price : less than £ 20 | family friendly : yes", (0, 0, 0)),
+        ("New Place is a pub .", "name : New Place | Type : pub", (0, 0, 0)),
+        ("", "name : Cotto | Type : pub", (2, 0, 0)),
+    ],
+)  # fmt: skip
+def test_slots_are_told_apart(text, meaning, expected):
+    assert errors(text, meaning) == expected
+
+
+def test_slot_error_rate():
+    result = slots.slot_errors(
+        [MEANING, "name : Cotto"], [RIGHT.replace("pub", "place"), "Cotto !"]
+    )
+    assert (result["missing"], result["slots"]) == (1, 9)
+    assert result["ser"] == pytest.approx(1 / 9)
+    assert result["perfect"] == 0.5
+    with pytest.raises(ValueError, match="one text per input"):
+        slots.slot_errors([MEANING], [])
+    with pytest.raises(ValueError, match="not `slot : value`"):
+        slots.slot_check("name Cotto", "Cotto")
+
+
+PROMPT = (
+    "Package: wow\nSection: games\nTags: game::board:chess, role::program, works-with-format::png, "
+    "use::converting\nDescription:\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("synopsis", "failed"),
+    [
+        ("converts chess boards", set()),
+        ("A converter of boards", {"no_article", "synopsis_form"}),
+        ("the converter", {"no_article", "synopsis_form"}),
+        ("An", {"no_article", "synopsis_form"}),
+        ("a-star search", set()),
+        ("theatre tickets", set()),
+        ("converts boards.", {"no_full_stop", "synopsis_form"}),
+        ("x" * 80, set()),
+        ("x" * 81, {"synopsis_at_most_80", "synopsis_form"}),
+    ],
+)
+def test_debian_form(synopsis, failed):
+    checks = debian_checks.debian_checks(PROMPT, f"{synopsis}\nMore about it.")
+    del checks["tags_reflected"]
+    assert {k for k, v in checks.items() if not v} == failed
+
+
+def test_debian_long_description_and_empty_output():
+    assert not debian_checks.debian_checks(PROMPT, "a tool")["has_long_description"]
+    assert not debian_checks.debian_checks(PROMPT, "tool\n \n")["has_long_description"]
+    empty = debian_checks.debian_checks(PROMPT, "")
+    assert not empty["synopsis_form"] and not empty["has_long_description"]
+
+
+def test_debian_tags():
+    def share(text):
+        return debian_checks.debian_checks(PROMPT, text)["tags_reflected"]
+
+    assert debian_checks.parse_tags(PROMPT)[0] == "game::board:chess"
+    assert share("nothing of the kind") == 0
+    assert share("Converts chess games\nfrom PNG images") == 1  # role:: is not asked for
+    assert share("plays chess") == pytest.approx(1 / 3)
+    assert share("plays pngcrush") == 0  # three letters must be the whole word
+    assert math.isnan(debian_checks.debian_checks("Package: x\n", "y")["tags_reflected"])
+    both = debian_checks.debian_summary([PROMPT, "Package: x\n"], ["plays chess", "y"])
+    assert both["tags_reflected"] == pytest.approx(1 / 3)
+
+
+def test_evaluators_equal_the_functions(tmp_path):
+    """In a process of its own, offline, whose home and cache must stay empty."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = os.environ | {
+        "HOME": str(home), "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "TMPDIR": str(home),
+    }  # fmt: skip
+    environment.pop("HF_EVALUATE_CACHE", None)
+    program = f"""
+import json
+from lib.evaluators import METRICS, compute
+p, r = {PREDICTIONS!r}, {REFERENCES!r}
+out = {{n: compute(n, p, r) for n in ("bleu", "chrf", "rouge_l", "nist")}}
+out["lower"] = compute("bleu", p, r, lowercase=True)
+out["bits_per_byte"] = compute("bits_per_byte", [1.0, 2.0], [3, 1])
+out["slot_errors"] = compute("slot_errors", [{RIGHT!r}], [{MEANING!r}])
+out["debian_checks"] = compute("debian_checks", ["chess"], [{PROMPT!r}])
+out["diversity"] = compute("diversity", p)
+assert set(METRICS) < set(out)
+print(json.dumps(out))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    out = json.load(io.StringIO(run.stdout))
+    for name in ("bleu", "chrf", "rouge_l", "nist"):
+        expected = getattr(text_metrics, name)(PREDICTIONS, REFERENCES)
+        assert out[name] == {name: pytest.approx(expected)}
+    assert out["lower"]["bleu"] > out["bleu"]["bleu"]
+    assert out["bits_per_byte"]["bits_per_byte"] == pytest.approx(3 / 4 / math.log(2))
+    assert out["slot_errors"]["ser"] == 0
+    assert out["debian_checks"]["synopsis_form"] == 1
+    assert out["diversity"]["distinct_1"] == pytest.approx(text_metrics.distinct(PREDICTIONS, 1))
+    assert not [p for p in home.rglob("*") if p.is_file()]
+
+
+def test_unknown_evaluator_is_named():
+    with pytest.raises(ValueError, match="No metric 'meteor'"):
+        evaluators.compute("meteor", ["a"], ["a"])

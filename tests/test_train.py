@@ -1,0 +1,221 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from dataclasses import replace
+
+import pytest
+import torch
+from filelock import FileLock
+
+from lib import profile, train
+from lib.models import load_base
+from lib.packing import flatten
+from lib.tasks import encode, load_task
+
+LONG = ["--set", "train_tokens=40000", "--set", "batch_tokens=1300", "--set", "pack_length=650"]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base()
+
+
+@pytest.fixture(scope="module")
+def task():
+    whole = load_task("debian")
+    return replace(whole, train=whole.train[:300], validation=whole.validation[:16])
+
+
+def command(folder, *arguments, launcher=("-m", "lib")):
+    environment = {
+        **os.environ,
+        "PROFILE": "fast",
+        "FAST_OUTPUT": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, *launcher, "finetune", *arguments],
+        env=environment, cwd=profile.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def summary(folder):
+    (path,) = (folder / "data" / "runs").glob("*/run.json")
+    return json.loads(path.read_text())["summary"]
+
+
+def test_each_method_learns_and_leaves_the_base_alone(base, task):
+    before = {k: v.clone() for k, v in base.model.state_dict().items()}
+    trainable = {}
+    for method in train.METHODS:
+        run = train.finetune(base, task, method, seed=0, quiet=True, learning_rate=3e-3)
+        curve = run.history["held_out_loss"].dropna()
+        assert curve.iloc[-1] < curve.iloc[0] - 0.01, method
+        assert run.summary["held_out_loss"] == pytest.approx(curve.min())
+        trainable[method] = run.summary["trainable_parameters"]
+        assert not run.model.training and not hasattr(run.model, "peft_config")
+    assert trainable["full"] == base.parameters
+    assert (
+        0 < trainable["lora"] < trainable["full"]
+        and 0 < trainable["last_blocks"] < trainable["full"]
+    )
+    assert all(torch.equal(v, before[k]) for k, v in base.model.state_dict().items())
+
+
+def test_last_blocks_moves_the_last_block_and_the_norm_alone(base, task):
+    run = train.finetune(base, task, "last_blocks", seed=0, quiet=True, learning_rate=3e-3)
+    new, old = run.model.state_dict(), base.model.state_dict()
+    moved = {k for k in old if not torch.equal(old[k], new[k])}
+    assert moved and all(k.startswith(("transformer.h.1.", "transformer.ln_f.")) for k in moved)
+
+
+def test_a_finished_run_is_loaded_and_gives_the_same_model(base, task, capsys):
+    first = train.finetune(base, task, "lora", seed=0, quiet=True, learning_rate=3e-3)
+    again = train.finetune(base, task, "lora", seed=0, learning_rate=3e-3)
+    assert "finished before, loaded" in capsys.readouterr().out
+    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_loss_is_the_mean_over_target_tokens(base, task):
+    docs = encode(base.tokenizer, task.train[:3], base.context)
+    batch = train.collate([docs[:2], docs[2:]])
+    labels = batch.pop("labels")
+    with train.document_attention(base.model), torch.no_grad():
+        loss = train.completion_loss(base.model(**batch), labels)
+    nats, tokens = 0.0, 0
+    for doc in docs:
+        ids = torch.tensor([doc.input_ids])
+        with torch.no_grad():
+            log_p = base.model(ids).logits.log_softmax(-1)[0]
+        for t in range(doc.prompt_length, len(doc.input_ids)):
+            nats -= log_p[t - 1, doc.input_ids[t]].item()
+            tokens += 1
+    assert doc.input_ids[-1] == base.tokenizer.eos_token_id
+    assert loss.item() == pytest.approx(nats / tokens, rel=1e-5)
+    assert tokens == flatten(docs)["labels"].numel() == (labels != -100).sum()
+
+
+def test_kill_9_then_the_same_command_ends_at_the_same_loss(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = command(killed, *LONG)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("data/runs/*/checkpoints/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(killed.glob("data/runs/*/run.json")), "killed too late to show anything"
+    for folder in (killed, whole):
+        process = command(folder, *LONG)
+        assert process.wait(200) == 0, process.stdout.read()
+    a, b = summary(killed), summary(whole)
+    assert a["steps"] == b["steps"]
+    assert a["held_out_loss"] == b["held_out_loss"]
+
+
+def test_two_gloo_processes_reach_the_loss_of_one(tmp_path):
+    # --multi_gpu is accelerate's word for its torchrun launcher; without a GPU the processes speak gloo
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
+                "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lib")  # fmt: skip
+    losses = []
+    for name, how in (("one", ("-m", "lib")), ("two", launcher)):
+        process = command(tmp_path / name, *LONG, launcher=how)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+        losses.append(summary(tmp_path / name))
+    assert [s["processes"] for s in losses] == [1, 2]
+    assert losses[0]["steps"] == losses[1]["steps"]
+    assert losses[1]["held_out_loss"] == pytest.approx(losses[0]["held_out_loss"], rel=0.01)
+
+
+def test_an_unknown_method_or_setting_lists_the_known(base, task):
+    with pytest.raises(
+        ValueError, match="'adapter' is unknown; choose one of full, lora, last_blocks"
+    ):
+        train.finetune(base, task, "adapter")
+    with pytest.raises(ValueError, match="'lr' is unknown; known: method, seed"):
+        train.finetune(base, task, "full", lr=1e-3)
+    with pytest.raises(ValueError, match="'fast' is not float"):
+        train.parse_overrides(["learning_rate=fast"])
+
+
+def test_rows_that_processes_cannot_share(base, task, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="cannot be shared by 3 processes"):
+        train.finetune(base, task, "full", seed=5)
+
+
+def test_a_run_of_another_model_is_refused(base, task):
+    run = train.finetune(base, task, "lora", seed=0, quiet=True, learning_rate=3e-3)
+    with pytest.raises(ValueError, match=r"was fine-tuned from tiny-random-gpt2 .* not from other"):
+        train.load(replace(base, name="other"), run.path)
+
+
+def test_damaged_runs_say_what_to_delete(base, task, tmp_path):
+    run = train.finetune(base, task, "lora", seed=0, quiet=True, learning_rate=3e-3)
+    copy = shutil.copytree(run.path, tmp_path / "copy")
+    weights = copy / "model" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"is damaged .* delete the folder, run again"):
+        train.load(base, copy)
+    (copy / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        train.load(base, copy)
+    (copy / "run.json").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no finished run"):
+        train.load(base, copy)
+
+
+def test_a_half_written_checkpoint_is_dropped(tmp_path):
+    for step, state in ((5, '{"global_step": 5}'), (10, '{"glob'), (15, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert train.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+def test_a_second_process_on_one_run_is_told(base, task):
+    path = train.run_path(base, task, train.settings_for("full", 6, task))
+    path.mkdir(parents=True)
+    with (
+        FileLock(path / ".lock"),
+        pytest.raises(RuntimeError, match="is being trained by another process"),
+    ):
+        train.finetune(base, task, "full", seed=6)
+
+
+def test_a_small_disk_and_an_unwritable_folder_are_told_early(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="can't be written"):
+        train.ensure_room(tmp_path / "file" / "run", 10)
+    usage = namedtuple("usage", "total used free")(0, 0, 1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(
+        OSError, match=r"needs 3\.5 GB for checkpoints and has 0.0 GB: free some space"
+    ):
+        train.ensure_room(tmp_path / "run", 124_439_808)
+
+
+def test_full_disk_in_mid_training_then_the_same_call_goes_on(base, task, monkeypatch):
+    real, calls = train.CompletionTrainer._save_checkpoint, []
+
+    def full(self, *arguments, **more):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return real(self, *arguments, **more)
+
+    options = {"seed": 8, "quiet": True, "learning_rate": 3e-3}
+    monkeypatch.setattr(train.CompletionTrainer, "_save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        train.finetune(base, task, "full", **options)
+    monkeypatch.setattr(train.CompletionTrainer, "_save_checkpoint", real)
+    resumed = train.finetune(base, task, "full", **options)
+    assert resumed.summary["held_out_loss"] < resumed.history["held_out_loss"].iloc[0]
