@@ -227,7 +227,9 @@ def structure_figure(config: PretrainedConfig) -> Figure:
 
 def _residuals(figure: Figure, axes, config: PretrainedConfig, counts: pd.Series) -> Figure:
     for leave, join in ((2.4, 4.65), (4.95, 7.25)):  # around attention and around the MLP
-        axes.plot([0, 4.3, 4.3, 0.15], [leave, leave, join, join], color="0.3", lw=1.5, zorder=1)
+        axes.plot(
+            [0, 4.3, 4.3, 0.15], [leave, leave, join, join], color="0.3", ls="-", lw=1.5, zorder=1
+        )
         axes.text(0, join, "+", ha="center", va="center", zorder=4, bbox={
             "boxstyle": "circle,pad=0.15", "fc": "white", "ec": "0.3"})  # fmt: skip
     inside = counts.filter(regex="attention|MLP|blocks").sum()

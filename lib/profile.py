@@ -20,26 +20,30 @@ class Profile:
 
     name: str
     seeds: tuple[int, ...]  # one fine-tuning run each
-    methods: tuple[str, ...]  # names in lib.train.METHODS
+    methods: tuple[str, ...]  # names in lib.train.METHODS, each trained in notebook 02
+    compared: tuple[str, ...]  # those whose generations and forgetting notebook 03 measures
     train_tokens: int  # prompt + target tokens that one fine-tuning run sees
     e2e_train_tokens: int  # the same for E2E, whose published rows saw the whole set five times
     pack_length: int  # tokens in one forward pass
     batch_tokens: int  # tokens behind one optimizer step
-    eval_documents: int  # held-out documents scored in bits per byte
-    generate_documents: int  # held-out documents generated for
+    evaluations: int  # held-out evaluations of a run, with a checkpoint each
+    validation_documents: int  # behind each of them
+    eval_documents: int  # test documents scored in bits per byte
+    generate_documents: int  # test documents generated for; half of them sampled as well
     max_new_tokens: int
     wikitext_tokens: int  # leading tokens of WikiText-2's test text; 0: the whole of it
     lambada_documents: int  # leading passages; 0: all 5,153
     blimp_pairs: int  # pairs of each of the 67 paradigms
 
 
+ALL = ("full", "lora", "last_blocks")
 PROFILES = {
-    "fast": Profile("fast", (0, 1), ("full", "lora", "last_blocks"), 12_000, 12_000, 640,
-                    1_280, 12, 4, 24, 2_048, 8, 1),
-    "cpu": Profile("cpu", (0,), ("full", "lora"), 40_000, 40_000, 2048, 2048,
+    "fast": Profile("fast", (0, 1), ALL, ALL, 12_000, 12_000, 640, 1_280, 3, 16,
+                    12, 4, 24, 2_048, 8, 1),
+    "cpu": Profile("cpu", (0,), ALL[:2], ALL[:2], 40_000, 20_000, 2_048, 2_048, 4, 32,
                    100, 24, 120, 8_192, 100, 2),
-    "full": Profile("full", (0, 1, 2), ("full", "lora", "last_blocks"), 80_000, 320_000, 2048,
-                    2048, 200, 64, 160, 16_384, 300, 10),
+    "full": Profile("full", (0, 1, 2), ALL, ALL[:2], 80_000, 320_000, 2_048, 2_048, 6, 64,
+                    200, 64, 160, 16_384, 300, 10),
 }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def bleu(
     command scores it; `tokenize="zh"` for Chinese."""
     streams = _streams(_checked(predictions, references))
     return (
-        BLEU(lowercase=lowercase, tokenize=tokenize).corpus_score(list(predictions), streams).score
+        BLEU(lowercase=lowercase, tokenize=tokenize, force=True).corpus_score(list(predictions), streams).score
     )
 
 
@@ -161,7 +161,7 @@ def self_bleu(texts: Sequence[str], sample: int = 100, seed: int = 0) -> float:
     rng = np.random.default_rng(seed)
     chosen = sorted(rng.choice(len(texts), min(sample, len(texts)), replace=False))
     picked = [" ".join(words(texts[i])) for i in chosen]
-    metric = BLEU(tokenize="none", effective_order=True)
+    metric = BLEU(tokenize="none", effective_order=True, force=True)
     return float(np.mean([
         metric.sentence_score(t, picked[:i] + picked[i + 1 :]).score for i, t in enumerate(picked)
     ]))  # fmt: skip
@@ -200,13 +200,20 @@ def longest_overlap(predictions: Sequence[str], train: Sequence[str]) -> list[in
 
     trained = prefix(flat)
     known = cache(lambda n: np.unique(runs(trained, n)))
+
+    def shared(
+        found: np.ndarray, among: np.ndarray
+    ) -> bool:  # np.isin would sort `among` every time
+        at = np.searchsorted(among, found).clip(max=len(among) - 1)
+        return bool((among[at] == found).any())
+
     longest = []
     for text in predictions:
         mine = prefix(code(words(text)))
         low, high = 0, min(len(mine), len(trained)) - 1
         while low < high:
             n = (low + high + 1) // 2
-            if np.isin(runs(mine, n), known(n)).any():
+            if shared(runs(mine, n), known(n)):
                 low = n
             else:
                 high = n - 1

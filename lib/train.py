@@ -51,18 +51,16 @@ class Settings:
 
     method: str
     seed: int
-    train_tokens: (
-        int  # prompt + target tokens seen; documents are drawn without repetition until all were
-    )
+    train_tokens: int  # prompt + target tokens seen; no document twice before all were drawn
     learning_rate: float
     pack_length: int  # tokens in one forward pass
     batch_tokens: int  # tokens behind one optimizer step
+    evaluations: int  # held-out evaluations, with a checkpoint each
+    validation_documents: int  # behind each of them
     weight_decay: float = 0.01
     warmup_share: float = 0.06  # of the steps; the rest follows a cosine to 0
     max_grad_norm: float = 1.0
-    evaluations: int = 6  # held-out evaluations, with a checkpoint each
     patience: int = 3  # evaluations without a better held-out loss before the run stops
-    validation_documents: int = 64
     gradient_checkpointing: bool = False
 
 
@@ -175,6 +173,8 @@ def settings_for(method: str, seed: int, task: Task, **overrides) -> Settings:
         "learning_rate": METHODS[method].learning_rate,
         "pack_length": p.pack_length,
         "batch_tokens": p.batch_tokens,
+        "evaluations": p.evaluations,
+        "validation_documents": p.validation_documents,
     } | overrides
     unknown = set(chosen) - set(Settings.__dataclass_fields__)
     if unknown:
@@ -478,16 +478,16 @@ class LiveCurve(TrainerCallback):
         return self
 
     def on_evaluate(self, args, state, control, **_):
+        import matplotlib.pyplot as plt
         from IPython.display import display
 
         from lib import plots
 
-        tokens = args.gradient_accumulation_steps * args.world_size  # rows: the axis of a live view
-        frame = pd.DataFrame(_history(state.log_history, tokens))
+        frame = pd.DataFrame(_history(state.log_history, 0))
         self.frames[self.run] = frame.assign(method=self.run[0], seed=self.run[1])
-        figure = plots.loss_curves(pd.concat(self.frames.values(), ignore_index=True))
+        figure = plots.loss_curves(pd.concat(self.frames.values(), ignore_index=True), x="step")
         if self.handle is None:
             self.handle = display(figure, display_id=True)
         else:
             self.handle.update(figure)
-        plots.close(figure)
+        plt.close(figure)

@@ -45,7 +45,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from lib import generate, gpt2, inside, models, plots, profile, results, tasks
+from lib import generate, gpt2, inside, metrics, models, plots, profile, results, tasks
 
 started, settings = results.start(), profile.current()
 pd.set_option("display.max_colwidth", 160, "display.max_rows", 80)
@@ -273,11 +273,9 @@ odds.pivot(index="token", columns="setting", values="probability").loc[
 #   certainty fix it.
 
 # %%
-with torch.no_grad():
-    prompt_ids = tokenizer(PROMPT, add_special_tokens=False, return_tensors="pt").input_ids.to(
-        model.device
-    )
-    p = model(prompt_ids).logits[0, -1].softmax(-1)  # (V,)
+prompt_ids = tokenizer(PROMPT, add_special_tokens=False, return_tensors="pt").input_ids
+with torch.no_grad(), profile.autocast(), metrics.float32_logits(model):  # as generate computes
+    p = model(prompt_ids.to(model.device)).logits[0, -1].softmax(-1)  # (V,)
 mass = p.sort(descending=True).values.cumsum(0)
 nucleus = int((mass < 0.9).sum()) + 1
 print(f"Of {len(p):,} tokens greedy keeps 1, top-k 5 keeps 5, top-p 0.9 keeps {nucleus:,}.")
@@ -434,24 +432,20 @@ for row in samples.itertuples():
 #
 # - The attention maps and the position matrix as one row per pair, lower triangle: figures can be redrawn.
 
+
 # %%
+def pairs(h) -> pd.DataFrame:
+    weight = maps[h.layer, h.head, q, k].numpy()
+    return pd.DataFrame({"layer": h.layer, "head": h.head, "query": q, "key": k, "weight": weight})
+
+
 q, k = torch.tril_indices(len(words), len(words)).numpy()
-attention = [
-    {
-        "layer": h.layer,
-        "head": h.head,
-        "query": q,
-        "key": k,
-        "weight": maps[h.layer, h.head, q, k].numpy(),
-    }
-    for h in heads.itertuples()
-]
 m, n = torch.tril_indices(len(coarse), len(coarse)).numpy()
 positions = {"m": m * step, "n": n * step, "similarity": coarse[m, n].numpy()}
 both = {"GPT-2 117M": gpt2_parameters, base.name: loaded_parameters}
 tables = {
     "parameters": pd.concat([table.assign(model=name) for name, table in both.items()]),
-    "attention": pd.concat([pd.DataFrame(rows) for rows in attention]),
+    "attention": pd.concat([pairs(h) for h in heads.itertuples()]),
     "attention_tokens": [{"place": i, "token": word} for i, word in enumerate(words)],
     "positions": pd.DataFrame(positions),
 }
@@ -465,7 +459,10 @@ columns = ["feature", "gpt2_117m", "loaded", "differs"]
 tables |= {"forward": [forward], "differences": differences.set_axis(columns, axis=1)}
 tables |= {"tokens": tokens, "next_token": odds.assign(prompt=PROMPT), "beams": beams}
 tables |= {"continuations": continuations, "padding": padding, "batch": batch, "samples": samples}
-tables |= {"heads": heads, "position_distance": distances}
+near = (distances.distance < 32) | (
+    distances.distance % 8 == 0
+)  # every eighth is enough further out
+tables |= {"heads": heads, "position_distance": distances[near]}
 data = {task.name: task.sha256}
 path = results.save(
     "01_load_and_generate", tables, base=base, seeds=[0, 1, 2], data=data, started=started

@@ -77,7 +77,7 @@ lengths = {
 }
 figure = plots.histogram(lengths)
 provenance = results.provenance(base, budget.seeds)
-plots.save_figure(
+path = plots.save_figure(
     figure, "02_lengths", f"Document lengths of the task {task.name}, in tokens of {base.name}."
 )
 
@@ -180,7 +180,7 @@ main = history[history["task"] == task.name]
 figure = plots.loss_curves(main)
 text = f"Held-out bits per byte of {task.name} during fine-tuning ({len(budget.seeds)} seeds)."
 caption = plots.caption(text, provenance, budget.train_tokens)
-plots.save_figure(figure, "02_curves", caption)
+path = plots.save_figure(figure, "02_curves", caption)
 
 # %% [markdown]
 # - What the training loss did, step by step, in nats per target token.
@@ -188,12 +188,16 @@ plots.save_figure(figure, "02_curves", caption)
 # %%
 figure = plots.loss_curves(main, "train_loss", ylabel="training loss, nats per target token")
 text = f"Training loss of {task.name}, per logged step."
-plots.save_figure(figure, "02_training_loss", plots.caption(text, provenance, budget.train_tokens))
+path = plots.save_figure(
+    figure, "02_training_loss", plots.caption(text, provenance, budget.train_tokens)
+)
 
 # %%
 tables = {"runs": summary, "curves": history, "statistics": statistics}
 data = {t.name: t.sha256 for t in (task, e2e) if t}
-results.save("02_finetune", tables, base=base, seeds=budget.seeds, data=data, started=started)
+path = results.save(
+    "02_finetune", tables, base=base, seeds=budget.seeds, data=data, started=started
+)
 
 # %% [markdown]
 # ## What we saw

@@ -54,7 +54,7 @@ task = tasks.load_task()
 # %%
 measured = [evaluation.measure(base, task)]
 for seed in budget.seeds:
-    for method in budget.methods:
+    for method in budget.compared:
         run = train.finetune(base, task, method, seed)
         measured.append(evaluation.measure(base, task, run))
 
@@ -121,7 +121,9 @@ provenance = results.provenance(base, budget.seeds)
 axes = {"bits_per_byte": "bits per byte (lower is better)", "chrf": "chrF (higher is better)"}
 figure = plots.before_after(table[table["task"] == task.name], axes)
 text = f"{task.name}: {len(measured[0].scores)} held-out documents scored, {len(measured[0].texts)} generated."
-plots.save_figure(figure, "03_before_after", plots.caption(text, provenance, budget.train_tokens))
+path = plots.save_figure(
+    figure, "03_before_after", plots.caption(text, provenance, budget.train_tokens)
+)
 
 # %% [markdown]
 # ## Is the difference real?
@@ -229,7 +231,7 @@ for sample in samples:
 #   each under a name of their own. The buttons work where the notebook runs live.
 
 # %%
-full = next(m for m in measured if m.method == budget.methods[0])
+full = next(m for m in measured if m.method == budget.compared[0])
 examples = evaluation.generated_examples(task)
 pairs = [
     rating.Pair(e.id, e.prompt, before.strip(), after.strip())
@@ -265,7 +267,9 @@ tables = {
     "samples": pd.DataFrame(samples),
 }
 data = {t.name: t.sha256 for t in (task, e2e) if t}
-results.save("03_evaluate", tables, base=base, seeds=budget.seeds, data=data, started=started)
+path = results.save(
+    "03_evaluate", tables, base=base, seeds=budget.seeds, data=data, started=started
+)
 
 # %% [markdown]
 # ## What we saw

@@ -22,7 +22,7 @@ PAIRS = [
     ("island", "islands", "the dog ran .", "dog the ran ."),
     ("island", "islands", "a dog saw .", "dog saw a ."),
     ("agreement", "morphology", "the cats sit .", "the cats sits ."),
-    ("agreement", "morphology", "the \"cat sits .", "the \"cat sit ."),
+    ("agreement", "morphology", 'the "cat sits .', 'the "cat sit .'),
 ]
 
 
@@ -101,10 +101,8 @@ def test_wikitext_words_equal_a_naive_loop(model, tokenizer):
         ids = ids_of(tokenizer, benchmarks.detokenize(page))
         for start in range(0, len(ids), 16):
             target = ids[start : start + 16]
-            if start:  # at least one token of context, and 17 in all
-                context = ids[start - (17 - len(target)) : start]
-            else:
-                context = [tokenizer.bos_token_id]
+            # at least one token of context, and 17 in all
+            context = ids[start - (17 - len(target)) : start] if start else [tokenizer.bos_token_id]
             nats -= log_p(model, context, target)[0]
         tokens += len(ids)
         words += len(re.split(r"\s+", page))
@@ -122,8 +120,8 @@ def test_wikitext_takes_the_models_positions_and_the_leading_part(model, tokeniz
 
 
 def test_detokenizer_by_hand():
-    page = ' He said " so what " @-@ 3 @,@ 000 . ( yes ) , the boys \' [ b ] : = = X = = \n it \'s 5 ° C \n'
-    expected = " He said \"so what\"-3,000. (yes), the boys' [b]: == X ==\nit's 5°C\n"
+    page = ' He said " so what " @-@ 3 @,@ 000 . ( yes ) , the [ b ] : = = X = = \n it \'s 5 ° C \n'
+    expected = ' He said "so what"-3,000. (yes), the [b]: == X ==\nit\'s 5°C\n'
     assert benchmarks.detokenize(page) == expected
 
 
@@ -171,7 +169,8 @@ def test_blimp_equals_a_naive_loop(model, tokenizer):
     right = {}
     for paradigm, _, good, bad in PAIRS:
         a, b = (
-            log_p(model, [tokenizer.bos_token_id], ids_of(tokenizer, f" {s}"))[0] for s in (good, bad)
+            log_p(model, [tokenizer.bos_token_id], ids_of(tokenizer, f" {s}"))[0]
+            for s in (good, bad)
         )
         right.setdefault(paradigm, []).append(a > b)
     means = {k: sum(v) / len(v) for k, v in right.items()}
