@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ import pandas as pd
 
 from lib import benchmarks, metrics, profile, text_metrics
 from lib.debian_checks import debian_summary
+from lib.fetch import outside
 from lib.generate import DECODING, generate
+from lib.hub import Unavailable
 from lib.results import write_json
 from lib.slots import slot_errors
 from lib.tasks import Task, encode
@@ -104,19 +107,28 @@ def measure(
 
 def _benchmark_sizes() -> dict:
     p = profile.current()
-    return {"wikitext2": p.wikitext_tokens, "lambada": p.lambada_documents, "blimp": p.blimp_pairs}
+    sizes = {"wikitext2": p.wikitext_tokens, "lambada": p.lambada_documents, "blimp": p.blimp_pairs}
+    return {name: size for name, size in sizes.items() if out_of_reach(name) is None}
+
+
+@cache
+def out_of_reach(benchmark: str) -> str | None:
+    """Why a benchmark's text cannot be had here; None if it can. Asked once per process."""
+    try:
+        outside(benchmark)
+    except Unavailable as reason:
+        return str(reason)
+    return None
 
 
 def _forgetting(model, tokenizer) -> dict:
-    """General text after the training on something else; a set out of reach is left out, with the reason."""
-    sizes, out = _benchmark_sizes(), {}
-    for name in ("wikitext2", "lambada", "blimp"):
-        try:
-            found = getattr(benchmarks, name)(model, tokenizer, sizes[name])
-        except benchmarks.Unavailable as reason:
-            out[f"{name}_skipped"] = str(reason)
-            continue
-        out |= {f"{name}_{k}": v for k, v in found.items() if np.isscalar(v)}
+    """General text after the training on something else, from the benchmarks within reach."""
+    out = {}
+    for name, size in _benchmark_sizes().items():
+        found = getattr(benchmarks, name)(model, tokenizer, size)
+        out |= {
+            f"{name}_{k.removeprefix(name + '_')}": v for k, v in found.items() if np.isscalar(v)
+        }
     return out
 
 
@@ -184,14 +196,15 @@ def forgetting(measured: Sequence[Measured]) -> pd.DataFrame:
     """One row per model and benchmark number, long form: measure, value."""
     rows = [
         {"task": m.task, "stage": m.stage, "method": m.method, "seed": m.seed, "measure": k, "value": v}
-        for m in measured for k, v in m.forgetting.items() if not isinstance(v, str)
+        for m in measured for k, v in m.forgetting.items() if isinstance(v, int | float)
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def skipped(measured: Sequence[Measured]) -> list[str]:
-    """Why benchmarks were left out, once each."""
-    return sorted({v for m in measured for k, v in m.forgetting.items() if k.endswith("_skipped")})
+def skipped() -> list[str]:
+    """Why benchmarks were left out."""
+    reasons = [out_of_reach(name) for name in ("wikitext2", "lambada", "blimp")]
+    return [r for r in reasons if r]
 
 
 def significance(task: Task, measured: Sequence[Measured]) -> pd.DataFrame:

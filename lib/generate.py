@@ -214,8 +214,7 @@ def _left_pad(rows: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.
 
 
 def _decode(tokenizer, ids: list[int]) -> str:
-    eos = tokenizer.eos_token_id
-    ids = ids[: ids.index(eos)] if eos in ids else ids
+    # EOS, and the padding that transformers appends after it, are special tokens.
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 

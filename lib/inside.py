@@ -15,6 +15,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lib.gpt2 import parameter_table
 
+PATTERNS = {"previous": "the token before", "itself": "itself", "first": "the first token",
+            "spread": "evenly spread"}  # fmt: skip
+
 
 @torch.no_grad()
 def attention_maps(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ def head_patterns(maps: Tensor) -> pd.DataFrame:
 def pick_heads(patterns: pd.DataFrame) -> pd.DataFrame:
     """The head of each pattern's highest value: pattern, layer, head, value."""
     rows = []
-    for pattern in ("previous", "itself", "first", "spread"):
+    for pattern in PATTERNS:
         row = patterns.loc[patterns[pattern].idxmax()]
         rows.append({"pattern": pattern, "layer": int(row.layer), "head": int(row["head"]),
                      "value": row[pattern]})  # fmt: skip
@@ -64,13 +67,13 @@ def pick_heads(patterns: pd.DataFrame) -> pd.DataFrame:
 def attention_figure(maps: Tensor, heads: pd.DataFrame, tokens: Sequence[str]) -> Figure:
     """The maps (L, H, T, T) of the four `heads` of `pick_heads`, with a name for each token."""
     names = [t.replace(" ", "␣").replace("\n", "↵").replace("$", r"\$") for t in tokens]
-    side = 1.6 + 0.16 * len(names)
+    side = min(4.2, 1.0 + 0.14 * len(names))  # inches
     fig, axes = plt.subplots(2, 2, sharex=True, sharey=True, figsize=(2 * side + 0.8, 2 * side))
     for ax, head in zip(axes.flat, heads.itertuples(), strict=True):
         image = ax.imshow(maps[head.layer, head.head].numpy(), cmap="Blues", vmin=0, vmax=1)
-        ax.set_title(f"most {head.pattern}: block {head.layer}, head {head.head}", fontsize=9)
-        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-        ax.set_yticks(range(len(names)), names, fontsize=8)
+        ax.set_title(f"{PATTERNS[head.pattern]}: block {head.layer}, head {head.head}", fontsize=9)
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(names)), names, fontsize=7)
         ax.tick_params(length=0)
         ax.grid(False)
     fig.supxlabel("attended token", fontsize=9)

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib import profile
 from lib.packing import Encoded, document_attention, flatten, pack
+from lib.tasks import Example, encode
 
 
 def token_nats(logits: torch.Tensor, labels: torch.Tensor, rows: int = 512) -> torch.Tensor:
@@ -122,15 +123,16 @@ def score_encoded(
 
 
 def score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence, desc: str = ""
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    desc: str = "",
 ) -> pd.DataFrame:
     """How many nats `model` spends on each example's target, given its prompt.
 
     One row per example, in the order given: id, group, nats, tokens, bytes. Tokens and nats include
     EOS, bytes do not. Raises ValueError for a document longer than the model's context.
     """
-    from lib.tasks import encode
-
     encoded = encode(tokenizer, examples, max_length=model.config.max_position_embeddings)
     frame = score_encoded(model, encoded, desc=desc)
     frame.insert(1, "group", [e.group for e in examples])

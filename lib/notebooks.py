@@ -96,11 +96,13 @@ class ShownClient(NotebookClient):
             data = content["data"]
             if step := re.search(r"\[\s*(\d+/\d+ [^\]]*)\]", data.get("text/html", "")):
                 self.bar.set_postfix_str(f"training {step[1]}")
-            elif "image/png" not in data and not re.search(r"\d+%\|", data.get("text/plain", "")):
-                self.bar.write(data.get("text/plain", ""))
+            elif (text := data.get("text/plain", "")) and not re.search(
+                r"\d+%\||^<(IPython|Figure)", text
+            ):
+                self.bar.write(text)
         elif kind == "comm_msg":  # tqdm's widgets: the text right of the bar
             value = content["data"].get("state", {}).get("value")
-            if isinstance(value, str) and "/" in value:
+            if isinstance(value, str) and re.match(r"\s*\d+/\d+ \[", value):
                 self.bar.set_postfix_str(value.strip())
         elif kind == "status" and content["execution_state"] == "idle" and cell.cell_type == "code":
             self.bar.update(1)

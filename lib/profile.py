@@ -20,8 +20,7 @@ class Profile:
 
     name: str
     seeds: tuple[int, ...]  # one fine-tuning run each
-    methods: tuple[str, ...]  # names in lib.train.METHODS, each trained in notebook 02
-    compared: tuple[str, ...]  # those whose generations and forgetting notebook 03 measures
+    methods: tuple[str, ...]  # names in lib.train.METHODS: trained with every seed and evaluated
     train_tokens: int  # prompt + target tokens that one fine-tuning run sees
     e2e_train_tokens: int  # the same for E2E, whose published rows saw the whole set five times
     pack_length: int  # tokens in one forward pass
@@ -36,13 +35,13 @@ class Profile:
     blimp_pairs: int  # pairs of each of the 67 paradigms
 
 
-ALL = ("full", "lora", "last_blocks")
+METHODS = ("full", "lora")
 PROFILES = {
-    "fast": Profile("fast", (0, 1), ALL, ALL, 12_000, 12_000, 640, 1_280, 3, 16,
+    "fast": Profile("fast", (0, 1), METHODS, 12_000, 12_000, 640, 1_280, 3, 16,
                     12, 4, 24, 2_048, 8, 1),
-    "cpu": Profile("cpu", (0,), ALL[:2], ALL[:2], 40_000, 20_000, 2_048, 2_048, 4, 32,
+    "cpu": Profile("cpu", (0,), METHODS, 40_000, 20_000, 2_048, 2_048, 4, 32,
                    100, 24, 120, 8_192, 100, 2),
-    "full": Profile("full", (0, 1, 2), ALL, ALL[:2], 80_000, 320_000, 2_048, 2_048, 6, 64,
+    "full": Profile("full", (0, 1, 2), METHODS, 80_000, 320_000, 2_048, 2_048, 6, 64,
                     200, 64, 160, 16_384, 300, 10),
 }  # fmt: skip
 

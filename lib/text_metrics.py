@@ -2,7 +2,7 @@
 
 Every function takes `predictions` (texts) and `references` (for each prediction a list of texts, or one
 text). The counting is done by the libraries that the field cites: sacrebleu (Post 2018) for BLEU and
-chrF, rouge-score for ROUGE-L. Checks of what a text says are in lib/text_checks.py.
+chrF, rouge-score for ROUGE-L. Checks of what a text says are in lib/slots.py and lib/debian_checks.py.
 
 Beside the published E2E rows (LoRA and others, scored by tuetschek/e2e-metrics, whose mteval-13a
 ignores case): use `bleu(..., lowercase=True)` and `nist`; both then follow mteval's definition. Two
@@ -72,7 +72,9 @@ def bleu(
     command scores it; `tokenize="zh"` for Chinese."""
     streams = _streams(_checked(predictions, references))
     return (
-        BLEU(lowercase=lowercase, tokenize=tokenize, force=True).corpus_score(list(predictions), streams).score
+        BLEU(lowercase=lowercase, tokenize=tokenize, force=True)
+        .corpus_score(list(predictions), streams)
+        .score
     )
 
 

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -37,6 +36,7 @@ from transformers.trainer_utils import set_seed
 from transformers.utils import logging as transformers_logging
 
 from lib import profile
+from lib.callbacks import Bar, StepClock, history_of
 from lib.hub import quiet as silenced
 from lib.memory import peak_megabytes, reset_peak_memory
 from lib.metrics import bits_per_byte, score_encoded
@@ -342,26 +342,11 @@ def _train(base, task: Task, settings: Settings, path: Path, callbacks, quiet: b
         model.save_pretrained(partial)
     shutil.rmtree(path / "model", ignore_errors=True)
     os.replace(partial, path / "model")
-    history = _history(trainer.state.log_history, tokens / steps)
+    history = history_of(trainer.state.log_history, tokens / steps)
     write_json(
         path / "run.json", {"summary": summary, "history": history}
     )  # the mark of a finished run
     shutil.rmtree(path / "checkpoints", ignore_errors=True)
-
-
-def _history(log: Sequence[dict], tokens_per_step: float) -> list[dict]:
-    by_step: dict[int, dict] = {}
-    for entry in log:
-        row = by_step.setdefault(entry["step"], {"step": entry["step"]})
-        row["tokens"] = round(entry["step"] * tokens_per_step)
-        if "loss" in entry:
-            row["train_loss"] = entry["loss"]
-        if "eval_bits_per_byte" in entry:
-            row |= {
-                "held_out_loss": entry["eval_loss"],
-                "bits_per_byte": entry["eval_bits_per_byte"],
-            }
-    return [by_step[s] for s in sorted(by_step)]
 
 
 def load(base, path: Path) -> Finetuned:
@@ -436,58 +421,3 @@ def ensure_room(path: Path, parameters: int) -> None:
             errno.ENOSPC,
             f"{path} needs {needed / 1e9:.1f} GB for checkpoints and has {free / 1e9:.1f} GB: free some space",
         )
-
-
-class Bar(ProgressCallback):
-    """Trainer's progress bar without a line of numbers per logged step: the newest go behind the bar."""
-
-    def on_log(self, args, state, control, logs=None, **_):
-        if self.training_bar is not None and logs and "eval_bits_per_byte" in logs:
-            self.training_bar.set_postfix_str(
-                f"held out {logs['eval_bits_per_byte']:.3f} bits/byte"
-            )
-
-
-class StepClock(TrainerCallback):
-    """Seconds spent in optimizer steps, evaluations and checkpoints left out."""
-
-    def __init__(self) -> None:
-        self.seconds, self.steps = 0.0, 0
-
-    def on_step_begin(self, args, state, control, **_):
-        self._begin = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **_):
-        if profile.device().type == "cuda":
-            torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - self._begin
-        self.steps += 1
-
-
-class LiveCurve(TrainerCallback):
-    """One figure in the notebook, redrawn at each held-out evaluation: every run of the session."""
-
-    def __init__(self) -> None:
-        self.frames: dict[tuple, pd.DataFrame] = {}
-        self.handle = None
-        self.run: tuple = ()
-
-    def follow(self, method: str, seed: int) -> "LiveCurve":
-        """Name the run whose curve comes next, and return the callback."""
-        self.run = (method, seed)
-        return self
-
-    def on_evaluate(self, args, state, control, **_):
-        import matplotlib.pyplot as plt
-        from IPython.display import display
-
-        from lib import plots
-
-        frame = pd.DataFrame(_history(state.log_history, 0))
-        self.frames[self.run] = frame.assign(method=self.run[0], seed=self.run[1])
-        figure = plots.loss_curves(pd.concat(self.frames.values(), ignore_index=True), x="step")
-        if self.handle is None:
-            self.handle = display(figure, display_id=True)
-        else:
-            self.handle.update(figure)
-        plt.close(figure)

@@ -5,7 +5,6 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
-#       format_version: '1.3'
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -13,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 01 · Load GPT-2 and let it generate
+# # 01 Load and generate
 #
 # What GPT-2 117M is made of, number by number; its forward pass written out and held against the
 # library's; how a text becomes tokens, and how the next token is chosen; what can be seen inside.

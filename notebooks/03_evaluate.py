@@ -54,7 +54,7 @@ task = tasks.load_task()
 # %%
 measured = [evaluation.measure(base, task)]
 for seed in budget.seeds:
-    for method in budget.compared:
+    for method in budget.methods:
         run = train.finetune(base, task, method, seed)
         measured.append(evaluation.measure(base, task, run))
 
@@ -204,7 +204,7 @@ table.groupby(["task", "method"], sort=False)[overlap].mean().round(3)
 
 # %%
 forgetting = evaluation.forgetting(measured)
-for reason in evaluation.skipped(measured):
+for reason in evaluation.skipped():
     print(f"Skipped: {reason}")
 if len(forgetting):
     groups = forgetting.groupby(["measure", "method"], sort=False)["value"]
@@ -231,7 +231,7 @@ for sample in samples:
 #   each under a name of their own. The buttons work where the notebook runs live.
 
 # %%
-full = next(m for m in measured if m.method == budget.compared[0])
+full = next(m for m in measured if m.method == budget.methods[0])
 examples = evaluation.generated_examples(task)
 pairs = [
     rating.Pair(e.id, e.prompt, before.strip(), after.strip())

@@ -160,25 +160,33 @@ def test_beam_trace_ends_where_transformers_ends(model, tokenizer, prompt, beams
     assert chain["text"].iloc[0] == one_at_a_time(model, tokenizer, prompt, 1)
 
 
-def test_beam_trace_with_finished_beams(tokenizer):
-    """EOS made likely, so that beams end early and the stopping rule is exercised."""
+@pytest.mark.parametrize("gap", [0.5, 1.5, 3.0])
+def test_beam_trace_with_finished_beams(tokenizer, gap):
+    """EOS made likely, so that beams end early: the same stop, best text and score as transformers."""
     ended = 0
-    for seed in range(6):
+    for seed in range(8):
         model = small_gpt2(len(tokenizer), n_positions=64, initializer_range=0.3, seed=seed)
         forward = model.forward
 
         def likely(*args, forward=forward, **kwargs):
             out = forward(*args, **kwargs)
-            out.logits[..., tokenizer.eos_token_id] = out.logits.amax(-1) - 0.5
+            out.logits[..., tokenizer.eos_token_id] = out.logits.amax(-1) - gap
             return out
 
         model.forward = likely
         trace = g.beam_trace(model, tokenizer, "one two", 3, steps=8)
         last = trace["step"] == trace["step"].max()
         best = trace[trace["finished"] | last].sort_values("score").iloc[-1]
+        out = model.generate(
+            **tokenizer("one two", return_tensors="pt", return_token_type_ids=False), num_beams=3,
+            max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id, output_scores=True,
+            pad_token_id=tokenizer.eos_token_id, return_dict_in_generate=True,
+        )  # fmt: skip
+        assert trace["step"].max() == len(out.scores)
+        assert best["score"] == pytest.approx(out.sequences_scores.item(), abs=1e-5)
         assert best["text"] == g.generate(model, tokenizer, ["one two"], 8, num_beams=3)[0]
         ended += int(trace["finished"].sum())
-    assert ended > 6
+    assert ended > 8
 
 
 def test_token_text_shows_bytes_of_broken_characters():

@@ -55,6 +55,11 @@ def serve(monkeypatch, tmp_path):
                 self.end_headers()
                 self.wfile.write(text.encode())
 
+            def do_GET(self):
+                seen.append((self.path, self.headers["Authorization"], None))
+                self.send_response(200)
+                self.end_headers()
+
             def log_message(self, *_):
                 pass
 
@@ -90,6 +95,14 @@ def test_fair_judge(serve, tmp_path):
     assert all(body["temperature"] == 0 and body["model"] == "stub" for _, _, body in seen)
     written = [p.read_text("utf-8") for p in tmp_path.rglob("*") if p.is_file()]
     assert written and not any(KEY in text for text in written)
+
+
+def test_verdicts_are_mapped_back_from_either_side(serve):
+    worse = [r.Pair("w", "p", "good", "bad"), r.Pair("b", "p", "bad", "good")]
+    endpoint, _ = serve(fair)
+    table, summary = j.judge(worse, endpoint)
+    assert table["winner"].tolist() == table["before_first"].tolist() == ["before", "after"]
+    assert table["after_first"].tolist() == ["before", "after"] and summary["win_rate"] == 0.5
 
 
 def test_position_biased_judge_wins_nothing(serve):
@@ -165,8 +178,8 @@ def test_refusal_hides_the_key(serve, status, hint):
 def test_key_does_not_follow_a_redirect(serve):
     other, seen = serve(fair)
     elsewhere = other.base_url + "chat/completions"
-    endpoint, _ = serve(lambda *_: (307, "", ("Location", elsewhere)))
-    with pytest.raises(j.JudgeUnavailable, match="307"):
+    endpoint, _ = serve(lambda *_: (302, "", ("Location", elsewhere)))
+    with pytest.raises(j.JudgeUnavailable, match="302"):
         j.judge(PAIRS[:1], endpoint, workers=1)
     assert not seen
 

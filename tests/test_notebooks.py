@@ -1,4 +1,8 @@
+import json
+import os
 import re
+import subprocess
+import sys
 
 import jupytext
 import nbformat
@@ -63,3 +67,24 @@ def test_a_failing_notebook_leaves_the_previous_one(tmp_path):
     with pytest.raises(RuntimeError, match="98_trial stopped: ZeroDivisionError"):
         notebooks._run(_source(tmp_path, "print(2)\n1 / 0\n"))
     assert target.read_bytes() == before
+
+
+def test_a_task_of_ones_own_runs_02_and_03(tmp_path):
+    rows = [{"prompt": f"{i} plus {i % 7} is", "target": f" {i + i % 7}."} for i in range(200)]
+    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    environment = {
+        **os.environ,
+        "TASK": str(tmp_path / "my.jsonl"),
+        "FAST_OUTPUT": str(tmp_path / "out"),
+    }
+    run = subprocess.run(
+        [sys.executable, "-m", "lib", "run", "02", "03"],
+        cwd=profile.ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    table = json.loads((tmp_path / "out/data/results/03_evaluate.json").read_text())["tables"][
+        "before_after"
+    ]
+    assert {row["task"] for row in table} == {"my"}
+    assert {row["method"] for row in table} == {"none", "full", "lora"}
+    assert all(row["bits_per_byte"] > 0 for row in table)
