@@ -58,8 +58,9 @@ def loss_curves(
         look = {"color": COLORS[i % 6], "linestyle": LINES[i % 6]}
         for _, run in runs.groupby("seed"):
             ax.plot(run[x], run[measure], linewidth=0.7, alpha=0.5, **look)
-        mean = runs.groupby(x)[measure].mean()
-        ax.plot(mean.index, mean, label=method, marker=MARKERS[i % 6], markersize=4, **look)
+        # by evaluation and not by `x`: the seeds' packed rows hold slightly different numbers of tokens
+        mean = runs.groupby(runs.groupby("seed").cumcount())[[x, measure]].mean()
+        ax.plot(mean[x], mean[measure], label=method, marker=MARKERS[i % 6], markersize=4, **look)
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
     ax.set(xlabel=x, ylabel=ylabel)
     label_lines(ax)

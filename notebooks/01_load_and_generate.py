@@ -65,11 +65,11 @@ model, tokenizer = base.model, base.tokenizer
 
 # %%
 def keep(figure, name: str, text: str) -> None:
-    plots.save_figure(figure, name, plots.caption(text, results.provenance(base, seeds=[0])))
+    plots.save_figure(figure, name, plots.caption(text, results.provenance(base)))
 
 
 untrained = base.source == "random weights"  # PROFILE=fast runs on a tiny random model
-of_what = base.name + " (a stand-in for GPT-2 117M)" * base.stand_in + ", untrained" * untrained
+of_what = base.name + ", not GPT-2 117M" * base.stand_in + ", untrained" * untrained
 print(f"Profile {settings.name}. Measured below: {of_what}.")
 
 # %% [markdown]
@@ -473,17 +473,17 @@ path = results.save(
 # %%
 percent = (parts / parts["total"]).map("{:.0%}".format)
 english, chinese = (tokens.set_index("text").bytes_per_token[n] for n in ("English", "Chinese"))
-previous, first = (heads.set_index("pattern").loc[n] for n in ("previous", "first"))
+previous, first = (next(heads[heads.pattern == n].itertuples()) for n in ("previous", "first"))
 masked, unmasked = padding.largest_difference[0], padding.largest_difference[2]
 display(
     Markdown(f"""
 - GPT-2 117M: {percent["MLP"]} of the parameters are MLPs, {percent["token embedding"]} the token table.
 - Written out, it equals transformers' logits to {difference:.0e}; from the future nothing leaks ({leak:.0e}).
-- {of_what}: {english:.1f} bytes per token in English, {chinese:.1f} in Chinese.
+- The loaded model, {of_what}: {english:.1f} bytes per token in English, {chinese:.1f} in Chinese.
 - After “{PROMPT}” the likeliest token has {p.max():.1%}; 90 % of the probability takes {nucleus:,} tokens.
 - In a left-padded batch the logits move by {masked:.0e} at most, without the mask by {unmasked:.1f}.
-- Block {previous.layer}, head {previous["head"]} gives {previous.value:.0%} of its attention to the token
-  before ({previous.elsewhere:.0%} on another sentence); the mean head gives {first["mean"]:.0%} to the first.
+- Block {previous.layer}, head {previous.head} gives {previous.value:.0%} of its attention to the token before
+  ({previous.elsewhere:.0%} on another sentence); the mean head gives {first.mean:.0%} to the first.
 """)
 )
 
