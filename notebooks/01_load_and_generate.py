@@ -68,7 +68,7 @@ def keep(figure, name: str, text: str) -> None:
     plots.save_figure(figure, name, plots.caption(text, results.provenance(base)))
 
 
-untrained = base.source == "random weights"  # PROFILE=fast runs on a tiny random model
+untrained = base.name.startswith("tiny-random")  # PROFILE=fast runs on a tiny random model
 of_what = base.name + ", not GPT-2 117M" * base.stand_in + ", untrained" * untrained
 print(f"Profile {settings.name}. Measured below: {of_what}.")
 
