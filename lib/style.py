@@ -73,7 +73,7 @@ def caption(text: str, provenance: Mapping, tokens: int | None = None) -> str:
     seeds = ", ".join(map(str, provenance.get("seeds") or ())) or "none"
     budget = f", {tokens:,} training tokens per run" if tokens else ""
     model = provenance.get("base_model") or "no pretrained model"
-    stand_in = " (a stand-in: not GPT-2's numbers)" if provenance.get("stand_in") else ""
+    stand_in = ", not GPT-2 117M" if provenance.get("stand_in") else ""
     return f"{text} Seeds {seeds}; profile {provenance['profile']}{budget}; {model}{stand_in}."
 
 

@@ -17,7 +17,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
@@ -169,53 +169,60 @@ def self_bleu(texts: Sequence[str], sample: int = 100, seed: int = 0) -> float:
     ]))  # fmt: skip
 
 
+class _Runs:
+    """All runs of n words of the training texts as 64-bit polynomial hashes modulo 2**64."""
+
+    BASE = 0x9E3779B97F4A7C15  # odd, so that its powers do not vanish
+
+    def __init__(self, train: Sequence[str]):
+        self.codes: dict[str, int] = {}
+        self.rng = np.random.default_rng(0)
+        flat: list[int] = []
+        for i, text in enumerate(train):  # a separator of its own ends each text: no run crosses it
+            flat += [*self.code(words(text)), *self.code([f"\n{i}"])]
+        self.trained = self.prefix(flat)
+        self.known = cache(lambda n: np.unique(self.runs(self.trained, n)))
+
+    def code(self, tokens: Sequence[str]) -> list[int]:
+        new = dict.fromkeys(t for t in tokens if t not in self.codes)
+        drawn = self.rng.integers(2**63, size=len(new), dtype=np.uint64).tolist()
+        self.codes.update(zip(new, drawn, strict=True))
+        return [self.codes[t] for t in tokens]
+
+    def prefix(self, values: Sequence[int]) -> np.ndarray:
+        out, value = np.zeros(len(values) + 1, np.uint64), 0
+        for i, v in enumerate(values):
+            value = (value * self.BASE + v) % 2**64
+            out[i + 1] = value
+        return out
+
+    def runs(self, hashes: np.ndarray, n: int) -> np.ndarray:
+        return hashes[n:] - hashes[:-n] * np.uint64(pow(self.BASE, n, 2**64))
+
+    def shared(self, mine: np.ndarray, n: int) -> bool:
+        found, among = self.runs(mine, n), self.known(n)
+        at = np.searchsorted(among, found).clip(max=len(among) - 1)
+        return bool((among[at] == found).any())
+
+
+@lru_cache(maxsize=2)  # the models of a comparison share their training texts
+def _runs_of(train: tuple[str, ...]) -> _Runs:
+    return _Runs(train)
+
+
 def longest_overlap(predictions: Sequence[str], train: Sequence[str]) -> list[int]:
     """Words of each prediction's longest run of words that also stands in one training text.
 
     Binary search over the length (a shared run's parts are shared too) against the set of all runs of
-    that length, as 64-bit polynomial hashes: O(train words * log) for all predictions of one length.
+    that length: O(train words * log) for all predictions of one length.
     """
-    rng, codes = np.random.default_rng(0), {}
-    base = np.uint64(0x9E3779B97F4A7C15)  # odd, so that its powers modulo 2**64 do not vanish
-
-    def code(tokens: list[str]) -> list[int]:
-        return [codes.setdefault(t, int(rng.integers(2**63, dtype=np.uint64))) for t in tokens]
-
-    flat: list[int] = []
-    for i, text in enumerate(train):  # a separator of its own ends each text: no run crosses it
-        flat += [*code(words(text)), *code([f"\n{i}"])]
-
-    def prefix(values: list[int]) -> np.ndarray:
-        out = np.zeros(len(values) + 1, np.uint64)
-        value = 0
-        for i, v in enumerate(values):
-            value = (value * int(base) + v) % 2**64
-            out[i + 1] = value
-        return out
-
-    @cache
-    def power(n: int) -> np.uint64:
-        return np.uint64(pow(int(base), n, 2**64))
-
-    def runs(hashes: np.ndarray, n: int) -> np.ndarray:
-        return hashes[n:] - hashes[:-n] * power(n)  # modulo 2**64
-
-    trained = prefix(flat)
-    known = cache(lambda n: np.unique(runs(trained, n)))
-
-    def shared(
-        found: np.ndarray, among: np.ndarray
-    ) -> bool:  # np.isin would sort `among` every time
-        at = np.searchsorted(among, found).clip(max=len(among) - 1)
-        return bool((among[at] == found).any())
-
-    longest = []
+    index, longest = _runs_of(tuple(train)), []
     for text in predictions:
-        mine = prefix(code(words(text)))
-        low, high = 0, min(len(mine), len(trained)) - 1
+        mine = index.prefix(index.code(words(text)))
+        low, high = 0, min(len(mine), len(index.trained)) - 1
         while low < high:
             n = (low + high + 1) // 2
-            if shared(runs(mine, n), known(n)):
+            if index.shared(mine, n):
                 low = n
             else:
                 high = n - 1

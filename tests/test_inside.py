@@ -145,7 +145,7 @@ def test_attention_figure_has_a_panel_per_head(model):
     maps = inside.attention_maps(model, torch.arange(5)[None])
     heads = inside.pick_heads(inside.head_patterns(maps))
     figure = inside.attention_figure(maps, heads, ["a", " b", "\n", "$", "x"])
-    panels = [ax for ax in figure.axes if ax.get_title()]
+    panels = [ax for ax in figure.axes if ax.get_title() or ax.get_title(loc="left")]
     assert len(panels) == 4
     assert [t.get_text() for t in panels[2].get_xticklabels()] == ["a", "␣b", "↵", r"\$", "x"]
     shown = panels[1].images[0].get_array()
