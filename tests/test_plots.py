@@ -120,15 +120,16 @@ def test_caption_names_seeds_budget_and_stand_in():
     provenance = {
         "seeds": [0, 1],
         "profile": "full",
-        "base_model": "SmolLM2-135M",
+        "base_model": "SmolLM2-135M (stand-in)",
         "stand_in": True,
     }
     text = plots.caption("Loss.", provenance, tokens=160_000)
     assert text == (
-        "Loss. Seeds 0, 1; profile full, 160,000 training tokens per run; SmolLM2-135M (a stand-in: "
-        "not GPT-2's numbers)."
+        "Loss. Seeds 0, 1; profile full, 160,000 training tokens per run; SmolLM2-135M (stand-in), "
+        "not GPT-2 117M."
     )
-    assert "stand-in" not in plots.caption("Loss.", provenance | {"stand_in": False})
+    real = provenance | {"base_model": "openai-community/gpt2", "stand_in": False}
+    assert "not GPT-2" not in plots.caption("Loss.", real)
 
 
 def test_colours_differ_in_grey():
