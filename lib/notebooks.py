@@ -50,8 +50,15 @@ def _run(source: Path) -> Path:
     }
     began = time.monotonic()
     print(f"\n=== {source.stem} (profile {profile.current().name}) ===", flush=True)
-    client = ShownClient(notebook, timeout=None, kernel_name="python3", store_widget_state=False,
-                         resources={"metadata": {"path": str(FOLDER)}})  # fmt: skip
+    client = ShownClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        store_widget_state=False,
+        # a kernel warns of its unencrypted loopback sockets, which is how every local notebook runs
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        resources={"metadata": {"path": str(FOLDER)}},
+    )
     try:
         client.execute()
     except CellExecutionError as error:

@@ -188,7 +188,7 @@ history = pd.concat(
 )
 main = history[history["task"] == task.name]
 figure = plots.loss_curves(main)
-text = f"Held-out bits per byte of {task.name} during fine-tuning ({len(budget.seeds)} seeds)."
+text = f"Held-out bits per byte of {task.name} during fine-tuning; last_blocks with one seed."
 caption = plots.caption(text, provenance, budget.train_tokens)
 path = plots.save_figure(figure, "02_curves", caption)
 
@@ -230,6 +230,9 @@ for method, part in best.groupby("method", sort=False):
 #   notebook 03 uses the test split.
 # - Learning rates were set once per method on short runs and not tuned per method at equal effort; a
 #   difference between methods of a few thousandths of a bit is not a ranking.
+# - Seconds and tokens per second are as the machine was that day; where other work shared its two cores, as
+#   for the results shipped here, they are lower bounds and no comparison of the methods. The first of these
+#   runs (full, seed 0) ran with another setting of the memory allocator: its peak memory is not the others'.
 # - A seed changes the documents drawn and their order, not the base model.
 #
 # ## Sources
