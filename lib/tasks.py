@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ class TaskUnavailable(Unavailable):
 
 
 def load_task(name: str | os.PathLike | None = None) -> Task:
-    """ "debian", "e2e", or the path of a .jsonl file; None: the environment's TASK, else "debian".
+    """A name in `TASKS` or the path of a .jsonl file; None: the environment's TASK, else "debian".
 
     A relative path counts from the current folder, then from the checkout. Raises ValueError for an
     unknown name or a bad file, FileNotFoundError for a missing one, TaskUnavailable for `e2e`
@@ -155,12 +156,13 @@ def _sha256(paths: Iterable[Path]) -> str:
     return hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()
 
 
-def _debian() -> Task:
-    paths = [DATA / "debian" / f"{split}.jsonl" for split in SPLITS]
+def _shipped(name: str) -> Task:
+    """data/`name`, as its build script split it."""
+    paths = [DATA / name / f"{split}.jsonl" for split in SPLITS]
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: run `git checkout -- data/debian`.")
-    return _task("debian", map(_read, paths), _sha256(paths), "data/debian")
+            raise FileNotFoundError(f"{path} is missing: run `git checkout -- data/{name}`.")
+    return _task(name, map(_read, paths), _sha256(paths), f"data/{name}")
 
 
 def _custom(path: Path) -> Task:
@@ -255,7 +257,11 @@ def _e2e_split(split: str, rows: Sequence[tuple[str, str]]) -> list[Example]:
     ]
 
 
-TASKS: dict[str, Callable[[], Task]] = {"debian": _debian, "e2e": _e2e}
+TASKS: dict[str, Callable[[], Task]] = {
+    "debian": partial(_shipped, "debian"),
+    "tang": partial(_shipped, "tang"),
+    "e2e": _e2e,
+}
 
 
 def encode(
