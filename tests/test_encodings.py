@@ -1,0 +1,277 @@
+import json
+from collections import Counter
+from functools import cache
+from itertools import islice, pairwise
+
+import pytest
+
+from lib import encodings
+from lib.encodings import (
+    ENCODINGS,
+    EOS,
+    UNK,
+    bpe_decode,
+    bpe_encode,
+    bpe_encode_steps,
+    bpe_steps,
+    bpe_train,
+    bpe_vocabulary,
+    encoding_statistics,
+    gpt2_merges,
+    split_words,
+    train_encoding,
+)
+from lib.tasks import load_task
+
+POEMS = [
+    "春晓\n春眠不觉晓，\n处处闻啼鸟。\n夜来风雨声，\n花落知多少。",
+    "静夜思\n床前明月光，\n疑是地上霜。\n举头望明月，\n低头思故乡。",
+    "登鹳雀楼\n白日依山尽，\n黄河入海流。\n欲穷千里目，\n更上一层楼。",
+    "相思\n红豆生南国，\n春来发几枝。\n愿君多采撷，\n此物最相思。",
+]
+AWKWARD = [
+    f"a {EOS} b",
+    f"{UNK} <unk> ## ##ing a##b #include ▁ ▁low",
+    " two  blanks,\ttab\r\n\n\nand an end \n",
+    "it's 2,048 x 10%: naïve (café) 😀!",
+    "=" * 1_500 + "春" * 700,  # no blank for long
+    "",
+    *POEMS,
+]
+SIZES = {"bpe": 900, "wordpiece": 900, "unigram": 900}
+
+
+@cache
+def texts(n=150):
+    return tuple(e.prompt + e.target for e in load_task("debian").train[:n])
+
+
+@cache
+def trained(name):
+    return train_encoding(name, [*texts(), *2 * AWKWARD], SIZES.get(name))
+
+
+each = pytest.mark.parametrize("name", ENCODINGS)
+
+
+@each
+def test_text_survives_the_round_trip(name):
+    encoding = trained(name)
+    for text in AWKWARD:
+        assert encoding.decode(encoding.encode(text)) == text
+        if name in (
+            "characters",
+            "wordpiece",
+            "unigram",
+        ):  # no broken characters among their pieces
+            assert "".join(encoding.tokens(text)) == text
+    assert encoding.lossless(AWKWARD) == 1.0
+
+
+@each
+def test_eos_is_the_last_entry_and_no_text_makes_it(name):
+    encoding = trained(name)
+    assert encoding.eos_token_id == encoding.vocab_size - 1
+    assert encoding.eos_token_id not in encoding.encode(f"{EOS} {EOS}\n{EOS}")
+    assert encoding.decode([*encoding.encode("a b"), encoding.eos_token_id]) == "a b"
+
+
+@each
+def test_a_batch_is_its_texts_one_by_one(name, monkeypatch):
+    monkeypatch.setattr(encodings, "CHUNK", 3)
+    encoding = trained(name)
+    assert encoding.encode_batch(AWKWARD) == [encoding.encode(t) for t in AWKWARD]
+
+
+@each
+def test_ids_are_rows_of_the_embedding_table(name):
+    encoding = trained(name)
+    used = {i for ids in encoding.encode_batch([*texts(), *AWKWARD]) for i in ids}
+    assert used <= set(range(encoding.vocab_size))
+    assert encoding.vocab_size == {"bytes": 257, "gpt2": 50_257, **SIZES}.get(
+        name, 2 + sum(n > 1 for n in Counter("".join([*texts(), *2 * AWKWARD])).values())
+    )
+
+
+@each
+def test_the_same_texts_give_the_same_encoding(name):
+    size = {"bpe": 2048, "wordpiece": 2048, "unigram": 2048}.get(name)
+    corpus = [*texts(600), *POEMS]
+    one, two = (train_encoding(name, corpus, size) for _ in range(2))
+    assert one.pieces == two.pieces
+    assert one.encode_batch(corpus) == two.encode_batch(corpus)
+    assert json.loads(one.tokenizer.to_str()) == json.loads(two.tokenizer.to_str())
+
+
+@pytest.mark.parametrize("name", ["characters", "wordpiece", "unigram"])
+def test_an_unknown_character_is_lost_alone_and_priced(name):
+    encoding = trained(name)
+    text = "床前明豪豪月光 café ж."
+    assert encoding.lost(text) == ["豪豪", "ж"]
+    assert encoding.unknown_bits(text) == 8 * (6 + 1) + 8 * (2 + 1)
+    assert encoding.decode(encoding.encode(text)).replace("\ufffd", "") == "床前明月光 café ."
+    assert UNK in encoding.tokens(text)
+    row = encoding_statistics(encoding, [text, "a word"])
+    assert row["lossless_percent"] == 50
+    assert row["unknown_percent"] == pytest.approx(100 * 3 / (len(text) + 6))
+    assert row["unknown_bits_per_byte"] == pytest.approx(80 / (len(text.encode()) + 6))
+
+
+def test_a_character_seen_once_is_unknown():
+    encoding = train_encoding("characters", ["aabbc"])
+    assert [p.decode() for p in encoding.pieces] == ["\ufffd", "a", "b", ""]
+    assert encoding.lost("abc") == ["c"]
+    capped = train_encoding("characters", ["aaabb"], vocab_size=3)
+    assert (capped.vocab_size, capped.lost("ab")) == (3, ["b"])
+
+
+def test_half_of_a_vocabulary_is_left_for_longer_pieces():
+    poems = "".join(chr(0x4E00 + i % 500) * 2 for i in range(2_000)) + "春眠不觉晓，" * 900
+    encoding = train_encoding("unigram", [poems, *texts()], 400)
+    singles = [p for p in encoding.pieces if len(p.decode()) == 1]
+    assert len(singles) == 200 + 1  # and UNK
+    assert 0 < encoding_statistics(encoding, [poems])["unknown_percent"] < 50
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_chinese_pieces_grow_beyond_a_character(name):
+    poems = [e.prompt + e.target for e in load_task("tang").train[:1_000]]
+    encoding = train_encoding(name, poems, 2_000)
+    assert {"不知".encode(), "万里".encode()} <= set(encoding.pieces)
+    row = encoding_statistics(encoding, poems)
+    assert row["unknown_percent"] == 0 if name == "bpe" else 0 < row["unknown_percent"] < 20
+
+
+def test_unigram_ends_on_text_of_few_and_long_words():
+    """There the library's pruning would run for ever."""
+    with pytest.raises(ValueError, match="gave only"):
+        train_encoding("unigram", POEMS * 20, 90)
+
+
+def test_bytes_are_the_ids():
+    encoding = train_encoding("bytes", [])
+    assert encoding.encode("aé春") == list("aé春".encode())
+    assert encoding.tokens("a春") == ["a", "<E6>", "<98>", "<A5>"]
+
+
+def test_gpt2_has_gpt2s_ids():
+    encoding = train_encoding("gpt2", [])
+    assert encoding.encode("Hello world") == [15496, 995]
+    assert encoding.encode("!\n\n") == [0, 628]
+    assert encoding.eos_token_id == 50256
+    assert encoding.tokens("春眠") == ["<E6 98>", "<A5>", "<E7 9C>", "<A0>"]
+
+
+def test_statistics():
+    row = encoding_statistics(train_encoding("bytes", []), ["ab", "春"])
+    assert row == {
+        "vocab_size": 257,
+        "bytes": 5,
+        "characters": 3,
+        "tokens": 5,
+        "bytes_per_token": 1.0,
+        "characters_per_token": 0.6,
+        "lossless_percent": 100.0,
+        "unknown_percent": 0.0,
+        "unknown_bits_per_byte": 0.0,
+        "invalid_percent": 60.0,
+    }
+    with pytest.raises(ValueError, match="No text"):
+        encoding_statistics(train_encoding("bytes", []), [""])
+
+
+@pytest.mark.parametrize(
+    "name, documents, size, message",
+    [
+        ("bbpe", ["a"], 300, "'bbpe' is unknown: choose one of bytes, characters, bpe, gpt2"),
+        ("bpe", [], 300, "No text to train bpe on"),
+        ("characters", ["", ""], None, "No text to train characters on"),
+        ("bpe", "a text", 300, "one string: pass a list"),
+        ("unigram", ["a text"], None, "unigram needs a vocab_size"),
+        ("bpe", ["a text"], 256, "256 bytes and EOS already need 257"),
+        ("gpt2", ["a text"], 4096, "vocab_size is 50,257, not 4,096"),
+        ("wordpiece", [*POEMS, *POEMS], 40, "vocab_size=40 knows 10 of its training text's 78"),
+        ("unigram", [*POEMS, *POEMS], 20, "raise vocab_size or train on more text"),
+        ("characters", ["abab"], 0, "knows 0 of its training text's 2"),
+        ("bpe", ["low low lower"], 4096, "13 bytes gave only 260 entries; lower vocab_size"),
+        ("wordpiece", ["low low lower"], 4096, "needs more text: 13 bytes gave only"),
+        ("unigram", ["low low lower"], 4096, "needs more text: 13 bytes gave only"),
+    ],
+)
+def test_bad_input_is_said_in_one_sentence(name, documents, size, message):
+    with pytest.raises(ValueError, match=message) as error:
+        train_encoding(name, documents, size)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_merges_of_gpt2_name_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(encodings, "GPT2_MERGES", tmp_path / "merges.txt")
+    with pytest.raises(FileNotFoundError, match="git checkout -- data/gpt2_bpe"):
+        train_encoding("gpt2", [])
+
+
+def test_bpe_of_the_paper():
+    """The toy corpus of Sennrich et al. 2016, with GPT-2's blank in front of a word."""
+    corpus = [" low" * 5 + " lower" * 2 + " newest" * 6 + " widest" * 3]
+    steps = list(islice(bpe_steps(corpus), 4))
+    assert [(s.step, s.symbol, s.count) for s in steps] == [
+        (1, b"es", 9),
+        (2, b"est", 9),
+        (3, b"lo", 7),
+        (4, b" lo", 7),
+    ]
+    merges = bpe_train(corpus, 4)
+    assert merges == [s.pair for s in steps]
+    assert list(bpe_encode_steps(" lowest", merges)) == [
+        [b" ", b"l", b"o", b"w", b"e", b"s", b"t"],
+        [b" ", b"l", b"o", b"w", b"es", b"t"],
+        [b" ", b"l", b"o", b"w", b"est"],
+        [b" ", b"lo", b"w", b"est"],
+        [b" lo", b"w", b"est"],
+    ]
+    assert bpe_encode(" lowest newer", merges) == [
+        b" lo",
+        b"w",
+        b"est",
+        *(bytes([b]) for b in b" newer"),
+    ]
+
+
+def test_bpe_counts_equal_a_recount_from_scratch():
+    corpus = [*texts(10), "aaaaa aaaa"]
+    merges = []
+    for step in islice(bpe_steps(corpus), 60):
+        pairs = Counter(
+            pair
+            for text in corpus
+            for word in split_words(text)
+            for pair in pairwise(bpe_encode(word, merges))
+        )
+        assert (pairs[step.pair], max(pairs.values())) == (step.count, step.count)
+        merges.append(step.pair)
+
+
+@pytest.mark.parametrize("corpus", [texts(), POEMS * 3, ["aaaa aaaaa abab babab " * 3]])
+def test_bpe_equals_the_library(corpus):
+    merges = bpe_train(corpus, 300)
+    size = 256 + len(merges) + 1
+    library = train_encoding("bpe", corpus, size)
+    named = json.loads(library.tokenizer.to_str())["model"]["merges"]
+    ours = [tuple(bytes(encodings.CHARACTER_BYTES[c] for c in part) for part in m) for m in named]
+    assert merges == ours
+    ids = bpe_vocabulary(merges)
+    for text in [*corpus[:40], *AWKWARD]:
+        pieces = bpe_encode(text, merges)
+        assert [ids[p] for p in pieces] == library.encode(text)
+        assert bpe_decode(pieces) == text
+    if len(merges) < 300:  # it stopped where the library stops
+        with pytest.raises(ValueError, match=f"gave only {size} entries"):
+            train_encoding("bpe", corpus, size + 1)
+
+
+def test_our_bpe_with_gpt2s_merges_is_gpt2s():
+    merges = gpt2_merges()
+    assert len(merges) == 50_000
+    encoding, ids = trained("gpt2"), bpe_vocabulary(merges)
+    for text in [*texts()[:10], *POEMS, *AWKWARD[:4]]:
+        assert [ids[p] for p in bpe_encode(text, merges)] == encoding.encode(text)
