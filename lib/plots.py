@@ -197,3 +197,67 @@ def token_strip(texts: Sequence[str], tokenizer, width: float = 7.2):
     ax.set(xlim=(0, limit), ylim=(low, 10))
     fig.set_size_inches(width, (10 - low) / 72)
     return fig
+
+
+def lines(df: pd.DataFrame, x: str, y: str, series: str, panel: str | None = None, logx=True, logy=False,
+          ylabel: str | None = None, xlabel: str | None = None, top: float | None = None,
+          sharey=True):  # fmt: skip
+    """One line per value of `series`, the mean over `seed` where there is one, with its range as a band;
+    one panel per value of `panel`. `top` cuts the y axis: what lies above is written at the edge.
+    """
+    panels = [("", df)] if panel is None else list(df.groupby(panel, sort=False))
+    fig, axes = plt.subplots(1, len(panels), sharey=sharey, squeeze=False,
+                             figsize=(max(6.4, 3.6 * len(panels)), 3.8))  # fmt: skip
+    for ax, (title, part) in zip(axes[0], panels, strict=True):
+        ticks = sorted(part[x].unique())
+        for i, name in enumerate(dict.fromkeys(df[series])):
+            groups = part[part[series] == name].groupby(x)[y]
+            mean = groups.mean()
+            if mean.empty:
+                continue
+            look = {"color": COLORS[i % 6], "linestyle": LINES[(i + i // 6) % 6]}
+            if top is not None and (above := mean[mean > top]).size:
+                # the line leaves the panel upwards; its largest value is told instead of drawn
+                ax.annotate(
+                    f"{name}: up to {above.max():.1f}", (above.index[0], top), (0, -3 - 10 * i),
+                    textcoords="offset points", va="top", ha="right", color=look["color"], fontsize=7.5,
+                )  # fmt: skip
+                mean = mean.clip(upper=top)
+            ax.plot(
+                mean.index, mean, label=str(name), marker=MARKERS[i % 6], markersize=3.5, **look
+            )
+            ax.fill_between(mean.index, groups.min().clip(upper=top), groups.max().clip(upper=top),
+                            color=look["color"], alpha=0.15, linewidth=0)  # fmt: skip
+        if logx:
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
+            ax.minorticks_off()
+        if logy:
+            ax.set_yscale("log")
+        if top is not None:
+            ax.set_ylim(top=top)
+        ax.set_title(str(title))
+        ax.set_xlabel(xlabel or x)
+        label_lines(ax)
+    axes[0, 0].set_ylabel(ylabel or y)
+    return fig
+
+
+def matrices(panels: Mapping[str, np.ndarray], columns: int = 4, label="weight"):
+    """Small square matrices side by side, one colour scale each around 0: red below, blue above."""
+    rows = -(-len(panels) // columns)
+    fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=(1.75 * columns, 1.95 * rows))
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, (name, matrix) in zip(axes.flat, panels.items(), strict=False):
+        limit = float(np.abs(matrix).max()) or 1.0
+        ax.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
+        ax.set_title(name, fontsize=8.5)
+        ax.plot(
+            [-0.5, len(matrix) - 0.5],
+            [-0.5, len(matrix) - 0.5],
+            color=GREY,
+            linewidth=0.5,
+            linestyle="-",
+        )
+    return fig

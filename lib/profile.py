@@ -15,6 +15,24 @@ DATA = ROOT / "data"
 
 
 @dataclass(frozen=True)
+class Scratch:
+    """Budgets of the models trained from scratch (lib.scratch). Text in UTF-8 bytes, lengths in tokens."""
+
+    seeds: tuple[int, ...]
+    n_layer: int
+    n_embd: int
+    encoding_bytes: int  # text that a run of notebook 04 sees
+    position_bytes: int  # of notebook 05
+    attention_bytes: int  # of notebook 06
+    eval_bytes: int  # leading held-out text
+    vocab_sizes: tuple[int, ...]  # of the BPEs trained in notebook 04
+    position_length: int  # notebook 05 trains at this length and evaluates up to 8 times it
+    scaling_lengths: tuple[int, ...]  # of notebook 06's timings
+    repeats: int  # of each timing
+    heads_tokens: int  # real queries and keys for Nystrom's error
+
+
+@dataclass(frozen=True)
 class Profile:
     """Everything that may differ between a test run, a laptop run and the report's run."""
 
@@ -33,16 +51,25 @@ class Profile:
     wikitext_tokens: int  # leading tokens of WikiText-2's test text; 0: the whole of it
     lambada_documents: int  # leading passages; 0: all 5,153
     blimp_pairs: int  # pairs of each of the 67 paradigms
+    scratch: Scratch
 
 
 METHODS = ("full", "lora")
+LENGTHS = (256, 512, 1_024, 2_048, 4_096, 8_192)
+SCRATCH = {
+    "fast": Scratch((0, 1), 1, 32, 12_000, 12_000, 12_000, 4_000, (300, 400), 32, (64, 128, 256), 2, 64),
+    "cpu": Scratch((0, 1, 2), 4, 128, 200_000, 400_000, 400_000, 40_000, (512, 1_024, 4_096), 128,
+                   LENGTHS, 3, 512),
+    "full": Scratch((0, 1, 2), 4, 128, 600_000, 1_000_000, 1_200_000, 100_000,
+                    (512, 1_024, 2_048, 4_096, 8_192), 128, LENGTHS, 5, 512),
+}  # fmt: skip
 PROFILES = {
     "fast": Profile("fast", (0, 1), METHODS, 12_000, 12_000, 640, 1_280, 3, 16,
-                    12, 4, 24, 2_048, 8, 1),
+                    12, 4, 24, 2_048, 8, 1, SCRATCH["fast"]),
     "cpu": Profile("cpu", (0,), METHODS, 40_000, 20_000, 2_048, 2_048, 4, 32,
-                   100, 24, 120, 8_192, 100, 2),
+                   100, 24, 120, 8_192, 100, 2, SCRATCH["cpu"]),
     "full": Profile("full", (0, 1, 2), METHODS, 80_000, 320_000, 2_048, 2_048, 6, 64,
-                    200, 64, 160, 16_384, 300, 10),
+                    200, 64, 160, 16_384, 300, 10, SCRATCH["full"]),
 }  # fmt: skip
 
 

@@ -93,9 +93,9 @@ def test_ids_are_rows_of_the_embedding_table(name):
     )
 
 
-@each
+@pytest.mark.parametrize("name", ["characters", *SIZES])
 def test_the_same_texts_give_the_same_encoding(name):
-    size = {"bpe": 2048, "wordpiece": 2048, "unigram": 2048}.get(name)
+    size = 2048 if name in SIZES else None
     corpus = [*texts(600), *POEMS]
     one, two = (train_encoding(name, corpus, size) for _ in range(2))
     assert one.pieces == two.pieces
@@ -139,7 +139,7 @@ def test_chinese_pieces_grow_beyond_a_character(name):
     encoding = train_encoding(name, poems, 2_000)
     assert {"不知".encode(), "万里".encode()} <= set(encoding.pieces)
     row = encoding_statistics(encoding, poems)
-    assert row["unknown_percent"] == 0 if name == "bpe" else 0 < row["unknown_percent"] < 20
+    assert row["unknown_percent"] == 0 if name == "bpe" else 0 < row["unknown_percent"] < 30
 
 
 def test_unigram_ends_on_text_of_few_and_long_words():

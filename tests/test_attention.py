@@ -1,0 +1,573 @@
+"""lib.attention: every registered variant is tested here by being registered."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_model, save_model
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+
+import lib.attention
+from lib.attention import (
+    ATTENTIONS,
+    Attention,
+    _projection,
+    attention_modules,
+    delta,
+    favor_features,
+    kernel,
+    nystrom,
+    softmax,
+    softmax_sdpa,
+    use_attention,
+    window,
+)
+from lib.costs import leak, nystromformer
+from lib.models import small_gpt2
+from lib.scratch import build
+
+SMALL = {"window": 8, "segment": 4, "features": 16}  # several blocks in a short row
+WITHOUT_WEIGHTS = ("delta",)  # its output is no mean of values
+
+each = pytest.mark.parametrize("name", ATTENTIONS)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(lib.attention, "CHUNK", 8)
+
+
+def small(name):
+    return {key: value for key, value in SMALL.items() if key in ATTENTIONS[name].options}
+
+
+def sharpened(model):
+    """Larger weights: GPT-2's initial ones give attention close to a plain mean, and a small share of logits."""
+    with torch.no_grad():
+        for module in attention_modules(model):
+            for parameter in module.parameters():
+                parameter.mul_(8)
+    return model
+
+
+def gpt2(name, **options):
+    model = build(97, attention=name, n_positions=160, n_layer=2, n_head=2, n_embd=32, **options)
+    return sharpened(model)
+
+
+def llama():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    grouped = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes, **grouped)).eval()
+    return sharpened(model)
+
+
+MODELS = {"gpt2": gpt2, "llama": lambda name, **o: use_attention(llama(), name, **o)}
+
+
+def heads(name, length, width=8):
+    """(q, k, v, further tensors that the variant takes), float64 with gradients; options come apart."""
+    generator = torch.Generator().manual_seed(length)
+    shape = (2, 2, length, width)
+    drawn = partial(torch.randn, generator=generator, dtype=torch.float64)
+    tensors = {"q": drawn(shape), "k": drawn(shape), "v": drawn(shape)}
+    if ATTENTIONS[name].gates:
+        tensors["beta"] = drawn(shape[:3]).sigmoid()
+    return {key: x.requires_grad_() for key, x in tensors.items()}
+
+
+def row(length, seed=0):
+    return torch.randint(1, 97, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def padded(rows, width, side="left"):
+    """input_ids, attention_mask and position_ids as `generate` passes them; padding is token 0."""
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+    for i, tokens in enumerate(rows):
+        at = slice(width - len(tokens), None) if side == "left" else slice(len(tokens))
+        ids[i, at], mask[i, at] = tokens, 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+def close(a, b, tolerance=2e-5):
+    torch.testing.assert_close(
+        a, b, atol=tolerance * max(float(b.detach().abs().max()), 1.0), rtol=0
+    )
+
+
+# --- no token sees the future
+
+
+def relative_leak(model, length, **given):
+    with torch.no_grad():
+        scale = float(model(row(length)[None]).logits.abs().max())
+    return leak(model, length, **given) / scale
+
+
+@each
+@pytest.mark.parametrize("length", [134, 128])  # over two chunks of 64, and two whole ones
+def test_no_token_sees_the_future(name, length):
+    assert relative_leak(gpt2(name), length) < 1e-5
+
+
+@each
+@pytest.mark.parametrize("length", [45, 7])  # no multiple of the block sizes; less than one block
+@torch.no_grad()
+def test_no_token_sees_the_future_across_small_blocks(name, length, small_chunks):
+    cuts = [t for t in (0, 3, 4, 7, 8, 9, 16, 31, 43) if t < length - 1]
+    assert relative_leak(gpt2(name, **small(name)), length, cuts=cuts) < 1e-5
+
+
+@each
+def test_no_token_of_a_pretrained_model_sees_the_future(name, small_chunks):
+    model = use_attention(llama(), name, **small(name))
+    assert relative_leak(model, 29, cuts=(0, 4, 8, 15, 20)) < 1e-5
+
+
+def unmasked(q, k, v, scale, **_):
+    everything = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
+    return softmax(q, k, v, scale, everything)
+
+
+def inverted(q, k, v, scale, **_):
+    """masked_fill on what is seen instead of on what is not."""
+    seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+    return (q @ k.mT * scale).masked_fill(seen, torch.finfo(q.dtype).min).softmax(-1) @ v
+
+
+def whole_sequence_landmarks(q, k, v, scale, **_):
+    return nystromformer(q, k, v, scale, landmarks=5)
+
+
+def sums_one_chunk_ahead(q, k, v, scale, **_):
+    """`kernel` with the running sums that hold the query's own chunk."""
+    q, k, v = (lib.attention._chunks(x, 8) for x in (F.elu(q) + 1, F.elu(k) + 1, v))
+    states, mass = (k.mT @ v).cumsum(2), k.sum(3).cumsum(2)
+    return (q @ states / (q @ mass[..., None])).flatten(2, 3)[:, :, : -(-45 // 8) * 8][:, :, :45]
+
+
+def own_segment_mean(q, k, v, scale, **_):
+    """Causal softmax beside a landmark of the query's own, unfinished segment."""
+    marks = lib.attention._chunks(v, 4).mean(3).repeat_interleave(4, dim=2)
+    return softmax(q, k, v, scale) + marks[:, :, : q.shape[2]]
+
+
+LEAKING = (unmasked, inverted, whole_sequence_landmarks, sums_one_chunk_ahead, own_segment_mean)
+
+
+@pytest.mark.parametrize("form", LEAKING, ids=lambda form: form.__name__)
+@pytest.mark.parametrize("takes_mask", [False, True])
+def test_the_leak_test_finds_what_leaks(form, takes_mask, monkeypatch):
+    def fitting(q, *given, **options):
+        # padded rows are longer than the 45 tokens: only the whole row is of interest
+        return form(q, *given, **options) if q.shape[2] == 45 else torch.zeros_like(q)
+
+    entry = Attention(fitting, fitting, takes_mask=takes_mask)
+    monkeypatch.setitem(ATTENTIONS, "leaking", entry)
+    monkeypatch.setitem(
+        AttentionInterface._global_mapping, "leaking", lib.attention._attend("leaking")
+    )
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "leaking", lib.attention._padding)
+    assert relative_leak(gpt2("leaking"), 45, cuts=(3, 9, 20, 43)) > 1e-2
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_leak_test_looks_behind_padding(side, monkeypatch):
+    """A leak that only padded rows have, as of a mask that forgets causality."""
+
+    def forgets(q, k, v, scale, mask=None, **_):
+        if mask is not None and bool(mask[0, 0, -1, 0]) == (side == "right"):
+            mask = mask.any(2, keepdim=True).expand_as(mask)
+        return softmax(q, k, v, scale, mask)
+
+    monkeypatch.setitem(ATTENTIONS, "leaking", Attention(forgets, forgets, takes_mask=True))
+    monkeypatch.setitem(
+        AttentionInterface._global_mapping, "leaking", lib.attention._attend("leaking")
+    )
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "leaking", lib.attention._padding)
+    assert relative_leak(gpt2("leaking"), 20, cuts=(3, 9)) > 1e-2
+
+
+def test_nothing_of_the_leaking_variants_stays_registered():
+    for registry in (
+        ATTENTIONS,
+        AttentionInterface._global_mapping,
+        AttentionMaskInterface._global_mapping,
+    ):
+        assert "leaking" not in registry
+
+
+@each
+def test_an_output_does_not_change_when_the_text_grows(name, small_chunks):
+    given, entry = heads(name, 30), ATTENTIONS[name]
+    options = {**entry.options, **small(name)}
+    whole = entry.form(scale=0.4, **given, **options)
+    for n in (1, 3, 4, 5, 8, 9, 17):
+        start = entry.form(scale=0.4, **{key: x[:, :, :n] for key, x in given.items()}, **options)
+        torch.testing.assert_close(start, whole[:, :, :n], atol=1e-10, rtol=1e-10)
+
+
+# --- padding and the KV cache
+
+
+@each
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_rows_of_a_padded_batch_equal_each_row_alone(name, side, small_chunks):
+    model = gpt2(name, **small(name))
+    rows = [row(n, seed=n) for n in (31, 5, 18, 1)]
+    logits = model(**padded(rows, 33, side)).logits
+    for tokens, got in zip(rows, logits, strict=True):
+        got = got[-len(tokens) :] if side == "left" else got[: len(tokens)]
+        close(got, model(tokens[None]).logits[0])
+
+
+@each
+def test_gradients_of_a_padded_batch_equal_each_row_alone(name, small_chunks):
+    rows = [row(n, seed=n) for n in (13, 6)]
+    gradients = []
+    for batched in (True, False):
+        model = gpt2(name, **small(name))
+        parts = [[*rows, rows[0][:0]]] if batched else [[r] for r in rows]  # a row of padding alone
+        total = 0.0
+        for part in parts:
+            inputs = padded(part, 15 if batched else len(part[0]))
+            total = total + model(**inputs).logits[inputs["attention_mask"].bool()].square().sum()
+        total.backward()
+        gradients.append({key: p.grad for key, p in model.named_parameters()})
+    for key, expected in gradients[1].items():
+        close(gradients[0][key], expected, 1e-4)
+
+
+@each
+@torch.no_grad()
+def test_a_row_of_padding_alone_leaves_the_others_as_they_are(name, small_chunks):
+    model = gpt2(name, **small(name))
+    inputs = padded([row(9), row(0), row(12)], 14)
+    logits = model(**inputs).logits
+    assert logits.isfinite().all()
+    without = model(**{key: x[[0, 2]] for key, x in inputs.items()}).logits
+    close(logits[[0, 2]], without, 1e-6)
+
+
+@each
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("lengths", [(40,), (40, 22)], ids=["one row", "left padding"])
+@torch.no_grad()
+def test_kv_cache_in_pieces_equals_the_whole(name, kind, lengths, small_chunks):
+    model = MODELS[kind](name, **small(name))
+    inputs = padded([row(n, seed=n) for n in lengths], 40)
+    whole = model(**inputs).logits
+    cache, start, pieces = None, 0, []
+    for n in (20, 7, *[1] * 13):
+        stop = start + n
+        output = model(
+            inputs["input_ids"][:, start:stop],
+            attention_mask=inputs["attention_mask"][:, :stop],
+            position_ids=inputs["position_ids"][:, start:stop],
+            past_key_values=cache, use_cache=True,
+        )  # fmt: skip
+        cache, start = output.past_key_values, stop
+        pieces.append(output.logits)
+    real = inputs["attention_mask"].bool()
+    close(torch.cat(pieces, dim=1)[real], whole[real])
+
+
+@each
+@torch.no_grad()
+def test_generate_in_a_padded_batch_equals_one_by_one_without_a_cache(name, small_chunks):
+    model = gpt2(name, **small(name))
+    rows = [row(n, seed=n) for n in (15, 6, 11)]
+    inputs = padded(rows, 15)
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    batch = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], **options)
+    for tokens, got in zip(rows, batch, strict=True):
+        for _ in range(8):
+            tokens = torch.cat([tokens, model(tokens[None]).logits[0, -1].argmax()[None]])
+        assert got[15:].tolist() == tokens[-8:].tolist()
+
+
+# --- fast forms against the readable ones
+
+
+@pytest.mark.parametrize(
+    ("name", "biased"), [(n, b) for n, e in ATTENTIONS.items() for b in {False, e.takes_bias}]
+)
+@pytest.mark.parametrize("length", [1, 5, 24, 29])  # 5: less than a block; 24: whole blocks
+def test_form_equals_naive_in_outputs_and_gradients(name, length, biased, small_chunks):
+    entry, given = ATTENTIONS[name], heads(name, length)
+    options = {**entry.options, **small(name)}
+    if biased:
+        slopes = torch.tensor([0.1, 1.0]).double().requires_grad_()
+
+        def bias(n_q, n_k):
+            keys = torch.arange(n_k)
+            return -slopes[:, None, None] * (keys[n_k - n_q :, None] - keys).double().abs().sqrt()
+
+        options["bias"] = bias
+    leaves = [*given.values(), *([slopes] if biased else [])]
+    results = []
+    for form in (entry.form, entry.naive):
+        output = form(scale=0.4, **given, **options)
+        weights = torch.randn(
+            output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype
+        )
+        results.append([output, *torch.autograd.grad((output * weights).sum(), leaves)])
+    for fast, naive in zip(*results, strict=True):
+        torch.testing.assert_close(fast, naive, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", [n for n, e in ATTENTIONS.items() if e.step])
+@torch.no_grad()
+def test_recurrent_steps_equal_naive(name):
+    entry, given = ATTENTIONS[name], heads(name, 21)
+    options = {**entry.options, **small(name)}
+    state, outputs, sizes = None, [], set()
+    for t in range(21):
+        now = {key: x[:, :, t : t + 1] for key, x in given.items()}
+        output, state = entry.step(state, scale=0.4, **now, **options)
+        outputs.append(output)
+        sizes.add(state.shape)
+    assert len(sizes) == 1
+    expected = entry.naive(scale=0.4, **given, **options)
+    torch.testing.assert_close(torch.cat(outputs, dim=2), expected, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"scale_attn_by_inverse_layer_idx": True}], ids=["", "layer scale"]
+)
+@pytest.mark.parametrize("name", ["softmax", "softmax_sdpa"])
+@pytest.mark.parametrize("lengths", [(12,), (12, 7)], ids=["one row", "left padding"])
+def test_softmax_is_transformers_own_gpt2(name, lengths, config):
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    inputs = padded([row(n, seed=n) for n in lengths], 12)
+    real, results = inputs["attention_mask"].bool(), []
+    for implementation in ("eager", name):
+        model = sharpened(small_gpt2(97, n_embd=32, **no_dropout, **config)).train()
+        model.set_attn_implementation(implementation)
+        logits = model(**inputs).logits[real]
+        logits.square().sum().backward()
+        results.append([logits, *(p.grad for p in model.parameters())])
+    for own, ours in zip(*results, strict=True):
+        close(ours, own, 1e-4)
+
+
+@pytest.mark.parametrize("form", [softmax, softmax_sdpa])
+def test_softmax_drops_weights_and_keeps_their_mean(form):
+    q, k = torch.randn(2, 1, 1, 400, 4, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        out = form(q, k, torch.ones_like(q), 0.5, dropout=0.5)[:, :, 100:]
+    assert out.std() > 0.01
+    assert out.mean() == pytest.approx(1.0, abs=0.03)
+    assert form(q, k, torch.ones_like(q), 0.5).sub(1).abs().max() < 1e-5
+
+
+# --- what each variant is
+
+
+@pytest.mark.parametrize("name", [n for n in ATTENTIONS if n not in WITHOUT_WEIGHTS])
+def test_weights_sum_to_one(name, small_chunks):
+    entry, given = ATTENTIONS[name], heads(name, 21)
+    given["v"] = torch.full_like(given["v"], 3.0)
+    out = entry.form(scale=0.4, **given, **entry.options | small(name))
+    torch.testing.assert_close(out, given["v"])
+
+
+def test_performer_features_estimate_the_exponential():
+    q, k = torch.randn(2, 64, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = torch.exp(q @ k.mT * 0.05)
+    errors = []
+    for n in (16, 256, 4096):
+        # a query's features are those of a key but for one factor, which the ratio cancels
+        one, two = (favor_features(x, scale=0.05, features=n) for x in (q, k))
+        assert one.shape == (64, n) and bool((one > 0).all())
+        errors.append(float((one @ two.mT / n / exact - 1).square().mean().sqrt()))
+    assert errors[0] > 1.5 * errors[1] and errors[1] > 2 * errors[2]
+    assert errors[2] < 0.05
+    as_query = favor_features(q, is_query=True, scale=0.05, features=4096)
+    ratio = as_query / one
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), atol=0, rtol=1e-2)
+    assert bool((as_query > 0).all()) and as_query.max() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_performer_rows_are_orthogonal_and_as_long_as_gaussian_ones():
+    rows = _projection(8, 512)
+    for block in rows.split(8):
+        gram = block @ block.T
+        assert (gram - gram.diag().diag()).abs().max() < 1e-4
+    assert rows.square().sum(1).mean() == pytest.approx(8, rel=0.1)  # chi squared, 8 degrees
+    assert rows.square().sum(1).std() == pytest.approx(4, rel=0.2)
+    assert _projection(8, 20).shape == (20, 8)
+
+
+def test_delta_overwrites_what_linear_adds_up():
+    k, v = torch.randn(2, 1, 1, 2, 8, generator=torch.Generator().manual_seed(0))
+    key = k[:, :, :1].expand_as(k)  # the same key twice, and asked for
+    stored = delta(key, key, v, 1.0, beta=torch.ones(1, 1, 2))[0, 0, 1]
+    torch.testing.assert_close(stored, v[0, 0, 1], atol=1e-5, rtol=1e-5)
+    added = kernel(key, key, v, 1.0)[0, 0, 1]
+    torch.testing.assert_close(added, v[0, 0].mean(0), atol=1e-5, rtol=1e-5)
+    ignored = delta(key, key, v, 1.0, beta=torch.tensor([[[1.0, 0.0]]]))[0, 0, 1]
+    torch.testing.assert_close(ignored, v[0, 0, 0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", [window, ATTENTIONS["window"].naive])
+def test_a_window_ends_exactly(form):
+    q, k, v = (heads("window", 30)[key] for key in "qkv")
+    out = form(q, k, v, 0.4, window=8)
+    for t in (8, 15, 16, 29):
+        for first, same in ((t - 8, True), (t - 7, False)):
+            with torch.no_grad():
+                changed_k, changed_v = k.clone(), v.clone()
+                changed_k[:, :, first] += 1.0
+                changed_v[:, :, first] -= 1.0
+            changed = form(q, changed_k, changed_v, 0.4, window=8)
+            assert torch.equal(changed[:, :, t], out[:, :, t]) == same
+
+
+@pytest.mark.parametrize("size", [30, 31, 500])
+def test_a_window_as_long_as_the_row_is_softmax(size):
+    q, k, v = (heads("window", 30)[key] for key in "qkv")
+    torch.testing.assert_close(window(q, k, v, 0.4, window=size), softmax(q, k, v, 0.4))
+
+
+def test_nystrom_is_softmax_with_one_token_or_the_whole_row_in_a_segment():
+    q, k, v = (heads("nystrom", 20)[key] for key in "qkv")
+    exact = softmax(q, k, v, 0.4)
+    torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=20, ridge=0.1), exact)
+    torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=64, ridge=0.1), exact)
+    torch.testing.assert_close(
+        nystrom(q, k, v, 0.4, segment=1, ridge=1e-12), exact, atol=1e-6, rtol=0
+    )
+    coarse = nystrom(q, k, v, 0.4, segment=4)
+    assert 1e-3 < (coarse - exact).norm() / exact.norm() < 0.5
+
+
+# --- in models
+
+
+@torch.no_grad()
+def test_softmax_is_a_pretrained_models_own_attention():
+    """Grouped queries, as in the stand-in, and RoPE of the model's own."""
+    inputs = padded([row(19), row(8)], 19)
+    real = inputs["attention_mask"].bool()
+    expected = llama()(**inputs).logits[real]
+    for name in ("softmax", "softmax_sdpa"):
+        close(use_attention(llama(), name)(**inputs).logits[real], expected)
+    for name in set(ATTENTIONS) - {"softmax", "softmax_sdpa", "window"}:  # 19 tokens: one window
+        changed = use_attention(llama(), name, **small(name))(**inputs).logits[real]
+        assert (changed - expected).abs().max() > 1e-3, name
+
+
+@each
+@torch.no_grad()
+def test_half_precision_stays_near_float32(name):
+    inputs = padded([row(70), row(20)], 70)
+    expected = gpt2(name)(**inputs).logits
+    scale = expected.abs().max()
+    late = gpt2(name).bfloat16()(**inputs).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        automatic = gpt2(name)(**inputs).logits
+    real = inputs["attention_mask"].bool()
+    for logits in (late, automatic):
+        assert logits.dtype == torch.bfloat16
+        assert ((logits - expected)[real].norm() / expected[real].norm()) < 0.1
+        assert ((logits - expected)[real].abs().max() / scale) < 0.2
+
+
+def test_options_are_the_last_calls():
+    model, ids = gpt2("window"), row(80)[None]
+    with torch.no_grad():
+        wide = model(ids).logits
+        narrow = use_attention(model, "window", window=4)(ids).logits
+        assert (narrow - wide).abs().max() > 1e-3
+        use_attention(model, "nystrom", segment=8)
+        assert torch.equal(use_attention(model, "window")(ids).logits, wide)
+
+
+@each
+def test_the_global_random_state_is_left_alone(name):
+    model = build(97, n_layer=1, n_head=2, n_embd=32)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        use_attention(model, name)(row(5)[None])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@torch.no_grad()
+def test_deltas_gates_are_saved_loaded_and_copied(tmp_path):
+    model, ids = gpt2("delta"), row(30)[None]
+    for module in attention_modules(model):
+        module.beta.bias.normal_()
+    save_model(model, str(tmp_path / "model.safetensors"))
+    loaded = gpt2("delta")
+    assert not torch.equal(loaded(ids).logits, model(ids).logits)
+    load_model(loaded, tmp_path / "model.safetensors")
+    for other in (loaded, copy.deepcopy(model)):
+        assert torch.equal(other(ids).logits, model(ids).logits)
+
+
+def test_deltas_gates_of_two_layers_differ_and_repeat():
+    one, two = gpt2("delta"), gpt2("delta")
+    first, second = (m.beta.weight for m in attention_modules(one))
+    assert first.shape == (2, 32) and not torch.equal(first, second)
+    assert torch.equal(first, attention_modules(two)[0].beta.weight)
+
+
+# --- bad input
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"'flash': choose of softmax, softmax_sdpa, .*nystrom"):
+        use_attention(small_gpt2(97), "flash")
+
+
+@pytest.mark.parametrize(("name", "options", "message"), [
+    ("window", {"size": 4}, "'window' has no option 'size': it takes window"),
+    ("softmax", {"window": 4}, "'softmax' has no option 'window': it takes none"),
+    ("window", {"window": 0}, "window=0 must be 1 or more"),
+    ("nystrom", {"segment": -1}, "segment=-1 must be 1 or more"),
+    ("performer", {"features": 0}, "features=0 must be 1 or more"),
+])  # fmt: skip
+def test_a_bad_option_is_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        use_attention(small_gpt2(97), name, **options)
+
+
+@pytest.mark.parametrize("name", [n for n, e in ATTENTIONS.items() if not e.takes_bias])
+@pytest.mark.parametrize("position", ["alibi", "t5"])
+def test_a_bias_needs_scores(name, position):
+    with pytest.raises(
+        ValueError, match=rf"'{position}' adds .*'{name}' does not .*choose of softmax"
+    ):
+        build(97, position, name, n_layer=1, n_head=2, n_embd=32)
+    model = build(97, position, n_layer=1, n_head=2, n_embd=32)
+    model.set_attn_implementation(name)  # past use_attention
+    with pytest.raises(ValueError, match=f"'{position}' adds"):
+        model(row(5)[None])
+
+
+@each
+def test_a_mask_of_four_dimensions_is_refused(name):
+    with pytest.raises(ValueError, match=r"padding mask \(B, T\), not one of shape \(1, 1, 6, 6\)"):
+        gpt2(name)(row(6)[None], attention_mask=torch.ones(1, 1, 6, 6, dtype=torch.bool))
+
+
+@each
+@pytest.mark.parametrize("kind", MODELS)
+def test_packed_rows_are_refused(name, kind):
+    with pytest.raises(ValueError, match="one document a row"):
+        MODELS[kind](name)(row(5)[None], position_ids=torch.tensor([[0, 1, 2, 0, 1]]))
+
+
+def test_delta_needs_its_gates():
+    model = small_gpt2(97)
+    model.set_attn_implementation("delta")
+    with pytest.raises(ValueError, match=r"'delta' has parameters of its own.*use_attention"):
+        model(row(5)[None])

@@ -1,0 +1,259 @@
+import math
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lib import costs
+from lib.attention import ATTENTIONS, nystrom, softmax
+from lib.costs import (
+    crossover,
+    decoding,
+    exponents,
+    leak,
+    nystrom_error,
+    nystromformer,
+    real_heads,
+    scaling,
+)
+from lib.models import small_gpt2
+from lib.scratch import build
+
+LENGTHS = (250, 500, 1_000, 2_000, 4_000)
+
+
+def table(**milliseconds):
+    """A table as `scaling` makes it, from functions of the length."""
+    rows = [
+        {
+            "attention": name,
+            "length": n,
+            "pass": kind,
+            "milliseconds": f(n) * (1 + (kind != "forward")),
+        }
+        for kind in costs.PASSES
+        for n in LENGTHS
+        for name, f in milliseconds.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+# --- time and memory
+
+
+def test_exponents_are_the_slopes_of_the_longest_lengths():
+    df = table(
+        quadratic=lambda n: 3e-6 * n**2,
+        linear=lambda n: 0.02 * n,
+        late=lambda n: 1.0 if n < 1_000 else (n / 1_000) ** 2,  # constant costs hide the start
+    )
+    got = exponents(df.sample(frac=1, random_state=0)).set_index(["attention", "pass"])["exponent"]
+    assert len(got) == 6
+    for kind in costs.PASSES:
+        assert got["quadratic", kind] == pytest.approx(2)
+        assert got["linear", kind] == pytest.approx(1)
+        assert got["late", kind] == pytest.approx(2)
+    wide = exponents(df, points=5).set_index(["attention", "pass"])["exponent"]
+    assert 0.5 < wide["late", "forward"] < 1.5
+    df["peak_megabytes"] = 0.0  # below what can be measured
+    assert exponents(df, "peak_megabytes")["exponent"].abs().max() == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("name", "length"), [
+    ("linear", 700),  # 0.7 n against n^2 / 1000, between two measured lengths
+    ("at_a_point", 1_000),
+    ("always", 250),  # the shortest measured
+    ("never", math.nan),
+    ("equal", math.nan),
+    ("in_the_middle", math.nan),  # slower again at the end
+    ("twice", 1_000 * math.sqrt(2)),
+])  # fmt: skip
+def test_crossover_is_where_it_stays_faster(name, length):
+    square = lambda n: n**2 / 1_000  # noqa: E731
+    df = table(
+        square=square,
+        linear=lambda n: 0.7 * n,
+        at_a_point=lambda n: n,
+        always=lambda n: 0.1 * n,
+        never=lambda n: 10 * n,
+        equal=square,
+        in_the_middle=lambda n: square(n) * (0.5 if 250 < n < 4_000 else 2),
+        twice=lambda n: square(n) * (2 if n in (250, 1_000) else 0.5),
+    )
+    assert crossover(df, name, "square") == pytest.approx(length, nan_ok=True)
+    assert crossover(df, name, "square", "forward") == pytest.approx(length, nan_ok=True)
+
+
+def test_scaling_times_every_variant():
+    names, lengths = list(ATTENTIONS), (70,)
+    df = scaling(names, lengths, repeats=2)
+    assert list(df.columns) == [
+        "attention", "length", "pass", "milliseconds", "spread", "peak_megabytes",
+    ]  # fmt: skip
+    keys = {(a, n, p) for a in names for n in lengths for p in costs.PASSES}
+    assert set(df[["attention", "length", "pass"]].itertuples(index=False, name=None)) == keys
+    assert len(df) == len(keys)
+    assert (df["milliseconds"] > 0).all() and (df["spread"] >= 0).all()
+    assert np.isfinite(df["peak_megabytes"]).all()
+
+
+def test_scaling_takes_the_median_of_turns(monkeypatch):
+    turns = [1.0, 10.0, 2.0, 20.0, 9.0, 30.0]  # two variants by turns, three rounds
+    taken = iter(turns * 4)  # of two lengths and two passes
+    monkeypatch.setattr(costs, "_seconds", lambda run: next(taken))
+    df = scaling(["softmax", "linear"], (4, 8), repeats=3)
+    assert df["length"].tolist() == [4] * 4 + [8] * 4
+    assert df["milliseconds"].tolist() == [2_000, 20_000] * 4
+    assert df["spread"].tolist() == [2_000, 5_000] * 4  # quartiles 1.5 and 5.5, 15 and 25
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a peak of one pass needs Linux's clear_refs")
+def test_softmax_holds_its_scores_and_the_fused_kernel_does_not():
+    df = scaling(["softmax", "softmax_sdpa"], (1_024,), repeats=2)
+    peak = df[df["pass"] == "forward"].set_index("attention")["peak_megabytes"]
+    scores = 4 * 1_024**2 * 4 / 1e6  # heads x tokens^2 x 4 bytes
+    assert peak["softmax"] > scores
+    assert peak["softmax_sdpa"] < scores / 2
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="'flash': choose of"):
+        scaling(["flash"], (8,))
+    with pytest.raises(ValueError, match="'flash': choose of"):
+        decoding(["flash"], (8,))
+
+
+# --- decoding
+
+
+def test_a_recurrent_state_stays_and_a_cache_grows():
+    names = [n for n, e in ATTENTIONS.items() if n != "nystrom"]
+    contexts = (16, 64, 200)
+    df = decoding(names, contexts, tokens=2)
+    assert list(df.columns) == ["attention", "form", "context", "milliseconds", "state_kilobytes"]
+    assert len(df) == len(names) * 3 and (df["milliseconds"] > 0).all()
+    size = df.pivot(index="attention", columns="context", values="state_kilobytes")
+    form = df.groupby("attention")["form"].first()
+    per_token = 2 * 4 * 64 * 4 / 1_000  # keys and values, heads, head size, bytes
+    for name in names:
+        expected = {
+            "softmax": [per_token * n for n in contexts],
+            "softmax_sdpa": [per_token * n for n in contexts],
+            "window": [per_token * min(n, 64) for n in contexts],
+            "linear": [4 * 64 * 65 * 4 / 1_000] * 3,
+            "performer": [4 * 64 * 65 * 4 / 1_000] * 3,
+            "delta": [4 * 64 * 64 * 4 / 1_000] * 3,
+        }.get(name)
+        recurrent = ATTENTIONS[name].step is not None
+        assert form[name] == ("recurrent" if recurrent else "kv_cache")
+        assert expected is None or size.loc[name].tolist() == pytest.approx(expected)
+        assert not recurrent or size.loc[name].nunique() == 1
+
+
+def test_what_cannot_be_decoded_step_by_step_is_refused():
+    with pytest.raises(ValueError, match="'nystrom' has no step form"):
+        decoding(["nystrom"], (16,))
+
+
+# --- the future-leak test (what it finds: test_attention.py)
+
+
+def test_leak_is_zero_for_transformers_own_gpt2_and_leaves_it_alone():
+    model = small_gpt2(97, n_embd=32)
+    state = torch.get_rng_state()
+    assert leak(model, 40) == 0
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_leak_of_a_model_without_numbers_is_no_zero():
+    model = build(97, n_layer=1, n_head=2, n_embd=32)
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = math.nan
+    assert math.isnan(leak(model, 40))
+
+
+# --- Nystrom on real queries and keys
+
+
+def llama():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        grouped = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        return LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes, **grouped)).eval()
+
+
+@pytest.mark.parametrize(("model", "projection"), [
+    (small_gpt2(97, n_embd=32), "c_proj"), (llama(), "o_proj"),
+], ids=["gpt2", "llama"])  # fmt: skip
+@torch.no_grad()
+def test_real_heads_are_what_the_models_attention_takes(model, projection):
+    outputs, hooks = [], []
+    for module in model.modules():
+        if hasattr(module, "layer_idx") and hasattr(module, projection):
+            hooks.append(getattr(module, projection).register_forward_pre_hook(
+                lambda _, given: outputs.append(given[0])
+            ))  # fmt: skip
+    ids = torch.arange(1, 24)[None]
+    model(ids)
+    own = list(outputs)
+    heads = real_heads(model, ids)
+    for hook in hooks:
+        hook.remove()
+    assert model.config._attn_implementation == "sdpa"
+    assert len(heads) == len(own) == 2
+    for (q, k, v, scale), output in zip(heads, own, strict=True):
+        assert q.shape == k.shape == v.shape == (1, q.shape[1], 23, 32 // q.shape[1])
+        again = softmax(q, k, v, scale).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(again, output, atol=1e-6, rtol=1e-5)
+
+
+def test_real_heads_restores_the_attention_after_an_error():
+    model = small_gpt2(97, n_embd=32)
+    with pytest.raises(IndexError):
+        real_heads(model, torch.tensor([[1, 97]]))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def random_heads(length=24, layers=2):
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda: torch.randn(1, 2, length, 8, generator=generator, dtype=torch.float64)  # noqa: E731
+    return [(draw(), draw(), draw(), 0.5) for _ in range(layers)]
+
+
+def test_nystroms_error_is_a_distance_from_softmax():
+    heads = random_heads()
+    df = nystrom_error(heads, (2, 24))
+    assert list(df.columns) == ["layer", "form", "landmarks", "error"]
+    assert len(df) == 2 * 3 * 2
+    error = df.set_index(["layer", "form", "landmarks"])["error"]
+    for layer, (q, k, v, scale) in enumerate(heads):
+        exact = softmax(q, k, v, scale)
+        by_hand = (nystrom(q, k, v, scale, segment=12) - exact).norm() / exact.norm()
+        assert error[layer, "causal", 2] == pytest.approx(float(by_hand))
+        whole = (q @ k.mT * scale).softmax(-1) @ v
+        by_hand = (nystromformer(q, k, v, scale, 2) - whole).norm() / whole.norm()
+        assert error[layer, "paper", 2] == pytest.approx(float(by_hand))
+        assert error[layer, "paper", 2] > 0.1
+        # as many landmarks as tokens: the paper's form is exact, the causal one up to its ridge
+        assert error[layer, "paper", 24] < 1e-6
+        assert error[layer, "causal", 24] < error[layer, "near_only", 24] / 3
+        assert error[layer, "near_only", 24] > 0.3  # a token sees itself alone
+        torch.testing.assert_close(
+            nystrom(q, k, v, scale, segment=1, ridge=1e-12), exact, atol=1e-6, rtol=0
+        )
+
+
+def test_near_only_is_softmax_where_one_segment_holds_everything():
+    error = nystrom_error(random_heads(layers=1), (1,)).set_index("form")["error"]
+    assert error["near_only"] < 1e-12 and error["causal"] < 1e-12
+
+
+@pytest.mark.parametrize("landmarks", [(4, 25), (0, 4)])
+def test_landmarks_that_tokens_cannot_fill_are_refused(landmarks):
+    with pytest.raises(ValueError, match="landmark"):
+        nystrom_error(random_heads(), landmarks)

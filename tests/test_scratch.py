@@ -1,0 +1,332 @@
+import math
+import shutil
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+
+from lib import profile, scratch
+from lib.encodings import train_encoding
+from lib.scratch import (
+    Recipe,
+    StreamScore,
+    build,
+    documents,
+    encoding_of,
+    held_out,
+    length_for,
+    run_path,
+    score_stream,
+    stream,
+    train,
+    train_all,
+)
+from lib.tasks import Example, Task, load_task
+
+TINY = Recipe(
+    seed=0, encoding="bpe", vocab_size=300, train_length=32, train_bytes=20_000, n_positions=32,
+    n_layer=1, n_head=2, n_embd=32,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run():
+    return train(TINY)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return held_out("debian", 600)
+
+
+def weights(model):
+    return {key: p.detach().clone() for key, p in model.named_parameters()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(scratch, "_train", refuse)
+
+
+# --- runs
+
+
+def test_a_run_learns_and_says_what_it_was(run, texts):
+    untrained = build(run.encoding, n_positions=32, n_layer=1, n_head=2, n_embd=32, seed=0)
+    scores = [
+        score_stream(m, run.encoding, texts, 32).bits_per_byte for m in (untrained, run.model)
+    ]
+    per_byte = (len(stream(run.encoding, texts)) - 1) / sum(len(t.encode()) for t in texts)
+    assert scores[0] == pytest.approx(math.log2(300) * per_byte, rel=0.02)  # a uniform guess
+    assert scores[1] < 0.9 * scores[0]
+    assert asdict(TINY).items() <= run.summary.items()
+    tokens = len(stream(run.encoding, documents("debian", "train", 20_000, seed=0))) - 1
+    assert run.summary["steps"] == tokens // 32 // 4
+    assert run.summary["tokens"] == run.summary["steps"] * 4 * 32 <= tokens
+    assert run.summary["parameters"] == sum(p.numel() for p in run.model.parameters())
+    assert run.summary["tokens_per_second"] > 0
+    assert not run.model.training and run.model.config.use_cache
+    assert run_path(TINY).is_relative_to(profile.output_root())
+    assert {p.name for p in run_path(TINY).iterdir()} - {".lock"} == {
+        "run.json",
+        "model.safetensors",
+    }
+
+
+def test_the_same_recipe_gives_the_same_weights(run):
+    before = weights(run.model)
+    shutil.rmtree(run_path(TINY))
+    torch.manual_seed(123)  # of no influence
+    again = train(TINY)
+    assert same(before, weights(again.model))
+    assert not same(
+        before, weights(build(run.encoding, n_positions=32, n_layer=1, n_head=2, n_embd=32))
+    )
+
+
+def test_a_finished_run_is_loaded(run, no_training):
+    loaded = train(TINY)
+    assert loaded.model is not run.model
+    assert same(weights(loaded.model), weights(run.model))
+    assert loaded.summary["steps"] == run.summary["steps"]
+    assert [r.recipe for r in train_all([TINY, TINY])] == [TINY, TINY]
+    with pytest.raises(AssertionError, match="trained again"):
+        train(replace(TINY, seed=1))
+
+
+@pytest.mark.parametrize(("position", "attention"), [("t5", "window"), ("none", "delta")])
+def test_parameters_of_position_and_attention_are_trained_and_loaded(position, attention, texts):
+    recipe = replace(TINY, position=position, attention=attention, train_bytes=6_000)
+    fresh = build(
+        encoding_of("debian", "bpe", 300),
+        position,
+        attention,
+        n_positions=32,
+        n_layer=1,
+        n_head=2,
+        n_embd=32,
+    )
+    first, second = train(recipe), train(recipe)
+    assert same(weights(first.model), weights(second.model))
+    own = [k for k in weights(fresh) if "wpe" in k or "beta" in k]
+    assert own
+    for key in own:
+        assert not torch.equal(weights(fresh)[key], weights(second.model)[key]), key
+    ids = stream(second.encoding, texts[:1])[None, :20]
+    with torch.no_grad():
+        assert torch.equal(first.model(ids).logits, second.model(ids).logits)
+
+
+def test_another_field_gives_another_folder():
+    changed = {
+        "seed": 1, "corpus": "tang", "encoding": "unigram", "position": "rope", "attention": "linear",
+        "vocab_size": None, "learning_rate": 1e-3, "warmup_share": 0.2,
+    }  # fmt: skip
+    recipes = [TINY]
+    for field, value in asdict(TINY).items():
+        new = changed[field] if field in changed else value + 1
+        assert new != value
+        recipes.append(replace(TINY, **{field: new}))
+    assert len({run_path(r) for r in recipes}) == len(recipes)
+    assert run_path(TINY) == run_path(replace(TINY))
+
+
+def test_another_text_gives_another_folder(monkeypatch):
+    before = run_path(TINY)
+    task = replace(load_task("debian"), sha256="0" * 64)
+    monkeypatch.setattr(scratch, "_task", lambda corpus: task)
+    assert run_path(TINY) != before
+
+
+@pytest.mark.parametrize("damage", [
+    lambda path: (path / "run.json").write_text('{"seed": 0,'),
+    lambda path: (path / "model.safetensors").write_bytes(b"\x10"),
+    lambda path: (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-9]),
+    lambda path: (path / "model.safetensors").unlink(),
+], ids=["json", "short", "cut", "missing"])  # fmt: skip
+def test_a_damaged_run_says_which_folder_to_delete(damage, run, tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    shutil.copytree(run_path(TINY), path)
+    damage(path)
+    monkeypatch.setattr(scratch, "run_path", lambda recipe: path)
+    with pytest.raises(ValueError, match=r"run is damaged \(.*delete the folder, run again"):
+        train(TINY)
+
+
+def test_a_run_of_another_shape_is_damaged(run, monkeypatch):
+    path = run_path(TINY)
+    monkeypatch.setattr(scratch, "run_path", lambda recipe: path)
+    with pytest.raises(ValueError, match="is damaged"):
+        train(replace(TINY, n_embd=64))
+
+
+def test_too_little_text_for_a_step():
+    recipe = replace(TINY, train_bytes=500, rows=64)
+    with pytest.raises(
+        ValueError, match=r"rows of 32 tokens do not fill one step of 64: raise train_bytes"
+    ):
+        train(recipe)
+    assert not (run_path(recipe) / "run.json").exists()
+
+
+def test_two_processes_do_not_train_one_run():
+    recipe = replace(TINY, seed=99)
+    path = run_path(recipe)
+    path.mkdir(parents=True)
+    with FileLock(path / ".lock"), pytest.raises(RuntimeError, match="trained by another process"):
+        train(recipe)
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("corpus", "debain"), ("encoding", "bpee"), ("position", "ropes"), ("attention", "flash"),
+])  # fmt: skip
+def test_unknown_names_are_refused(field, value, no_training):
+    with pytest.raises(ValueError, match=f"'{value}'.* choose"):
+        train(replace(TINY, **{field: value}))
+
+
+# --- text
+
+
+@pytest.fixture
+def five(monkeypatch):
+    examples = [Example(f"d{i}", f"{i}:", "é" * (i + 3), (), f"g{i}") for i in range(5)]
+    task = Task("five", examples, examples[:2], examples[:1], "", "")
+    monkeypatch.setattr(scratch, "_task", lambda corpus: task)
+    return [e.prompt + e.target for e in examples]
+
+
+def test_documents_are_all_taken_once_before_any_is_taken_twice(five):
+    size = sum(len(t.encode()) for t in five)
+    assert size == 5 * 2 + 2 * (3 + 4 + 5 + 6 + 7)
+    drawn = documents("five", n_bytes=2 * size + 1, seed=3)
+    assert len(drawn) == 11
+    assert set(drawn[:5]) == set(drawn[5:10]) == set(five)
+    assert drawn[:5] != drawn[5:10]  # a new order each time round
+    assert drawn[:3] == documents("five", n_bytes=sum(len(t.encode()) for t in drawn[:3]), seed=3)
+    assert len({tuple(documents("five", n_bytes=size, seed=s)) for s in range(6)}) > 3
+
+
+def test_documents_without_a_seed_keep_their_order(five):
+    assert documents("five") == five
+    assert documents("five", n_bytes=9) == five[:2]
+    assert documents("five", "validation", 1_000)[:5] == [*five[:2], *five[:2], five[0]]
+
+
+def test_every_encoding_sees_the_same_documents():
+    texts = documents("debian", n_bytes=3_000, seed=5)
+    for name, size in (("bytes", None), ("bpe", 300)):
+        encoding = train_encoding(name, texts, size)
+        ids = stream(encoding, texts)
+        assert ids[0] == ids[-1] == encoding.eos_token_id
+        assert int((ids == encoding.eos_token_id).sum()) == len(texts) + 1
+        assert encoding.decode(ids.tolist()) == "".join(texts)
+
+
+def test_rows_make_every_token_a_target_once():
+    rows = scratch._rows(torch.arange(100), 9)
+    batch = scratch._collate(rows)
+    assert batch["input_ids"].shape == batch["labels"].shape == (11, 9)
+    assert batch["labels"].flatten().tolist() == list(range(1, 100))
+    assert torch.equal(batch["labels"], batch["input_ids"] + 1)
+
+
+def test_length_for_counts_bytes_in_tokens(five):
+    """Validation holds d0 and d1: 18 bytes, 11 characters."""
+    encoding = train_encoding("characters", [*five, *five])
+    assert length_for(encoding, "five", 180) == 110
+    assert length_for(train_encoding("bytes", five), "five", 180) == 180
+    assert length_for(encoding, "five", 1) == 2
+
+
+# --- scores
+
+
+def direct(model, inputs, targets):
+    """Nats per token of one window."""
+    with torch.no_grad():
+        logits = model(inputs[None]).logits[0]
+    return F.cross_entropy(logits, targets, reduction="none").numpy()
+
+
+def test_blocks_score_every_token_once(run, texts):
+    score = score_stream(run.model, run.encoding, texts, 16)
+    ids = stream(run.encoding, texts)
+    expected = [
+        direct(run.model, ids[i : i + 16][: len(ids) - 1 - i], ids[i + 1 : i + 17])
+        for i in range(0, len(ids) - 1, 16)
+    ]
+    assert len(ids) % 16 != 1  # the last block is shorter
+    np.testing.assert_allclose(score.nats, np.concatenate(expected), atol=1e-5)
+    assert score.position.tolist() == [i % 16 + 1 for i in range(len(ids) - 1)]
+    assert score.n_bytes == sum(len(t.encode()) for t in texts)
+    assert score.unknown_bits == 0
+
+
+@pytest.mark.parametrize("stride", [1, 5])
+def test_sliding_windows_score_every_token_once(stride, run, texts):
+    text, length = [texts[0][:90]], 12
+    ids = stream(run.encoding, text)
+    n = len(ids) - 1
+    score = score_stream(run.model, run.encoding, text, length, stride, batch_tokens=40)
+    nats, position = np.full(n, np.nan), np.zeros(n, int)
+    nats[:length], position[:length] = (
+        direct(run.model, ids[:length], ids[1 : length + 1]),
+        range(1, 13),
+    )
+    for first in range(length, n, stride):
+        start, end = first + stride - length, min(first + stride, n)  # the last window is shorter
+        nats[first:end] = direct(run.model, ids[start:end], ids[start + 1 : end + 1])[
+            first - start :
+        ]
+        position[first:end] = range(first - start + 1, end - start + 1)
+    np.testing.assert_allclose(score.nats, nats, atol=1e-5)
+    assert score.position.tolist() == position.tolist()
+    if stride == 1:
+        assert set(score.position[length:]) == {length}
+
+
+def test_a_text_shorter_than_the_window_is_one_block(run):
+    score = score_stream(run.model, run.encoding, ["ab"], 32)
+    ids = stream(run.encoding, ["ab"])
+    np.testing.assert_allclose(score.nats, direct(run.model, ids[:-1], ids[1:]), atol=1e-5)
+
+
+def test_bits_per_byte_count_the_unknown():
+    nats = np.array([1.0, 2.0, 3.0]) * math.log(2)
+    assert StreamScore(nats, np.arange(1, 4), 4, 0.0).bits_per_byte == pytest.approx(6 / 4)
+    assert StreamScore(nats, np.arange(1, 4), 4, 16.0).bits_per_byte == pytest.approx(22 / 4)
+    encoding = train_encoding("characters", ["abab"])
+    model = build(encoding, n_layer=1, n_head=2, n_embd=32)
+    score = score_stream(model, encoding, ["a春b", "ba"], 8)
+    assert score.unknown_bits == 8 * 3 + 8  # the character's bytes and its end
+    assert score.n_bytes == 7
+    assert len(score.nats) == 7  # three tokens, EOS, two tokens, EOS
+    assert score.bits_per_byte == pytest.approx((score.nats.sum() / math.log(2) + 32) / 7)
+
+
+@pytest.mark.parametrize("stride", [0, -1, 17])
+def test_a_stride_that_skips_tokens_is_refused(stride, run, texts):
+    with pytest.raises(ValueError, match=f"stride={stride} must lie between 1 and length=16"):
+        score_stream(run.model, run.encoding, texts, 16, stride)
+
+
+def test_build_takes_the_vocabulary_and_options_and_repeats():
+    encoding = train_encoding("bytes", ["a"])
+    model = build(encoding, attention="window", n_layer=1, n_head=2, n_embd=32, window=7)
+    assert model.config.vocab_size == 257
+    assert model.transformer.h[0].attn.attention_options == {"window": 7}
+    state = torch.get_rng_state()
+    one, two, other = (build(97, "t5", "window", n_embd=32, seed=s) for s in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(weights(one), weights(two)) and not same(weights(one), weights(other))
