@@ -349,7 +349,7 @@ def use_attention(model: PreTrainedModel, name: str, **options) -> PreTrainedMod
     """Make `model`, pretrained or not, run the attention `name`, and return it.
 
     `options` replace the variant's own (window, features, segment, ridge). New parameters (delta's beta) start
-    from seed 0. Raises ValueError for an unknown variant or option, or one that the model's position
+    from fixed seeds. Raises ValueError for an unknown variant or option, or one that the model's position
     encoding does not fit.
     """
     entry = attention(name)
@@ -480,6 +480,12 @@ def _take(x: Tensor, order: Tensor) -> Tensor:
     return x.gather(2, order[:, None, :, None].expand_as(x))
 
 
-for _name in ATTENTIONS:
-    AttentionInterface.register(_name, _attend(_name))
-    AttentionMaskInterface.register(_name, _padding)
+def register(name: str, entry: Attention) -> None:
+    """Make `name` known here and to transformers."""
+    ATTENTIONS[name] = entry
+    AttentionInterface.register(name, _attend(name))
+    AttentionMaskInterface.register(name, _padding)
+
+
+for _name, _entry in ATTENTIONS.items():
+    register(_name, _entry)

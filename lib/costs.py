@@ -16,7 +16,15 @@ from tqdm.auto import tqdm
 from transformers import AttentionInterface, PreTrainedModel
 
 from lib import profile
-from lib.attention import attention, nystrom, softmax, softmax_sdpa
+from lib.attention import (
+    ATTENTIONS,
+    Attention,
+    attention,
+    nystrom,
+    register,
+    softmax,
+    softmax_sdpa,
+)
 from lib.memory import peak_megabytes, reset_peak_memory
 
 HEADS, HEAD_DIM = (
@@ -58,7 +66,8 @@ def _pass(name: str, kind: str, qkv: Sequence[Tensor], given: dict) -> Callable[
 
 def scaling(names: Sequence[str], lengths: Sequence[int], repeats: int = 5) -> pd.DataFrame:
     """One attention operation, batch 1, HEADS heads of HEAD_DIM: attention, length, pass, milliseconds (median of
-    `repeats` rounds in which the variants take turns), spread (its quartiles' half-distance), peak_megabytes.
+    `repeats` rounds, 2 or more, in which the variants take turns), spread (half the distance of its quartiles),
+    peak_megabytes.
 
     Memory is what the pass adds to its inputs at its peak: allocated bytes on a GPU, resident memory on a CPU,
     where less than a megabyte is noise.
@@ -154,7 +163,7 @@ def decoding(names: Sequence[str], contexts: Sequence[int], tokens: int = 20) ->
             if entry.step:
                 state, step = _recurrent(name, context)
             elif name.startswith("softmax"):
-                state, step = _cached(name, context, context)
+                state, step = _cached(name, context)
             elif name == "window":
                 state, step = _cached("softmax_sdpa", context, entry.options["window"])
             else:
@@ -187,12 +196,13 @@ def _recurrent(name: str, context: int) -> tuple[list[Tensor], Callable]:
     return [state], lambda s, q, k, v, given: attention(name).step(s[0], q, k, v, scale, **given)
 
 
-def _cached(name: str, context: int, kept: int) -> tuple[list[Tensor], Callable]:
-    (_, k, v), _ = _inputs(name, min(context, kept))
+def _cached(name: str, context: int, window: int | None = None) -> tuple[list[Tensor], Callable]:
+    """Keys and values of the context (of the last `window` tokens, the new one included) and a step over them."""
+    kept = context if window is None else min(context, window - 1)
+    (_, k, v), _ = _inputs(name, kept)
 
     def step(cache, q, k, v, given):
-        keys, values = (torch.cat([old[:, :, -kept + 1 :] if kept < context else old, new], dim=2)
-                        for old, new in zip(cache, (k, v), strict=True))  # fmt: skip
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(cache, (k, v), strict=True))
         return attention(name).form(q, keys, values, HEAD_DIM**-0.5, **given)
 
     return [k, v], step
@@ -259,6 +269,8 @@ def leak(
     vocabulary = model.config.vocab_size
     one, other = torch.randint(vocabulary, (2, 1, length), generator=generator).to(model.device)
     edges = {1, 31, 32, 33, 63, 64, 65, length // 2, length - 2}
+    if length < 3:
+        raise ValueError(f"length={length} leaves no later token to change: take 3 or more.")
     changes = [torch.zeros((), device=model.device)]
     for left, right in ((0, 0), (padding, 0), (0, padding)):
         before = _logits(model, one, left, right)
@@ -291,18 +303,13 @@ def leaking(model: PreTrainedModel, length: int) -> pd.DataFrame:
     }
     before, rows = model.config._attn_implementation, []
     for name, form in forms.items():
-        AttentionInterface.register(
-            "leaking",
-            lambda m, q, k, v, mask, scaling, form=form, **_: (
-                form(q, k, v, scaling).transpose(1, 2),
-                None,
-            ),
-        )
+        register("leaking", Attention(form, form))
         model.set_attn_implementation("leaking")
         try:
             rows.append({"attention": name, "max_difference": leak(model, length)})
         finally:
             model.set_attn_implementation(before)
+            del ATTENTIONS["leaking"]
     return pd.DataFrame(rows)
 
 
@@ -315,7 +322,7 @@ def weights(
     """
     generator = torch.Generator().manual_seed(seed)
     k = torch.randn(1, 1, length, head_dim, generator=generator).cumsum(2)
-    k = 2 * torch.nn.functional.normalize(k, dim=-1) * head_dim**0.25
+    k = 3 * torch.nn.functional.normalize(k, dim=-1) * head_dim**0.25
     q = k + 0.3 * torch.randn(k.shape, generator=generator)
     v = torch.eye(length)[None, None]
     found = {}
@@ -335,8 +342,8 @@ def weights(
 def real_heads(
     model: PreTrainedModel, input_ids: Tensor
 ) -> list[tuple[Tensor, Tensor, Tensor, float]]:
-    """Per layer the (q, k, v, scale) that `model` gives its attention for `input_ids` (1, T): q, k, v (1, H, T, D),
-    position code included, keys and values repeated for grouped-query attention.
+    """Per layer the (q, k, v, scale) that a pretrained `model` gives its attention for `input_ids` (1, T):
+    q, k, v (1, H, T, D), position code included, keys and values repeated for grouped-query attention.
     """
     heads = []
 

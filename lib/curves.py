@@ -31,7 +31,7 @@ def strips(texts: Mapping[str, Mapping[str, Sequence[str]]], width: float = 7.2)
     measure = fig.canvas.get_renderer() if hasattr(fig.canvas, "get_renderer") else None
     y = 0.0
     for title, rows in texts.items():
-        ax.text(0, y, _visible(title), va="center", fontsize=9)
+        ax.text(0, y, title, va="center", fontsize=9, parse_math=False)
         for name, tokens in rows.items():
             y -= HEIGHT * 1.15
             ax.text(0, y, name, va="center", fontsize=8)

@@ -210,7 +210,7 @@ def lines(df: pd.DataFrame, x: str, y: str, series: str, panel: str | None = Non
                              figsize=(max(6.4, 3.6 * len(panels)), 3.8))  # fmt: skip
     for ax, (title, part) in zip(axes[0], panels, strict=True):
         ticks = sorted(part[x].unique())
-        for i, name in enumerate(dict.fromkeys(df[series])):
+        for i, name in enumerate(dict.fromkeys((df if sharey else part)[series])):
             groups = part[part[series] == name].groupby(x)[y]
             mean = groups.mean()
             if mean.empty:
@@ -223,9 +223,8 @@ def lines(df: pd.DataFrame, x: str, y: str, series: str, panel: str | None = Non
                     textcoords="offset points", va="top", ha="right", color=look["color"], fontsize=7.5,
                 )  # fmt: skip
                 mean = mean.clip(upper=top)
-            ax.plot(
-                mean.index, mean, label=str(name), marker=MARKERS[i % 6], markersize=3.5, **look
-            )
+            marker = MARKERS[i % 6] if len(mean) <= 20 else ""
+            ax.plot(mean.index, mean, label=str(name), marker=marker, markersize=3.5, **look)
             ax.fill_between(mean.index, groups.min().clip(upper=top), groups.max().clip(upper=top),
                             color=look["color"], alpha=0.15, linewidth=0)  # fmt: skip
         if logx:
@@ -244,13 +243,15 @@ def lines(df: pd.DataFrame, x: str, y: str, series: str, panel: str | None = Non
 
 
 def matrices(panels: Mapping[str, np.ndarray], columns: int = 4, label="weight"):
-    """Small square matrices side by side, one colour scale each around 0: red below, blue above."""
+    """Small square matrices side by side, red below 0 and blue above. Each has its own colour scale, which ends where
+    3 % of its entries lie beyond: a few large ones would leave the rest white.
+    """
     rows = -(-len(panels) // columns)
     fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=(1.75 * columns, 1.95 * rows))
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, (name, matrix) in zip(axes.flat, panels.items(), strict=False):
-        limit = float(np.abs(matrix).max()) or 1.0
+        limit = float(np.quantile(np.abs(matrix[matrix != 0]), 0.97)) if matrix.any() else 1.0
         ax.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
         ax.set_title(name, fontsize=8.5)
         ax.plot(

@@ -29,12 +29,23 @@ class Position(nn.Module):
 
     name = "none"
     biases_scores = False
+    inside_attention = False  # then only lib.attention's variants can be used with it
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
+        self.config = config
 
     def forward(self, position_ids: Tensor) -> Tensor:
-        """position_ids (B, T) -> what is added to the embeddings, (B, T, n_embd) or a single 0."""
+        """position_ids (B, T) -> what is added to the embeddings, (B, T, n_embd) or a single 0.
+
+        Raises ValueError where attention would leave the code out.
+        """
+        used = self.config._attn_implementation
+        if self.inside_attention and used not in ATTENTIONS:
+            raise ValueError(
+                f"position {self.name!r} works inside attention, and {used!r} would leave it out: choose an "
+                f"attention of {', '.join(ATTENTIONS)}."
+            )
         return torch.zeros((), device=position_ids.device)
 
     def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +105,7 @@ class Rope(Position):
     """
 
     name = "rope"
+    inside_attention = True
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
@@ -114,7 +126,7 @@ class Alibi(Position):
     """Scores fall linearly with the distance, with a fixed slope per head (Press et al. 2022, 2108.12409)."""
 
     name = "alibi"
-    biases_scores = True
+    biases_scores = inside_attention = True
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
@@ -133,7 +145,7 @@ class T5Bias(Position):
     """
 
     name = "t5"
-    biases_scores = True
+    biases_scores = inside_attention = True
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
@@ -210,7 +222,7 @@ def use_position(model: GPT2LMHeadModel, name: str) -> GPT2LMHeadModel:
 
 
 def shapes(positions: int, n_head: int, head_dim: int) -> pd.DataFrame:
-    """What the untrained codes make of the distance between query and key: code, line, distance, value.
+    """What the untrained codes make of the distance between query and key: code, what, line, distance, value.
 
     ALiBi: the bias per head. RoPE: the score of a vector of ones with itself, over its length. Sinusoidal: the
     cosine of the two positions' vectors. T5: the bucket's number, up to twice the largest distance.
@@ -222,15 +234,17 @@ def shapes(positions: int, n_head: int, head_dim: int) -> pd.DataFrame:
     vectors = Sinusoidal(config)(distance[None])[0]
     cosine = torch.cosine_similarity(vectors[-1:], vectors).flip(0)
     bias = Alibi(config).bias(1, positions)[:, 0].flip(1)
+    what = {"alibi": "added to the score", "rope": "score of q = k = (1, ..., 1)",
+            "sinusoidal": "cosine of the vectors", "t5": "bucket"}  # fmt: skip
     lines = [("alibi", f"head {h + 1}", bias[h]) for h in range(n_head)]
-    lines += [("rope", "q = k = 1", (q[0, 0, -1:] @ k[0, 0].T)[0].flip(0) / head_dim)]
-    lines += [("sinusoidal", "cosine", cosine)]
+    lines += [("rope", "", (q[0, 0, -1:] @ k[0, 0].T)[0].flip(0) / head_dim)]
+    lines += [("sinusoidal", "", cosine)]
     rows = [{"code": code, "line": line, "distance": int(d), "value": float(v)}
             for code, line, values in lines for d, v in zip(distance, values, strict=True)]  # fmt: skip
     far = torch.arange(2 * T5_MAX_DISTANCE)
-    rows += [{"code": "t5", "line": "bucket", "distance": int(d), "value": float(b)}
+    rows += [{"code": "t5", "line": "", "distance": int(d), "value": float(b)}
              for d, b in zip(far, t5_bucket(far), strict=True)]  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(what=lambda df: df["code"] + ": " + df["code"].map(what))
 
 
 @torch.no_grad()

@@ -241,21 +241,24 @@ def _step_timer(recipe: Recipe) -> Callable[[int], float]:
 
 
 def run_path(recipe: Recipe) -> Path:
-    identity = [asdict(recipe), _task(recipe.corpus).sha256]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    """data/runs/scratch-<task>-<variants>-seed<seed>-<hash>: another recipe or dataset is another folder."""
+    task = _task(recipe.corpus)
+    identity = json.dumps([asdict(recipe), task.sha256], sort_keys=True)
     parts = [
-        recipe.corpus,
+        task.name,
         recipe.encoding,
         str(recipe.vocab_size or ""),
         recipe.position,
         recipe.attention,
     ]
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
     name = "-".join(["scratch", *filter(None, parts), f"seed{recipe.seed}", digest])
     return profile.output_root() / "data" / "runs" / name
 
 
 def train(recipe: Recipe, quiet: bool = True) -> Trained:
-    """The model of `recipe`, trained now or loaded from data/runs.
+    """The model of `recipe`, trained now or loaded from data/runs. A run knows its recipe and data, not the code behind
+    a variant's name: whoever changes that deletes the variant's runs.
 
     Raises ValueError for unknown names or too little text, RuntimeError where another process is at it.
     """
@@ -398,6 +401,8 @@ def score_stream(model: GPT2LMHeadModel, encoding: Encoding, texts: Sequence[str
     stride = length if stride is None else stride
     if not 1 <= stride <= length:
         raise ValueError(f"stride={stride} must lie between 1 and length={length}.")
+    if not any(texts):
+        raise ValueError("No text to score: pass some documents.")
     ids = stream(encoding, texts)
     inputs, targets = ids[:-1], ids[1:]
     spans = []  # (window's start, first scored, end)

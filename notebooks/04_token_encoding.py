@@ -103,7 +103,7 @@ LANGUAGES = {"debian": "English (debian)", "tang": "Chinese (tang)"}
 #   of a character. All but `gpt2` and `bytes` learned their pieces from the training split of that language.
 
 # %%
-EXAMPLES = {"debian": "file transfer utility for devices", "tang": "霜叶红于二月花。"}
+EXAMPLES = {"debian": "file transfer utility for devices", "tang": "欲住村西日日慵，"}
 SHOWN = {corpus: dict.fromkeys([*CONDITIONS[corpus], ("gpt2", None)]) for corpus in CONDITIONS}
 cut = {
     LANGUAGES[corpus]: {
@@ -184,6 +184,8 @@ for corpus in CONDITIONS:
 #
 # - Learned on the training split, measured on held-out text. `lossless_percent`: documents that come back as
 #   they were; `unknown_percent`: characters lost; `invalid_percent`: tokens that are not valid UTF-8 alone.
+# - WordPiece spends two entries on a character, alone and inside a word, and at most half of its table on
+#   them: of 4,096 entries that is 1,024 characters. In Chinese the price of UNK decides its result.
 
 
 # %%
@@ -194,7 +196,7 @@ def statistics(corpus: str, name: str, size: int | None) -> dict:
 
 
 facts = pd.DataFrame([statistics(corpus, *c) for corpus in SHOWN for c in SHOWN[corpus]])
-columns = [c for c in facts if c.endswith(("_token", "_percent"))]
+columns = [c for c in facts if c.endswith(("_token", "_percent", "_per_byte"))]
 facts.set_index(["corpus", "label"])[["vocab_size", *columns]].round(2)
 
 # %% [markdown]
@@ -219,7 +221,8 @@ poem.round(2)
 # documents in the same order for a seed, the same optimizer and schedule.
 #
 # - A row holds 512 bytes of text on average, whatever that is in tokens (`length_for`), and a step four rows: runs
-#   of equal bytes also have the same number of steps and the same view back in the text.
+#   of equal bytes see equally far back, and have the same number of steps within 3 % (EOS, one a document,
+#   weighs more in a short sequence).
 
 # %%
 show(scratch.length_for, scratch.stream)
@@ -236,10 +239,9 @@ show(encodings._bpe, encodings._unigram)
 def recipe(seed: int, corpus: str, name: str, size: int | None) -> scratch.Recipe:
     n = scratch.length_for(scratch.encoding_of(corpus, name, size), corpus, 512)
     what = {"seed": seed, "corpus": corpus, "encoding": name, "vocab_size": size}
-    size_of_model = {"n_positions": n, "n_layer": budget.n_layer, "n_embd": budget.n_embd}
-    return scratch.Recipe(
-        **what, **size_of_model, train_length=n, train_bytes=budget.encoding_bytes
-    )
+    shape = {"n_positions": n, "n_layer": budget.n_layer, "n_embd": budget.n_embd}
+    amount = {"train_length": n, "train_bytes": budget.encoding_bytes}
+    return scratch.Recipe(**what, **shape, **amount)
 
 
 conditions = [(corpus, *c) for corpus in CONDITIONS for c in CONDITIONS[corpus]]
@@ -281,14 +283,13 @@ def measure(run: scratch.Trained, kind: str) -> dict:
     score = scratch.score_stream(run.model, run.encoding, texts, r.train_length, batch_tokens=2_048)
     row = {"label": label(r.encoding, r.vocab_size), "budget": kind}
     row |= {"bits_per_byte": score.bits_per_byte, "perplexity": math.exp(score.nats.mean())}
-    return row | {
-        "flops": scratch.flops(r, run.summary["tokens"]),
-        **{k: run.summary[k] for k in KEPT},
-    }
+    return row | {k: run.summary[k] for k in KEPT}
 
 
 # %%
 rows = [measure(r, "bytes") for r in runs] + [measure(r, "compute") for r in scaled_runs]
+for row, run in zip(rows, [*runs, *scaled_runs], strict=True):
+    row["flops"] = scratch.flops(run.recipe, run.summary["tokens"])
 about = ["encoding", "vocab_size", "bytes_per_token", "lossless_percent", "unknown_bits_per_byte"]
 table = pd.DataFrame(rows).merge(facts[["corpus", "label", *about]], on=["corpus", "label"])
 assert table[table.budget == "bytes"].non_embedding_parameters.nunique() == 1
@@ -405,9 +406,7 @@ lines = []
 for (kind, corpus), part in summary.groupby(["budget", "corpus"], sort=False):
     best, of_bytes = part.bits_per_byte.idxmin()[2], part.bits_per_byte[kind, corpus, "bytes"]
     lead = f"{part.bits_per_byte.min():.3f} bits per byte against {of_bytes:.3f} for bytes"
-    verdict = (
-        "bytes win" if best == "bytes" else f"bytes lose: {lead}; the budget is too small for them"
-    )
+    verdict = "bytes win" if best == "bytes" else f"bytes lose at this budget: {lead}"
     lines.append(f"- {corpus}, equal {kind}: the lowest mean is that of {best}; {verdict}.")
 for corpus, (wrong, count) in misjudged.items():
     lines.append(f"- {corpus}: token perplexity misjudges {wrong} of {count} pairs of encodings.")
@@ -417,13 +416,13 @@ for f in facts[facts.unknown_percent > 0].itertuples():
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# - At equal bytes the byte model has the largest number of tokens, so the most compute, and the smallest table. If
-#   it loses all the same, that is not for want of compute: its blocks must learn to spell before anything else,
-#   which a learned vocabulary has in its table from the start.
-# - A larger vocabulary helps until its entries are seen too rarely to be learned; every entry of the table
-#   needs its own examples. Where that turns depends on the amount of text, and moves right as it grows.
-# - In Chinese three bytes are one character, and the character is the natural unit; merges of several
-#   characters need phrases that come back, which poems of 20 or 28 characters seldom do.
+# - Nothing is missing from bytes: a model of them can in principle be as good as any. Where they lose above, the
+#   budget is too small for them. At equal bytes they even get more compute than BPE up to 8,192, and lose it to
+#   spelling: their blocks must first learn what a learned vocabulary has in its table from the start.
+# - A larger vocabulary helps until its entries are seen too rarely to be learned: every row of the table needs
+#   examples of its own. The best size grows with the budget (Tao et al. 2024).
+# - In Chinese three bytes are one character. Merges beyond a character need phrases that come back, and poems of
+#   20 or 28 characters have few.
 
 # %% [markdown]
 # ## What it does not show
@@ -444,6 +443,7 @@ display(Markdown("\n".join(lines)))
 # - BPE: Sennrich et al. 2016, arXiv:1508.07909; on bytes, and the pattern: Radford et al. 2019, *Language Models
 #   are Unsupervised Multitask Learners*. WordPiece: Schuster and Nakajima 2012; Wu et al. 2016, arXiv:1609.08144.
 # - Unigram: Kudo 2018, arXiv:1804.10959; SentencePiece: Kudo and Richardson 2018, arXiv:1808.06226; bytes: Xue et
-#   al. 2022 (ByT5), arXiv:2105.13626. Compute: Kaplan et al. 2020, arXiv:2001.08361.
+#   al. 2022 (ByT5), arXiv:2105.13626. Compute: Kaplan et al. 2020, arXiv:2001.08361. Vocabulary
+#   and budget: Tao et al. 2024, arXiv:2407.13623.
 # - Text: Debian package descriptions and Tang quatrains, cards in `data/README.md`. Code: Hugging Face
 #   `tokenizers` and transformers' GPT2LMHeadModel and Trainer.

@@ -85,7 +85,7 @@ display(Code(inspect.getsource(positions.use_position), language="python"))
 
 # %%
 shapes = positions.shapes(positions=64, n_head=4, head_dim=32)
-figure = plots.lines(shapes, "distance", "value", "line", panel="code", logx=False,
+figure = plots.lines(shapes, "distance", "value", "line", panel="what", logx=False,
                      ylabel="see the panel", sharey=False)  # fmt: skip
 provenance = results.provenance(None, budget.seeds)
 text = "What four position codes do to a score, by the distance between query and key. Computed, not trained."

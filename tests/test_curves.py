@@ -1,7 +1,8 @@
-"""The figures of notebook 04 show the numbers and tokens they were given."""
+"""The figures of notebook 04 show the numbers and tokens they were given; equal compute and speed are counted right."""
 
 import logging
 import warnings
+from dataclasses import replace
 
 import matplotlib as mpl
 
@@ -10,9 +11,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from lib import curves, plots
+from lib import curves, plots, scratch
 from lib.encodings import UNK
 from lib.metrics import mean_interval
+from lib.scratch import Recipe
 
 TOKENS = {"bytes": ["<E5 BA>", "<8A>", "$x"], "characters": ["床", UNK, "\n"]}
 
@@ -94,3 +96,61 @@ def test_by_vocabulary_has_a_labelled_line_per_budget_through_the_means():
     assert list(lines["equal compute"].get_ydata()) == pytest.approx([2.42, 2.22, 2.17])
     assert {t.get_text() for t in ax.texts} == set(BUDGETS.values())
     assert [t.get_text() for t in ax.get_xticklabels()] == ["bytes\n257", "512", "1,024"]
+
+
+# --- what lib.scratch adds for notebook 04
+
+
+def tiny(encoding="bytes", **fields):
+    return Recipe(seed=0, encoding=encoding, vocab_size=None, n_layer=2, n_embd=32, **fields)
+
+
+def test_flops_count_blocks_output_layer_and_causal_attention():
+    model = scratch.build(257, n_layer=2, n_embd=32)
+    blocks = sum(p.numel() for p in model.transformer.h.parameters())
+    counted = 6 * 1_000 * (blocks + 257 * 32 + 2 * 32 * 64)
+    assert scratch.flops(tiny(train_length=64), 1_000) == counted
+
+
+def test_equal_compute_scales_the_text_and_nothing_else():
+    reference = tiny("gpt2", train_length=140, train_bytes=200_000)
+    cost = scratch.flops(reference, scratch.expected_tokens(reference))
+    assert scratch.at_equal_compute(reference, cost) == reference
+    other = tiny(train_length=512, train_bytes=200_000)
+    scaled = scratch.at_equal_compute(other, cost)
+    assert scaled.train_bytes % 1_000 == 0 and scaled.train_bytes > 2 * other.train_bytes
+    assert scratch.flops(scaled, scratch.expected_tokens(scaled)) == pytest.approx(cost, rel=0.005)
+    assert replace(scaled, train_bytes=200_000) == other
+
+
+def test_expected_tokens_count_eos_of_each_document(monkeypatch):
+    monkeypatch.setattr(scratch, "documents", lambda *_: ["abcd", "efgh"])
+    assert scratch.expected_tokens(tiny(train_bytes=800)) == 1_000
+
+
+def test_speed_is_the_median_of_rounds_in_turns(monkeypatch):
+    seconds = {
+        "bytes": [9.0, 2.0, 1.0, 4.0],
+        "characters": [9.0, 1.0, 1.0, 3.0],
+    }  # first: warming up
+    order = []
+
+    def timer(recipe):
+        return lambda steps: (
+            order.append((recipe.encoding, steps)) or seconds[recipe.encoding].pop(0)
+        )
+
+    monkeypatch.setattr(scratch, "_step_timer", timer)
+    monkeypatch.setattr(scratch, "expected_tokens", lambda r: r.train_bytes // 2)
+    got = scratch.training_speed([tiny(train_length=10), tiny("characters", train_length=10)], 5)
+    assert order == [("bytes", 2), ("characters", 2)] + 3 * [("bytes", 5), ("characters", 5)]
+    assert list(got.tokens_per_second) == [5 * 4 * 10 / 2, 5 * 4 * 10 / 1]
+    assert list(got.bytes_per_second) == [200, 400]
+
+
+def test_a_timed_step_trains():
+    run = scratch._step_timer(tiny(train_length=32))
+    assert run(1) > 0
+    (weights,) = (c.cell_contents for c in run.__closure__ if hasattr(c.cell_contents, "lm_head"))
+    fresh = scratch.build(257, n_layer=2, n_embd=32)
+    assert not weights.lm_head.weight.equal(fresh.lm_head.weight)

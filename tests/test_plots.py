@@ -141,3 +141,25 @@ def test_before_after_values_are_the_data():
     fig = plots.before_after(stages(), {"bits_per_byte": "bits per byte"})
     shown = {t.get_text() for t in fig.axes[0].texts}
     assert {"before\n1.60", "after\n0.92", "1.60", "1.02"} <= shown
+
+
+def test_lines_average_seeds_and_name_what_leaves_the_panel():
+    rows = [
+        {"x": x, "seed": seed, "name": name, "y": x * (1 + seed) * (10 if name == "high" else 1)}
+        for x in (1, 2, 4)
+        for seed in (0, 1)
+        for name in ("low", "high")
+    ]
+    fig = plots.lines(pd.DataFrame(rows), "x", "y", "name", top=10)
+    low, high = (line.get_ydata() for line in fig.axes[0].get_lines())
+    assert low.tolist() == [1.5, 3.0, 6.0]
+    assert high.max() == 10, "clipped at the panel's edge"
+    assert any("high: up to 60.0" in t.get_text() for t in fig.axes[0].texts)
+    plt.close(fig)
+
+
+def test_matrices_show_each_matrix_on_a_scale_around_zero():
+    fig = plots.matrices({"a": np.eye(3), "b": -2 * np.eye(3)}, columns=2)
+    limits = [ax.get_images()[0].get_clim() for ax in fig.axes if ax.get_images()]
+    assert limits == [(-1, 1), (-2, 2)]
+    plt.close(fig)

@@ -10,6 +10,7 @@ from safetensors.torch import load_model, save_model
 from transformers import GPT2Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from lib import positions
 from lib.attention import ATTENTIONS, attention_modules, use_attention
 from lib.models import small_gpt2
 from lib.positions import (
@@ -343,3 +344,23 @@ def test_a_bias_is_not_set_where_there_are_no_scores(name):
     model = use_attention(small_gpt2(97), "linear")
     with pytest.raises(ValueError, match=f"'{name}' adds .*'linear' does not have"):
         use_position(model, name)
+
+
+@pytest.mark.parametrize("name", ["rope", "alibi", "t5"])
+def test_an_attention_that_would_leave_the_code_out_is_refused(name):
+    model = build(97, name, n_layer=1, n_embd=16, n_positions=16)
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match=f"{name}.*'sdpa' would leave it out"):
+        model(torch.arange(8)[None])
+
+
+def test_the_notebooks_tables_of_codes_and_shifts():
+    shapes = positions.shapes(positions=16, n_head=4, head_dim=8)
+    alibi = shapes[(shapes["code"] == "alibi") & (shapes["line"] == "head 1")]
+    assert alibi["value"].tolist() == pytest.approx([-0.25 * d for d in range(16)])
+    rope = shapes[shapes["code"] == "rope"]["value"].tolist()
+    frequencies = [10_000 ** (-i / 8) for i in range(0, 8, 2)]
+    assert rope[3] == pytest.approx(sum(math.cos(3 * f) for f in frequencies) / 4, abs=1e-5)
+    shift = positions.shift_test(list(positions.POSITIONS)).set_index("position")["max_difference"]
+    assert (shift[["none", "rope", "alibi", "t5"]] < 1e-5).all()
+    assert (shift[["learned", "sinusoidal"]] > 1e-3).all()

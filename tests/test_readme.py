@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from lib import evaluation, profile, results
+from lib.metrics import mean_interval
 
 README = (profile.ROOT / "README.md").read_text(encoding="utf-8")
 COLUMNS = ("bits_per_byte", "perplexity", "chrf", "rouge_l", "synopsis_form", "tags_reflected")
@@ -45,3 +46,60 @@ def test_the_stand_in_is_named_where_it_was_used(shipped):
     if shipped["provenance"]["stand_in"]:
         assert "not of GPT-2" in README
         assert "67.27" in README, "the published row stands beside ours"
+
+
+# --- the explorations inside the model
+
+
+def numbers(first: str, *more: str) -> list[list[float]]:
+    """The numbers of each further cell of README's one table row that begins with these cells."""
+    start = re.escape(" | ".join((first, *more)))
+    (line,) = re.findall(rf"^\| {start} \| (.*) \|$", README, re.MULTILINE)
+    return [[float(x) for x in re.findall(r"-?[\d.]+", cell)] for cell in line.split(" | ")]
+
+
+def close(shown: list[float], values: pd.Series) -> bool:
+    return shown == pytest.approx(list(mean_interval(values)), abs=0.00051)
+
+
+@pytest.fixture(
+    scope="module", params=["04_token_encoding", "05_position_encoding", "06_attention"]
+)
+def exploration(request):
+    return request.param, results.load(request.param, profile.DATA / "results")
+
+
+def test_the_explorations_tables_are_those_of_the_results_files(exploration):
+    name, shipped = exploration
+    tables = {key: pd.DataFrame(rows) for key, rows in shipped["tables"].items()}
+    if name.startswith("04"):
+        table = tables["encodings"]
+        rows = table[(table.budget == "bytes") & (table.corpus == "debian")]
+        for (encoding, size), runs in rows.groupby(["encoding", "vocab_size"]):
+            shown = "all seen twice" if encoding == "characters" else f"{size:,.0f}"
+            per_token, bits, *_ = numbers(encoding, shown)
+            assert close(bits, runs.bits_per_byte), encoding
+            assert per_token == pytest.approx([runs.bytes_per_token.iloc[0]], abs=0.0051)
+    elif name.startswith("05"):
+        for position, runs in tables["positions"].groupby("position"):
+            long = 8 * runs.train_length.iloc[0]
+            cells = numbers(position)
+            wanted = [(long // 8, "blocks"), (long, "blocks"), (long, "sliding")]
+            for shown, (length, protocol) in zip(cells, wanted, strict=True):
+                own = runs[(runs.eval_length == length) & (runs.protocol == protocol)]
+                assert close(shown, own.bits_per_byte), (position, length, protocol)
+    else:
+        fitted = tables["fitted"].set_index("attention")
+        for attention, runs in tables["quality"].groupby("attention"):
+            bits, exponent, *_ = numbers(attention)
+            assert close(bits, runs.bits_per_byte), attention
+            wanted = fitted.loc[attention, "time_exponent_forward+backward"]
+            assert exponent == pytest.approx([wanted], abs=0.0051)
+    assert len(shipped["provenance"]["seeds"]) >= 3
+
+
+def test_no_shipped_attention_sees_the_future():
+    tables = results.load("06_attention", profile.DATA / "results")["tables"]
+    assert len(tables["leak"]) >= 6
+    assert all(row["max_difference"] < 1e-5 for row in tables["leak"])
+    assert all(row["max_difference"] > 0.01 for row in tables["leak_controls"])
