@@ -25,13 +25,23 @@ from lib.attention import (
     softmax,
     softmax_sdpa,
 )
-from lib.memory import peak_megabytes, reset_peak_memory
+from lib.memory import available_megabytes, peak_megabytes, reset_peak_memory
 
 HEADS, HEAD_DIM = (
     4,
     64,
 )  # GPT-2's head size; a third of its heads, so that 8,192 naive scores fit a laptop
 PASSES = ("forward", "forward+backward")
+LONGEST = 65_536  # on a GPU; on a CPU the quadratic forms take minutes a pass from 16,384 on
+GROWTH = 8  # of memory per doubling, at worst: nystrom's systems are (T / segment)^3 numbers
+
+
+def lengths(planned: Sequence[int]) -> tuple[int, ...]:
+    """The profile's lengths, on a GPU doubled on to LONGEST where they reach 8,192 (`fast` stays short)."""
+    more = list(planned)
+    while profile.device().type == "cuda" and 8_192 <= more[-1] < LONGEST:
+        more.append(2 * more[-1])
+    return tuple(more)
 
 
 def _inputs(
@@ -70,29 +80,44 @@ def scaling(names: Sequence[str], lengths: Sequence[int], repeats: int = 5) -> p
     peak_megabytes.
 
     Memory is what the pass adds to its inputs at its peak: allocated bytes on a GPU, resident memory on a CPU,
-    where less than a megabyte is noise.
+    where less than a megabyte is noise. A variant that could outgrow the free memory at the next length is left
+    out from there on, with a printed line, rather than take the machine down.
     """
-    rows = []
+    rows, peaks = [], {}  # peaks: (name, pass) -> (length, MB) of the longest length that was run
     for length in tqdm(lengths, desc="lengths"):
         for kind in PASSES:
-            runs, peaks, taken = {}, {}, {name: [] for name in names}
-            for name in names:
+            fitting = [n for n in names if _fits(n, length, kind, peaks.get((n, kind)))]
+            runs, taken = {}, {name: [] for name in fitting}
+            for name in fitting:
                 runs[name] = _pass(name, kind, *_inputs(name, length))
                 reset_peak_memory()
                 before = peak_megabytes()
                 runs[name]()  # also warms up
-                peaks[name] = peak_megabytes() - before
+                peaks[name, kind] = (length, peak_megabytes() - before)
             for _ in range(repeats):
-                for name in names:
+                for name in fitting:
                     taken[name].append(1_000 * _seconds(runs[name]))
-            for name in names:
+            for name in fitting:
                 low, _, high = statistics.quantiles(taken[name], n=4, method="inclusive")
                 rows.append({
                     "attention": name, "length": length, "pass": kind,
                     "milliseconds": statistics.median(taken[name]), "spread": (high - low) / 2,
-                    "peak_megabytes": peaks[name],
+                    "peak_megabytes": peaks[name, kind][1],
                 })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _fits(name: str, length: int, kind: str, seen: tuple[int, float] | None) -> bool:
+    """Whether `length` surely fits the free memory, judged by the `seen` (length, peak in MB) before it."""
+    if seen is None:
+        return True
+    needed = seen[1] * GROWTH ** math.log2(length / seen[0])
+    if needed <= (free := available_megabytes()):
+        return True
+    tqdm.write(
+        f"{name}, {kind}, {length:,} tokens: left out, could need {needed:,.0f} MB of {free:,.0f}."
+    )
+    return False
 
 
 def exponents(df: pd.DataFrame, value: str = "milliseconds", points: int = 3) -> pd.DataFrame:
@@ -110,11 +135,11 @@ def exponents(df: pd.DataFrame, value: str = "milliseconds", points: int = 3) ->
 
 def crossover(df: pd.DataFrame, name: str, against: str, kind: str = "forward+backward") -> float:
     """The length from which `name` is faster than `against` on to the longest one measured, interpolated
-    in logarithms; nan where it is not faster at the longest.
+    in logarithms; nan where it is not faster at the longest that both were measured at.
     """
     table = df[df["pass"] == kind].pivot(index="length", columns="attention", values="milliseconds")
-    gap = np.log(table[name] / table[against])  # below 0: faster
-    if gap.iloc[-1] >= 0:
+    gap = np.log(table[name] / table[against]).dropna()  # below 0: faster
+    if gap.empty or gap.iloc[-1] >= 0:
         return math.nan
     slower = np.flatnonzero(gap.to_numpy() >= 0)
     if not len(slower):

@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of work."""
+"""Peak memory of a stretch of work, and what is left for one."""
 
 import contextlib
 import ctypes
@@ -7,6 +7,7 @@ import math
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -39,3 +40,11 @@ def peak_megabytes() -> float:
     except ImportError:  # Windows has no resource module
         return math.nan
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
+
+
+def available_megabytes() -> float:
+    """MB (10^6 bytes) that this process can still take: of the GPU's memory, or else of the machine's."""
+    if torch.cuda.is_available():
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return (torch.cuda.mem_get_info()[0] + kept) / 1e6
+    return psutil.virtual_memory().available / 1e6

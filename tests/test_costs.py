@@ -119,6 +119,29 @@ def test_softmax_holds_its_scores_and_the_fused_kernel_does_not():
     assert peak["softmax_sdpa"] < scores / 2
 
 
+def test_what_could_outgrow_the_memory_is_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(costs, "reset_peak_memory", lambda: None)
+    monkeypatch.setattr(costs, "peak_megabytes", iter([0, 10] * 20).__next__)  # 10 MB a pass
+    monkeypatch.setattr(costs, "available_megabytes", lambda: 100)
+    df = scaling(["softmax", "linear"], (8, 16, 64), repeats=2)
+    assert set(df["length"]) == {8, 16}, "16: 10 MB x 8 of 100; 64: 10 MB x 8 x 8"
+    assert (
+        "softmax, forward, 64 tokens: left out, could need 640 MB of 100" in capsys.readouterr().out
+    )
+    df = df[~((df["attention"] == "softmax") & (df["length"] == 16))].assign(milliseconds=1.0)
+    df.loc[df["attention"] == "linear", "milliseconds"] = 0.5
+    assert crossover(df, "linear", "softmax") == 8, "judged where both were measured"
+
+
+def test_lengths_go_on_to_64k_on_a_gpu_alone(monkeypatch):
+    assert costs.lengths((64, 128)) == (64, 128)
+    monkeypatch.setattr(costs.profile, "device", lambda: torch.device("cuda"))
+    assert costs.lengths((64, 128)) == (64, 128)
+    assert costs.lengths((4_096, 8_192)) == (4_096, 8_192, 16_384, 32_768, 65_536)
+    monkeypatch.setattr(costs.profile, "device", lambda: torch.device("cpu"))
+    assert costs.lengths((4_096, 8_192)) == (4_096, 8_192)
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="'flash': choose of"):
         scaling(["flash"], (8,))
