@@ -391,8 +391,9 @@ def held_out(corpus: str, n_bytes: int) -> list[str]:
 
 @torch.no_grad()
 def score_stream(model: GPT2LMHeadModel, encoding: Encoding, texts: Sequence[str], length: int,
-                 stride: int | None = None, batch_tokens: int = 8_192) -> StreamScore:  # fmt: skip
-    """Negative log-likelihood of `texts` as one stream, in windows of `length` tokens.
+                 stride: int | None = None, batch_tokens: int = 8_192,
+                 first: int | None = None) -> StreamScore:  # fmt: skip
+    """Negative log-likelihood of `texts` as one stream, in windows of `length` tokens, the first one of `first`.
 
     `stride` = `length` (the default): blocks without overlap, where a block's first tokens have little before
     them. A smaller stride slides the window: each step scores `stride` new tokens, which see at least
@@ -408,7 +409,7 @@ def score_stream(model: GPT2LMHeadModel, encoding: Encoding, texts: Sequence[str
     spans = []  # (window's start, first scored, end)
     scored = 0
     while scored < len(inputs):
-        end = scored + (stride if scored else length)
+        end = scored + (stride if scored else first or length)
         spans.append((max(end - length, 0), scored, min(end, len(inputs))))
         scored = end
     nats = np.empty(len(inputs))
@@ -472,20 +473,27 @@ def extrapolation(
 
 
 def loss_by_position(
-    runs: Sequence[Trained], texts: Sequence[str], length: int, bins: int = 16
+    runs: Sequence[Trained], texts: Sequence[str], length: int, bins: int = 16, shifts: int = 8
 ) -> pd.DataFrame:
     """Mean bits per token by how many tokens the model saw, in `bins` equal steps of blocks of `length`: position (the
     variant), attention, seed, seen (the middle of the step), bits_per_token.
+
+    The text is cut `shifts` times, at other places each time: cut once, a step would hold one part of the text
+    and the next step another, and the curve would show which part is harder.
     """
     rows = []
     for run in tqdm(runs, desc="loss by position"):
-        score = score_stream(run.model, run.encoding, texts, length)
-        step = (score.position - 1) * bins // length
+        nats, step = [], []
+        for first in range(length, 0, -max(length // shifts, 1)):
+            score = score_stream(run.model, run.encoding, texts, length, first=first)
+            nats.append(score.nats)
+            step.append((score.position - 1) * bins // length)
+        nats, step = np.concatenate(nats), np.concatenate(step)
         for b in range(bins):
             if (step == b).any():
                 rows.append({
                     "position": run.recipe.position, "attention": run.recipe.attention,
                     "seed": run.recipe.seed, "seen": (b + 0.5) * length / bins,
-                    "bits_per_token": float(score.nats[step == b].mean() / math.log(2)),
+                    "bits_per_token": float(nats[step == b].mean() / math.log(2)),
                 })  # fmt: skip
     return pd.DataFrame(rows)

@@ -1,3 +1,4 @@
+import copy
 import math
 import shutil
 from dataclasses import asdict, replace
@@ -18,6 +19,7 @@ from lib.scratch import (
     encoding_of,
     held_out,
     length_for,
+    loss_by_position,
     run_path,
     score_stream,
     stream,
@@ -294,6 +296,29 @@ def test_sliding_windows_score_every_token_once(stride, run, texts):
     assert score.position.tolist() == position.tolist()
     if stride == 1:
         assert set(score.position[length:]) == {length}
+
+
+def test_a_shorter_first_block_moves_the_others(run, texts):
+    score = score_stream(run.model, run.encoding, texts, 16, first=5)
+    ids = stream(run.encoding, texts)
+    expected = [direct(run.model, ids[:5], ids[1:6]), direct(run.model, ids[5:21], ids[6:22])]
+    np.testing.assert_allclose(score.nats[:21], np.concatenate(expected), atol=1e-5)
+    assert score.position[:22].tolist() == [*range(1, 6), *range(1, 17), 1]
+    assert len(score.nats) == len(ids) - 1
+
+
+def test_loss_by_position_is_not_about_which_text_stands_where(run):
+    texts = held_out("debian", 4_000)
+    blind = copy.deepcopy(run.model)  # a model of the last token alone: no step is harder for it
+    for block in blind.transformer.h:
+        block.attn.c_proj.weight.data.zero_()
+    blind.transformer.wpe.weight.data.zero_()
+    one = replace(run, model=blind)
+    spread = {
+        shifts: loss_by_position([one], texts, 16, bins=4, shifts=shifts)["bits_per_token"].std()
+        for shifts in (1, 16)
+    }
+    assert spread[16] < 0.1 * spread[1]
 
 
 def test_a_text_shorter_than_the_window_is_one_block(run):
