@@ -213,10 +213,13 @@ def delta(q, k, v, scale, beta=None, **_) -> Tensor:
     values, keys = solved.split([width, k.shape[-1]], dim=-1)
     inside = (q @ k.mT).tril()
     state, out = v.new_zeros(*v.shape[:2], k.shape[-1], width), []
-    for n in range(q.shape[2]):
-        written = values[:, :, n] - keys[:, :, n] @ state  # (B, H, C, D)
-        out.append(q[:, :, n] @ state + inside[:, :, n] @ written)
-        state = state + k[:, :, n].mT @ written
+    # unbind, since the gradient of an index is a whole tensor of zeros: chunk by chunk that is quadratic in T
+    for q_n, k_n, values_n, keys_n, inside_n in zip(
+        *(x.unbind(2) for x in (q, k, values, keys, inside)), strict=True
+    ):
+        written = values_n - keys_n @ state  # (B, H, C, D)
+        out.append(q_n @ state + inside_n @ written)
+        state = state + k_n.mT @ written
     return torch.cat(out, dim=2)[:, :, :length]
 
 

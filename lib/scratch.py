@@ -473,21 +473,27 @@ def extrapolation(
 
 
 def loss_by_position(
-    runs: Sequence[Trained], texts: Sequence[str], length: int, bins: int = 16, shifts: int = 8
+    runs: Sequence[Trained], texts: Sequence[str], length: int, bins: int = 8, shifts: int = 8
 ) -> pd.DataFrame:
     """Mean bits per token by how many tokens the model saw, in `bins` equal steps of blocks of `length`: position (the
     variant), attention, seed, seen (the middle of the step), bits_per_token.
 
-    The text is cut `shifts` times, at other places each time: cut once, a step would hold one part of the text
-    and the next step another, and the curve would show which part is harder.
+    The text is cut `shifts` times, at other places each time, and its first `length` tokens, which no cut moves far
+    back in a block, are left out: with shifts = bins every token is counted once in each step. Cut once, a step
+    would hold one part of the text and the next step another, and the curve would show which part is harder.
+    Raises ValueError for a text that fills no further block.
     """
     rows = []
     for run in tqdm(runs, desc="loss by position"):
         nats, step = [], []
         for first in range(length, 0, -max(length // shifts, 1)):
             score = score_stream(run.model, run.encoding, texts, length, first=first)
-            nats.append(score.nats)
-            step.append((score.position - 1) * bins // length)
+            if len(score.nats) <= length:
+                raise ValueError(
+                    f"{len(score.nats)} tokens fill one block of {length} at most: pass more text."
+                )
+            nats.append(score.nats[length:])
+            step.append((score.position[length:] - 1) * bins // length)
         nats, step = np.concatenate(nats), np.concatenate(step)
         for b in range(bins):
             if (step == b).any():

@@ -36,6 +36,7 @@ if "google.colab" in sys.modules:
 import inspect
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pandas as pd
@@ -220,9 +221,11 @@ poem.round(2)
 # One recipe, from which only the encoding differs: the same blocks (equal non-embedding parameters), the same
 # documents in the same order for a seed, the same optimizer and schedule.
 #
-# - A row holds 512 bytes of text on average, whatever that is in tokens (`length_for`), and a step four rows: runs
+# - A row holds 512 bytes of text on average, whatever that is in tokens (`length_for`), and a step two rows: runs
 #   of equal bytes see equally far back, and have the same number of steps within 3 % (EOS, one a document,
 #   weighs more in a short sequence).
+# - Positions are RoPE in all. GPT-2's learned table would be a second variable: a row for each of the 500 tokens
+#   that 512 bytes are, a fifth of that for a large vocabulary. Section 6 shows what it does.
 
 # %%
 show(scratch.length_for, scratch.stream)
@@ -239,8 +242,8 @@ show(encodings._bpe, encodings._unigram)
 def recipe(seed: int, corpus: str, name: str, size: int | None) -> scratch.Recipe:
     n = scratch.length_for(scratch.encoding_of(corpus, name, size), corpus, 512)
     what = {"seed": seed, "corpus": corpus, "encoding": name, "vocab_size": size}
-    shape = {"n_positions": n, "n_layer": budget.n_layer, "n_embd": budget.n_embd}
-    amount = {"train_length": n, "train_bytes": budget.encoding_bytes}
+    shape = {"position": "rope", "n_layer": budget.n_layer, "n_embd": budget.n_embd}
+    amount = {"train_length": n, "rows": 2, "train_bytes": budget.encoding_bytes}
     return scratch.Recipe(**what, **shape, **amount)
 
 
@@ -340,6 +343,18 @@ differences = pd.concat([against_bytes(*case) for case in cases], ignore_index=T
 differences.round(3)
 
 # %% [markdown]
+# - The control that decided for RoPE: the same runs with GPT-2's learned positions, one seed. What both lose, and
+#   bytes more than BPE, is not the encoding's: at this budget the position table is still being learned.
+
+# %%
+tabled = [replace(r, position="learned", n_positions=r.train_length) for r in swept
+          if r.seed == budget.seeds[0] and r.vocab_size in (None, middle)]  # fmt: skip
+control = pd.DataFrame([measure(r, "bytes") for r in scratch.train_all(tabled, "learned")])
+same = equal[equal.seed == budget.seeds[0]].set_index(["corpus", "label"]).bits_per_byte
+control["with_rope"] = [same[c.corpus, c.label] for c in control.itertuples()]
+control[["label", "seed", "bits_per_byte", "with_rope"]].round(3)
+
+# %% [markdown]
 # ## 7 The trap of token perplexity
 #
 # - The same runs in two orders. A pair of encodings is misjudged where the one with the lower perplexity has
@@ -380,6 +395,7 @@ first = ["corpus", "encoding", "vocab_size", "seed", "budget", "bytes_per_token"
 tables = {
     "encodings": final[[*first, *(c for c in final if c not in first)]],
     "against_bytes": differences,
+    "learned_positions": control,
     "statistics": facts.drop(columns="label"),
     "speed": speed.drop(columns=["label", "position", "attention"]),
     "merges": merges,
@@ -408,6 +424,10 @@ for (kind, corpus), part in summary.groupby(["budget", "corpus"], sort=False):
     lead = f"{part.bits_per_byte.min():.3f} bits per byte against {of_bytes:.3f} for bytes"
     verdict = "bytes win" if best == "bytes" else f"bytes lose at this budget: {lead}"
     lines.append(f"- {corpus}, equal {kind}: the lowest mean is that of {best}; {verdict}.")
+for kind, part in sweep[sweep.encoding == "bpe"].groupby("budget"):
+    best = part.groupby("vocab_size")["bits_per_byte"].mean().idxmin()
+    turn = "the largest tried: no turning point" if best == max(sizes) else "larger ones lose again"
+    lines.append(f"- BPE in English, equal {kind}: {best:,} entries are best, {turn}.")
 for corpus, (wrong, count) in misjudged.items():
     lines.append(f"- {corpus}: token perplexity misjudges {wrong} of {count} pairs of encodings.")
 for f in facts[facts.unknown_percent > 0].itertuples():
@@ -419,8 +439,9 @@ display(Markdown("\n".join(lines)))
 # - Nothing is missing from bytes: a model of them can in principle be as good as any. Where they lose above, the
 #   budget is too small for them. At equal bytes they even get more compute than BPE up to 8,192, and lose it to
 #   spelling: their blocks must first learn what a learned vocabulary has in its table from the start.
-# - A larger vocabulary helps until its entries are seen too rarely to be learned: every row of the table needs
-#   examples of its own. The best size grows with the budget (Tao et al. 2024).
+# - A larger vocabulary must stop helping where its entries are seen too rarely to be learned: every row of the table
+#   needs examples of its own. The best size grows with the budget (Tao et al. 2024); whether it lies inside the sweep
+#   is said above. `gpt2` also brings knowledge from outside: its pieces were learned on far more text.
 # - In Chinese three bytes are one character. Merges beyond a character need phrases that come back, and poems of
 #   20 or 28 characters have few.
 

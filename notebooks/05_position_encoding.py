@@ -149,8 +149,8 @@ path = plots.save_figure(figure, "05_extrapolation", plots.caption(text, provena
 # %% [markdown]
 # ## Where in the block the loss is made
 #
-# - Bits per token by how many tokens were seen, at eight times the trained length. A code that extrapolates goes
-#   on down or stays; one that does not jumps after the trained length.
+# - Bits per token by how many tokens were seen, at eight times the trained length, the same text in every step. A
+#   code that extrapolates goes on down or stays; one that does not jumps after the trained length, the first step.
 
 # %%
 by_position = scratch.loss_by_position(runs, texts, 8 * length)

@@ -119,11 +119,11 @@ text = "Small GPT-2s trained from scratch on debian, one attention each. Dots: s
 path = plots.save_figure(figure, "06_quality", plots.caption(text, provenance, one["tokens"]))
 
 # %% [markdown]
-# - Where in a row of 256 tokens the difference arises: bits per token by how many tokens were seen. What
-#   remembers precisely goes on gaining with more context.
+# - Where in a row of 256 tokens the difference arises: bits per token by how many tokens were seen, the same text in
+#   every step. A line that goes on falling uses the longer context; one that rises is disturbed by it.
 
 # %%
-by_position = scratch.loss_by_position(runs, texts, one["train_length"], bins=8)
+by_position = scratch.loss_by_position(runs, texts, one["train_length"])
 figure = plots.lines(by_position, "seen", "bits_per_token", "attention", logx=False,
                      xlabel="tokens seen before", ylabel="bits per token")  # fmt: skip
 text = "Loss by position inside a row."
@@ -241,7 +241,8 @@ if base:
 # %%
 if base:
     shown = errors.rename(columns={"layer": "seed"})  # the band is over layers here
-    figure = plots.lines(shown, "landmarks", "error", "form", ylabel="relative error of the output")
+    figure = plots.lines(shown, "landmarks", "error", "form", logy=True,
+                         ylabel="relative error of the output")  # fmt: skip
     text = f"Nystrom's error on {budget.heads_tokens} tokens of debian text; line: mean over layers, band: all layers."
     source = results.provenance(base)
     plots.save_figure(figure, "06_nystrom_error", plots.caption(text, source))
