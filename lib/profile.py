@@ -19,6 +19,7 @@ class Scratch:
     """Budgets of the models trained from scratch (lib.scratch). Text in UTF-8 bytes, lengths in tokens."""
 
     seeds: tuple[int, ...]
+    attention_seeds: tuple[int, ...]  # of notebook 06, whose variants lie closer together
     n_layer: int
     n_embd: int
     encoding_bytes: int  # text that a run of notebook 04 sees
@@ -57,10 +58,10 @@ class Profile:
 METHODS = ("full", "lora")
 LENGTHS = (256, 512, 1_024, 2_048, 4_096, 8_192)
 SCRATCH = {
-    "fast": Scratch((0, 1), 1, 32, 12_000, 12_000, 12_000, 4_000, (300, 400), 32, (64, 128, 256), 2, 64),
-    "cpu": Scratch((0, 1), 4, 128, 150_000, 400_000, 400_000, 30_000, (512, 1_024, 4_096), 128,
+    "fast": Scratch((0, 1), (0, 1), 1, 32, 12_000, 12_000, 12_000, 4_000, (300, 400), 32, (64, 128, 256), 2, 64),
+    "cpu": Scratch((0, 1), (0, 1), 4, 128, 150_000, 400_000, 400_000, 30_000, (512, 1_024, 4_096), 128,
                    LENGTHS, 3, 512),
-    "full": Scratch((0, 1, 2), 4, 128, 500_000, 1_000_000, 1_200_000, 50_000,
+    "full": Scratch((0, 1, 2), (0, 1, 2, 3, 4), 4, 128, 500_000, 1_000_000, 1_200_000, 50_000,
                     (512, 1_024, 2_048, 4_096, 8_192), 128, LENGTHS, 5, 512),
 }  # fmt: skip
 PROFILES = {

@@ -48,7 +48,7 @@ from lib.metrics import mean_interval
 from lib.scratch import Recipe
 
 started, budget = results.start(), profile.current().scratch
-NAMES = list(ATTENTIONS)
+NAMES, SEEDS = list(ATTENTIONS), budget.attention_seeds
 
 # %% [markdown]
 # ## The principle
@@ -102,7 +102,7 @@ path = plots.save_figure(figure, "06_weights", text)
 # %%
 shared = {"train_bytes": budget.attention_bytes, "n_layer": budget.n_layer, "n_embd": budget.n_embd}
 recipes = [Recipe(seed=seed, attention=name, position="rope", **shared)
-           for seed in budget.seeds for name in NAMES[1:]]  # fmt: skip
+           for seed in SEEDS for name in NAMES[1:]]  # fmt: skip
 runs = scratch.train_all(recipes)
 one = runs[0].summary
 print(
@@ -114,7 +114,7 @@ texts = scratch.held_out("debian", budget.eval_bytes)
 quality = scratch.quality(runs, texts)
 named = quality.assign(corpus="debian", encoding=quality["attention"], label=quality["attention"])
 figure = curves.by_encoding(named, {"debian": "debian"})
-provenance = results.provenance(None, budget.seeds)
+provenance = results.provenance(None, SEEDS)
 text = "Small GPT-2s trained from scratch on debian, one attention each. Dots: seeds; bar: 95 % t interval."
 path = plots.save_figure(figure, "06_quality", plots.caption(text, provenance, one["tokens"]))
 
@@ -147,7 +147,7 @@ control.round(3)
 #   the left and on the right, around the edges of chunks, windows and segments. 0 is what causal means.
 
 # %%
-first = {r.recipe.attention: r.model for r in runs if r.recipe.seed == budget.seeds[0]}
+first = {r.recipe.attention: r.model for r in runs if r.recipe.seed == SEEDS[0]}
 eager = attention.use_attention(copy.deepcopy(first["softmax_sdpa"]), "softmax")
 tested = {"softmax": eager, **first}
 leaks = pd.DataFrame(
@@ -170,9 +170,7 @@ controls
 #   delta rule erases before it writes, until more keys are stored than a head has dimensions (64).
 
 # %%
-recall = costs.recall(
-    ["softmax", "linear", "performer", "delta"], (4, 8, 16, 32, 64, 128), budget.seeds
-)
+recall = costs.recall(["softmax", "linear", "performer", "delta"], (4, 8, 16, 32, 64, 128), SEEDS)
 figure = plots.lines(recall, "pairs", "accuracy", "attention", panel="task", xlabel="pairs written",
                      ylabel="share retrieved")  # fmt: skip
 text = f"Associative recall in one head of {costs.HEAD_DIM} dimensions, random keys and values."
@@ -252,9 +250,7 @@ tables = {"quality": quality, "loss_by_position": by_position, "learned_position
           "leak_controls": controls, "recall": recall, "scaling": scaling, "fitted": fitted,
           "decoding": decoding, "nystrom_error": errors}  # fmt: skip
 data = {"debian": tasks.load_task("debian").sha256}
-path = results.save(
-    "06_attention", tables, base=base, seeds=budget.seeds, data=data, started=started
-)
+path = results.save("06_attention", tables, base=base, seeds=SEEDS, data=data, started=started)
 
 # %% [markdown]
 # ## What we saw

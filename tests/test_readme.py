@@ -1,6 +1,7 @@
 """README's numbers are those of data/results, and it names the stand-in."""
 
 import re
+from itertools import combinations
 
 import pandas as pd
 import pytest
@@ -96,6 +97,40 @@ def test_the_explorations_tables_are_those_of_the_results_files(exploration):
             wanted = fitted.loc[attention, "time_exponent_forward+backward"]
             assert exponent == pytest.approx([wanted], abs=0.0051)
     assert len(shipped["provenance"]["seeds"]) >= 3
+
+
+def interval(values) -> str:
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*mean_interval(values))
+
+
+def test_the_differences_between_encodings_are_those_of_the_results_file():
+    tables = results.load("04_token_encoding", profile.DATA / "results")["tables"]
+    text = " ".join(README.split())
+    shown = [("debian", "bpe 8,192", "bytes"), ("debian", "gpt2", "bytes"), ("debian", "bpe 8,192", "compute"),
+             ("tang", "characters", "bytes"), ("tang", "bpe 1,024", "bytes"), ("tang", "wordpiece 4,096", "bytes")]  # fmt: skip
+    for row in tables["against_bytes"]:
+        if (row["corpus"], row["label"], row["budget"]) in shown:
+            found = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+            assert found in text, row
+            shown.remove((row["corpus"], row["label"], row["budget"]))
+    assert not shown
+    table = pd.DataFrame(tables["encodings"])
+    table = table[(table.budget == "bytes") & (table.corpus == "debian")]
+    keys = ["encoding", "vocab_size"]
+    means = table.groupby(keys)[["perplexity", "bits_per_byte"]].mean().to_numpy()
+    pairs = list(combinations(means, 2))
+    wrong = sum((a[0] - b[0]) * (a[1] - b[1]) < 0 for a, b in pairs)
+    assert f"orders {wrong} of the {len(pairs)} English pairs" in text
+
+
+def test_the_differences_to_softmax_are_those_of_the_results_file():
+    table = pd.DataFrame(results.load("06_attention", profile.DATA / "results")["tables"]["quality"])
+    wide = table.pivot(index="seed", columns="attention", values="bits_per_byte")
+    assert len(wide) >= 3
+    for name in wide.columns.drop("softmax_sdpa"):
+        (line,) = re.findall(rf"^\| {name} \| .*$", README, re.MULTILINE)
+        assert interval(wide[name] - wide["softmax_sdpa"]) in line
+    assert f"delta rule by {interval(wide['linear'] - wide['delta'])}" in " ".join(README.split())
 
 
 def test_no_shipped_attention_sees_the_future():
