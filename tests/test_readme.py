@@ -106,8 +106,9 @@ def interval(values) -> str:
 def test_the_differences_between_encodings_are_those_of_the_results_file():
     tables = results.load("04_token_encoding", profile.DATA / "results")["tables"]
     text = " ".join(README.split())
-    shown = [("debian", "bpe 8,192", "bytes"), ("debian", "gpt2", "bytes"), ("debian", "bpe 8,192", "compute"),
-             ("tang", "characters", "bytes"), ("tang", "bpe 1,024", "bytes"), ("tang", "wordpiece 4,096", "bytes")]  # fmt: skip
+    shown = [("debian", "bpe 8,192", "bytes"), ("debian", "gpt2", "bytes"),
+             ("debian", "bpe 8,192", "compute"), ("tang", "characters", "bytes"),
+             ("tang", "bpe 1,024", "bytes"), ("tang", "wordpiece 4,096", "bytes")]  # fmt: skip
     for row in tables["against_bytes"]:
         if (row["corpus"], row["label"], row["budget"]) in shown:
             found = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
