@@ -125,7 +125,9 @@ def test_the_differences_between_encodings_are_those_of_the_results_file():
 
 
 def test_the_differences_to_softmax_are_those_of_the_results_file():
-    table = pd.DataFrame(results.load("06_attention", profile.DATA / "results")["tables"]["quality"])
+    table = pd.DataFrame(
+        results.load("06_attention", profile.DATA / "results")["tables"]["quality"]
+    )
     wide = table.pivot(index="seed", columns="attention", values="bits_per_byte")
     assert len(wide) >= 3
     for name in wide.columns.drop("softmax_sdpa"):
