@@ -343,8 +343,8 @@ differences = pd.concat([against_bytes(*case) for case in cases], ignore_index=T
 differences.round(3)
 
 # %% [markdown]
-# - The control that decided for RoPE: the same runs with GPT-2's learned positions, one seed. What both lose, and
-#   bytes more than BPE, is not the encoding's: at this budget the position table is still being learned.
+# - The control that decided for RoPE: the same runs with GPT-2's learned positions, one seed. What lies between the
+#   two columns is not the encoding's: at this budget the position table is still being learned.
 
 # %%
 tabled = [replace(r, position="learned", n_positions=r.train_length) for r in swept

@@ -133,6 +133,11 @@ def test_what_could_outgrow_the_memory_is_left_out(monkeypatch, capsys):
     assert crossover(df, "linear", "softmax") == 8, "judged where both were measured"
 
 
+def test_nothing_is_left_out_where_no_peak_can_be_read(monkeypatch):
+    monkeypatch.setattr(costs, "peak_megabytes", lambda: math.nan)  # Windows
+    assert set(scaling(["linear"], (8, 16), repeats=2)["length"]) == {8, 16}
+
+
 def test_lengths_go_on_to_64k_on_a_gpu_alone(monkeypatch):
     assert costs.lengths((64, 128)) == (64, 128)
     monkeypatch.setattr(costs.profile, "device", lambda: torch.device("cuda"))

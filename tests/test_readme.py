@@ -78,9 +78,13 @@ def test_the_explorations_tables_are_those_of_the_results_files(exploration):
         rows = table[(table.budget == "bytes") & (table.corpus == "debian")]
         for (encoding, size), runs in rows.groupby(["encoding", "vocab_size"]):
             shown = "all seen twice" if encoding == "characters" else f"{size:,.0f}"
-            per_token, bits, *_ = numbers(encoding, shown)
+            per_token, bits, _ = numbers(encoding, shown)
             assert close(bits, runs.bits_per_byte), encoding
             assert per_token == pytest.approx([runs.bytes_per_token.iloc[0]], abs=0.0051)
+            timed = tables["speed"].query(
+                "corpus == 'debian' and encoding == @encoding and vocab_size == @size"
+            )
+            assert README.count(f" | {timed.bytes_per_second.item():,.0f} |") == 1, encoding
     elif name.startswith("05"):
         for position, runs in tables["positions"].groupby("position"):
             long = 8 * runs.train_length.iloc[0]
@@ -96,6 +100,10 @@ def test_the_explorations_tables_are_those_of_the_results_files(exploration):
             assert close(bits, runs.bits_per_byte), attention
             wanted = fitted.loc[attention, "time_exponent_forward+backward"]
             assert exponent == pytest.approx([wanted], abs=0.0051)
+            start = fitted.loc[attention, "faster_than_softmax_sdpa_from"]
+            found = f"{start:,.0f} tokens |" if start == start else "not up to 8,192 |"
+            (line,) = re.findall(rf"^\| {attention} \| .*$", README, re.MULTILINE)
+            assert attention == "softmax_sdpa" or line.endswith(found), attention
     assert len(shipped["provenance"]["seeds"]) >= 3
 
 
