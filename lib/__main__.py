@@ -1,8 +1,9 @@
-"""The command line: `python -m lib fetch | run | finetune | colab`."""
+"""The command line: `python -m lib fetch | run | finetune | compress | decompress | colab`."""
 
 import argparse
 import os
 import sys
+from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,6 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                        help="replace a setting, such as --set learning_rate=5e-5")  # fmt: skip
+
+    for name, what in (("compress", "a text file with the language model"),
+                       ("decompress", "what compress wrote; exact, or refused")):  # fmt: skip
+        files = commands.add_parser(name, help=what)
+        files.add_argument("file", type=Path)
+        files.add_argument("-o", "--out", type=Path, help="the file to write")
+        files.add_argument("--run", help="a folder in data/runs; the base model by default, or what "
+                           "the compressed file names")  # fmt: skip
 
     commands.add_parser(
         "colab", help="install what a Colab session lacks; its torch and numpy stay"
@@ -77,7 +86,20 @@ def run_finetune(chosen) -> None:
         print(f"{name:18} {value:,.4f}" if isinstance(value, float) else f"{name:18} {value:,}")
 
 
-COMMANDS = {"colab": run_colab, "fetch": run_fetch, "run": run_notebooks, "finetune": run_finetune}
+def run_compress(chosen) -> None:
+    from lib.compress_files import BASE, compress_file
+
+    compress_file(chosen.file, chosen.out, chosen.run or BASE)
+
+
+def run_decompress(chosen) -> None:
+    from lib.compress_files import decompress_file
+
+    decompress_file(chosen.file, chosen.out, chosen.run)
+
+
+COMMANDS = {"colab": run_colab, "fetch": run_fetch, "run": run_notebooks, "finetune": run_finetune,
+            "compress": run_compress, "decompress": run_decompress}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -34,6 +34,78 @@ class Scratch:
 
 
 @dataclass(frozen=True)
+class Chinese:
+    """Budgets of notebook 07 (lib.chinese_runs). Tokens are those of the base model's own tokenizer."""
+
+    seeds: tuple[int, ...]
+    poem_tokens: (
+        int  # that a fine-tuning run on tang sees; the extended vocabularies see the same poems
+    )
+    idiom_tokens: int
+    pack_tokens: int  # in one row, which is one optimizer step
+    evaluations: int  # held-out evaluations of a run, with a checkpoint each
+    validation_documents: int  # behind each of them
+    new_characters: int  # that become tokens
+    score_documents: int  # test documents scored in bits per character
+    samples: int  # test titles that a poem is sampled for; half as many idioms
+    english_documents: int  # held-out documents of debian, for what was forgotten
+    wikitext_tokens: int  # leading tokens of WikiText-2, for the same
+
+
+@dataclass(frozen=True)
+class Private:
+    """Budgets of notebook 08 (lib.private): one run's text, canaries and what is measured of a model."""
+
+    packages: tuple[str, ...]  # whose docstrings are the default documents
+    train_tokens: int  # canaries among them
+    pack_length: int  # tokens in one forward pass and behind one optimizer step
+    canaries: int  # different ones for each number of repetitions
+    controls: int  # canaries that are never inserted
+    validation_documents: int
+    eval_documents: int  # test documents scored
+    generate_documents: int  # test documents generated for
+    max_new_tokens: int
+    probe_documents: int  # training and test documents continued from their first half
+
+
+@dataclass(frozen=True)
+class Innovation:
+    """Budgets of notebook 09. Text in tokens of the base model where nothing else is said."""
+
+    seeds: tuple[int, ...]
+    row_length: int  # of the streams that a conversion is trained and measured on
+    matching_tokens: int
+    tuning_tokens: int
+    damage_tokens: int  # validation text behind the order of the layers
+    eval_tokens: int  # test text
+    contexts: tuple[int, ...]  # of the decoding times
+    frontier_tokens: int  # one fine-tuning run
+    batch_tokens: int  # behind one step of it
+    documents: int  # test documents scored after it
+    general_tokens: int  # sampled from the base model: replayed, and as much again to measure with
+    wikitext_tokens: int
+    blimp_pairs: int
+    trap_bytes: int  # text that a small model from scratch sees
+    trap_eval_bytes: int
+    trap_layers: int
+    trap_width: int
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Budgets of notebook 10."""
+
+    methods: tuple[str, ...]  # fine-tuned on E2E with every seed
+    e2e_tokens: int  # that one of these runs sees
+    e2e_inputs: int  # leading test inputs that every system writes for
+    shots: tuple[int, ...]  # examples in the prompt
+    shot_seeds: tuple[int, ...]  # draws of the examples
+    archive_documents: dict[str, int]  # domain -> documents compressed
+    batch: int  # documents coded side by side
+    probe_tokens: int  # of each document, where the bits of two computations are compared
+
+
+@dataclass(frozen=True)
 class Profile:
     """Everything that may differ between a test run, a laptop run and the report's run."""
 
@@ -53,6 +125,10 @@ class Profile:
     lambada_documents: int  # leading passages; 0: all 5,153
     blimp_pairs: int  # pairs of each of the 67 paradigms
     scratch: Scratch
+    chinese: Chinese
+    private: Private
+    innovation: Innovation
+    scenario: Scenario
 
 
 METHODS = ("full", "lora")
@@ -64,13 +140,52 @@ SCRATCH = {
     "full": Scratch((0, 1, 2), (0, 1, 2, 3, 4), 4, 128, 500_000, 1_000_000, 1_200_000, 50_000,
                     (512, 1_024, 2_048, 4_096, 8_192), 128, LENGTHS, 5, 512),
 }  # fmt: skip
+CHINESE = {
+    "fast": Chinese((0, 1), 4_000, 3_000, 640, 2, 6, 40, 12, 8, 4, 1_024),
+    "cpu": Chinese((0,), 40_000, 10_000, 512, 2, 32, 1_000, 64, 32, 16, 2_048),
+    "full": Chinese((0, 1, 2), 100_000, 40_000, 512, 4, 64, 1_000, 200, 100, 32, 4_096),
+}
+# of requirements.txt: pure Python, documented by many hands
+DOCUMENTED = (
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "matplotlib",
+    "nltk",
+    "peft",
+    "sacrebleu",
+)
+PRIVATE = {
+    "fast": Private(("datasketch", "sacrebleu", "tqdm"), 8_000, 640, 1, 2, 8, 8, 4, 12, 8),
+    "cpu": Private(DOCUMENTED, 20_000, 1_024, 2, 4, 16, 60, 24, 48, 40),
+    "full": Private(DOCUMENTED, 40_000, 1_024, 3, 4, 16, 100, 40, 48, 64),
+}
+INNOVATION = {
+    "fast": Innovation((0, 1), 64, 640, 320, 128, 256, (64, 512), 2_600, 640, 6, 640, 512, 1,
+                       16_000, 3_000, 2, 32),
+    "cpu": Innovation((0,), 512, 6_144, 2_048, 512, 1_024, (512, 4_096), 5_000, 1_024, 16, 2_000,
+                      2_048, 1, 120_000, 20_000, 4, 128),
+    "full": Innovation((0, 1, 2), 512, 24_576, 6_144, 2_048, 4_096, (512, 2_048, 8_192), 20_000,
+                       1_024, 64, 6_000, 4_096, 2, 400_000, 40_000, 4, 128),
+}  # fmt: skip
+SCENARIO = {
+    "fast": Scenario(("full", "lora"), 3_000, 6, (0, 1), (0, 1),
+                     {"debian": 6, "release_notes": 2, "tang": 3}, 4, 6),
+    "cpu": Scenario(("full",), 20_000, 24, (0, 3), (0,),
+                    {"debian": 16, "release_notes": 4, "tang": 8}, 16, 8),
+    "full": Scenario(("full", "lora"), 80_000, 120, (0, 1, 3, 5), (0, 1, 2),
+                     {"debian": 128, "release_notes": 32, "tang": 32}, 64, 16),
+}  # fmt: skip
 PROFILES = {
     "fast": Profile("fast", (0, 1), METHODS, 12_000, 12_000, 640, 1_280, 3, 16,
-                    12, 4, 24, 2_048, 8, 1, SCRATCH["fast"]),
+                    12, 4, 24, 2_048, 8, 1, SCRATCH["fast"],
+                    CHINESE["fast"], PRIVATE["fast"], INNOVATION["fast"], SCENARIO["fast"]),
     "cpu": Profile("cpu", (0,), METHODS, 40_000, 20_000, 2_048, 2_048, 4, 32,
-                   100, 24, 120, 8_192, 100, 2, SCRATCH["cpu"]),
+                   100, 24, 120, 8_192, 100, 2, SCRATCH["cpu"],
+                    CHINESE["cpu"], PRIVATE["cpu"], INNOVATION["cpu"], SCENARIO["cpu"]),
     "full": Profile("full", (0, 1, 2), METHODS, 80_000, 320_000, 2_048, 2_048, 6, 64,
-                    200, 64, 160, 16_384, 300, 10, SCRATCH["full"]),
+                    200, 64, 160, 16_384, 300, 10, SCRATCH["full"],
+                    CHINESE["full"], PRIVATE["full"], INNOVATION["full"], SCENARIO["full"]),
 }  # fmt: skip
 
 

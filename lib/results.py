@@ -38,6 +38,11 @@ def start() -> float:
 
 
 def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of `text` as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Write `path` whole or not at all: a temporary file beside it, flushed to disk, then renamed.
 
     Raises OSError with one sentence when the disk is full or the folder can't be written; what stood
@@ -49,8 +54,8 @@ def write_text(path: Path, text: str) -> None:
         handle, temporary = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=".part"
         )
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(

@@ -260,6 +260,7 @@ def _e2e_split(split: str, rows: Sequence[tuple[str, str]]) -> list[Example]:
 TASKS: dict[str, Callable[[], Task]] = {
     "debian": partial(_shipped, "debian"),
     "tang": partial(_shipped, "tang"),
+    "idioms": partial(_shipped, "idioms"),
     "e2e": _e2e,
 }
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pandas as pd
@@ -37,10 +37,11 @@ from transformers.utils import logging as transformers_logging
 
 from lib import profile
 from lib.callbacks import Bar, StepClock, history_of
+from lib.continual import OPTIMIZERS, PullToStart, with_replay
 from lib.hub import quiet as silenced
 from lib.memory import peak_megabytes, reset_peak_memory
 from lib.metrics import bits_per_byte, score_encoded
-from lib.packing import Encoded, document_attention, draw, flatten, rows
+from lib.packing import Encoded, document_attention, flatten, rows
 from lib.results import device_name, write_json
 from lib.tasks import Task, encode
 
@@ -62,25 +63,43 @@ class Settings:
     max_grad_norm: float = 1.0
     patience: int = 3  # evaluations without a better held-out loss before the run stops
     gradient_checkpointing: bool = False
+    lora_rank: int = 16
+    optimizer: str = "adamw"  # a name in lib.continual.OPTIMIZERS
+    l2_start: float = 0.0  # strength of the pull to the start point: L2-SP
+    replay_share: float = 0.0  # of train_tokens, taken by general text; the rest is the task's
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            known = ", ".join(OPTIMIZERS)
+            raise ValueError(f"optimizer={self.optimizer!r} is unknown; choose one of {known}.")
+        if not 0 <= self.replay_share < 1:
+            raise ValueError(f"replay_share={self.replay_share} must be at least 0 and below 1.")
+        if self.l2_start < 0 or self.lora_rank < 1:
+            raise ValueError("l2_start must be 0 or more and lora_rank 1 or more.")
 
 
-# --- methods: model -> model whose trainable parameters are the ones to train
+# Fields that came after runs had been published under their hash: at its default, one of them is left out
+# of the identity, so that those runs are still found.
+LATER_FIELDS = ("lora_rank", "optimizer", "l2_start", "replay_share")
 
 
-def train_full(model: nn.Module) -> nn.Module:
+# --- methods: model, settings -> model whose trainable parameters are the ones to train
+
+
+def train_full(model: nn.Module, settings: Settings) -> nn.Module:
     """Every parameter."""
     return model
 
 
-def train_lora(model: nn.Module) -> nn.Module:
-    """Low-rank updates of every linear map (Hu et al. 2021, arXiv:2106.09685), rank 16.
+def train_lora(model: nn.Module, settings: Settings) -> nn.Module:
+    """Low-rank updates of every linear map (Hu et al. 2021, arXiv:2106.09685), alpha twice the rank.
 
     All linear layers rather than the paper's query and value alone: Dettmers et al. 2023 (QLoRA,
     arXiv:2305.14314, figure 2) find that needed to match full fine-tuning.
     """
     config = LoraConfig(
-        r=16,
-        lora_alpha=32,
+        r=settings.lora_rank,
+        lora_alpha=2 * settings.lora_rank,
         lora_dropout=0.0,
         target_modules="all-linear",
         fan_in_fan_out=model.config.model_type == "gpt2",  # GPT-2's Conv1D stores (in, out)
@@ -91,7 +110,7 @@ def train_lora(model: nn.Module) -> nn.Module:
         return get_peft_model(model, config)
 
 
-def train_last_blocks(model: nn.Module) -> nn.Module:
+def train_last_blocks(model: nn.Module, settings: Settings) -> nn.Module:
     """The last quarter of the transformer blocks and the final norm; embeddings and head stay."""
     blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
     norm = model.base_model.ln_f if hasattr(model.base_model, "ln_f") else model.base_model.norm
@@ -103,7 +122,7 @@ def train_last_blocks(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Method:
-    prepare: Callable[[nn.Module], nn.Module]
+    prepare: Callable[[nn.Module, Settings], nn.Module]
     learning_rate: float
 
 
@@ -199,9 +218,15 @@ def parse_overrides(pairs: Sequence[str]) -> dict:
     return out
 
 
-def run_path(base, task: Task, settings: Settings) -> Path:
+def run_path(base, task: Task, settings: Settings, replay: Sequence[Encoded] = ()) -> Path:
     """data/runs/<task>-<method>-seed<seed>-<hash>: another model, dataset or setting is another folder."""
-    identity = [asdict(settings), task.sha256, base.name, base.revision, base.parameters]
+    defaults = {f.name: f.default for f in fields(Settings) if f.name in LATER_FIELDS}
+    chosen = {k: v for k, v in asdict(settings).items() if k not in defaults or v != defaults[k]}
+    if settings.replay_share:
+        chosen["replay"] = hashlib.sha256(
+            json.dumps([d.input_ids for d in replay]).encode()
+        ).hexdigest()
+    identity = [chosen, task.sha256, base.name, base.revision, base.parameters]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     name = f"{task.name}-{settings.method}-seed{settings.seed}-{digest}"
     return profile.output_root() / "data" / "runs" / name
@@ -213,19 +238,23 @@ def finetune(
     method: str = "full",
     seed: int = 0,
     *,
+    replay: Sequence[Encoded] = (),
     callbacks: Sequence[TrainerCallback] = (),
     quiet: bool = False,
     **overrides,
 ) -> Finetuned:
     """Fine-tune a copy of `base` (lib.models.Base; itself left untouched) on `task`.
 
-    `overrides` replace fields of Settings. The loss is that of the target's tokens, EOS included, given
-    the prompt; documents are packed without attention across them. Also runs on several processes under
-    `accelerate launch -m lib finetune ...`. Raises ValueError for an unknown method or setting or a
-    document longer than a row, OSError for a folder that can't be written or a disk too small.
+    `overrides` replace fields of Settings; `replay` are the general documents behind `replay_share`. The
+    loss is that of the target's tokens, EOS included, given the prompt; documents are packed without
+    attention across them. Also runs on several processes under `accelerate launch -m lib finetune ...`.
+    Raises ValueError for an unknown method or setting or a document longer than a row, OSError for a
+    folder that can't be written or a disk too small.
     """
     settings = settings_for(method, seed, task, **overrides)
-    path = run_path(base, task, settings)
+    if bool(settings.replay_share) != bool(len(replay)):
+        raise ValueError("replay_share and replay go together: pass both or neither.")
+    path = run_path(base, task, settings, replay)
     if (path / "run.json").exists():
         if not quiet:
             print(f"Run {path.name}: finished before, loaded.")
@@ -235,7 +264,7 @@ def finetune(
     try:
         if int(os.environ.get("RANK", "0")) == 0:
             lock.acquire()
-        _train(base, task, settings, path, callbacks, quiet)
+        _train(base, task, settings, path, replay, callbacks, quiet)
     except Timeout:
         raise RuntimeError(
             f"{path} is being trained by another process: wait for it, or stop it and run again."
@@ -245,10 +274,12 @@ def finetune(
     return load(base, path)
 
 
-def _train(base, task: Task, settings: Settings, path: Path, callbacks, quiet: bool) -> None:
+def _train(
+    base, task: Task, settings: Settings, path: Path, replay, callbacks, quiet: bool
+) -> None:
     reset_peak_memory()
     set_seed(settings.seed)
-    model = METHODS[settings.method].prepare(copy.deepcopy(base.model))
+    model = METHODS[settings.method].prepare(copy.deepcopy(base.model), settings)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     train = encode(base.tokenizer, task.train, base.context)
@@ -263,7 +294,8 @@ def _train(base, task: Task, settings: Settings, path: Path, callbacks, quiet: b
             f"{rows_per_step} rows a step cannot be shared by {world} processes: "
             "set batch_tokens to pack_length times a multiple of the processes."
         )
-    data = rows(draw(train, settings.train_tokens, settings.seed), pack_length, rows_per_step)
+    drawn = with_replay(train, replay, settings.train_tokens, settings.replay_share, settings.seed)
+    data = rows(drawn, pack_length, rows_per_step)
     steps = max(len(data) // rows_per_step, 1)
     interval = max(steps // settings.evaluations, 1)
     dtype = profile.autocast_dtype()
@@ -299,6 +331,8 @@ def _train(base, task: Task, settings: Settings, path: Path, callbacks, quiet: b
         disable_tqdm=quiet,
     )
     clock = StepClock()
+    own = [PullToStart(model, settings.l2_start)] if settings.l2_start else []
+    optimizer = OPTIMIZERS[settings.optimizer](model, settings.learning_rate, settings.weight_decay)
     trainer = CompletionTrainer(
         model=model,
         args=args,
@@ -306,7 +340,8 @@ def _train(base, task: Task, settings: Settings, path: Path, callbacks, quiet: b
         train_dataset=data,
         eval_dataset=held_out,
         compute_loss_func=completion_loss,
-        callbacks=[clock, EarlyStoppingCallback(settings.patience), *callbacks],
+        optimizers=(optimizer, None),  # None: Trainer's own, or its own schedule
+        callbacks=[clock, EarlyStoppingCallback(settings.patience), *own, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)  # what `quiet` puts in place of the progress bar
     if trainer.pop_callback(ProgressCallback):  # a terminal; notebooks have a callback of their own

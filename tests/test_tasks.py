@@ -579,7 +579,7 @@ def test_too_few_groups(tmp_path):
 def test_unknown_names(monkeypatch):
     monkeypatch.setenv("TASK", "debain")
     with pytest.raises(
-        ValueError, match="'debain' is unknown: choose debian, tang, e2e or the path"
+        ValueError, match="'debain' is unknown: choose debian, tang, idioms, e2e or the path"
     ):
         load_task()
     with pytest.raises(FileNotFoundError, match="no such file"):

@@ -1,0 +1,231 @@
+"""E2E NLG in notebook 10: examples in the prompt against fine-tuning, beside published rows.
+
+Few-shot prompting after Brown et al. 2020, arXiv:2005.14165. Every system writes for the same test inputs,
+greedily; what follows the first line break is cut, since a model that was not fine-tuned goes on with
+the next example. BLEU and NIST follow mteval-v13a, slot errors lib.slots.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lib import profile, results
+from lib.evaluation import longest_text
+from lib.generate import generate
+from lib.metrics import mean_interval
+from lib.results import write_json
+from lib.slots import slot_check, slot_errors
+from lib.tasks import Example, Task
+from lib.text_metrics import bleu, chrf, nist, rouge_l
+from lib.train import Finetuned
+
+# BLEU, NIST (0-10) and ROUGE-L (0-1; coco-caption's, not ours) on all 630 inputs after five passes over
+# 42,061 rows. Medium: Hu et al. 2021, arXiv:2106.09685, table 3; small: the best documented user report.
+PUBLISHED = (
+    {"system": "GPT-2 medium, full", "bleu": 68.2, "source": "arXiv:2106.09685"},
+    {"system": "GPT-2 medium, LoRA", "bleu": 70.4, "source": "arXiv:2106.09685"},
+    {"system": "GPT-2 small, LoRA", "bleu": 67.27, "nist": 8.60, "rouge_l": 0.681, "source": "user report"},
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one system wrote. `shots`: examples in the prompt; `n_train_tokens`: seen in fine-tuning."""
+
+    system: str
+    shots: int
+    seed: int
+    n_train_tokens: int
+    texts: list[str]
+
+
+def draw_examples(task: Task, shots: int, seed: int) -> list[Example]:
+    """`shots` training rows of different inputs; the first ones of a seed's order, so that more shots
+    add to fewer. Raises ValueError for more than there are inputs."""
+    drawn: dict[str, Example] = {}
+    for i in np.random.default_rng(seed).permutation(len(task.train)):
+        if len(drawn) == shots:
+            break
+        drawn.setdefault(task.train[i].group, task.train[i])
+    if len(drawn) < shots:
+        raise ValueError(f"{shots} examples of {len(drawn)} different inputs: ask for fewer.")
+    return list(drawn.values())
+
+
+def few_shot_prompt(examples: Sequence[Example], prompt: str) -> str:
+    """The examples, a line each, and the input in the same form."""
+    return "".join(f"{e.prompt}{e.target}\n" for e in examples) + prompt
+
+
+def first_line(text: str) -> str:
+    return text.strip().partition("\n")[0].strip()
+
+
+def write_texts(base, task: Task, inputs: int, run: Finetuned | None = None, shots: int = 0,
+                seed: int = 0) -> Written:  # fmt: skip
+    """Texts for the leading `inputs` of the test split, by `run` or by the base model with `shots` examples
+    drawn by `seed`. What was written before under the same settings is read back from data/runs."""
+    examples = draw_examples(task, shots, seed)
+    prompts = [few_shot_prompt(examples, e.prompt) for e in task.test[:inputs]]
+    longest = longest_text(base.tokenizer, task)
+    about = [task.sha256, base.name, base.revision, base.parameters, prompts, longest]
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:10]
+    folder = run.path if run else profile.output_root() / "data" / "runs" / "e2e-few-shot"
+    path = folder / f"written-{shots}-shot-seed{seed}-{key}.json"
+    if not path.exists():
+        label = f"{run.summary['method'] if run else f'{shots}-shot'}, seed {seed}"
+        texts = generate(
+            (run or base).model, base.tokenizer, prompts, longest, 64, seed, desc=label
+        )
+        write_json(path, {"texts": [first_line(t) for t in texts]})
+    texts = json.loads(path.read_text(encoding="utf-8"))["texts"]
+    system = f"fine-tuned, {run.summary['method']}" if run else f"{shots}-shot"
+    tokens = run.summary["tokens"] if run else 0
+    return Written(system, shots, run.summary["seed"] if run else seed, tokens, texts)
+
+
+# --- tables
+
+
+def e2e_table(base, task: Task, written: Sequence[Written]) -> pd.DataFrame:
+    """The contract's table `e2e`, a row per system and seed. `kind`: ours, longer (the run of notebook
+    03, shipped), human (slots alone: the floor of the check) or published."""
+    examples = task.test[: len(written[0].texts)]
+    rows = [
+        {"system": w.system, "kind": "ours", "base_model": base.name, "shots": w.shots, "seed": w.seed,
+         "n_train_tokens": w.n_train_tokens, "inputs": len(examples), **_scores(examples, w.texts)}
+        for w in written
+    ]  # fmt: skip
+    people = [(e.prompt, r) for e in examples for r in e.references]
+    human = slot_errors(*map(list, zip(*people, strict=True)))
+    rows.append({"system": "people", "kind": "human", "inputs": len(examples), **human})
+    rows += [{"kind": "published", "inputs": 630, **row} for row in PUBLISHED]
+    return pd.DataFrame(rows + _longer(base))
+
+
+def _scores(examples: Sequence[Example], texts: Sequence[str]) -> dict[str, float]:
+    references = [list(e.references) for e in examples]
+    return {
+        "bleu": bleu(texts, references, lowercase=True), "nist": nist(texts, references),
+        "rouge_l": rouge_l(texts, references), "chrf": chrf(texts, references),
+        **slot_errors([e.prompt for e in examples], texts),
+    }  # fmt: skip
+
+
+def _longer(base) -> list[dict]:
+    """Notebook 03's run on all inputs, from the shipped results; none for another base model."""
+    try:
+        shipped = results.load("03_evaluate", profile.DATA / "results")
+    except (FileNotFoundError, ValueError):
+        return []
+    if shipped["provenance"]["base_model"] != base.name:
+        return []
+    keys = (
+        "bleu",
+        "nist",
+        "rouge_l",
+        "chrf",
+        "missing",
+        "wrong",
+        "added",
+        "slots",
+        "ser",
+        "perfect",
+        "seed",
+    )
+    tokens = profile.PROFILES[shipped["provenance"]["profile"]].e2e_train_tokens
+    return [
+        {"system": f"fine-tuned, {row['method']}, longer", "kind": "longer", "base_model": base.name, "shots": 0,
+         "n_train_tokens": tokens, "inputs": row["generated"], "source": "03_evaluate", **{k: row[k] for k in keys}}
+        for row in shipped["tables"]["before_after"] if row["task"] == "e2e" and row["stage"] == "after"
+    ]  # fmt: skip
+
+
+def by_slots(task: Task, written: Sequence[Written]) -> pd.DataFrame:
+    """Errors by the number of slots in the input, people's references too: system, seed, slots, texts,
+    missing, wrong, added (per text), ser, perfect (share without error)."""
+    examples = task.test[: len(written[0].texts)]
+    systems = [(w.system, w.seed, [[t] for t in w.texts]) for w in written]
+    systems.append(("people", 0, [list(e.references) for e in examples]))
+    rows = []
+    for system, seed, lists in systems:
+        checks = pd.DataFrame([
+            slot_check(e.prompt, t)
+            for e, texts in zip(examples, lists, strict=True) for t in texts
+        ])  # fmt: skip
+        errors = checks[["missing", "wrong", "added"]].sum(axis=1)
+        checks = checks.assign(errors=errors, perfect=errors == 0)
+        for slots, part in checks.groupby("slots"):
+            rows.append({
+                "system": system, "seed": seed, "slots": int(slots), "texts": len(part),
+                **part[["missing", "wrong", "added"]].mean().to_dict(),
+                "ser": float(part["errors"].sum() / part["slots"].sum()), "perfect": float(part["perfect"].mean()),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def distance(table: pd.DataFrame, measure: str = "bleu") -> pd.DataFrame:
+    """How far our systems' means lie from each published row: system, published, difference (ours less
+    theirs, in the measure's points)."""
+    means = (
+        table[table["kind"].isin(["ours", "longer"])].groupby("system", sort=False)[measure].mean()
+    )
+    theirs = table[table["kind"] == "published"].dropna(subset=[measure])
+    rows = [
+        {"system": system, "published": row["system"], "ours": mean, "theirs": row[measure],
+         "difference": mean - row[measure]}
+        for system, mean in means.items() for _, row in theirs.iterrows()
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def against_shots(table: pd.DataFrame, measures: Mapping[str, str]) -> pd.DataFrame:
+    """The table `e2e` for a figure over the number of examples: shots, series, seed, measure, value. What
+    has no examples in its prompt is a level line. `measures`: column -> title."""
+    own = table[table["kind"].isin(["ours", "human"])].copy()
+    shown = sorted(own["shots"].dropna().astype(int).unique())
+    rows = []
+    for row in own.to_dict("records"):
+        few = str(row["system"]).endswith("-shot")
+        for measure, title in ((m, t) for m, t in measures.items() if not pd.isna(row[m])):
+            for shots in [int(row["shots"])] if few else shown:
+                rows.append({"shots": shots, "series": "few-shot" if few else row["system"],
+                             "seed": row["seed"], "measure": title, "value": row[measure]})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def findings(table: pd.DataFrame, slots: pd.DataFrame) -> list[str]:
+    """Sentences from this run's own numbers; the conditions in them are computed."""
+    ours, lines = table[table["kind"] == "ours"], []
+    for system, rows in ours.groupby("system", sort=False):
+        parts = []
+        for measure, scale, unit in (("bleu", 1, " BLEU"), ("ser", 100, " % slot errors")):
+            mean, low, high = (scale * x for x in mean_interval(rows[measure]))
+            parts.append(f"{mean:.1f} [{low:.1f}, {high:.1f}]{unit}")
+        lines.append(f"{system}: {', '.join(parts)} ({len(rows)} run(s)).")
+    means = ours.groupby("system", sort=False)[["bleu", "ser"]].mean()
+    few = means[means.index.str.endswith("-shot")]
+    tuned = means.drop(few.index)
+    best = {"tuned": tuned["ser"].idxmin(), "few": few["ser"].idxmin()}
+    fewer = tuned["ser"].min() < few["ser"].min()
+    lines.append(
+        f"Fewest slot errors: {best['tuned']} {tuned['ser'].min():.1%} against {best['few']} {few['ser'].min():.1%}: "
+        f"{'fine-tuning' if fewer else 'prompting'} keeps more of the facts. People: "
+        f"{table.loc[table['kind'] == 'human', 'ser'].iloc[0]:.1%} by the same check."
+    )
+    own = slots[slots["system"] == best["tuned"]].groupby("slots")["ser"].mean()
+    lines.append(
+        f"{best['tuned']}: {own.iloc[0]:.1%} slot errors at {own.index[0]} slots, {own.iloc[-1]:.1%} at "
+        f"{own.index[-1]}: errors per slot {'rise' if own.iloc[-1] > own.iloc[0] else 'do not rise'} from the "
+        "fewest to the most facts."
+    )
+    for row in distance(table).itertuples():
+        if row.system in (tuned["bleu"].idxmax(), *table.loc[table["kind"] == "longer", "system"]):
+            lines.append(
+                f"{row.system}: {row.ours:.1f} BLEU, {row.difference:+.1f} from {row.published} ({row.theirs})."
+            )
+    return lines

@@ -1,0 +1,206 @@
+"""lib.hybrid: the linear attention with learned feature maps and a softmax window, in both model families."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lib.attention import attention_modules, softmax
+from lib.costs import leak
+from lib.hybrid import FORMS, FeatureMaps, converted, hybrid, hybrid_naive, hybrid_step, new_maps
+from lib.models import small_gpt2
+from lib.packing import Encoded, document_attention, flatten
+
+WINDOW = 6  # several blocks in a short row
+SHORT = {name: o | {"window": min(o["window"], WINDOW)} for name, o in FORMS.items()}
+
+
+def random_maps(maps, seed=0, size=0.5):
+    """Maps away from their start, where query and key maps would be alike."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in maps.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return maps
+
+
+def heads(length, n_kv=2, width=8):
+    generator = torch.Generator().manual_seed(length)
+    shapes = ((2, 4, length, width), (2, n_kv, length, width), (2, n_kv, length, width))
+    return [torch.randn(s, generator=generator, dtype=torch.float64) * 2 for s in shapes]
+
+
+def repeated(q, k, v):
+    return q, *(x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+
+
+def gpt2():
+    return sharpened(small_gpt2(97, 3, 2, 32, 160))
+
+
+def llama():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    grouped = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return sharpened(LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes, **grouped)).eval())
+
+
+def sharpened(model):
+    """Larger weights: initial ones give attention close to a plain mean."""
+    with torch.no_grad():
+        for module in attention_modules(model):
+            for parameter in module.parameters():
+                parameter.mul_(8)
+    return model
+
+
+MODELS = {"gpt2": gpt2, "llama": llama}
+both = pytest.mark.parametrize("family", MODELS)
+each = pytest.mark.parametrize("form", FORMS)
+
+
+def tokens(length, seed=0):
+    return torch.randint(1, 97, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def short_windows(monkeypatch):
+    for name, options in SHORT.items():
+        monkeypatch.setitem(FORMS, name, options)
+
+
+@each
+@pytest.mark.parametrize("length", [1, 5, 6, 7, 13, 40])
+def test_the_blocks_equal_the_naive_form_in_outputs_and_gradients(form, length):
+    maps = random_maps(FeatureMaps(4, 2, 8)).double()
+    found = []
+    for run in (hybrid, hybrid_naive):
+        q, k, v = (x.requires_grad_() for x in heads(length))
+        out = run(*repeated(q, k, v), 8**-0.5, maps=maps, **SHORT[form])
+        wanted = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+        weights = list(maps.parameters()) if form != "window" else []
+        gradients = torch.autograd.grad(
+            (out * wanted).sum(), [q, k, v, *weights], allow_unused=True
+        )
+        found.append([out, *gradients])
+    for a, b in zip(*found, strict=True):
+        if a is None or b is None:  # without a window, its weight has no part
+            assert form == "linear"
+            a, b = (torch.zeros(1) if x is None else x for x in (a, b))
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+@each
+def test_the_step_equals_the_naive_form_with_shared_key_heads(form):
+    maps = random_maps(FeatureMaps(4, 2, 8)).double()
+    q, k, v = heads(21)
+    whole = hybrid_naive(*repeated(q, k, v), 8**-0.5, maps=maps, **SHORT[form])
+    state, out = None, []
+    for t in range(21):
+        one = (x[:, :, t : t + 1] for x in (q, k, v))
+        o, state = hybrid_step(state, *one, 8**-0.5, maps=maps, **SHORT[form])
+        out.append(o)
+    torch.testing.assert_close(torch.cat(out, 2), whole, atol=1e-9, rtol=1e-9)
+    assert state[0].shape[2] == SHORT[form]["window"]  # the state does not grow
+
+
+def test_far_weights_are_products_of_features_and_sum_to_one_with_the_near_ones():
+    maps = random_maps(FeatureMaps(1, 1, 4)).double()
+    q, k, _ = (x[:1, :1] for x in heads(9, width=4))
+    weights = hybrid(q, k, torch.eye(9, dtype=torch.float64)[None, None], 0.5, maps=maps, window=3)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(1, 1, 9, dtype=torch.float64))
+    phi_q, phi_k = maps.of_query(q)[0, 0, 8], maps.of_key(k)[0, 0, :6]
+    ratio = weights[0, 0, 8, :6] / (phi_k @ phi_q)
+    torch.testing.assert_close(ratio, ratio[:1].expand(6))
+    near = (q[0, 0, 8] @ k[0, 0, 6:].T * 0.5).exp()
+    torch.testing.assert_close(
+        weights[0, 0, 8, 6:] / near, (weights[0, 0, 8, 6] / near[0]).expand(3)
+    )
+
+
+@both
+@each
+def test_no_layer_sees_the_future_with_and_without_padding(family, form):
+    model = MODELS[family]()
+    maps = {i: random_maps(m, i) for i, m in new_maps(model).items() if i != 1}  # a mixed model
+    with converted(model, maps, form), torch.no_grad():
+        scale = float(model(tokens(40)).logits.abs().max())
+        assert leak(model, 40, padding=5) < 1e-5 * scale
+
+
+@both
+def test_left_padding_changes_nothing(family):
+    model = MODELS[family]()
+    ids, pad = tokens(25), 9
+    mask = torch.cat([torch.zeros(1, pad, dtype=torch.long), torch.ones_like(ids)], 1)
+    padded = {
+        "input_ids": torch.cat([torch.zeros(1, pad, dtype=torch.long), ids], 1),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+    }
+    with converted(model, new_maps(model), "linear+window"), torch.no_grad():
+        a, b = model(ids).logits, model(**padded).logits[:, pad:]
+    torch.testing.assert_close(a, b, atol=1e-4 * float(a.abs().max()), rtol=0)
+
+
+@both
+@each
+def test_a_whole_model_decodes_step_by_step_as_it_reads(family, form):
+    model = MODELS[family]()
+    maps = {i: random_maps(m, i) for i, m in new_maps(model).items() if i != 0}
+    ids = tokens(22)
+    with torch.no_grad():
+        with converted(model, maps, form):
+            whole = model(ids, use_cache=False).logits
+        with converted(model, maps, form, "hybrid_step"):
+            steps = [
+                model(ids[:, t : t + 1], position_ids=torch.tensor([[t]]), use_cache=False).logits
+                for t in range(22)
+            ]
+    torch.testing.assert_close(
+        torch.cat(steps, 1), whole, atol=1e-4 * float(whole.abs().max()), rtol=0
+    )
+
+
+@both
+def test_without_maps_it_is_the_model_itself_and_afterwards_too(family):
+    model = MODELS[family]()
+    with torch.no_grad():
+        before = model(tokens(30)).logits
+        with converted(model, {}, "linear"):
+            inside = model(tokens(30)).logits
+        with converted(model, new_maps(model), "linear"):
+            changed = model(tokens(30)).logits
+        after = model(tokens(30)).logits
+    scale = float(before.abs().max())
+    torch.testing.assert_close(inside, before, atol=1e-4 * scale, rtol=0)
+    assert torch.equal(after, before)
+    assert float((changed - before).abs().max()) > 1e-2 * scale
+    assert not any("feature_maps" in name for name, _ in model.named_parameters())
+
+
+def test_a_window_as_long_as_the_row_is_softmax():
+    maps = random_maps(FeatureMaps(4, 4, 8)).double()
+    q, k, v = heads(20, n_kv=4)
+    out = hybrid(q, k, v, 8**-0.5, maps=maps, window=20)
+    torch.testing.assert_close(out, softmax(q, k, v, 8**-0.5), atol=1e-9, rtol=1e-9)
+
+
+def test_packed_rows_unknown_forms_and_layers_are_refused():
+    model = gpt2()
+    packed = flatten([Encoded([1, 2, 3], 1, 1), Encoded([4, 5, 6], 1, 1)])
+    with converted(model, new_maps(model), "linear"), pytest.raises(ValueError, match="not packed"):
+        model(input_ids=packed["input_ids"], position_ids=packed["position_ids"])
+    with (
+        pytest.raises(ValueError, match="choose of linear, linear"),
+        converted(model, {}, "quadratic"),
+    ):
+        pass
+    maps = {7: FeatureMaps(2, 2, 16)}
+    with (
+        pytest.raises(ValueError, match="Layer 7 does not exist"),
+        converted(model, maps, "linear"),
+    ):
+        pass
+    with document_attention(model):  # still usable
+        pass
