@@ -73,11 +73,12 @@ def conversion_findings(
         out.append(f"{form}, {share:.0%} of the layers, fine-tuned, against the unconverted model with the same "
                    f"fine-tuning: {text} bits per byte.")  # fmt: skip
     both = conversion[conversion["form"] == "linear+window"]
-    whole = _by_seed(tuned[(tuned["form"] == "linear+window") & (tuned["share"] == 1)])
-    without = both[~both["matched"] & (both["stage"] == "fine_tuned") & (both["share"] == 1)]
+    usual = both["order"] == "least_damage"
+    whole_tuned = both[usual & (both["stage"] == "fine_tuned") & (both["share"] == 1)]
+    whole, without = (_by_seed(whole_tuned[whole_tuned["matched"] == m]) for m in (True, False))
     near = tuned[(tuned["form"] == "window") & (tuned["share"] == 1)]
     what = "All layers, fine-tuned, with matching against without it"
-    out.append(_gain(what, whole, _by_seed(without), "bits per byte"))
+    out.append(_gain(what, whole, without, "bits per byte"))
     what = "All layers, fine-tuned, with the linear part against the window alone"
     out.append(_gain(what, whole, _by_seed(near), "bits per byte"))
     half = both[(both["stage"] == "converted") & both["matched"] & (both["share"] == 0.5)]

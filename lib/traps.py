@@ -165,7 +165,8 @@ def overlap(runs: dict, seeds: Sequence[int]) -> list[dict]:
 @contextmanager
 def leaked_corpus() -> Iterator[None]:
     """Inside, a task LEAKED: debian whose training split is the held-out test text, and as much again of its own.
-    Each document is then seen several times, as a benchmark is that stands on many pages of the web.
+    Each document is then seen several times, as a benchmark is that stands on many pages of the web. The encoding is
+    debian's own, as the other models have it.
     """
     debian = tasks.load_task("debian")
     n_test, n_train = len(held_out("test")), len(held_out("train"))
@@ -173,10 +174,11 @@ def leaked_corpus() -> Iterator[None]:
     name = f"{debian.sha256}, test {n_test} and train {n_train} in training"
     leaked = replace(debian, name=LEAKED, train=train, sha256=name)
     tasks.TASKS[LEAKED] = lambda: leaked
+    scratch.ENCODED_LIKE[LEAKED] = "debian"
     try:
         yield
     finally:
-        del tasks.TASKS[LEAKED]
+        del tasks.TASKS[LEAKED], scratch.ENCODED_LIKE[LEAKED]
 
 
 def leaking_attention(runs: dict, seeds: Sequence[int], texts: Sequence[str]) -> list[dict]:

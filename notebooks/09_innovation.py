@@ -187,7 +187,7 @@ for part in (continual.PullToStart, continual.with_replay, continual.interpolate
 
 # %% [markdown]
 # - One training loop, `lib.train`, with other settings; equal tokens, replayed ones counted. Learning rates are those
-#   of notebook 02 and were not tuned for this comparison.
+#   of notebook 02 and were not tuned for this comparison; Muon's step is scaled so that AdamW's rate serves it.
 
 # %%
 table = frontier.table(base, task, frontier.possible(), budget.seeds)
@@ -234,7 +234,8 @@ against.round(4)
 # | one seed, no interval | an order that other seeds would not give |
 #
 # **Hypothesis.** Each mistake changes the ranking, not only the level. **Control.** The sound ranking of the same
-# models; for the leak, the same models scored from prefixes, which a causal model does not notice.
+# models, and of it the pairs that its seeds tell apart (`shown_pairs`): only these can be shown to turn round
+# (`shown_flips`). For the leak, the same models scored from prefixes, which a causal model does not notice.
 
 # %%
 display(Code(inspect.getsource(traps.padded_perplexity), language="python"))
@@ -331,9 +332,12 @@ print(
 #   than a document cannot help, and a window loses little there. Recall over long distances was not tested.
 # - Decoding times are those of plain PyTorch at batch 1, without kernels of either side; a context that is not longer
 #   than the state saves nothing.
-# - Frontier: one task, one budget, rates not tuned per method, one strength of each. A method that lies behind the
-#   interpolation here may lie before it elsewhere. Replay is of the base model's own samples, so that without
-#   WikiText-2 the general measure is the replayed kind of text, which favours replay.
+# - Frontier: one task, one budget of a few steps, rates not tuned per method, one strength of each. A method that lies
+#   behind the interpolation here may lie before it elsewhere. Intervals are over seeds, on the same few texts; other
+#   texts would move them further. Replay is of the base model's own samples, so that without WikiText-2 the general
+#   measure is the replayed kind of text, which favours replay. What a text from the base model costs beyond the base
+#   model's own bits estimates KL(base || tuned) on short samples, no more. L2-SP's pull goes through AdamW, which
+#   scales it with the rest of the gradient; the paper used SGD.
 # - Traps: small models, chosen by us, in a number that makes some flips likely; the same mistake may leave another
 #   ranking alone, and a ranking that it left alone here is no proof that it is harmless: the level is wrong anyway.
 # - `audit` believes what is declared. It finds what rows contradict, not what nobody wrote down.

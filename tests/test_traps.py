@@ -63,7 +63,7 @@ def test_scoring_from_prefixes_is_one_pass_for_a_causal_model_and_not_for_a_leak
         assert both[0] == pytest.approx(both[1], rel=1e-4)
     rows = traps.leaking_attention(runs, (SEED,), texts)
     leaking = next(r for r in rows if r["model"] == "mask off by one")
-    assert leaking["trapped"] < 0.7 * leaking["sound"]
+    assert leaking["trapped"] < 0.95 * leaking["sound"]  # the others differ by rounding
     assert all(
         r["trapped"] == pytest.approx(r["sound"], rel=1e-3) for r in rows if r is not leaking
     )
@@ -79,7 +79,11 @@ def test_the_leaked_corpus_holds_the_test_text_and_goes_again(runs):
         assert held_out <= {e.id for e in leaked.train}
         assert leaked.sha256 != before.sha256 and leaked.test == before.test
         assert {e.id for e in leaked.train}.isdisjoint(e.id for e in before.validation)
-    assert traps.LEAKED not in tasks.TASKS
+        mine = traps.recipe(SEED, corpus=traps.LEAKED)
+        assert scratch.encoding_of(
+            mine.corpus, mine.encoding, mine.vocab_size
+        ) is scratch.encoding_of("debian", mine.encoding, mine.vocab_size)  # one thing changes
+    assert traps.LEAKED not in tasks.TASKS and traps.LEAKED not in scratch.ENCODED_LIKE
     rows = pd.DataFrame(traps.overlap(runs, (SEED,)))
     names = set(rows["model"])
     assert {"plain", "plain, test text in training", "one layer, test text in training"} <= names
