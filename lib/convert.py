@@ -245,7 +245,8 @@ class Experiment:
     def _damage(self) -> dict:
         s, model, maps = self.settings, self.base.model, self.maps()
         text = self._text("validation", s.damage_tokens)
-        start = bits_per_byte(model, text)
+        with converted(model, {}, s.form):  # softmax in float32, as the other layers have it below
+            start = bits_per_byte(model, text)
         unmatched = matching_errors(model, new_maps(model), s.form, text)
         matched = matching_errors(model, maps, s.form, text)
         found = []
