@@ -85,7 +85,6 @@ class Innovation:
     documents: int  # test documents scored after it
     general_tokens: int  # sampled from the base model: replayed, and as much again to measure with
     wikitext_tokens: int
-    blimp_pairs: int
     trap_bytes: int  # text that a small model from scratch sees
     trap_eval_bytes: int
     trap_layers: int
@@ -162,12 +161,12 @@ PRIVATE = {
     "full": Private(DOCUMENTED, 40_000, 1_024, 3, 4, 16, 100, 40, 48, 64),
 }
 INNOVATION = {
-    "fast": Innovation((0, 1), 64, 640, 320, 128, 256, (64, 512), 2_600, 640, 6, 640, 512, 1,
-                       16_000, 3_000, 2, 32),
-    "cpu": Innovation((0,), 512, 6_144, 2_048, 512, 1_024, (512, 4_096), 5_000, 1_024, 16, 2_000,
-                      2_048, 1, 120_000, 20_000, 4, 128),
-    "full": Innovation((0, 1, 2), 512, 24_576, 6_144, 2_048, 4_096, (512, 2_048, 8_192), 20_000,
-                       1_024, 64, 6_000, 4_096, 2, 400_000, 40_000, 4, 128),
+    "fast": Innovation((0, 1), 64, 640, 320, 128, 256, (64, 512), 2_600, 640, 6, 640, 512,
+                       96_000, 3_000, 2, 32),
+    "cpu": Innovation((0,), 512, 4_096, 2_048, 512, 1_024, (512, 4_096), 4_096, 1_024, 24, 1_024,
+                      2_048, 120_000, 20_000, 4, 128),
+    "full": Innovation((0, 1, 2), 512, 10_240, 3_072, 1_024, 2_048, (512, 2_048, 8_192), 8_192,
+                       1_024, 48, 2_048, 4_096, 300_000, 30_000, 4, 128),
 }  # fmt: skip
 SCENARIO = {
     "fast": Scenario(("full", "lora"), 3_000, 6, (0, 1), (0, 1),
