@@ -123,10 +123,12 @@ if e2e:
 
 # %%
 if e2e:
-    titles = {"bleu": "BLEU (higher is better)", "ser": "slot errors / slots (lower is better)"}
+    titles = {"bleu": "BLEU (higher is better)", "ser": "SER (lower is better)"}
     lines = data_to_text.against_shots(tables["e2e"], titles)
     figure = plots.lines(lines, "shots", "value", "series", panel="measure", logx=False,
-                         sharey=False, xlabel="examples in the prompt", ylabel="see the panel")  # fmt: skip
+                         sharey=False, xlabel="examples in the prompt", ylabel=" ")  # fmt: skip
+    for panel in figure.axes:
+        panel.set_xticks(budget.shots)
     text = f"E2E: few-shot against fine-tuned, {budget.e2e_inputs} test inputs, greedy."
     path = plots.save_figure(
         figure, "10_few_shot", plots.caption(text, provenance, budget.e2e_tokens)
