@@ -97,10 +97,13 @@ class Scenario:
 
     methods: tuple[str, ...]  # fine-tuned on E2E with every seed
     e2e_tokens: int  # that one of these runs sees
+    e2e_step: int  # tokens in one forward pass and behind one optimizer step
+    e2e_validation: int  # documents behind a held-out evaluation: one before, one after
     e2e_inputs: int  # leading test inputs that every system writes for
     shots: tuple[int, ...]  # examples in the prompt
     shot_seeds: tuple[int, ...]  # draws of the examples
     archive_documents: dict[str, int]  # domain -> documents compressed
+    archive_bytes: int  # of the longest of them
     batch: int  # documents coded side by side
     probe_tokens: int  # of each document, where the bits of two computations are compared
 
@@ -169,12 +172,12 @@ INNOVATION = {
                        1_024, 48, 2_048, 4_096, 300_000, 30_000, 4, 128),
 }  # fmt: skip
 SCENARIO = {
-    "fast": Scenario(("full", "lora"), 3_000, 6, (0, 1), (0, 1),
-                     {"debian": 6, "release_notes": 2, "tang": 3}, 4, 6),
-    "cpu": Scenario(("full",), 20_000, 24, (0, 3), (0,),
-                    {"debian": 16, "release_notes": 4, "tang": 8}, 16, 8),
-    "full": Scenario(("full", "lora"), 80_000, 120, (0, 1, 3, 5), (0, 1, 2),
-                     {"debian": 128, "release_notes": 32, "tang": 32}, 64, 16),
+    "fast": Scenario(("full", "lora"), 3_000, 640, 8, 6, (0, 1), (0, 1),
+                     {"debian": 6, "release_notes": 2, "tang": 3}, 700, 4, 6),
+    "cpu": Scenario(("full",), 8_000, 512, 16, 24, (0, 3), (0,),
+                    {"debian": 12, "release_notes": 5, "tang": 6}, 700, 64, 8),
+    "full": Scenario(("full",), 8_000, 512, 16, 32, (0, 1, 3), (0, 1, 2),
+                     {"debian": 16, "release_notes": 6, "tang": 6}, 700, 64, 16),
 }  # fmt: skip
 PROFILES = {
     "fast": Profile("fast", (0, 1), METHODS, 12_000, 12_000, 640, 1_280, 3, 16,
