@@ -233,9 +233,9 @@ def findings(table: pd.DataFrame, slots: pd.DataFrame) -> list[str]:
     own = slots[slots["system"] == best["tuned"]].groupby("slots")[["ser", "texts"]].mean()
     few_facts, many_facts = own.iloc[0], own.iloc[-1]
     lines.append(
-        f"{best['tuned']}: {few_facts['ser']:.1%} slot errors at {own.index[0]} slots ({few_facts['texts']:.0f} "
-        f"inputs), {many_facts['ser']:.1%} at {own.index[-1]} ({many_facts['texts']:.0f} inputs): errors per slot "
-        f"{'rise' if many_facts['ser'] > few_facts['ser'] else 'do not rise'} from the fewest to the most facts."
+        f"{best['tuned']}: {few_facts['ser']:.1%} slot errors at {own.index[0]} slots (inputs: "
+        f"{few_facts['texts']:.0f}), {many_facts['ser']:.1%} at {own.index[-1]} ({many_facts['texts']:.0f}): errors "
+        f"per slot {'rise' if many_facts['ser'] > few_facts['ser'] else 'do not rise'} from the fewest to the most facts."
     )
     best_and_longer = (tuned["bleu"].idxmax(), *table.loc[table["kind"] == "longer", "system"])
     for system, rows in distance(table).groupby("system", sort=False):
