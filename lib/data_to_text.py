@@ -231,11 +231,12 @@ def findings(table: pd.DataFrame, slots: pd.DataFrame) -> list[str]:
         f"{verdict}. People: {table.loc[table['kind'] == 'human', 'ser'].iloc[0]:.1%} by the same check."
     )
     own = slots[slots["system"] == best["tuned"]].groupby("slots")[["ser", "texts"]].mean()
-    few_facts, many_facts = own.iloc[0], own.iloc[-1]
+    fewest, most = own.iloc[0], own.iloc[-1]
+    rise = "rise" if most["ser"] > fewest["ser"] else "do not rise"
     lines.append(
-        f"{best['tuned']}: {few_facts['ser']:.1%} slot errors at {own.index[0]} slots ({few_facts['texts']:.0f} "
-        f"inputs), {many_facts['ser']:.1%} at {own.index[-1]} ({many_facts['texts']:.0f} inputs): errors per slot "
-        f"{'rise' if many_facts['ser'] > few_facts['ser'] else 'do not rise'} from the fewest to the most facts."
+        f"{best['tuned']}: {fewest['ser']:.1%} slot errors at {own.index[0]} slots (inputs: {fewest['texts']:.0f}), "
+        f"{most['ser']:.1%} at {own.index[-1]} ({most['texts']:.0f}): errors per slot {rise} from the fewest to the "
+        "most facts."
     )
     best_and_longer = (tuned["bleu"].idxmax(), *table.loc[table["kind"] == "longer", "system"])
     for system, rows in distance(table).groupby("system", sort=False):

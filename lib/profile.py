@@ -175,9 +175,9 @@ SCENARIO = {
     "fast": Scenario(("full", "lora"), 3_000, 640, 8, 6, (0, 1), (0, 1),
                      {"debian": 6, "release_notes": 2, "tang": 3}, 700, 4, 6),
     "cpu": Scenario(("full",), 8_000, 512, 16, 24, (0, 3), (0,),
-                    {"debian": 12, "release_notes": 5, "tang": 6}, 700, 64, 8),
+                    {"debian": 12, "release_notes": 6, "tang": 12}, 700, 64, 8),
     "full": Scenario(("full",), 8_000, 512, 16, 32, (0, 1, 3), (0, 1, 2),
-                     {"debian": 16, "release_notes": 6, "tang": 6}, 700, 64, 16),
+                     {"debian": 16, "release_notes": 8, "tang": 12}, 700, 64, 16),
 }  # fmt: skip
 PROFILES = {
     "fast": Profile("fast", (0, 1), METHODS, 12_000, 12_000, 640, 1_280, 3, 16,

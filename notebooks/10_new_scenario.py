@@ -231,7 +231,8 @@ tables["compression_by_document"] = by_document = compressors.by_document(rows, 
 #
 # - `each`: documents one by one, headers and all; `together`: one after the other as a single file, where gzip and
 #   the others may look back at earlier documents. `archive`: the model's file, whose documents do not see each
-#   other. It holds where each document ends and a checksum; `together` does not.
+#   other. It holds where each document ends, a checksum, and a header that names the model and the machine: a
+#   hundred bytes that weigh on short texts, and a run's name is longer than `base`. `together` holds none of it.
 # - The dictionary and the training text are the rivals' fine-tuning. They get all 7,637 training documents, more than
 #   the model's budget of tokens reaches.
 
@@ -245,11 +246,12 @@ bits.round(3)
 
 # %%
 one_file = table[table["packaging"] != "each"]
-means = one_file.groupby(["domain", "compressor"], sort=False)["bits_per_byte"].mean().reset_index()
+means = one_file.groupby(["domain", "compressor"], sort=False)["bits_per_byte"].mean()
+means = means.rename("bits per byte").reset_index()
 means["compressor"] = means["compressor"].str.replace(
     " ", "\N{NO-BREAK SPACE}"
 )  # bars shows plain ones as a sign
-figure = plots.bars(means, "compressor", "bits_per_byte", panel="domain")
+figure = plots.bars(means, "compressor", "bits per byte", panel="domain")
 sizes = ", ".join(f"{domain} {len(t)}" for domain, t in texts.items())
 text = f"Bits per byte in real bytes, all documents in one file ({sizes} documents)."
 path = plots.save_figure(
@@ -321,8 +323,8 @@ for line in compressors.findings(table, break_even, by_document):
 
 # %%
 check = tables["bit_identity"].set_index("arrangement")
-for name, row in check.iterrows():
-    print(f"{name}: {row['identical']:.0%} of {row['positions']} distributions equal in every bit.")
+for row in check.itertuples():
+    print(f"{row.Index}: {row.identical:.0%} of {row.positions} distributions equal in every bit.")
 
 # %% [markdown]
 # ## What it does not show

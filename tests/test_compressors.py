@@ -156,7 +156,7 @@ def test_the_command_line_writes_beside_and_refuses(tmp_path, capsys):
 def table(after: list[float], rival: float = 2.0) -> pd.DataFrame:
     common = {"domain": "debian", "documents": 4, "encode_kb_per_s": 1.0, "decode_kb_per_s": 1.0,
               "round_trip": True, "packaging": "archive", "identical_documents": 4, "ideal_bytes": 100,
-              "original_bytes": 500, "compressed_bytes": 110, "shared_bytes": 1_000_000}  # fmt: skip
+              "original_bytes": 500, "compressed_bytes": 110, "shared_bytes": 1_000_000, "header_bytes": 0}  # fmt: skip
     rows = [
         {**common, "compressor": "model before", "stage": "before", "seed": 0, "bits_per_byte": 1.5}
     ]
@@ -185,19 +185,26 @@ def pairs(low: float, high: float) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("after", "rival", "interval", "wanted"),
     [
-        ([1.0, 1.01, 0.99], 2.0, (-0.6, -0.4), ["the file smaller", "model beats it", "pay for themselves from 8.0"]),
-        ([1.9, 1.91, 1.89], 1.2, (0.3, 0.5), ["makes it larger", "does not beat it", "never pay for themselves in 3"]),
+        ([1.0, 1.01, 0.99], 2.0, (-0.6, -0.4), ["takes fewer bits", "model beats it", "pay for themselves from 8.0"]),
+        ([1.9, 1.91, 1.89], 1.2, (0.3, 0.5), ["takes more bits", "does not beat it", "never pay for themselves in 3"]),
         ([1.2, 1.9, 1.5], 2.0, (-0.6, -0.4), ["no difference that is borne out"]),  # the seeds differ
         ([1.0, 1.01, 0.99], 2.0, (-0.6, 0.1), ["no difference that is borne out"]),  # the documents do
-        ([1.4], 2.0, (-0.2, -0.1), ["makes the file smaller", "1.400 (one seed) after"]),
+        ([1.4], 2.0, (-0.2, -0.1), ["takes fewer bits", "1.400 (one seed) after"]),
     ],
 )  # fmt: skip
 def test_the_sentences_follow_the_numbers(after, rival, interval, wanted):
     frame, documents = table(after, rival), 4 * (len(after) + 1)
     lines = "\n".join(compressors.findings(frame, break_even(frame), pairs(*interval)))
-    for phrase in [*wanted, f"{documents} of {documents} documents", "add 10.0%", "300 times"]:
+    for phrase in [*wanted, f"{documents} of {documents} documents", "add 10.0%", "300.0 times"]:
         assert phrase in lines, lines
     assert "nan" not in lines
+
+
+def test_a_longer_header_is_no_effect_of_the_training():
+    frame = table([1.6, 1.61, 1.59])  # 1.5 before
+    frame.loc[frame["stage"] == "after", "header_bytes"] = 30  # 0.48 of these bits per byte
+    line = compressors.findings(frame, break_even(frame), pairs(-0.5, -0.3))[2]
+    assert "headers are 0.000 and 0.480" in line and "takes fewer bits" in line
 
 
 def test_a_failed_round_trip_is_said():

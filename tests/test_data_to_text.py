@@ -138,7 +138,7 @@ def test_the_sentences_follow_the_numbers():
     )
     lines = "\n".join(module.findings(rows(full=(60, 0.1), **{"3_shot": (10, 0.5)}), slots))
     assert "fine-tuning keeps more of the facts" in lines and "errors per slot rise" in lines
-    assert "5.0% slot errors at 3 slots (4 inputs)" in lines and "9 of 630 inputs" in lines
+    assert "5.0% slot errors at 3 slots (inputs: 4)" in lines and "9 of 630 inputs" in lines
     assert "-7.7 from GPT-2 medium, full (68.2)" in lines
     slots["ser"] = [0.2, 0.1]
     lines = "\n".join(module.findings(rows(full=(70, 0.5), **{"3_shot": (10, 0.1)}), slots))
