@@ -16,26 +16,24 @@ NEGATIVE = "Negative result"
 
 
 def _difference(a: pd.Series, b: pd.Series | float) -> tuple[str, float, float, float]:
-    """a - b by seed: "+0.0120 [+0.0100, +0.0140], shown", its mean and bounds; "shown" is an interval without 0."""
+    """a - b by seed, its mean and bounds, and before them in words, such as "+0.0120 [+0.0100, +0.0140] bits per byte,
+    shown"; "shown" is an interval without 0.
+    """
     found = (a - b).dropna()
     if found.empty:
         return "not measured", math.nan, math.nan, math.nan
     mean, low, high = mean_interval(found)
     if math.isnan(low):
-        return f"{mean:+.4f} (one seed, no interval)", mean, low, high
-    return (
-        f"{mean:+.4f} [{low:+.4f}, {high:+.4f}], {'shown' if low * high > 0 else 'not shown'}",
-        mean,
-        low,
-        high,
-    )
+        return f"{mean:+.4f} bits per byte, one seed, no interval", mean, low, high
+    shown = "shown" if low * high > 0 else "not shown"
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}] bits per byte, {shown}", mean, low, high
 
 
-def _gain(what: str, a: pd.Series, b: pd.Series, unit: str) -> str:
+def _gain(what: str, a: pd.Series, b: pd.Series) -> str:
     """A sentence on what should lower a measure: a negative result unless a - b is below 0, as far as seeds tell."""
     text, mean, _, high = _difference(a, b)
     lowered = high < 0 if not math.isnan(high) else mean < 0
-    return f"{'' if lowered else f'{NEGATIVE}, no gain shown. '}{what}: {text} {unit}."
+    return f"{'' if lowered else f'{NEGATIVE}, no gain shown. '}{what}: {text}."
 
 
 def _names(part: pd.DataFrame) -> str:
@@ -61,30 +59,28 @@ def conversion_findings(
     out = [_conversion_headline(tuned, control)]
     for form, part in damage.groupby("form", sort=False):
         mean = part.groupby("layer")["damage"].mean().sort_values()
-        quarter = max(len(mean) // 4, 1)
         out.append(
             f"{form}: one layer alone costs from {mean.iloc[0]:+.4f} (layer {mean.index[0]}) to {mean.iloc[-1]:+.4f} "
-            f"bits per byte (layer {mean.index[-1]}); the costliest {quarter} of {len(mean)} layers make "
-            f"{_share_of_damage(mean, quarter):.0%} of what all cost. Matching takes the output error from "
+            f"bits per byte (layer {mean.index[-1]}); {_concentration(mean)}. Matching takes the output error from "
             f"{part['error_unmatched'].mean():.3f} to {part['matching_error'].mean():.3f}."
         )
     for (form, share), part in tuned[tuned["share"] > 0].groupby(["form", "share"], sort=False):
         text, *_ = _difference(_by_seed(part), control)
         out.append(f"{form}, {share:.0%} of the layers, fine-tuned, against the unconverted model with the same "
-                   f"fine-tuning: {text} bits per byte.")  # fmt: skip
+                   f"fine-tuning: {text}.")  # fmt: skip
     both = conversion[conversion["form"] == "linear+window"]
     usual = both["order"] == "least_damage"
     whole_tuned = both[usual & (both["stage"] == "fine_tuned") & (both["share"] == 1)]
     whole, without = (_by_seed(whole_tuned[whole_tuned["matched"] == m]) for m in (True, False))
     near = tuned[(tuned["form"] == "window") & (tuned["share"] == 1)]
     what = "All layers, fine-tuned, with matching against without it"
-    out.append(_gain(what, whole, without, "bits per byte"))
+    out.append(_gain(what, whole, without))
     what = "All layers, fine-tuned, with the linear part against the window alone"
-    out.append(_gain(what, whole, _by_seed(near), "bits per byte"))
+    out.append(_gain(what, whole, _by_seed(near)))
     half = both[(both["stage"] == "converted") & both["matched"] & (both["share"] == 0.5)]
     orders = (_by_seed(half[half["order"] == o]) for o in ("least_damage", "most_damage"))
     what = "Half of the layers, before fine-tuning, harmless ones first against harmful ones first"
-    out.append(_gain(what, *orders, "bits per byte"))
+    out.append(_gain(what, *orders))
     return [*out, _decoding(decoded)]
 
 
@@ -102,10 +98,13 @@ def _conversion_headline(tuned: pd.DataFrame, control: pd.Series) -> str:
         if small
         else f"no share tried ({', '.join(f'{s:.0%}' for s in found)}) is converted at a cost of"
     )
+    alone = _by_seed(tuned[(tuned["form"] == "window") & (tuned["share"] == 1)])
+    alone = mean_interval((alone / control - 1).dropna())[0]
     costs = ", ".join(f"{s:.0%}: {mean:+.1%}" for s, (mean, _, _) in found.items())
     return (
         f"Finding: {largest} less than {TOLERATED:.0%} more bits per byte than the control, the same fine-tuning "
-        f"without conversion ({how} {_seeds(len(control))}; mean costs by share {costs})."
+        f"without conversion ({how} {_seeds(len(control))}; mean costs by share {costs}; all layers with the window "
+        f"alone {alone:+.1%})."
     )
 
 
@@ -121,9 +120,13 @@ def _decoding(decoded: pd.DataFrame) -> str:
     )
 
 
-def _share_of_damage(mean: pd.Series, quarter: int) -> float:
-    """Of sorted means, what the last `quarter` make of all that is above 0."""
-    return mean.iloc[-quarter:].clip(lower=0).sum() / max(mean.clip(lower=0).sum(), 1e-12)
+def _concentration(mean: pd.Series) -> str:
+    """Of sorted means, what the last quarter makes of all that is above 0."""
+    cost, quarter = mean.clip(lower=0), max(len(mean) // 4, 1)
+    if not cost.sum():
+        return "none costs anything"
+    share = cost.iloc[-quarter:].sum() / cost.sum()
+    return f"the costliest {quarter} of {len(mean)} layers make {share:.0%} of what all cost"
 
 
 def _by_seed(part: pd.DataFrame) -> pd.Series:
@@ -173,13 +176,16 @@ def frontier_findings(
     full = VARIANTS[0].method, VARIANTS[0].setting
     settings = list(df[["method", "setting"]].drop_duplicates().itertuples(index=False, name=None))
     lora = [s for s in settings if s[0] == "LoRA"]
-    pairs = [(s, full) for s in settings if s[0] == "Muon"]
+    beyond = against.loc[against["verdict"] == "beyond", ["method", "setting"]]
+    beyond = list(beyond.itertuples(index=False, name=None))
+    pairs = [(s, full) for s in settings if s[0] == "Muon" or s in beyond]
     pairs += [(lora[-1], lora[0])] if len(lora) > 1 else []
     for one, other in pairs:
         task, text = (_against(df, one, other, column) for column in ("bits_per_byte", general))
-        name = ", AdamW" if other == full else ""
-        out.append(f"{', '.join(one)}, against {', '.join(other)}{name}: task {task}, general text {text} bits per "
-                   "byte.")  # fmt: skip
+        names = (
+            f"{', '.join(one)}, against {', '.join(other)}{', AdamW' if one[0] == 'Muon' else ''}"
+        )
+        out.append(f"{names}: task {task}; general text {text}.")
     front = means[means["front"]].sort_values("task")
     points = "; ".join(
         f"{r.method}, {r.setting} ({r.task:.3f}, {r.general:.3f})" for r in front.itertuples()
@@ -217,8 +223,8 @@ def _forgetting(df: pd.DataFrame, general: str) -> str:
     forgets = low > 0 if not math.isnan(low) else mean > 0
     premise = f"{NEGATIVE}, no forgetting shown, so that to forget less means to end lower here. "
     return (
-        f"{'' if forgets else premise}Full fine-tuning against before: task {task} bits per byte; "
-        f"{GENERAL[general]}: {text}."
+        f"{'' if forgets else premise}Full fine-tuning against before: task {task}; "
+        f"{GENERAL[general].removesuffix(', bits per byte')} {text}."
     )
 
 

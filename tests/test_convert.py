@@ -224,7 +224,8 @@ def test_sentences_follow_the_numbers(decoded):
     assert "from +0.1000 (layer 0) to +0.3000 bits per byte (layer 1)" in said
     assert "the costliest 1 of 2 layers make 75% of what all cost" in said
     assert (
-        "linear+window, 50% of the layers" in said and "+0.5000 [+0.5000, +0.5000], shown" in said
+        "linear+window, 50% of the layers" in said
+        and "+0.5000 [+0.5000, +0.5000] bits per byte, shown" in said
     )
     assert "with matching against without it: -0.5000" in said
     assert "the window alone: -1.0000" in said and "not shown" in said
@@ -235,7 +236,7 @@ def test_sentences_follow_the_numbers(decoded):
     )
     assert "Negative result, no gain shown. All layers, fine-tuned, with matching" not in said
     assert said.startswith("Finding: no share tried (50%, 100%) is converted at a cost of less")
-    assert "over 3 seeds; mean costs by share 50%: +49.5%, 100%: +99.0%)" in said.split("\n")[0]
+    assert "over 3 seeds; mean costs by share 50%: +49.5%, 100%: +99.0%; all" in said.split("\n")[0]
 
 
 def test_the_headline_takes_the_largest_share_whose_cost_is_small(decoded):
@@ -249,5 +250,7 @@ def test_one_seed_gives_no_interval_and_no_nan(decoded):
     table = conversion_table(decoded, (0,))
     said = findings.conversion_findings(table, DAMAGE[:2], decoded)
     assert "by the mean of 1 seed;" in said[0]
-    assert "-0.5000 (one seed, no interval)" in "\n".join(said)
+    assert "-0.5000 bits per byte, one seed, no interval." in "\n".join(said)
     assert not any("nan" in sentence for sentence in said)
+    free = findings.conversion_findings(table, DAMAGE.assign(damage=-0.1), decoded)
+    assert "; none costs anything. Matching" in free[1]

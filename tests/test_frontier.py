@@ -113,11 +113,12 @@ def test_sentences_say_what_the_free_control_supports():
         "Negative result, not shown to beat the free control: LoRA, rank 4; Muon, lr 1e-4; L2-SP, x; replay, x."
     )
     assert said[2].startswith("Full fine-tuning against before: task -0.9900 [")
+    assert said[2].endswith("WikiText-2 +1.0000 [+1.0000, +1.0000] bits per byte, shown.")
     said = "\n".join(said)
     assert "LoRA, rank 4, against interpolation at the same gain: +0.2000 [" in said
     assert "Muon, lr 1e-4: gains more than full fine-tuning, where the control's way ends" in said
     assert "Muon, lr 1e-4, against full, lr 1e-4, AdamW: task -0.5100 [" in said
-    assert "general text -1.0000 [-1.0000, -1.0000], shown" in said
+    assert "general text -1.0000 [-1.0000, -1.0000] bits per byte, shown" in said
     assert "LoRA, rank 64, against LoRA, rank 4: task +0.0000 [" in said
     assert "L2-SP, x: gains nothing, so there is nothing to compare." in said
 
