@@ -160,8 +160,8 @@ DOCUMENTED = (
 )
 PRIVATE = {
     "fast": Private(("datasketch", "sacrebleu", "tqdm"), 8_000, 640, 1, 2, 8, 8, 4, 12, 8),
-    "cpu": Private(DOCUMENTED, 20_000, 1_024, 2, 4, 16, 60, 24, 48, 40),
-    "full": Private(DOCUMENTED, 40_000, 1_024, 3, 4, 16, 100, 40, 48, 64),
+    "cpu": Private(DOCUMENTED, 14_000, 512, 2, 3, 8, 40, 16, 32, 32),
+    "full": Private(DOCUMENTED, 14_000, 512, 2, 3, 8, 40, 16, 32, 32),
 }
 INNOVATION = {
     "fast": Innovation((0, 1), 64, 640, 320, 128, 256, (64, 512), 2_600, 640, 6, 640, 512,

@@ -206,9 +206,6 @@ figure = plots.lines(curve, "repetitions", "exposure", "method", panel="duplicat
 for ax in figure.axes:
     ax.axhline(memorise.UNSEEN, color=plots.GREY, linestyle=":", linewidth=1)
     ax.set_ylim(0, memorise.bits(1) + 0.5)
-ax.annotate(
-    "never seen", (1, memorise.UNSEEN), (0, 3), textcoords="offset points", color=plots.GREY
-)
 text = "Exposure of canaries among 10,000 codes (at most 13.3 bits); dotted: 1.44 bits, never seen."
 path = plots.save_figure(figure, "08_exposure", plots.caption(text, provenance, tokens))
 
