@@ -266,16 +266,16 @@ class Experiment:
         return sorted(ranked.tolist()[: round(share * self.layers)])
 
     def plan(self) -> list[dict]:
-        """The rows that are measured: every share as converted; fine-tuned all shares of "linear+window", half and all
-        of the window, all of "linear". Of "linear+window" also share 0, which is softmax for every form; half of the
-        layers in the opposite order; and the whole model without matching.
+        """The rows that are measured, each as converted and fine-tuned: all shares of "linear+window", half and all of
+        the others' layers ("linear" is fine-tuned as a whole alone). Share 0 is softmax for every form. Of
+        "linear+window" also half of the layers in the opposite order, and the whole model without matching.
         """
-        form, inner = self.settings.form, (0.25, 0.5, 0.75)
-        tuned = {"linear+window": (0.0, *inner, 1.0), "window": (0.5, 1.0), "linear": (1.0,)}[form]
-        steps = [{"share": s, "stage": "converted"} for s in (*inner, 1.0)]
+        form = self.settings.form
+        shares = (0.0, 0.25, 0.5, 0.75, 1.0) if form == "linear+window" else (0.5, 1.0)
+        steps = [{"share": s, "stage": "converted"} for s in shares]
+        tuned = (1.0,) if form == "linear" else shares
         steps += [{"share": s, "stage": "fine_tuned"} for s in tuned]
         if form == "linear+window":
-            steps += [{"share": 0.0, "stage": "converted"}]
             steps += [{"share": 0.5, "stage": "converted", "order": "most_damage"}]
             steps += [
                 {"share": 1.0, "stage": s, "matched": False} for s in ("converted", "fine_tuned")

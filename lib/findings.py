@@ -214,18 +214,17 @@ def _frontier_headline(against: pd.DataFrame, seeds: int) -> str:
 
 
 def _forgetting(df: pd.DataFrame, general: str) -> str:
-    """Whether the plain full run forgets at all, on this measure."""
+    """Whether the plain full run forgets at all, on this measure and on the others of general text."""
     before = df[df["method"] == "none"].iloc[0]
     full = df[(df["method"] == VARIANTS[0].method) & (df["setting"] == VARIANTS[0].setting)]
-    full = full.set_index("seed")[["bits_per_byte", general]].astype(float)
-    task, *_ = _difference(full["bits_per_byte"], before["bits_per_byte"])
-    text, mean, low, _ = _difference(full[general], before[general])
+    full = full.set_index("seed")
+    found = {c: _difference(full[c], before[c]) for c in ("bits_per_byte", *GENERAL) if c in df}
+    _, mean, low, _ = found[general]
     forgets = low > 0 if not math.isnan(low) else mean > 0
     premise = f"{NEGATIVE}, no forgetting shown, so that to forget less means to end lower here. "
-    return (
-        f"{'' if forgets else premise}Full fine-tuning against before: task {task}; "
-        f"{GENERAL[general].removesuffix(', bits per byte')} {text}."
-    )
+    names = {"bits_per_byte": "task"} | GENERAL
+    said = [f"{names[c].removesuffix(', bits per byte')} {found[c][0]}" for c in found]
+    return f"{'' if forgets else premise}Full fine-tuning against before: {'; '.join(said)}."
 
 
 def _against(df: pd.DataFrame, one: tuple, other: tuple, column: str) -> str:
