@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, what in (("compress", "a text file with the language model"),
                        ("decompress", "what compress wrote; exact, or refused")):  # fmt: skip
         files = commands.add_parser(name, help=what)
-        files.add_argument("file", type=Path)
-        files.add_argument("-o", "--out", type=Path, help="the file to write")
+        files.add_argument("file", type=Path, nargs="+" if name == "decompress" else None)
+        files.add_argument("-o", "--out", type=Path, help="what to write; beside FILE by default")
         files.add_argument("--run", help="a folder in data/runs; the base model by default, or what "
                            "the compressed file names")  # fmt: skip
 
@@ -95,7 +95,10 @@ def run_compress(chosen) -> None:
 def run_decompress(chosen) -> None:
     from lib.compress_files import decompress_file
 
-    decompress_file(chosen.file, chosen.out, chosen.run)
+    if chosen.out and len(chosen.file) > 1:
+        raise ValueError(f"-o names one place for {len(chosen.file)} files: leave it out.")
+    for file in chosen.file:
+        decompress_file(file, chosen.out, chosen.run)
 
 
 COMMANDS = {"colab": run_colab, "fetch": run_fetch, "run": run_notebooks, "finetune": run_finetune,

@@ -8,6 +8,7 @@ the list, a nickname or a street stay. `evaluate` says how much it finds of a la
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,14 @@ class Found:
 def find(text: str, names: Sequence[str] = ()) -> list[Found]:
     """What `text` holds of each category, and of `names`, in order and without overlap."""
     plain = text.translate(HALF_WIDTH)
-    taken: list[Found] = []
+    taken: list[Found] = []  # by start; since none overlap, only the neighbours can be in the way
     for category, detect in (*CATEGORIES.items(), ("name", lambda t: names_in(t, names))):
         for start, end in detect(plain):
-            if all(end <= f.start or f.end <= start for f in taken):
-                taken.append(Found(category, start, end))
-    return sorted(taken, key=lambda f: f.start)
+            at = bisect_left(taken, start, key=lambda f: f.start)
+            before, after = taken[max(0, at - 1) : at], taken[at : at + 1]
+            if all(f.end <= start for f in before) and all(end <= f.start for f in after):
+                taken.insert(at, Found(category, start, end))
+    return taken
 
 
 def anonymise(text: str, names: Sequence[str] = ()) -> tuple[str, dict[str, int]]:

@@ -116,7 +116,10 @@ class _Found:
         self.names: list[str] = []
 
     def clean(self, text: str, names: Sequence[str] = ()) -> str:
-        text, counts = anonymise(text, [*self.names, *names])
+        whole = text.encode("utf-8", "replace").decode(
+            "utf-8"
+        )  # JSON can hold half a surrogate pair
+        text, counts = anonymise(whole, [*self.names, *names])
         self.facts.update({("replaced", c): n for c, n in counts.items()})
         return text
 
@@ -155,7 +158,8 @@ class _Found:
 
 def _digest(text: str) -> str:
     """Short and silent about what it names: paths and subjects are private too."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+    data = text.encode("utf-8", "surrogatepass")  # file names that are not UTF-8 hold such halves
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 # --- duplicates

@@ -2,15 +2,17 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from lib import profile
-from lib.compress import Codec, compress, decompress
+from lib.compress import Codec, check_model, compress, decompress
 from lib.container import read
 from lib.models import load_base
 from lib.results import write_bytes
@@ -20,6 +22,7 @@ SUFFIX = ".lmz"
 BASE = "base"  # the name of the model that is no run
 
 
+@lru_cache(maxsize=1)  # several files of one model load it once
 def codec_of(name: str = BASE) -> Codec:
     """The base model, or the finished run `name` of data/runs. Raises FileNotFoundError for a missing run."""
     base = load_base()
@@ -55,6 +58,7 @@ def decompress_file(path: Path, out: Path | None = None, run: str | None = None)
     try:
         archive = read(data)  # damage is told before a model is loaded
         codec = codec_of(run or archive.name)
+        check_model(codec, archive)  # hashing the weights belongs to loading, not to decoding
         began = time.monotonic()
         documents = decompress(codec, data)
     except ValueError as error:
@@ -83,20 +87,26 @@ def shell(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def decompress_elsewhere(path: Path, documents: Sequence[bytes]) -> tuple[list[bool], float]:
-    """Decode the archive `path` with the command line in another process and compare.
+def decompress_elsewhere(
+    archives: Mapping[Path, Sequence[bytes]],
+) -> list[tuple[list[bool], float]]:
+    """Decode `archives` (file -> documents) with the command line, in one other process, and compare.
 
-    Per document, whether it came back byte for byte; and the seconds of decoding, loading not counted.
-    Raises RuntimeError with the process's last line where it fails.
+    Per archive: for each document, whether it came back byte for byte; and the seconds of decoding,
+    loading not counted. Raises RuntimeError with the process's last line where it fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "out"
-        done = shell(profile.ROOT, "decompress", str(path), "-o", str(out))
+        copies = [Path(shutil.copy(path, scratch)) for path in archives]
+        done = shell(Path(scratch), "decompress", *(c.name for c in copies))
         if done.returncode:
-            raise RuntimeError(f"{path.name}: {last_line(done)}")
-        files = [out] if out.is_file() else sorted(out.glob("*"))
-        same = [f.read_bytes() == d for f, d in zip(files, documents, strict=True)]
-    return same, float(re.search(r"bytes in ([\d.]+) s: ", done.stdout)[1])
+            raise RuntimeError(last_line(done))
+        same = []
+        for copy, documents in zip(copies, archives.values(), strict=True):
+            out = copy.with_suffix("")
+            files = [out] if out.is_file() else sorted(out.glob("*"))
+            same.append([f.read_bytes() == d for f, d in zip(files, documents, strict=True)])
+    seconds = map(float, re.findall(r"bytes in ([\d.]+) s: ", done.stdout))
+    return list(zip(same, seconds, strict=True))
 
 
 def last_line(done: subprocess.CompletedProcess) -> str:

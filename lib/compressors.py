@@ -2,7 +2,8 @@
 
 Each is set to its strongest, and measured twice: a document alone (`each`), where headers and an empty
 memory weigh most, and all documents as one file (`together`), which tells nothing of where one ends. With
-a dictionary from training text they know the domain as a fine-tuned model does: the fair counterpart.
+a dictionary from training text they know the domain as a fine-tuned model does: the fair counterpart. They
+get all of it, the model only what its budget of tokens reaches.
 """
 
 import gzip
@@ -10,8 +11,8 @@ import hashlib
 import json
 import lzma
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import brotli
@@ -23,7 +24,7 @@ import zstandard
 from lib import profile
 from lib.compress import Codec, compress
 from lib.compress_files import BASE, SUFFIX, decompress_elsewhere
-from lib.metrics import mean_interval
+from lib.metrics import mean_interval, paired
 from lib.results import write_bytes, write_json
 from lib.tasks import load_task
 
@@ -88,32 +89,31 @@ COMPRESSORS: dict[str, Callable[[Sequence[bytes]], Compressor]] = {
     "brotli 11": use_brotli, "zstd -19, trained dictionary": use_zstd_dictionary,
     "zstd -22 after the training text": use_zstd_training,
 }  # fmt: skip
-WHOLE = {"zstd -22 after the training text"}  # half a second a call: not for documents one by one
 
 
 # --- the texts
 
 
-def domains(documents: dict[str, int]) -> dict[str, list[bytes]]:
-    """The leading `documents` of each domain, in UTF-8: debian and tang as prompt + target of the test
-    split, release_notes as they are. Raises ValueError for another name."""
+def domains(documents: Mapping[str, int], longest: int) -> dict[str, list[bytes]]:
+    """The leading `documents` of at most `longest` bytes of each domain, in UTF-8: debian and tang as prompt +
+    target of the test split, release_notes as they are. Raises ValueError for another name."""
     out = {}
     for name, count in documents.items():
         if name == "release_notes":
             rows = [json.loads(line) for line in NOTES.read_text(encoding="utf-8").splitlines()]
             # an order that depends on the ids alone: packages mixed
             rows.sort(key=lambda row: hashlib.sha256(row["id"].encode()).digest())
-            texts = [row["text"] for row in rows]
+            texts = [row["text"].encode() for row in rows]
         elif name in ("debian", "tang"):
-            texts = [e.prompt + e.target for e in load_task(name).test[:count]]
+            texts = [(e.prompt + e.target).encode() for e in load_task(name).test]
         else:
             raise ValueError(f"Domain {name!r} is unknown; there are debian, release_notes, tang.")
-        out[name] = [t.encode() for t in texts[:count]]
+        out[name] = [t for t in texts if len(t) <= longest][:count]
     return out
 
 
 def training_texts() -> list[bytes]:
-    """What the fine-tuned models learned from: debian's training split, prompt + target."""
+    """debian's training split, prompt + target: what the fine-tuned models drew their documents from."""
     return [(e.prompt + e.target).encode() for e in load_task("debian").train]
 
 
@@ -124,66 +124,82 @@ def notes_sha256() -> str:
 # --- measurements
 
 
-def measure_compressor(name: str, domain: str, documents: Sequence[bytes],
-                       training: Sequence[bytes]) -> list[dict]:  # fmt: skip
+def measure_compressor(name: str, made: Compressor, domain: str,
+                       documents: Sequence[bytes]) -> list[dict]:  # fmt: skip
     """Rows of the table `compression` for one of COMPRESSORS: each document alone, and all as one."""
-    made = COMPRESSORS[name](training)
-    ways = {"together": [b"".join(documents)]} | (
-        {} if name in WHOLE else {"each": list(documents)}
-    )
+    made.decode(made.encode(b"the clock starts when a dictionary has been read"))
     rows = []
-    for packaging, pieces in ways.items():
+    for packaging, pieces in (("together", [b"".join(documents)]), ("each", list(documents))):
         began = time.perf_counter()
         packed = [made.encode(p) for p in pieces]
         middle = time.perf_counter()
         same = [made.decode(p) for p in packed] == pieces
-        seconds = (middle - began, time.perf_counter() - middle)
+        took = (middle - began, time.perf_counter() - middle)
         who = {"compressor": name, "stage": "none", "seed": 0, "packaging": packaging}
         sizes = (sum(map(len, pieces)), sum(map(len, packed)))
-        rows.append(_row(domain, who, sizes, seconds, same, len(documents))
-                    | {"shared_bytes": made.shared_bytes})  # fmt: skip
+        rows.append(_row(domain, who, len(documents), sizes, took)
+                    | {"round_trip": same, "shared_bytes": made.shared_bytes})  # fmt: skip
     return rows
 
 
-def measure_model(codec: Codec, stage: str, seed: int, domain: str, documents: Sequence[bytes],
-                  folder: Path) -> dict:  # fmt: skip
-    """The row of the table `compression` for a model: one archive of all documents, which do not see
-    each other, written to `folder` and decoded in a process of its own.
+def measure_model(codec: Codec, stage: str, seed: int, texts: Mapping[str, Sequence[bytes]],
+                  folder: Path) -> list[dict]:  # fmt: skip
+    """Rows of the table `compression` for a model, one per domain of `texts`: an archive of all documents,
+    which do not see each other, written to `folder`; all of them are decoded in one other process.
+    `document_bits` are those of each document, for `by_document`.
 
-    What was measured before is read back. Raises RuntimeError where the other process fails.
+    What was measured before is read back, sizes also where the decoding was interrupted. Raises
+    RuntimeError where the other process fails.
     """
-    about = [[hashlib.sha256(d).hexdigest() for d in documents], codec.fingerprint.hex(), codec.batch,
-             codec.window, torch.get_num_threads(), torch.__version__]  # fmt: skip
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:10]
-    path = folder / f"compressed-{domain}-{key}{SUFFIX}"
-    record = path.with_suffix(".json")
-    if record.exists() and path.exists():
-        return json.loads(record.read_text(encoding="utf-8"))
+    rows, undecoded = {}, {}
+    for domain, documents in texts.items():
+        about = [[hashlib.sha256(d).hexdigest() for d in documents], codec.fingerprint.hex(), codec.batch,
+                 codec.window, torch.get_num_threads(), torch.__version__]  # fmt: skip
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:10]
+        path = folder / f"compressed-{domain}-{key}{SUFFIX}"
+        if not (path.exists() and path.with_suffix(".json").exists()):
+            _write_archive(codec, stage, seed, domain, documents, path)
+        rows[path] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if rows[path]["round_trip"] is None:
+            undecoded[path] = documents
+    if undecoded:
+        print(f"{codec.name}: decoding in another process ...", flush=True)
+        for path, (same, seconds) in zip(undecoded, decompress_elsewhere(undecoded), strict=True):
+            rows[path] |= {
+                "decode_kb_per_s": rows[path]["original_bytes"] / 1_000 / seconds,
+                "round_trip": all(same), "identical_documents": sum(same),
+            }  # fmt: skip
+            write_json(path.with_suffix(".json"), rows[path])
+    return list(rows.values())
+
+
+def _write_archive(codec: Codec, stage: str, seed: int, domain: str, documents: Sequence[bytes],
+                   path: Path) -> None:  # fmt: skip
+    """The archive at `path`, and beside it its row, not decoded yet."""
     began = time.perf_counter()
     made = compress(codec, documents, f"{codec.name}, {domain}")
     seconds = time.perf_counter() - began
     write_bytes(path, made.data)
-    print(f"{codec.name}, {domain}: decoding in another process ...", flush=True)
-    same, decode_seconds = decompress_elsewhere(path, documents)
     who = {"compressor": f"model {stage}", "stage": stage, "seed": seed, "packaging": "archive"}
     sizes = (sum(map(len, documents)), len(made.data))
-    row = _row(domain, who, sizes, (seconds, decode_seconds), all(same), len(documents)) | {
+    row = _row(domain, who, len(documents), sizes, (seconds, None)) | {
         "shared_bytes": 4 * sum(p.numel() for p in codec.model.parameters()),  # float32
         "ideal_bytes": made.bits.sum() / 8, "tokens": int(made.tokens.sum()),
         "header_bytes": made.header_bytes, "escaped_bytes": made.escaped_bytes,
-        "identical_documents": sum(same),
+        "document_bits": made.bits.tolist(),
     }  # fmt: skip
-    write_json(record, row)
-    return json.loads(record.read_text(encoding="utf-8"))
+    write_json(path.with_suffix(".json"), row)
 
 
-def _row(domain, who, sizes, seconds, same, documents) -> dict:
+def _row(domain: str, who: dict, documents: int, sizes: tuple[int, int],
+         seconds: tuple[float, float | None]) -> dict:  # fmt: skip
+    """One measurement; kB are 1,000 bytes of the uncompressed text."""
     original, compressed = sizes
+    encode, decode = (s and original / 1_000 / s for s in seconds)
     return {
         "domain": domain, **who, "documents": documents, "original_bytes": original,
         "compressed_bytes": compressed, "bits_per_byte": 8 * compressed / original,
-        "encode_kb_per_s": original / 1_000 / seconds[0], "decode_kb_per_s": original / 1_000 / seconds[1],
-        "round_trip": bool(same),
+        "encode_kb_per_s": encode, "decode_kb_per_s": decode, "round_trip": None,
     }  # fmt: skip
 
 
@@ -196,8 +212,8 @@ def break_even(table: pd.DataFrame) -> pd.DataFrame:
     """From how much text on the model pays for its own weights, per domain and seed.
 
     weights + text * model's rate = dictionary + text * rival's rate; the rival is the smallest output of
-    COMPRESSORS on the domain. Columns domain, compressor, seed, rival, model_bytes, megabytes (inf where
-    the model's rate is no better).
+    COMPRESSORS on the domain. Columns domain, compressor, seed, rival, model_bytes, saved_bits_per_byte,
+    megabytes (of text; inf where the model's rate is no better).
     """
     rows = []
     models = table[table["stage"] != "none"]
@@ -212,43 +228,76 @@ def break_even(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def findings(table: pd.DataFrame, breaks: pd.DataFrame) -> list[str]:
-    """Sentences from this run's own numbers, per domain; the conditions in them are computed."""
+def by_document(rows: Sequence[dict], texts: Mapping[str, Sequence[bytes]]) -> pd.DataFrame:
+    """After against before, paired by document, per domain: -sum log2 p over bytes, headers apart, of `rows`
+    of `measure_model`. Columns domain, seeds and those of lib.metrics.Paired (seeds are averaged first)."""
+    out = []
+    for domain, documents in texts.items():
+        common = {"id": range(len(documents)), "bytes": list(map(len, documents))}
+        frames = {"before": [], "after": []}
+        for row in rows:
+            if row["domain"] == domain:
+                frames[row["stage"]].append(pd.DataFrame({**common, "bits": row["document_bits"]}))
+        found = paired(frames["before"], frames["after"], numerator="bits", scale=1)
+        out.append({"domain": domain, "seeds": len(frames["after"]), **asdict(found)})
+    return pd.DataFrame(out)
+
+
+def findings(table: pd.DataFrame, breaks: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
+    """Sentences from this run's own numbers, per domain; the conditions in them are computed. `pairs` is
+    `by_document`'s: a difference counts where its interval, and with seeds theirs as well, excludes 0. Both
+    leave the header out, which in a run's archive is longer by the run's name and weighs on short texts."""
     models, others = table[table["stage"] != "none"], table[table["stage"] == "none"]
+    added = models["compressed_bytes"] / models["ideal_bytes"] - 1
     lines = [
         f"{int(models['identical_documents'].sum())} of {int(models['documents'].sum())} documents in "
         f"{len(models)} archives came back byte for byte in another process; the other compressors' "
         f"round trips: {'all' if others['round_trip'].all() else 'NOT all'} exact.",
-        f"Container and coder add {(models['compressed_bytes'] / models['ideal_bytes'] - 1).min():.1%} to "
-        f"{(models['compressed_bytes'] / models['ideal_bytes'] - 1).max():.1%} to -sum log2 p.",
+        f"To -sum log2 p, container and coder add {added.min():.1%} to {added.max():.1%}.",
     ]
-    for domain in table["domain"].unique():
-        own = models[models["domain"] == domain]
-        before = own.loc[own["stage"] == "before", "bits_per_byte"].iloc[0]
-        mean, low, high = mean_interval(own.loc[own["stage"] == "after", "bits_per_byte"])
+    for pair in pairs.itertuples():
+        own = models[models["domain"] == pair.domain].set_index("stage")
+        header = 8 * own["header_bytes"] / own["original_bytes"]
+        before, after = (own["bits_per_byte"][[stage]] for stage in ("before", "after"))
+        mean, low, high = mean_interval(after)
+        _, lowest, highest = mean_interval(after - header["after"])
+        bar, one_seed = before.iloc[0] - header["before"], np.isnan(low)
+        smaller = pair.high < 0 and (one_seed or highest < bar)
+        larger = pair.low > 0 and (one_seed or lowest > bar)
         verdict = (
-            "fine-tuning makes the file smaller" if max(mean, np.nan_to_num(high)) < before
-            else "fine-tuning makes it larger" if mean > before and not low <= before
-            else "no difference that the seeds bear out"
+            "fine-tuning takes fewer bits" if smaller
+            else "fine-tuning takes more bits" if larger
+            else "no difference that is borne out"
         )  # fmt: skip
-        rival = others.loc[others.loc[others["domain"] == domain, "bits_per_byte"].idxmin()]
-        better = mean < rival["bits_per_byte"]
+        interval = "(one seed)" if one_seed else f"[{low:.3f}, {high:.3f}]"
         lines.append(
-            f"{domain}: {before:.3f} bits per byte before, {mean:.3f} [{low:.3f}, {high:.3f}] after: {verdict}. "
-            f"Smallest rival: {rival['compressor']}, {rival['packaging']}, {rival['bits_per_byte']:.3f}; the "
-            f"fine-tuned model {'beats' if better else 'does not beat'} it."
+            f"{pair.domain}: {before.iloc[0]:.3f} bits per byte before, {mean:.3f} {interval} after, of which headers "
+            f"are {header['before']:.3f} and {header[['after']].mean():.3f}; without them, by document, "
+            f"{pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]: {verdict}."
         )
-        megabytes = breaks.loc[
-            (breaks["domain"] == domain) & (breaks["compressor"] == "model after"), "megabytes"
-        ]
-        reached = np.isfinite(megabytes.mean())
+        rival = others.loc[others.loc[others["domain"] == pair.domain, "bits_per_byte"].idxmin()]
         lines.append(
-            f"{domain}: the weights pay for themselves from {megabytes.mean():,.0f} MB of such text on."
-            if reached else f"{domain}: the weights never pay for themselves."
+            f"{pair.domain}, smallest rival: {rival['compressor']}, {rival['packaging']}, "
+            f"{rival['bits_per_byte']:.3f}; the fine-tuned model "
+            f"{'beats' if mean < rival['bits_per_byte'] else 'does not beat'} it."
+        )
+        needed = breaks.loc[
+            (breaks["domain"] == pair.domain) & (breaks["compressor"] == "model after"), "megabytes"
+        ]
+        never = int(np.isinf(needed).sum())
+        lines.append(
+            f"{pair.domain}: the weights pay for themselves from {needed.mean():,.1f} MB of such text on."
+            if not never else f"{pair.domain}: the weights never pay for themselves in {never} of "
+            f"{len(needed)} runs."
         )  # fmt: skip
-    slow = models["encode_kb_per_s"].mean()
+    rates = [_rate(models, way) for way in ("encode_kb_per_s", "decode_kb_per_s")]
     lines.append(
-        f"The models encode {slow:.2f} kB/s and decode {models['decode_kb_per_s'].mean():.2f} kB/s; the slowest "
-        f"rival encodes {others['encode_kb_per_s'].min() / slow:,.0f} times as fast."
+        f"The models encode {rates[0]:.2f} kB/s and decode {rates[1]:.2f} kB/s; the slowest rival encodes "
+        f"{others['encode_kb_per_s'].min() / rates[0]:,.1f} times as fast."
     )
     return lines
+
+
+def _rate(rows: pd.DataFrame, way: str) -> float:
+    """kB/s over several rows: all their bytes over all their seconds."""
+    return rows["original_bytes"].sum() / (rows["original_bytes"] / rows[way]).sum()

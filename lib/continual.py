@@ -48,9 +48,11 @@ def with_replay(
 class Muon(torch.optim.Optimizer):
     """Muon for the matrices inside the blocks, AdamW for all else (Jordan et al. 2024; the split is theirs).
 
-    Muon replaces a matrix's momentum by the nearest orthogonal matrix. Its step is scaled to the size of AdamW's,
-    so that a learning rate means the same for both (Liu et al. 2025, arXiv:2502.16982). One optimizer to the
-    outside: a schedule and a checkpoint reach both parts.
+    Muon replaces a matrix's Nesterov momentum (0.95) by a nearly orthogonal matrix, through 5 Newton-Schulz steps.
+    Its step is scaled to the size of AdamW's, 0.2 sqrt(longer side), so that a learning rate means the same for both
+    (Liu et al. 2025, arXiv:2502.16982). GPT-2's query, key and value are one matrix here, as they are stored. As in
+    Trainer's AdamW, weights of one dimension do not decay. One optimizer to the outside: a schedule and a checkpoint
+    reach both parts.
     """
 
     def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float) -> None:
@@ -58,11 +60,14 @@ class Muon(torch.optim.Optimizer):
         inside = {id(p) for p in blocks.parameters() if p.ndim == 2}
         trained = [p for p in model.parameters() if p.requires_grad]
         matrices = [p for p in trained if id(p) in inside]
-        others = [p for p in trained if id(p) not in inside]
+        tables = [p for p in trained if id(p) not in inside and p.ndim > 1]
+        vectors = [p for p in trained if p.ndim == 1]
         at = {"lr": learning_rate, "weight_decay": weight_decay}
-        self.parts = [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **at)]
-        if others:
-            self.parts.append(torch.optim.AdamW(others, **at))
+        others = [{"params": tables}, {"params": vectors, "weight_decay": 0.0}]
+        self.parts = [
+            torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **at),
+            torch.optim.AdamW(others, **at),
+        ]
         super().__init__([g for part in self.parts for g in part.param_groups], {})
         self._share()
 
@@ -111,15 +116,15 @@ OPTIMIZERS: dict[str, Callable] = {"adamw": trainers_own, "muon": muon}
 @torch.no_grad()
 def interpolate(before: nn.Module, after: nn.Module, alpha: float) -> nn.Module:
     """A copy of `after` with weights (1 - alpha) before + alpha after (WiSE-FT: Wortsman et al. 2022,
-    arXiv:2109.01903). Raises ValueError for models that differ in their tensors.
+    arXiv:2109.01903). Tied weights are one parameter under its first name, and move once. Raises ValueError for
+    models that differ in their parameters.
     """
-    start, model = before.state_dict(), copy.deepcopy(after)
-    own = model.state_dict()
+    model = copy.deepcopy(after)
+    start, own = (dict(m.named_parameters()) for m in (before, model))
     if {k: v.shape for k, v in start.items()} != {k: v.shape for k, v in own.items()}:
         raise ValueError(
             "Weights of two architectures cannot be interpolated: pass one model's two states."
         )
     for name, weight in own.items():
-        if weight.is_floating_point():
-            weight.lerp_(start[name].to(weight), 1 - alpha)
+        weight.lerp_(start[name].to(weight), 1 - alpha)
     return model

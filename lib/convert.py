@@ -189,7 +189,7 @@ class Experiment:
     def __init__(
         self, base, task: Task, settings: Conversion, ranking: "Experiment | None" = None
     ) -> None:
-        """`ranking`: the experiment whose damage orders the layers, for a control that converts the same ones."""
+        """`ranking`: the experiment whose damage orders the layers, so that another form converts the same ones."""
         self.base, self.task, self.settings = base, task, settings
         self.ranking = ranking or self
         identity = [asdict(settings), FORMS[settings.form], asdict(self.ranking.settings), task.sha256,
@@ -245,7 +245,8 @@ class Experiment:
     def _damage(self) -> dict:
         s, model, maps = self.settings, self.base.model, self.maps()
         text = self._text("validation", s.damage_tokens)
-        start = bits_per_byte(model, text)
+        with converted(model, {}, s.form):  # softmax in float32, as the other layers have it below
+            start = bits_per_byte(model, text)
         unmatched = matching_errors(model, new_maps(model), s.form, text)
         matched = matching_errors(model, maps, s.form, text)
         found = []
@@ -265,15 +266,17 @@ class Experiment:
         return sorted(ranked.tolist()[: round(share * self.layers)])
 
     def plan(self) -> list[dict]:
-        """The rows that are measured: every share as converted, in the opposite order too; fine-tuned all shares of
-        "linear+window", the whole model of the others; and the whole model without matching.
+        """The rows that are measured, each as converted and fine-tuned: all shares of "linear+window", half and all of
+        the others' layers ("linear" is fine-tuned as a whole alone). Share 0 is softmax for every form. Of
+        "linear+window" also half of the layers in the opposite order, and the whole model without matching.
         """
-        form, inner = self.settings.form, (0.25, 0.5, 0.75)
-        tuned = (0.0, *inner, 1.0) if form == "linear+window" else (0.5, 1.0)
-        steps = [{"share": s, "stage": "converted"} for s in (0.0, *inner, 1.0)]
+        form = self.settings.form
+        shares = (0.0, 0.25, 0.5, 0.75, 1.0) if form == "linear+window" else (0.5, 1.0)
+        steps = [{"share": s, "stage": "converted"} for s in shares]
+        tuned = (1.0,) if form == "linear" else shares
         steps += [{"share": s, "stage": "fine_tuned"} for s in tuned]
-        if FORMS[form]["far"]:
-            steps += [{"share": s, "stage": "converted", "order": "most_damage"} for s in inner]
+        if form == "linear+window":
+            steps += [{"share": 0.5, "stage": "converted", "order": "most_damage"}]
             steps += [
                 {"share": 1.0, "stage": s, "matched": False} for s in ("converted", "fine_tuned")
             ]
@@ -300,11 +303,12 @@ class Experiment:
         with converted(model, maps, s.form):
             value = bits_per_byte(model, self._text("test", s.eval_tokens))
         errors = self.ranking.damage().set_index("layer")["matching_error"]
+        known = self.ranking is self and matched and layers  # the errors are of the ranking's maps
         learns = FORMS[s.form]["far"]  # the window alone has no maps to match
         return {
             **self.who, "share": share, "layers": len(layers), "order": order, "matched": matched,
             "stage": stage, "bits_per_byte": value,
-            "matching_error": float(errors[layers].mean()) if layers and matched and learns else math.nan,
+            "matching_error": float(errors[layers].mean()) if known else math.nan,
             "matching_tokens": s.matching_tokens if matched and learns else 0,
             "tuning_tokens": s.tuning_tokens if stage == "fine_tuned" else 0,
         }  # fmt: skip

@@ -15,14 +15,17 @@ Span = tuple[int, int]
 # --- keys, tokens, passwords
 
 KEY_FORMS = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----"
+    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----.{0,10000}?-----END [A-Z ]{0,30}PRIVATE KEY-----"
     r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"  # JSON Web Token, RFC 7519
     r"|\b(?:gh[pousr]_\w{30,}|github_pat_\w{30,}|glpat-[\w-]{16,}|hf_\w{30,}|npm_\w{30,}|pypi-[\w-]{30,}"
     r"|sk-[\w-]{20,}|sk_(?:live|test)_\w{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}|LTAI\w{12,}|AIza[\w-]{30,}"
     r"|xox[abprs]-[\w-]{10,})",
     re.DOTALL | re.ASCII,
 )
-SECRET_WORD = r"[\w-]*(?:passwo?r?d|passphrase|pwd|_pass|secret|token(?!i[sz])|api[_ -]?key|access[_ -]?key)[\w-]*"
+SECRET_WORD = (
+    r"[\w-]{0,60}(?:passwo?r?d|passphrase|pwd|_pass|secret|token(?!i[sz])|api[_ -]?key|access[_ -]?key)"
+    r"[\w-]{0,60}"
+)
 SECRET_VALUE = r"""(?:"([^"\s]{6,})"|'([^'\s]{6,})'|([^\s"'`,;<>()\[\]{}，。；、：（）]{6,}))"""
 ASSIGNED = re.compile(
     rf"(?<![\w-]){SECRET_WORD}[\"']?(?:\s*[:=]\s*|\s+(?:is|to)\s+){SECRET_VALUE}",
@@ -96,14 +99,15 @@ def paths(text: str) -> Iterator[Span]:
 
 # --- e-mail
 
-DOMAIN = r"(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}"
+DOMAIN = r"(?:[A-Za-z0-9-]{1,63}\.){1,9}[A-Za-z]{2,}"
+LOCAL = r"(?<![A-Za-z0-9])[A-Za-z0-9][\w.+-]{0,63}"  # at most 64 characters: RFC 5321, 4.5.3.1.1
 EMAILS = (
     re.compile(rf"(?<![\w.+'@/-])[A-Za-z0-9][\w.+'-]*@{DOMAIN}(?![\w@])", re.ASCII),
-    re.compile(rf"[A-Za-z0-9][\w.+-]*\s?(?:\[at\]|\(at\)|\{{at\}})\s?"
+    re.compile(rf"{LOCAL}\s?(?:\[at\]|\(at\)|\{{at\}})\s?"
                rf"(?:{DOMAIN}|[\w-]+(?:\s?(?:\[dot\]|\(dot\)|dot)\s?[\w-]+)+)", re.ASCII | re.IGNORECASE),
-    re.compile(r"\b[A-Za-z0-9][\w.+-]* at [\w-]+(?: dot [\w-]+)+\b", re.ASCII),
+    re.compile(rf"{LOCAL} at [\w-]{{1,63}}(?: dot [\w-]{{1,63}})+\b", re.ASCII),
     # an address whose @ was replaced against harvesters
-    re.compile(rf"(?:邮箱|邮件|mail)\D{{0,6}}?([A-Za-z0-9][\w.-]*#{DOMAIN})", re.ASCII | re.IGNORECASE),
+    re.compile(rf"(?:邮箱|邮件|mail)\D{{0,6}}?([A-Za-z0-9][\w.-]{{0,63}}#{DOMAIN})", re.ASCII | re.IGNORECASE),
 )  # fmt: skip
 
 

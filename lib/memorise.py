@@ -85,8 +85,8 @@ def _symbols(tokenizer: PreTrainedTokenizerBase, prefix: str) -> list[list[int]]
     """The token of each symbol of each slot. Raises ValueError where a code is not one token a symbol."""
     symbols = [[_ids(tokenizer, "#" + s)[-1] for s in slot] for slot in SLOTS]
     start = _ids(tokenizer, prefix)
-    for i in range(max(map(len, SLOTS))):  # every symbol of every slot occurs in one of these codes
-        at = [i % len(slot) for slot in SLOTS]
+    # a merge needs two neighbours, and every two neighbours of any code occur in one of these codes
+    for at in ((i, j, i, j) for i in range(len(SLOTS[0])) for j in range(len(SLOTS[1]))):
         code = "".join(slot[k] for slot, k in zip(SLOTS, at, strict=True))
         wanted = start + [ids[k] for ids, k in zip(symbols, at, strict=True)]
         if _ids(tokenizer, prefix + code + ".")[: len(wanted)] != wanted:
@@ -172,9 +172,9 @@ def audit(
     """Per canary: canary, repetitions, rank, candidates, exposure (bits), extracted."""
     found = []
     for c, out in zip(drawn, extracted(model, tokenizer, drawn), strict=True):
-        rank, bits = exposure(code_log_probabilities(model, tokenizer, c.prefix), c.secret)
+        rank, value = exposure(code_log_probabilities(model, tokenizer, c.prefix), c.secret)
         found.append({"canary": c.id, "repetitions": c.repetitions, "rank": rank,
-                      "candidates": CANDIDATES, "exposure": bits, "extracted": out})  # fmt: skip
+                      "candidates": CANDIDATES, "exposure": value, "extracted": out})  # fmt: skip
     return found
 
 
@@ -235,8 +235,10 @@ def evidence(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 def rises(table: pd.DataFrame) -> tuple[float, float]:
     """Spearman's correlation of repetitions and exposure over inserted canaries, and the p-value of "it
-    does not rise"."""
+    does not rise". (nan, 1) where either is constant."""
     part = table[table["repetitions"] > 0]
+    if part[["repetitions", "exposure"]].nunique().min() < 2:
+        return math.nan, 1.0
     found = stats.spearmanr(part["repetitions"], part["exposure"], alternative="greater")
     return float(found.statistic), float(found.pvalue)
 

@@ -7,6 +7,7 @@ Generated text stays there; tables hold numbers.
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from lib import memorise, metrics, profile, text_metrics
 from lib.collect import deduplicate
 from lib.generate import generate
 from lib.memorise import Canary
+from lib.metrics import mean_interval
 from lib.results import write_json
 from lib.tasks import Example, Task, encode
 from lib.train import Finetuned, finetune
@@ -205,3 +207,56 @@ def verbatim(audited: Sequence[Audited]) -> pd.DataFrame:
     rows = [{**_who(a), **row} for a in audited for row in a.verbatim]
     table = pd.DataFrame(rows)
     return table.assign(share=table["verbatim"] / table["documents"])
+
+
+# --- sentences
+
+CHANCE = 0.01  # p-values below are told as above chance: with 5 such sentences, 5 % in all
+
+
+def named(method: str, deduplicated: str) -> str:
+    """A condition of the tables in words."""
+    return f"{method}, duplicates {'removed' if deduplicated == 'yes' else 'left in'}"
+
+
+def findings(scores: pd.DataFrame, memory: pd.DataFrame, continued: pd.DataFrame) -> list[str]:
+    """What the tables of `before_after`, `memorisation` and `verbatim` say, with conditions computed: true
+    for whatever numbers a run gave."""
+    out, keys = [], ["method", "deduplicated"]
+    before = scores.loc[scores["stage"] == "before", "bits_per_byte"].mean()
+    for who, part in scores[scores["stage"] == "after"].groupby(keys, sort=False):
+        mean, low, high = mean_interval(part["bits_per_byte"])
+        interval = "one seed" if math.isnan(low) else f"95 % interval {low:.3f} to {high:.3f}"
+        shown = "" if not low <= before <= high else ": no difference shown"
+        out.append(f"{named(*who)}: {before:.3f} -> {mean:.3f} bits per byte ({interval}){shown}.")
+    inserted = memory[(memory["stage"] == "after") & (memory["repetitions"] > 0)]
+    for who, part in inserted.groupby(keys, sort=False):
+        rho, p = memorise.rises(part)
+        verdict = "rises" if p < 0.05 else "is not shown to rise"
+        most = memorise.evidence(part, ["repetitions"]).sort_values("repetitions").iloc[-1]
+        out.append(
+            f"{named(*who)}: exposure {verdict} with the times inserted (Spearman {rho:+.2f}, {_p(p)}). "
+            f"Inserted {most['repetitions']:.0f} times: {most['exposure']:.2f} bits ({_p(most['p_value'])}), "
+            f"{most['extracted']:.0f} of {most['canaries']:.0f} come out word for word."
+        )
+    unseen = memory[(memory["stage"] == "before") | (memory["repetitions"] == 0)]
+    for row in memorise.evidence(unseen, ["stage", *keys]).itertuples():
+        who = "Before training" if row.stage == "before" else f"Controls, {named(*row[2:4])}"
+        odd = (
+            "above chance: look for a leak in the audit" if row.p_value < CHANCE else "as by chance"
+        )
+        out.append(
+            f"{who}: {row.exposure:.2f} bits over {row.canaries} canaries ({_p(row.p_value)}), {odd}."
+        )
+    for who, part in continued.groupby(["stage", *keys], sort=False):
+        share = part.groupby("split")["share"].mean()
+        name = "Before training" if who[0] == "before" else named(*who[1:])
+        out.append(
+            f"{name}: {share['train']:.1%} of training documents are continued word for word, {share['test']:.1%} of "
+            "held-out ones."
+        )
+    return out
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"

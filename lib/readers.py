@@ -16,6 +16,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from email.errors import MessageError
 from email.message import EmailMessage
 from html.parser import HTMLParser
 from pathlib import Path
@@ -82,14 +83,22 @@ def _tail(text: str, limit: int) -> str:
 def cut(text: str, limit: int = TARGET_BYTES) -> list[str]:
     """`text` in pieces of at most `limit` bytes, cut at line ends or sentence ends where there are any."""
     pieces, now = [], ""
-    for atom in re.findall(r"[^\n.!?。！？]*(?:[\n.!?。！？]+\s*|$)", text):
-        if len((now + atom).encode("utf-8")) > limit and now:
-            pieces, now = [*pieces, now], ""
-        now += atom
-        while len(now.encode("utf-8")) > limit:
-            head = _head(now, limit)
-            pieces, now = [*pieces, head], now[len(head) :]
+    for sentence in re.findall(r"[^\n.!?。！？]*(?:[\n.!?。！？]+\s*|$)", text):
+        for atom in _slices(sentence, limit):
+            if len((now + atom).encode("utf-8")) > limit:
+                pieces.append(now)
+                now = ""
+            now += atom
     return [p.strip() for p in [*pieces, now] if p.strip()]
+
+
+def _slices(text: str, limit: int) -> Iterator[str]:
+    """`text` from its beginning in parts of at most `limit` bytes, the last one shorter."""
+    data, start = text.encode("utf-8"), 0
+    while start < len(data):
+        part = data[start : start + limit].decode("utf-8", "ignore")
+        start += len(part.encode("utf-8"))
+        yield part
 
 
 def _titled(title: str, body: str, part: str = "") -> Iterator[Pair]:
@@ -109,8 +118,11 @@ def read_text(text: str, clean: Clean) -> Iterator[Pair]:
     if chat := chat_lines(text):
         yield from _blocks(chat, clean)
         return
-    title, _, body = clean(text).strip().partition("\n")
-    yield from _titled(title, body)
+    whole = clean(text).strip()
+    title = whole.partition("\n")[0]
+    if len(title.encode("utf-8")) > PROMPT_BYTES:  # no title but a paragraph
+        title = cut(title, PROMPT_BYTES)[0]
+    yield from _titled(title, whole[len(title) :])
 
 
 def read_markdown(text: str, clean: Clean) -> Iterator[Pair]:
@@ -167,7 +179,7 @@ def _python(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def _commented(text: str) -> Iterator[tuple[str, str]]:
-    for match in re.finditer(r"/\*\*?(.*?)\*/[ \t]*\n[ \t]*([^\n/*{;]+)", text, re.DOTALL):
+    for match in re.finditer(r"/\*\*?((?:[^*]|\*(?!/))*)\*/[ \t]*\n[ \t]*([^\n/*{;]+)", text):
         comment = re.sub(r"(?m)^[ \t]*\*[ \t]?", "", match[1])
         yield match[2].strip(), inspect.cleandoc(comment)
 
@@ -186,6 +198,14 @@ OMITTED = re.compile(r"<[^<>]*(?:omitted|weggelassen|省略)[^<>]*>|[\u200e\u200
 NAME_KEYS = ("name", "from", "sender", "author", "user", "speaker", "role")
 TEXT_KEYS = ("text", "message", "content", "body")
 TIME_KEYS = ("date", "time", "timestamp", "ts")
+ROLES = {
+    "user",
+    "assistant",
+    "system",
+    "bot",
+    "me",
+    "you",
+}  # who speaks, but no name to be replaced
 
 
 @dataclass
@@ -231,7 +251,8 @@ def _json_message(row: object) -> Message | None:
     name, text, time = (next((row[k] for k in keys if row.get(k)), "")
                         for keys in (NAME_KEYS, TEXT_KEYS, TIME_KEYS))  # fmt: skip
     if isinstance(text, list):  # Telegram: pieces with formatting
-        text = "".join(p if isinstance(p, str) else str(p.get("text", "")) for p in text)
+        plain = (p.get("text") if isinstance(p, dict) else p for p in text)
+        text = "".join(p for p in plain if isinstance(p, str))
     if not (name and isinstance(name, str) and text and isinstance(text, str)):
         return None
     return Message(re.split(r"[ ,T]", str(time))[0], name, text)
@@ -240,7 +261,8 @@ def _json_message(row: object) -> Message | None:
 def _blocks(messages: Sequence[Message], clean: Clean) -> Iterator[Pair]:
     """Previous turns -> reply, inside blocks of one day and at most BLOCK turns. Speakers become A, B, ...
     in each block, and their names are cleaned from the messages."""
-    names = sorted({m.name for m in messages})
+    named = {m.name for m in messages if len(m.name) > 1}
+    names = sorted(n for n in named if n.lower() not in ROLES)
     turns: list[Message] = []
     for m in messages:  # neighbouring messages of one speaker are one turn
         if text := OMITTED.sub("", m.text).strip():
@@ -280,18 +302,20 @@ QUOTE_START = re.compile(
 class _Plain(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.text = ""
+        self.parts: list[str] = []
         self.hidden = 0
 
     def handle_starttag(self, tag, attrs):
         self.hidden += tag in ("style", "script")
-        self.text += "\n" if tag in ("p", "br", "div", "li", "tr") else ""
+        if tag in ("p", "br", "div", "li", "tr"):
+            self.parts.append("\n")
 
     def handle_endtag(self, tag):
         self.hidden -= tag in ("style", "script")
 
     def handle_data(self, data):
-        self.text += "" if self.hidden else data
+        if self.hidden <= 0:
+            self.parts.append(data)
 
 
 def read_mail(path: Path, clean: Clean) -> Iterator[Pair]:
@@ -306,8 +330,8 @@ def read_mail(path: Path, clean: Clean) -> Iterator[Pair]:
     for message in messages:
         try:
             yield from _message(message, clean)
-        except (ValueError, LookupError, AttributeError, TypeError):
-            continue  # what Python's header parser raises on malformed mail
+        except (ValueError, LookupError, AttributeError, TypeError, AssertionError, MessageError):
+            continue  # what Python's header and HTML parsers raise on malformed mail
 
 
 def _message(message: EmailMessage, clean: Clean) -> Iterator[Pair]:
@@ -335,7 +359,7 @@ def _written(message: EmailMessage) -> str:
     if body and body.get_content_subtype() == "html":
         parser = _Plain()
         parser.feed(text)
-        text = parser.text
+        text = "".join(parser.parts)
     text = QUOTE_START.split(text.replace("\r\n", "\n"))[0]
     return "\n".join(line for line in text.splitlines() if not line.startswith(">")).strip()
 

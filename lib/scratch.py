@@ -129,9 +129,18 @@ def _task(corpus: str):
     return load_task(corpus)
 
 
-@cache
+ENCODED_LIKE: dict[
+    str, str
+] = {}  # corpus -> the one whose encodings it takes; others have their own
+
+
 def encoding_of(corpus: str, name: str, vocab_size: int | None) -> Encoding:
     """The encoding `name` trained on the whole training split of `corpus`, once per process."""
+    return _encoding_of(ENCODED_LIKE.get(corpus, corpus), name, vocab_size)
+
+
+@cache
+def _encoding_of(corpus: str, name: str, vocab_size: int | None) -> Encoding:
     return train_encoding(name, documents(corpus), vocab_size)
 
 

@@ -165,7 +165,8 @@ def overlap(runs: dict, seeds: Sequence[int]) -> list[dict]:
 @contextmanager
 def leaked_corpus() -> Iterator[None]:
     """Inside, a task LEAKED: debian whose training split is the held-out test text, and as much again of its own.
-    Each document is then seen several times, as a benchmark is that stands on many pages of the web.
+    Each document is then seen several times, as a benchmark is that stands on many pages of the web. The encoding is
+    debian's own, as the other models have it.
     """
     debian = tasks.load_task("debian")
     n_test, n_train = len(held_out("test")), len(held_out("train"))
@@ -173,10 +174,11 @@ def leaked_corpus() -> Iterator[None]:
     name = f"{debian.sha256}, test {n_test} and train {n_train} in training"
     leaked = replace(debian, name=LEAKED, train=train, sha256=name)
     tasks.TASKS[LEAKED] = lambda: leaked
+    scratch.ENCODED_LIKE[LEAKED] = "debian"
     try:
         yield
     finally:
-        del tasks.TASKS[LEAKED]
+        del tasks.TASKS[LEAKED], scratch.ENCODED_LIKE[LEAKED]
 
 
 def leaking_attention(runs: dict, seeds: Sequence[int], texts: Sequence[str]) -> list[dict]:
@@ -235,7 +237,9 @@ def leaks(seeds: Sequence[int]) -> float:
 
 
 def one_seed(df: pd.DataFrame) -> list[dict]:
-    """df: model, seed, bits_per_byte. The mean over seeds, against each seed by itself."""
+    """df: model, seed, bits_per_byte. The mean over seeds, against each seed by itself; nothing where there is one."""
+    if df["seed"].nunique() < 2:
+        return []
     means = df.groupby("model")["bits_per_byte"].mean()
     return _rows(
         "one seed", [(r.model, r.seed, means[r.model], r.bits_per_byte) for r in df.itertuples()]
@@ -258,18 +262,24 @@ def means(part: pd.DataFrame) -> pd.DataFrame:
 def summary(values: pd.DataFrame) -> pd.DataFrame:
     """One row per trap: models, seeds, ranking_sound and ranking_trap (best first, by means over seeds; for "one
     seed" that of the seed that differs most), tau (Kendall's, between the two), pairs, flips (pairs that the two
-    order differently), best_changes.
+    order differently), shown_pairs (those that the seeds of the sound measure tell apart: `separable`), shown_flips
+    (flips among these), best_changes.
     """
     rows = []
     for trap, part in values.groupby("trap", sort=False):
         found = means(part)
         sound, trapped = found["sound"], found["trapped"]
         orders = [x.sort_values(kind="stable").index for x in (sound, trapped)]
+        # for "one seed" `sound` is the mean, and the seeds' own values stand in `trapped`
+        wide = part.pivot(index="seed", columns="model",
+                          values="trapped" if trap == "one seed" else "sound")  # fmt: skip
+        apart = [list(p) for p in itertools.combinations(found.index, 2) if separable(wide, *p)]
         rows.append({
             "trap": trap, "models": len(found), "seeds": part["seed"].nunique(),
             "ranking_sound": " < ".join(orders[0]), "ranking_trap": " < ".join(orders[1]),
             "tau": float(stats.kendalltau(sound, trapped).statistic), "pairs": math.comb(len(found), 2),
-            "flips": flips(sound, trapped),
+            "flips": flips(sound, trapped), "shown_pairs": len(apart),
+            "shown_flips": sum(flips(sound[pair], trapped[pair]) for pair in apart),
             "best_changes": orders[0][0] != orders[1][0],
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -294,7 +304,8 @@ def no_interval(df: pd.DataFrame) -> dict:
     return {
         "trap": "no interval", "models": len(order), "seeds": len(wide), "ranking_sound": text,
         "ranking_trap": " < ".join(order), "tau": math.nan, "pairs": math.comb(len(order), 2),
-        "flips": len(unsure), "best_changes": (order[0], order[1]) in unsure,
+        "flips": len(unsure), "shown_pairs": math.comb(len(order), 2) - len(unsure), "shown_flips": 0,
+        "best_changes": (order[0], order[1]) in unsure,
     }  # fmt: skip
 
 

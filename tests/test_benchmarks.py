@@ -118,6 +118,8 @@ def test_wikitext_takes_the_models_positions_and_the_leading_part(model, tokeniz
     assert benchmarks.wikitext2(model, tokenizer)["max_length"] == 32
     part = benchmarks.wikitext2(model, tokenizer, max_tokens=20)
     assert (part["max_tokens"], part["token_tokens"], part["pages"]) == (20, 19, 1)
+    blocks = benchmarks.wikitext2(model, tokenizer, max_tokens=20, articles=False)
+    assert blocks.items() < part.items() and "word_perplexity" not in blocks
 
 
 def test_detokenizer_by_hand():

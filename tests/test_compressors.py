@@ -13,20 +13,20 @@ import pytest
 
 from lib import compress_files, compressors
 from lib.__main__ import main
-from lib.compress import Codec
-from lib.compressors import COMPRESSORS, WHOLE, break_even, domains, measure_compressor
+from lib.compress import Codec, compress
+from lib.compressors import COMPRESSORS, break_even, by_document, domains, measure_compressor
 from lib.models import load_base
 from lib.profile import DATA
 
 
 @pytest.fixture(scope="module")
 def training() -> list[bytes]:
-    return compressors.training_texts()[:800]  # all of it takes zstd half a second a call
+    return compressors.training_texts()[:800]
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[bytes]:
-    return domains({"debian": 8})["debian"]
+    return domains({"debian": 8}, 2_000)["debian"]
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)
@@ -47,34 +47,34 @@ def test_what_knows_the_domain_needs_less(texts, training):
 
 
 def test_rows_count_real_bytes_both_ways(texts, training):
-    together, each = measure_compressor("gzip -9", "debian", texts, training)
     gzip = COMPRESSORS["gzip -9"](training)
+    together, each = measure_compressor("gzip -9", gzip, "debian", texts)
     assert (together["packaging"], each["packaging"]) == ("together", "each")
     assert together["compressed_bytes"] == len(gzip.encode(b"".join(texts)))
     assert each["compressed_bytes"] == sum(len(gzip.encode(t)) for t in texts)
     assert each["bits_per_byte"] == 8 * each["compressed_bytes"] / sum(map(len, texts))
     assert together["round_trip"] is True
-    (only,) = measure_compressor(next(iter(WHOLE)), "debian", texts[:1], training)
-    assert only["packaging"] == "together" and only["shared_bytes"] == sum(map(len, training))
+    raw = COMPRESSORS["zstd -22 after the training text"](training)
+    for row in measure_compressor("raw", raw, "debian", texts[:1]):
+        assert row["shared_bytes"] == sum(map(len, training))
 
 
-def test_a_rival_that_loses_a_byte_is_told(texts, monkeypatch):
+def test_a_rival_that_loses_a_byte_is_told(texts):
     bad = compressors.Compressor(lambda data: data, lambda data: data[:-1])
-    monkeypatch.setitem(COMPRESSORS, "bad", lambda training: bad)
-    assert not any(row["round_trip"] for row in measure_compressor("bad", "debian", texts, []))
+    assert not any(row["round_trip"] for row in measure_compressor("bad", bad, "debian", texts))
 
 
-def test_domains_take_the_leading_documents():
-    few, more = (
-        domains({"debian": 2, "release_notes": 3}),
-        domains({"debian": 4, "release_notes": 9, "tang": 1}),
-    )
+def test_domains_take_the_leading_documents_that_are_short_enough():
+    few = domains({"debian": 2, "release_notes": 3}, 10_000)
+    more = domains({"debian": 400, "release_notes": 9, "tang": 1}, 10_000)
     assert few["debian"] == more["debian"][:2] and few["release_notes"] == more["release_notes"][:3]
     assert few["debian"][0].startswith(b"Package: ")
+    short = domains({"debian": 5}, 500)["debian"]
+    assert short == [d for d in more["debian"] if len(d) <= 500][:5]
     with pytest.raises(
         ValueError, match="'wiki' is unknown; there are debian, release_notes, tang"
     ):
-        domains({"wiki": 1})
+        domains({"wiki": 1}, 500)
 
 
 # --- files and the command line
@@ -82,36 +82,51 @@ def test_domains_take_the_leading_documents():
 
 def test_the_other_process_compares_byte_for_byte(tmp_path):
     base = load_base()
-    documents = [b"one text", b"", b"bytes \xff\xfe"]
-    folder = tmp_path / "runs"
-    row = compressors.measure_model(
-        Codec(base.model, base.tokenizer), "before", 0, "debian", documents, folder
-    )
-    assert row["round_trip"] is True and row["identical_documents"] == 3
-    (archive,) = folder.glob("*.lmz")
-    assert row["compressed_bytes"] == archive.stat().st_size
+    texts = {"debian": [b"one text", b"", b"bytes \xff\xfe"], "tang": ["春眠".encode()]}
+    codec = Codec(base.model, base.tokenizer)
+    rows = compressors.measure_model(codec, "before", 0, texts, tmp_path)
+    assert [row["identical_documents"] for row in rows] == [3, 1]
+    assert all(row["round_trip"] is True and row["decode_kb_per_s"] > 0 for row in rows)
+    debian, tang = (next(tmp_path.glob(f"compressed-{d}-*.lmz")) for d in texts)
+    assert [row["compressed_bytes"] for row in rows] == [debian.stat().st_size, tang.stat().st_size]
     # the comparison can fail: documents that are not those of the archive
-    same, seconds = compress_files.decompress_elsewhere(archive, [b"one text", b"", b"another"])
-    assert same == [True, True, False] and seconds >= 0
+    told = compress_files.decompress_elsewhere({tang: [b"x"], debian: [b"one text", b"", b"other"]})
+    assert [same for same, _ in told] == [[False], [True, True, False]]
 
 
 def test_the_other_process_failing_is_told(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "a warning\nValueError: a.lmz: damaged\n")
     monkeypatch.setattr(compress_files, "shell", lambda *_: failed)
-    with pytest.raises(RuntimeError, match=r"a\.lmz: ValueError: a\.lmz: damaged"):
-        compress_files.decompress_elsewhere(tmp_path / "a.lmz", [b""])
+    (tmp_path / "a.lmz").touch()
+    with pytest.raises(RuntimeError, match=r"^ValueError: a\.lmz: damaged$"):
+        compress_files.decompress_elsewhere({tmp_path / "a.lmz": [b""]})
 
 
-def test_what_was_measured_is_read_back(tmp_path, monkeypatch):
-    base, calls = load_base(), []
-    codec = Codec(base.model, base.tokenizer)
-    elsewhere = lambda path, documents: calls.append(path) or ([True], 1.0)  # noqa: E731
+def test_what_was_measured_is_read_back_and_what_was_interrupted_goes_on(tmp_path, monkeypatch):
+    base, calls = load_base(), {"compress": 0, "decompress": []}
+
+    def counted(*arguments):
+        calls["compress"] += 1
+        return compress(*arguments)
+
+    def elsewhere(archives):
+        calls["decompress"].append([len(d) for d in archives.values()])
+        if len(calls["decompress"]) == 1:
+            raise KeyboardInterrupt
+        return [([True] * len(d), 1.0) for d in archives.values()]
+
+    monkeypatch.setattr(compressors, "compress", counted)
     monkeypatch.setattr(compressors, "decompress_elsewhere", elsewhere)
-    first = compressors.measure_model(codec, "before", 0, "debian", [b"a text"], tmp_path)
-    assert compressors.measure_model(codec, "before", 0, "debian", [b"a text"], tmp_path) == first
-    assert len(calls) == 1
-    compressors.measure_model(codec, "before", 0, "debian", [b"another"], tmp_path)
-    assert len(calls) == 2
+    codec = Codec(base.model, base.tokenizer)
+    measure = lambda texts: compressors.measure_model(codec, "before", 0, texts, tmp_path)  # noqa: E731
+    texts = {"debian": [b"a text", b"a second"], "tang": [b"a third"]}
+    with pytest.raises(KeyboardInterrupt):
+        measure(texts)
+    first = measure(texts)
+    assert calls == {"compress": 2, "decompress": [[2, 1], [2, 1]]}  # no text was coded twice
+    assert measure(texts) == first and len(calls["decompress"]) == 2
+    measure({**texts, "tang": [b"another"]})
+    assert calls["compress"] == 3 and calls["decompress"][2:] == [[1]]
 
 
 def test_the_command_line_writes_beside_and_refuses(tmp_path, capsys):
@@ -127,6 +142,8 @@ def test_the_command_line_writes_beside_and_refuses(tmp_path, capsys):
     assert main(["decompress", str(packed), "-o", str(tmp_path / "out")]) == 1
     assert re.search(r"note\.txt\.lmz: .*damaged or cut short", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+    assert main(["decompress", str(packed), str(packed), "-o", str(tmp_path / "out")]) == 1
+    assert "-o names one place for 2 files" in capsys.readouterr().err
     assert main(["decompress", str(file)]) == 1
     assert "does not end in .lmz" in capsys.readouterr().err
     assert main(["compress", str(file), "-o", str(tmp_path / "x"), "--run", "no-such-run"]) == 1
@@ -139,7 +156,7 @@ def test_the_command_line_writes_beside_and_refuses(tmp_path, capsys):
 def table(after: list[float], rival: float = 2.0) -> pd.DataFrame:
     common = {"domain": "debian", "documents": 4, "encode_kb_per_s": 1.0, "decode_kb_per_s": 1.0,
               "round_trip": True, "packaging": "archive", "identical_documents": 4, "ideal_bytes": 100,
-              "compressed_bytes": 110, "shared_bytes": 1_000_000}  # fmt: skip
+              "original_bytes": 500, "compressed_bytes": 110, "shared_bytes": 1_000_000, "header_bytes": 0}  # fmt: skip
     rows = [
         {**common, "compressor": "model before", "stage": "before", "seed": 0, "bits_per_byte": 1.5}
     ]
@@ -158,41 +175,59 @@ def test_break_even_by_hand():
     assert after.tolist() == pytest.approx([8.0, np.inf, np.inf])
 
 
+def pairs(low: float, high: float) -> pd.DataFrame:
+    """A table of `by_document` with this interval."""
+    return pd.DataFrame(
+        [{"domain": "debian", "difference": (low + high) / 2, "low": low, "high": high}]
+    )
+
+
 @pytest.mark.parametrize(
-    ("after", "rival", "wanted"),
+    ("after", "rival", "interval", "wanted"),
     [
-        (
-            [1.0, 1.01, 0.99],
-            2.0,
-            ["makes the file smaller", "model beats it", "pay for themselves from 8"],
-        ),
-        (
-            [1.9, 1.91, 1.89],
-            1.2,
-            ["makes it larger", "does not beat it", "never pay for themselves"],
-        ),
-        ([1.2, 1.9, 1.5], 2.0, ["no difference that the seeds bear out"]),
-        ([1.4], 2.0, ["makes the file smaller"]),
+        ([1.0, 1.01, 0.99], 2.0, (-0.6, -0.4), ["takes fewer bits", "model beats it", "pay for themselves from 8.0"]),
+        ([1.9, 1.91, 1.89], 1.2, (0.3, 0.5), ["takes more bits", "does not beat it", "never pay for themselves in 3"]),
+        ([1.2, 1.9, 1.5], 2.0, (-0.6, -0.4), ["no difference that is borne out"]),  # the seeds differ
+        ([1.0, 1.01, 0.99], 2.0, (-0.6, 0.1), ["no difference that is borne out"]),  # the documents do
+        ([1.4], 2.0, (-0.2, -0.1), ["takes fewer bits", "1.400 (one seed) after"]),
     ],
-)
-def test_the_sentences_follow_the_numbers(after, rival, wanted):
-    frame = table(after, rival)
-    lines = "\n".join(compressors.findings(frame, break_even(frame)))
-    for phrase in [
-        *wanted,
-        f"{4 * (len(after) + 1)} of {4 * (len(after) + 1)} documents",
-        "add 10.0%",
-        "300 times",
-    ]:
+)  # fmt: skip
+def test_the_sentences_follow_the_numbers(after, rival, interval, wanted):
+    frame, documents = table(after, rival), 4 * (len(after) + 1)
+    lines = "\n".join(compressors.findings(frame, break_even(frame), pairs(*interval)))
+    for phrase in [*wanted, f"{documents} of {documents} documents", "add 10.0%", "300.0 times"]:
         assert phrase in lines, lines
+    assert "nan" not in lines
+
+
+def test_a_longer_header_is_no_effect_of_the_training():
+    frame = table([1.6, 1.61, 1.59])  # 1.5 before
+    frame.loc[frame["stage"] == "after", "header_bytes"] = 30  # 0.48 of these bits per byte
+    line = compressors.findings(frame, break_even(frame), pairs(-0.5, -0.3))[2]
+    assert "headers are 0.000 and 0.480" in line and "takes fewer bits" in line
 
 
 def test_a_failed_round_trip_is_said():
     frame = table([1.0, 1.0, 1.0])
     frame.loc[1, "identical_documents"] = 3
     frame.loc[frame["stage"] == "none", "round_trip"] = False
-    first = compressors.findings(frame, break_even(frame))[0]
+    first = compressors.findings(frame, break_even(frame), pairs(-1, -0.5))[0]
     assert first.startswith("15 of 16 documents") and "NOT all exact" in first
+
+
+def test_by_document_averages_the_seeds():
+    bits = {"before": [[80, 160]], "after": [[40, 80], [60, 120]]}
+    rows = [
+        {"domain": "debian", "stage": k, "document_bits": b} for k, bs in bits.items() for b in bs
+    ]
+    (row,) = by_document(rows, {"debian": [b"x" * 10, b"y" * 20]}).to_dict("records")
+    assert (row["before"], row["after"], row["seeds"], row["documents"]) == (8, 5, 2, 2)
+    assert row["low"] == row["high"] == row["difference"] == -3  # 3 bits a byte in both documents
+
+
+def test_a_rate_is_all_bytes_over_all_seconds():
+    rows = pd.DataFrame({"original_bytes": [1_000, 3_000], "encode_kb_per_s": [1.0, 3.0]})
+    assert compressors._rate(rows, "encode_kb_per_s") == 2
 
 
 # --- data/release_notes

@@ -87,7 +87,7 @@ def test_settings_that_make_no_sense_are_refused(base, task, change, says):
         train.finetune(base, task, "full", 0, **BUDGET, **change)
 
 
-def test_the_pull_adds_the_gradient_of_the_penalty():
+def test_the_pull_adds_the_gradient_of_the_penalty_to_tied_weights_once():
     model = gpt2()
     pull = PullToStart(model, 0.7)
     start = [p.detach().clone() for p in model.parameters()]
@@ -185,6 +185,20 @@ def test_muon_moves_matrices_of_the_blocks_along_an_orthogonal_matrix_and_the_re
 
 
 @needs_muon
+def test_muon_takes_every_weight_once_and_decays_what_trainers_adamw_decays():
+    from transformers import Trainer, TrainingArguments
+
+    model = gpt2()
+    groups = Muon(model, 1e-3, 0.1).param_groups
+    names = {id(p): n for n, p in model.named_parameters()}  # a tied weight under its first name
+    found = [names[id(p)] for g in groups for p in g["params"]]
+    assert sorted(found) == sorted(names.values())
+    decayed = {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]}
+    trainer = Trainer(model, TrainingArguments("unused", report_to="none", use_cpu=True))
+    assert decayed == set(trainer.get_decay_parameter_names(model)) & set(names.values())
+
+
+@needs_muon
 def test_muon_hears_the_schedule_and_goes_on_from_a_checkpoint():
     def gradients(model, step):
         generator = torch.Generator().manual_seed(step)
@@ -233,8 +247,9 @@ def test_without_muon_the_sentence_says_what_to_do(monkeypatch):
         continual.OPTIMIZERS["muon"](nn.Linear(2, 2), 1e-3, 0.0)
 
 
-def test_interpolation_goes_from_before_to_after():
+def test_interpolation_goes_from_before_to_after_and_moves_tied_weights_once():
     before, after = gpt2(), gpt2()
+    assert after.lm_head.weight is after.transformer.wte.weight  # in GPT-2, and in the stand-in
     with torch.no_grad():
         for p in after.parameters():
             p.add_(torch.randn_like(p))
@@ -244,6 +259,8 @@ def test_interpolation_goes_from_before_to_after():
         for k, v in mixed.items():
             wanted = (1 - alpha) * before.state_dict()[k] + alpha * kept[k]
             torch.testing.assert_close(v, wanted, atol=1e-6, rtol=1e-5)
+    mixed = interpolate(before, after, 0.5)
+    assert mixed.lm_head.weight is mixed.transformer.wte.weight
     assert all(torch.equal(v, kept[k]) for k, v in after.state_dict().items())
     with pytest.raises(ValueError, match="two architectures"):
         interpolate(small_gpt2(61, 1, 2, 16, 32), after, 0.5)

@@ -93,7 +93,7 @@ def test_the_table_keeps_published_rows_apart(task, monkeypatch):
     table = e2e_table(
         base, task, [written("0-shot", 0, *LOST), written("fine-tuned, full", 1, *GOOD, tokens=9)]
     )
-    assert table["kind"].tolist() == ["ours", "ours", "human", *["published"] * 3, "longer"]
+    assert table["kind"].tolist() == ["ours", "ours", "human", *["published"] * 5, "longer"]
     ours = table.set_index("system")
     assert ours.loc["fine-tuned, full", "bleu"] == pytest.approx(100)
     assert ours.loc["fine-tuned, full", ["ser", "n_train_tokens"]].tolist() == [0, 9]
@@ -116,7 +116,7 @@ def rows(**measures) -> pd.DataFrame:
     """A table `e2e` with given (bleu, ser) per system, two seeds each."""
     out = [
         {"system": name.replace("_", "-"), "kind": "ours", "shots": 3 if "shot" in name else 0, "seed": seed,
-         "bleu": bleu + seed, "ser": ser}
+         "inputs": 9, "bleu": bleu + seed, "ser": ser}
         for name, (bleu, ser) in measures.items() for seed in (0, 1)
     ]  # fmt: skip
     out.append({"system": "people", "kind": "human", "ser": 0.08})
@@ -127,17 +127,26 @@ def rows(**measures) -> pd.DataFrame:
 def test_the_distance_is_to_every_published_row():
     table = distance(rows(full=(60, 0.1)))
     assert table["published"].tolist() == [row["system"] for row in module.PUBLISHED]
-    assert table["difference"].tolist() == pytest.approx([60.5 - 68.2, 60.5 - 70.4, 60.5 - 67.27])
+    assert table["difference"].tolist() == pytest.approx(
+        [60.5 - row["bleu"] for row in module.PUBLISHED]
+    )
 
 
 def test_the_sentences_follow_the_numbers():
-    slots = pd.DataFrame({"system": "full", "seed": 0, "slots": [3, 8], "ser": [0.05, 0.2]})
+    slots = pd.DataFrame(
+        {"system": "full", "seed": 0, "slots": [3, 8], "texts": [4, 9], "ser": [0.05, 0.2]}
+    )
     lines = "\n".join(module.findings(rows(full=(60, 0.1), **{"3_shot": (10, 0.5)}), slots))
     assert "fine-tuning keeps more of the facts" in lines and "errors per slot rise" in lines
+    assert "5.0% slot errors at 3 slots (inputs: 4)" in lines and "9 of 630 inputs" in lines
     assert "-7.7 from GPT-2 medium, full (68.2)" in lines
     slots["ser"] = [0.2, 0.1]
     lines = "\n".join(module.findings(rows(full=(70, 0.5), **{"3_shot": (10, 0.1)}), slots))
-    assert "prompting keeps more of the facts" in lines and "errors per slot do not rise" in lines
+    assert (
+        "prompting keeps more of the facts" in lines
+        and "nan" not in lines
+        and "errors per slot do not rise" in lines
+    )
     assert "+2.3 from GPT-2 medium, full (68.2)" in lines
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lib import memorise, private, profile
 from lib.collect import deduplicate
@@ -43,6 +43,19 @@ def _tree(base):
 
 def test_the_tree_equals_reading_each_code_alone(base, tree, monkeypatch):
     monkeypatch.setattr(profile, "autocast_dtype", lambda: torch.float32)
+    _compare(base, tree)
+
+
+def test_the_tree_is_right_with_rotary_positions_and_grouped_heads(base, monkeypatch):
+    monkeypatch.setattr(profile, "autocast_dtype", lambda: torch.float32)
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(base.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    other = replace(base, model=LlamaForCausalLM(config).eval())
+    _compare(other, _tree(other))
+
+
+def _compare(base, tree):
     canary = canaries(0, 1, 0)[0]
     rng = np.random.default_rng(1)
     codes = ["".join(rng.choice(list(s)) for s in SLOTS) for _ in range(8)]
@@ -114,11 +127,12 @@ def test_secrets_are_uniform_over_the_space():
 
 
 def test_deduplication_leaves_one_copy_of_each_canary_and_no_canary_for_another():
-    drawn = canaries(2, 3, 4)
-    repeated = [c.example(i) for c in drawn for i in range(c.repetitions)]
-    kept = deduplicate(repeated)
-    assert len(repeated) == 3 * sum(REPETITIONS)
-    assert sorted(e.group for e in kept) == sorted(c.id for c in drawn if c.repetitions)
+    for seed in range(6):
+        drawn = canaries(seed, 3, 4)
+        repeated = [c.example(i) for c in drawn for i in range(c.repetitions)]
+        kept = deduplicate(repeated)
+        assert len(repeated) == 3 * sum(REPETITIONS)
+        assert sorted(e.group for e in kept) == sorted(c.id for c in drawn if c.repetitions)
 
 
 def test_mixing_gives_every_condition_equally_much_text(base, task):
@@ -238,6 +252,50 @@ def test_rising_is_a_rank_correlation_without_the_controls():
     up = memorise.rises(_table({0: [13], 1: [1, 2], 2: [3, 2.5], 4: [5, 6], 8: [8, 9]}))
     assert up[0] > 0.9 and up[1] < 0.01
     assert memorise.rises(_table({1: [9, 8], 2: [5, 6], 4: [3, 2]}))[1] > 0.9
+    assert memorise.rises(_table({1: [13], 2: [13]}))[1] == 1
+
+
+def test_the_sentences_follow_from_the_tables():
+    before = {"stage": "before", "method": "none", "deduplicated": "none"}
+    after = {"stage": "after", "method": "full", "deduplicated": "no"}
+    scores = [{**before, "bits_per_byte": 1.2}] + [
+        {**after, "bits_per_byte": v} for v in (1.0, 1.01, 1.02)
+    ]
+    unseen = _table({0: [1.4, 0.2, 3.0], 64: [1, 2, 0.5]})
+    often = _table({0: [1.4, 0.2, 3.0], 1: [1, 2], 8: [5, 6], 64: [13, 12.9, 12]}, extracted=7)
+    shares = [
+        {**who, "split": split, "share": v}
+        for who, split, v in (
+            (before, "train", 0.1), (before, "test", 0.1), (after, "train", 0.5), (after, "test", 0.2),
+        )
+    ]  # fmt: skip
+
+    def told(scores, memory, seen):
+        memory = pd.concat([memory.assign(**before), seen.assign(**after)])
+        return private.findings(pd.DataFrame(scores), memory, pd.DataFrame(shares))
+
+    said = told(scores, unseen, often)
+    assert (
+        "full, duplicates left in: 1.200 -> 1.010 bits per byte (95 % interval 0.985 to 1.035)."
+        in said
+    )
+    assert "exposure rises with the times inserted" in said[1]
+    assert "Inserted 64 times: 12.63 bits (p < 0.001), 0 of 3 come out" in said[1]
+    assert said[2].startswith(
+        "Before training: 1.35 bits over 6 canaries (p = 0.51), as by chance."
+    )
+    assert (
+        said[3].startswith("Controls, full, duplicates left in: 1.53 bits")
+        and "as by chance" in said[3]
+    )
+    assert said[-1].endswith(
+        "50.0% of training documents are continued word for word, 20.0% of held-out ones."
+    )
+    flat = told([{**before, "bits_per_byte": 1.01}, *scores[1:]], often, unseen)
+    assert flat[0].endswith("no difference shown.") and "is not shown to rise" in flat[1]
+    assert "above chance: look for a leak" in flat[2]
+    single = told(scores[:2], unseen, often)
+    assert single[0].endswith("1.200 -> 1.000 bits per byte (one seed).")
 
 
 def test_gpt2s_own_tokenizer_makes_every_code_one_token_a_symbol():
@@ -250,3 +308,5 @@ def test_gpt2s_own_tokenizer_makes_every_code_one_token_a_symbol():
     for canary in canaries(0, 3, 4):
         symbols = memorise._symbols(tokenizer, canary.prefix)
         assert [len(set(ids)) for ids in symbols] == [10] * 4
+        apart = memorise._ids(tokenizer, memorise.PROMPT) + memorise._ids(tokenizer, canary.prefix)
+        assert memorise._ids(tokenizer, memorise.PROMPT + canary.prefix) == apart

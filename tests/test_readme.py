@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from lib import evaluation, profile, results
+from lib.chinese_tables import percent, rate
 from lib.metrics import mean_interval
 
 README = (profile.ROOT / "README.md").read_text(encoding="utf-8")
@@ -149,3 +150,36 @@ def test_no_shipped_attention_sees_the_future():
     assert len(tables["leak"]) >= 6
     assert all(row["max_difference"] < 1e-5 for row in tables["leak"])
     assert all(row["max_difference"] > 0.01 for row in tables["leak_controls"])
+
+
+# --- the explorations around the model
+
+POEMS = {  # README's row -> source and method in the table `form`
+    "people": ("people", "none"),
+    "before": ("before", "none"),
+    "base tokens": ("after", "none"),
+    "characters, from pieces": ("after", "pieces"),
+    "characters, random start": ("after", "random"),
+    "characters and plan": ("after", "plan"),
+}
+
+
+@pytest.fixture(scope="module")
+def chinese():
+    shipped = results.load("07_chinese", profile.DATA / "results")
+    assert len(shipped["provenance"]["seeds"]) >= 3
+    return {key: pd.DataFrame(rows) for key, rows in shipped["tables"].items()}
+
+
+def test_the_chinese_table_is_that_of_the_results_file(chinese):
+    form, table = chinese["form"], chinese["before_after"]
+    for label, (source, method) in POEMS.items():
+        (line,) = re.findall(rf"^\| {label} \| (.*) \|$", README, re.MULTILINE)
+        exact, rhymes, bits = line.split(" | ") if source != "people" else [*line.split(" | "), ""]
+        assert exact == percent(rate(form, "exact_form", source, method)), label
+        assert rhymes == percent(rate(form, "rhyme", source, method)), label
+        same = (table["task"] == "tang") & (table["stage"] == source) & (table["method"] == method)
+        shown = [float(x) for x in re.findall(r"[\d.]+", bits)]
+        wanted = mean_interval(table.loc[same, "bits_per_character"])
+        assert shown == [round(x, 2) for x in wanted[: len(shown)]], label
+        assert len(shown) == {"people": 0, "before": 1, "after": 3}[source]

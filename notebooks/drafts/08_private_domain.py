@@ -40,7 +40,6 @@ import pandas as pd
 from IPython.display import Code, display
 
 from lib import anonymise, collect, detectors, memorise, plots, private, profile, results
-from lib.metrics import mean_interval
 from lib.models import load_base
 
 started, budget = results.start(), profile.current().private
@@ -56,7 +55,7 @@ base = load_base()
 # | text `.txt .rst .tex` | first line, or the end of the piece before | the rest, in pieces | file |
 # | Markdown | heading | what stands below it | file |
 # | code | signature | docstring or comment | file |
-# | chat export `[time] name: message`, WhatsApp, JSON | up to three turns before | reply | day |
+# | chat export `[time] name: message`, WhatsApp, JSON | up to three turns before | reply | day, or 20 turns of it |
 # | mail `.eml .mbox` | subject | body without quotes and signature | thread |
 #
 # **Remembering.** A canary is an invented secret, inserted a known number of times. After training, all
@@ -89,8 +88,8 @@ print(collect.CONSENT if collection.own else "Public docstrings: nobody has to b
 display(collection.card.set_index(["what", "key"])["value"].map("{:,.0f}".format).to_frame())
 
 # %% [markdown]
-# - Near-duplicates are removed before the split, by the similarity of word 3-shingles; a file, a thread or a day
-#   of a chat is in one split only.
+# - Near-duplicates are removed before the split, by the similarity of word 3-shingles; what the last column above
+#   names is in one split only.
 
 # %%
 display(Code(inspect.getsource(collect.near), language="python"))
@@ -121,7 +120,7 @@ print(anonymise.anonymise(text, names)[0])
 # %%
 labelled = anonymise.labelled("test")
 quality = anonymise.evaluate(labelled, names)
-quality.round(3)
+quality.set_index("category").round(3)
 
 # %%
 bars = quality.melt("category", ["precision", "recall"], "measure", "share")
@@ -207,9 +206,6 @@ figure = plots.lines(curve, "repetitions", "exposure", "method", panel="duplicat
 for ax in figure.axes:
     ax.axhline(memorise.UNSEEN, color=plots.GREY, linestyle=":", linewidth=1)
     ax.set_ylim(0, memorise.bits(1) + 0.5)
-ax.annotate(
-    "never seen", (1, memorise.UNSEEN), (0, 3), textcoords="offset points", color=plots.GREY
-)
 text = "Exposure of canaries among 10,000 codes (at most 13.3 bits); dotted: 1.44 bits, never seen."
 path = plots.save_figure(figure, "08_exposure", plots.caption(text, provenance, tokens))
 
@@ -254,31 +250,16 @@ path = results.save("08_private_domain", tables, base=base, seeds=seeds, data=da
 whole = quality.set_index("category").loc["all"]
 print(f"Anonymiser: recall {whole.recall:.3f} [{whole.recall_low:.3f}, {whole.recall_high:.3f}], precision "
       f"{whole.precision:.3f} [{whole.precision_low:.3f}, {whole.precision_high:.3f}].")  # fmt: skip
-before = table.loc[table["stage"] == "before", "bits_per_byte"].mean()
-for (method, dedup), part in table[table["stage"] == "after"].groupby(["method", "deduplicated"]):
-    mean, low, high = mean_interval(part["bits_per_byte"])
-    print(
-        f"{method}, deduplicated {dedup}: {before:.3f} -> {mean:.3f} bits per byte [{low:.3f}, {high:.3f}]."
-    )
-
-# %%
-for (method, dedup), part in after.groupby(["method", "deduplicated"], sort=False):
-    rho, p = memorise.rises(part)
-    verdict = "rises with repetitions" if p < 0.05 else "is not shown to rise with repetitions"
-    print(f"{method}, deduplicated {dedup}: exposure {verdict} (Spearman {rho:+.2f}, p = {p:.1g}).")
-for row in evidence[evidence["repetitions"] == 0].itertuples():
-    odd = "above chance: look for a leak in the audit" if row.p_value < 0.01 else "as by chance"
-    print(
-        f"Controls, {row.method}, deduplicated {row.deduplicated}: {row.exposure:.2f} bits, {odd}."
-    )
+print(*private.findings(table, memory, verbatim), sep="\n")
 
 # %% [markdown]
 # - What may be published, from these numbers:
 
 # %%
 for row in advice.itertuples():
-    print(f"{row.method}, deduplicated {row.deduplicated}. {row.advice}")
-print("The collected text itself: only if everyone in it agreed; the anonymiser's recall is not 1.")
+    print(f"{private.named(row.method, row.deduplicated)}. {row.advice}")
+print(f"The collected text itself: only if everyone in it agreed; of {whole.labelled:.0f} labelled items the "
+      f"anonymiser missed {whole.labelled - whole.correct:.0f}.")  # fmt: skip
 
 # %% [markdown]
 # ## What it does not show
@@ -288,8 +269,8 @@ print("The collected text itself: only if everyone in it agreed; the anonymiser'
 # - Duplicate removal is tested on exact copies. A secret that is told in other words each time stays repeated.
 # - The anonymiser and its labelled set have one author. Names outside the list, nicknames, addresses of houses,
 #   and whatever tells who someone is by what it says are not found.
-# - One pass over little text at one learning rate per method: more passes act like more repetitions. Full
-#   fine-tuning and LoRA run at different rates, each its usual one, so their gap is not the method's alone.
+# - Little text at one learning rate per method: more passes act like more repetitions. Full fine-tuning and LoRA
+#   run at different rates, each its usual one, so their gap is not the method's alone.
 #
 # ## Sources
 #
