@@ -34,7 +34,17 @@ def measured(method, seed, samples=(), nats=(), stage="after", **summary) -> Mea
     ids = [e.id for e in load_task("tang").test[: len(nats)]]
     scores = pd.DataFrame({"id": ids, "group": ids, "nats": nats, "tokens": 1, "bytes": 3})
     return Measured(
-        "tang", stage, method, seed, scores, list(samples), 2.0, {}, {"seed": seed, **summary}, None
+        "tang",
+        stage,
+        method,
+        seed,
+        scores,
+        list(samples),
+        {},
+        2.0,
+        {},
+        {"seed": seed, **summary},
+        None,
     )
 
 

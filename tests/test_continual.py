@@ -109,7 +109,8 @@ def test_the_pull_adds_the_gradient_of_the_penalty_to_tied_weights_once():
 
 def distance(a, b):
     return sum(
-        float((p - q).square().sum()) for p, q in zip(a.parameters(), b.parameters(), strict=True)
+        float((p - q).detach().square().sum())
+        for p, q in zip(a.parameters(), b.parameters(), strict=True)
     )
 
 
