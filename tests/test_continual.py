@@ -186,7 +186,7 @@ def test_muon_moves_matrices_of_the_blocks_along_an_orthogonal_matrix_and_the_re
 
 
 @needs_muon
-def test_muon_takes_every_weight_once_and_decays_what_trainers_adamw_decays():
+def test_muon_takes_every_weight_once_and_decays_what_trainers_adamw_decays(tmp_path):
     from transformers import Trainer, TrainingArguments
 
     model = gpt2()
@@ -195,7 +195,7 @@ def test_muon_takes_every_weight_once_and_decays_what_trainers_adamw_decays():
     found = [names[id(p)] for g in groups for p in g["params"]]
     assert sorted(found) == sorted(names.values())
     decayed = {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]}
-    trainer = Trainer(model, TrainingArguments("unused", report_to="none", use_cpu=True))
+    trainer = Trainer(model, TrainingArguments(tmp_path, report_to="none", use_cpu=True))
     assert decayed == set(trainer.get_decay_parameter_names(model)) & set(names.values())
 
 
