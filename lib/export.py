@@ -5,9 +5,9 @@ fonts but those of the wheels.
 """
 
 import copy
-import datetime
 import importlib.util
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -105,14 +105,15 @@ def to_docx(tree: dict, root: Path, draft: bool = False) -> bytes:
         default = pandoc(b"", "--print-default-data-file", "reference.docx", cwd=root)
         styles.write_bytes(layout.word_styles(default, draft))
         return pandoc(
-            json.dumps(tree), "-f", "json", "-t", "docx", "--reference-doc", str(styles), cwd=root
-        )
+            json.dumps(_fitted(tree, root)), "-f", "json", "-t", "docx",
+            "--reference-doc", str(styles), cwd=root,
+        )  # fmt: skip
 
 
 def to_pdf(tree: dict, root: Path, draft: bool = False) -> bytes:
     """PDF through typst, with the fonts of wheels only. Raises ValueError for a character that none of them has."""
     source = _typst(tree, root, draft)
-    return _compile(source, root, format="pdf", timestamp=datetime.datetime(1980, 1, 1))
+    return _compile(source, root, format="pdf", timestamp=int(document.EPOCH))
 
 
 def to_png(tree: dict, root: Path, draft: bool = False, ppi: float = 100) -> list[bytes]:
@@ -122,9 +123,9 @@ def to_png(tree: dict, root: Path, draft: bool = False, ppi: float = 100) -> lis
 
 
 def _typst(tree: dict, root: Path, draft: bool) -> bytes:
-    tree = copy.deepcopy(tree)
+    tree = _fitted(tree, root)
     _check_glyphs(plain(tree["blocks"]) + plain(tree["meta"]["title"]))
-    tree["blocks"] = walk(tree["blocks"], lambda e: _fit(e, root))
+    tree["blocks"] = walk(tree["blocks"], _narrow_spaces)
     first = next((i for i, b in enumerate(tree["blocks"]) if b["t"] == "Header"), 0)
     contents = {"t": "RawBlock", "c": ["typst", "#outline(depth: 2)"]}
     tree["blocks"].insert(first, contents)
@@ -178,13 +179,26 @@ def _check_glyphs(text: str) -> None:
         raise ValueError(f"The PDF's fonts lack {shown}: write it otherwise in the report.")
 
 
-def _fit(element: dict, root: Path) -> dict:
-    """A picture with a width, in cm, that leaves it within WIDTH and HEIGHT."""
-    if element["t"] == "Image":
-        with PIL.Image.open(root / element["c"][2][0]) as picture:
-            (wide, high), dpi = picture.size, picture.info.get("dpi", (96, 96))[0]
-        width = min(WIDTH, HEIGHT * wide / high, wide / dpi * 2.54)
-        element["c"][0][2] = [["width", f"{width:.2f}cm"]]
+def _fitted(tree: dict, root: Path) -> dict:
+    """`tree` with widths, in cm, that leave each picture within WIDTH and HEIGHT."""
+
+    def fit(element: dict) -> dict:
+        if element["t"] == "Image":
+            with PIL.Image.open(root / element["c"][2][0]) as picture:
+                (wide, high), dpi = picture.size, picture.info.get("dpi", (96, 96))[0]
+            width = min(WIDTH, HEIGHT * wide / high, wide / dpi * 2.54)
+            element["c"][0][2] = [["width", f"{width:.2f}cm"]]
+        return element
+
+    return {**tree, "blocks": walk(copy.deepcopy(tree["blocks"]), fit)}
+
+
+def _narrow_spaces(element: dict) -> dict:
+    r"""A formula without \! \: \; which pandoc's typst writer rounds to whole em."""
+    if element["t"] == "Math":
+        kind, formula = element["c"]
+        spaces = re.compile(r"(?<!\\)\\[!:;]")
+        element["c"] = [kind, spaces.sub(lambda m: "" if m[0] == r"\!" else r"\,", formula)]
     return element
 
 

@@ -13,8 +13,10 @@ TYPST = r"""
 #let horizontalrule = line(length: 40%, stroke: 0.5pt + gray)
 #let body-fonts = ("Libertinus Serif", "Noto Serif CJK SC", "Noto Sans CJK SC", "DejaVu Sans")
 #let code-fonts = ("DejaVu Sans Mono", "Noto Sans Mono CJK SC", "Noto Sans CJK SC", "DejaVu Sans")
-#let breakable(it) = {  // a long word without a blank may break anywhere
-  show regex("\S{24,}"): word => word.text.clusters().join(sym.zws)
+#let breakable(it, longest: 24) = {  // a long word may break behind a mark, a piece as long anywhere
+  show regex("\S{" + str(longest) + ",}"): word => word.text.replace(
+    regex("[^/_.,:=&?-]{" + str(longest) + ",}"), piece => piece.text.clusters().join(sym.zws),
+  ).replace(regex("[/_.,:=&?-]"), mark => mark.text + sym.zws)
   it
 }
 #set document(title: [$title$], date: none)
@@ -53,10 +55,11 @@ TYPST = r"""
 #show figure.where(kind: table): set block(breakable: true, above: 1.2em, below: 1.2em)
 #set image(fit: "contain")
 #set table(inset: (x: 4.5pt, y: 3.2pt), stroke: none)
+#set table.hline(stroke: 0.5pt)
 #show table: it => {
-  set text(8.5pt, hyphenate: false)
+  set text(8.5pt)
   set par(justify: false, leading: 0.5em)
-  show raw: code => { show regex("[/_.,=]"): mark => mark + sym.zws; code }
+  show raw: breakable.with(longest: 10)
   block(stroke: (y: 0.7pt), it)
 }
 #show terms.item: it => block[*#it.term* \ #pad(left: 1.5em, it.description)]
@@ -81,7 +84,8 @@ table { display: block; overflow-x: auto; border-collapse: collapse; margin: 1re
 th, td { padding: .25rem .6rem; text-align: left; vertical-align: top; } thead th { border-bottom: 1px solid #222; }
 pre { background: #f6f6f6; padding: .6rem .8rem; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.35; }
 pre, code { font-family: Consolas, "DejaVu Sans Mono", "Noto Sans Mono CJK SC", monospace; font-size: .86rem; }
-pre code { white-space: inherit; }
+pre code, pre > code.sourceCode { white-space: pre-wrap; overflow-wrap: anywhere; } td code { overflow-wrap: anywhere; }
+div.sourceCode { margin: 1em 0; }
 math[display="block"] { overflow-x: auto; overflow-y: hidden; max-width: 100%; }
 blockquote { margin-left: 0; padding-left: 1rem; border-left: 3px solid #ccc; }
 .output pre { background: none; border-left: 3px solid #6699CC; padding-top: .1rem; padding-bottom: .1rem; }
