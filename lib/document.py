@@ -18,8 +18,11 @@ from urllib.parse import unquote
 from lib.outline import language, without_comments
 
 READER = "gfm+east_asian_line_breaks"
-EPOCH = "315532800"  # 1980-01-01, the first date a zip can hold: the same report gives the same bytes
+EPOCH = (
+    "315532800"  # 1980-01-01, the first date a zip can hold: the same report gives the same bytes
+)
 FIGURE = {"en": "Figure", "zh": "图"}
+TABLE = {"en": "Table", "zh": "表"}
 BARE_FIGURE = re.compile(r"figure|fig\.|图", re.IGNORECASE)
 NUMBERED = re.compile(r"(?:figure|fig\.|图)\s*\d", re.IGNORECASE)
 PAIRED = {"sub": "Subscript", "sup": "Superscript", "b": "Strong", "i": "Emph", "em": "Emph",
@@ -77,6 +80,7 @@ def read(path: Path, root: Path, base: str = "") -> dict:
     tree["blocks"] = walk(tree["blocks"], lambda e: _figure(e, figures, lang, path.name, root))
     tree["blocks"] = walk(tree["blocks"], _table)
     tree["blocks"] = walk(tree["blocks"], lambda e: _link(e, figures, root, base))
+    tree["blocks"] = _captions(tree["blocks"], TABLE[lang])
     _refuse_html(tree["blocks"], path.name)
     return tree
 
@@ -178,6 +182,24 @@ def _table(element: dict) -> dict:
     return element
 
 
+def _captions(blocks: list, word: str) -> list:
+    """A paragraph "Table: ..." right behind a table as the table's numbered caption."""
+    done, number = [], 0
+    for block in blocks:
+        start = re.match(r"(?:Table|表)\s*[:：]\s*", plain(block)) if block["t"] == "Para" else None
+        if start and done and done[-1]["t"] == "Table":
+            number += 1
+            words = block["c"][1:]
+            while words and words[0]["t"] in ("Space", "SoftBreak"):
+                words = words[1:]
+            rest = re.sub(r"^(?:Table|表)\s*[:：]", "", plain(block["c"][0]))
+            caption = [_str(f"{word} {number}. {rest}"), *words]
+            done[-1]["c"][1] = [None, [{"t": "Plain", "c": caption}]]
+        else:
+            done.append(block)
+    return done
+
+
 def _inline_html(elements: list) -> list:
     """<br>, <a id="...">, <sub>, <sup>, <b> and <i> as pandoc's own elements."""
     done: list = []
@@ -186,7 +208,9 @@ def _inline_html(elements: list) -> list:
             done.append(element)
             continue
         tag = element["c"][1].strip().lower()
-        opened = [i for i, e in enumerate(done) if isinstance(e, dict) and e.get("t") == "RawInline"]
+        opened = [
+            i for i, e in enumerate(done) if isinstance(e, dict) and e.get("t") == "RawInline"
+        ]
         name = tag.strip("</>")
         if re.fullmatch(r"<br\s*/?>", tag):
             done.append({"t": "LineBreak"})

@@ -72,7 +72,9 @@ def _write(path: Path, make: Callable[[], bytes]) -> Path:
 
 def to_html(tree: dict, root: Path, draft: bool = False) -> bytes:
     """One file: pictures inside, formulas as MathML, nothing fetched from a network."""
-    return _standalone(json.dumps(tree), "json", root, plain(tree["meta"]["title"]), draft, toc=True)
+    return _standalone(
+        json.dumps(tree), "json", root, plain(tree["meta"]["title"]), draft, toc=True
+    )
 
 
 def notebook_html(path: Path) -> bytes:

@@ -65,7 +65,7 @@ TYPST = r"""
 #show terms.item: it => block[*#it.term* \ #pad(left: 1.5em, it.description)]
 #show quote.where(block: true): it => pad(left: 1.2em, block(stroke: (left: 1.5pt + luma(200)), inset: (left: 8pt, y: 2pt), it.body))
 
-#align(center, block(below: 1.6em, par(justify: false, heavier(text(18pt, weight: "bold")[$title$]))))
+#align(center, block(below: 1.6em, par(justify: false, heavier(text(18pt, weight: "bold", hyphenate: false)[$title$]))))
 $body$
 """  # noqa: E501
 
@@ -81,6 +81,7 @@ img, svg { max-width: 100%; height: auto; }
 figure { margin: 1.6rem 0; text-align: center; } figcaption { font-size: .9rem; text-align: left; }
 table { display: block; overflow-x: auto; border-collapse: collapse; margin: 1rem 0; font-size: .88rem;
   border-block: 1.5px solid #222; width: fit-content; max-width: 100%; }
+caption { caption-side: bottom; text-align: left; padding-top: .4rem; }
 th, td { padding: .25rem .6rem; text-align: left; vertical-align: top; } thead th { border-bottom: 1px solid #222; }
 pre { background: #f6f6f6; padding: .6rem .8rem; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.35; }
 pre, code { font-family: Consolas, "DejaVu Sans Mono", "Noto Sans Mono CJK SC", monospace; font-size: .86rem; }
@@ -104,16 +105,18 @@ def html_draft() -> str:
     return f'<div class="draft">{escape(DRAFT_TEXT)}</div>'
 
 
-FOOTER = (
-    '<?xml version="1.0" encoding="UTF-8"?><w:{part} xmlns:w="http://schemas.openxmlformats.org/'
-    'wordprocessingml/2006/main"><w:p><w:pPr><w:jc w:val="center"/></w:pPr>{runs}</w:p></w:{part}>'
-)
-PAGE = '<w:fldSimple w:instr=" PAGE "><w:r><w:t>1</w:t></w:r></w:fldSimple>'
+# Word measures pages in twentieths of a point, letters in half points
 OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
-SECTION = ('<w:{kind}Reference xmlns:r="' + OFFICE + '" w:type="default" r:id="{id}"/>')  # fmt: skip
-A4 = '<w:pgSz w:w="11906" w:h="16838"/><w:pgMar w:top="1360" w:right="1300" w:bottom="1360" w:left="1300" w:header="700" w:footer="700" w:gutter="0"/>'  # fmt: skip  # noqa: E501
-EAST_ASIAN = "Microsoft YaHei"  # Word's own on Windows; elsewhere Word takes the system's Chinese font
-"""Word measures in twentieths of a point (A4, margins) and in half points (sizes)."""
+MAIN = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+WORD = "application/vnd.openxmlformats-officedocument.wordprocessingml"
+PAGE = '<w:fldSimple w:instr=" PAGE "><w:r><w:t>1</w:t></w:r></w:fldSimple>'
+A4 = (
+    '<w:pgSz w:w="11906" w:h="16838"/><w:pgMar w:top="1360" w:right="1300" w:bottom="1360" w:left="1300" '
+    'w:header="700" w:footer="700" w:gutter="0"/>'
+)
+EAST_ASIAN = (
+    "Microsoft YaHei"  # Word's own on Windows; elsewhere Word takes the system's Chinese font
+)
 
 
 def word_styles(default: bytes, draft: bool) -> bytes:
@@ -121,34 +124,36 @@ def word_styles(default: bytes, draft: bool) -> bytes:
     with zipfile.ZipFile(io.BytesIO(default)) as source:
         parts = {name: source.read(name) for name in source.namelist()}
 
-    def edit(name: str, *changes: tuple[str, str]) -> None:
+    def edit(name: str, old: str, new: str) -> None:
         text = parts[name].decode("utf-8")
-        for old, new in changes:
-            if old not in text:
-                raise RuntimeError(f"This pandoc's {name} has no {old!r}: `pip install -r requirements.txt`.")  # fmt: skip
-            text = text.replace(old, new)
-        parts[name] = text.encode("utf-8")
+        if old not in text:
+            raise RuntimeError(f"pandoc's {name} is another: `pip install -r requirements.txt`.")
+        parts[name] = text.replace(old, new).encode("utf-8")
 
-    rules = "".join(f'<w:{side} w:val="single" w:sz="8" w:color="222222"/>' for side in ("top", "bottom"))  # fmt: skip
-    edit(
-        "word/styles.xml",
-        ('w:eastAsiaTheme="minorEastAsia"', f'w:eastAsia="{EAST_ASIAN}"'),
-        ('w:eastAsiaTheme="majorEastAsia"', f'w:eastAsia="{EAST_ASIAN}"'),
-        ('w:ascii="Consolas" w:hAnsi="Consolas"', f'w:ascii="Consolas" w:hAnsi="Consolas" w:eastAsia="{EAST_ASIAN}"'),
-        ('<w:sz w:val="24" />', '<w:sz w:val="21" />'),
-        ('<w:tblInd w:w="0" w:type="dxa" />', f'<w:tblInd w:w="0" w:type="dxa" /><w:tblBorders>{rules}</w:tblBorders>'),
-    )  # fmt: skip
-    footer = {"footer": ("ftr", PAGE)}
-    header = {"header": ("hdr", f"<w:r><w:t>{DRAFT_TEXT}</w:t></w:r>")} if draft else {}
-    references = ""
-    for kind, (part, runs) in (header | footer).items():
-        parts[f"word/{kind}1.xml"] = FOOTER.format(part=part, runs=runs).encode("utf-8")
-        content = f"application/vnd.openxmlformats-officedocument.wordprocessingml.{kind}+xml"
-        edit("[Content_Types].xml", ("</Types>", f'<Override PartName="/word/{kind}1.xml" ContentType="{content}"/></Types>'))  # fmt: skip
-        edit("word/_rels/document.xml.rels", ("</Relationships>", f'<Relationship Type="{OFFICE}/{kind}" Id="rId9{kind}" Target="{kind}1.xml"/></Relationships>'))  # fmt: skip
-        references += SECTION.format(kind=kind, id=f"rId9{kind}")
-    edit("word/document.xml", ("<w:sectPr>", "<w:sectPr>" + references))
-    edit("word/document.xml", ("</w:footnotePr>", "</w:footnotePr>" + A4))
+    def add(kind: str, tag: str, content: str) -> None:
+        file, name = f"{kind}1.xml", f"rId9{kind}"
+        text = f'<w:p><w:pPr><w:jc w:val="center"/></w:pPr>{content}</w:p>'
+        parts[f"word/{file}"] = f'<w:{tag} xmlns:w="{MAIN}">{text}</w:{tag}>'.encode()
+        known = f'<Override PartName="/word/{file}" ContentType="{WORD}.{kind}+xml"/>'
+        edit("[Content_Types].xml", "</Types>", f"{known}</Types>")
+        relation = f'<Relationship Type="{OFFICE}/{kind}" Id="{name}" Target="{file}"/>'
+        edit("word/_rels/document.xml.rels", "</Relationships>", f"{relation}</Relationships>")
+        used = f'<w:{kind}Reference xmlns:r="{OFFICE}" w:type="default" r:id="{name}"/>'
+        edit("word/document.xml", "<w:sectPr>", f"<w:sectPr>{used}")
+
+    styles, chinese = "word/styles.xml", f'w:eastAsia="{EAST_ASIAN}"'
+    edit(styles, 'w:eastAsiaTheme="minorEastAsia"', chinese)
+    edit(styles, 'w:eastAsiaTheme="majorEastAsia"', chinese)
+    edit(styles, 'w:hAnsi="Consolas"', f'w:hAnsi="Consolas" {chinese}')
+    edit(styles, '<w:sz w:val="24" />', '<w:sz w:val="21" />')
+    rule = '<w:{} w:val="single" w:sz="8" w:color="222222"/>'
+    rules = f"<w:tblBorders>{rule.format('top')}{rule.format('bottom')}</w:tblBorders>"
+    indent = '<w:tblInd w:w="0" w:type="dxa" />'
+    edit(styles, indent, indent + rules)
+    edit("word/document.xml", "</w:footnotePr>", f"</w:footnotePr>{A4}")
+    add("footer", "ftr", PAGE)
+    if draft:
+        add("header", "hdr", f"<w:r><w:t>{DRAFT_TEXT}</w:t></w:r>")
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as target:
         for name, data in parts.items():

@@ -21,8 +21,9 @@ def without_comments(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """`text` without fenced code, for counting words."""
-    return re.sub(r"^(`{3,}|~{3,}).*?^\1[^\n]*$", "", text, flags=re.DOTALL | re.MULTILINE)
+    """`text` without fenced code; every line keeps its number."""
+    fenced = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\n]*$", re.DOTALL | re.MULTILINE)
+    return fenced.sub(lambda match: "\n" * match[0].count("\n"), text)
 
 
 def words(text: str) -> int:
