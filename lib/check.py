@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib import profile
-from lib.rubric import FINAL, GAP, MIDTERM, NOTE, OK, Project, Question
+from lib.project import GAP, NOTE, OK, Project
+from lib.rubric import FINAL, MIDTERM, Question
 
 SIGN = {OK: "ok", GAP: "MISSING", NOTE: "note"}
 

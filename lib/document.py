@@ -230,7 +230,9 @@ def _refuse_html(blocks: list, name: str) -> None:
     def refuse(element: dict) -> dict:
         if element["t"] in ("RawInline", "RawBlock"):
             shown = element["c"][1].strip().splitlines()[0][:60]
-            raise ValueError(f"{name}: Word and PDF would leave out the HTML {shown!r}; write it in Markdown.")  # fmt: skip
+            raise ValueError(
+                f"{name}: Word and PDF would leave out the HTML {shown!r}; write it in Markdown."
+            )
         return element
 
     walk(blocks, refuse)

@@ -82,7 +82,8 @@ def notebook_html(path: Path) -> bytes:
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{path.name} is no notebook ({error!r}): `python -m lib run {path.name[:2]}`.") from error  # fmt: skip
+        way_out = f"`python -m lib run {path.name[:2]}`"
+        raise ValueError(f"{path.name} is no notebook ({error!r}): {way_out}.") from error
     if not any(cell.get("outputs") for cell in cells):
         raise ValueError(f"{path.name} was not executed: `python -m lib run {path.name[:2]}`.")
     return _standalone(path.read_bytes(), "ipynb", path.parent, path.stem)

@@ -6,90 +6,17 @@ whether a text is good, people decide.
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 from lib import outline
 from lib.document import way_back
-from lib.outline import Section, find, words
+from lib.outline import find, words
+from lib.project import GAP, NOTE, OK, PLACEHOLDER, Found, Project, described, readable, rows_of
 
-OK, GAP, NOTE = "ok", "missing", "note"
-PLACEHOLDER = re.compile(
-    r"\[(?:(?:name|role|title|student|part|share|task|date|your|todo|tbd|xx|姓名|成员|组员|学号|分工|待)[^\]\n]*"
-    r"|[^\]\n]*(?:of member \d)[^\]\n]*)\](?!\()|\b(?:TODO|TBD|FIXME|XXX+)\b|待补充|待填写",
-    re.IGNORECASE,
-)
 MEMBERS = (2, 3)
 PARTS = {"principle": r"principle|原理", "change": r"change|改进|改动|方法", "experiment": r"experiment|实验(?!结果)",
          "result": r"results?|结果|结论"}  # fmt: skip
-
-
-class Project:
-    """What the questions are asked of: the report's text and sections, results and notebooks below `root`."""
-
-    def __init__(self, root: Path, midterm: bool = False):
-        self.root, self.name = root, "README.md" if midterm else "report.md"
-        path = root / self.name
-        raw = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        self.text = outline.without_comments(raw)
-        self.sections = outline.sections(self.text)
-
-    def at(self, section: Section) -> str:
-        return f"{self.name}:{section.line}"
-
-    def results(self, number: str) -> dict | None:
-        """The results file of notebook `number`; None where it is missing or damaged."""
-        for path in sorted((self.root / "data" / "results").glob(f"{number}_*.json")):
-            try:
-                value = json.loads(path.read_text(encoding="utf-8"))
-                return value if value["tables"] and value["provenance"] else None
-            except (ValueError, KeyError, TypeError):
-                return None
-        return None
-
-
-Found = tuple[str, str]  # status and text
 Question = Callable[[Project], Found]
-
-
-# --- helpers of the questions
-
-
-def _described(project: Project, least: int, titles: tuple[str, ...], *subjects: str) -> Found:
-    """A section called one of `titles`, with `least` words, that speaks of every one of `subjects`
-    (a regular expression, whose first alternative names the subject)."""
-    section = find(project.sections, *titles)
-    if not section:
-        return GAP, f"no section called {_readable(titles[0])!r} in {project.name}"
-    where, count = project.at(section), words(section.text)
-    if count < least:
-        return GAP, f"{where}, {section.title!r}, has {count} words: say more"
-    absent = [_readable(s) for s in subjects if not re.search(s, section.text, re.IGNORECASE)]
-    if absent:
-        return GAP, f"{where}, {section.title!r}, does not speak of {', '.join(absent)}"
-    return OK, f"{where}, {count} words"
-
-
-def _readable(pattern: str) -> str:
-    return re.sub(r"[^\w -]", "", pattern.split("|")[0].replace(r"\b", "")).strip()
-
-
-def _rows(text: str) -> Iterator[list[str]]:
-    """The cells of each row of a section's tables, heads left out; else "name: part" of its list items."""
-    lines = text.splitlines()
-    tables = [
-        i
-        for i, line in enumerate(lines)
-        if re.fullmatch(r"\s*\|?[\s:|-]*-[\s:|-]*\|[\s:|-]*", line)
-    ]
-    for start in tables:
-        for line in lines[start + 1 :]:
-            if "|" not in line:
-                break
-            yield [cell.strip() for cell in line.strip().strip("|").split("|")]
-    for line in () if tables else lines:
-        if item := re.match(r"\s*(?:[-*+]|\d+\.)\s+(.+?)\s*(?:[:：]|—)\s*(.*)", line):
-            yield [item[1].strip("* "), item[2]]
 
 
 # --- the questions; the docstring is the question as it is shown
@@ -100,7 +27,7 @@ def members_named(project: Project) -> Found:
     section = find(project.sections, "team", "小组", "成员", "分工")
     if not section:
         return GAP, f"no section on the team in {project.name}"
-    names = [row[0] for row in _rows(section.text)]
+    names = [row[0] for row in rows_of(section.text)]
     real = [name for name in names if name and not PLACEHOLDER.search(name)]
     if left := [name for name in names if name not in real]:
         return GAP, f"{project.at(section)}: {left[0] or 'an empty cell'} is no name yet"
@@ -115,7 +42,7 @@ def members_named(project: Project) -> Found:
 def division_given(project: Project) -> Found:
     """Division of labour given."""
     section = find(project.sections, "team", "小组", "成员", "分工")
-    rows = list(_rows(section.text)) if section else []
+    rows = list(rows_of(section.text)) if section else []
     if not rows:
         return GAP, f"{project.name} says nowhere who did what: one table row per member"
     for row in rows:
@@ -136,18 +63,18 @@ def structure(project: Project) -> Found:
         r"MLP|feed-forward|前馈",
         r"normali[sz]ation|layernorm|归一化",
     )
-    return _described(project, 60, ("^structure|结构",), *about)
+    return described(project, 60, ("^structure|结构",), *about)
 
 
 def generation(project: Project) -> Found:
     """The principle of generation."""
     about = (r"logits?|probabilit|概率", r"sampl|top-?[kp]|采样|解码", r"token|词元")
-    return _described(project, 60, ("how it generates|generation", "生成"), *about)
+    return described(project, 60, ("how it generates|generation", "生成"), *about)
 
 
 def prior_work(project: Project) -> Found:
     """Prior work and what was verified first."""
-    status, text = _described(project, 60, ("prior work|related work", "调研", "相关工作"))
+    status, text = described(project, 60, ("prior work|related work", "调研", "相关工作"))
     if status == OK and not project.results("01"):
         return (
             GAP,
@@ -158,7 +85,7 @@ def prior_work(project: Project) -> Found:
 
 def dataset(project: Project) -> Found:
     """The dataset introduced, with its card."""
-    status, text = _described(project, 40, (r"\bdataset\b", "^4 data", "数据集"), "train|训练")
+    status, text = described(project, 40, (r"\bdataset\b", "^4 data", "数据集"), "train|训练")
     if status == GAP:
         return status, text
     card = project.root / "data" / "README.md"
@@ -167,14 +94,14 @@ def dataset(project: Project) -> Found:
         if not re.search(word, written, re.IGNORECASE):
             return (
                 GAP,
-                f"data/README.md, the card, {'has no ' + _readable(word) if written else 'is missing'}",
+                f"data/README.md, the card, {'has no ' + readable(word) if written else 'is missing'}",
             )
     return OK, f"{text}; card: data/README.md"
 
 
 def processing(project: Project) -> Found:
     """Data processing explained."""
-    return _described(project, 30, (r"processing|cleaning", "处理"))
+    return described(project, 30, (r"processing|cleaning", "处理"))
 
 
 def before_after(project: Project) -> Found:
@@ -182,7 +109,7 @@ def before_after(project: Project) -> Found:
     section = find(project.sections[1:], "before and after|before/after", "微调前后", "对比")
     if not section:
         return GAP, f"no section called 'before and after' in {project.name}"
-    rows = [row[0].lower() for row in _rows(section.text)]
+    rows = [row[0].lower() for row in rows_of(section.text)]
     for stage, pattern in (("before", "before|前"), ("after", "after|后")):
         if not any(re.search(pattern, row) for row in rows):
             return GAP, f"{project.at(section)}: its tables have no row {stage!r}"
@@ -223,13 +150,13 @@ def _run_in(text: str, word: str) -> bool:
 
 def sources(project: Project) -> Found:
     """Sources of code, models and data."""
-    return _described(
+    return described(
         project,
         20,
         ("sources|references", "来源", "参考"),
-        r"code|代码",
-        r"model|模型",
-        r"https?://",
+        "code|代码",
+        "model|模型",
+        "links|https?://|arxiv|doi",
     )
 
 
