@@ -45,15 +45,15 @@ def pandoc_path() -> str:
 
 
 def pandoc(source: str | bytes, *arguments: str, cwd: Path) -> bytes:
-    """What pandoc makes of `source`. Raises ValueError with its message where it fails, and where it
-    warns: of a formula or a picture that would be left out."""
+    """What pandoc makes of `source`. Raises ValueError with its message where it fails, and where it warns
+    that a formula or a picture is left out."""
     data = source.encode("utf-8") if isinstance(source, str) else source
     run = subprocess.run(
         [pandoc_path(), *arguments], input=data, cwd=cwd, capture_output=True, check=False,
         env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH},
     )  # fmt: skip
     said = run.stderr.decode("utf-8", errors="replace").strip()
-    if run.returncode or "[WARNING]" in said:
+    if run.returncode or re.search("Could not (convert|fetch|determine image)", said):
         raise ValueError(f"pandoc: {' '.join(said.split())[:600]}")
     return run.stdout
 
@@ -74,7 +74,8 @@ def read(path: Path, root: Path, base: str = "") -> dict:
     tree = json.loads(pandoc(without_comments(text), *arguments, cwd=root))
     lang = language(text)
     tree["meta"].setdefault("title", {"t": "MetaInlines", "c": [_str(path.stem)]})
-    tree["meta"]["lang"] = {"t": "MetaInlines", "c": [_str(lang)]}
+    tree["meta"]["lang"] = {"t": "MetaInlines", "c": [_str({"zh": "zh-Hans"}.get(lang, lang))]}
+    tree["meta"]["language"] = {"t": "MetaInlines", "c": [_str(lang)]}
     figures: dict[str, int] = {}
 
     tree["blocks"] = walk(tree["blocks"], lambda e: _figure(e, figures, lang, path.name, root))
@@ -187,7 +188,7 @@ def _captions(blocks: list, word: str) -> list:
     done, number = [], 0
     for block in blocks:
         start = re.match(r"(?:Table|表)\s*[:：]\s*", plain(block)) if block["t"] == "Para" else None
-        if start and done and done[-1]["t"] == "Table":
+        if start and done and done[-1]["t"] == "Table" and not done[-1]["c"][1][1]:
             number += 1
             words = block["c"][1:]
             while words and words[0]["t"] in ("Space", "SoftBreak"):

@@ -11,6 +11,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import PIL.Image
@@ -116,7 +117,7 @@ def to_docx(tree: dict, root: Path, draft: bool = False) -> bytes:
 def to_pdf(tree: dict, root: Path, draft: bool = False) -> bytes:
     """PDF through typst, with the fonts of wheels only. Raises ValueError for a character that none of them has."""
     source = _typst(tree, root, draft)
-    return _compile(source, root, format="pdf", timestamp=int(document.EPOCH))
+    return _compile(source, root, format="pdf")
 
 
 def to_png(tree: dict, root: Path, draft: bool = False, ppi: float = 100) -> list[bytes]:
@@ -129,9 +130,9 @@ def _typst(tree: dict, root: Path, draft: bool) -> bytes:
     tree = _fitted(tree, root)
     _check_glyphs(plain(tree["blocks"]) + plain(tree["meta"]["title"]))
     tree["blocks"] = walk(tree["blocks"], _narrow_spaces)
-    first = next((i for i, b in enumerate(tree["blocks"]) if b["t"] == "Header"), 0)
-    contents = {"t": "RawBlock", "c": ["typst", "#outline(depth: 2)"]}
-    tree["blocks"].insert(first, contents)
+    headings = [i for i, block in enumerate(tree["blocks"]) if block["t"] == "Header"]
+    if len(headings) > 2:
+        tree["blocks"].insert(headings[0], {"t": "RawBlock", "c": ["typst", "#outline(depth: 2)"]})
     with tempfile.TemporaryDirectory() as folder:
         template = Path(folder) / "report.typ"
         template.write_text(layout.TYPST, encoding="utf-8")
@@ -148,11 +149,18 @@ def _compile(source: bytes, root: Path, **options):
     except ImportError:
         raise RuntimeError("typst is missing: `pip install typst` brings it.") from None
     try:
-        compiler = typst.Compiler(root=root, font_paths=font_folders(), ignore_system_fonts=True)
+        compiler = typst.Compiler(root=root, font_paths=_fonts(), ignore_system_fonts=True)
         # typst takes source given as bytes for a file in `root`, so that figures are found
         return compiler.compile(input=source, **options)
     except (typst.TypstError, RuntimeError) as error:
         raise ValueError(f"typst: {' '.join(str(error).split())[:600]}") from error
+
+
+@lru_cache
+def _fonts():
+    import typst
+
+    return typst.Fonts(include_system_fonts=False, font_paths=font_folders())
 
 
 def font_folders() -> list[str]:

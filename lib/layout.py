@@ -23,7 +23,7 @@ TYPST = r"""
 #set page(paper: "a4", margin: (x: 2.3cm, y: 2.4cm),
   footer: context align(center, text(8.5pt, gray.darken(40%), counter(page).display("1 / 1", both: true)))
   $if(draft)$, background: rotate(-40deg, text(110pt, luma(225), weight: "bold")[DRAFT])$endif$)
-#set text(font: body-fonts, size: 10.5pt, lang: "$lang$", hyphenate: true)
+#set text(font: body-fonts, size: 10.5pt, lang: "$language$", hyphenate: true)
 #set par(justify: true, leading: 0.68em, spacing: 1.05em)
 #set smartquote(enabled: false)
 #show math.equation: set text(font: ("New Computer Modern Math", "Noto Serif CJK SC", "Noto Sans CJK SC"))

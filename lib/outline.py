@@ -67,5 +67,6 @@ def sections(text: str) -> list[Section]:
 
 
 def find(among: Sequence[Section], *patterns: str) -> Section | None:
-    """The first section whose title holds one of the patterns, case aside."""
-    return next((s for s in among if any(re.search(p, s.title, re.I) for p in patterns)), None)
+    """The first section whose title holds the first pattern that any title holds, case aside."""
+    fits = (s for p in patterns for s in among if re.search(p, s.title, re.IGNORECASE))
+    return next(fits, None)
