@@ -17,9 +17,9 @@ README = """# Fine-tune GPT-2 117M
 
 GPT-2 117M is loaded, fine-tuned on Debian package descriptions and measured before and after on the same held-out
 documents. The numbers here are of the stand-in SmolLM2-135M-Instruct, since GPT-2 was not within reach of the machine
-that made them; where it is within reach, the same commands load GPT-2. Two commands install everything and run the first
-three notebooks: load and generate, fine-tune, evaluate. They leave the executed notebooks, results and figures in place,
-and need no network when the model lies in its folder. It takes a quarter of an hour on two processor cores.
+that made them; where it is within reach, the same commands load GPT-2. Two commands install everything and run the
+first three notebooks: load and generate, fine-tune, evaluate. They leave the executed notebooks, results and figures
+in place, and need no network when the model lies in its folder. It takes a quarter of an hour on two processor cores.
 
 ```bash
 pip install -r requirements.txt

@@ -168,7 +168,8 @@ def test_a_tall_figure_stays_on_its_page(tmp_path):
 
 
 @pytest.mark.parametrize("text, said", [
-    ("![x](figures/04_gone.png)", r"report.md shows figures/04_gone.png, which is missing: `git checkout .*` or `python -m lib run 04`"),
+    ("![x](figures/04_gone.png)",
+     r"report.md shows figures/04_gone.png, which is missing: `git .*` or `python -m lib run 04`"),
     ("![x](https://example.com/x.png)", "lies in the network; save the picture"),
     ("<details>\n\ntext\n\n</details>", "Word and PDF would leave out the HTML '<details>'"),
     ("a <img src='x'> b", "Word and PDF would leave out the HTML"),
@@ -230,7 +231,9 @@ def test_a_notebook_becomes_one_file(root, tmp_path):
     write(
         empty, re.sub(r'"outputs": \[.*?\n   \]', '"outputs": []', notebook("04_empty"), flags=re.S)
     )
-    with pytest.raises(ValueError, match="04_empty.ipynb was not executed: `python -m lib run 04`"):
+    with pytest.raises(
+        ValueError, match=r"04_empty.ipynb was not executed: `python -m lib run 04`"
+    ):
         export.notebook_html(empty)
 
 
@@ -283,13 +286,13 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(small):
 
 
 def test_a_report_that_is_missing_or_not_utf8(tmp_path):
-    with pytest.raises(FileNotFoundError, match="report.md is missing in .*: write it first"):
+    with pytest.raises(FileNotFoundError, match=r"report.md is missing in .*: write it first"):
         export.export(["html"], root=tmp_path)
     (tmp_path / "report.md").write_bytes("# 红豆".encode("gbk"))
     with pytest.raises(ValueError, match="is not UTF-8"):
         export.export(["html"], root=tmp_path)
     write(tmp_path / "report.md", REPORT)
-    with pytest.raises(ValueError, match="figures/03_before_after.png, which is missing"):
+    with pytest.raises(ValueError, match=r"figures/03_before_after.png, which is missing"):
         export.export(["html"], root=tmp_path)
 
 
