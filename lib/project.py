@@ -9,11 +9,12 @@ from lib import outline
 from lib.outline import Section, find, words
 
 OK, GAP, NOTE = "ok", "missing", "note"
+# what a team has still to write: [Name of member 1], [姓名], TODO
 PLACEHOLDER = re.compile(
-    r"\[(?:(?:name|role|title|student|part|share|task|date|your|todo|tbd|xx|姓名|成员|组员|学号|分工|待)[^\]\n]*"
-    r"|[^\]\n]*(?:of member \d)[^\]\n]*)\](?!\()|\b(?:TODO|TBD|FIXME|XXX+)\b|待补充|待填写",
-    re.IGNORECASE,
+    r"(?<!!)\[[A-Z\u4e00-\u9fff][^\]\n]*\](?![(\[:])|\b(?:TODO|TBD|FIXME|XXX+)\b|待补充|待填写"
 )
+FILLED = re.compile(r"<!--=.*?<!--/-->|<!-- begin (\S+) -->.*?<!-- end \1 -->", re.DOTALL)
+CODE_OR_FORMULA = re.compile(r"(`+)[^`\n]*\1|\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
 
 
 class Project:
@@ -23,11 +24,21 @@ class Project:
         self.root, self.name = root, "README.md" if midterm else "report.md"
         path = root / self.name
         raw = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        self.text = outline.without_comments(raw)
+        self.raw, self.text = raw, outline.without_comments(raw)
         self.sections = outline.sections(self.text)
 
     def at(self, section: Section) -> str:
         return f"{self.name}:{section.line}"
+
+    def placeholders(self) -> list[tuple[int, str]]:
+        """(line, placeholder) of each that is left outside code, formulas and what lib.report filled in."""
+
+        def blank(match: re.Match) -> str:
+            return "\n" * match[0].count("\n")
+
+        text = outline.prose(outline.without_comments(FILLED.sub(blank, self.raw)))
+        lines = enumerate(CODE_OR_FORMULA.sub(blank, text).splitlines(), 1)
+        return [(number, m[0]) for number, line in lines for m in PLACEHOLDER.finditer(line)]
 
     def results(self, number: str) -> dict | None:
         """The results file of notebook `number`; None where it is missing or damaged."""

@@ -227,9 +227,9 @@ def figures_there(project: Project) -> Found:
 
 def nothing_left_open(project: Project) -> Found:
     """No placeholder left."""
-    for number, line in enumerate(outline.prose(project.text).splitlines(), 1):
-        if found := PLACEHOLDER.search(line):
-            return GAP, f"{project.name}:{number}: {found[0]!r} is a placeholder"
+    if left := project.placeholders():
+        shown = "; ".join(f"{project.name}:{line}: {what}" for line, what in left[:3])
+        return GAP, f"{shown}{f' and {len(left) - 3} more' if left[3:] else ''}"
     return OK, f"none in {project.name}"
 
 

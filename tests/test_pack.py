@@ -1,6 +1,7 @@
 """The zip to hand in: complete, the same from the same content, and without anything that must not leave."""
 
 import ast
+import io
 import json
 import zipfile
 
@@ -71,7 +72,13 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
     with zipfile.ZipFile(first) as packed:
         assert {entry.date_time for entry in packed.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert {entry.external_attr >> 16 for entry in packed.infolist()} == {0o100644}
-        assert packed.read(f"{pack.TOP}/report.pdf").startswith(b"%PDF")
+        pdf = packed.read(f"{pack.TOP}/report.pdf")
+        assert (
+            pdf.startswith(b"%PDF") and b"CreationDate" not in pdf and b"xmp:CreateDate" not in pdf
+        )
+        with zipfile.ZipFile(io.BytesIO(packed.read(f"{pack.TOP}/report.docx"))) as word:
+            assert b"1980-01-01T00:00:00Z" in word.read("docProps/core.xml")
+            assert {entry.date_time[0] for entry in word.infolist()} == {1980}
         assert b'href="lib/packing.py"' in packed.read(f"{pack.TOP}/report.html")
 
 
@@ -220,6 +227,7 @@ def test_without_git_the_known_folders_are_packed(tmp_path, root):
     write(plain / "data/private/me.jsonl", "private")
     write(plain / "secrets.txt", "private")
     (plain / "data/outside").symlink_to(root, target_is_directory=True)
+    (plain / "data/secrets.txt").symlink_to(plain / "secrets.txt")
     assert pack.pack(root=plain).read_bytes() == pack.pack(root=root).read_bytes()
 
 
