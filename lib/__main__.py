@@ -1,4 +1,4 @@
-"""The command line: `python -m lib fetch | run | finetune | compress | decompress | colab`."""
+"""The command line: `python -m lib fetch | run | finetune | compress | decompress | report | colab`."""
 
 import argparse
 import os
@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         files.add_argument("-o", "--out", type=Path, help="what to write; beside FILE by default")
         files.add_argument("--run", help="a folder in data/runs; the base model by default, or what "
                            "the compressed file names")  # fmt: skip
+
+    report = commands.add_parser("report", help="fill report.md in place from data/results")
+    report.add_argument("--check", action="store_true", help="change nothing, say what is wrong")
 
     commands.add_parser(
         "colab", help="install what a Colab session lacks; its torch and numpy stay"
@@ -101,8 +104,21 @@ def run_decompress(chosen) -> None:
         decompress_file(file, chosen.out, chosen.run)
 
 
+def run_report(chosen) -> int:
+    from lib import report
+    from lib.report_blocks import Files
+
+    if not chosen.check:
+        print(*report.fill(), sep="\n")
+        return 0
+    wrong = report.check()
+    found = [*wrong, *(report.notices(report.read(), Files()) if not wrong else ())]
+    print(*(found or ["report.md agrees with data/results."]), sep="\n")
+    return int(bool(wrong))
+
+
 COMMANDS = {"colab": run_colab, "fetch": run_fetch, "run": run_notebooks, "finetune": run_finetune,
-            "compress": run_compress, "decompress": run_decompress}  # fmt: skip
+            "compress": run_compress, "decompress": run_decompress, "report": run_report}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -38,7 +38,7 @@ class Notebook:
     def __getitem__(self, table: str) -> pd.DataFrame:
         """A table. JSON's null in a column of numbers is nan again."""
         frame = pd.DataFrame(self.tables[table])
-        for column in frame.columns[frame.dtypes == object]:
+        for column in frame.select_dtypes(object):
             if frame[column].isna().all():
                 frame[column] = frame[column].astype(float)
         return frame
@@ -64,6 +64,17 @@ class Notebook:
         other |= {"seeds": list(seeds)} if seeds else {}
         return f"Table: {caption(text, {**self.provenance, **other})}"
 
+    def table(
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        text: str,
+        left: int = 1,
+        **options,
+    ) -> str:
+        """`table` of this module with a `caption` of `text`."""
+        return f"{table(header, rows, left)}\n\n{self.caption(text, **options)}"
+
     def figure(self, name: str) -> str:
         """The figure with the caption that it was saved with. Raises ValueError where file or caption is missing or the
         caption names another base model than the results."""
@@ -77,7 +88,9 @@ class Notebook:
         text = captions[name]
         own = caption("", self.provenance).rsplit("; ", 1)[1]
         if "; profile " in text and text.rsplit("; ", 1)[1] not in (own, "no pretrained model."):
-            raise ValueError(f"figures/{name}.png is not of the base model of data/results/{self.name}.json: {again}.")
+            raise ValueError(
+                f"figures/{name}.png is not of the base model of data/results/{self.name}.json: {again}."
+            )
         return f"![{text.replace('[', '(').replace(']', ')')}](figures/{name}.png)"
 
 
@@ -132,16 +145,22 @@ class Files:
         if made_by not in profile.PROFILES:
             raise ValueError(f"{where} names no profile: {again}.")
         if made_by == "fast":
-            raise ValueError(f"{where} is of profile fast, whose model is a tiny random one: {again}, without PROFILE=fast.")
+            raise ValueError(
+                f"{where} is of profile fast, whose model is a tiny random one: {again}, without PROFILE=fast."
+            )
         return Notebook(name, found["provenance"], found["tables"], self.root)
 
     def _json(self, name: str) -> object:
         try:
             return json.loads((self.root / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ValueError(f"{name} is missing: get it back with `git checkout {name}`.") from None
+            raise ValueError(
+                f"{name} is missing: get it back with `git checkout {name}`."
+            ) from None
         except ValueError as error:
-            raise ValueError(f"{name} is damaged ({error}): get it back with `git checkout {name}`.") from None
+            raise ValueError(
+                f"{name} is damaged ({error}): get it back with `git checkout {name}`."
+            ) from None
 
     def notebooks(self) -> dict[str, Notebook]:
         """Those that were run."""
@@ -167,7 +186,11 @@ def render(name: str, files: Files) -> str:
         text = entry.make(*given)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         stem = entry.files[0] if entry.files else ""
-        way_out = f"run `python -m lib run {stem[:2]}` again" if stem in NOTEBOOKS else "get it back from git"
+        way_out = (
+            f"run `python -m lib run {stem[:2]}` again"
+            if stem in NOTEBOOKS
+            else "get it back from git"
+        )
         raise ValueError(
             f"Block {name}: {', '.join(entry.files)} does not hold what it reads ({type(error).__name__}: {error}): "
             f"{way_out}."
@@ -206,6 +229,11 @@ def shown(values: Sequence[float]) -> int:
     """-1 or 1 where the 95 % interval of these differences lies on one side of 0, else 0; one seed shows nothing."""
     _, low, high = mean_interval(pd.Series(values, dtype=float).dropna())
     return 0 if math.isnan(low) or low * high <= 0 else int(math.copysign(1, low))
+
+
+def by_seed(df: pd.DataFrame, columns: str) -> pd.DataFrame:
+    """Bits per byte with a row per seed and a column per value of `columns`, in the table's order."""
+    return df.pivot(index="seed", columns=columns, values="bits_per_byte")[df[columns].unique()]
 
 
 def seeds(n: int) -> str:

@@ -1,104 +1,22 @@
-"""Blocks of report.md, sections 6.1 to 6.3: encodings, positions and attention, trained from scratch (04 to 06)."""
+"""Blocks of report.md, sections 6.2 and 6.3: positions and attention (notebooks 05 and 06)."""
 
-from itertools import combinations
+from lib.report_blocks import (
+    Notebook,
+    block,
+    bullets,
+    by_seed,
+    interval,
+    listed,
+    seeds,
+    shown,
+    table,
+    tiny,
+    value,
+)
 
-import pandas as pd
-
-from lib.report_blocks import Notebook, block, bullets, interval, listed, seeds, shown, table, tiny, value
-
-ENCODED, POSITIONED, ATTENDED = "04_token_encoding", "05_position_encoding", "06_attention"
+POSITIONED, ATTENDED = "05_position_encoding", "06_attention"
 SOFTMAX = "softmax_sdpa"
 USABLE = 0.1  # relative error of an attention output above which the rest of a model has not seen its like
-
-
-def _wide(df: pd.DataFrame, columns: str) -> pd.DataFrame:
-    return df.pivot(index="seed", columns=columns, values="bits_per_byte")[df[columns].unique()]
-
-
-# --- 6.1 Token encodings
-
-
-def _encodings(n: Notebook, corpus: str, kind: str = "bytes") -> pd.DataFrame:
-    df = n["encodings"]
-    size = df["vocab_size"].map("{:,.0f}".format)
-    named = df["encoding"].isin(["bytes", "characters", "gpt2"])
-    df = df.assign(label=df["encoding"].where(named, df["encoding"] + " " + size), size=size)
-    return df[(df["corpus"] == corpus) & (df["budget"] == kind)]
-
-
-@block("encodings.english", ENCODED)
-def english(n: Notebook) -> str:
-    return _encoding_table(n, "debian", "English (Debian descriptions)")
-
-
-@block("encodings.chinese", ENCODED)
-def chinese(n: Notebook) -> str:
-    return _encoding_table(n, "tang", "Chinese (Tang quatrains)")
-
-
-def _encoding_table(n: Notebook, corpus: str, name: str) -> str:
-    df = _encodings(n, corpus)
-    wide = _wide(df, "label")
-    rows = []
-    for label, part in df.groupby("label", sort=False):
-        gap = "" if label == "bytes" else interval(wide[label] - wide["bytes"], sign=True)
-        first = part.iloc[0]
-        rows.append([first["encoding"], first["size"], f"{first['bytes_per_token']:.2f}", interval(part["bits_per_byte"]), gap])
-    header = ["encoding", "vocabulary", "bytes per token", "bits per byte", "less that of bytes, by seed"]
-    text = f"{name}, {df['train_bytes'].iloc[0]:,} bytes of text per run, held-out bits per byte; mean, 95 % t interval."
-    return f"{table(header, rows)}\n\n{n.caption(text, scratch=True)}"
-
-
-@block("encodings.figure", ENCODED)
-def encodings_figure(n: Notebook) -> str:
-    return n.figure("04_encodings")
-
-
-@value("encodings.headline", ENCODED)
-def encodings_headline(n: Notebook) -> str:
-    df = _encodings(n, "debian")
-    wide = _wide(df, "label")
-    learned = wide.drop(columns=["gpt2"], errors="ignore")
-    best = learned.mean().idxmin()
-    gap = wide[best] - wide["bytes"]
-    verdict = {-1: "fewer than bytes", 0: "not shown to differ from bytes", 1: "more than bytes"}[shown(gap)]
-    return (
-        f"In English, at equal bytes of text, {best} has the lowest mean of the encodings trained here, "
-        f"{wide[best].mean():.3f} bits per byte against {wide['bytes'].mean():.3f} for bytes (paired by seed "
-        f"{interval(gap, sign=True)}, {seeds(len(wide))}: {verdict})."
-    )
-
-
-@block("encodings.findings", ENCODED)
-def encodings_findings(n: Notebook) -> str:
-    said = [encodings_headline(n)]
-    sweep = n["encodings"].query("corpus == 'debian' and encoding == 'bpe'")
-    for kind, part in sweep.groupby("budget", sort=False):
-        best = part.groupby("vocab_size")["bits_per_byte"].mean().idxmin()
-        turn = "the largest tried, so no turning point" if best == sweep["vocab_size"].max() else "larger ones lose again"
-        said.append(f"BPE in English at equal {kind}: {best:,.0f} entries have the lowest mean, {turn}.")
-    against = n["against_bytes"].query("budget == 'bytes' and corpus == 'tang'").set_index("label")
-    parts = [
-        f"{label} {r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for label, r in zip(against.index, against.itertuples(), strict=True)
-    ]
-    said.append(f"In Chinese, against bytes, bits per byte, paired by seed: {'; '.join(parts)}.")
-    for r in n["statistics"].query("unknown_percent > 0").itertuples():
-        said.append(
-            f"{r.encoding} {r.vocab_size:,.0f} on {r.corpus}: {r.unknown_percent:.2f} % of the characters become UNK, priced at "
-            f"{r.unknown_bits_per_byte:.3f} bits per byte."
-        )
-    for corpus in ("debian", "tang"):
-        means = _encodings(n, corpus).groupby("label")[["perplexity", "bits_per_byte"]].mean().to_numpy()
-        pairs = list(combinations(means, 2))
-        wrong = sum((a[0] - b[0]) * (a[1] - b[1]) < 0 for a, b in pairs)
-        said.append(f"Token perplexity orders {wrong} of {len(pairs)} pairs of encodings on {corpus} the wrong way round.")
-    for r in n["learned_positions"].itertuples():
-        gap = r.bits_per_byte - r.with_rope
-        said.append(
-            f"Control, one seed, no interval: {r.label} with GPT-2's learned positions instead of RoPE {r.bits_per_byte:.3f}, "
-            f"{abs(gap):.3f} bits per byte {'more' if gap > 0 else 'fewer'}."
-        )
-    return bullets(said)
 
 
 # --- 6.2 Position encodings
@@ -114,8 +32,8 @@ def positions_table(n: Notebook) -> str:
         cells = [at[short, "blocks"], at[long, "blocks"], at[long, "sliding"]]
         rows.append([f"`{name}`", *(interval(c) for c in cells)])
     header = ["position", f"at {short:,}", f"at {long:,}, blocks", f"at {long:,}, sliding window"]
-    text = f"Bits per byte on held-out text after training at {df['train_length'].iloc[0]} tokens; mean, 95 % t interval."
-    return f"{table(header, rows)}\n\n{n.caption(text, scratch=True)}"
+    text = f"Held-out bits per byte after training at {df['train_length'].iloc[0]} tokens; mean, 95 % t interval."
+    return n.table(header, rows, text, scratch=True)
 
 
 @block("positions.figure", POSITIONED)
@@ -128,7 +46,8 @@ def shift(n: Notebook) -> str:
     df = n["shift"].set_index("position")["max_difference"]
     small, large = df[df < 1e-4], df[df >= 1e-4]
     return (
-        f"Moved seven tokens to the right, the logits of {listed([f'`{x}`' for x in small.index])} change by {tiny(small.max())} at "
+        f"Moved seven tokens to the right, the logits of {listed([f'`{x}`' for x in small.index])} change by "
+        f"{tiny(small.max())} at "
         f"most, those of {listed([f'`{x}`' for x in large.index])} by {large.min():.2f} or more"
     )
 
@@ -137,11 +56,12 @@ def shift(n: Notebook) -> str:
 def positions_headline(n: Notebook) -> str:
     df = n["positions"]
     short = df[(df["eval_length"] == df["eval_length"].min()) & (df["protocol"] == "blocks")]
-    wide = _wide(short, "position")
+    wide = by_seed(short, "position")
     order = wide.mean().sort_values().index
     ahead = [p for p in wide.columns.drop("learned") if shown(wide[p] - wide["learned"]) < 0]
     return (
-        f"At the trained length `{order[0]}` has the lowest mean ({interval(wide[order[0]])} bits per byte, {seeds(len(wide))}); "
+        f"At the trained length `{order[0]}` has the lowest mean ({interval(wide[order[0]])} bits per byte, "
+        f"{seeds(len(wide))}); "
         f"shown to be ahead of GPT-2's learned table, paired by seed: {listed([f'`{p}`' for p in ahead])}."
     )
 
@@ -161,8 +81,10 @@ def positions_change(n: Notebook) -> str:
     header = ["position", "change, blocks", "change, sliding window", "sliding window"]
     text = f"Bits per byte at {long:,} tokens less those at {short:,}, paired by seed; mean, 95 % t interval."
     return (
-        f"{table(header, rows)}\n\n{n.caption(text, scratch=True)}\n\nWith the sliding window, which leaves no token with a "
-        f"short context, `{flat}` changes least: {interval(slide[flat], sign=True)} bits per byte at {long // short} times the "
+        f"{table(header, rows)}\n\n{n.caption(text, scratch=True)}\n\nWith the sliding window, which leaves no "
+        "token with a "
+        f"short context, `{flat}` changes least: {interval(slide[flat], sign=True)} bits per byte at "
+        f"{long // short} times the "
         "trained length."
     )
 
@@ -172,7 +94,7 @@ def positions_change(n: Notebook) -> str:
 
 @block("attention.table", ATTENDED)
 def attention_table(n: Notebook) -> str:
-    wide, fitted = _wide(n["quality"], "attention"), n["fitted"].set_index("attention")
+    wide, fitted = by_seed(n["quality"], "attention"), n["fitted"].set_index("attention")
     longest = n["scaling"]["length"].max()
     rows = []
     for name in wide:
@@ -184,10 +106,11 @@ def attention_table(n: Notebook) -> str:
                      f"{fitted.loc[name, 'time_exponent_forward+backward']:.2f}", "" if own else faster])  # fmt: skip
     header = ["attention", "bits per byte", "less softmax, by seed", "time exponent", "faster from"]
     text = (
-        f"Held-out bits per byte after {n['quality']['tokens'].iloc[0]:,} training tokens; “time exponent” is that of the "
+        f"Held-out bits per byte after {n['quality']['tokens'].iloc[0]:,} training tokens; “time exponent” is "
+        "that of the "
         f"length, forward and backward, on {n.provenance['device']}; mean, 95 % t interval."
     )
-    return f"{table(header, rows)}\n\n{n.caption(text, scratch=True)}"
+    return n.table(header, rows, text, scratch=True)
 
 
 @block("attention.figure", ATTENDED)
@@ -204,14 +127,15 @@ def recall_figure(n: Notebook) -> str:
 def leak(n: Notebook) -> str:
     controls = [f"{r.attention} {r.max_difference:.1f}" for r in n["leak_controls"].itertuples()]
     return (
-        f"With all tokens after a place changed, the outputs up to it move by {tiny(n['leak']['max_difference'].max())} at most in "
+        "With all tokens after a place changed, the outputs up to it move by "
+        f"{tiny(n['leak']['max_difference'].max())} at most in "
         f"{len(n['leak'])} mechanisms; in the controls, which must fail, by: {listed(controls)}"
     )
 
 
 @value("attention.headline", ATTENDED)
 def attention_headline(n: Notebook) -> str:
-    wide = _wide(n["quality"], "attention")
+    wide = by_seed(n["quality"], "attention")
     sides = {-1: [], 0: [], 1: []}
     for name in wide.columns.drop(SOFTMAX):
         sides[shown(wide[name] - wide[SOFTMAX])].append(f"`{name}`")
@@ -223,7 +147,7 @@ def attention_headline(n: Notebook) -> str:
 
 @block("attention.findings", ATTENDED)
 def attention_findings(n: Notebook) -> str:
-    wide = _wide(n["quality"], "attention")
+    wide = by_seed(n["quality"], "attention")
     order = wide[[SOFTMAX, "delta", "linear"]].mean().sort_values().index.tolist()
     known = order == [SOFTMAX, "delta", "linear"]
     said = [
@@ -234,14 +158,20 @@ def attention_findings(n: Notebook) -> str:
     ]
     recall = n["recall"]
     pairs = recall["pairs"].max() // 2
-    at = recall[(recall["pairs"] == pairs) & (recall["task"] == "recall")].groupby("attention", sort=False)["accuracy"]
+    at = recall[(recall["pairs"] == pairs) & (recall["task"] == "recall")].groupby(
+        "attention", sort=False
+    )["accuracy"]
     parts = [f"{name} {interval(v, 2)}" for name, v in at]
-    said.append(f"Associative recall, {pairs} pairs in one head, share retrieved ({seeds(recall['seed'].nunique())}): {'; '.join(parts)}.")
+    said.append(
+        f"Associative recall, {pairs} pairs in one head, share retrieved ({seeds(recall['seed'].nunique())}): "
+        f"{'; '.join(parts)}."
+    )
     times = n["decoding"].pivot(index="context", columns="attention", values="milliseconds")
     ratio = (times.iloc[-1] / times.iloc[0]).reindex(n["decoding"]["attention"].unique())
     parts = [f"{name} {x:.1f}" for name, x in ratio.items()]
     said.append(
-        f"Decoding one token behind {times.index[-1]:,} instead of {times.index[0]:,} tokens takes so many times as long: "
+        f"Decoding one token behind {times.index[-1]:,} instead of {times.index[0]:,} tokens takes so many "
+        "times as long: "
         f"{'; '.join(parts)}."
     )
     return bullets(said)
@@ -257,7 +187,10 @@ def nystrom(n: Notebook) -> str:
     verdict = "a negative result: " if causal.min() > USABLE else ""
     return (
         f"On the queries and keys of {n.model}, the causal Nyström form has a relative error of {causal.min():.2f} to "
-        f"{causal.max():.2f} (mean over layers, by number of landmarks); its exact near part alone has {near.min():.2f} to "
-        f"{near.max():.2f}. {verdict.capitalize()}{'no' if verdict else 'some'} number of landmarks keeps the error at or "
-        f"below {USABLE:g} of the output, so {'the model would have to be trained again' if verdict else 'it could be tried'}"
+        f"{causal.max():.2f} (mean over layers, by number of landmarks); its exact near part alone has "
+        f"{near.min():.2f} to "
+        f"{near.max():.2f}. {verdict.capitalize()}{'no' if verdict else 'some'} number of landmarks keeps the "
+        "error at or "
+        f"below {USABLE:g} of the output, so "
+        f"{'the model would have to be trained again' if verdict else 'it could be tried'}"
     )

@@ -1,7 +1,5 @@
 """Blocks of report.md: the abstract, the model (notebook 01) and the data (notebook 02, the datasets' cards)."""
 
-from lib import profile
-from lib.metrics import mean_interval
 from lib.models import GPT2_PARAMETERS
 from lib.report_blocks import (
     GPT2,
@@ -11,8 +9,6 @@ from lib.report_blocks import (
     block,
     interval,
     listed,
-    number,
-    quoted,
     seeds,
     table,
     tiny,
@@ -30,7 +26,8 @@ def abstract_base(n: Notebook) -> str:
     size = f"{n.provenance['parameters']:,} parameters"
     if n.stand_in:
         return (
-            f"The assignment's model is {GPT2}. Its weights were not within reach of the machine that made these numbers, "
+            f"The assignment's model is {GPT2}. Its weights were not within reach of the machine that made "
+            "these numbers, "
             f"so they are those of {n.model} ({size}), and every table says so; where {GPT2} is within reach, the "
             "same commands measure it."
         )
@@ -47,7 +44,9 @@ def abstract_result(n: Notebook) -> str:
     said = []
     for row in tests.itertuples():
         after = df[df["method"] == row.method]["bits_per_byte"]
-        verdict = "excludes 0" if row.low * row.high > 0 else "includes 0, so no difference is shown"
+        verdict = (
+            "excludes 0" if row.low * row.high > 0 else "includes 0, so no difference is shown"
+        )
         said.append(
             f"{METHODS.get(row.method, row.method)} {interval(after)} (paired by document {row.difference:+.3f} "
             f"[{row.low:+.3f}, {row.high:+.3f}], which {verdict})"
@@ -64,8 +63,6 @@ METHODS = {"full": "full fine-tuning", "lora": "LoRA", "last_blocks": "the last 
 def main_task(n: Notebook) -> str:
     """The task of the notebook's default run: E2E runs beside it."""
     return next(t for t in n["before_after"]["task"] if t != "e2e")
-
-
 
 
 def provenance_table(files: Files) -> str:
@@ -107,9 +104,14 @@ def parameters(n: Notebook) -> str:
 def verified(n: Notebook) -> str:
     f = n["forward"].iloc[0]
     weights = "random weights" if n.stand_in else "the loaded weights"
-    size = f"a GPT-2 of {int(f['parameters']):,} parameters" if f["parameters"] != GPT2_PARAMETERS else GPT2
+    size = (
+        f"a GPT-2 of {int(f['parameters']):,} parameters"
+        if f["parameters"] != GPT2_PARAMETERS
+        else GPT2
+    )
     return (
-        f"On {size} with {weights} the largest difference of a logit is {tiny(f['largest_difference'])}, and new tokens "
+        f"On {size} with {weights} the largest difference of a logit is {tiny(f['largest_difference'])}, and "
+        "new tokens "
         f"at later places move the logits of earlier ones by {tiny(f['future_leak'])}"
     )
 
@@ -118,7 +120,9 @@ def verified(n: Notebook) -> str:
 def differences(n: Notebook) -> str:
     df = n["differences"]
     if not df["differs"].any():
-        return f"The loaded model is {GPT2} itself: the description above holds for it in every point."
+        return (
+            f"The loaded model is {GPT2} itself: the description above holds for it in every point."
+        )
     rows = [[r.feature, r.gpt2_117m, r.loaded, "yes" if r.differs else ""] for r in df.itertuples()]
     head = (
         f"The numbers of this report are of {n.model}. It is a decoder-only transformer as well; "
@@ -132,7 +136,14 @@ def differences(n: Notebook) -> str:
 @block("tokens.table", FIRST)
 def tokens(n: Notebook) -> str:
     rows = [
-        [r.text, str(r.characters), str(r.bytes), str(r.tokens), str(r.broken), f"{r.bytes_per_token:.2f}"]
+        [
+            r.text,
+            str(r.characters),
+            str(r.bytes),
+            str(r.tokens),
+            str(r.broken),
+            f"{r.bytes_per_token:.2f}",
+        ]
         for r in n["tokens"].itertuples()
     ]
     header = ["text", "characters", "bytes", "tokens", "not UTF-8 alone", "bytes per token"]
@@ -146,13 +157,17 @@ def tokens_figure(n: Notebook) -> str:
 
 @value("decoding.example", FIRST)
 def decoding(n: Notebook) -> str:
-    df = n["next_token"].pivot_table(index="token", columns="setting", values="probability", sort=False)
+    df = n["next_token"].pivot_table(
+        index="token", columns="setting", values="probability", sort=False
+    )
     best = df["temperature 1.0"].drop("all other tokens").idxmax()
     beams = n["beams"]
     last = beams[beams["step"] == beams["step"].max()].sort_values("score", ascending=False)
     return (
-        f"After “{n['next_token']['prompt'].iloc[0]}” {n.model} gives “{best.strip()}” {df.loc[best, 'temperature 1.0']:.1%}; "
-        f"temperature 0.7 makes that {df.loc[best, 'temperature 0.7']:.1%}, temperature 1.3 {df.loc[best, 'temperature 1.3']:.1%}, "
+        f"After “{n['next_token']['prompt'].iloc[0]}” {n.model} gives “{best.strip()}” "
+        f"{df.loc[best, 'temperature 1.0']:.1%}; "
+        f"temperature 0.7 makes that {df.loc[best, 'temperature 0.7']:.1%}, temperature 1.3 "
+        f"{df.loc[best, 'temperature 1.3']:.1%}, "
         f"top-k 5 {df.loc[best, 'top-k 5']:.1%} and top-p 0.9 {df.loc[best, 'top-p 0.9']:.1%}; "
         f"three beams end, after {len(beams['step'].unique())} steps, with “{last['text'].iloc[0].strip()}”"
     )
@@ -169,7 +184,8 @@ def padding(n: Notebook) -> str:
     good, no_mask = df.iloc[0], df["left, no mask"]
     right = df["right, mask, logits of the last column"]
     return (
-        f"In a batch with left padding and its mask the logits of {n.model} move by {tiny(good)} at most; without the mask "
+        f"In a batch with left padding and its mask the logits of {n.model} move by {tiny(good)} at most; "
+        "without the mask "
         f"by {no_mask:.1f}, and read from the last column of a right-padded batch by {right:.1f}"
     )
 
@@ -179,7 +195,8 @@ def heads(n: Notebook) -> str:
     df = n["heads"].set_index("pattern")
     previous, first = df.loc["previous"], df.loc["first"]
     return (
-        f"In {n.model}, block {int(previous['layer'])}, head {int(previous['head'])} gives {previous['value']:.0%} of its "
+        f"In {n.model}, block {int(previous['layer'])}, head {int(previous['head'])} gives "
+        f"{previous['value']:.0%} of its "
         f"attention to the token before ({previous['elsewhere']:.0%} on a second sentence, where the head was not "
         f"chosen), and the mean head gives {first['mean']:.0%} to the first token"
     )
@@ -190,75 +207,17 @@ def heads_figure(n: Notebook) -> str:
     return n.figure("01_attention")
 
 
-# --- 4 Data
-
-
-@block("data.statistics", TRAINED)
-def statistics(n: Notebook) -> str:
-    df = n["statistics"]
-    rows = [
-        [r.split, f"{r.documents:,}", f"{r.groups:,}", f"{r.bytes:,}", f"{r.tokens:,}", f"{r.target_tokens:,}",
-         f"{r.median_tokens:.0f}", f"{r.bytes_per_token:.2f}"]
-        for r in df.itertuples()
-    ]  # fmt: skip
-    header = ["split", "documents", "groups", "bytes", "tokens", "of targets", "median", "bytes per token"]
-    return (
-        f"{table(header, rows)}\n\nTable: The task {df['task'].iloc[0]}, prompts and targets together but for the column "
-        f"“of targets”; tokens are those of {n.model}, the median is tokens per document."
-    )
-
-
-@block("data.stages", "data/debian/card.json")
-def stages(card: dict) -> str:
-    rows = [[name, f"{count:,}"] for name, count in card["stages"].items()]
-    caption = f"Table: Packages left after each stage, Debian {card['release']['version']} “{card['suite']}”, main."
-    return f"{table(['stage', 'packages'], rows)}\n\n{caption}"
-
-
-@block("data.example", MEASURED)
-def example(n: Notebook) -> str:
-    df = n["samples"]
-    row = df[df["task"] == main_task(n)].iloc[-1]
-    return quoted(row["prompt"] + row["human"], 20)
-
-
-@value("data.bias", "data/debian/card.json")
-def bias(card: dict) -> str:
-    total = sum(card["splits"].values())
-    share = card["sections"]["perl"] / total
-    return f"{share:.0%} of the {total:,} documents are Perl modules, described by one team in a similar voice"
-
-
-@block("data.others", "data/tang/card.json", "data/idioms/card.json", "data/release_notes/card.json")
-def others(tang: dict, idioms: dict, notes: dict) -> str:
-    rows = [
-        ["`tang`", "title to Tang quatrain, simplified characters", *_splits(tang), "6.1, 6.4"],
-        ["`idioms`", "four-character idiom to its explanation", *_splits(idioms), "6.4"],
-        ["`release_notes`", "releases of Python packages of 2026", "-", "-", f"{notes['documents']:,}", "6.7"],
-    ]
-    header = ["dataset", "what", "train", "validation", "test", "section"]
-    return f"{table(header, rows, 2)}\n\nTable: The other shipped datasets, in documents."
-
-
-def _splits(card: dict) -> list[str]:
-    return [f"{card['splits'][s]:,}" for s in ("train", "validation", "test")]
-
-
-@value("scratch.shape", "04_token_encoding")
-def scratch_shape(n: Notebook) -> str:
-    s = n.budget.scratch
-    blocks = int(n["encodings"]["non_embedding_parameters"].iloc[0])
-    return f"{s.n_layer} layers, {s.n_embd} wide, {number(blocks, 0)} parameters without the embeddings"
-
-
 @value("gpt2.size", FIRST)
 def gpt2_size(n: Notebook) -> str:
     df = n["parameters"]
-    return f"{int(df[(df['model'] == GPT2) & (df['component'] == 'total')]['parameters'].iloc[0]):,}"
+    return (
+        f"{int(df[(df['model'] == GPT2) & (df['component'] == 'total')]['parameters'].iloc[0]):,}"
+    )
 
 
 @value("gpt2.shares", FIRST)
 def gpt2_shares(n: Notebook) -> str:
     share = n["parameters"].query("model == @GPT2").set_index("component")["share"]
     attention = share[[c for c in share.index if c.startswith("attention")]].sum()
-    return f"The MLPs hold {share['MLP']:.0%} of it, the token table {share['token embedding']:.0%}, attention {attention:.0%}"
+    mlp, words = share["MLP"], share["token embedding"]
+    return f"The MLPs hold {mlp:.0%} of it, the token table {words:.0%}, attention {attention:.0%}"

@@ -35,7 +35,9 @@ def fail(line: int, what: str) -> ValueError:
 def markers(text: str) -> list[Marker]:
     """The markers in order. Raises ValueError naming the line of the first that is broken."""
     found: list[Marker] = []
-    opened: tuple[str, int, int, bool] | None = None  # name, end of the opening comment, line, inline
+    opened: tuple[str, int, int, bool] | None = (
+        None  # name, end of the opening comment, line, inline
+    )
     for comment in COMMENT.finditer(text):
         line, body = line_of(text, comment.start()), comment[1]
         inline, edge = INLINE.fullmatch(body), EDGE.fullmatch(body)
@@ -48,13 +50,21 @@ def markers(text: str) -> list[Marker]:
         if body != "/" and not edge:
             raise fail(line, f"`{comment[0].splitlines()[0][:60]}` is no marker of a known form.")
         if not opened:
-            raise fail(line, f"`{comment[0]}` closes nothing: the marker before it is missing or broken.")
+            raise fail(
+                line, f"`{comment[0]}` closes nothing: the marker before it is missing or broken."
+            )
         closing = "/" if opened[3] else f" end {opened[0]} "
         if body != closing:
-            raise fail(line, f"`{comment[0]}` stands where {_opening(opened)} of line {opened[2]} should be closed.")
+            raise fail(
+                line,
+                f"`{comment[0]}` stands where {_opening(opened)} of line {opened[2]} should be closed.",
+            )
         inside = text[opened[1] : comment.start()]
         if opened[3] and "\n" in inside:
-            raise fail(opened[2], f"{_opening(opened)} runs over its line: its `<!--/-->` is missing or moved.")
+            raise fail(
+                opened[2],
+                f"{_opening(opened)} runs over its line: its `<!--/-->` is missing or moved.",
+            )
         found.append(Marker(opened[0], opened[1], comment.start(), opened[2], opened[3]))
         opened = None
     if opened:
@@ -74,7 +84,10 @@ def known(found: list[Marker], names: Collection[str]) -> None:
     for marker in found:
         if marker.name not in names:
             near = difflib.get_close_matches(marker.name, names, 1)
-            raise fail(marker.line, f"nothing is called `{marker.name}`{f'; did you mean `{near[0]}`' if near else ''}.")
+            raise fail(
+                marker.line,
+                f"nothing is called `{marker.name}`{f'; did you mean `{near[0]}`' if near else ''}.",
+            )
 
 
 def replaced(text: str, make: Callable[[str], str]) -> str:
@@ -189,4 +202,6 @@ def figures(text: str) -> list[tuple[int, str]]:
 
 def lines_that_begin_with_a_marker(text: str) -> list[int]:
     """Lines where Markdown takes an inline marker for HTML and shows what follows as it is written."""
-    return [line_of(text, m.start()) for m in re.finditer(r"^\s*(?:[-*>] +)*<!--=", text, re.MULTILINE)]
+    return [
+        line_of(text, m.start()) for m in re.finditer(r"^\s*(?:[-*>] +)*<!--=", text, re.MULTILINE)
+    ]
