@@ -18,6 +18,7 @@ from lib import (  # noqa: F401, the blocks register themselves
     report_inside,
     report_model,
     report_private,
+    report_questions,
     report_scenario,
 )
 from lib import report_text as markup
@@ -65,8 +66,9 @@ def filled(text: str, files: Files) -> str:
     """`text` with every marker filled. Raises ValueError for a broken marker, naming its line, and for results, figures
     or names that a block needs and that are damaged or missing."""
     markup.known(markup.markers(text), [*BLOCKS, *WHOLE])
+    said: set[str] = set()
     return markup.replaced(
-        text, lambda name: WHOLE[name](files) if name in WHOLE else render(name, files)
+        text, lambda name: WHOLE[name](files) if name in WHOLE else render(name, files, said)
     )
 
 

@@ -167,21 +167,27 @@ class Files:
         return {name: found for name in NOTEBOOKS if (found := self[name])}
 
 
-def not_run(name: str) -> str:
+def not_run(name: str, inline: bool = False) -> str:
+    if inline:
+        return f"Notebook {name[:2]} was not run for this report (`python -m lib run {name[:2]}` does)."
     return (
         f"Notebook {name[:2]} ({NOTEBOOKS[name]}) was not run for this report, so nothing of it is reported here; "
-        f"`python -m lib run {name[:2]}` and then `python -m lib report` fill this place."
+        f"`python -m lib run {name[:2]}` and then `python -m lib report` fill it in."
     )
 
 
-def render(name: str, files: Files) -> str:
-    """What belongs between the markers called `name`. Raises ValueError for a file that does not hold what the block
-    reads."""
+def render(name: str, files: Files, said: set[str] | None = None) -> str:
+    """What belongs between the markers called `name`. Of the blocks of a notebook that was not run the first says so,
+    and the others, whose notebook is then in `said`, stay empty; values say it each time. Raises ValueError for a file
+    that does not hold what the block reads."""
     entry = BLOCKS[name]
     given = [files[f] for f in entry.files]
     missing = [f for f, found in zip(entry.files, given, strict=True) if found is None]
     if missing:
-        return not_run(missing[0])
+        told = said is not None and missing[0] in said and not entry.inline
+        if said is not None and not entry.inline:
+            said.add(missing[0])
+        return "" if told else not_run(missing[0], entry.inline)
     try:
         text = entry.make(*given)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
@@ -253,6 +259,6 @@ def tiny(x: float) -> str:
 
 def quoted(text: str, lines: int = 8) -> str:
     """The leading lines of a text in a fence, wrapped at 80 columns and without what would end the fence."""
-    text = text.strip("\n").replace("```", "'''")
+    text = text.strip("\n").replace("```", "'''").replace("<!-", "<! -").replace("-->", "-- >")
     wrapped = [part for line in text.splitlines() for part in textwrap.wrap(line, 80) or [""]]
     return "\n".join(["```", *wrapped[:lines], *["[...]"] * (len(wrapped) > lines), "```"])

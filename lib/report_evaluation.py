@@ -18,7 +18,13 @@ from lib.report_blocks import (
 from lib.report_model import MEASURED, METHODS, TRAINED, main_task
 
 ROWS = {"none": "before", "full": "after, full", "lora": "after, LoRA"}
-TEXTS = {"bits_per_byte": 3, "perplexity": 2, "bleu": 2, "chrf": 1, "rouge_l": 3}
+TEXTS = {
+    "bits_per_byte": 3,
+    "perplexity": 1,
+    "bleu": 1,
+    "chrf": 1,
+    "rouge_l": 2,
+}  # column -> digits
 CHECKS = {
     "synopsis_form": "synopsis in form", "has_long_description": "long description", "tags_reflected": "tags reflected",
 }  # fmt: skip

@@ -48,12 +48,13 @@ def abstract_result(n: Notebook) -> str:
             "excludes 0" if row.low * row.high > 0 else "includes 0, so no difference is shown"
         )
         said.append(
-            f"{METHODS.get(row.method, row.method)} {interval(after)} (paired by document {row.difference:+.3f} "
+            f"{interval(after)} with {METHODS.get(row.method, row.method)} (paired by document {row.difference:+.3f} "
             f"[{row.low:+.3f}, {row.high:+.3f}], which {verdict})"
         )
     return (
         f"On {int(df['documents'].iloc[0])} held-out documents the base model needs {before:.3f} bits per byte; after "
-        f"{n.budget.train_tokens:,} training tokens {listed(said)}; means of {seeds(int(tests['seeds'].max()))}."
+        f"{n.budget.train_tokens:,} training tokens it needs {listed(said)}, means of "
+        f"{seeds(int(tests['seeds'].max()))}."
     )
 
 
@@ -66,7 +67,7 @@ def main_task(n: Notebook) -> str:
 
 
 def provenance_table(files: Files) -> str:
-    """Which notebook was run on what, and what was not run."""
+    """Which notebook was run with which model and on what, and which was not run."""
     rows = []
     for name in NOTEBOOKS:
         n = files[name]
@@ -75,9 +76,8 @@ def provenance_table(files: Files) -> str:
             continue
         p = n.provenance
         model = (n.model if p["base_model"] else "none").removeprefix("the ")
-        rows.append([
-            name[:2], model, p["profile"], ", ".join(map(str, p["seeds"])) or "-", p["device"], p["created"][:10],
-        ])  # fmt: skip
+        machine, used = p["device"].removeprefix("CPU, "), ", ".join(map(str, p["seeds"])) or "-"
+        rows.append([name[:2], model, p["profile"], used, machine, p["created"][:10]])
     return table(["notebook", "base model", "profile", "seeds", "machine", "date"], rows, 6)
 
 
@@ -220,4 +220,6 @@ def gpt2_shares(n: Notebook) -> str:
     share = n["parameters"].query("model == @GPT2").set_index("component")["share"]
     attention = share[[c for c in share.index if c.startswith("attention")]].sum()
     mlp, words = share["MLP"], share["token embedding"]
-    return f"The MLPs hold {mlp:.0%} of it, the token table {words:.0%}, attention {attention:.0%}"
+    return (
+        f"The MLPs hold {mlp:.0%} of them, the token table {words:.0%}, attention {attention:.0%}"
+    )

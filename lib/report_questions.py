@@ -63,7 +63,13 @@ def forgotten(n: Notebook) -> str:
     if n["forgetting"].empty:
         return "The texts for it were not within reach, so this was not measured."
     worse, count = worse_than_before(n)
-    return f"Of {count} comparisons on general text, {len(worse)} came out worse than before for {n.model}, with one seed each."
+    return f"Of {count} comparisons on general text {len(worse)} came out worse than before ({n.model})."
+
+
+@value("answer.model", MEASURED)
+def model(n: Notebook) -> str:
+    end = "; with GPT-2 within reach, the same commands measure GPT-2" if n.stand_in else ""
+    return f"those of section 5 are of {n.model}{end}."
 
 
 @value("answer.bleu", MEASURED)
@@ -98,7 +104,8 @@ def alibi(n: Notebook) -> str:
 @value("answer.exponents", ATTENDED)
 def exponents(n: Notebook) -> str:
     df = n["fitted"].set_index("attention")["time_exponent_forward+backward"]
-    return f"Measured, the time of `linear` grows as the length to the {df['linear']:.2f} and that of fused softmax to the {df[SOFTMAX]:.2f}."
+    linear, fused = df["linear"], df[SOFTMAX]
+    return f"The time of `linear` grows as the length to the {linear:.2f}, that of fused softmax to the {fused:.2f}."
 
 
 @value("answer.recall", ATTENDED)
@@ -117,7 +124,8 @@ def rhyme(n: Notebook) -> str:
 
     form = n["form"]
     chance = form[(form["source"] == "chance") & (form["measure"] == "rhyme")]["value"].mean()
-    return f"People reach {percent(rate(form, 'rhyme', 'people'))}, random pairs of line ends {100 * chance:.1f} %."
+    people = percent(rate(form, "rhyme", "people"))
+    return f"People reach {people}, random pairs of line ends {100 * chance:.1f} %."
 
 
 @value("answer.exposure", "08_private_domain")
@@ -136,4 +144,5 @@ def exposure(n: Notebook) -> str:
 @value("answer.archives", "10_new_scenario")
 def archives(n: Notebook) -> str:
     df = n["compression"].query("stage != 'none'")
-    return f"{int(df['identical_documents'].sum())} of {int(df['documents'].sum())} documents came back byte for byte in another process."
+    same, count = int(df["identical_documents"].sum()), int(df["documents"].sum())
+    return f"{same} of {count} documents came back byte for byte in another process."

@@ -95,7 +95,7 @@ def replaced(text: str, make: Callable[[str], str]) -> str:
     out, at = [], 0
     for m in markers(text):
         new = make(m.name)
-        out += [text[at : m.start], new if m.inline else f"\n\n{new}\n\n"]
+        out += [text[at : m.start], new if m.inline else f"\n\n{new}\n\n" if new else "\n"]
         at = m.end
     return "".join([*out, text[at:]])
 
@@ -105,7 +105,7 @@ def replaced(text: str, make: Callable[[str], str]) -> str:
 LISTED = re.compile(r"\*\*Published constants\.\*\*.*?(?=\n\n(?!-)|\Z)", re.DOTALL)
 TEAM, SOURCES = "## 1 ", "## 8 "
 NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_./:])(?<![A-Za-z]-)(?<!\d,)[-+−]?(\d+(?:,\d{3})*(?:\.\d+)*)([A-Za-z_]*)"
+    r"(?<![A-Za-z0-9_./:])(?<![A-Za-z0-9]-)(?<!\d,)[-+−]?(\d+(?:,\d{3})*(?:\.\d+)*)([A-Za-z_]*)"
 )
 MATH = re.compile(r"\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
 HEADING = re.compile(r"^#+ [\d.]+", re.MULTILINE)
@@ -115,12 +115,12 @@ SMALL = {str(i) for i in range(11)}
 KINDS = (  # numbers that are no results, anywhere in running text
     re.compile(r"\b(?:1[89]|20)\d\d\b(?![.,]\d)"),  # years
     re.compile(r"\barXiv:\d{4}\.\d{4,5}"),
-    re.compile(r"\b[Ss]ections? \d(?:\.\d)?(?:(?:, | and | to )\d(?:\.\d)?)*"),
+    re.compile(r"\b(?:[Ss]ections?|[Ee]xplorations?) \d(?:\.\d)?(?:(?:, | and | to )\d(?:\.\d)?)*"),
     re.compile(r"\b[Nn]otebooks? \d\d(?:(?:, | and | to )\d\d)*"),
     re.compile(r"\blib run(?: \d\d)+"),
     re.compile(r"\b95 %"),  # the level of every interval
 )
-IN_SOURCES = (re.compile(r"\bRFC \d+"), re.compile(r"\b\d+(?:\.\d+)+(?![\d,])"))  # versions
+IN_SOURCES = (re.compile(r"\bRFC \d+"), re.compile(r"\b\d+(?:\.\d+)+"))  # versions
 PLACEHOLDER = re.compile(r"\[[A-Z][^\]\n]*\](?!\()")
 FIGURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 
