@@ -39,7 +39,7 @@ HEADINGS = (
     "## Appendix A: Defence map", "## Appendix B: Questions a TA would ask",
 )  # fmt: skip
 RUN_INS = ("**Principle.**", "**Change.**", "**Experiment.**", "**Result.**")
-WIDEST = 110  # characters of a table's row; the defence map wraps
+WIDEST = 116  # characters of a table row that a page holds; the defence map wraps
 REFERENCE = re.compile(
     r"`((?:lib\.\w+(?:\.\w+)*)|(?:(?:lib|tests|notebooks|data)/[\w./]+(?:::\w+)?))`"
 )

@@ -117,7 +117,7 @@ def missing(reference: str, root: Path) -> str | None:
         path, name = f"lib/{match[1]}.py", match[2] or ""
     if not (root / path).exists():
         return f"{path} does not exist"
-    if name and name not in names_in(root / path):
+    if name and name not in names_in((root / path).resolve()):
         return f"{path} has no {name}"
     return None
 
@@ -129,7 +129,7 @@ def check(claim: Claim, root: Path) -> list[str]:
     sources = sorted((root / "notebooks").glob(f"{claim.notebook}_*.py"))
     if not sources:
         found.append(f"there is no notebook {claim.notebook}")
-    elif claim.heading not in headings_of(sources[0]):
+    elif claim.heading not in headings_of(sources[0].resolve()):
         found.append(f"{sources[0].name} has no heading “{claim.heading}”")
     return [f"Defence map, “{claim.text}”: {what}." for what in found if what]
 
