@@ -38,8 +38,8 @@ class Notebook:
     def __getitem__(self, table: str) -> pd.DataFrame:
         """A table. JSON's null in a column of numbers is nan again."""
         frame = pd.DataFrame(self.tables[table])
-        for column in frame.select_dtypes(object):
-            if frame[column].isna().all():
+        for column in frame:
+            if pd.api.types.is_object_dtype(frame[column]) and frame[column].isna().all():
                 frame[column] = frame[column].astype(float)
         return frame
 
@@ -207,10 +207,18 @@ def render(name: str, files: Files, said: set[str] | None = None) -> str:
 # --- forms
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table, the first `left` columns left-aligned; pandoc takes the widths of wide ones from the rule."""
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: int = 1,
+    widths: Sequence[int] = (),
+) -> str:
+    """A Markdown table, the first `left` columns left-aligned. Of a wide one pandoc takes the columns' widths from the
+    rule: in proportion to the longest cells, or `widths`."""
     cells = [[str(c).replace("|", r"\|").replace("\n", " ") for c in row] for row in rows]
-    widths = [max(3, *(len(row[i]) for row in [list(header), *cells])) for i in range(len(header))]
+    widths = widths or [
+        max(3, *(len(row[i]) for row in [list(header), *cells])) for i in range(len(header))
+    ]
     rule = [("-" * w if i < left else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [list(header), rule, *cells])
 

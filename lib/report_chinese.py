@@ -52,7 +52,7 @@ def before_after(n: Notebook) -> str:
                 f"{part['train_tokens'].mean():,.0f}",
             ]
         )
-    header = ["task", "model", "runs", "bits per character", "less before", "training tokens"]
+    header = ["task", "model", "runs", "bits per character", "minus before", "training tokens"]
     text = "Bits per character of held-out targets (a plan's bits are paid as well); mean, 95 % t interval."
     return n.table(header, rows, text, 2)
 

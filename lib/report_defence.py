@@ -147,4 +147,4 @@ def defence_map(root: Path) -> str:
             [claim.text, f"{claim.notebook}, {heading}", f"`{claim.function}`", f"`{file}`: {said}"]
         )
     text = "Table: What is claimed, where a notebook shows it, the function of `lib` behind it, and the test."
-    return f"{table(['claim', 'notebook, heading', 'function', 'test'], rows, 4)}\n\n{text}"
+    return f"{table(['claim', 'notebook, heading', 'function', 'test'], rows, 4, (24, 20, 32, 24))}\n\n{text}"

@@ -48,7 +48,7 @@ def _encoding_table(n: Notebook, corpus: str, name: str) -> str:
         "vocabulary",
         "bytes per token",
         "bits per byte",
-        "less that of bytes, by seed",
+        "minus bytes, by seed",
     ]
     text = f"{name}, {df['train_bytes'].iloc[0]:,} bytes per run, held-out bits per byte; mean, 95 % t interval."
     return n.table(header, rows, text, scratch=True)
@@ -99,10 +99,9 @@ def encodings_findings(n: Notebook) -> str:
         said.append(
             f"BPE in English at equal {kind}: {best:,.0f} entries have the lowest mean, {turn}."
         )
-    against = n["against_bytes"].query("budget == 'bytes' and corpus == 'tang'").set_index("label")
+    wide = by_seed(_encodings(n, "tang"), "label")
     parts = [
-        f"{label} {r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]"
-        for label, r in zip(against.index, against.itertuples(), strict=True)
+        f"{x} {interval(wide[x] - wide['bytes'], sign=True)}" for x in wide.columns.drop("bytes")
     ]
     said.append(f"In Chinese, against bytes, bits per byte, paired by seed: {'; '.join(parts)}.")
     for r in n["statistics"].query("unknown_percent > 0").itertuples():
