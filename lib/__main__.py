@@ -1,4 +1,4 @@
-"""The command line: `python -m lib fetch | run | finetune | compress | decompress | check | export | pack | colab`."""
+"""The command line: `python -m lib fetch | run | finetune | compress | decompress | report | check | ...`."""
 
 import argparse
 import os
@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         files.add_argument("-o", "--out", type=Path, help="what to write; beside FILE by default")
         files.add_argument("--run", help="a folder in data/runs; the base model by default, or what "
                            "the compressed file names")  # fmt: skip
+
+    report = commands.add_parser("report", help="fill report.md in place from data/results")
+    report.add_argument("--check", action="store_true", help="change nothing, say what is wrong")
 
     checked = commands.add_parser(
         "check", help="the assignment's rubric: where each point is satisfied, or what is missing"
@@ -117,6 +120,19 @@ def run_decompress(chosen) -> None:
         decompress_file(file, chosen.out, chosen.run)
 
 
+def run_report(chosen) -> int:
+    from lib import report
+    from lib.report_blocks import Files
+
+    if not chosen.check:
+        print(*report.fill(), sep="\n")
+        return 0
+    wrong = report.check()
+    found = [*wrong, *(report.notices(report.read(), Files()) if not wrong else ())]
+    print(*(found or ["report.md agrees with data/results."]), sep="\n")
+    return int(bool(wrong))
+
+
 def run_check(chosen) -> int:
     from lib import check
 
@@ -138,8 +154,8 @@ def run_pack(chosen) -> None:
 
 
 COMMANDS = {"colab": run_colab, "fetch": run_fetch, "run": run_notebooks, "finetune": run_finetune,
-            "compress": run_compress, "decompress": run_decompress, "check": run_check,
-            "export": run_export, "pack": run_pack}  # fmt: skip
+            "compress": run_compress, "decompress": run_decompress, "report": run_report,
+            "check": run_check, "export": run_export, "pack": run_pack}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())
