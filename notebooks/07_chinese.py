@@ -284,7 +284,8 @@ if reason := evaluation.out_of_reach("wikitext2"):
     print(f"Skipped: WikiText-2. {reason}")
 table = chinese_tables.before_after([*measured["tang"], *measured["idioms"]])
 forgetting = chinese_tables.forgetting([*measured["tang"], *measured["idioms"]])
-groups = forgetting.groupby(["task", "stage", "method", "measure"], sort=False)["value"]
+kept = forgetting[forgetting["measure"].str.endswith(("bits_per_byte", "perplexity"))]
+groups = kept.groupby(["task", "stage", "method", "measure"], sort=False)["value"]
 groups.mean().unstack().round(3)
 
 # %%
