@@ -66,10 +66,14 @@ def filled(text: str, files: Files) -> str:
     """`text` with every marker filled. Raises ValueError for a broken marker, naming its line, and for results, figures
     or names that a block needs and that are damaged or missing."""
     markup.known(markup.markers(text), [*BLOCKS, *WHOLE])
-    said: set[str] = set()
-    return markup.replaced(
-        text, lambda name: WHOLE[name](files) if name in WHOLE else render(name, files, said)
-    )
+    said: dict[str, set[str]] = {}
+
+    def make(name: str, heading: str) -> str:
+        if name in WHOLE:
+            return WHOLE[name](files)
+        return render(name, files, said.setdefault(heading, set()))
+
+    return markup.replaced(text, make)
 
 
 def fill(root: Path = profile.ROOT) -> list[str]:
@@ -158,7 +162,7 @@ def _structure(text: str) -> list[tuple[int, str]]:
                 if r not in body
             ]
     appendix = text.find(HEADINGS[-2])
-    for m in re.finditer(r"^\|.*$", text, re.MULTILINE):
+    for m in re.finditer(r"^\|(?! :?--).*$", text, re.MULTILINE):
         if len(m[0]) > WIDEST and (m.start() < appendix or appendix < 0):
             wrong.append(
                 (
@@ -170,10 +174,12 @@ def _structure(text: str) -> list[tuple[int, str]]:
 
 
 def _references(text: str, root: Path) -> list[tuple[int, str]]:
-    """Places in the code that the prose names and that do not exist. What is git-ignored by design is left out."""
+    """Places in the code that the prose names and that do not exist. Folders that a machine fills are left out."""
     found = []
     for m in REFERENCE.finditer(markup.outside(text)):
-        ignored = m[1].startswith(("data/private", "data/runs", "data/models", "data/mirror"))
+        ignored = m[1].startswith(
+            ("data/private", "data/runs", "data/models", "data/mirror", "data/results")
+        )
         if not ignored and (what := missing(m[1], root)):
             found.append((markup.line_of(text, m.start()), f"`{m[1]}`: {what}."))
     return found

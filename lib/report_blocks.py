@@ -5,8 +5,6 @@ JSON files of the checkout by path. Where a notebook was not run, the registry s
 """
 
 import json
-import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import profile, results
-from lib.metrics import mean_interval
+from lib.report_forms import table
 from lib.style import caption
 
 NOTEBOOKS = {
@@ -177,9 +175,11 @@ def not_run(name: str, inline: bool = False) -> str:
 
 
 def render(name: str, files: Files, said: set[str] | None = None) -> str:
-    """What belongs between the markers called `name`. Of the blocks of a notebook that was not run the first says so,
-    and the others, whose notebook is then in `said`, stay empty; values say it each time. Raises ValueError for a file
-    that does not hold what the block reads."""
+    """What belongs between the markers called `name`. Of a section's blocks of a notebook that was not run the first
+    says so, and the others, whose notebook is then in `said`, stay empty; values say it each time.
+
+    Raises ValueError for a file that does not hold what the block reads.
+    """
     entry = BLOCKS[name]
     given = [files[f] for f in entry.files]
     missing = [f for f, found in zip(entry.files, given, strict=True) if found is None]
@@ -190,7 +190,7 @@ def render(name: str, files: Files, said: set[str] | None = None) -> str:
         return "" if told else not_run(missing[0], entry.inline)
     try:
         text = entry.make(*given)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, NameError, StopIteration) as error:
         stem = entry.files[0] if entry.files else ""
         way_out = (
             f"run `python -m lib run {stem[:2]}` again"
@@ -202,71 +202,3 @@ def render(name: str, files: Files, said: set[str] | None = None) -> str:
             f"{way_out}."
         ) from error
     return " ".join(text.split()) if entry.inline else text.strip("\n")
-
-
-# --- forms
-
-
-def table(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    left: int = 1,
-    widths: Sequence[int] = (),
-) -> str:
-    """A Markdown table, the first `left` columns left-aligned. Of a wide one pandoc takes the columns' widths from the
-    rule: in proportion to the longest cells, or `widths`."""
-    cells = [[str(c).replace("|", r"\|").replace("\n", " ") for c in row] for row in rows]
-    widths = widths or [
-        max(3, *(len(row[i]) for row in [list(header), *cells])) for i in range(len(header))
-    ]
-    rule = [("-" * w if i < left else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [list(header), rule, *cells])
-
-
-def bullets(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {s}" for s in sentences)
-
-
-def number(x: float, digits: int = 3) -> str:
-    """`-` for what was not measured."""
-    return "-" if x is None or pd.isna(x) else f"{x:,.{digits}f}"
-
-
-def interval(values: Sequence[float], digits: int = 3, sign: bool = False) -> str:
-    """Mean and 95 % t interval over seeds: "1.042 [1.038, 1.045]"; the mean alone where one seed has none."""
-    mean, low, high = mean_interval(pd.Series(values, dtype=float).dropna())
-    form = f"{'+' if sign else ''}.{digits}f"
-    return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def shown(values: Sequence[float]) -> int:
-    """-1 or 1 where the 95 % interval of these differences lies on one side of 0, else 0; one seed shows nothing."""
-    _, low, high = mean_interval(pd.Series(values, dtype=float).dropna())
-    return 0 if math.isnan(low) or low * high <= 0 else int(math.copysign(1, low))
-
-
-def by_seed(df: pd.DataFrame, columns: str) -> pd.DataFrame:
-    """Bits per byte with a row per seed and a column per value of `columns`, in the table's order."""
-    return df.pivot(index="seed", columns=columns, values="bits_per_byte")[df[columns].unique()]
-
-
-def seeds(n: int) -> str:
-    return f"{n} seed{'s' * (n > 1)}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """ "a, b and c"; "none" for nothing."""
-    names = list(names)
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
-
-
-def tiny(x: float) -> str:
-    """A difference that should be rounding: "8e-06", and "0" for exactly none."""
-    return f"{x:.0e}" if x else "0"
-
-
-def quoted(text: str, lines: int = 8) -> str:
-    """The leading lines of a text in a fence, wrapped at 80 columns and without what would end the fence."""
-    text = text.strip("\n").replace("```", "'''").replace("<!-", "<! -").replace("-->", "-- >")
-    wrapped = [part for line in text.splitlines() for part in textwrap.wrap(line, 80) or [""]]
-    return "\n".join(["```", *wrapped[:lines], *["[...]"] * (len(wrapped) > lines), "```"])

@@ -3,7 +3,8 @@
 import pandas as pd
 
 from lib.chinese_tables import differences, over_seeds, percent, rate
-from lib.report_blocks import Notebook, block, bullets, interval, number, quoted, table, value
+from lib.report_blocks import Notebook, block, value
+from lib.report_forms import bullets, interval, number, quoted, table
 
 NAME = "07_chinese"
 METHODS = {

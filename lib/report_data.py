@@ -1,6 +1,7 @@
 """Blocks of report.md, section 4: the datasets (notebook 02, the datasets' cards)."""
 
-from lib.report_blocks import Notebook, block, quoted, table, value
+from lib.report_blocks import Notebook, block, value
+from lib.report_forms import quoted, table
 from lib.report_model import MEASURED, TRAINED, main_task
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jupytext
 
-from lib.report_blocks import table
+from lib.report_forms import table
 
 
 class Claim(NamedTuple):
@@ -134,17 +134,28 @@ def check(claim: Claim, root: Path) -> list[str]:
     return [f"Defence map, “{claim.text}”: {what}." for what in found if what]
 
 
+PARTS = {
+    "Part one": ("01", "02", "03"),
+    "From scratch": ("04", "05", "06"),
+    "On the base model": ("07", "08", "09", "10"),
+}
+
+
 def defence_map(root: Path) -> str:
-    """The table. Raises ValueError for the first cell, function or test that does not exist."""
-    rows = []
-    for claim in CLAIMS:
-        if wrong := check(claim, root):
-            raise ValueError(wrong[0])
-        file, test = claim.test.split(".")
-        said = test.removeprefix("test_").replace("_", " ")
-        heading = re.sub(r"^[\d.]+ ", "", claim.heading)
-        rows.append(
-            [claim.text, f"{claim.notebook}, {heading}", f"`{claim.function}`", f"`{file}`: {said}"]
-        )
-    text = "Table: What is claimed, where a notebook shows it, the function of `lib` behind it, and the test."
-    return f"{table(['claim', 'notebook, heading', 'function', 'test'], rows, 4, (24, 20, 32, 24))}\n\n{text}"
+    """The map in three tables, each short enough for a page. Raises ValueError for the first cell, function or test
+    that does not exist."""
+    parts = []
+    for name, notebooks in PARTS.items():
+        rows = [_row(claim, root) for claim in CLAIMS if claim.notebook in notebooks]
+        shape = table(["claim", "notebook, heading", "function", "test"], rows, 4, (24, 20, 32, 24))
+        parts.append(f"{shape}\n\nTable: {name}, notebooks {notebooks[0]} to {notebooks[-1]}.")
+    return "\n\n".join(parts)
+
+
+def _row(claim: Claim, root: Path) -> list[str]:
+    if wrong := check(claim, root):
+        raise ValueError(wrong[0])
+    file, test = claim.test.split(".")
+    heading = re.sub(r"^[\d.]+ ", "", claim.heading)
+    said = test.removeprefix("test_").replace("_", " ")
+    return [claim.text, f"{claim.notebook}, {heading}", f"`{claim.function}`", f"`{file}`: {said}"]

@@ -4,7 +4,8 @@ from itertools import combinations
 
 import pandas as pd
 
-from lib.report_blocks import Notebook, block, bullets, by_seed, interval, seeds, shown, value
+from lib.report_blocks import Notebook, block, value
+from lib.report_forms import bullets, by_seed, interval, seeds, shown
 
 ENCODED = "04_token_encoding"
 

@@ -3,18 +3,8 @@
 import pandas as pd
 
 from lib.data_to_text import PUBLISHED
-from lib.report_blocks import (
-    Notebook,
-    block,
-    bullets,
-    interval,
-    listed,
-    number,
-    quoted,
-    seeds,
-    table,
-    value,
-)
+from lib.report_blocks import Notebook, block, value
+from lib.report_forms import bullets, interval, listed, number, quoted, seeds, table
 from lib.report_model import MEASURED, METHODS, TRAINED, main_task
 
 ROWS = {"none": "before", "full": "after, full", "lora": "after, LoRA"}

@@ -1,18 +1,7 @@
 """Blocks of report.md, sections 6.2 and 6.3: positions and attention (notebooks 05 and 06)."""
 
-from lib.report_blocks import (
-    Notebook,
-    block,
-    bullets,
-    by_seed,
-    interval,
-    listed,
-    seeds,
-    shown,
-    table,
-    tiny,
-    value,
-)
+from lib.report_blocks import Notebook, block, value
+from lib.report_forms import bullets, by_seed, interval, listed, seeds, shown, table, tiny
 
 POSITIONED, ATTENDED = "05_position_encoding", "06_attention"
 SOFTMAX = "softmax_sdpa"

@@ -1,19 +1,8 @@
 """Blocks of report.md: the abstract, the model (notebook 01) and the data (notebook 02, the datasets' cards)."""
 
 from lib.models import GPT2_PARAMETERS
-from lib.report_blocks import (
-    GPT2,
-    NOTEBOOKS,
-    Files,
-    Notebook,
-    block,
-    interval,
-    listed,
-    seeds,
-    table,
-    tiny,
-    value,
-)
+from lib.report_blocks import GPT2, NOTEBOOKS, Files, Notebook, block, value
+from lib.report_forms import interval, listed, seeds, table, tiny
 
 FIRST, TRAINED, MEASURED = "01_load_and_generate", "02_finetune", "03_evaluate"
 

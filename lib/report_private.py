@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from lib.report_blocks import Notebook, block, bullets, interval, number, table, value
+from lib.report_blocks import Notebook, block, value
+from lib.report_forms import bullets, interval, table
 
 PRIVATE = "08_private_domain"
 
@@ -31,8 +32,11 @@ def anonymiser(n: Notebook) -> str:
     rows = []
     for r in n["anonymiser"].itertuples():
         precision, recall = (
-            f"{number(getattr(r, m), 2)} [{number(getattr(r, f'{m}_low'), 2)}, {number(getattr(r, f'{m}_high'), 2)}]"
-            for m in ("precision", "recall")
+            "-" if pd.isna(share) else f"{share:.2f} [{low:.2f}, {high:.2f}]"
+            for share, low, high in (
+                (r.precision, r.precision_low, r.precision_high),
+                (r.recall, r.recall_low, r.recall_high),
+            )
         )
         rows.append([r.category, str(r.labelled), str(r.found), str(r.correct), precision, recall])
     header = ["category", "labelled", "found", "correct", "precision", "recall"]

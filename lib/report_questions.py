@@ -1,8 +1,9 @@
 """Numbers in the answers of report.md's appendix B."""
 
-from lib.report_blocks import Notebook, interval, seeds, shown, value
+from lib.report_blocks import Notebook, value
 from lib.report_encodings import ENCODED, misjudged
 from lib.report_evaluation import worse_than_before
+from lib.report_forms import interval, seeds, shown
 from lib.report_inside import ATTENDED, SOFTMAX
 from lib.report_model import MEASURED, TRAINED, main_task
 
@@ -130,6 +131,8 @@ def rhyme(n: Notebook) -> str:
 
 @value("answer.exposure", "08_private_domain")
 def exposure(n: Notebook) -> str:
+    from lib.memorise import UNSEEN
+
     df = n["memorisation"]
     controls = df[(df["stage"] == "after") & (df["repetitions"] == 0)]["exposure"]
     most = df[(df["stage"] == "after") & (df["deduplicated"] == "no")]
@@ -137,7 +140,7 @@ def exposure(n: Notebook) -> str:
     return (
         f"Canaries inserted {int(most['repetitions'].max())} times have {most['exposure'].mean():.1f} bits in "
         "the mean, controls that "
-        f"were never inserted {controls.mean():.1f}, and no trace means 1.44."
+        f"were never inserted {controls.mean():.1f}, and no trace means {UNSEEN:.2f}."
     )
 
 

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from lib.report_blocks import Notebook, block, bullets, number, value
+from lib.report_blocks import Notebook, block, value
+from lib.report_forms import bullets, number
 
 SCENARIO = "10_new_scenario"
 

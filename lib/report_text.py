@@ -90,11 +90,12 @@ def known(found: list[Marker], names: Collection[str]) -> None:
             )
 
 
-def replaced(text: str, make: Callable[[str], str]) -> str:
-    """`text` with `make(name)` inside every marker, a block between blank lines."""
+def replaced(text: str, make: Callable[[str, str], str]) -> str:
+    """`text` with `make(name, heading above)` inside every marker, a block between blank lines."""
     out, at = [], 0
     for m in markers(text):
-        new = make(m.name)
+        above = re.findall(r"^##+ .*$", text[: m.start], re.MULTILINE)
+        new = make(m.name, above[-1] if above else "")
         out += [text[at : m.start], new if m.inline else f"\n\n{new}\n\n" if new else "\n"]
         at = m.end
     return "".join([*out, text[at:]])

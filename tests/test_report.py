@@ -10,9 +10,10 @@ from report_tables import FIGURES, TABLES
 
 from lib import __main__ as command
 from lib import profile, report, report_text, results
-from lib.report_blocks import BLOCKS, NOTEBOOKS, Files, Notebook, interval, render, table
-from lib.report_defence import CLAIMS, Claim, defence_map, missing
+from lib.report_blocks import BLOCKS, NOTEBOOKS, Files, Notebook, render
+from lib.report_defence import CLAIMS, PARTS, Claim, defence_map, missing
 from lib.report_defence import check as check_claim
+from lib.report_forms import interval, table
 
 TEXT = report.read()
 
@@ -398,7 +399,7 @@ def test_every_claim_has_a_cell_a_function_and_a_test():
     assert [w for c in CLAIMS for w in check_claim(c, profile.ROOT)] == []
     assert {c.notebook for c in CLAIMS} == {name[:2] for name in NOTEBOOKS}
     rows = [r for r in defence_map(profile.ROOT).splitlines() if r.startswith("|")]
-    assert len(rows) == len(CLAIMS) + 2
+    assert len(rows) == len(CLAIMS) + 2 * len(PARTS)
 
 
 @pytest.mark.parametrize(
@@ -467,11 +468,8 @@ def test_the_command_fills_or_checks(checkout, monkeypatch, capsys):
 
 def test_forms():
     assert interval([1.0]) == "1.000" and interval([1, 2, 3], 1, sign=True) == "+2.0 [-0.5, +4.5]"
-    assert table(["a", "b"], [["x|y", "1"]]).splitlines() == [
-        "| a | b |",
-        "| ---- | --: |",
-        "| x\\|y | 1 |",
-    ]
+    made = table(["a", "b"], [["x|y", "1"]]).splitlines()
+    assert made == ["| a | b |", "| :----- | ----: |", "| x\\|y | 1 |"]
     notebook = Notebook(
         "03_evaluate", {"base_model": None}, {"t": [{"a": None, "b": 1}]}, profile.ROOT
     )
