@@ -17,7 +17,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from datasketch import MinHash, MinHashLSH
@@ -170,6 +170,26 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     return len(a & b) / len(a | b)
 
 
+def keep_first(
+    documents: Iterable[dict], features: Callable[[str], frozenset], threshold: float
+) -> list[dict]:
+    """Keep the first of documents whose targets' features reach this Jaccard similarity. Exact: an index
+    from each feature to the kept ones finds every pair that shares one. For small sets of features."""
+    kept: list[dict] = []
+    sets: list[frozenset] = []
+    index: dict[str, list[int]] = defaultdict(list)
+    for document in documents:
+        own = features(document["target"])
+        near = {i for f in own for i in index[f]}
+        if any(jaccard(own, sets[i]) >= threshold for i in near):
+            continue
+        for f in own:
+            index[f].append(len(kept))
+        kept.append(document)
+        sets.append(own)
+    return kept
+
+
 def drop_near_duplicates(documents: list[dict], threshold: float = THRESHOLD) -> list[dict]:
     """Keep the first of documents whose targets' word 3-shingles reach this Jaccard similarity.
 
@@ -255,6 +275,16 @@ def write(path: Path, data: bytes) -> None:
     os.replace(name, path)
 
 
+def write_dataset(out: Path, files: dict[str, bytes], card: dict) -> None:
+    """The splits and the card, to which their checksums are added; prints the stages' and splits' sizes."""
+    checksums = {f"{k}.jsonl": hashlib.sha256(v).hexdigest() for k, v in files.items()}
+    for name, data in files.items():
+        write(out / f"{name}.jsonl", data)
+    text = json.dumps(card | {"files_sha256": checksums}, indent=1, ensure_ascii=False) + "\n"
+    write(out / "card.json", text.encode())
+    print(json.dumps(card["stages"] | card["splits"], indent=1))
+
+
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lists", type=Path, default=Path("/var/lib/apt/lists"))
@@ -272,12 +302,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
         "lists_sha256": {k: hashlib.sha256(v.encode()).hexdigest() for k, v in lists.items()},
         **facts,
         "near_duplicate_jaccard": THRESHOLD,
-        "files_sha256": {f"{k}.jsonl": hashlib.sha256(v).hexdigest() for k, v in files.items()},
     }
-    for name, data in files.items():
-        write(options.out / f"{name}.jsonl", data)
-    write(options.out / "card.json", (json.dumps(card, indent=1) + "\n").encode())
-    print(json.dumps(card["stages"] | card["splits"], indent=1))
+    write_dataset(options.out, files, card)
 
 
 if __name__ == "__main__":

