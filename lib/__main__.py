@@ -1,4 +1,4 @@
-"""The command line: `python -m lib fetch | run | finetune | compress | decompress | report | check | ...`."""
+"""The command line: `python -m lib --help` lists what there is."""
 
 import argparse
 import os

@@ -22,6 +22,7 @@ from lib import (  # noqa: F401, the blocks register themselves
     report_scenario,
 )
 from lib import report_text as markup
+from lib.project import Project
 from lib.report_blocks import BLOCKS, NOTEBOOKS, Files, not_run, render
 from lib.report_defence import CLAIMS, defence_map, missing
 from lib.report_defence import check as check_claim
@@ -93,7 +94,7 @@ def notices(text: str, files: Files) -> list[str]:
     different models or profiles side by side."""
     said = [
         f"{markup.NAME}, line {line}: {what} is still a placeholder."
-        for line, what in markup.placeholders(text)
+        for line, what in Project(files.root).placeholders()
     ]
     said += [not_run(name) for name in NOTEBOOKS if files[name] is None]
     run = files.notebooks()

@@ -1,5 +1,4 @@
-"""The defence map of report.md: claim -> notebook cell -> function -> test, every one of them looked up in "
-"the source."""
+"""The defence map of report.md: claim -> notebook cell -> function -> test, each looked up in the source."""
 
 import ast
 import re

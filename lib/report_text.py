@@ -122,7 +122,6 @@ KINDS = (  # numbers that are no results, anywhere in running text
     re.compile(r"\b95 %"),  # the level of every interval
 )
 IN_SOURCES = (re.compile(r"\bRFC \d+"), re.compile(r"\b\d+(?:\.\d+)+"))  # versions
-PLACEHOLDER = re.compile(r"\[[A-Z][^\]\n]*\](?!\()")
 FIGURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -188,12 +187,6 @@ def typed_numbers(text: str) -> list[tuple[int, str]]:
             if m[1] + m[2] not in allowed and not m[2].startswith("_"):
                 found.append((line_of(text, start + m.start()), m[0]))
     return sorted(found)
-
-
-def placeholders(text: str) -> list[tuple[int, str]]:
-    """(line, placeholder) of what a team has still to write, such as [Name of member 1]."""
-    plain = re.sub(r"`[^`\n]*`", lambda m: " " * len(m[0]), outside(text))
-    return [(line_of(text, m.start()), m[0]) for m in PLACEHOLDER.finditer(plain)]
 
 
 def figures(text: str) -> list[tuple[int, str]]:

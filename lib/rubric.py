@@ -8,10 +8,21 @@ import json
 import re
 from collections.abc import Callable
 
-from lib import outline
+from lib import outline, report
 from lib.document import way_back
 from lib.outline import find, words
-from lib.project import GAP, NOTE, OK, PLACEHOLDER, Found, Project, described, readable, rows_of
+from lib.project import (
+    FILLED,
+    GAP,
+    NOTE,
+    OK,
+    PLACEHOLDER,
+    Found,
+    Project,
+    described,
+    readable,
+    rows_of,
+)
 
 MEMBERS = (2, 3)
 PARTS = {"principle": r"principle|原理", "change": r"change|改进|改动|方法", "experiment": r"experiment|实验(?!结果)",
@@ -233,6 +244,19 @@ def nothing_left_open(project: Project) -> Found:
     return OK, f"none in {project.name}"
 
 
+def numbers_traced(project: Project) -> Found:
+    """Every number from data/results, every place in the code real."""
+    if not FILLED.search(project.raw):
+        return (
+            NOTE,
+            f"{project.name} has no places that `python -m lib report` fills: nobody compared its numbers",
+        )
+    if wrong := report.check(project.root):
+        more = f" and {len(wrong) - 1} more: `python -m lib report --check`" if wrong[1:] else ""
+        return GAP, f"{wrong[0].rstrip('.')}{more}"
+    return OK, f"{len(FILLED.findall(project.raw))} places agree with data/results"
+
+
 def defence(project: Project) -> Found:
     """Prepared for the meeting (10 minutes of questions)."""
     section = find(project.sections, "defence|defense", "答辩", "交流")
@@ -272,8 +296,8 @@ def package(project: Project) -> Found:
 
 FINAL: tuple[Question, ...] = (
     members_named, division_given, structure, generation, prior_work, dataset, processing, before_after,
-    explorations, sources, model_named, code_runs, report_language, figures_there, nothing_left_open,
-    defence, package,
+    explorations, sources, model_named, code_runs, report_language, figures_there, numbers_traced,
+    nothing_left_open, defence, package,
 )  # fmt: skip
 MIDTERM: tuple[Question, ...] = (
     code_runs, commands_shown, model_named, report_language, figures_there, nothing_left_open, package,

@@ -6,7 +6,7 @@ import re
 import pytest
 from sample_project import README, REPORT, project, write
 
-from lib import check, outline
+from lib import check, outline, profile
 from lib.__main__ import main
 from lib.project import GAP, NOTE, OK
 
@@ -84,6 +84,14 @@ def test_the_line_of_a_placeholder_is_that_of_the_file(root):
     )
     line = len((root / "report.md").read_text("utf-8").splitlines())
     assert status(root, "No placeholder")[1] == f"report.md:{line}: TBD"
+
+
+def test_numbers_of_a_filled_report_are_compared_with_the_results(root):
+    assert status(root, "Every number")[0] == NOTE  # written by hand, no markers
+    assert status(profile.ROOT, "Every number")[0] == OK
+    write(root / "report.md", f"{REPORT}\nIt has <!--= gpt2.size -->124<!--/--> parameters.\n")
+    found, said = status(root, "Every number")
+    assert found == GAP and said.startswith("report.md, line")
 
 
 def test_brackets_that_are_no_placeholders(root):

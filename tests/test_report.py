@@ -10,6 +10,7 @@ from report_tables import FIGURES, TABLES
 
 from lib import __main__ as command
 from lib import profile, report, report_text, results
+from lib.project import Project
 from lib.report_blocks import BLOCKS, NOTEBOOKS, Files, Notebook, render
 from lib.report_defence import CLAIMS, PARTS, Claim, defence_map, missing
 from lib.report_defence import check as check_claim
@@ -79,11 +80,12 @@ def test_every_block_has_its_place_and_the_appendix_its_25_questions():
         assert places, question
 
 
-def test_what_a_team_fills_in_is_told_and_nothing_else_is_a_placeholder():
-    lines = [what for _, what in report_text.placeholders(TEXT)]
+def test_what_a_team_fills_in_is_told_and_nothing_else_is_a_placeholder(tmp_path):
+    lines = [what for _, what in Project(profile.ROOT).placeholders()]
     assert "[Name of member 1]" in lines
     filled = re.sub(r"\[(Name|Student|What|Share|One)[^\]]*\]", "张三, 520021910000, 50 %", TEXT)
-    assert report_text.placeholders(filled) == [] and report_text.typed_numbers(filled) == []
+    (tmp_path / "report.md").write_text(filled, encoding="utf-8")
+    assert Project(tmp_path).placeholders() == [] and report_text.typed_numbers(filled) == []
 
 
 # --- numbers
