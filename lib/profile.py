@@ -177,7 +177,7 @@ SCENARIO = {
                      {"debian": 6, "release_notes": 2, "tang": 3}, 700, 4, 6),
     "cpu": Scenario(("full",), 8_000, 512, 16, 24, (0, 3), (0,),
                     {"debian": 12, "release_notes": 6, "tang": 12}, 700, 64, 8),
-    "full": Scenario(("full",), 8_000, 512, 16, 32, (0, 1, 3), (0, 1, 2),
+    "full": Scenario(("full",), 16_000, 512, 16, 64, (0, 1, 3), (0, 1, 2),
                      {"debian": 16, "release_notes": 8, "tang": 12}, 700, 64, 16),
 }  # fmt: skip
 PROFILES = {
