@@ -6,7 +6,7 @@ from itertools import combinations
 import pandas as pd
 import pytest
 
-from lib import evaluation, profile, results
+from lib import evaluation, memorise, profile, results
 from lib.chinese_tables import differences, percent, rate
 from lib.metrics import mean_interval
 
@@ -206,3 +206,43 @@ def test_the_chinese_sentences_are_those_of_the_results_file(chinese):
     for measure in ("alternation", "opposition"):
         _, low, high = mean_interval(planned.loc[planned["measure"] == measure, "value"])
         assert low < 0.5 < high, "README says that the tones stay at chance"
+
+
+# --- private data
+
+
+AUDITS = {"full": "full", "LoRA": "lora"}
+
+
+def test_the_private_table_is_that_of_the_results_file():
+    shipped = results.load("08_private_domain", profile.DATA / "results")
+    tables = {key: pd.DataFrame(rows) for key, rows in shipped["tables"].items()}
+    assert len(shipped["provenance"]["seeds"]) >= 3
+    scores, evidence = tables["before_after"], tables["evidence"]
+    before = scores.loc[scores["stage"] == "before", "bits_per_byte"].mean()
+    assert f"Before: {before:.3f} bits per byte" in README
+    whole, text = tables["anonymiser"].set_index("category").loc["all"], " ".join(README.split())
+    for measure in ("recall", "precision"):
+        shown = (
+            f"{whole[measure]:.3f} [{whole[f'{measure}_low']:.3f}, {whole[f'{measure}_high']:.3f}]"
+        )
+        assert f"{measure} {shown}" in text
+    for label, method in AUDITS.items():
+        for dedup, kept in (("no", "duplicates left in"), ("yes", "duplicates removed")):
+            own = scores[(scores["method"] == method) & (scores["deduplicated"] == dedup)]
+            wanted = [[round(x, 3) for x in mean_interval(own["bits_per_byte"])]]
+            found = evidence[(evidence["method"] == method) & (evidence["deduplicated"] == dedup)]
+            found = found.set_index("repetitions").loc[[1, 16, 64]]
+            wanted += [[round(x, 2)] for x in found["exposure"]]
+            wanted += [[*found.loc[64, ["extracted", "canaries"]]]]
+            assert numbers(f"{label}, {kept}") == wanted
+
+
+def test_the_private_sentences_hold_in_the_results_file():
+    shipped = results.load("08_private_domain", profile.DATA / "results")["tables"]
+    memory = pd.DataFrame(shipped["memorisation"])
+    after = memory[(memory["stage"] == "after") & (memory["repetitions"] > 0)]
+    for (_, dedup), part in after.groupby(["method", "deduplicated"]):
+        assert (memorise.rises(part)[1] < 0.05) == (dedup == "no")
+    advice = {(r["method"], r["deduplicated"]): r["advice"] for r in shipped["recommendation"]}
+    assert [k for k, v in advice.items() if not v.startswith("Keep")] == [("lora", "yes")]
