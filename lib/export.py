@@ -22,6 +22,7 @@ from lib.document import pandoc, plain, walk
 from lib.results import write_bytes
 
 WHAT = ("html", "docx", "pdf", "notebooks")
+LONG = 24  # rows of a table that, with cells of two lines, no longer fits a page
 WIDTH, HEIGHT = 16.0, 10.5  # cm at most of a picture on an A4 page
 REPORTS = {False: "report.md", True: "README.md"}  # the mid-term report is README
 
@@ -129,7 +130,7 @@ def to_png(tree: dict, root: Path, draft: bool = False, ppi: float = 100) -> lis
 def _typst(tree: dict, root: Path, draft: bool) -> bytes:
     tree = _fitted(tree, root)
     _check_glyphs(plain(tree["blocks"]) + plain(tree["meta"]["title"]))
-    tree["blocks"] = walk(tree["blocks"], _narrow_spaces)
+    tree["blocks"] = [b for e in walk(tree["blocks"], _narrow_spaces) for b in _long_tables(e)]
     headings = [i for i, block in enumerate(tree["blocks"]) if block["t"] == "Header"]
     if len(headings) > 2:
         tree["blocks"].insert(headings[0], {"t": "RawBlock", "c": ["typst", "#outline(depth: 2)"]})
@@ -211,6 +212,15 @@ def _narrow_spaces(element: dict) -> dict:
         spaces = re.compile(r"(?<!\\)\\[!:;]")
         element["c"] = [kind, spaces.sub(lambda m: "" if m[0] == r"\!" else r"\,", formula)]
     return element
+
+
+def _long_tables(block: dict) -> list[dict]:
+    """A table of more rows than LONG may break over pages; a shorter one moves to the next page whole."""
+    if block["t"] != "Table" or sum(len(body[3]) for body in block["c"][4]) <= LONG:
+        return [block]
+    open_, close = "#[\n#show figure.where(kind: table): set block(breakable: true)", "]"
+    raw = [{"t": "RawBlock", "c": ["typst", text]} for text in (open_, close)]
+    return [raw[0], block, raw[1]]
 
 
 FORMATS = {"html": to_html, "docx": to_docx, "pdf": to_pdf}

@@ -52,7 +52,7 @@ TYPST = r"""
 #set figure(numbering: none, supplement: none)
 #show figure.caption: it => block(width: 92%, text(9pt, it.body))
 #show figure.where(kind: image): set block(above: 1.4em, below: 1.4em)
-#show figure.where(kind: table): set block(breakable: true, above: 1.2em, below: 1.2em)
+#show figure.where(kind: table): set block(breakable: false, above: 1.2em, below: 1.2em)
 #set image(fit: "contain")
 #set table(inset: (x: 4.5pt, y: 3.2pt), stroke: none)
 #set table.hline(stroke: 0.5pt)

@@ -52,7 +52,10 @@ def private_before_after(n: Notebook) -> str:
         [
             method,
             dedup,
-            *(interval(p[c], d) for c, d in (("bits_per_byte", 3), ("perplexity", 2), ("chrf", 1))),
+            *(
+                interval(p[c] if method != "none" else p[c].head(1), d)  # one base model, no spread
+                for c, d in (("bits_per_byte", 3), ("perplexity", 2), ("chrf", 1))
+            ),
         ]
         for (method, dedup), p in n["before_after"].groupby(["method", "deduplicated"], sort=False)
     ]
@@ -64,28 +67,21 @@ def private_before_after(n: Notebook) -> str:
 
 @block("private.exposure", PRIVATE)
 def exposure(n: Notebook) -> str:
-    rows = [
-        [
-            r.method,
-            r.deduplicated,
-            str(r.repetitions),
-            str(r.canaries),
-            f"{r.exposure:.2f}",
-            str(r.extracted),
-            f"{r.p_value:.1g}",
+    df, rows = n["evidence"], []
+    inserted = sorted(df["repetitions"].unique())
+    for (method, dedup), p in df.groupby(["method", "deduplicated"], sort=False):
+        p = p.set_index("repetitions")
+        cells = [
+            f"{p.exposure[r]:.1f}{'*' if p.p_value[r] < 0.001 else ''}"
+            + (f" ({p.extracted[r]} of {p.canaries[r]})" if p.extracted[r] else "")
+            for r in inserted
         ]
-        for r in n["evidence"].itertuples()
-    ]
-    header = [
-        "method",
-        "duplicates removed",
-        "inserted",
-        "canaries",
-        "exposure, bits",
-        "extracted",
-        "p",
-    ]
-    text = "Mean exposure of canaries by how often they were inserted (0: controls); p of such a mean without a trace."
+        rows.append([method, dedup, *cells])
+    header = ["method", "duplicates removed", *(f"{r}" for r in inserted)]
+    text = (
+        "Mean exposure in bits by how often a canary was inserted (0: controls); \\*: such a mean without a trace has "
+        "p < 0.001; in brackets, how many come out word for word."
+    )
     return n.table(header, rows, text, 2)
 
 
@@ -109,7 +105,8 @@ def private_findings(n: Notebook) -> str:
         f"{whole.labelled:.0f} labelled items "
         f"it missed {whole.labelled - whole.correct:.0f}."
     )
-    return bullets([head, *_private(n)])
+    said = _private(n)
+    return bullets([head, *(s for s in said if "bits per byte" not in s)])  # which stand in a table
 
 
 @block("private.advice", PRIVATE)

@@ -353,6 +353,7 @@ def scenario() -> dict[str, pd.DataFrame]:
             "compressed_bytes": b * 125,
             "ideal_bytes": b * 124,
             "identical_documents": 4,
+            "header_bytes": 0,
             "round_trip": True,
             "shared_bytes": 5e8,
             "encode_kb_per_s": 0.5,

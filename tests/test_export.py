@@ -98,6 +98,16 @@ def test_a_paragraph_behind_a_table_becomes_its_caption(tmp_path):
     assert captions == ["Table 1. first, of two.", "Table 2. second."]
 
 
+def test_a_short_table_stays_whole_and_a_long_one_breaks(tmp_path):
+    def pages(rows: int) -> int:
+        table = "| a | b |\n|--|--|\n" + "| x | y |\n" * rows
+        root = project(tmp_path / str(rows), git=False)
+        write(root / "report.md", f"# T\n\n{'filler text ' * 500}\n\n{table}")
+        return len(export.to_png(document.read(root / "report.md", root), root, ppi=20))
+
+    assert pages(10) <= 2 and pages(120) >= 3
+
+
 def test_word_holds_figures_tables_formulas_and_a_chinese_font(word):
     body = word["word/document.xml"]
     assert (
