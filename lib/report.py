@@ -98,6 +98,10 @@ def notices(text: str, files: Files) -> list[str]:
     ]
     said += [not_run(name) for name in NOTEBOOKS if files[name] is None]
     run = files.notebooks()
+    if quick := [name[:2] for name, n in run.items() if n.provenance["profile"] == "fast"]:
+        said.append(
+            f"Notebooks {', '.join(quick)} ran with PROFILE=fast, whose budgets are a test's: run them without it."
+        )
     for what, key in (("base models", "base_model"), ("profiles", "profile")):
         values: dict[str, list[str]] = {}
         for name, n in run.items():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import profile, results
+from lib.models import TINY
 from lib.report_forms import table
 from lib.style import caption
 
@@ -128,7 +129,7 @@ class Files:
 
     def __getitem__(self, name: str) -> object:
         """A Notebook, None for one that was not run, or the content of another JSON file. Raises ValueError for what is
-        damaged, was made by profile `fast`, or is missing and no notebook's."""
+        damaged, of the tiny model that tests run on, or is missing and no notebook's."""
         if name not in self._read:
             self._read[name] = self._notebook(name) if name in NOTEBOOKS else self._json(name)
         return self._read[name]
@@ -142,9 +143,9 @@ class Files:
         made_by = found["provenance"].get("profile")
         if made_by not in profile.PROFILES:
             raise ValueError(f"{where} names no profile: {again}.")
-        if made_by == "fast":
+        if found["provenance"].get("base_model") == TINY:
             raise ValueError(
-                f"{where} is of profile fast, whose model is a tiny random one: {again}, without PROFILE=fast."
+                f"{where} is of the tiny random model that tests run on: {again}, without PROFILE=fast."
             )
         return Notebook(name, found["provenance"], found["tables"], self.root)
 

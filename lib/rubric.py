@@ -245,7 +245,7 @@ def nothing_left_open(project: Project) -> Found:
 
 
 def numbers_traced(project: Project) -> Found:
-    """Every number from data/results, every place in the code real."""
+    """Every number from data/results."""
     if not FILLED.search(project.raw):
         return (
             NOTE,

@@ -249,9 +249,9 @@ def test_without_any_results_the_report_is_built_and_says_so(checkout):
             "does not hold what it reads (KeyError: 'before_after'): run `python -m lib run 03` again",
         ),
         (
-            '"profile": "full"',
-            '"profile": "fast"',
-            "is of profile fast, whose model is a tiny random one",
+            '"base_model": "SmolLM2-135M-Instruct (stand-in)"',
+            '"base_model": "tiny-random-gpt2"',
+            "is of the tiny random model that tests run on",
         ),
         ('"profile": "full"', '"profile": "huge"', "names no profile"),
     ],
@@ -279,6 +279,16 @@ def test_results_of_two_profiles_or_models_side_by_side_are_told(checkout):
         for s in said
     )
     assert any(s.startswith("Results of different base models") for s in said)
+
+
+def test_budgets_of_a_test_are_told(checkout):
+    edit(
+        checkout / "data" / "results" / "02_finetune.json", '"profile": "full"', '"profile": "fast"'
+    )
+    assert report.check(checkout) != []  # captions name another profile now
+    assert any(
+        "Notebooks 02 ran with PROFILE=fast" in s for s in report.notices(TEXT, Files(checkout))
+    )
 
 
 def as_gpt2(checkout) -> None:
