@@ -22,6 +22,8 @@ from lib.document import pandoc, plain, walk
 from lib.results import write_bytes
 
 WHAT = ("html", "docx", "pdf", "notebooks")
+LINE = 104  # letters of a table's text in a line of a Word page, digits being wider than most
+PADDING = 3  # letters that a cell's margins take
 LONG = 24  # rows of a table that, with cells of two lines, no longer fits a page
 WIDTH, HEIGHT = 16.0, 10.5  # cm at most of a picture on an A4 page
 REPORTS = {False: "report.md", True: "README.md"}  # the mid-term report is README
@@ -109,9 +111,10 @@ def to_docx(tree: dict, root: Path, draft: bool = False) -> bytes:
         styles = Path(folder) / "reference.docx"
         default = pandoc(b"", "--print-default-data-file", "reference.docx", cwd=root)
         styles.write_bytes(layout.word_styles(default, draft))
+        tree = _fitted(tree, root)
+        tree["blocks"] = walk(tree["blocks"], _word_table)
         return pandoc(
-            json.dumps(_fitted(tree, root)), "-f", "json", "-t", "docx",
-            "--reference-doc", str(styles), cwd=root,
+            json.dumps(tree), "-f", "json", "-t", "docx", "--reference-doc", str(styles), cwd=root,
         )  # fmt: skip
 
 
@@ -203,6 +206,28 @@ def _fitted(tree: dict, root: Path) -> dict:
         return element
 
     return {**tree, "blocks": walk(copy.deepcopy(tree["blocks"]), fit)}
+
+
+def _word_table(element: dict) -> dict:
+    """A table in small letters whose columns are as wide as their cells ask: Word would make them all alike."""
+    if element["t"] != "Table":
+        return element
+    rows = [*element["c"][3][1], *(row for body in element["c"][4] for row in body[3])]
+    cells = [cell for row in rows for cell in row[1]]
+    for cell in cells:
+        blocks = cell[4] or [{"t": "Plain", "c": [{"t": "Str", "c": "\N{NO-BREAK SPACE}"}]}]
+        cell[4] = [{"t": "Div", "c": [["", [], [["custom-style", layout.TABLE_TEXT]]], blocks]}]
+    texts = [[plain(cell[4]) for cell in row[1]] for row in rows]
+    longest = [max(map(len, column)) + PADDING for column in zip(*texts, strict=True)]
+    least = [max(len(word) for text in column for word in [*text.split(), ""]) + PADDING
+             for column in zip(*texts, strict=True)]  # fmt: skip
+    cap = max(longest)
+    while sum(map(max, least, (min(n, cap) for n in longest))) > LINE and cap > min(least):
+        cap -= 1
+    wide = list(map(max, least, (min(n, cap) for n in longest)))
+    for column, n in zip(element["c"][2], wide, strict=True):
+        column[1] = {"t": "ColWidth", "c": n / max(LINE, sum(wide))}
+    return element
 
 
 def _narrow_spaces(element: dict) -> dict:

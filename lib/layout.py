@@ -114,13 +114,19 @@ A4 = (
     '<w:pgSz w:w="11906" w:h="16838"/><w:pgMar w:top="1360" w:right="1300" w:bottom="1360" w:left="1300" '
     'w:header="700" w:footer="700" w:gutter="0"/>'
 )
-EAST_ASIAN = (
-    "Microsoft YaHei"  # Word's own on Windows; elsewhere Word takes the system's Chinese font
+# every Word and WPS has these, or sets another font of the same kind; pandoc's Aptos came with Word of 2023
+LATIN, EAST_ASIAN = "Times New Roman", "SimSun"
+TABLE_TEXT = "Table Text"
+TABLE_STYLE = (  # 8.5 pt
+    f'<w:style w:type="paragraph" w:customStyle="1" w:styleId="{TABLE_TEXT.replace(" ", "")}">'
+    f'<w:name w:val="{TABLE_TEXT}" /><w:basedOn w:val="Compact" />'
+    '<w:rPr><w:sz w:val="17" /><w:szCs w:val="17" /></w:rPr></w:style>'
 )
 
 
 def word_styles(default: bytes, draft: bool) -> bytes:
-    """pandoc's reference.docx on A4 with page numbers, a Chinese font and rules around tables."""
+    """pandoc's reference.docx on A4 with page numbers, fonts that are everywhere, rules around tables, and a style for
+    their text."""
     with zipfile.ZipFile(io.BytesIO(default)) as source:
         parts = {name: source.read(name) for name in source.namelist()}
 
@@ -146,10 +152,23 @@ def word_styles(default: bytes, draft: bool) -> bytes:
     edit(styles, 'w:eastAsiaTheme="majorEastAsia"', chinese)
     edit(styles, 'w:hAnsi="Consolas"', f'w:hAnsi="Consolas" {chinese}')
     edit(styles, '<w:sz w:val="24" />', '<w:sz w:val="21" />')
+    edit(styles, '<w:sz w:val="22" />\n    </w:rPr>', '<w:sz w:val="19" />\n    </w:rPr>')  # code
+    edit(styles, "</w:styles>", f"{TABLE_STYLE}</w:styles>")
+    for aptos in ("Aptos Display", "Aptos"):
+        edit(
+            "word/theme/theme1.xml", f'<a:latin typeface="{aptos}"', f'<a:latin typeface="{LATIN}"'
+        )
     rule = '<w:{} w:val="single" w:sz="8" w:color="222222"/>'
     rules = f"<w:tblBorders>{rule.format('top')}{rule.format('bottom')}</w:tblBorders>"
     indent = '<w:tblInd w:w="0" w:type="dxa" />'
     edit(styles, indent, indent + rules)
+    for side in ("left", "right"):
+        edit(styles, f'<w:{side} w:w="108"', f'<w:{side} w:w="60"')
+    edit(
+        styles,
+        "</w:tblPr>\n    <w:tblStylePr",
+        "</w:tblPr>\n    <w:trPr><w:cantSplit /></w:trPr>\n    <w:tblStylePr",
+    )
     edit("word/document.xml", "</w:footnotePr>", f"</w:footnotePr>{A4}")
     add("footer", "ftr", PAGE)
     if draft:

@@ -15,7 +15,7 @@ from sample_project import REPORT, figure, notebook, project, write
 from lib import document, export
 from lib.__main__ import main
 
-FONT = "Microsoft YaHei"
+FONT = "SimSun"
 
 
 @pytest.fixture(scope="module")
