@@ -246,3 +246,64 @@ def test_the_private_sentences_hold_in_the_results_file():
         assert (memorise.rises(part)[1] < 0.05) == (dedup == "no")
     advice = {(r["method"], r["deduplicated"]): r["advice"] for r in shipped["recommendation"]}
     assert [k for k, v in advice.items() if not v.startswith("Keep")] == [("lora", "yes")]
+
+
+# --- new scenarios
+
+
+@pytest.fixture(scope="module")
+def scenario():
+    shipped = results.load("10_new_scenario", profile.DATA / "results")
+    assert len(shipped["provenance"]["seeds"]) >= 3
+    return {key: pd.DataFrame(rows) for key, rows in shipped["tables"].items()}
+
+
+COMPRESSORS = ["gzip -9", "brotli 11", "zstd -22 after the training text", "model before", "model after"]  # fmt: skip
+
+
+def test_the_compression_table_is_that_of_the_results_file(scenario):
+    table = scenario["compression"][scenario["compression"]["packaging"] != "each"]
+    for label in ("debian (the domain)", "release_notes (2026)", "tang (Chinese)"):
+        own = table[table["domain"] == label.split()[0]]
+        wanted = []
+        for name in COMPRESSORS:
+            values = own.loc[own["compressor"] == name, "bits_per_byte"]
+            wanted.append(
+                [round(x, 3) for x in mean_interval(values)[: 1 if len(values) == 1 else 3]]
+            )
+        assert numbers(label) == wanted
+
+
+def test_the_scenario_sentences_are_those_of_the_results_file(scenario):
+    text, e2e = " ".join(README.split()), scenario["e2e"]
+
+    def over_seeds(system: str, measure: str, times: int = 1) -> str:
+        mean, low, high = mean_interval(
+            times * e2e.loc[e2e["system"] == system, measure].astype(float)
+        )
+        return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+    few, tuned = "3-shot", "fine-tuned, full"
+    assert f"give {over_seeds(few, 'bleu')} BLEU and {over_seeds(few, 'ser', 100)} % slot" in text
+    assert (
+        f"tokens {over_seeds(tuned, 'bleu')} and {over_seeds(tuned, 'ser', 100)} %, people" in text
+    )
+    by_system = e2e.set_index("system")
+    assert f"people {100 * by_system.ser['people']:.1f} %." in text
+    longer = by_system.bleu["fine-tuned, full, longer"]
+    assert (
+        f"is {67.27 - longer:.1f} BLEU below" in text
+        and f"{70.4 - longer:.1f} below GPT-2 medium" in text
+    )
+    table = scenario["compression"]
+    coded = table[table["packaging"] == "archive"]
+    assert coded["round_trip"].all()
+    assert f"All {coded['documents'].sum()} documents came back" in text
+    assert f"{coded['encode_kb_per_s'].mean():.2f} kB per second" in text
+    after = scenario["break_even"].query("domain == 'debian' and compressor == 'model after'")
+    assert f"from {after['megabytes'].mean():,.0f} MB" in text
+    change = scenario["compression_by_document"].set_index("domain")
+    for domain, words in (("debian", "its own domain"), ("release_notes", "some on release notes")):
+        row = change.loc[domain]
+        shown = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+        assert f"{words}, {shown}" in text and row.low * row.high > 0
