@@ -6,9 +6,10 @@ A finding names the file and the kind, never the secret itself.
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path, PurePosixPath
 
-from lib import detectors
+from lib import anonymise, detectors
 
 NEVER = (
     "data/private",
@@ -80,8 +81,14 @@ def find(name: str, data: bytes, root: Path) -> Iterator[str]:
         homes = [text[slice(*span)] for span in detectors.paths(text)]
         written = name.endswith(".ipynb") or name.startswith(("data/results/", "figures/"))
         homes += MACHINE.findall(text) if written else []
-        if homes:
+        if homes := [path for path in homes if path not in _made_up()]:
             yield f"{name} holds an absolute path ({homes[0]}): {_way_out(name)}"
+
+
+@cache
+def _made_up() -> str:
+    """The labelled texts: notebook 08 shows what of them the anonymiser gets wrong."""
+    return "\n".join(row.text for row in anonymise.labelled())
 
 
 def _own(root: Path) -> list[str]:

@@ -151,6 +151,12 @@ def test_this_machines_paths_and_secrets_are_found_everywhere(root, monkeypatch)
     assert "correct-horse" not in str(refused.value)
 
 
+def test_a_notebook_may_show_the_labelled_texts(root):
+    shown = notebook("03_evaluate", "/home/lin_wy and /home/lin_wang").encode()
+    (said,) = leaks.find("notebooks/03_evaluate.ipynb", shown, root)
+    assert "(/home/lin_wang)" in said
+
+
 def test_documents_may_speak_of_homes(root):
     assert not list(leaks.find("data/debian/train.jsonl", b"kept in /home/ken/x", root))
     assert not list(leaks.find("figures/a.png", b"/home/ken/x", root))
