@@ -81,7 +81,7 @@ def find(name: str, data: bytes, root: Path) -> Iterator[str]:
         homes = [text[slice(*span)] for span in detectors.paths(text)]
         written = name.endswith(".ipynb") or name.startswith(("data/results/", "figures/"))
         homes += MACHINE.findall(text) if written else []
-        if homes := [path for path in homes if path not in _made_up()]:
+        if homes := [path for path in homes if path.strip() not in _made_up()]:
             yield f"{name} holds an absolute path ({homes[0]}): {_way_out(name)}"
 
 

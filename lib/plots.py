@@ -242,10 +242,14 @@ def lines(df: pd.DataFrame, x: str, y: str, series: str, panel: str | None = Non
             ax.minorticks_off()
         if logy:
             ax.set_yscale("log")
-        if top is not None:
-            ax.set_ylim(top=top)
+            if ax.get_ylim()[1] < 10 * ax.get_ylim()[0]:  # else its ticks would be such as 9 x 10^1
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_formatter("{x:g}")
         ax.set_title(str(title))
         ax.set_xlabel(xlabel or x)
+    for ax in axes[0]:  # behind the last panel's lines, which share the axis
+        if top is not None:
+            ax.set_ylim(top=top)
         label_lines(ax)
     axes[0, 0].set_ylabel(ylabel or y)
     return fig

@@ -6,7 +6,7 @@ from itertools import combinations
 import pandas as pd
 import pytest
 
-from lib import evaluation, memorise, profile, results
+from lib import evaluation, findings, frontier, memorise, profile, results
 from lib.chinese_tables import differences, percent, rate
 from lib.metrics import mean_interval
 
@@ -307,3 +307,22 @@ def test_the_scenario_sentences_are_those_of_the_results_file(scenario):
         row = change.loc[domain]
         shown = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
         assert f"{words}, {shown}" in text and row.low * row.high > 0
+
+
+# --- innovation
+
+
+def test_the_innovation_sentences_are_those_of_the_results_file():
+    shipped = results.load("09_innovation", profile.DATA / "results")
+    assert len(shipped["provenance"]["seeds"]) >= 3
+    tables = {key: pd.DataFrame(rows) for key, rows in shipped["tables"].items()}
+    general = frontier.general_measure(tables["frontier"])
+    said = [
+        findings.conversion_findings(*(tables[k] for k in ("conversion", "layer_damage", "decoding"))),
+        findings.frontier_findings(*(tables[k] for k in ("frontier", "front", "against_interpolation")), general),
+        findings.trap_findings(tables["traps"]),
+    ]  # fmt: skip
+    text = " ".join(README.split())
+    for sentences in said:
+        assert sentences[0].removeprefix("Finding: ") in text
+    assert any(findings.NEGATIVE in s for sentences in said for s in sentences)
