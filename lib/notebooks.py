@@ -68,7 +68,7 @@ def _run(source: Path) -> Path:
     finally:
         client.bar.close()
     tidy(notebook)
-    target = profile.output_root() / "notebooks" / f"{source.stem}.ipynb"
+    target = profile.kept_root() / "notebooks" / f"{source.stem}.ipynb"
     write_text(target, nbformat.writes(notebook) + "\n")
     print(f"=== {source.stem} done in {time.monotonic() - began:.0f} s: {target} ===", flush=True)
     return target
