@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,16 @@ IMAGE = {
     "charset-normalizer": "3.4.7", "requests": "2.32.4", "fsspec": "2025.3.0", "pyyaml": "6.0.3",
     "regex": "2025.11.3", "scikit-learn": "1.6.1", "absl-py": "1.4.0", "lxml": "6.1.1",
 }  # fmt: skip
+UNTOUCHED = {
+    "torch",
+    "numpy",
+    "ipykernel",
+    "ipython",
+    "ipywidgets",
+    "jupyter-client",
+    "jupyter_client",
+    "tornado",
+}
 TORCH = """
 from types import SimpleNamespace
 device = dtype = autocast = object
@@ -31,7 +42,14 @@ bfloat16, float16, float32 = "torch.bfloat16", "torch.float16", "torch.float32"
 cuda = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "Tesla T4",
                        get_device_capability=lambda: (7, 5))
 """
+PIP = """
+import json, sys
+files = [a for a in sys.argv if a.endswith(".txt")]
+lines = [line for file in files for line in open(file).read().split()]
+print(json.dumps({"arguments": sys.argv[1:], "constraints": lines}), flush=True)
+"""
 COLAB = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')\n"
+linux = pytest.mark.skipif(os.name == "nt", reason="Colab is Linux")
 
 
 def test_only_what_is_lacking_is_installed_and_never_torch_or_numpy(monkeypatch):
@@ -61,46 +79,81 @@ def test_results_are_kept_on_drive_where_it_is_mounted_and_checkpoints_are_not(
     assert profile.kept_root() == profile.ROOT
 
 
-def image(folder: Path) -> Path:
-    """The Python of a fresh environment that pip takes for Colab's; the packages in it are names, torch says T4."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    site = next(folder.glob("lib/python3*/site-packages"))
-    shutil.copytree(Path(packaging.__file__).parent, site / "packaging")
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    """The notebooks' own first cell in a fresh environment that says it is Colab: python, what was printed, and what
+    pip was asked for. The packages there are names, torch says T4 and pip only writes down its arguments.
+    """
+    folder = tmp_path_factory.mktemp("colab")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "image"], check=True)
+    python = folder / "image" / "bin" / "python"
+    site = next(folder.glob("image/lib/python3*/site-packages"))
     for package, version in IMAGE.items():
         about = site / f"{package.replace('-', '_')}-{version}.dist-info"
         about.mkdir()
         text = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
         (about / "METADATA").write_text(text)
-        (about / "RECORD").write_text(f"{about.name}/METADATA,,\n{about.name}/RECORD,,\n")
-    (site / "torch.py").write_text(TORCH)
-    return folder / "bin" / "python"
+    shutil.copytree(Path(packaging.__file__).parent, site / "packaging")
+    for module, code in (("torch", TORCH), ("pip", PIP)):
+        (site / f"{module}.py").write_text(code)
 
-
-@pytest.mark.network
-@pytest.mark.skipif(os.name == "nt", reason="Colab is Linux")
-def test_the_first_cell_in_a_simulated_session(tmp_path):
-    """The notebooks' own cell: pip resolves for real against Colab's versions and installs nothing (PIP_DRY_RUN)."""
-    python, content = image(tmp_path / "image"), tmp_path / "content"
-    for name in ("lib", "notebooks"):
-        shutil.copytree(profile.ROOT / name, content / "project" / name)
-    for name in ("pyproject.toml", "requirements.txt"):
-        shutil.copy(profile.ROOT / name, content / "project")
+    for name in ("lib", "notebooks", "pyproject.toml", "requirements.txt"):
+        source, target = profile.ROOT / name, folder / "content" / "project" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
     cells = jupytext.read(profile.ROOT / "notebooks" / "02_finetune.py").cells
     (cell,) = [c.source for c in cells if c.cell_type == "code" and "google.colab" in c.source]
-    report = tmp_path / "report.json"
-    environment = {n: v for n, v in os.environ.items() if n not in ("PYTHONPATH", "PROFILE")}
-    environment |= {"PIP_DRY_RUN": "1", "PIP_REPORT": str(report)}
     run = subprocess.run(
-        [python, "-c", COLAB + cell.replace("/content", str(content)) + "\nimport lib.profile"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True,
+        [python, "-c", COLAB + cell.replace("/content", str(folder / "content")) + "\nimport lib.profile"],
+        cwd=folder, capture_output=True, text=True,
+        env={n: v for n, v in os.environ.items() if n not in ("PYTHONPATH", "PROFILE")},
     )  # fmt: skip
-    if "No matching distribution" in run.stderr or "Could not fetch" in run.stderr:
-        pytest.skip(f"no package index: {run.stderr[-200:]}")
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "Tesla T4; computing in float16" in run.stdout
-    assert "torch 2.11.0+cu128, numpy 2.0.2 as they were" in run.stdout
-    assert "Google Drive is not mounted" in run.stdout
-    changed = {i["metadata"]["name"].lower() for i in json.loads(report.read_text())["install"]}
-    assert {"transformers", "peft", "gpt2-finetuning-coursework"} <= changed
-    assert not changed & {*colab.KEEP, "jupyter_client", "torchvision", "triton"}
-    assert not list((tmp_path / "image").glob("lib/*/site-packages/torchao-*"))
+    assert run.returncode == 0, run.stderr
+    *calls, shown = run.stdout.split("\n", 2)
+    return python, shown, [json.loads(call) for call in calls]
+
+
+@linux
+def test_the_first_cell_tells_the_gpu_and_the_dtype_and_asks_pip_for_what_lacks(session):
+    _, shown, (installs, uninstalls) = session
+    assert "Tesla T4; computing in float16." in shown
+    assert "torch 2.11.0+cu128, numpy 2.0.2 as they were" in shown
+    assert "Google Drive is not mounted" in shown
+    names = {re.match(r"[\w-]+", a)[0] for a in installs["arguments"] if re.match(r"\w.*[<>=]", a)}
+    assert {"transformers", "peft", "sacrebleu"} <= names
+    assert not names & {*UNTOUCHED, "pandas", "scipy"}
+    assert {f"{name}=={IMAGE[name.replace('-', '_')]}" for name in colab.KEEP} == set(
+        installs["constraints"]
+    )
+    assert uninstalls["arguments"] == ["uninstall", "-q", "-y", "torchao"]
+
+
+@linux
+@pytest.mark.network
+def test_pip_finds_versions_that_leave_colabs_torch_and_numpy(session, tmp_path):
+    """The resolver's own answer for Colab's versions, with this Python: nothing is installed."""
+    python, _, (installs, _) = session
+    (tmp_path / "constraints.txt").write_text("\n".join(installs["constraints"]))
+    wanted = [a for a in installs["arguments"] if re.match(r"\w.*[<>=]", a)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "-q",
+        "--dry-run",
+        "--report",
+        "report.json",
+    ]
+    pip = subprocess.run(
+        [*command, "-c", "constraints.txt", *wanted], cwd=tmp_path, capture_output=True, text=True
+    )
+    if "No matching distribution" in pip.stderr or "NewConnectionError" in pip.stderr:
+        pytest.skip(f"no package index: {pip.stderr[-200:]}")
+    assert pip.returncode == 0, pip.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    changed = {i["metadata"]["name"].lower() for i in report["install"]}
+    assert {"transformers", "peft", "sacrebleu"} <= changed
+    assert not changed & {*UNTOUCHED, "torchvision", "triton"}
