@@ -325,7 +325,7 @@ def scenario() -> dict[str, pd.DataFrame]:
             "bleu": bleu + s,
             "nist": 5.0,
             "rouge_l": 0.5,
-            "ser": ser,
+            "ser": ser + 0.01 * s,
         }
         for system, bleu, ser in (("3-shot", 20.0, 0.4), ("fine-tuned, full", 50.0, 0.2))
         for s in SEEDS
