@@ -1,4 +1,4 @@
-"""The command line: `python -m lib fetch | run | finetune | compress | decompress | colab`."""
+"""The command line: `python -m lib fetch | run | finetune | bench | compress | decompress | colab`."""
 
 import argparse
 import os
@@ -34,6 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                        help="replace a setting, such as --set learning_rate=5e-5")  # fmt: skip
+
+    bench = commands.add_parser(
+        "bench",
+        help="training, evaluation and generation against other libraries; the table of notebook 11",
+    )
+    bench.add_argument(
+        "what", nargs="*", help="training, evaluation, generation, ceiling; all by default"
+    )
+    bench.add_argument("--runs", type=int, help="of each measurement; the profile's by default")
 
     for name, what in (("compress", "a text file with the language model"),
                        ("decompress", "what compress wrote; exact, or refused")):  # fmt: skip
@@ -86,6 +95,14 @@ def run_finetune(chosen) -> None:
         print(f"{name:18} {value:,.4f}" if isinstance(value, float) else f"{name:18} {value:,}")
 
 
+def run_bench(chosen) -> None:
+    from lib import bench
+
+    raw = bench.measure(chosen.what or bench.KINDS, chosen.runs)
+    bench.save_raw(raw)
+    print(bench.shown(bench.tables(raw)))
+
+
 def run_compress(chosen) -> None:
     from lib.compress_files import BASE, compress_file
 
@@ -101,7 +118,7 @@ def run_decompress(chosen) -> None:
         decompress_file(file, chosen.out, chosen.run)
 
 
-COMMANDS = {"colab": run_colab, "fetch": run_fetch, "run": run_notebooks, "finetune": run_finetune,
+COMMANDS = {"bench": run_bench, "colab": run_colab, "fetch": run_fetch, "run": run_notebooks, "finetune": run_finetune,
             "compress": run_compress, "decompress": run_decompress}  # fmt: skip
 
 if __name__ == "__main__":
