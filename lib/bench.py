@@ -10,6 +10,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from lib import bench_peers, profile
 from lib.bench_systems import MARK, SYSTEMS, System
 from lib.encodings import train_encoding
 from lib.hub import Unavailable, quiet
-from lib.models import END, _shipped_tokenizer, small_gpt2
+from lib.models import END, Base, _load, _shipped_tokenizer, small_gpt2
 from lib.results import device_name, write_text
 from lib.tasks import encode, load_task
 
@@ -39,7 +40,7 @@ MARKS = {  # what issue 6 wants ours to be, times the other
 
 def model_folder() -> Path:
     """A folder with the model that all systems load: GPT-2 117M's configuration, random weights of seed 0, GPT-2's
-    tokenizer (`fast`: a tiny one). Made once; config.json is written last and marks it whole.
+    tokenizer (`fast`: a tiny one). Made once, whole or not at all.
     """
     p = profile.current().performance
     folder = profile.output_root() / "data" / "runs" / f"bench-{p.n_layer}x{p.n_embd}"
@@ -49,12 +50,17 @@ def model_folder() -> Path:
     end = tokenizer.eos_token_id
     model = small_gpt2(len(tokenizer), p.n_layer, p.n_embd // 64 or 1, p.n_embd, 1_024,
                        bos_token_id=end, eos_token_id=end)  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        tokenizer.save_pretrained(folder)
-        state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
-        model.save_pretrained(folder, state_dict=state)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with quiet(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as new:
+        tokenizer.save_pretrained(f"{new}/model")
+        model.save_pretrained(f"{new}/model")
+        os.replace(f"{new}/model", folder)
     return folder
+
+
+def random_base() -> Base:
+    """The model of `model_folder`, loaded and named for what it is."""
+    return _load(model_folder(), "random weights", None)
 
 
 def gpt2_tokenizer():
@@ -80,7 +86,8 @@ def available(kinds: Sequence[str] = KINDS) -> dict[tuple[str, str, str], str]:
                 found[kind, system, setting] = _interpreter(entry)
             except Unavailable as reason:
                 told.add(str(reason))
-    print(*sorted(told), sep="\n")
+    for sentence in sorted(told):
+        print(sentence)
     return found
 
 
@@ -89,6 +96,8 @@ def _interpreter(entry: System) -> str:
         if not torch.cuda.is_available():
             raise Unavailable("torch.compile's loop is left out: it is measured on a GPU.")
         return sys.executable
+    if entry.needs and profile.current().name == "fast":
+        raise Unavailable(f"{entry.needs} is left out: the fast profile installs nothing.")
     return bench_peers.python(entry.needs) if entry.needs else sys.executable
 
 
@@ -261,12 +270,18 @@ def summary(made: dict[str, pd.DataFrame]) -> pd.DataFrame:
             row = {"kind": kind, "system": system, "setting": setting,
                    "tokens_per_second": round(part[column].median(), 1),
                    "peak_gigabytes": round(part["peak_megabytes"].median() / 1_000, 2),
-                   "seconds_to_loss": part["seconds_to_loss"].median() if kind == "training" else None}  # fmt: skip
+                   "seconds_to_loss": _median(part.get("seconds_to_loss"))}  # fmt: skip
             if found is not None and (key := (kind, system, setting)) in found.index:
                 r = found.loc[key]
                 row["ours_over_it"] = f"{r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
             rows.append(row)
-    return pd.DataFrame(rows).fillna("")
+    table = pd.DataFrame(rows).astype(object)
+    return table.where(table.notna(), "")
+
+
+def _median(values: pd.Series | None) -> float | None:
+    known = pd.to_numeric(values).dropna() if values is not None else ()
+    return round(float(known.median()), 1) if len(known) else None
 
 
 def shown(made: dict[str, pd.DataFrame]) -> str:

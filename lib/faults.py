@@ -6,17 +6,18 @@ a forked child, which starts in milliseconds; POSIX alone has that, so Windows g
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +33,7 @@ from lib.tasks import load_task
 TINY = {"train_tokens": 8_000, "pack_length": 640, "batch_tokens": 1_280, "evaluations": 3,
         "validation_documents": 4, "learning_rate": 3e-3}  # fmt: skip
 DONE, DIED = 0, 1
+MARK = "FAULTS "  # what the line of the answer begins with
 
 
 # --- work in a child process
@@ -77,10 +79,16 @@ def scratch() -> Iterator[Path]:
 def tiny_run(folder: Path, callbacks=(), **options) -> None:
     """A tiny random GPT-2 fine-tuned on `debian` for a few steps; its run lies in `folder`/data/runs."""
     profile.output_root = lambda: folder  # in a child: nobody else sees it
-    base = load_base(profile.PROFILES["fast"])
-    train.finetune(
-        base, load_task("debian"), "full", 0, quiet=True, callbacks=callbacks, **TINY | options
-    )
+    base, task = tiny()
+    train.finetune(base, task, "full", 0, quiet=True, callbacks=callbacks, **TINY | options)
+
+
+@functools.cache  # before the first fork: children find it loaded
+def tiny():
+    """The tiny model and 200 documents."""
+    task = load_task("debian")
+    task = replace(task, train=task.train[:200], validation=task.validation[:8])
+    return load_base(profile.PROFILES["fast"]), task
 
 
 def outcome(folder: Path) -> str | None:
@@ -95,6 +103,7 @@ def outcome(folder: Path) -> str | None:
 
 def undisturbed() -> tuple[str, float]:
     """What a tiny run ends with, and its seconds."""
+    tiny()
     with scratch() as folder:
         began = time.monotonic()
         code = ended(child(lambda: tiny_run(folder)))
@@ -189,6 +198,8 @@ def full_disk_training(times: int, generator: torch.Generator) -> tuple[int, int
 
 def _small_disk(room: int) -> None:
     """From here on no file of this process grows past `room` bytes: writing fails as on a full disk."""
+    import resource  # Windows has none
+
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
@@ -311,6 +322,7 @@ def memory_growth(steps: int) -> float:
     """Megabytes by which the last third of a run of about `steps` steps lies above the second, medians."""
     with scratch() as folder:
         path = folder / "memory.json"
+        tiny()
 
         def work():
             seen = Resident()
@@ -351,7 +363,7 @@ def killed_notebook(times: int, generator: torch.Generator) -> tuple[int, int]:
             notebooks._run(source)
 
         lost += ended(child(work)) != DONE
-        before = target.read_bytes() if target.exists() else b""
+        before, told = target.read_bytes(), _outputs(target)
         for _ in range(times):
             flag.touch()
             pid = child(work)
@@ -360,8 +372,14 @@ def killed_notebook(times: int, generator: torch.Generator) -> tuple[int, int]:
                 time.sleep(0.02)
             kill_after(pid, 0.5 * _uniform(generator))
             lost += target.read_bytes() != before
-            lost += ended(child(work)) != DONE or target.read_bytes() != before
+            lost += ended(child(work)) != DONE or _outputs(target) != told
+            before = target.read_bytes()  # cells get new ids
     return times, lost
+
+
+def _outputs(notebook: Path) -> list:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [cell.get("outputs") for cell in cells]
 
 
 def _uniform(generator: torch.Generator) -> float:
@@ -398,6 +416,8 @@ TESTS = {
 
 def tested() -> list[dict]:
     """The rows of TESTS: injected are the test cases, lost those that fail."""
+    if profile.current().name == "fast":  # the tests are running already
+        return []
     names = [f"tests/{t}" for group in TESTS.values() for t in group]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-rA", "-p", "no:nbmake", "-o", "addopts=-q -p lib.testing", *names],
@@ -432,17 +452,43 @@ SHARE = {  # of the profile's moments: some faults cost a process or a training 
 }  # fmt: skip
 
 
-def inject(names=None, moments: int | None = None, seed: int = 0) -> list[dict]:
-    """The rows of the table `faults`: fault, injected, lost, seconds."""
+SLOW = ("other locale", "notebook killed and run again")  # processes of their own: not in `fast`
+
+
+def table() -> list[dict]:
+    """`inject` with the profile's moments, in a fresh process: a notebook's kernel has threads, which no fork copies,
+    and a GPU can't be used after one.
+    """
     if not hasattr(os, "fork"):
         print("Faults are not injected: this system has no fork.")
         return []
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false",
+                   "PROFILE": profile.current().name}  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "lib.faults"], cwd=profile.ROOT, env=environment,
+                          stdout=subprocess.PIPE, text=True)  # fmt: skip
+    answers = [x for x in done.stdout.splitlines() if x.startswith(MARK)]
+    if done.returncode or not answers:
+        raise RuntimeError(
+            f"The faults ended with {done.returncode}: `python -m lib.faults` shows why."
+        )
+    return json.loads(answers[-1].removeprefix(MARK))
+
+
+def inject(names: Sequence[str] = (), moments: int | None = None, seed: int = 0) -> list[dict]:
+    """The rows of the table `faults`: fault, injected, lost, seconds. Needs fork, and a CPU."""
+    if not names:
+        fast = profile.current().name == "fast"
+        names = [n for n in FAULTS if not (fast and n in SLOW)]
     moments = moments or profile.current().performance.moments
     rows = []
-    for name in tqdm(names or FAULTS, desc="faults"):
+    for name in tqdm(names, desc="faults"):
         generator = torch.Generator().manual_seed(seed)
         began = time.monotonic()
         injected, lost = FAULTS[name](max(moments // SHARE.get(name, 1), 1), generator)
         rows.append({"fault": name, "injected": injected, "lost": lost,
                      "seconds": round(time.monotonic() - began, 1)})  # fmt: skip
     return rows
+
+
+if __name__ == "__main__":
+    print(MARK + json.dumps(inject()), flush=True)

@@ -86,7 +86,9 @@ class _Dropped(torch.autograd.Function):
         return grad.mul(keep).mul_(ctx.scale), None
 
 
-STEPS = 2**16  # 16 random bits an element: p is met to 1 / 131,072, and the scale fits p as it is met
+STEPS = (
+    2**16
+)  # 16 random bits an element: p is met to 1 / 131,072, and the scale fits p as it is met
 
 
 def _steps(p: float) -> int:

@@ -27,7 +27,7 @@ def ask(model, monkeypatch):
     monkeypatch.setenv("BASE_MODEL", str(model))  # `answer` sets it too: restored afterwards
 
     def request(kind, system, setting="default", run=0, **load):
-        load = asdict(profile.current().performance) | load
+        load = asdict(profile.current().performance) | {"runs": 2} | load
         return answer({"kind": kind, "system": system, "setting": setting, "run": run, "model": str(model),
                        "load": load})  # fmt: skip
 
@@ -61,9 +61,9 @@ def test_training_counts_the_targets_of_the_rows_that_were_trained_on(ask, model
 
 
 def test_a_first_run_goes_on_until_the_loss_and_a_later_one_does_not_measure_it(ask):
-    first = ask("training", "ours", run=0, loss=6.8, seconds=0.0, patience=60.0)
-    assert first["steps"][-1]["loss"] <= 6.8 < first["steps"][0]["loss"]
-    later = ask("training", "ours", run=1, loss=6.8, seconds=0.0)
+    first = ask("training", "ours", run=0, loss=6.9, seconds=0.0, patience=60.0)
+    assert first["steps"][-1]["loss"] <= 6.9 < first["steps"][0]["loss"]
+    later = ask("training", "ours", run=1, loss=6.9, seconds=0.0)
     assert "loss" not in later["steps"][0] and len(later["steps"]) == bench_systems.STEPS
 
 
@@ -131,7 +131,7 @@ def raw_training():
 
     shared = {"setting": "default", "device": "d", "peak_megabytes": 5.0}
     return pd.DataFrame([
-        {"system": "ours", "run": 0, "steps": steps([3, 5, 7], [10, 20, 30], [9.0, 6.9, 6.0]), **shared},
+        {"system": "ours", "run": 0, "steps": steps([3, 5, 7], [10, 20, 30], [9.0, 7.0, 6.0]), **shared},
         {"system": "ours", "run": 1, "steps": steps([3, 4, 5], [10, 20, 30]), **shared},
         {"system": "slow", "run": 0, "steps": steps([8, 12, 16, 20], [10, 20, 30, 40], [9, 8, 7, 6]), **shared},
         {"system": "slow", "run": 1, "steps": steps([8, 12], [10, 20]), **shared},
@@ -143,7 +143,7 @@ def test_training_rates_leave_the_first_step_out_and_seconds_to_loss_are_of_one_
     table = bench.training(raw_training()).set_index(["system", "run"])
     assert table.loc[("ours", 0), "useful_tokens_per_second"] == 5
     assert table.loc[("ours", 1), "useful_tokens_per_second"] == 10
-    assert table.loc[("ours", 0), "steps_to_loss"] == 3  # the loss of `fast` is 6.8
+    assert table.loc[("ours", 0), "steps_to_loss"] == 3  # the loss of `fast` is 6.9
     assert table.loc[("ours", 1), "seconds_to_loss"] == 5
     assert table.loc[("slow", 0), "seconds_to_loss"] == 20
     assert table.loc[("slow", 1), "seconds_to_loss"] == 8 + 4 + 2 * 4, (
@@ -207,10 +207,33 @@ def test_without_a_package_index_peers_are_left_out_in_a_sentence(tmp_path, monk
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PROFILE", "cpu")
     found = bench.available(["evaluation"])
     assert set(found) == {("evaluation", "ours", "default"), ("evaluation", "tutorial", "default")}
     said = [x for x in capsys.readouterr().out.splitlines() if "left out" in x]
     assert len(said) == 1 and said[0].startswith("lm-eval is left out: lm-eval==")
+
+
+def test_the_fast_profile_installs_nothing(capsys):
+    assert all(key[1] in ("ours", "tutorial", "pipeline", "products") for key in bench.available())
+    said = capsys.readouterr().out
+    assert "trl is left out" in said and "litgpt 0.5.13 has no GPT-2" in said
+
+
+def test_the_others_get_transformers_own_model(ask, monkeypatch):
+    from transformers.activations import NewGELUActivation
+
+    seen = {}
+
+    def look(request, base):
+        seen[request["system"]] = {type(m) for m in base.model.modules()}
+        return {}
+
+    for system in ("ours", "tutorial"):
+        entry = bench_systems.System(look, {})
+        monkeypatch.setitem(SYSTEMS["evaluation"], (system, "default"), entry)
+        ask("evaluation", system)
+    assert NewGELUActivation in seen["tutorial"] and NewGELUActivation not in seen["ours"]
 
 
 def test_peers_see_this_environment_and_may_not_replace_it(tmp_path, monkeypatch):

@@ -83,6 +83,7 @@ def test_the_counted_tests_exist():
 
 
 def test_tests_are_counted_by_case_and_a_missing_one_is_a_loss(monkeypatch):
+    monkeypatch.setenv("PROFILE", "cpu")
     monkeypatch.setattr(faults, "TESTS", {
         "pickle": ("test_models.py::test_base_model_that_is_a_pickle",),
         "nothing": ("test_models.py::test_that_is_not_there",),

@@ -53,7 +53,6 @@ from lib import (
     speed,
     tasks,
 )
-from lib.models import _load
 
 started, budget = results.start(), profile.current().performance
 
@@ -131,7 +130,7 @@ bits = tables["evaluation"].groupby(["system", "setting"])["bits_per_byte"].mean
 #   equal tokens, three seeds.
 
 # %%
-base = _load(bench.model_folder(), "random weights", None)
+base = bench.random_base()
 folder, tokens = str(bench.model_folder()), budget.quality_tokens
 quality = pd.DataFrame(bench_quality.quality(folder, base, (0, 1, 2), tokens))
 wide = quality.pivot(index="seed", columns="system", values="held_out_loss")
@@ -170,7 +169,7 @@ expected.round(1)
 #   error that is no sentence. The last rows of the first table are tests of the project, run here and counted.
 
 # %%
-injected = pd.DataFrame(faults.inject() + faults.tested())
+injected = pd.DataFrame(faults.table() + faults.tested())
 injected
 
 # %%
