@@ -157,7 +157,8 @@ def test_attention_of_a_training_is_sdpas_in_output_and_gradients(dtype, p, grou
     inputs = [torch.randn(1, h, 37, 16) for h in (4, heads, heads)]
     found = []
     for own in (True, False):
-        q, k, v = (x.to(dtype if own else torch.float64).requires_grad_() for x in inputs)
+        kind = dtype if own else torch.float64
+        q, k, v = (x.to(kind, copy=True).requires_grad_() for x in inputs)
         if own:
             out = speed.causal_attention(q, k, v, 0.3, p, grouped)
         else:
