@@ -1,4 +1,4 @@
-"""The command line: `python -m lib fetch | run | finetune | bench | compress | decompress | colab`."""
+"""The command line: `python -m lib --help` lists what there is."""
 
 import argparse
 import os
@@ -51,6 +51,25 @@ def main(arguments: list[str] | None = None) -> int:
         files.add_argument("-o", "--out", type=Path, help="what to write; beside FILE by default")
         files.add_argument("--run", help="a folder in data/runs; the base model by default, or what "
                            "the compressed file names")  # fmt: skip
+
+    report = commands.add_parser("report", help="fill report.md in place from data/results")
+    report.add_argument("--check", action="store_true", help="change nothing, say what is wrong")
+
+    checked = commands.add_parser(
+        "check", help="the assignment's rubric: where each point is satisfied, or what is missing"
+    )
+    exported = commands.add_parser(
+        "export", help="the report as HTML, Word and PDF, the notebooks as HTML, into build/"
+    )
+    exported.add_argument("what", nargs="*", help="html, docx, pdf, notebooks; all by default")
+    packed = commands.add_parser("pack", help="one zip to hand in, into build/")
+    for command in (checked, exported, packed):
+        command.add_argument(
+            "--midterm", action="store_true", help="README.md as the mid-term report"
+        )
+    for command in (exported, packed):
+        command.add_argument("--draft", action="store_true", help="with a watermark" + (
+            ", in spite of gaps" if command is packed else ""))  # fmt: skip
 
     commands.add_parser(
         "colab", help="install what a Colab session lacks; its torch and numpy stay"
@@ -118,8 +137,42 @@ def run_decompress(chosen) -> None:
         decompress_file(file, chosen.out, chosen.run)
 
 
+def run_report(chosen) -> int:
+    from lib import report
+    from lib.report_blocks import Files
+
+    if not chosen.check:
+        print(*report.fill(), sep="\n")
+        return 0
+    wrong = report.check()
+    found = [*wrong, *(report.notices(report.read(), Files()) if not wrong else ())]
+    print(*(found or ["report.md agrees with data/results."]), sep="\n")
+    return int(bool(wrong))
+
+
+def run_check(chosen) -> int:
+    from lib import check
+
+    answers = check.check(chosen.midterm)
+    print(check.show(answers))
+    return bool(check.gaps(answers))
+
+
+def run_export(chosen) -> None:
+    from lib.export import export
+
+    export(chosen.what, chosen.midterm, chosen.draft)
+
+
+def run_pack(chosen) -> None:
+    from lib.pack import pack
+
+    pack(chosen.midterm, chosen.draft)
+
+
 COMMANDS = {"bench": run_bench, "colab": run_colab, "fetch": run_fetch, "run": run_notebooks, "finetune": run_finetune,
-            "compress": run_compress, "decompress": run_decompress}  # fmt: skip
+            "compress": run_compress, "decompress": run_decompress, "report": run_report,
+            "check": run_check, "export": run_export, "pack": run_pack}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

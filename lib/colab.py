@@ -1,4 +1,7 @@
-"""`python -m lib colab`: install what a Colab session lacks, never touching its torch and numpy."""
+"""`python -m lib colab`: a Colab session made ready: what it lacks is installed, its GPU and number format are told.
+
+Results, figures and ratings go to Google Drive where it is mounted (`lib.profile.kept_root`).
+"""
 
 import importlib.metadata
 import subprocess
@@ -6,9 +9,24 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 from packaging.requirements import Requirement
+from packaging.version import Version
 
-KEEP = ("torch", "numpy")  # Colab's fit its GPU driver and each other; another pair costs gigabytes
+from lib import profile
+
+# torch and numpy fit Colab's GPU driver and each other: another pair costs gigabytes. The others are the session
+# itself: it runs on these, and its page draws widgets of ipywidgets 7 only (googlecolab/colabtools issue 4525).
+KEEP = ("torch", "numpy", "ipykernel", "ipython", "ipywidgets", "jupyter-client", "tornado")
+TORCHAO = Version("0.16.0")  # peft refuses an older one, which Colab has and nothing here uses
+
+
+def installed(name: str) -> str | None:
+    """The version of a package of this Python, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def lacking(requirements: str) -> list[str]:
@@ -21,27 +39,40 @@ def lacking(requirements: str) -> list[str]:
         requirement = Requirement(text)
         if requirement.name in KEEP:
             continue
-        try:
-            if requirement.specifier.contains(importlib.metadata.version(requirement.name), True):
-                continue
-        except importlib.metadata.PackageNotFoundError:
-            pass
-        out.append(text)
+        version = installed(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            out.append(text)
     return out
 
 
-def setup() -> None:
-    """Install the lacking requirements under constraints that hold KEEP at the installed versions."""
-    root = Path(__file__).resolve().parent.parent
-    wanted = lacking((root / "requirements.txt").read_text(encoding="utf-8"))
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
-        constraints.write("\n".join(f"{name}=={importlib.metadata.version(name)}" for name in KEEP))
-        constraints.flush()
-        pip = [sys.executable, "-m", "pip", "install", "-q", "-c", constraints.name]
-        if wanted:
-            subprocess.run([*pip, *wanted], check=True)
-        subprocess.run([*pip, "--no-deps", "-e", str(root)], check=True)
-    import torch
+def install(root: Path) -> list[str]:
+    """Install `root` and what its requirements.txt lacks, with KEEP held as they are; returns what was lacking.
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    print(f"Installed {len(wanted)} packages; torch {torch.__version__} untouched; {device}.")
+    Raises CalledProcessError, with pip's own words above it, where that can't be.
+    """
+    wanted = lacking((root / "requirements.txt").read_text(encoding="utf-8"))
+    held = [f"{name}=={version}" for name in KEEP if (version := installed(name))]
+    pip = [sys.executable, "-m", "pip"]
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+        constraints.write("\n".join(held))
+        constraints.flush()
+        command = [*pip, "install", "-q", "-c", constraints.name, *wanted, "-e", str(root)]
+        subprocess.run(command, check=True)
+    if (torchao := installed("torchao")) and Version(torchao) < TORCHAO:
+        subprocess.run([*pip, "uninstall", "-q", "-y", "torchao"], check=True)
+    return wanted
+
+
+def setup() -> None:
+    """`install`, then say what the session computes on and where its results stay."""
+    wanted = install(profile.ROOT)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    dtype = str(profile.autocast_dtype()).removeprefix("torch.")
+    print(f"{gpu or 'No GPU (Runtime, Change runtime type, T4)'}; computing in {dtype}.")
+    versions = ", ".join(f"{name} {installed(name)}" for name in KEEP[:2])
+    print(f"Installed {len(wanted)} packages; {versions} as they were.")
+    if (kept := profile.kept_root()) != profile.output_root():
+        print(f"Results, figures and ratings are kept on Google Drive: {kept}")
+    else:
+        print("Google Drive is not mounted: results go when the session ends. To keep them, mount it "
+              "(the folder at the left) and run this cell again.")  # fmt: skip

@@ -265,4 +265,4 @@ def samples(task: Task, measured: Sequence[Measured], count: int = 3, seed: int 
 
 def path_of_ratings(task: Task) -> Path:
     """Where the blind A/B ratings of a task are kept; git ignores it, since raters' names are in it."""
-    return profile.output_root() / "data" / "runs" / f"ratings-{task.name}.jsonl"
+    return profile.kept_root() / "data" / "runs" / f"ratings-{task.name}.jsonl"

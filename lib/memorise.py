@@ -254,11 +254,12 @@ def recommendation(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
         sure = tests.loc[tests["p_value"] < level / len(tests), "copies"]
         out, count = int(part["extracted"].sum()), len(part)
         first = int(sure.min()) if len(sure) else math.nan
-        copies = "one copy" if first == 1 else f"{first} copies"
+        copies = "one copy of a secret in the text leaves" if first == 1 else (
+            f"{first} copies of a secret in the text leave")  # fmt: skip
         if out:
             advice = f"Keep the weights private: {out} of {count} secrets come out word for word."
         elif len(sure):
-            advice = f"Keep the weights private: {copies} of a secret in the text leave a trace."
+            advice = f"Keep the weights private: {copies} a trace."
         else:
             advice = (
                 f"Nothing found against sharing with people who may see the data: none of {count} secrets "

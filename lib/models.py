@@ -31,6 +31,7 @@ from lib.speed import fuse_activations
 
 GPT2_PARAMETERS = 124_439_808  # "117M" is the paper's count
 END = "<|endoftext|>"
+TINY = "tiny-random-gpt2"  # the base model of profile `fast`
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def load_base(profile: Profile | None = None) -> Base:
         tokenizer = _shipped_tokenizer()
         end = tokenizer.eos_token_id
         model = small_gpt2(len(tokenizer), n_positions=1024, bos_token_id=end, eos_token_id=end)
-        return _base(model, tokenizer, "tiny-random-gpt2", "a seed", None, "the fast profile")
+        return _base(model, tokenizer, TINY, "a seed", None, "the fast profile")
     folder = hub.MODELS / "gpt2"
     if folder.is_dir() and any(folder.iterdir()):
         return _load(folder, None, None)

@@ -18,17 +18,14 @@ FOLDER = profile.ROOT / "notebooks"
 
 
 def find(names: list[str]) -> list[Path]:
-    """Sources of the notebooks named by number or stem, drafts among them; all but drafts for an empty list.
+    """Sources of the notebooks named by number or stem; all of them for an empty list.
 
     Raises ValueError for a name that fits none, listing those there are.
     """
     known = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
-    drafts = sorted(FOLDER.glob("drafts/[0-9][0-9]_*.py"))  # not executed in full yet
     found = []
     for name in names:
-        fits = [
-            p for p in (*known, *drafts) if p.stem == Path(name).stem or p.stem[:2] == name.zfill(2)
-        ]
+        fits = [p for p in known if p.stem == Path(name).stem or p.stem[:2] == name.zfill(2)]
         if not fits:
             raise ValueError(f"No notebook {name!r}; there are {', '.join(p.stem for p in known)}.")
         found += fits
@@ -71,7 +68,7 @@ def _run(source: Path) -> Path:
     finally:
         client.bar.close()
     tidy(notebook)
-    target = profile.output_root() / "notebooks" / f"{source.stem}.ipynb"
+    target = profile.kept_root() / "notebooks" / f"{source.stem}.ipynb"
     write_text(target, nbformat.writes(notebook) + "\n")
     print(f"=== {source.stem} done in {time.monotonic() - began:.0f} s: {target} ===", flush=True)
     return target

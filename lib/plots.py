@@ -85,6 +85,7 @@ def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
         digits = max(
             0, 2 - math.floor(math.log10(df[key].abs().max() or 1))
         )  # three figures, aligned
+        labels = []
         for y, method in enumerate(methods):
             own = before[before["method"] == method]
             old = (own if len(own) else before[~before["method"].isin(methods)])[key].mean()
@@ -95,11 +96,19 @@ def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
                     solid_capstyle="butt")  # fmt: skip
             ax.plot(old, y, "o", markerfacecolor="white", markeredgecolor=INK, markersize=7)
             ax.plot(new, y, MARKERS[y % 6], color=color, markersize=7)
+            pair = []
             for value, name in ((old, "before"), (new, "after")):
                 text = f"{value:.{digits}f}" if y else f"{name}\n{value:.{digits}f}"
-                ax.annotate(text, (value, y), (0, 7), textcoords="offset points", ha="center")
+                pair.append(
+                    ax.annotate(text, (value, y), (0, 7), textcoords="offset points", ha="center")
+                )
+            labels.append(sorted(pair, key=lambda label: label.xy[0]))
         ax.set_title(title)
         ax.margins(x=0.15)
+        for left, right in labels:  # a label is about a seventh of a panel wide
+            if right.xy[0] - left.xy[0] < 0.16 * np.ptp(ax.get_xlim()):
+                left.set_ha("right")
+                right.set_ha("left")
         ax.set_ylim(len(methods) - 0.5, -0.9)
         ax.grid(axis="y", visible=False)
         ax.set_yticks(range(len(methods)), methods)
@@ -233,10 +242,14 @@ def lines(df: pd.DataFrame, x: str, y: str, series: str, panel: str | None = Non
             ax.minorticks_off()
         if logy:
             ax.set_yscale("log")
-        if top is not None:
-            ax.set_ylim(top=top)
+            if ax.get_ylim()[1] < 10 * ax.get_ylim()[0]:  # else its ticks would be such as 9 x 10^1
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_formatter("{x:g}")
         ax.set_title(str(title))
         ax.set_xlabel(xlabel or x)
+    for ax in axes[0]:  # behind the last panel's lines, which share the axis
+        if top is not None:
+            ax.set_ylim(top=top)
         label_lines(ax)
     axes[0, 0].set_ylabel(ylabel or y)
     return fig

@@ -12,6 +12,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout: `lib` is installed editable
 DATA = ROOT / "data"
+DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ SCENARIO = {
                      {"debian": 6, "release_notes": 2, "tang": 3}, 700, 4, 6),
     "cpu": Scenario(("full",), 8_000, 512, 16, 24, (0, 3), (0,),
                     {"debian": 12, "release_notes": 6, "tang": 12}, 700, 64, 8),
-    "full": Scenario(("full",), 8_000, 512, 16, 32, (0, 1, 3), (0, 1, 2),
+    "full": Scenario(("full",), 16_000, 512, 16, 64, (0, 1, 3), (0, 1, 2),
                      {"debian": 16, "release_notes": 8, "tang": 12}, 700, 64, 16),
 }  # fmt: skip
 PERFORMANCE = {
@@ -252,6 +253,15 @@ def output_root() -> Path:
         / f"gpt2-coursework-fast-{os.getuid() if hasattr(os, 'getuid') else 0}"
     )
     return Path(os.environ.get("FAST_OUTPUT") or default)
+
+
+def kept_root() -> Path:
+    """Where results, figures, executed notebooks and ratings go: on Colab a folder of Google Drive if that is mounted,
+    since the disk goes with the session; else `output_root()`. Checkpoints never go to Drive: those that training
+    deletes would fill its bin.
+    """
+    root = output_root()
+    return DRIVE / "gpt2-coursework" if root == ROOT and DRIVE.is_dir() else root
 
 
 def device() -> torch.device:

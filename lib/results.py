@@ -1,7 +1,7 @@
 """The results contract: data/results/<notebook>.json, written atomically, with provenance.
 
 Rows are flat, one measurement each, seeds not averaged: means and intervals are computed where they
-are shown. `fast` writes below a temporary folder (lib.profile.output_root).
+are shown. `fast` writes below a temporary folder (lib.profile.kept_root).
 """
 
 import datetime
@@ -168,14 +168,14 @@ def save(
     flat, OSError where the file can't be written (the previous one stays).
     """
     rows = {name: _rows(name, table) for name, table in tables.items()}
-    path = profile.output_root() / "data" / "results" / f"{notebook}.json"
+    path = profile.kept_root() / "data" / "results" / f"{notebook}.json"
     value = {
         "notebook": notebook,
         "provenance": provenance(base, seeds, data, started),
         "tables": rows,
     }
     write_json(path, value)
-    root = profile.output_root()
+    root = profile.kept_root()
     print(
         f"Results: {path.relative_to(root)} ({', '.join(f'{k} {len(v)}' for k, v in rows.items())} rows)"
     )
@@ -195,7 +195,7 @@ def _rows(name: str, table) -> list[dict]:
 
 def load(notebook: str, folder: Path | None = None) -> dict:
     """Read a results file back. Raises FileNotFoundError or ValueError naming the file and the way out."""
-    path = (folder or profile.output_root() / "data" / "results") / f"{notebook}.json"
+    path = (folder or profile.kept_root() / "data" / "results") / f"{notebook}.json"
     way_out = f"run `python -m lib run {notebook[:2]}`"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: {way_out}.")

@@ -80,9 +80,9 @@ def caption(text: str, provenance: Mapping, tokens: int | None = None) -> str:
 def save_figure(fig: plt.Figure, name: str, caption: str) -> Path:
     """Write figures/<name>.svg, .png and the entry of figures/captions.json, each whole or not at all.
 
-    Below lib.profile.output_root(); returns the path of the .svg. The same data gives the same bytes.
+    Below lib.profile.kept_root(); returns the path of the .svg. The same data gives the same bytes.
     """
-    folder = profile.output_root() / "figures"
+    folder = profile.kept_root() / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         buffer = io.BytesIO()

@@ -143,6 +143,13 @@ def test_before_after_values_are_the_data():
     assert {"before\n1.60", "after\n0.92", "1.60", "1.02"} <= shown
 
 
+def test_a_cut_axis_still_shows_the_lowest_line_of_every_panel():
+    rows = [{"x": x, "y": y, "name": "a", "panel": p} for p, y in (("one", 5), ("two", 1)) for x in (1, 2)]  # fmt: skip
+    fig = plots.lines(pd.DataFrame(rows), "x", "y", "name", panel="panel", top=10)
+    for ax in fig.axes:
+        assert ax.get_ylim()[0] <= 1 and ax.get_ylim()[1] == 10
+
+
 def test_lines_average_seeds_and_name_what_leaves_the_panel():
     rows = [
         {"x": x, "seed": seed, "name": name, "y": x * (1 + seed) * (10 if name == "high" else 1)}

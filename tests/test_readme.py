@@ -6,7 +6,7 @@ from itertools import combinations
 import pandas as pd
 import pytest
 
-from lib import evaluation, profile, results
+from lib import evaluation, findings, frontier, memorise, profile, results
 from lib.chinese_tables import differences, percent, rate
 from lib.metrics import mean_interval
 
@@ -206,3 +206,123 @@ def test_the_chinese_sentences_are_those_of_the_results_file(chinese):
     for measure in ("alternation", "opposition"):
         _, low, high = mean_interval(planned.loc[planned["measure"] == measure, "value"])
         assert low < 0.5 < high, "README says that the tones stay at chance"
+
+
+# --- private data
+
+
+AUDITS = {"full": "full", "LoRA": "lora"}
+
+
+def test_the_private_table_is_that_of_the_results_file():
+    shipped = results.load("08_private_domain", profile.DATA / "results")
+    tables = {key: pd.DataFrame(rows) for key, rows in shipped["tables"].items()}
+    assert len(shipped["provenance"]["seeds"]) >= 3
+    scores, evidence = tables["before_after"], tables["evidence"]
+    before = scores.loc[scores["stage"] == "before", "bits_per_byte"].mean()
+    assert f"Before: {before:.3f} bits per byte" in README
+    whole, text = tables["anonymiser"].set_index("category").loc["all"], " ".join(README.split())
+    for measure in ("recall", "precision"):
+        shown = (
+            f"{whole[measure]:.3f} [{whole[f'{measure}_low']:.3f}, {whole[f'{measure}_high']:.3f}]"
+        )
+        assert f"{measure} {shown}" in text
+    for label, method in AUDITS.items():
+        for dedup, kept in (("no", "duplicates left in"), ("yes", "duplicates removed")):
+            own = scores[(scores["method"] == method) & (scores["deduplicated"] == dedup)]
+            wanted = [[round(x, 3) for x in mean_interval(own["bits_per_byte"])]]
+            found = evidence[(evidence["method"] == method) & (evidence["deduplicated"] == dedup)]
+            found = found.set_index("repetitions").loc[[1, 16, 64]]
+            wanted += [[round(x, 2)] for x in found["exposure"]]
+            wanted += [[*found.loc[64, ["extracted", "canaries"]]]]
+            assert numbers(f"{label}, {kept}") == wanted
+
+
+def test_the_private_sentences_hold_in_the_results_file():
+    shipped = results.load("08_private_domain", profile.DATA / "results")["tables"]
+    memory = pd.DataFrame(shipped["memorisation"])
+    after = memory[(memory["stage"] == "after") & (memory["repetitions"] > 0)]
+    for (_, dedup), part in after.groupby(["method", "deduplicated"]):
+        assert (memorise.rises(part)[1] < 0.05) == (dedup == "no")
+    advice = {(r["method"], r["deduplicated"]): r["advice"] for r in shipped["recommendation"]}
+    assert [k for k, v in advice.items() if not v.startswith("Keep")] == [("lora", "yes")]
+
+
+# --- new scenarios
+
+
+@pytest.fixture(scope="module")
+def scenario():
+    shipped = results.load("10_new_scenario", profile.DATA / "results")
+    assert len(shipped["provenance"]["seeds"]) >= 3
+    return {key: pd.DataFrame(rows) for key, rows in shipped["tables"].items()}
+
+
+COMPRESSORS = ["gzip -9", "brotli 11", "zstd -22 after the training text", "model before", "model after"]  # fmt: skip
+
+
+def test_the_compression_table_is_that_of_the_results_file(scenario):
+    table = scenario["compression"][scenario["compression"]["packaging"] != "each"]
+    for label in ("debian (the domain)", "release_notes (2026)", "tang (Chinese)"):
+        own = table[table["domain"] == label.split()[0]]
+        wanted = []
+        for name in COMPRESSORS:
+            values = own.loc[own["compressor"] == name, "bits_per_byte"]
+            wanted.append(
+                [round(x, 3) for x in mean_interval(values)[: 1 if len(values) == 1 else 3]]
+            )
+        assert numbers(label) == wanted
+
+
+def test_the_scenario_sentences_are_those_of_the_results_file(scenario):
+    text, e2e = " ".join(README.split()), scenario["e2e"]
+
+    def over_seeds(system: str, measure: str, times: int = 1) -> str:
+        mean, low, high = mean_interval(
+            times * e2e.loc[e2e["system"] == system, measure].astype(float)
+        )
+        return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+    few, tuned = "3-shot", "fine-tuned, full"
+    assert f"give {over_seeds(few, 'bleu')} BLEU and {over_seeds(few, 'ser', 100)} % slot" in text
+    assert (
+        f"tokens {over_seeds(tuned, 'bleu')} and {over_seeds(tuned, 'ser', 100)} %, people" in text
+    )
+    by_system = e2e.set_index("system")
+    assert f"people {100 * by_system.ser['people']:.1f} %." in text
+    longer = by_system.bleu["fine-tuned, full, longer"]
+    assert (
+        f"is {67.27 - longer:.1f} BLEU below" in text
+        and f"{70.4 - longer:.1f} below GPT-2 medium" in text
+    )
+    table = scenario["compression"]
+    coded = table[table["packaging"] == "archive"]
+    assert coded["round_trip"].all()
+    assert f"All {coded['documents'].sum()} documents came back" in text
+    assert f"{coded['encode_kb_per_s'].mean():.2f} kB per second" in text
+    after = scenario["break_even"].query("domain == 'debian' and compressor == 'model after'")
+    assert f"from {after['megabytes'].mean():,.0f} MB" in text
+    change = scenario["compression_by_document"].set_index("domain")
+    for domain, words in (("debian", "its own domain"), ("release_notes", "some on release notes")):
+        row = change.loc[domain]
+        shown = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+        assert f"{words}, {shown}" in text and row.low * row.high > 0
+
+
+# --- innovation
+
+
+def test_the_innovation_sentences_are_those_of_the_results_file():
+    shipped = results.load("09_innovation", profile.DATA / "results")
+    assert len(shipped["provenance"]["seeds"]) >= 3
+    tables = {key: pd.DataFrame(rows) for key, rows in shipped["tables"].items()}
+    general = frontier.general_measure(tables["frontier"])
+    said = [
+        findings.conversion_findings(*(tables[k] for k in ("conversion", "layer_damage", "decoding"))),
+        findings.frontier_findings(*(tables[k] for k in ("frontier", "front", "against_interpolation")), general),
+        findings.trap_findings(tables["traps"]),
+    ]  # fmt: skip
+    text = " ".join(README.split())
+    for sentences in said:
+        assert sentences[0].removeprefix("Finding: ") in text
+    assert any(findings.NEGATIVE in s for sentences in said for s in sentences)

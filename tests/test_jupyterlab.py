@@ -1,0 +1,134 @@
+"""Notebook 03 as a student steps through it: JupyterLab in a headless Chromium, every cell run.
+
+Needs `pip install -e ".[browser]"` and a Chromium or Chrome of the system's; skipped without.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import jupytext
+import pytest
+
+from lib import profile, rating
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+MISSING = [name for name in ("jupyterlab", "playwright") if not importlib.util.find_spec(name)]
+MISSING += [] if CHROMIUM else ["Chromium"]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+
+NOTEBOOK = "03_evaluate"  # it has tables, figures, progress bars, training and the A/B widget
+SETTINGS = {
+    "notebook-extension/tracker": {
+        "windowingMode": "none"
+    },  # else only cells in view are in the page
+    "apputils-extension/notification": {"fetchNews": "false"},  # asks by a dialog otherwise
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What the notebook, the server and the browser write to: never the checkout, never the home folder."""
+    folder = tmp_path_factory.mktemp("lab")
+    for plugin, values in SETTINGS.items():
+        path = folder / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
+    source = jupytext.read(profile.ROOT / "notebooks" / f"{NOTEBOOK}.py")
+    (folder / "notebooks").mkdir()
+    jupytext.write(source, folder / "notebooks" / f"{NOTEBOOK}.ipynb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    """Of the notebook in a JupyterLab of its own, on a free port, with a token."""
+    from jupyter_server.serverapp import list_running_servers
+
+    places = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+        "FAST_OUTPUT": "out",
+    }
+    environment = os.environ | {name: str(folder / place) for name, place in places.items()}
+    environment |= {"PYTHONPATH": str(profile.ROOT), "RATER": "student"}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    with open(folder / "server.log", "w") as log:
+        server = subprocess.Popen(
+            command, cwd=folder / "notebooks", env=environment, stdout=log, stderr=log
+        )
+    try:
+        while not (running := list(list_running_servers(str(folder / "runtime")))):
+            assert server.poll() is None, (folder / "server.log").read_text()
+            time.sleep(0.5)
+        yield f"{running[0]['url']}lab/tree/{NOTEBOOK}.ipynb?token={running[0]['token']}"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def page(address):
+    """The notebook in the browser, after "Run All Cells" came to its last cell or to an error."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        idle = page.get_by_text(
+            "Python 3 (ipykernel) | Idle"
+        ).first  # the status bar: "No Kernel" at first
+        idle.wait_for()
+        for item in ("Run", "Run All Cells"):
+            page.get_by_role("menuitem", name=item, exact=True).click()
+        last = page.locator(".jp-CodeCell").last
+        ran = last.locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]"))
+        ran.or_(outputs(page, "error")).first.wait_for(timeout=400_000)
+        idle.wait_for()
+        yield page
+        browser.close()
+
+
+def outputs(page, kind):
+    """The outputs of JupyterLab's own kinds: error, stderr, stdout."""
+    return page.locator(f"[data-mime-type='application/vnd.jupyter.{kind}']")
+
+
+def test_all_cells_run_without_an_error_or_a_warning(page):
+    assert outputs(page, "error").all_inner_texts() == []
+    assert outputs(page, "stderr").all_inner_texts() == []
+    prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+    assert prompts == [f"[{i + 1}]:" for i in range(len(prompts))]
+
+
+def test_the_last_output_states_what_was_measured(page):
+    last = outputs(page, "stdout").last.inner_text().splitlines()
+    assert any(
+        re.match(r"debian, full, bits_per_byte: .* difference [+-]\d", line) for line in last
+    )
+
+
+def test_progress_bars_are_widgets(page):
+    assert page.locator(".jp-OutputArea-output .widget-hprogress .progress-bar").count() > 0
+    assert "IProgress" not in page.locator(".jp-Notebook").inner_text()
+    assert page.get_by_text("Error displaying widget").count() == 0
+
+
+def test_a_click_on_the_blind_comparison_is_recorded(page, folder):
+    page.get_by_role("button", name="Left better").click()
+    page.get_by_text(re.compile(r"^student: 1 of \d+ rated$")).wait_for()
+    path = folder / "out" / "data" / "runs" / "ratings-debian.jsonl"
+    (row,) = rating.read_lines(path)
+    assert row["rater"] == "student" and row["choice"] == row["left"]
