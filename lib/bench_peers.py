@@ -7,9 +7,7 @@ installed here is replaced or fetched a second time, torch above all.
 import importlib.metadata
 import json
 import os
-import re
 import subprocess
-import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -42,17 +40,10 @@ def python(peer: str) -> str:
             venv.create(home, with_pip=True)
             _see_this_environment(home)
         write_text(home / "constraints.txt", "\n".join(installed()) + "\n")
-        command = [
-            str(made),
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "-c",
-            str(home / "constraints.txt"),
-            PEERS[peer],
-        ]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT)
+        pip = [str(made), *"-m pip install -q -c".split(), str(home / "constraints.txt")]
+        subprocess.run(
+            [*pip, PEERS[peer]], check=True, capture_output=True, text=True, timeout=TIMEOUT
+        )
     except (OSError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         raise Unavailable(
@@ -81,15 +72,3 @@ def _see_this_environment(home: Path) -> None:
     )
     paths = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     write_text(found / "project.pth", "\n".join(paths) + "\n")
-
-
-def version(peer: str) -> str:
-    return (
-        re.split("==", PEERS[peer])[1]
-        if peer in PEERS
-        else importlib.metadata.version("transformers")
-    )
-
-
-def own() -> str:
-    return sys.executable
