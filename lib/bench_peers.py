@@ -40,7 +40,7 @@ def python(peer: str) -> str:
             venv.create(home, with_pip=True)
             _see_this_environment(home)
         write_text(home / "constraints.txt", "\n".join(installed()) + "\n")
-        pip = [str(made), *"-m pip install -q -c".split(), str(home / "constraints.txt")]
+        pip = [str(made), "-m", "pip", "install", "-q", "-c", str(home / "constraints.txt")]
         subprocess.run(
             [*pip, PEERS[peer]], check=True, capture_output=True, text=True, timeout=TIMEOUT
         )
