@@ -117,8 +117,9 @@ def run_finetune(chosen) -> None:
 def run_bench(chosen) -> None:
     from lib import bench
 
-    raw = bench.measure(chosen.what or bench.KINDS, chosen.runs)
-    bench.save_raw(raw)
+    kinds = chosen.what or bench.KINDS
+    raw = bench.measure(kinds, chosen.runs)
+    bench.keep(raw, kinds, chosen.runs)
     print(bench.shown(bench.tables(raw)))
 
 

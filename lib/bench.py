@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pandas as pd
@@ -210,7 +211,7 @@ def tables(raw: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """All tables of one `measure`, with `ratios` and `limits` where their parts are there."""
     made = {kind: TABLES[kind](frame) for kind, frame in raw.items() if len(frame)}
     made["ratios"] = ratios(made)
-    if {"training", "ceiling"} <= set(made):
+    if "ceiling" in made:
         made["limits"] = limits(made)
     return made
 
@@ -230,32 +231,41 @@ def ratios(made: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def flop_per_useful_token() -> float:
-    """Model FLOP behind one target token of the task `debian` in training, with the prompt's share in it.
+def flop_per_useful_token(kind: str = "training") -> float:
+    """Model FLOP behind one target token of the task `debian` in `training` or `evaluation`, its prompt's share in it.
 
     Forward 2 FLOP per weight and token, backward twice that (Kaplan et al. 2020, arXiv:2001.08361, section 2.1); the
     output layer for targets alone; attention's two products over half a document on average. Embeddings look up.
     """
-    p = profile.current().performance
+    p, task = profile.current().performance, load_task("debian")
     tokenizer = gpt2_tokenizer() if p.gpt2_tokens else _shipped_tokenizer()
-    documents = encode(tokenizer, load_task("debian").train[:500], 1_024)
+    examples, passes = (
+        (task.train[:500], 3) if kind == "training" else (task.test[: p.documents], 1)
+    )
+    documents = encode(tokenizer, examples, 1_024)
     targets = sum(len(d.input_ids) - d.prompt_length for d in documents)
     lengths = [len(d.input_ids) for d in documents]
-    body = 6 * 12 * p.n_layer * p.n_embd**2 * sum(lengths)
-    attention = 6 * p.n_layer * p.n_embd * sum(n * n for n in lengths)
-    return (body + attention) / targets + 6 * p.n_embd * len(tokenizer)
+    body = 2 * 12 * p.n_layer * p.n_embd**2 * sum(lengths)
+    attention = 2 * p.n_layer * p.n_embd * sum(n * n for n in lengths)
+    return passes * ((body + attention) / targets + 2 * p.n_embd * len(tokenizer))
 
 
 def limits(made: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Each training system's model FLOP against the ceiling of the same run: system, setting, run, gflops, share.
+    """Model FLOP of trainings and evaluations against the ceiling of the same run: kind, system, setting, run, gflops,
+    share.
 
     Padding, recomputation and logits that no loss needs are time and no model FLOP: MFU in the sense of Chowdhery et
     al. 2022, arXiv:2204.02311, appendix B, with the machine's own matrix products as its peak: the faster format's.
     """
     top = made["ceiling"].groupby("run")["gflops"].max()
-    out = made["training"][["system", "setting", "run", "useful_tokens_per_second"]].copy()
-    out["gflops"] = out.pop("useful_tokens_per_second") * flop_per_useful_token() / 1e9
-    return out.assign(share=out["gflops"] / out["run"].map(top))
+    parts = []
+    for kind in ("training", "evaluation"):
+        if kind in made:
+            out = made[kind][["system", "setting", "run"]].copy()
+            out.insert(0, "kind", kind)
+            out["gflops"] = made[kind][SPEED[kind]] * flop_per_useful_token(kind) / 1e9
+            parts.append(out.assign(share=out["gflops"] / out["run"].map(top)))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def summary(made: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -290,14 +300,45 @@ def shown(made: dict[str, pd.DataFrame]) -> str:
     if "ceiling" in made:
         for dtype, part in made["ceiling"].groupby("dtype"):
             lines.append(f"ceiling, {dtype}: {statistics.median(part['gflops']):.0f} GFLOP/s")
-    if "limits" in made:
-        for (system, setting), part in made["limits"].groupby(["system", "setting"], sort=False):
-            lines.append(f"{system} ({setting}): {part['share'].median():.0%} of the ceiling")
+    if len(made.get("limits", ())):
+        groups = made["limits"].groupby(["kind", "system", "setting"], sort=False)
+        for (kind, system, setting), part in groups:
+            lines.append(
+                f"{kind}, {system} ({setting}): {part['share'].median():.0%} of the faster ceiling"
+            )
     return "\n".join(lines)
 
 
-def save_raw(raw: dict[str, pd.DataFrame]) -> Path:
-    """The raw answers beside the runs, so that tables can be made again without measuring."""
-    path = profile.output_root() / "data" / "runs" / "bench-raw.json"
-    write_text(path, json.dumps({k: v.to_dict("records") for k, v in raw.items()}))
-    return path
+def measured() -> dict[str, pd.DataFrame]:
+    """The answers that a whole `python -m lib bench` left on this machine with these budgets, else new ones."""
+    path = _kept()
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["conditions"] == _conditions(KINDS, None):
+            print(
+                f"Measured by `python -m lib bench`, {kept['measured']}; that command measures again."
+            )
+            return {kind: pd.DataFrame(rows) for kind, rows in kept["answers"].items()}
+    raw = measure()
+    keep(raw, KINDS, None)
+    return raw
+
+
+def keep(raw: dict[str, pd.DataFrame], kinds: Sequence[str], runs: int | None) -> None:
+    """The answers beside the runs, so that notebook 11 need not measure again."""
+    kept = {
+        "conditions": _conditions(kinds, runs),
+        "measured": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "answers": {kind: frame.to_dict("records") for kind, frame in raw.items()},
+    }
+    write_text(_kept(), json.dumps(kept))
+
+
+def _kept() -> Path:
+    return profile.output_root() / "data" / "runs" / "bench.json"
+
+
+def _conditions(kinds: Sequence[str], runs: int | None) -> dict:
+    load = profile.current().performance
+    return {"load": json.loads(json.dumps(asdict(load))), "kinds": sorted(kinds), "runs": runs or load.runs,
+            "device": device_name(), "torch": torch.__version__}  # fmt: skip

@@ -40,19 +40,8 @@ import inspect
 import pandas as pd
 from IPython.display import Code, display
 
-from lib import (
-    bench,
-    bench_plots,
-    bench_quality,
-    faults,
-    fuzz,
-    plots,
-    profile,
-    results,
-    scaling,
-    speed,
-    tasks,
-)
+from lib import bench, bench_findings, bench_plots, bench_quality, faults, fuzz, plots, profile
+from lib import results, scaling, speed, tasks
 
 started, budget = results.start(), profile.current().performance
 
@@ -95,7 +84,7 @@ for kind, systems in bench.SYSTEMS.items():
         )
 
 # %%
-raw = bench.measure()
+raw = bench.measured()
 tables = bench.tables(raw)
 print(bench.shown(tables))
 
@@ -193,23 +182,15 @@ path = results.save("11_performance", tables, seeds=(0, 1, 2), data=data, starte
 # - Stated from this run's numbers, with the marks beside them.
 
 # %%
-for r in tables["ratios"].dropna(subset="mark").itertuples():
-    verdict = "met" if r.ratio >= r.mark else "not met"
-    print(f"{r.kind:10} {r.system} ({r.setting}): {r.ratio:.2f} times [{r.low:.2f}, {r.high:.2f}], "
-          f"mark {r.mark:g}: {verdict}")  # fmt: skip
-own = tables["limits"].query("system == 'ours'")["share"]
-print(f"Training reaches {own.median():.0%} of the machine's matrix products; mark 60 %.")
-worst = (wide["ours"] / wide["plain"] - 1).max()
-print(f"Held-out loss against plain float32: {worst:+.2%} at worst; mark 0.5 %.")
+for line in bench_findings.speed_findings(tables) + bench_findings.equal_findings(tables):
+    print(line)
+
+# %% [markdown]
+# - How cost grows, and what the faults left.
 
 # %%
-line = fitted.query("axis == 'batch'").iloc[0]
-print(
-    f"A step: {line.fixed:.2f} s fixed and {line.each:.2f} s for each row of {4 * (budget.padded // 4)} tokens."
-)
-context = fitted.query("axis == 'context' and measure == 'step_seconds'").iloc[0]
-print(f"Time grows as the length to the {context.exponent:.2f}.")
-print(f"{injected['injected'].sum():,} faults injected, {injected['lost'].sum()} with a loss.")
+for line in bench_findings.cost_findings(fitted) + bench_findings.fault_findings(injected):
+    print(line)
 
 # %% [markdown]
 # How to read it:
@@ -221,8 +202,7 @@ print(f"{injected['injected'].sum():,} faults injected, {injected['lost'].sum()}
 #
 # ## What it does not show
 #
-# - One machine, two cores, one model size. On a GPU kernels are launched rather than cache lines filled: padding costs
-#   the same share, the loss in pieces less, and the optimizer little.
+# - One machine, two cores, one model size. Nothing here was measured on a GPU; the estimates are no measurement.
 # - The learning rate is the same for all systems and suits random weights; seconds to a loss from a pretrained start
 #   would differ.
 # - litgpt is not in the table: it has no GPT-2. Its nearest, pythia-160m, is another model.

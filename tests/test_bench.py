@@ -162,7 +162,14 @@ def test_limits_are_model_flop_over_the_faster_products():
     made = {"training": bench.training(raw_training()),
             "ceiling": pd.DataFrame([{"device": "d", "dtype": t, "run": r, "gflops": g}
                                      for r in (0, 1) for t, g in (("float32", 1.0), ("bfloat16", 4.0))])}  # fmt: skip
-    table = bench.limits(made).set_index(["system", "run"])
+    made["evaluation"] = pd.DataFrame(
+        [{"system": "ours", "setting": "default", "run": 0, "tokens_per_second": 7.0}]
+    )
+    both = bench.limits(made).set_index("kind")
+    assert both.loc["evaluation", "gflops"] == pytest.approx(
+        7 * bench.flop_per_useful_token("evaluation") / 1e9
+    )
+    table = both.loc["training"].set_index(["system", "run"])
     flop = bench.flop_per_useful_token()
     assert table.loc[("ours", 1), "share"] == pytest.approx(10 * flop / 1e9 / 4)
     assert table.loc[("ours", 1), "gflops"] == pytest.approx(10 * flop / 1e9)
@@ -179,6 +186,10 @@ def test_flop_of_a_token_are_six_times_the_weights_and_the_prompts_share():
     assert (
         low < bench.flop_per_useful_token() < 1.7 * low
     )  # attention is the rest, much in a tiny model
+    # forward is a third of a step; other documents have another share of prompts
+    assert bench.flop_per_useful_token("evaluation") * 3 == pytest.approx(
+        bench.flop_per_useful_token(), rel=0.15
+    )
 
 
 def test_shown_and_the_figure_name_every_system():
@@ -288,6 +299,24 @@ def test_a_peer_that_fails_is_left_out_and_ours_is_not(monkeypatch):
     failing.append("ours")
     with pytest.raises(RuntimeError, match="broken"):
         bench.measure(["generation"], 2)
+
+
+def test_the_notebook_takes_what_the_command_measured_and_nothing_else(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(bench, "_kept", lambda: tmp_path / "bench.json")
+    raw = {kind: pd.DataFrame([{"system": "ours", "run": 0}]) for kind in bench.KINDS}
+    calls = []
+    monkeypatch.setattr(bench, "measure", lambda *given: calls.append(given) or raw)
+    bench.keep(raw, ["generation"], None)  # a part of it
+    assert bench.measured() is raw and len(calls) == 1
+    again = bench.measured()
+    assert len(calls) == 1 and "measured by" in capsys.readouterr().out.lower()
+    assert {kind: frame.to_dict("records") for kind, frame in again.items()} == {
+        kind: frame.to_dict("records") for kind, frame in raw.items()
+    }
+    monkeypatch.setattr(bench, "device_name", lambda: "another machine")
+    assert bench.measured() is raw and len(calls) == 2
 
 
 def test_the_base_that_ours_trains_is_left_alone(ask, model):
