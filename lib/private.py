@@ -216,7 +216,7 @@ CHANCE = 0.01  # p-values below are told as above chance: with 5 such sentences,
 
 def named(method: str, deduplicated: str) -> str:
     """A condition of the tables in words."""
-    return f"{method}, duplicates {'removed' if deduplicated == 'yes' else 'left in'}"
+    return f"{'LoRA' if method == 'lora' else method}, duplicates {'removed' if deduplicated == 'yes' else 'left in'}"
 
 
 def findings(scores: pd.DataFrame, memory: pd.DataFrame, continued: pd.DataFrame) -> list[str]:
@@ -249,11 +249,13 @@ def findings(scores: pd.DataFrame, memory: pd.DataFrame, continued: pd.DataFrame
             f"{who}: {row.exposure:.2f} bits over {row.canaries} canaries ({_p(row.p_value)}), {odd}."
         )
     for who, part in continued.groupby(["stage", *keys], sort=False):
-        share = part.groupby("split")["share"].mean()
+        told = part.groupby("split")[["verbatim", "documents"]].sum()
+        train, test = (
+            f"{r.verbatim} of {r.documents}" for r in told.loc[["train", "test"]].itertuples()
+        )
         name = "Before training" if who[0] == "before" else named(*who[1:])
         out.append(
-            f"{name}: {share['train']:.1%} of training documents are continued word for word, {share['test']:.1%} of "
-            "held-out ones."
+            f"{name}: {train} training documents are continued word for word, {test} held-out ones, seeds together."
         )
     return out
 

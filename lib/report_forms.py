@@ -37,8 +37,14 @@ def number(x: float, digits: int = 3) -> str:
 
 def interval(values: Sequence[float], digits: int = 3, sign: bool = False) -> str:
     """Mean and 95 % t interval over seeds: "1.042 [1.038, 1.045]"; the mean alone where one seed has none."""
-    mean, low, high = mean_interval(pd.Series(values, dtype=float).dropna())
+    return span(*mean_interval(pd.Series(values, dtype=float).dropna()), digits, sign)
+
+
+def span(mean: float, low: float, high: float, digits: int = 3, sign: bool = False) -> str:
+    """Like "1.042 [1.038, 1.045]"; the mean alone where the bounds are nan, `-` where it is nan itself."""
     form = f"{'+' if sign else ''}.{digits}f"
+    if math.isnan(mean):
+        return "-"
     return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
 

@@ -1,11 +1,16 @@
 """Blocks of report.md, section 6.6: three experiments of our own (notebook 09)."""
 
-import pandas as pd
-
+from lib.findings import conversion_findings, frontier_findings, trap_findings
+from lib.frontier import GENERAL, general_measure
+from lib.hybrid import FORMS
 from lib.report_blocks import Notebook, block, value
-from lib.report_forms import bullets, interval, number
+from lib.report_forms import bullets, interval, listed, span
 
 OWN = "09_innovation"
+WHAT = {  # findings of lib.audit that are no mistake unless a claim rests on them
+    "no interval": "pairs of rows that seeds do not tell apart (no order of them may be claimed)",
+    "one seed": "rows with one seed (no difference of theirs may be claimed)",
+}
 
 
 @block("conversion.table", OWN)
@@ -15,7 +20,7 @@ def conversion(n: Notebook) -> str:
     rows = [
         [
             form,
-            "yes" if matched else "no",
+            ("yes" if matched else "no") if FORMS[form]["far"] else "-",  # the window has no maps
             f"{share:.0%}",
             str(len(p)),
             interval(p["bits_per_byte"]),
@@ -33,22 +38,15 @@ def conversion_figure(n: Notebook) -> str:
 
 
 def _conversion(n: Notebook) -> list[str]:
-    from lib.findings import conversion_findings
-
     return conversion_findings(n["conversion"], n["layer_damage"], n["decoding"])
 
 
 def _frontier(n: Notebook) -> list[str]:
-    from lib.findings import frontier_findings
-    from lib.frontier import general_measure
-
     df = n["frontier"]
     return frontier_findings(df, n["front"], n["against_interpolation"], general_measure(df))
 
 
 def _traps(n: Notebook) -> list[str]:
-    from lib.findings import trap_findings
-
     return trap_findings(n["traps"])
 
 
@@ -59,11 +57,9 @@ def conversion_sentences(n: Notebook) -> str:
 
 @block("frontier.table", OWN)
 def front(n: Notebook) -> str:
-    from lib.frontier import GENERAL, general_measure
-
     rows = [
-        [r.method, r.setting, str(r.seeds), _span(r.task, r.task_low, r.task_high),
-         _span(r.general, r.general_low, r.general_high),
+        [r.method, r.setting, str(r.seeds), span(r.task, r.task_low, r.task_high),
+         span(r.general, r.general_low, r.general_high),
          "yes" if r.front else ""]
         for r in n["front"].itertuples()
     ]  # fmt: skip
@@ -71,10 +67,6 @@ def front(n: Notebook) -> str:
     general = GENERAL[general_measure(n["frontier"])]
     text = f"Bits per byte of the task and of general text ({general}); mean over seeds with 95 % t interval."
     return n.table(header, rows, text, 2)
-
-
-def _span(mean: float, low: float, high: float) -> str:
-    return number(mean) if pd.isna(low) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 @block("frontier.figure", OWN)
@@ -125,13 +117,11 @@ def traps_figure(n: Notebook) -> str:
 @block("traps.findings", OWN)
 def trap_sentences(n: Notebook) -> str:
     audited = n["audit"]
-    found = int((audited["trap"] != "none").sum())
+    found = audited.loc[audited["trap"] != "none", "trap"].value_counts()
     tables = len(audited[["notebook", "table"]].drop_duplicates())
+    kinds = listed([f"{count} {WHAT.get(trap, f'of “{trap}”')}" for trap, count in found.items()])
     return bullets(
-        [
-            *_traps(n),
-            f"The audit of this project's own {tables} shipped tables makes {found} findings; notebook 09 lists them.",
-        ]
+        [*_traps(n), f"The audit of {tables} of this project's own tables found: {kinds}."]
     )
 
 

@@ -2,8 +2,9 @@
 
 import pandas as pd
 
+from lib import private
 from lib.report_blocks import Notebook, block, value
-from lib.report_forms import bullets, interval, table
+from lib.report_forms import bullets, interval, span, table
 
 PRIVATE = "08_private_domain"
 
@@ -32,8 +33,8 @@ def anonymiser(n: Notebook) -> str:
     rows = []
     for r in n["anonymiser"].itertuples():
         precision, recall = (
-            "-" if pd.isna(share) else f"{share:.2f} [{low:.2f}, {high:.2f}]"
-            for share, low, high in (
+            span(*bounds, 2)
+            for bounds in (
                 (r.precision, r.precision_low, r.precision_high),
                 (r.recall, r.recall_low, r.recall_high),
             )
@@ -91,8 +92,6 @@ def private_figure(n: Notebook) -> str:
 
 
 def _private(n: Notebook) -> list[str]:
-    from lib import private
-
     return private.findings(n["before_after"], n["memorisation"], n["verbatim"])
 
 
@@ -111,10 +110,11 @@ def private_findings(n: Notebook) -> str:
 
 @block("private.advice", PRIVATE)
 def advice(n: Notebook) -> str:
-    from lib.private import named
-
     return bullets(
-        [f"{named(r.method, r.deduplicated)}. {r.advice}" for r in n["recommendation"].itertuples()]
+        [
+            f"{private.named(r.method, r.deduplicated)}. {r.advice}"
+            for r in n["recommendation"].itertuples()
+        ]
     )
 
 

@@ -1,5 +1,7 @@
 """Numbers in the answers of report.md's appendix B."""
 
+from lib.chinese_tables import percent, rate
+from lib.memorise import UNSEEN
 from lib.report_blocks import Notebook, value
 from lib.report_encodings import ENCODED, misjudged
 from lib.report_evaluation import worse_than_before
@@ -121,8 +123,6 @@ def recall(n: Notebook) -> str:
 
 @value("answer.rhyme", "07_chinese")
 def rhyme(n: Notebook) -> str:
-    from lib.chinese_tables import percent, rate
-
     form = n["form"]
     chance = form[(form["source"] == "chance") & (form["measure"] == "rhyme")]["value"].mean()
     people = percent(rate(form, "rhyme", "people"))
@@ -131,8 +131,6 @@ def rhyme(n: Notebook) -> str:
 
 @value("answer.exposure", "08_private_domain")
 def exposure(n: Notebook) -> str:
-    from lib.memorise import UNSEEN
-
     df = n["memorisation"]
     controls = df[(df["stage"] == "after") & (df["repetitions"] == 0)]["exposure"]
     most = df[(df["stage"] == "after") & (df["deduplicated"] == "no")]

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from lib import compressors, data_to_text
 from lib.report_blocks import Notebook, block, value
 from lib.report_forms import bullets, number
 
@@ -34,11 +35,9 @@ def text_figure(n: Notebook) -> str:
 
 
 def _text(n: Notebook) -> list[str]:
-    from lib.data_to_text import findings
-
     if "e2e" not in n.tables:
         return ["E2E NLG was not within reach of the machine: no statement."]
-    return findings(n["e2e"], n["e2e_by_slots"])
+    return data_to_text.findings(n["e2e"], n["e2e_by_slots"])
 
 
 @block("text.findings", SCENARIO)
@@ -64,13 +63,11 @@ def compression_figure(n: Notebook) -> str:
 
 
 def _compression(n: Notebook) -> list[str]:
-    from lib.compressors import findings
-
     breaks = n["break_even"]
     breaks["megabytes"] = (
         breaks["megabytes"].astype(float).fillna(float("inf"))
     )  # JSON has no infinity
-    return findings(n["compression"], breaks, n["compression_by_document"])
+    return compressors.findings(n["compression"], breaks, n["compression_by_document"])
 
 
 @block("compression.findings", SCENARIO)

@@ -116,7 +116,7 @@ def rows(**measures) -> pd.DataFrame:
     """A table `e2e` with given (bleu, ser) per system, two seeds each."""
     out = [
         {"system": name.replace("_", "-"), "kind": "ours", "shots": 3 if "shot" in name else 0, "seed": seed,
-         "inputs": 9, "bleu": bleu + seed, "ser": ser}
+         "inputs": 9, "bleu": bleu + seed, "ser": ser + 0.01 * seed}
         for name, (bleu, ser) in measures.items() for seed in (0, 1)
     ]  # fmt: skip
     out.append({"system": "people", "kind": "human", "ser": 0.08})
@@ -148,6 +148,11 @@ def test_the_sentences_follow_the_numbers():
         and "errors per slot do not rise" in lines
     )
     assert "+2.3 from GPT-2 medium, full (68.2)" in lines
+    near = "\n".join(module.findings(rows(full=(60, 0.1), **{"3_shot": (10, 0.11)}), slots))
+    assert "difference -1.0 [-4.0, +2.0] points, no difference is shown" in near
+    level = rows(full=(60, 0.1), **{"3_shot": (10, 0.5)})
+    level["ser"] = level["ser"].round(1)
+    assert "equal runs, so no difference is shown" in "\n".join(module.findings(level, slots))
 
 
 def test_level_lines_for_what_has_no_examples():

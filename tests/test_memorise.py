@@ -264,7 +264,7 @@ def test_the_sentences_follow_from_the_tables():
     unseen = _table({0: [1.4, 0.2, 3.0], 64: [1, 2, 0.5]})
     often = _table({0: [1.4, 0.2, 3.0], 1: [1, 2], 8: [5, 6], 64: [13, 12.9, 12]}, extracted=7)
     shares = [
-        {**who, "split": split, "share": v}
+        {**who, "split": split, "documents": 10, "verbatim": round(10 * v)}
         for who, split, v in (
             (before, "train", 0.1), (before, "test", 0.1), (after, "train", 0.5), (after, "test", 0.2),
         )
@@ -289,7 +289,7 @@ def test_the_sentences_follow_from_the_tables():
         and "as by chance" in said[3]
     )
     assert said[-1].endswith(
-        "50.0% of training documents are continued word for word, 20.0% of held-out ones."
+        "5 of 10 training documents are continued word for word, 2 of 10 held-out ones, seeds together."
     )
     flat = told([{**before, "bits_per_byte": 1.01}, *scores[1:]], often, unseen)
     assert flat[0].endswith("no difference shown.") and "is not shown to rise" in flat[1]
