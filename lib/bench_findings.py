@@ -63,7 +63,7 @@ def equal_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     return [
         f"Evaluation: {bits['ours', 'default']:.4f} bits per byte against the float32 loop's "
         f"{bits['tutorial', 'default']:.4f} ({apart:+.3%}).",
-        f"Held-out loss after equal tokens, {len(gap)} seeds: {gap.mean():+.2%} against the plain float32 loop, at most "
+        f"Held-out loss after equal tokens, {len(gap)} seeds: {gap.mean():+.2%} against plain float32, at most "
         f"{worst:.2%} away; mark {LOSS_MARK:.1%}: {_met(worst <= LOSS_MARK)}.",
     ]
 

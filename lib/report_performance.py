@@ -56,7 +56,7 @@ def speed_sentences(n: Notebook) -> str:
 @block("faults.table", PERFORMANCE)
 def faults(n: Notebook) -> str:
     rows = [[r.fault, number(r.injected, 0), number(r.lost, 0)] for r in n["faults"].itertuples()]
-    text = "Faults injected and what was lost: a damaged file, a result that differs by a bit, an error without a way out."
+    text = "Faults injected and what was lost: a damaged file, a result off by a bit, an error without a way out."
     return n.table(["fault", "injected", "lost"], rows, text, scratch=True)
 
 
