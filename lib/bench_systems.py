@@ -319,8 +319,7 @@ SYSTEMS: dict[str, dict[tuple[str, str], System]] = {
         ("ours", "default"): System(train_ours, {}),
         ("trl", "default"): System(train_trl, {}, "trl"),
         ("trl", "best"): System(train_trl, BEST_TRL, "trl"),
-        # 2 rows of 512 tokens, not Trainer's 8, which take half of a minute a step on two cores; what the optimizer takes
-        # more often, a thirtieth of the seconds, does not decide the comparison
+        # 2 rows of 512 tokens, not Trainer's 8, which take half of a minute a step on two cores
         ("tutorial", "default"): System(train_tutorial, {"per_device_train_batch_size": 2}),
         ("compiled", "default"): System(train_compiled, BEST_TRL, "gpu"),
     },
