@@ -349,8 +349,6 @@ def _train(
     transformers_logging.disable_progress_bar()  # a bar per checkpoint would hide the training's own
     with document_attention(model), silenced(bars=True):
         trainer.train(resume_from_checkpoint=last_checkpoint(path / "checkpoints"))
-    if not args.should_save:
-        return
     tokens = sum(len(d.input_ids) for row in data for d in row)
     targets = sum(len(d.input_ids) - d.prompt_length for row in data for d in row)
     done = trainer.state.global_step / steps  # less than 1 after an early stop
@@ -372,15 +370,19 @@ def _train(
         "best_step": trainer.state.best_global_step,
         "held_out_loss": trainer.state.best_metric,
     }
+    if args.should_save:
+        history = history_of(trainer.state.log_history, tokens / steps)
+        _keep(path, model, {"summary": summary, "history": history})
+    trainer.accelerator.wait_for_everyone()  # the other processes load what the first has written
+
+
+def _keep(path: Path, model, record: dict) -> None:
     partial = path / "model.part"
     with silenced():
         model.save_pretrained(partial)
     shutil.rmtree(path / "model", ignore_errors=True)
     os.replace(partial, path / "model")
-    history = history_of(trainer.state.log_history, tokens / steps)
-    write_json(
-        path / "run.json", {"summary": summary, "history": history}
-    )  # the mark of a finished run
+    write_json(path / "run.json", record)  # the mark of a finished run
     shutil.rmtree(path / "checkpoints", ignore_errors=True)
 
 

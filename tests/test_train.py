@@ -119,10 +119,24 @@ def test_kill_9_then_the_same_command_ends_at_the_same_loss(tmp_path):
     assert a["held_out_loss"] == b["held_out_loss"]
 
 
+SLOW_DISK = """import sys, time
+from lib import train
+from lib.__main__ import main
+
+write = train.write_json
+train.write_json = lambda *given: time.sleep(4) or write(*given)
+sys.exit(main())
+"""
+
+
 def test_two_gloo_processes_reach_the_loss_of_one(tmp_path):
+    script = (
+        tmp_path / "slow.py"
+    )  # the process that writes nothing has to wait for the one that does
+    script.write_text(SLOW_DISK)
     # --multi_gpu is accelerate's word for its torchrun launcher; without a GPU the processes speak gloo
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
-                "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lib")  # fmt: skip
+                "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script))  # fmt: skip
     losses = []
     for name, how in (("one", ("-m", "lib")), ("two", launcher)):
         process = command(tmp_path / name, *LONG, launcher=how)
