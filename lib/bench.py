@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from tokenizers import decoders
 from tqdm.auto import tqdm
 
 from lib import bench_peers, profile
@@ -69,6 +70,7 @@ def gpt2_tokenizer():
     from transformers import PreTrainedTokenizerFast
 
     own = train_encoding("gpt2", []).tokenizer
+    own.decoder = decoders.ByteLevel()  # lib.encodings decodes by itself
     return PreTrainedTokenizerFast(tokenizer_object=own, bos_token=END, eos_token=END, unk_token=END,
                                    pad_token=END, clean_up_tokenization_spaces=False)  # fmt: skip
 

@@ -232,7 +232,11 @@ def forgetting(n: Notebook) -> str:
         else ""
     )
     seen = sorted(df["seed"].unique().tolist())
-    text = "General text before and after, the leading part of each set."
+    p = n.budget
+    text = (
+        f"General text before and after, leading parts: {p.wikitext_tokens:,} tokens of WikiText-2, "
+        f"{p.lambada_documents} passages of LAMBADA, {p.blimp_pairs} pairs of each of BLiMP's paradigms."
+    )
     return (
         f"{table(['general text', *(ROWS[m] for m in names)], rows)}\n\n{n.caption(text, seeds=seen)}\n\n{verdict} "
         f"With {seeds(len(seen))} and without an interval this is enough to see a collapse, not to rank the "

@@ -127,8 +127,12 @@ def trap_sentences(n: Notebook) -> str:
 
 @value("innovation.headline", OWN)
 def innovation_headline(n: Notebook) -> str:
+    frontier = _frontier(n)
+    # without it, a lead over the control reads as something that was lost and kept
+    premise = [s.partition(". ")[0] + "." for s in frontier if "no forgetting shown" in s]
     firsts = [
-        said[0].removeprefix("Finding: ") for said in (_conversion(n), _frontier(n), _traps(n))
+        said[0].removeprefix("Finding: ")
+        for said in (_conversion(n), [" ".join([frontier[0], *premise])], _traps(n))
     ]
     return " ".join(
         f"({letter}) {s[0].upper()}{s[1:]}" for letter, s in zip("abc", firsts, strict=True)

@@ -162,7 +162,8 @@ def test_shipped_tables_are_audited_and_a_clean_one_says_none():
     # 03 fine-tuned E2E with one seed, and says so: a finding that must not get lost
     assert ((found["notebook"] == "03_evaluate") & (found["trap"] == "one seed")).any()
     files = {"09_innovation": {"tables": {"frontier": table(setting="s").to_dict("records")}}}
-    clean = audit_results(files)
+    files["03_evaluate"] = {"tables": {name: [] for book, name in SHIPPED if book == "03_evaluate"}}
+    clean = audit_results(files)  # a benchmark that was not within reach leaves an empty table
     assert clean[["notebook", "table", "trap"]].values.tolist() == [
         ["09_innovation", "frontier", "none"]
     ]

@@ -38,6 +38,8 @@ def test_the_model_is_gpt2s_configuration_with_gpt2s_tokenizer(monkeypatch):
     tokenizer = bench.gpt2_tokenizer()
     assert len(tokenizer) == 50_257 and tokenizer.eos_token_id == 50_256
     assert tokenizer("Hello world").input_ids == [15496, 995]  # GPT-2's published example
+    text = "The Nile, isn't it? 春眠不覺曉"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
     for name in ("cpu", "full"):
         p = profile.PROFILES[name].performance
         assert (p.n_layer, p.n_embd, p.gpt2_tokens) == (12, 768, True)

@@ -130,10 +130,10 @@ sys.exit(main())
 
 
 def test_two_gloo_processes_reach_the_loss_of_one(tmp_path):
-    script = (
-        tmp_path / "slow.py"
+    script = tmp_path / "slow.py"
+    script.write_text(
+        SLOW_DISK
     )  # the process that writes nothing has to wait for the one that does
-    script.write_text(SLOW_DISK)
     # --multi_gpu is accelerate's word for its torchrun launcher; without a GPU the processes speak gloo
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
                 "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script))  # fmt: skip
