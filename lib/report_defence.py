@@ -27,7 +27,7 @@ CLAIMS = (
     Claim("A left-padded batch generates what each prompt does alone", "01",
           "5 A batch with left padding equals one prompt at a time", "generate.generate",
           "test_generate.test_batch_equals_one_at_a_time"),
-    Claim("A stand-in never passes for GPT-2", "01", "1 Load the model", "models.load_base",
+    Claim("Another model never passes for GPT-2", "01", "1 Load the model", "models.load_base",
           "test_models.test_another_model_is_a_stand_in"),
     Claim("Packing changes the speed and not the loss", "02", "The loss", "packing.flatten",
           "test_packing.test_packed_gradients_equal_one_document_at_a_time"),

@@ -1,5 +1,6 @@
 """Blocks of report.md: the abstract, the model (notebook 01) and the data (notebook 02, the datasets' cards)."""
 
+from lib import stand_in
 from lib.models import GPT2_PARAMETERS
 from lib.report_blocks import GPT2, NOTEBOOKS, Files, Notebook, block, value
 from lib.report_forms import interval, listed, seeds, table, tiny
@@ -21,6 +22,35 @@ def abstract_base(n: Notebook) -> str:
             "same commands measure it."
         )
     return f"The base model is {n.model} ({size})."
+
+
+@value("limits.model", MEASURED)
+def limits_model(n: Notebook) -> str:
+    """What a stand-in's numbers can't say; of the one that lib.stand_in fetches, how it was made."""
+    if not n.stand_in:
+        return ""
+    said = (
+        "A stand-in's number is never GPT-2's, and what a model of another design and other pretraining shows need "
+        "not hold for GPT-2."
+    )
+    if stand_in.NAME in n.model:
+        said += (
+            " This one is tuned to follow instructions, and its weights were quantised to four bits and expanded "
+            "again. Part of what fine-tuning gains on it, and of general text getting better, may be recovery from "
+            "either; we did not separate them."
+        )
+    return said
+
+
+@value("sources.model", MEASURED)
+def sources_model(n: Notebook) -> str:
+    if not n.stand_in or stand_in.NAME not in n.model:
+        return "no other model's were used."
+    package = stand_in.PIN.replace("==", " ")
+    return (
+        f"the stand-in {stand_in.NAME}, Allal et al. 2025, arXiv:2502.02737, from the PyPI package {package}. "
+        "Taken where GPT-2 was not within reach."
+    )
 
 
 @value("abstract.result", MEASURED)
