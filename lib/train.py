@@ -145,7 +145,8 @@ def collate(batch: Sequence[Sequence[Encoded]]) -> dict[str, torch.Tensor]:
 def completion_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
     """Cross-entropy in nats per target token, float32; logits (1, N, V) of the N targets alone."""
     targets = labels[0, 1:][labels[0, 1:] != -100]  # (N,)
-    total = summed_cross_entropy(outputs.logits[0], targets)
+    # squeeze and not [0]: indexing's backward would zero and fill a second tensor of the logits' size
+    total = summed_cross_entropy(outputs.logits.squeeze(0), targets)
     return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
 
 
