@@ -141,15 +141,20 @@ def kill_training(times: int, generator: torch.Generator) -> tuple[int, int]:
     """SIGKILL a training at a random moment, give the same command again: the same bits in the end."""
     whole, seconds = undisturbed()
     killed = lost = 0
-    for _ in tqdm(range(times), desc="killed trainings"):
+    bar = tqdm(total=times, desc="killed trainings")
+    while killed < times:
         with scratch() as folder:
 
             def work(folder=folder):
                 tiny_run(folder)
 
-            killed += kill_after(child(work), seconds * _uniform(generator)) == -signal.SIGKILL
+            hit = kill_after(child(work), seconds * _uniform(generator)) == -signal.SIGKILL
             again = ended(child(work))
             lost += again != DONE or outcome(folder) != whole
+        killed += hit  # a run that was over before its moment counts for nothing
+        bar.update(hit)
+        seconds *= 1 if hit else 0.8  # the first run is slower than the later ones
+    bar.close()
     return killed, lost
 
 
@@ -421,9 +426,13 @@ def tested() -> list[dict]:
     names = [f"tests/{t}" for group in TESTS.values() for t in group]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-rA", "-p", "no:nbmake", "-o", "addopts=-q -p lib.testing", *names],
-        cwd=profile.ROOT, capture_output=True, text=True,
+        cwd=profile.ROOT, env={**os.environ, "PROFILE": "fast"}, capture_output=True, text=True,
     )  # fmt: skip
     said = re.findall(r"^(PASSED|FAILED|ERROR) tests/([^\s\[]+)", done.stdout, re.MULTILINE)
+    if not said:
+        raise RuntimeError(
+            f"The tests that inject faults did not run: {(done.stderr or done.stdout)[-500:]}"
+        )
     rows = []
     for fault, group in TESTS.items():
         ends = [how for how, name in said if name in group]

@@ -111,8 +111,7 @@ def by_batch(model: nn.Module, batches: Sequence[int], length: int) -> list[dict
     return out
 
 
-LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-          "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lib")  # fmt: skip
+LAUNCH = ("-m", "accelerate.commands.launch", "--config_file", "lib/accelerate_ddp.yaml")
 
 
 def by_processes(model: str, tokens: int, threads: int = 2) -> list[dict]:
@@ -123,7 +122,7 @@ def by_processes(model: str, tokens: int, threads: int = 2) -> list[dict]:
     out = []
     settings = (f"train_tokens={tokens}", "pack_length=640", "batch_tokens=1280", "evaluations=1",
                 "validation_documents=8", "learning_rate=5e-4")  # fmt: skip
-    for n, how in ((1, ("-m", "lib")), (2, LAUNCH)):
+    for n, how in ((1, ("-m", "lib")), (2, (*LAUNCH, "-m", "lib"))):
         with tempfile.TemporaryDirectory() as folder:
             environment = {**os.environ, "BASE_MODEL": model, "PROFILE": "fast", "FAST_OUTPUT": folder,
                            "OMP_NUM_THREADS": str(max(threads // n, 1))}  # fmt: skip
