@@ -56,7 +56,7 @@ def conversion_findings(
     chosen = conversion[conversion["matched"] & (conversion["order"] == "least_damage")]
     tuned = chosen[chosen["stage"] == "fine_tuned"]
     control = _by_seed(tuned[tuned["share"] == 0])
-    out = [_conversion_headline(tuned, control)]
+    out = [_conversion_headline(tuned, control, conversion_costs(conversion))]
     for form, part in damage.groupby("form", sort=False):
         mean = part.groupby("layer")["damage"].mean().sort_values()
         out.append(
@@ -84,23 +84,33 @@ def conversion_findings(
     return [*out, _decoding(decoded)]
 
 
-def _conversion_headline(tuned: pd.DataFrame, control: pd.Series) -> str:
-    """The largest share of "linear+window" whose cost is small; with seeds by the interval's upper bound."""
-    found = {}
+def conversion_costs(conversion: pd.DataFrame) -> pd.DataFrame:
+    """Of "linear+window", matched and fine-tuned: share, mean cost against the same fine-tuning without conversion (a
+    share of its bits per byte), and its bound: the 95 % interval's upper end, with one seed the mean.
+    """
+    chosen = conversion[conversion["matched"] & (conversion["order"] == "least_damage")]
+    tuned = chosen[chosen["stage"] == "fine_tuned"]
+    control = _by_seed(tuned[tuned["share"] == 0])
     both = tuned[(tuned["form"] == "linear+window") & (tuned["share"] > 0)]
+    rows = []
     for share, part in both.groupby("share"):
-        found[share] = mean_interval((_by_seed(part) / control - 1).dropna())
-    bounds = {s: mean if math.isnan(high) else high for s, (mean, _, high) in found.items()}
-    small = [s for s, bound in bounds.items() if bound < TOLERATED]
+        mean, _, high = mean_interval((_by_seed(part) / control - 1).dropna())
+        rows.append({"share": share, "mean": mean, "bound": mean if math.isnan(high) else high})
+    return pd.DataFrame(rows)
+
+
+def _conversion_headline(tuned: pd.DataFrame, control: pd.Series, found: pd.DataFrame) -> str:
+    """The largest share of "linear+window" whose cost is small; with seeds by the interval's upper bound."""
+    small = found.loc[found["bound"] < TOLERATED, "share"].tolist()
     how = "by the upper end of the 95 % interval over" if len(control) > 1 else "by the mean of"
     largest = (
         f"{max(small):.0%} is the largest share of layers whose conversion costs"
         if small
-        else f"no share tried ({', '.join(f'{s:.0%}' for s in found)}) is converted at a cost of"
+        else f"no share tried ({', '.join(f'{s:.0%}' for s in found['share'])}) is converted at a cost of"
     )
     alone = _by_seed(tuned[(tuned["form"] == "window") & (tuned["share"] == 1)])
     alone = mean_interval((alone / control - 1).dropna())[0]
-    costs = ", ".join(f"{s:.0%}: {mean:+.1%}" for s, (mean, _, _) in found.items())
+    costs = ", ".join(f"{r.share:.0%}: {r.mean:+.1%}" for r in found.itertuples())
     return (
         f"Finding: {largest} less than {TOLERATED:.0%} more bits per byte than the control, the same fine-tuning "
         f"without conversion ({how} {_seeds(len(control))}; mean costs by share {costs}; all layers with the window "

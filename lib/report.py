@@ -17,6 +17,7 @@ from lib import (  # noqa: F401, the blocks register themselves
     report_innovation,
     report_inside,
     report_model,
+    report_negative,
     report_performance,
     report_private,
     report_questions,

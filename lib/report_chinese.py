@@ -61,14 +61,16 @@ def before_after(n: Notebook) -> str:
 @block("chinese.form", NAME)
 def form(n: Notebook) -> str:
     df = _labelled(n["form"])
-    means = df.groupby(["label", "measure"], sort=False)["value"].mean().unstack()
-    order = ["people", "chance", "before", *METHODS.values()]
-    rows = [
-        [label, *(number(means.loc[label].get(m)) for m in FORM)]
-        for label in order
-        if label in means.index
-    ]
-    text = "Form of the poems, shares of sampled texts (people: of the whole test split)."
+    values = {key: part["value"].dropna() for key, part in df.groupby(["label", "measure"])}
+    rows = []
+    for label in ("people", "chance", "before", *METHODS.values()):
+        if label in set(df["label"]):
+            known = {m: v for m in FORM if len(v := values.get((label, m), ()))}
+            # two intervals are what a row has room for
+            spread = {m: interval(known[m], 2) for m in ("exact_form", "rhyme") if m in known}
+            means = {m: number(v.mean(), 2) for m, v in known.items()}
+            rows.append([label, *((means | spread).get(m, "-") for m in FORM)])
+    text = "Form of the poems, shares of sampled texts (people: of the test split); mean over seeds, 95 % t interval."
     return n.table(["", *FORM.values()], rows, text)
 
 

@@ -39,6 +39,7 @@ def _encoding_table(n: Notebook, corpus: str, name: str) -> str:
             [
                 first["encoding"],
                 first["size"],
+                f"{first['parameters'] / 1e6:.2f} M",
                 f"{first['bytes_per_token']:.2f}",
                 interval(part["bits_per_byte"]),
                 gap,
@@ -47,6 +48,7 @@ def _encoding_table(n: Notebook, corpus: str, name: str) -> str:
     header = [
         "encoding",
         "vocabulary",
+        "parameters",
         "bytes per token",
         "bits per byte",
         "minus bytes, by seed",
@@ -58,6 +60,12 @@ def _encoding_table(n: Notebook, corpus: str, name: str) -> str:
 @block("encodings.figure", ENCODED)
 def encodings_figure(n: Notebook) -> str:
     return n.figure("04_encodings")
+
+
+def against_bytes(n: Notebook, corpus: str) -> dict[str, pd.Series]:
+    """Bits per byte of each encoding but bytes minus those of bytes, by seed."""
+    wide = by_seed(_encodings(n, corpus), "label")
+    return {label: wide[label] - wide["bytes"] for label in wide.columns.drop("bytes")}
 
 
 @value("encodings.headline", ENCODED)
@@ -100,10 +108,7 @@ def encodings_findings(n: Notebook) -> str:
         said.append(
             f"BPE in English at equal {kind}: {best:,.0f} entries have the lowest mean, {turn}."
         )
-    wide = by_seed(_encodings(n, "tang"), "label")
-    parts = [
-        f"{x} {interval(wide[x] - wide['bytes'], sign=True)}" for x in wide.columns.drop("bytes")
-    ]
+    parts = [f"{x} {interval(gap, sign=True)}" for x, gap in against_bytes(n, "tang").items()]
     said.append(f"In Chinese, against bytes, bits per byte, paired by seed: {'; '.join(parts)}.")
     for r in n["statistics"].query("unknown_percent > 0").itertuples():
         said.append(

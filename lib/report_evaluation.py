@@ -63,6 +63,15 @@ def recipe(n: Notebook) -> str:
     )
 
 
+@value("training.share", TRAINED)
+def share(n: Notebook) -> str:
+    train = n["statistics"].set_index("split").loc["train"]
+    own = n["runs"].query("task == @train.task")["tokens"]
+    part = own.mean() / train["tokens"]
+    passes = f"{part:.0%} of" if part < 1 else f"{part:.1f} times"
+    return f"A run sees {own.mean():,.0f} tokens, {passes} the {train['tokens']:,} of the training split"
+
+
 @value("training.cost", TRAINED)
 def cost(n: Notebook) -> str:
     df = n["runs"]
@@ -93,7 +102,7 @@ def before_after(n: Notebook) -> str:
     ]
     first = groups["none"].iloc[0]
     text = (
-        f"{main_task(n)}, test split: {int(first['documents'])} documents scored in bits per byte and token "
+        f"{main_task(n)}, test split: the first {int(first['documents'])} documents scored in bits per byte and token "
         "perplexity, "
         f"{int(first['generated'])} texts generated greedily; mean over seeds with 95 % t interval."
     )
@@ -101,18 +110,25 @@ def before_after(n: Notebook) -> str:
     return n.table(header, rows, text)
 
 
+def compared(n: Notebook) -> list[tuple[str, str]]:
+    """What was compared before and after, and the verdict: better, worse, or "" where the interval holds 0."""
+    out = []
+    for r in n["significance"].itertuples():
+        better = (r.difference < 0) == (r.measure == "bits_per_byte")
+        name = {"bits_per_byte": "bits per byte", "chrf": "chrF"}.get(r.measure, r.measure)
+        sure = "better" if better else "worse"
+        verdict = sure if r.low * r.high > 0 else ""
+        out.append((f"{r.task}, {METHODS.get(r.method, r.method)}, {name}", verdict))
+    return out
+
+
 @block("evaluation.tests", MEASURED)
 def tests(n: Notebook) -> str:
     said = []
-    for r in n["significance"].itertuples():
-        sure = r.low * r.high > 0
-        better = (r.difference < 0) == (r.measure == "bits_per_byte")
-        verdict = (
-            f"shown to be {'better' if better else 'worse'}" if sure else "no difference shown"
-        )
-        name = {"bits_per_byte": "bits per byte", "chrf": "chrF"}.get(r.measure, r.measure)
+    for r, (what, verdict) in zip(n["significance"].itertuples(), compared(n), strict=True):
+        verdict = f"shown to be {verdict}" if verdict else "no difference shown"
         said.append(
-            f"{r.task}, {METHODS.get(r.method, r.method)}, {name}: {r.before:.3f} to {r.after:.3f}, difference "
+            f"{what}: {r.before:.3f} to {r.after:.3f}, difference "
             f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}] over {r.documents} documents, {seeds(r.seeds)}, "
             f"Wilcoxon p = {r.p_value:.1g}: {verdict}."
         )

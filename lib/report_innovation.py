@@ -37,22 +37,22 @@ def conversion_figure(n: Notebook) -> str:
     return n.figure("09_conversion")
 
 
-def _conversion(n: Notebook) -> list[str]:
+def conversion_said(n: Notebook) -> list[str]:
     return conversion_findings(n["conversion"], n["layer_damage"], n["decoding"])
 
 
-def _frontier(n: Notebook) -> list[str]:
+def frontier_said(n: Notebook) -> list[str]:
     df = n["frontier"]
     return frontier_findings(df, n["front"], n["against_interpolation"], general_measure(df))
 
 
-def _traps(n: Notebook) -> list[str]:
+def traps_said(n: Notebook) -> list[str]:
     return trap_findings(n["traps"])
 
 
 @block("conversion.findings", OWN)
 def conversion_sentences(n: Notebook) -> str:
-    return bullets(_conversion(n))
+    return bullets(conversion_said(n))
 
 
 @block("frontier.table", OWN)
@@ -76,11 +76,11 @@ def frontier_figure(n: Notebook) -> str:
 
 @block("frontier.findings", OWN)
 def frontier_sentences(n: Notebook) -> str:
-    return bullets(_frontier(n))
+    return bullets(frontier_said(n))
 
 
 @block("traps.table", OWN)
-def traps(n: Notebook) -> str:
+def traps_table(n: Notebook) -> str:
     rows = [
         [
             r.trap,
@@ -121,18 +121,18 @@ def trap_sentences(n: Notebook) -> str:
     tables = len(audited[["notebook", "table"]].drop_duplicates())
     kinds = listed([f"{count} {WHAT.get(trap, f'of “{trap}”')}" for trap, count in found.items()])
     return bullets(
-        [*_traps(n), f"The audit of {tables} of this project's own tables found: {kinds}."]
+        [*traps_said(n), f"The audit of {tables} of this project's own tables found: {kinds}."]
     )
 
 
 @value("innovation.headline", OWN)
 def innovation_headline(n: Notebook) -> str:
-    frontier = _frontier(n)
+    frontier = frontier_said(n)
     # without it, a lead over the control reads as something that was lost and kept
     premise = [s.partition(". ")[0] + "." for s in frontier if "no forgetting shown" in s]
     firsts = [
         said[0].removeprefix("Finding: ")
-        for said in (_conversion(n), [" ".join([frontier[0], *premise])], _traps(n))
+        for said in (conversion_said(n), [" ".join([frontier[0], *premise])], traps_said(n))
     ]
     return " ".join(
         f"({letter}) {s[0].upper()}{s[1:]}" for letter, s in zip("abc", firsts, strict=True)

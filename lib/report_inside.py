@@ -1,5 +1,7 @@
 """Blocks of report.md, sections 6.2 and 6.3: positions and attention (notebooks 05 and 06)."""
 
+import pandas as pd
+
 from lib.report_blocks import Notebook, block, value
 from lib.report_forms import bullets, by_seed, interval, listed, seeds, shown, table, tiny
 
@@ -48,23 +50,36 @@ def positions_headline(n: Notebook) -> str:
     wide = by_seed(short, "position")
     order = wide.mean().sort_values().index
     ahead = [p for p in wide.columns.drop("learned") if shown(wide[p] - wide["learned"]) < 0]
+    level = [p for p in order[1:] if not shown(wide[p] - wide[order[0]])]
+    slide, long = stretched(n), df["eval_length"].max()
+    flat = min(slide, key=lambda name: abs(slide[name].mean()))
     return (
         f"At the trained length `{order[0]}` has the lowest mean ({interval(wide[order[0]])} bits per byte, "
-        f"{seeds(len(wide))}); "
-        f"shown to be ahead of GPT-2's learned table, paired by seed: {listed([f'`{p}`' for p in ahead])}."
+        f"{seeds(len(wide))}), with no difference shown to {listed([f'`{p}`' for p in level])}; "
+        f"shown to be ahead of GPT-2's learned table, paired by seed: {listed([f'`{p}`' for p in ahead])}. At "
+        f"{long:,} tokens, {long // df['eval_length'].min()} times as long, `{flat}` changes least "
+        f"({interval(slide[flat], sign=True)} with a sliding window)."
     )
+
+
+def stretched(n: Notebook, protocol: str = "sliding") -> dict[str, pd.Series]:
+    """Bits per byte at the longest length minus those at the trained one, by seed, for each position encoding."""
+    df = n["positions"]
+    short, long = df["eval_length"].min(), df["eval_length"].max()
+    parts = df[df["protocol"] == protocol].groupby("position", sort=False)
+    at = {name: part.set_index(["eval_length", "seed"])["bits_per_byte"] for name, part in parts}
+    return {name: values[long] - values[short] for name, values in at.items()}
 
 
 @block("positions.change", POSITIONED)
 def positions_change(n: Notebook) -> str:
     df = n["positions"]
     short, long = df["eval_length"].min(), df["eval_length"].max()
-    rows, slide = [], {}
-    for name, part in df.groupby("position", sort=False):
-        at = part.set_index(["protocol", "eval_length", "seed"])["bits_per_byte"].sort_index()
-        gaps = {p: at[p, long] - at[p, short] for p in ("blocks", "sliding")}
-        slide[name] = gaps["sliding"]
-        rows.append([f"`{name}`", *(interval(g, sign=True) for g in gaps.values())])
+    blocks, slide = stretched(n, "blocks"), stretched(n)
+    rows = [
+        [f"`{name}`", interval(blocks[name], sign=True), interval(slide[name], sign=True)]
+        for name in slide
+    ]
     flat = min(slide, key=lambda name: abs(slide[name].mean()))
     header = ["position", "change, blocks", "change, sliding window"]
     text = f"Bits per byte at {long:,} tokens minus those at {short:,}, paired by seed; mean, 95 % t interval."
@@ -172,13 +187,20 @@ def attention_findings(n: Notebook) -> str:
     return bullets(said)
 
 
-@value("attention.nystrom", ATTENDED)
-def nystrom(n: Notebook) -> str:
+def nystrom_errors(n: Notebook) -> dict[str, pd.Series]:
+    """Form -> relative error of the output, mean over layers, by number of landmarks; {} where nothing was measured."""
     df = n["nystrom_error"]
     if df.empty:
+        return {}
+    return {form: part.groupby("landmarks")["error"].mean() for form, part in df.groupby("form")}
+
+
+@value("attention.nystrom", ATTENDED)
+def nystrom(n: Notebook) -> str:
+    errors = nystrom_errors(n)
+    if not errors:
         return "No pretrained model was within reach, so Nyström's error on real queries and keys was not measured."
-    causal = df[df["form"] == "causal"].groupby("landmarks")["error"].mean()
-    near = df[df["form"] == "near_only"].groupby("landmarks")["error"].mean()
+    causal, near = errors["causal"], errors["near_only"]
     verdict = "a negative result: " if causal.min() > USABLE else ""
     return (
         f"On the queries and keys of {n.model}, the causal Nyström form has a relative error of {causal.min():.2f} to "

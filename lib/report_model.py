@@ -145,8 +145,9 @@ def differences(n: Notebook) -> str:
     rows = [[r.feature, r.gpt2_117m, r.loaded, "yes" if r.differs else ""] for r in df.itertuples()]
     head = (
         f"The numbers of this report are of {n.model}. It is a decoder-only transformer as well; "
-        f"{int(df['differs'].sum())} of the {len(df)} features below differ from {GPT2}, and the formulas above hold "
-        "for the others."
+        f"{int(df['differs'].sum())} of the {len(df)} features below differ from {GPT2}. Where position, norm or MLP "
+        "differ, the formulas above are GPT-2's alone; the causal mask, the residual stream and the training goal are "
+        "the same."
     )
     shape = table(["feature", GPT2, "loaded model", "differs"], rows, 4)
     return f"{head}\n\n{shape}\n\nTable: {GPT2} and {n.model}."

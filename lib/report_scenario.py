@@ -62,7 +62,8 @@ def compression_figure(n: Notebook) -> str:
     return n.figure("10_compression")
 
 
-def _compression(n: Notebook) -> list[str]:
+def compression_findings(n: Notebook) -> list[str]:
+    """Those of lib.compressors, on the tables of a results file."""
     breaks = n["break_even"]
     breaks["megabytes"] = (
         breaks["megabytes"].astype(float).fillna(float("inf"))
@@ -76,11 +77,11 @@ def compression_sentences(n: Notebook) -> str:
         f"{r.arrangement}: {r.identical:.0%} of {r.positions} distributions equal in every bit."
         for r in n["bit_identity"].itertuples()
     ]
-    return bullets([*_compression(n), *checks])
+    return bullets([*compression_findings(n), *checks])
 
 
 @value("scenario.headline", SCENARIO)
 def scenario_headline(n: Notebook) -> str:
-    compressed = _compression(n)
+    compressed = compression_findings(n)
     kept = next((s for s in _text(n) if s.startswith("Fewest")), _text(n)[0])
     return f"Data to text, {n.model}: {kept} Compression: {compressed[0]} {compressed[2]}"

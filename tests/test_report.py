@@ -413,6 +413,89 @@ def test_what_the_later_blocks_say(checkout):
     )
 
 
+# --- what did not work
+
+
+def rows_of(checkout, stem: str, table: str, change) -> None:
+    """Every row of a table through `change`, in place."""
+    path = checkout / "data" / "results" / f"{stem}.json"
+    value = json.loads(path.read_text("utf-8"))
+    for row in value["tables"][table]:
+        change(row)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def test_a_comparison_that_shows_nothing_or_a_loss_is_named(checkout):
+    before = render("evaluation.negative", Files(checkout))
+    assert "not shown to be better: none. Of 10 of general text, worse: none." in before
+
+    def worsen(row):
+        if row["method"] == "lora" and row["measure"] == "chrf":
+            row["low"] = -1.0
+        if row["task"] == "e2e" and row["measure"] == "bits_per_byte":
+            row |= {"difference": 0.2, "low": 0.1, "high": 0.3}
+
+    rows_of(checkout, "03_evaluate", "significance", worsen)
+
+    def forget(row):
+        if row["method"] == "full" and row["measure"] == "wikitext2_word_perplexity":
+            row["value"] += 20
+
+    rows_of(checkout, "03_evaluate", "forgetting", forget)
+    said = render("evaluation.negative", Files(checkout))
+    assert "better: debian, LoRA, chrF and e2e, full fine-tuning, bits per byte." in said
+    assert said.endswith("worse: WikiText-2, perplexity per word (full fine-tuning).")
+
+
+def test_a_code_that_gains_from_length_and_an_encoding_behind_bytes_are_named(checkout):
+    def gain(row):
+        if row["position"] == "rope" and row["eval_length"] == 1_024:
+            row["bits_per_byte"] = 1.0
+
+    rows_of(checkout, "05_position_encoding", "positions", gain)
+    said = render("positions.negative", Files(checkout))
+    assert said.endswith("which a longer memory would be: `rope`.") and said.count("`rope`") == 1
+
+    def lose(row):
+        if row["corpus"] == "debian" and row["encoding"] == "unigram":
+            row["bits_per_byte"] += 5
+
+    rows_of(checkout, "04_token_encoding", "encodings", lose)
+    said = render("encodings.negative", Files(checkout))
+    assert "unigram 4,096 (English)" in said.split(";")[0]
+
+
+def test_what_attention_chinese_and_sharing_fall_short_of_is_named(checkout):
+    def never(row):
+        if row["attention"] == "linear":
+            row["faster_than_softmax_sdpa_from"] = None
+
+    rows_of(checkout, "06_attention", "fitted", never)
+    assert "not faster than it even at 8,192 tokens: `linear` and `nystrom`" in render(
+        "attention.negative", Files(checkout)
+    )
+
+    def tones(row):
+        if row["source"] == "after" and row["measure"] == "opposition" and row["method"] == "plan":
+            row["value"] = 0.8 + row["seed"] / 100
+
+    rows_of(checkout, "07_chinese", "form", tones)
+    said = render("chinese.negative", Files(checkout))
+    assert "Tone patterns shown to be above chance: opposition (“after, plan”)." in said
+    rows_of(checkout, "08_private_domain", "recommendation", lambda r: r.update(advice="Nothing."))
+    assert render("private.negative", Files(checkout)).endswith("may not be shared: none.")
+
+
+def test_an_experiment_that_costs_little_is_not_among_what_fell_short(checkout):
+    def cheap(row):
+        if row["share"] == 0.5 and row["form"] == "linear+window":
+            row["bits_per_byte"] = 1.1
+
+    assert "when converted: 50%, 75% and 100%." in render("innovation.negative", Files(checkout))
+    rows_of(checkout, "09_innovation", "conversion", cheap)
+    assert "when converted: 75% and 100%." in render("innovation.negative", Files(checkout))
+
+
 # --- the defence map
 
 
