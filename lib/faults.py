@@ -178,7 +178,7 @@ def full_disk_results(times: int, generator: torch.Generator) -> tuple[int, int]
                 raise AssertionError("the limit was not reached")
 
             code = ended(child(work))
-            whole = json.loads(path.read_text()) == {"old": True}
+            whole = _is_one_of(path, [{"old": True}])
             lost += code != DONE or not whole or len(list(folder.iterdir())) > 1
     return times, lost
 
@@ -324,24 +324,27 @@ class Resident(TrainerCallback):
 
 
 def memory_growth(steps: int) -> float:
-    """Megabytes by which the last third of a run of about `steps` steps lies above the second, medians."""
+    """Megabytes by which the second half of `steps` steps lies above the first, medians; WARM steps come before."""
     with scratch() as folder:
         path = folder / "memory.json"
         tiny()
 
         def work():
+            # oneDNN keeps its code for the last 1,024 shapes of a product and takes 250 steps to have met so many
+            os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "8"
             seen = Resident()
-            tiny_run(folder, (seen,), train_tokens=1_280 * steps, evaluations=1)
+            tiny_run(folder, (seen,), train_tokens=1_280 * (WARM + steps), evaluations=1)
             path.write_text(json.dumps(seen.megabytes))
 
         if ended(child(work)) != DONE:
             raise RuntimeError("The long run failed: `pytest tests/test_train.py`.")
-        seen = pd.Series(json.loads(path.read_text()))
-        third = len(seen) // 3
-        return float(seen[-third:].median() - seen[third : 2 * third].median())
+        seen = pd.Series(json.loads(path.read_text())[WARM:])
+        half = len(seen) // 2
+        return float(seen[half:].median() - seen[:half].median())
 
 
-FLAT = 3.0  # megabytes: the logits of one step are 5
+FLAT = 16.0  # megabytes: a hidden state kept at every step would be 33 in 200; the allocator jumps by less than 10
+WARM = 120  # steps until the allocator's caches have what a step needs
 
 
 def long_run(times: int, generator: torch.Generator) -> tuple[int, int]:

@@ -3,7 +3,9 @@
 import inspect
 import json
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,7 +38,13 @@ def test_twenty_kills_during_writes_lose_nothing():
 
 
 def careless(path: Path, value) -> None:
-    path.write_text(json.dumps(value))
+    """Into the file itself, slowly enough to be killed in the middle."""
+    text = json.dumps(value)
+    with path.open("w") as file:
+        for start in range(0, len(text), 20_000):
+            file.write(text[start : start + 20_000])
+            file.flush()
+            time.sleep(0.001)
 
 
 def test_kills_find_a_writer_that_is_not_atomic():
@@ -64,7 +72,7 @@ def test_growing_memory_is_found(monkeypatch):
     real = faults.Resident.on_step_end
 
     def leaking(self, *args, **kwargs):
-        kept.append(torch.ones(1 << 18))  # a megabyte a step
+        kept.append(torch.ones(1 << 20))  # 4 MB a step
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(faults.Resident, "on_step_end", leaking)
@@ -82,14 +90,26 @@ def test_the_counted_tests_exist():
             assert f"def {test}(" in (profile.ROOT / "tests" / file).read_text(encoding="utf-8")
 
 
-def test_tests_are_counted_by_case_and_a_missing_one_is_a_loss(monkeypatch):
+def test_tests_are_counted_by_case_and_one_that_does_not_pass_is_a_loss(monkeypatch):
     monkeypatch.setenv("PROFILE", "cpu")
     monkeypatch.setattr(faults, "TESTS", {
         "pickle": ("test_models.py::test_base_model_that_is_a_pickle",),
-        "nothing": ("test_models.py::test_that_is_not_there",),
+        "rows": ("test_tasks.py::test_custom_bad_files_say_where",),
     })  # fmt: skip
     rows = {r["fault"]: r for r in faults.tested()}
-    assert rows["nothing"] == {"fault": "nothing", "injected": 1, "lost": 1}
+    assert rows["pickle"] == {"fault": "pickle", "injected": 1, "lost": 0}
+    assert rows["rows"]["injected"] > 10 and rows["rows"]["lost"] == 0
+    monkeypatch.setattr(faults.subprocess, "run", lambda *a, **k: SimpleNamespace(
+        stdout="PASSED tests/test_models.py::test_base_model_that_is_a_pickle\n"
+        "FAILED tests/test_tasks.py::test_custom_bad_files_say_where[x] - no\n", stderr=""))  # fmt: skip
+    assert [r["lost"] for r in faults.tested()] == [0, 1]
+
+
+def test_tests_that_do_not_run_are_no_result(monkeypatch):
+    monkeypatch.setenv("PROFILE", "cpu")
+    monkeypatch.setattr(faults, "TESTS", {"x": ("test_models.py::test_that_is_not_there",)})
+    with pytest.raises(RuntimeError, match="did not run: ERROR: not found"):
+        faults.tested()
 
 
 # --- security
@@ -114,7 +134,10 @@ def test_weights_are_loaded_as_safetensors_alone():
             i for i in range(len(text)) if text.startswith("ModelForCausalLM.from_pretrained(", i)
         ]:
             call = text[start : text.index(")\n", start)]
-            assert "use_safetensors=True" in call, f"{path.name}: {call[:80]}"
+            # GGUF holds tensors and no code either
+            assert "use_safetensors=True" in call or "gguf_file=" in call, (
+                f"{path.name}: {call[:80]}"
+            )
 
 
 def test_checkpoints_are_written_as_safetensors():
