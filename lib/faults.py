@@ -428,7 +428,7 @@ def tested() -> list[dict]:
         return []
     names = [f"tests/{t}" for group in TESTS.values() for t in group]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-rA", "-p", "no:nbmake", "-o", "addopts=-q -p lib.testing", *names],
+        [sys.executable, "-m", "pytest", "-rA", "--color=no", "-p", "no:nbmake", "-o", "addopts=-q -p lib.testing", *names],
         cwd=profile.ROOT, env={**os.environ, "PROFILE": "fast"}, capture_output=True, text=True,
     )  # fmt: skip
     said = re.findall(r"^(PASSED|FAILED|ERROR) tests/([^\s\[]+)", done.stdout, re.MULTILINE)

@@ -92,6 +92,7 @@ def test_the_counted_tests_exist():
 
 def test_tests_are_counted_by_case_and_one_that_does_not_pass_is_a_loss(monkeypatch):
     monkeypatch.setenv("PROFILE", "cpu")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as notebooks' kernels do
     monkeypatch.setattr(faults, "TESTS", {
         "pickle": ("test_models.py::test_base_model_that_is_a_pickle",),
         "rows": ("test_tasks.py::test_custom_bad_files_say_where",),
