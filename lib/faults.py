@@ -427,8 +427,9 @@ def tested() -> list[dict]:
     if profile.current().name == "fast":  # the tests are running already
         return []
     names = [f"tests/{t}" for group in TESTS.values() for t in group]
+    options = ["-rA", "--color=no", "-p", "no:nbmake", "-o", "addopts=-q -p lib.testing"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-rA", "--color=no", "-p", "no:nbmake", "-o", "addopts=-q -p lib.testing", *names],
+        [sys.executable, "-m", "pytest", *options, *names],
         cwd=profile.ROOT, env={**os.environ, "PROFILE": "fast"}, capture_output=True, text=True,
     )  # fmt: skip
     said = re.findall(r"^(PASSED|FAILED|ERROR) tests/([^\s\[]+)", done.stdout, re.MULTILINE)
