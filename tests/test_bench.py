@@ -1,5 +1,6 @@
 """lib.bench: the systems answer on a tiny model, they do equal work, and the tables follow from their answers."""
 
+import copy
 import json
 import math
 import os
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import bench, bench_peers, bench_systems, profile
+from lib import bench, bench_peers, bench_quality, bench_systems, profile
 from lib.bench_systems import SYSTEMS, Clock, answer
 from lib.models import load_base
 from lib.packing import draw, rows
@@ -327,3 +328,21 @@ def test_the_base_that_ours_trains_is_left_alone(ask, model):
     assert not list(
         (profile.output_root() / "data" / "runs").glob("debian-full-seed0-*/model.part")
     )
+
+
+# --- quality
+
+
+def test_the_fast_step_learns_what_the_plain_loop_learns(model):
+    rows = bench_quality.quality(str(model), bench.random_base(), (0, 1), 4_000)
+    losses = {(r["system"], r["seed"]): r["held_out_loss"] for r in rows}
+    assert all(r["steps"] > 0 for r in rows) and losses["plain", 0] != losses["plain", 1]
+    for seed in (0, 1):
+        assert losses["ours", seed] == pytest.approx(losses["plain", seed], rel=0.005)
+
+
+def test_no_dropout_is_left_in_the_comparison():
+    network = bench_quality.without_dropout(copy.deepcopy(bench.random_base().model).train())
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.equal(network(ids).logits, network(ids).logits)
