@@ -35,6 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                        help="replace a setting, such as --set learning_rate=5e-5")  # fmt: skip
 
+    bench = commands.add_parser(
+        "bench",
+        help="training, evaluation and generation against other libraries; the table of notebook 11",
+    )
+    bench.add_argument(
+        "what", nargs="*", help="training, evaluation, generation, ceiling; all by default"
+    )
+    bench.add_argument("--runs", type=int, help="of each measurement; the profile's by default")
+
     for name, what in (("compress", "a text file with the language model"),
                        ("decompress", "what compress wrote; exact, or refused")):  # fmt: skip
         files = commands.add_parser(name, help=what)
@@ -105,6 +114,15 @@ def run_finetune(chosen) -> None:
         print(f"{name:18} {value:,.4f}" if isinstance(value, float) else f"{name:18} {value:,}")
 
 
+def run_bench(chosen) -> None:
+    from lib import bench
+
+    kinds = chosen.what or bench.KINDS
+    raw = bench.measure(kinds, chosen.runs)
+    bench.keep(raw, kinds, chosen.runs)
+    print(bench.shown(bench.tables(raw)))
+
+
 def run_compress(chosen) -> None:
     from lib.compress_files import BASE, compress_file
 
@@ -153,7 +171,7 @@ def run_pack(chosen) -> None:
     pack(chosen.midterm, chosen.draft)
 
 
-COMMANDS = {"colab": run_colab, "fetch": run_fetch, "run": run_notebooks, "finetune": run_finetune,
+COMMANDS = {"bench": run_bench, "colab": run_colab, "fetch": run_fetch, "run": run_notebooks, "finetune": run_finetune,
             "compress": run_compress, "decompress": run_decompress, "report": run_report,
             "check": run_check, "export": run_export, "pack": run_pack}  # fmt: skip
 

@@ -25,14 +25,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib import profile
 from lib.packing import Encoded, document_attention, flatten, pack
+from lib.speed import fast_float32, rows_at_a_time
 from lib.tasks import Example, encode
 
 
-def token_nats(logits: torch.Tensor, labels: torch.Tensor, rows: int = 512) -> torch.Tensor:
+def token_nats(logits: torch.Tensor, labels: torch.Tensor, rows: int = 0) -> torch.Tensor:
     """Negative log-likelihood in nats, float32. logits (N, V), labels (N,) -> (N,).
 
-    `rows` at a time, so that the float32 copy of half-precision logits never exists whole.
+    `rows` at a time (0: what stays in a cache), so that the probabilities never exist whole.
     """
+    rows = rows or rows_at_a_time(logits)
     parts = zip(logits.split(rows), labels.split(rows), strict=True)
     return torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in parts])
 
@@ -47,7 +49,7 @@ def float32_logits(model: PreTrainedModel) -> Iterator[None]:
     forward = head.forward
 
     def exact(hidden: torch.Tensor) -> torch.Tensor:  # (1, N, C) -> (1, N, V)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False), fast_float32(hidden.shape[-2]):
             return forward(hidden.to(head.weight.dtype))
 
     head.forward = exact

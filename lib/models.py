@@ -27,6 +27,7 @@ from transformers import (
 from lib import hub, stand_in
 from lib.hub import GPT2, GPT2_REVISION, Unavailable, check_folder, endpoint, holds_model, quiet
 from lib.profile import DATA, ROOT, Profile, current, device
+from lib.speed import fuse_activations
 
 GPT2_PARAMETERS = 124_439_808  # "117M" is the paper's count
 END = "<|endoftext|>"
@@ -221,7 +222,7 @@ def _base(model, tokenizer, name, source, revision, why) -> Base:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # GPT-2 has none
     tokenizer.padding_side = "left"
-    model = model.eval().to(device())
+    model = fuse_activations(model.eval()).to(device())
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if sees_future(model):
         raise ValueError(

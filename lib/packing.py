@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from transformers import AttentionInterface, PreTrainedModel
+
+from lib.speed import causal_attention
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,7 @@ def attend_within_documents(module, query, key, value, attention_mask, scaling=N
     lengths = [end - start for start, end in itertools.pairwise(bounds)]
     grouped = query.shape[1] != key.shape[1]
     out = [
-        F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped
-        )
+        causal_attention(q, k, v, scaling, dropout, grouped)
         for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     ]
     return torch.cat(out, dim=2).transpose(1, 2), None

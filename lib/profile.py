@@ -110,6 +110,32 @@ class Scenario:
 
 
 @dataclass(frozen=True)
+class Performance:
+    """Budgets of `python -m lib bench` and notebook 11 (lib.bench). Random weights: speed does not depend on them."""
+
+    runs: int  # of each measurement, the systems taking turns
+    n_layer: int
+    n_embd: int
+    gpt2_tokens: bool  # GPT-2's 50,257 tokens; else the tests' 1,024
+    train_tokens: int  # prompt + target tokens drawn for a training; longer than any run lasts
+    seconds: float  # a training run ends with the step in which they are over, or the third
+    patience: float  # seconds that the first run of a system may take until the held-out loss
+    loss: float  # that held-out loss, nats per target token
+    held_out: int  # documents behind it
+    padded: int  # tokens that the tutorial pads every document to
+    documents: int  # held-out documents scored, a share of them in each run
+    continuations: int  # written, a share of them in each run
+    new_tokens: int  # of each of them
+    product_tokens: int  # rows of the matrix products behind the ceiling
+    lengths: tuple[int, ...]  # tokens in a row, for the cost against context
+    batches: tuple[int, ...]  # rows behind a step, for the cost against the batch
+    sizes: tuple[int, ...]  # documents, for the cost against the data
+    quality_tokens: int  # that a run behind the comparison with the plain fp32 loop sees
+    moments: int  # at which a training and a write of results are killed
+    rows: int  # fuzzed through the task loader; a tenth of them through the compressed files
+
+
+@dataclass(frozen=True)
 class Profile:
     """Everything that may differ between a test run, a laptop run and the report's run."""
 
@@ -133,6 +159,7 @@ class Profile:
     private: Private
     innovation: Innovation
     scenario: Scenario
+    performance: Performance
 
 
 METHODS = ("full", "lora")
@@ -181,16 +208,27 @@ SCENARIO = {
     "full": Scenario(("full",), 16_000, 512, 16, 64, (0, 1, 3), (0, 1, 2),
                      {"debian": 16, "release_notes": 8, "tang": 12}, 700, 64, 16),
 }  # fmt: skip
+PERFORMANCE = {
+    "fast": Performance(1, 2, 64, False, 12_000, 0.2, 20.0, 6.9, 4, 512, 8, 8, 4, 128, (64, 128, 256),
+                        (1, 2, 4), (50, 100, 200), 4_000, 2, 200),
+    "cpu": Performance(5, 12, 768, True, 24_000, 10.0, 180.0, 9.5, 8, 512, 500, 256, 6, 512,
+                       (128, 256, 512, 1_024), (1, 2, 4), (500, 1_000, 2_000, 4_000), 8_192, 20, 10_000),
+    "full": Performance(5, 12, 768, True, 24_000, 10.0, 180.0, 9.5, 8, 512, 500, 256, 6, 512,
+                        (128, 256, 512, 1_024), (1, 2, 4), (500, 1_000, 2_000, 4_000), 8_192, 20, 10_000),
+}  # fmt: skip
 PROFILES = {
     "fast": Profile("fast", (0, 1), METHODS, 12_000, 12_000, 640, 1_280, 3, 16,
                     12, 4, 24, 2_048, 8, 1, SCRATCH["fast"],
-                    CHINESE["fast"], PRIVATE["fast"], INNOVATION["fast"], SCENARIO["fast"]),
+                    CHINESE["fast"], PRIVATE["fast"], INNOVATION["fast"], SCENARIO["fast"],
+                    PERFORMANCE["fast"]),
     "cpu": Profile("cpu", (0,), METHODS, 40_000, 20_000, 2_048, 2_048, 4, 32,
                    100, 24, 120, 8_192, 100, 2, SCRATCH["cpu"],
-                    CHINESE["cpu"], PRIVATE["cpu"], INNOVATION["cpu"], SCENARIO["cpu"]),
+                    CHINESE["cpu"], PRIVATE["cpu"], INNOVATION["cpu"], SCENARIO["cpu"],
+                    PERFORMANCE["cpu"]),
     "full": Profile("full", (0, 1, 2), METHODS, 80_000, 320_000, 2_048, 2_048, 6, 64,
                     200, 64, 160, 16_384, 300, 10, SCRATCH["full"],
-                    CHINESE["full"], PRIVATE["full"], INNOVATION["full"], SCENARIO["full"]),
+                    CHINESE["full"], PRIVATE["full"], INNOVATION["full"], SCENARIO["full"],
+                    PERFORMANCE["full"]),
 }  # fmt: skip
 
 

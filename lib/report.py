@@ -18,6 +18,7 @@ from lib import (  # noqa: F401, the blocks register themselves
     report_inside,
     report_model,
     report_negative,
+    report_performance,
     report_private,
     report_questions,
     report_scenario,
@@ -37,7 +38,8 @@ HEADINGS = (
     "## 1 Team and division of labour", "## 2 The model", "### Structure", "### How it generates", "## 3 Prior work",
     "## 4 Data", "### The dataset", "### Processing", "## 5 Before and after fine-tuning", "## 6 Explorations",
     "### 6.1 Token encodings", "### 6.2 Position encodings", "### 6.3 Attention", "### 6.4 Chinese",
-    "### 6.5 Private-domain data", "### 6.6 Innovation", "### 6.7 New scenarios", "## 7 Limits", "## 8 Sources",
+    "### 6.5 Private-domain data", "### 6.6 Innovation", "### 6.7 New scenarios", "### 6.8 Speed and faults",
+    "## 7 Limits", "## 8 Sources",
     "## Appendix A: Defence map", "## Appendix B: Questions a TA would ask",
 )  # fmt: skip
 RUN_INS = ("**Principle.**", "**Change.**", "**Experiment.**", "**Result.**")

@@ -20,7 +20,7 @@ NOTEBOOKS = {
     "01_load_and_generate": "loading and generating", "02_finetune": "fine-tuning", "03_evaluate": "evaluation",
     "04_token_encoding": "token encodings", "05_position_encoding": "position encodings",
     "06_attention": "attention", "07_chinese": "Chinese", "08_private_domain": "private-domain data",
-    "09_innovation": "innovation", "10_new_scenario": "new scenarios",
+    "09_innovation": "innovation", "10_new_scenario": "new scenarios", "11_performance": "speed and faults",
 }  # fmt: skip
 GPT2 = "GPT-2 117M"
 

@@ -78,6 +78,12 @@ CLAIMS = (
           "test_compress.test_every_damaged_byte_and_every_cut_is_refused"),
     Claim("A compressed file is as long as the cross-entropy says", "10", "The principle", "compress.compress",
           "test_compress.test_the_real_bytes_are_the_cross_entropy"),
+    Claim("The loss in pieces is torch's in value and gradient", "11", "The principle", "speed.summed_cross_entropy",
+          "test_speed.test_summed_cross_entropy_is_torchs_in_value_and_gradient"),
+    Claim("Ratios to other systems are taken within a run", "11", "Against others", "bench.ratios",
+          "test_bench.test_ratios_are_taken_run_by_run"),
+    Claim("A kill at any moment loses nothing", "11", "Reliability", "faults.kill_training",
+          "test_faults.test_nothing_is_lost"),
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ Each names what would have been a success and what was not shown to be one; the 
 “none” where nothing fell short.
 """
 
+from lib.bench_findings import missed_marks
 from lib.chinese_tables import rate
 from lib.findings import NEGATIVE, TOLERATED, conversion_costs
 from lib.private import named
@@ -14,6 +15,7 @@ from lib.report_evaluation import MEASURED, compared, worse_than_before
 from lib.report_forms import by_seed, listed, shown
 from lib.report_innovation import OWN, frontier_said, traps_said
 from lib.report_inside import ATTENDED, POSITIONED, SOFTMAX, USABLE, nystrom_errors, stretched
+from lib.report_performance import PERFORMANCE
 from lib.report_private import PRIVATE
 from lib.report_scenario import SCENARIO, compression_findings
 
@@ -143,4 +145,14 @@ def scenario(n: Notebook) -> str:
         f"Data to text ends {gap:.1f} BLEU below the best published row. {text}"
         if gap > 0
         else text
+    )
+
+
+@value("performance.negative", PERFORMANCE)
+def performance(n: Notebook) -> str:
+    faults = n["faults"]
+    lost = faults.loc[faults["lost"] > 0, "fault"].tolist()
+    return (
+        f"Marks that were set before measuring and not met: {listed(missed_marks(n))}. Faults that lost something: "
+        f"{listed(lost)}."
     )

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
@@ -43,6 +42,7 @@ from lib.memory import peak_megabytes, reset_peak_memory
 from lib.metrics import bits_per_byte, score_encoded
 from lib.packing import Encoded, document_attention, flatten, rows
 from lib.results import device_name, write_json
+from lib.speed import fuse_activations, fuse_dropout, summed_cross_entropy
 from lib.tasks import Task, encode
 
 
@@ -145,7 +145,8 @@ def collate(batch: Sequence[Sequence[Encoded]]) -> dict[str, torch.Tensor]:
 def completion_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
     """Cross-entropy in nats per target token, float32; logits (1, N, V) of the N targets alone."""
     targets = labels[0, 1:][labels[0, 1:] != -100]  # (N,)
-    total = F.cross_entropy(outputs.logits[0].float(), targets, reduction="sum")
+    # squeeze and not [0]: indexing's backward would zero and fill a second tensor of the logits' size
+    total = summed_cross_entropy(outputs.logits.squeeze(0), targets)
     return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
 
 
@@ -279,7 +280,7 @@ def _train(
 ) -> None:
     reset_peak_memory()
     set_seed(settings.seed)
-    model = METHODS[settings.method].prepare(copy.deepcopy(base.model), settings)
+    model = METHODS[settings.method].prepare(fuse_dropout(copy.deepcopy(base.model)), settings)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     train = encode(base.tokenizer, task.train, base.context)
@@ -409,7 +410,7 @@ def load(base, path: Path) -> Finetuned:
         raise ValueError(
             f"{path / 'model'} is damaged ({error}): delete the folder, run again."
         ) from error
-    model = model.to(profile.device()).eval()
+    model = fuse_activations(model.to(profile.device()).eval())
     model.generation_config = copy.deepcopy(base.model.generation_config)
     return Finetuned(model, summary, pd.DataFrame(record["history"]), path)
 

@@ -1,9 +1,9 @@
-"""Small tables as notebooks 07 to 10 write them, made up: what report.md's blocks are tested on before the real ones
+"""Small tables as notebooks 07 to 11 write them, made up: what report.md's blocks are tested on before the real ones
 exist."""
 
 import pandas as pd
 
-from lib import anonymise, compressors, data_to_text, frontier, memorise, traps
+from lib import anonymise, bench, compressors, data_to_text, frontier, memorise, traps
 
 SEEDS = (0, 1, 2)
 
@@ -388,15 +388,82 @@ def scenario() -> dict[str, pd.DataFrame]:
     }
 
 
+def performance() -> dict[str, pd.DataFrame]:
+    speed = {"ours": 200.0, "trl": 100.0, "tutorial": 20.0, "lm-eval": 90.0, "pipeline": 25.0}
+    kinds = {
+        "training": ("ours", "trl", "tutorial"),
+        "evaluation": ("ours", "tutorial", "lm-eval"),
+        "generation": ("ours", "pipeline"),
+    }
+    made: dict = {
+        kind: pd.DataFrame(
+            {
+                "system": s,
+                "setting": "default",
+                "device": "d",
+                "run": run,
+                bench.SPEED[kind]: speed[s] + run,
+                "peak_megabytes": 2_000.0,
+                "bits_per_byte": 5.0,
+            }
+            for s in systems
+            for run in SEEDS
+        )
+        for kind, systems in kinds.items()
+    }
+    made["ceiling"] = pd.DataFrame(
+        {"device": "d", "dtype": t, "run": run, "gflops": g}
+        for t, g in (("float32", 30.0), ("bfloat16", 60.0))
+        for run in SEEDS
+    )
+    limits = [
+        {"kind": k, "system": s, "setting": "default", "run": run, "gflops": g, "share": g / 60}
+        for k, s, g in (
+            ("training", "ours", 42.0),
+            ("evaluation", "ours", 40.0),
+            ("evaluation", "tutorial", 20.0),
+        )
+        for run in SEEDS
+    ]
+    quality = [
+        {"system": s, "seed": seed, "steps": 4, "held_out_loss": x + seed}
+        for s, x in (("plain", 8.0), ("ours", 8.01))
+        for seed in SEEDS
+    ]
+    fits = [
+        {"axis": "batch", "measure": "step_seconds", "exponent": 0.8, "fixed": 0.5, "each": 1.5},
+        {
+            "axis": "context",
+            "measure": "step_seconds",
+            "exponent": 1.1,
+            "fixed": None,
+            "each": None,
+        },
+    ]
+    faults = [
+        {"fault": "kill", "injected": 20, "lost": 0},
+        {"fault": "disk full", "injected": 5, "lost": 1},
+    ]
+    return made | {
+        "ratios": bench.ratios(made),
+        "limits": limits,
+        "quality": quality,
+        "fits": fits,
+        "faults": faults,
+    }
+
+
 TABLES = {
     "07_chinese": chinese,
     "08_private_domain": private,
     "09_innovation": innovation,
     "10_new_scenario": scenario,
+    "11_performance": performance,
 }
 FIGURES = {
     "07": ["07_form"],
     "08": ["08_exposure"],
     "09": ["09_conversion", "09_frontier", "09_traps"],
     "10": ["10_few_shot", "10_compression"],
+    "11": ["11_speed"],
 }

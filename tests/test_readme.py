@@ -6,7 +6,7 @@ from itertools import combinations
 import pandas as pd
 import pytest
 
-from lib import evaluation, findings, frontier, memorise, profile, results
+from lib import bench_findings, evaluation, findings, frontier, memorise, profile, results
 from lib.chinese_tables import differences, percent, rate
 from lib.metrics import mean_interval
 
@@ -326,3 +326,17 @@ def test_the_innovation_sentences_are_those_of_the_results_file():
     for sentences in said:
         assert sentences[0].removeprefix("Finding: ") in text
     assert any(findings.NEGATIVE in s for sentences in said for s in sentences)
+
+
+# --- speed and faults
+
+
+def test_the_speed_table_and_the_faults_are_those_of_the_results_file():
+    tables = results.load("11_performance", profile.DATA / "results")["tables"]
+    for r in tables["ratios"]:
+        cell = f"{r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+        assert f"| {r['kind']} | {r['system']}, {r['setting']} | {cell} |" in README
+    text = " ".join(README.split())
+    for line in bench_findings.equal_findings({k: pd.DataFrame(v) for k, v in tables.items()}):
+        assert line in text
+    assert bench_findings.fault_findings(pd.DataFrame(tables["faults"]))[0] in text

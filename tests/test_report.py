@@ -352,7 +352,7 @@ def test_one_seed_has_no_interval_and_shows_nothing(checkout):
     assert "ahead of GPT-2's learned table, paired by seed: none" in text
 
 
-# --- notebooks 07 to 10, on made-up tables
+# --- notebooks 07 to 11, on made-up tables
 
 
 @pytest.mark.parametrize("stem", list(TABLES))
@@ -360,7 +360,7 @@ def test_blocks_of_the_later_notebooks(checkout, stem):
     add(checkout, stem)
     files = Files(checkout)
     own = [name for name, b in BLOCKS.items() if stem in b.files]
-    assert len(own) >= 8
+    assert len(own) >= 5
     for name in own:
         text = render(name, files)
         assert text and "was not run" not in text and "nan" not in text, (name, text)
@@ -392,6 +392,15 @@ def test_what_the_later_blocks_say(checkout):
         and "(c) 1 of 2 mistakes" in said["innovation.headline"]
     )
     assert "Negative result" in said["frontier.findings"]  # kept
+    assert (
+        "against trl (default): ours is 1.99 times as fast [1.98, 2.00]; mark 2: not met"
+        in said["speed.findings"]
+    )
+    assert "the mark asks for 100, and the machine's products give 60" in said["speed.findings"]
+    assert "matrix products; mark 60%: met" in said["speed.findings"]
+    assert (
+        "25 faults of 2 kinds injected, 1 with a loss: disk full." in said["performance.headline"]
+    )
     assert (
         "never pay for themselves" in said["compression.findings"]
     )  # null in the file is infinity

@@ -15,6 +15,7 @@ from filelock import FileLock
 from lib import profile, train
 from lib.models import load_base
 from lib.packing import flatten
+from lib.scaling import LAUNCH
 from lib.tasks import encode, load_task
 
 LONG = ["--set", "train_tokens=40000", "--set", "batch_tokens=1300", "--set", "pack_length=650"]
@@ -134,11 +135,8 @@ def test_two_gloo_processes_reach_the_loss_of_one(tmp_path):
     script.write_text(
         SLOW_DISK
     )  # the process that writes nothing has to wait for the one that does
-    # --multi_gpu is accelerate's word for its torchrun launcher; without a GPU the processes speak gloo
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
-                "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script))  # fmt: skip
     losses = []
-    for name, how in (("one", ("-m", "lib")), ("two", launcher)):
+    for name, how in (("one", ("-m", "lib")), ("two", (*LAUNCH, str(script)))):
         process = command(tmp_path / name, *LONG, launcher=how)
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out

@@ -1,0 +1,186 @@
+"""What makes a step faster leaves its numbers: every fast path against the plain one, in output and gradient."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import NewGELUActivation
+
+from lib import speed
+from lib.models import small_gpt2
+
+
+def logits_and_targets(dtype, rows=37, vocabulary=101):
+    generator = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(rows, vocabulary, generator=generator) - 100  # GPT-2's lie near -100
+    return logits.to(dtype), torch.randint(vocabulary, (rows,), generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 8, 64])  # at a time: one by one, with a rest, all at once
+def test_summed_cross_entropy_is_torchs_in_value_and_gradient(dtype, rows, monkeypatch):
+    monkeypatch.setattr(speed, "CPU_NUMBERS", rows * 101)
+    logits, targets = logits_and_targets(dtype)
+    scale = torch.tensor(1 / 7)  # the mean over tokens comes after the sum
+    found = []
+    for loss in (
+        speed.summed_cross_entropy,
+        lambda x, y: F.cross_entropy(x.float(), y, reduction="sum"),
+    ):
+        leaf = logits.clone().requires_grad_()
+        total = loss(leaf * 1.0, targets) * scale
+        total.backward()
+        assert leaf.grad.dtype == dtype
+        found.append((total.detach(), leaf.grad.float()))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=0)
+    # one unit in the last place: float32 rounds differently before the number is rounded to `dtype`
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=4 * torch.finfo(dtype).eps, atol=1e-7)
+
+
+def test_summed_cross_entropy_without_gradient_leaves_the_logits():
+    logits, targets = logits_and_targets(torch.bfloat16)
+    before = logits.clone()
+    with torch.no_grad():
+        total = speed.summed_cross_entropy(logits.requires_grad_(), targets)
+    assert total.item() == pytest.approx(
+        F.cross_entropy(before.float(), targets, reduction="sum").item(), rel=1e-6
+    )
+    assert torch.equal(logits, before)
+
+
+def test_a_second_backward_is_refused_rather_than_wrong():
+    logits, targets = logits_and_targets(torch.float32)
+    total = speed.summed_cross_entropy(logits.requires_grad_() * 1.0, targets)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+def test_the_gradient_takes_the_place_of_the_logits():
+    logits, targets = logits_and_targets(torch.bfloat16)
+    used = logits.requires_grad_() * 1.0
+    place = used.data_ptr()
+    seen = []
+    used.register_hook(lambda grad: seen.append(grad.data_ptr()))
+    speed.summed_cross_entropy(used, targets).backward()
+    assert seen == [place], "a second tensor of the size of the logits exists"
+
+
+def test_fused_activations_give_the_same_function_and_names():
+    model = small_gpt2(97, n_layer=2)
+    fused = speed.fuse_activations(copy.deepcopy(model))
+    kinds = {type(m) for m in fused.modules()}
+    assert NewGELUActivation not in kinds and any(
+        isinstance(m, NewGELUActivation) for m in model.modules()
+    )
+    assert list(fused.state_dict()) == list(model.state_dict())
+    ids = torch.arange(60).remainder(97)[None]
+    outputs = []
+    for m in (model, fused):
+        loss = m(ids, labels=ids).loss
+        loss.backward()
+        outputs.append((loss.detach(), m.transformer.h[0].mlp.c_fc.weight.grad))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-6)
+
+
+def test_fuse_activations_leaves_other_models_alone():
+    model = nn.Sequential(nn.Linear(2, 2), nn.SiLU())
+    assert speed.fuse_activations(model) is model
+    assert isinstance(model[1], nn.SiLU)
+
+
+def test_fast_float32_is_float32_and_leaves_the_switch():
+    before = torch.get_float32_matmul_precision()
+    x, w = torch.randn(200, 512), torch.randn(3_000, 512)
+    with speed.fast_float32(200):
+        fast = x @ w.T
+    assert torch.get_float32_matmul_precision() == before
+    assert (fast - x.double() @ w.double().T).abs().max() < 1e-3
+
+
+def test_fast_float32_stays_off_where_it_would_round(monkeypatch):
+    monkeypatch.setattr(speed, "_onednn_keeps_float32", lambda: False)
+    with speed.fast_float32(1_000):
+        assert torch.get_float32_matmul_precision() == "highest"
+    with speed.fast_float32(1):
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_dropout_drops_its_share_keeps_the_mean_and_its_gradient_is_the_mask():
+    torch.manual_seed(0)
+    x = torch.ones(300, 1_001, requires_grad=True)
+    y = speed.dropout(x, 0.1)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach()), (
+        "the gradient of a kept one is its scale, of a dropped one 0"
+    )
+    assert (y == 0).float().mean().item() == pytest.approx(0.1, abs=0.002)  # 4 standard errors
+    assert y.mean().item() == pytest.approx(1, abs=0.003)
+    for lane in range(4):  # of the 64-bit numbers, the sign's among them
+        assert (y.flatten()[lane::4] == 0).float().mean().item() == pytest.approx(0.1, abs=0.004)
+    pairs = (y[:, :-1] == 0) & (y[:, 1:] == 0)
+    assert pairs.float().mean().item() == pytest.approx(0.01, abs=0.001), (
+        "neighbours are independent"
+    )
+
+
+def test_dropout_follows_the_seed_and_leaves_evaluation_alone():
+    x = torch.randn(5, 7)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append(speed.dropout(x, 0.5))
+    assert torch.equal(*draws) and not torch.equal(draws[0], speed.dropout(x, 0.5))
+    module = speed.Dropout(0.5).eval()
+    assert torch.equal(module(x), x) and torch.equal(speed.dropout(x, 0.0), x)
+
+
+def test_attention_with_dropout_is_sdpas_on_average_and_exactly_without():
+    torch.manual_seed(0)
+    q = torch.randn(1, 4, 19, 16)
+    k, v = torch.randn(2, 1, 2, 19, 16)  # grouped: two heads of keys for four of queries
+    exact = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(speed.causal_attention(q, k, v, None, 0.0, True), exact)
+    torch.testing.assert_close(speed.causal_attention(q, k, v, None, 1e-7, True), exact)
+    many = torch.stack([speed.causal_attention(q, k, v, None, 0.3, True) for _ in range(3_000)])
+    torch.testing.assert_close(many.mean(0), exact, atol=0.06, rtol=0)
+    assert many.std(0)[:, :, 0].max() > 0.1, "nothing was dropped"
+
+
+@pytest.mark.parametrize(("dtype", "p"), [(torch.bfloat16, 0.0), (torch.float32, 1e-7)])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_attention_of_a_training_is_sdpas_in_output_and_gradients(dtype, p, grouped):
+    torch.manual_seed(0)
+    heads = 2 if grouped else 4
+    inputs = [torch.randn(1, h, 37, 16) for h in (4, heads, heads)]
+    found = []
+    for own in (True, False):
+        kind = dtype if own else torch.float64
+        q, k, v = (x.to(kind, copy=True).requires_grad_() for x in inputs)
+        if own:
+            out = speed.causal_attention(q, k, v, 0.3, p, grouped)
+        else:
+            out = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=0.3, enable_gqa=grouped
+            )
+        out.square().sum().backward()
+        found.append([x.double() for x in (out, q.grad, k.grad, v.grad)])
+    tolerance = 0.06 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
+
+
+def test_attention_without_gradients_or_of_a_long_document_is_sdpas_own(monkeypatch):
+    q = torch.randn(1, 2, 9, 8).bfloat16()
+    exact = F.scaled_dot_product_attention(q, q, q, is_causal=True)
+    with torch.no_grad():
+        assert torch.equal(speed.causal_attention(q, q, q, None), exact)
+    monkeypatch.setattr(speed, "SHORT", 8)
+    assert torch.equal(speed.causal_attention(q, q, q, None), exact)
+
+
+def test_fuse_dropout_takes_the_place_of_torchs():
+    model = speed.fuse_dropout(small_gpt2(97))
+    kinds = [type(m) for m in model.modules() if isinstance(m, nn.Dropout)]
+    assert kinds and set(kinds) == {speed.Dropout}
