@@ -142,7 +142,7 @@ def check(claim: Claim, root: Path) -> list[str]:
 PARTS = {
     "Part one": ("01", "02", "03"),
     "From scratch": ("04", "05", "06"),
-    "On the base model": ("07", "08", "09", "10"),
+    "Around the model": ("07", "08", "09", "10", "11"),
 }
 
 
