@@ -76,7 +76,7 @@ CLAIMS = (
           "test_text_metrics.test_slots_on_hand_made_errors"),
     Claim("An archive comes back byte for byte, or is refused", "10", "The experiment", "compress.decompress",
           "test_compress.test_every_damaged_byte_and_every_cut_is_refused"),
-    Claim("A compressed file is as long as the cross-entropy says", "10", "The principle", "compress.compress",
+    Claim("A compressed file is hardly longer than the cross-entropy", "10", "The principle", "compress.compress",
           "test_compress.test_the_real_bytes_are_the_cross_entropy"),
     Claim("The loss in pieces is torch's in value and gradient", "11", "The principle", "speed.summed_cross_entropy",
           "test_speed.test_summed_cross_entropy_is_torchs_in_value_and_gradient"),

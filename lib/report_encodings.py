@@ -100,13 +100,15 @@ def encodings_findings(n: Notebook) -> str:
     sweep = n["encodings"].query("corpus == 'debian' and encoding == 'bpe'")
     for kind, part in sweep.groupby("budget", sort=False):
         best = part.groupby("vocab_size")["bits_per_byte"].mean().idxmin()
+        height = interval(part.loc[part["vocab_size"] == best, "bits_per_byte"])
         turn = (
             "the largest tried, so no turning point"
             if best == sweep["vocab_size"].max()
             else "larger ones lose again"
         )
         said.append(
-            f"BPE in English at equal {kind}: {best:,.0f} entries have the lowest mean, {turn}."
+            f"BPE in English at equal {kind}: {best:,.0f} entries have the lowest mean ({height} bits per byte), "
+            f"{turn}."
         )
     parts = [f"{x} {interval(gap, sign=True)}" for x, gap in against_bytes(n, "tang").items()]
     said.append(f"In Chinese, against bytes, bits per byte, paired by seed: {'; '.join(parts)}.")

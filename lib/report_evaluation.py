@@ -59,7 +59,7 @@ def recipe(n: Notebook) -> str:
     return (
         f"AdamW, weight decay {r['weight_decay']:g}, warm-up over {r['warmup_share']:.0%} of the steps and then "
         "a cosine, "
-        f"gradients clipped at {r['max_grad_norm']:g}, {int(r['batch_tokens']):,} tokens behind each step"
+        f"gradients clipped at {r['max_grad_norm']:g}, at most {int(r['batch_tokens']):,} tokens behind each step"
     )
 
 
@@ -79,8 +79,7 @@ def cost(n: Notebook) -> str:
     main = df[df["task"] != "e2e"]["seconds"] / 60
     return (
         f"A run of the main task took {main.min():.0f} to {main.max():.0f} minutes on {n.provenance['device']}, "
-        "the longest "
-        f"run of all {longest:.0f}"
+        f"the longest of all runs {longest:.0f} minutes"
     )
 
 

@@ -43,7 +43,9 @@ def conversion_said(n: Notebook) -> list[str]:
 
 def frontier_said(n: Notebook) -> list[str]:
     df = n["frontier"]
-    return frontier_findings(df, n["front"], n["against_interpolation"], general_measure(df))
+    text = GENERAL[general_measure(df)].split(",")[0]
+    said = frontier_findings(df, n["front"], n["against_interpolation"], general_measure(df))
+    return [s.replace("no forgetting shown", f"no forgetting of {text} shown") for s in said]
 
 
 def traps_said(n: Notebook) -> list[str]:
@@ -129,7 +131,7 @@ def trap_sentences(n: Notebook) -> str:
 def innovation_headline(n: Notebook) -> str:
     frontier = frontier_said(n)
     # without it, a lead over the control reads as something that was lost and kept
-    premise = [s.partition(". ")[0] + "." for s in frontier if "no forgetting shown" in s]
+    premise = [s.partition(". ")[0] + "." for s in frontier if "no forgetting of" in s]
     firsts = [
         said[0].removeprefix("Finding: ")
         for said in (conversion_said(n), [" ".join([frontier[0], *premise])], traps_said(n))

@@ -17,12 +17,20 @@ USABLE = 0.1  # relative error of an attention output above which the rest of a 
 def positions_table(n: Notebook) -> str:
     df = n["positions"]
     short, long = df["eval_length"].min(), df["eval_length"].max()
-    rows = []
+    trained = df[(df["eval_length"] == short) & (df["protocol"] == "blocks")]
+    wide, rows = by_seed(trained, "position"), []
     for name, part in df.groupby("position", sort=False):
         at = part.set_index(["eval_length", "protocol"]).sort_index()["bits_per_byte"]
+        gap = "" if name == "learned" else interval(wide[name] - wide["learned"], sign=True)
         cells = [at[short, "blocks"], at[long, "blocks"], at[long, "sliding"]]
-        rows.append([f"`{name}`", *(interval(c) for c in cells)])
-    header = ["position", f"at {short:,}", f"at {long:,}, blocks", f"at {long:,}, sliding window"]
+        rows.append([f"`{name}`", *(interval(c) for c in cells), gap])
+    header = [
+        "position",
+        f"at {short:,}",
+        f"at {long:,}, blocks",
+        f"at {long:,}, sliding",
+        f"at {short:,}, minus learned",
+    ]
     text = f"Held-out bits per byte after training at {df['train_length'].iloc[0]} tokens; mean, 95 % t interval."
     return n.table(header, rows, text, scratch=True)
 

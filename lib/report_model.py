@@ -11,6 +11,12 @@ FIRST, TRAINED, MEASURED = "01_load_and_generate", "02_finetune", "03_evaluate"
 # --- abstract
 
 
+RECOVERY = (
+    " This stand-in is tuned to follow instructions, and its weights were expanded from four bits: part of what "
+    "fine-tuning gains may be recovery from either, which we did not separate (section 7)."
+)
+
+
 @value("abstract.base", MEASURED)
 def abstract_base(n: Notebook) -> str:
     size = f"{n.provenance['parameters']:,} parameters"
@@ -19,7 +25,7 @@ def abstract_base(n: Notebook) -> str:
             f"The assignment's model is {GPT2}. Its weights were not within reach of the machine that made "
             "these numbers, "
             f"so they are those of {n.model} ({size}), and every table says so; where {GPT2} is within reach, the "
-            "same commands measure it."
+            f"same commands measure it.{RECOVERY if stand_in.NAME in n.model else ''}"
         )
     return f"The base model is {n.model} ({size})."
 

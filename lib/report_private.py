@@ -122,4 +122,7 @@ def advice(n: Notebook) -> str:
 def private_headline(n: Notebook) -> str:
     said = _private(n)
     trained = [s for s in said if "exposure" in s]
-    return f"On {n.model}: {trained[0]}"
+    return (
+        f"On {n.model}, invented secrets (canaries) are inserted into the training text, and their exposure says how "
+        f"far above chance the model ranks them. {trained[0][0].upper()}{trained[0][1:]}"
+    )

@@ -132,12 +132,12 @@ def rhyme(n: Notebook) -> str:
 @value("answer.exposure", "08_private_domain")
 def exposure(n: Notebook) -> str:
     df = n["memorisation"]
-    controls = df[(df["stage"] == "after") & (df["repetitions"] == 0)]["exposure"]
-    most = df[(df["stage"] == "after") & (df["deduplicated"] == "no")]
-    most = most[most["repetitions"] == most["repetitions"].max()]
+    left_in = df[(df["stage"] == "after") & (df["deduplicated"] == "no")]
+    controls = left_in[left_in["repetitions"] == 0]["exposure"]
+    most = left_in[left_in["repetitions"] == left_in["repetitions"].max()]
     return (
-        f"Canaries inserted {int(most['repetitions'].max())} times have {most['exposure'].mean():.1f} bits in "
-        "the mean, controls that "
+        f"With duplicates left in, canaries inserted {int(most['repetitions'].max())} times have "
+        f"{most['exposure'].mean():.1f} bits in the mean, controls of the same models that "
         f"were never inserted {controls.mean():.1f}, and no trace means {UNSEEN:.2f}."
     )
 

@@ -74,7 +74,8 @@ def compression_findings(n: Notebook) -> list[str]:
 @block("compression.findings", SCENARIO)
 def compression_sentences(n: Notebook) -> str:
     checks = [
-        f"{r.arrangement}: {r.identical:.0%} of {r.positions} distributions equal in every bit."
+        f"Predictions computed twice, {r.arrangement}: {r.identical:.0%} of {r.positions} distributions equal in every "
+        "bit."
         for r in n["bit_identity"].itertuples()
     ]
     return bullets([*compression_findings(n), *checks])

@@ -389,7 +389,7 @@ def scenario() -> dict[str, pd.DataFrame]:
 
 
 def performance() -> dict[str, pd.DataFrame]:
-    speed = {"ours": 200.0, "trl": 100.0, "tutorial": 20.0, "lm-eval": 90.0, "pipeline": 25.0}
+    speed = {"ours": 200.0, "trl": 100.0, "tutorial": 60.0, "lm-eval": 90.0, "pipeline": 25.0}
     kinds = {
         "training": ("ours", "trl", "tutorial"),
         "evaluation": ("ours", "tutorial", "lm-eval"),

@@ -398,9 +398,7 @@ def test_what_the_later_blocks_say(checkout):
     )
     assert "the mark asks for 100, and the machine's products give 60" in said["speed.findings"]
     assert "matrix products; mark 60%: met" in said["speed.findings"]
-    assert (
-        "25 faults of 2 kinds injected, 1 with a loss: disk full." in said["performance.headline"]
-    )
+    assert "injected faults and 0 fuzzed inputs, 1 lost something." in said["performance.headline"]
     assert (
         "never pay for themselves" in said["compression.findings"]
     )  # null in the file is infinity
@@ -428,7 +426,8 @@ def rows_of(checkout, stem: str, table: str, change) -> None:
 
 def test_a_comparison_that_shows_nothing_or_a_loss_is_named(checkout):
     before = render("evaluation.negative", Files(checkout))
-    assert "not shown to be better: none. Of 10 of general text, worse: none." in before
+    assert "not shown to be better: none. Of 10 single values of general text" in before
+    assert "worse: none." in before and "of the tags, people 48%" in before
 
     def worsen(row):
         if row["method"] == "lora" and row["measure"] == "chrf":
@@ -445,7 +444,7 @@ def test_a_comparison_that_shows_nothing_or_a_loss_is_named(checkout):
     rows_of(checkout, "03_evaluate", "forgetting", forget)
     said = render("evaluation.negative", Files(checkout))
     assert "better: debian, LoRA, chrF and e2e, full fine-tuning, bits per byte." in said
-    assert said.endswith("worse: WikiText-2, perplexity per word (full fine-tuning).")
+    assert "worse: WikiText-2, perplexity per word (full fine-tuning)." in said
 
 
 def test_a_code_that_gains_from_length_and_an_encoding_behind_bytes_are_named(checkout):
