@@ -67,10 +67,10 @@ def form(n: Notebook) -> str:
         if label in set(df["label"]):
             known = {m: v for m in FORM if len(v := values.get((label, m), ()))}
             # two intervals are what a row has room for
-            spread = {m: interval(known[m], 2) for m in ("exact_form", "rhyme") if m in known}
-            means = {m: number(v.mean(), 2) for m, v in known.items()}
+            spread = {m: interval(100 * known[m], 0) for m in ("exact_form", "rhyme") if m in known}
+            means = {m: number(100 * v.mean(), 1) for m, v in known.items()}
             rows.append([label, *((means | spread).get(m, "-") for m in FORM)])
-    text = "Form of the poems, shares of sampled texts (people: of the test split); mean over seeds, 95 % t interval."
+    text = "Form of the poems, percent of sampled texts (people: of the test split); mean over seeds, 95 % t interval."
     return n.table(["", *FORM.values()], rows, text)
 
 
