@@ -55,9 +55,7 @@ def read_list(path: Path) -> str:
         data = lzma.decompress(path.read_bytes())
     elif path.suffix == ".lz4":
         if not os.path.exists(APT_HELPER):
-            raise FileNotFoundError(
-                f"{path} is lz4 and {APT_HELPER} is missing: unpack it with `unlz4 {path}` first."
-            )
+            raise FileNotFoundError(f"{path} is lz4 and {APT_HELPER} is missing: unpack it with `unlz4 {path}` first.")
         done = subprocess.run([APT_HELPER, "cat-file", str(path)], capture_output=True, check=True)
         data = done.stdout
     else:
@@ -170,9 +168,7 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     return len(a & b) / len(a | b)
 
 
-def keep_first(
-    documents: Iterable[dict], features: Callable[[str], frozenset], threshold: float
-) -> list[dict]:
+def keep_first(documents: Iterable[dict], features: Callable[[str], frozenset], threshold: float) -> list[dict]:
     """Keep the first of documents whose targets' features reach this Jaccard similarity. Exact: an index
     from each feature to the kept ones finds every pair that shares one. For small sets of features."""
     kept: list[dict] = []
@@ -249,9 +245,7 @@ def build(packages: str, translation: str) -> tuple[dict[str, bytes], dict]:
         "stages": counts,
         "splits": {name: len(lines) for name, lines in rows.items()},
         "sections": dict(Counter(d["section"] for d in documents).most_common()),
-        "module_families": dict(
-            Counter(d["family"] for d in documents if d["family"]).most_common()
-        ),
+        "module_families": dict(Counter(d["family"] for d in documents if d["family"]).most_common()),
     }
     return {name: "".join(lines).encode() for name, lines in rows.items()}, facts
 

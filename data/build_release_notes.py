@@ -27,11 +27,7 @@ SDISTS = {
         "CHANGES.rst",
         "Apache-2.0 AND MIT",
     ),
-    "attrs-26.1.0.tar.gz": (
-        "d03ceb89cb322a8fd706d4fb91940737b6642aa36998fe130a9bc96c985eff32",
-        "CHANGELOG.md",
-        "MIT",
-    ),
+    "attrs-26.1.0.tar.gz": ("d03ceb89cb322a8fd706d4fb91940737b6642aa36998fe130a9bc96c985eff32", "CHANGELOG.md", "MIT"),
     "click-8.5.1.tar.gz": (
         "9bbfada76703fd1d784b83eea012e3e8c6a001a876543ef104fa56aaaeb072b4",
         "CHANGES.md",
@@ -47,11 +43,7 @@ SDISTS = {
         "CHANGES.rst",
         "BSD-3-Clause",
     ),
-    "pip-26.3.tar.gz": (
-        "6c36ae7da8695be67e3cd9f7d87919667ced53f57ce2ede75d89b5912ed2bc4c",
-        "NEWS.rst",
-        "MIT",
-    ),
+    "pip-26.3.tar.gz": ("6c36ae7da8695be67e3cd9f7d87919667ced53f57ce2ede75d89b5912ed2bc4c", "NEWS.rst", "MIT"),
     "pytest-9.2.0.tar.gz": (
         "97c4f3b1f3c7414aa36465e09b8220f1d03627993bd51b1282e193753c80557b",
         "doc/en/changelog.rst",
@@ -67,11 +59,7 @@ SDISTS = {
         "docs/source/history.rst",
         "MIT OR Apache-2.0",
     ),
-    "urllib3-2.8.0.tar.gz": (
-        "63bf2ead4c879426ebf22ef2a781eeb4aa3b4ae798a0435506f8687fd5bb9b63",
-        "CHANGES.rst",
-        "MIT",
-    ),
+    "urllib3-2.8.0.tar.gz": ("63bf2ead4c879426ebf22ef2a781eeb4aa3b4ae798a0435506f8687fd5bb9b63", "CHANGES.rst", "MIT"),
     "werkzeug-3.1.9.tar.gz": (
         "55ca7c70a75689be937aa27f8ff4b018f06ff4838fc73045560bf0f5a1291060",
         "CHANGES.rst",
@@ -136,9 +124,7 @@ def build(folder: Path) -> tuple[bytes, dict]:
                 row = {"id": f"{package}-{version}", "package": package, "date": date, "text": text}
                 documents.append(row)
         sources[sdist] = {"sha256": digest, "file": member, "licence": licence, "documents": kept}
-    lines = [
-        json.dumps(row, ensure_ascii=False) for row in sorted(documents, key=lambda r: r["id"])
-    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in sorted(documents, key=lambda r: r["id"])]
     size = sum(len(row["text"].encode()) for row in documents)
     facts = {"documents": len(documents), "bytes": size, "outside_the_lengths": dropped}
     return ("\n".join(lines) + "\n").encode(), {**facts, "sources": sources}
@@ -146,17 +132,19 @@ def build(folder: Path) -> tuple[bytes, dict]:
 
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--sdists", type=Path, help="a folder with the pinned sdists; else pip gets them"
-    )
+    parser.add_argument("--sdists", type=Path, help="a folder with the pinned sdists; else pip gets them")
     parser.add_argument("--out", type=Path, default=HERE / "release_notes")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         if options.sdists is None:
             download(Path(scratch))
         data, facts = build(options.sdists or Path(scratch))
-    card = {"year": YEAR, "lengths_bytes": LENGTHS, **facts,
-            "files_sha256": {"documents.jsonl": hashlib.sha256(data).hexdigest()}}  # fmt: skip
+    card = {
+        "year": YEAR,
+        "lengths_bytes": LENGTHS,
+        **facts,
+        "files_sha256": {"documents.jsonl": hashlib.sha256(data).hexdigest()},
+    }
     write(options.out / "documents.jsonl", data)
     write(options.out / "card.json", (json.dumps(card, indent=1) + "\n").encode())
     print(json.dumps({k: v for k, v in facts.items() if k != "sources"}))

@@ -99,9 +99,7 @@ def series(title: str) -> str:
     return re.sub(rf"(?<=.){NUMERAL}[首章绝篇咏]$", "", title.split(" ")[0])
 
 
-def candidates(
-    poems: list[dict], convert: Callable[[str], str], counts: dict[str, int]
-) -> list[dict]:
+def candidates(poems: list[dict], convert: Callable[[str], str], counts: dict[str, int]) -> list[dict]:
     """One document per quatrain, in the source's order; `counts` gets the stages' sizes."""
     documents = []
     counts.update(dict.fromkeys(("poems", "quatrains", "with a title", "title up to 20"), 0))
@@ -120,15 +118,17 @@ def candidates(
             continue
         counts["title up to 20"] += 1
         author = convert(poem["author"])
-        documents.append({
-            "id": f"tang-{number:05d}",
-            "prompt": f"{title}\n",
-            "target": convert("\n".join(verses)),
-            "group": f"{author}/{series(title)}",
-            "author": author,
-            # of two copies, the one in its author's own volume has the better title and attribution
-            "rank": (title != named, author in ANONYMOUS, number),
-        })  # fmt: skip
+        documents.append(
+            {
+                "id": f"tang-{number:05d}",
+                "prompt": f"{title}\n",
+                "target": convert("\n".join(verses)),
+                "group": f"{author}/{series(title)}",
+                "author": author,
+                # of two copies, the one in its author's own volume has the better title and attribution
+                "rank": (title != named, author in ANONYMOUS, number),
+            }
+        )
     return documents
 
 
@@ -155,9 +155,7 @@ def build(poems: list[dict], convert: Callable[[str], str]) -> tuple[dict[str, b
     facts = {
         "stages": counts,
         "splits": {name: len(lines) for name, lines in rows.items()},
-        "characters_per_verse": dict(
-            sorted(Counter(str(d["target"].index("\n") - 1) for d in documents).items())
-        ),
+        "characters_per_verse": dict(sorted(Counter(str(d["target"].index("\n") - 1) for d in documents).items())),
         "authors": dict(Counter(d["author"] for d in documents).most_common(20)),
     }
     return {name: "".join(lines).encode() for name, lines in rows.items()}, facts

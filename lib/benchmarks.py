@@ -23,13 +23,31 @@ from lib.packing import Encoded
 # What wikitext's tokenisation becomes, in this order: the harness's `wikitext_detokenizer`, whose odd
 # rules (the second and the one for " N ") are kept, since 37.37 was measured with them.
 _DETOKENIZE = [
-    (r"s '", "s'"), (r"/' [0-9]/", "/'[0-9]/"), (r" @-@ ", "-"), (r" @,@ ", ","), (r" @\.@ ", "."),
-    (r" : ", ": "), (r" ; ", "; "), (r" \. ", ". "), (r" ! ", "! "), (r" \? ", "? "), (r" , ", ", "),
-    (r"\(\s*([^\)]*?)\s*\)", r"(\1)"), (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
-    (r"{\s*([^}]*?)\s*}", r"{\1}"), (r'"\s*([^"]*?)\s*"', r'"\1"'), (r"'\s*([^']*?)\s*'", r"'\1'"),
-    (r"= = = =", "===="), (r"= = =", "==="), (r"= =", "=="), (" ° ", "°"), (r" \n", r"\n"),
-    (r"\n ", r"\n"), (r" N ", " 1 "), (r" 's", "'s"),
-]  # fmt: skip
+    (r"s '", "s'"),
+    (r"/' [0-9]/", "/'[0-9]/"),
+    (r" @-@ ", "-"),
+    (r" @,@ ", ","),
+    (r" @\.@ ", "."),
+    (r" : ", ": "),
+    (r" ; ", "; "),
+    (r" \. ", ". "),
+    (r" ! ", "! "),
+    (r" \? ", "? "),
+    (r" , ", ", "),
+    (r"\(\s*([^\)]*?)\s*\)", r"(\1)"),
+    (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
+    (r"{\s*([^}]*?)\s*}", r"{\1}"),
+    (r'"\s*([^"]*?)\s*"', r'"\1"'),
+    (r"'\s*([^']*?)\s*'", r"'\1'"),
+    (r"= = = =", "===="),
+    (r"= = =", "==="),
+    (r"= =", "=="),
+    (" ° ", "°"),
+    (r" \n", r"\n"),
+    (r"\n ", r"\n"),
+    (r" N ", " 1 "),
+    (r" 's", "'s"),
+]
 
 
 def detokenize(page: str) -> str:
@@ -103,18 +121,19 @@ def wikitext2(
     starts = [s for s in range(0, len(ids), length) if len(ids) - s > 1]
     blocks = [Encoded(ids[s : s + length], 0, 0) for s in starts]
     ends = [min(s + length, len(ids)) - 1 for s in starts]
-    scored_text = (
-        text[offsets[s + 1][0] : offsets[e][1]] for s, e in zip(starts, ends, strict=True)
-    )
+    scored_text = (text[offsets[s + 1][0] : offsets[e][1]] for s, e in zip(starts, ends, strict=True))
     size = sum(len(t.encode("utf-8")) for t in scored_text)
     nats, tokens = _nats(model, blocks, "WikiText-2, blocks")
     found = {
-        "benchmark": "wikitext2", "max_tokens": max_tokens, "max_length": length,
+        "benchmark": "wikitext2",
+        "max_tokens": max_tokens,
+        "max_length": length,
         "token_protocol": f"{length}-token blocks, stride {length}, per token",
         "token_perplexity": math.exp(nats / tokens),
         "token_bits_per_byte": nats / math.log(2) / size,
-        "token_tokens": tokens, "token_bytes": size,
-    }  # fmt: skip
+        "token_tokens": tokens,
+        "token_bytes": size,
+    }
     if not articles:
         return found
 
@@ -133,8 +152,11 @@ def wikitext2(
         "word_protocol": f"lm-evaluation-harness, per word, windows of {length} tokens",
         "word_perplexity": math.exp(page_nats / words),
         "word_bits_per_byte": page_nats / math.log(2) / page_bytes,
-        "word_tokens": page_tokens, "word_bytes": page_bytes, "words": words, "pages": len(chosen),
-    }  # fmt: skip
+        "word_tokens": page_tokens,
+        "word_bytes": page_bytes,
+        "words": words,
+        "pages": len(chosen),
+    }
 
 
 def lambada(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: int = 0) -> dict:
@@ -161,20 +183,19 @@ def lambada(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, document
     scored = token_scores(model, encoded, desc="LAMBADA")
     nats = sum(float(n.double().sum()) for n, _ in scored)
     return {
-        "benchmark": "lambada", "protocol": "lm-evaluation-harness lambada_openai",
+        "benchmark": "lambada",
+        "protocol": "lm-evaluation-harness lambada_openai",
         "documents": len(texts),
         "word_accuracy": sum(bool(g.all()) for _, g in scored) / len(scored),
         "word_perplexity": math.exp(nats / len(scored)),
         "last_token_accuracy": sum(bool(g[-1]) for _, g in scored) / len(scored),
-    }  # fmt: skip
+    }
 
 
 def blimp_table(path: Path, pairs: int = 0) -> pd.DataFrame:
     """paradigm, phenomenon, good, bad: the leading `pairs` of each paradigm, 0 all 1,000."""
     columns = ["paradigm", "phenomenon", "good", "bad"]
-    table = pd.read_csv(
-        path, sep="\t", names=columns, quoting=3, dtype=str, keep_default_na=False, encoding="utf-8"
-    )
+    table = pd.read_csv(path, sep="\t", names=columns, quoting=3, dtype=str, keep_default_na=False, encoding="utf-8")
     return table.groupby("paradigm", sort=False).head(pairs) if pairs else table
 
 
@@ -197,10 +218,12 @@ def blimp(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: int
     phenomenon = table.drop_duplicates("paradigm").set_index("paradigm")["phenomenon"]
     variance = (by_paradigm["mean"] * (1 - by_paradigm["mean"]) / by_paradigm["size"]).sum()
     return {
-        "benchmark": "blimp", "protocol": "sum of log-probabilities after BOS, mean over paradigms",
-        "pairs": int(by_paradigm["size"].max()), "paradigms": len(by_paradigm),
+        "benchmark": "blimp",
+        "protocol": "sum of log-probabilities after BOS, mean over paradigms",
+        "pairs": int(by_paradigm["size"].max()),
+        "paradigms": len(by_paradigm),
         "accuracy": float(by_paradigm["mean"].mean()),
         "standard_error": float(math.sqrt(variance) / len(by_paradigm)),
         "by_phenomenon": by_paradigm["mean"].groupby(phenomenon, sort=False).mean().to_dict(),
         "by_paradigm": by_paradigm["mean"].to_dict(),
-    }  # fmt: skip
+    }

@@ -19,10 +19,7 @@ def history_of(log: Sequence[dict], tokens_per_step: float) -> list[dict]:
         if "loss" in entry:
             row["train_loss"] = entry["loss"]
         if "eval_bits_per_byte" in entry:
-            row |= {
-                "held_out_loss": entry["eval_loss"],
-                "bits_per_byte": entry["eval_bits_per_byte"],
-            }
+            row |= {"held_out_loss": entry["eval_loss"], "bits_per_byte": entry["eval_bits_per_byte"]}
     return [by_step[s] for s in sorted(by_step)]
 
 
@@ -31,9 +28,7 @@ class Bar(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **_):
         if self.training_bar is not None and logs and "eval_bits_per_byte" in logs:
-            self.training_bar.set_postfix_str(
-                f"held out {logs['eval_bits_per_byte']:.3f} bits/byte"
-            )
+            self.training_bar.set_postfix_str(f"held out {logs['eval_bits_per_byte']:.3f} bits/byte")
 
 
 class StepClock(TrainerCallback):

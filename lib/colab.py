@@ -72,8 +72,12 @@ def setup() -> None:
     versions = ", ".join(f"{name} {installed(name)}" for name in KEEP[:2])
     print(f"Installed {len(wanted)} packages; {versions} as they were.")
     if (kept := profile.kept_root()) != profile.output_root():
-        print(f"Results, figures and ratings are kept on Google Drive: {kept}; copy that folder over the checkout "
-              "before `python -m lib report`.")  # fmt: skip
+        print(
+            f"Results, figures and ratings are kept on Google Drive: {kept}; copy that folder over the checkout "
+            "before `python -m lib report`."
+        )
     else:
-        print("Google Drive is not mounted: results go when the session ends. To keep them, mount it "
-              "(the folder at the left) and run this cell again.")  # fmt: skip
+        print(
+            "Google Drive is not mounted: results go when the session ends. To keep them, mount it "
+            "(the folder at the left) and run this cell again."
+        )

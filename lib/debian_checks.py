@@ -8,27 +8,71 @@ from collections.abc import Sequence
 # contrast or because the value is a letter: role, scope, interface, implemented-in, uitoolkit, devel, x11.
 CONTENT_FACETS = frozenset(
     [
-        "accessibility", "admin", "biology", "culture", "field", "game", "hardware", "mail", "made-of",
-        "network", "office", "protocol", "science", "security", "sound", "suite", "system", "use", "web",
-        "works-with", "works-with-format",
+        "accessibility",
+        "admin",
+        "biology",
+        "culture",
+        "field",
+        "game",
+        "hardware",
+        "mail",
+        "made-of",
+        "network",
+        "office",
+        "protocol",
+        "science",
+        "security",
+        "sound",
+        "suite",
+        "system",
+        "use",
+        "web",
+        "works-with",
+        "works-with-format",
     ]
-)  # fmt: skip
+)
 # value -> other words that say it, as prefixes; short on purpose
 SYNONYMS = {
-    "gameplaying": ("game", "play"), "timekeeping": ("time", "clock", "date"), "text": ("string", "word"),
-    "viewing": ("display", "show"), "monitor": ("watch",), "checking": ("test", "verif", "valid"),
-    "configuring": ("setting", "setup"), "organizing": ("manag",), "analysing": ("analy",),
-    "learning": ("teach", "educat", "tutor"), "storing": ("storage", "backup", "archiv"),
-    "chatting": ("irc", "messag"), "synchronizing": ("sync",), "transmission": ("send", "transfer"),
-    "downloading": ("fetch",), "image": ("graphic", "picture", "photo"), "audio": ("sound", "music"),
-    "video": ("movie", "film"), "db": ("database", "sql"), "source": ("code",), "package": ("deb", "apt"),
-    "logfile": ("log",), "plaintext": ("text",), "jpg": ("jpeg",), "oggvorbis": ("ogg", "vorbis"),
-    "ssl": ("tls",), "http": ("web",), "mathematics": ("math",), "cryptography": ("encrypt", "crypt"),
-    "virtualization": ("virtual", "xen", "qemu", "kvm"), "filesystem": ("disk", "mount"),
-    "vcs": ("git", "version"), "raster": ("image", "picture", "photo"), "vector": ("svg", "drawing"),
-    "biology": ("bio", "gene", "dna", "protein", "sequenc"), "bioinformatics": ("bio", "gene", "dna"),
-    "entertaining": ("fun", "game", "amus"), "storage": ("disk", "drive", "tape"), "cd": ("disc",),
-}  # fmt: skip
+    "gameplaying": ("game", "play"),
+    "timekeeping": ("time", "clock", "date"),
+    "text": ("string", "word"),
+    "viewing": ("display", "show"),
+    "monitor": ("watch",),
+    "checking": ("test", "verif", "valid"),
+    "configuring": ("setting", "setup"),
+    "organizing": ("manag",),
+    "analysing": ("analy",),
+    "learning": ("teach", "educat", "tutor"),
+    "storing": ("storage", "backup", "archiv"),
+    "chatting": ("irc", "messag"),
+    "synchronizing": ("sync",),
+    "transmission": ("send", "transfer"),
+    "downloading": ("fetch",),
+    "image": ("graphic", "picture", "photo"),
+    "audio": ("sound", "music"),
+    "video": ("movie", "film"),
+    "db": ("database", "sql"),
+    "source": ("code",),
+    "package": ("deb", "apt"),
+    "logfile": ("log",),
+    "plaintext": ("text",),
+    "jpg": ("jpeg",),
+    "oggvorbis": ("ogg", "vorbis"),
+    "ssl": ("tls",),
+    "http": ("web",),
+    "mathematics": ("math",),
+    "cryptography": ("encrypt", "crypt"),
+    "virtualization": ("virtual", "xen", "qemu", "kvm"),
+    "filesystem": ("disk", "mount"),
+    "vcs": ("git", "version"),
+    "raster": ("image", "picture", "photo"),
+    "vector": ("svg", "drawing"),
+    "biology": ("bio", "gene", "dna", "protein", "sequenc"),
+    "bioinformatics": ("bio", "gene", "dna"),
+    "entertaining": ("fun", "game", "amus"),
+    "storage": ("disk", "drive", "tape"),
+    "cd": ("disc",),
+}
 
 
 def parse_tags(prompt: str) -> list[str]:
@@ -68,17 +112,11 @@ def debian_checks(prompt: str, output: str) -> dict[str, float]:
     checks = {
         "synopsis_at_most_80": float(0 < len(synopsis) <= 80),
         "no_article": float(not re.match(r"(?:an?|the)\b(?!-)", synopsis, re.IGNORECASE)),
-        "no_full_stop": float(
-            not (synopsis.endswith(".") and not synopsis.endswith(("...", "etc.")))
-        ),
+        "no_full_stop": float(not (synopsis.endswith(".") and not synopsis.endswith(("...", "etc.")))),
         "has_long_description": float(bool(long.strip())),
     }
-    checks["synopsis_form"] = float(
-        all(checks[k] for k in ("synopsis_at_most_80", "no_article", "no_full_stop"))
-    )
-    checks["tags_reflected"] = (
-        sum(tag_reflected(t, output) for t in tags) / len(tags) if tags else float("nan")
-    )
+    checks["synopsis_form"] = float(all(checks[k] for k in ("synopsis_at_most_80", "no_article", "no_full_stop")))
+    checks["tags_reflected"] = sum(tag_reflected(t, output) for t in tags) / len(tags) if tags else float("nan")
     return checks
 
 

@@ -18,11 +18,11 @@ import pandas as pd
 
 from lib import benchmarks, metrics, profile, text_metrics
 from lib.debian_checks import debian_summary
+from lib.explore.slots import slot_errors
 from lib.fetch import outside
 from lib.generate import DECODING, generate
 from lib.hub import Unavailable
 from lib.results import write_json
-from lib.slots import slot_errors
 from lib.tasks import Task, encode
 from lib.train import Finetuned
 
@@ -57,25 +57,30 @@ def generated_examples(task: Task) -> list:
     return task.test if whole else task.test[: p.generate_documents]
 
 
-def measure(
-    base, task: Task, run: Finetuned | None = None, seed: int = 0, forgetting: bool = True
-) -> Measured:
+def measure(base, task: Task, run: Finetuned | None = None, seed: int = 0, forgetting: bool = True) -> Measured:
     """Score, generate and benchmark `run`'s model, or without one the base model itself.
 
     What was measured before under the same settings is read back from the run's folder.
     """
     p = profile.current()
-    who = {"stage": "after", "method": run.summary["method"], "seed": run.summary["seed"]} if run else {
-        "stage": "before", "method": "none", "seed": seed}  # fmt: skip
-    model = run.model if run else base.model
-    settings = [task.sha256, base.name, base.revision, p.eval_documents, p.generate_documents,
-                p.max_new_tokens, DECODING, forgetting and _benchmark_sizes()]  # fmt: skip
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    folder = (
-        run.path
+    who = (
+        {"stage": "after", "method": run.summary["method"], "seed": run.summary["seed"]}
         if run
-        else profile.output_root() / "data" / "runs" / f"{task.name}-before-seed{seed}"
+        else {"stage": "before", "method": "none", "seed": seed}
     )
+    model = run.model if run else base.model
+    settings = [
+        task.sha256,
+        base.name,
+        base.revision,
+        p.eval_documents,
+        p.generate_documents,
+        p.max_new_tokens,
+        DECODING,
+        forgetting and _benchmark_sizes(),
+    ]
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+    folder = run.path if run else profile.output_root() / "data" / "runs" / f"{task.name}-before-seed{seed}"
     path = folder / f"measured-{key}.json"
     if path.exists():
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -84,22 +89,23 @@ def measure(
     label = f"{task.name}, {who['method']}, seed {who['seed']}"
     examples = generated_examples(task)
     prompts = [e.prompt for e in examples]
-    budget = {
-        "max_new_tokens": longest_text(base.tokenizer, task),
-        "seed": who["seed"],
-        "batch_size": 64,
-    }
+    budget = {"max_new_tokens": longest_text(base.tokenizer, task), "seed": who["seed"], "batch_size": 64}
     measured = Measured(
         task=task.name,
         **who,
         scores=metrics.score(model, base.tokenizer, task.test[: p.eval_documents], f"{label}: scoring"),
-        texts=generate(model, base.tokenizer, prompts, **budget, desc=f"{label}: generating",
-                       **DECODING["greedy"]),
-        sampled=generate(model, base.tokenizer, prompts[: p.generate_documents // 2], **budget,
-                         desc=f"{label}: sampling", **DECODING["sample"]),
+        texts=generate(model, base.tokenizer, prompts, **budget, desc=f"{label}: generating", **DECODING["greedy"]),
+        sampled=generate(
+            model,
+            base.tokenizer,
+            prompts[: p.generate_documents // 2],
+            **budget,
+            desc=f"{label}: sampling",
+            **DECODING["sample"],
+        ),
         forgetting=_forgetting(model, base.tokenizer) if forgetting else {},
         seconds=0.0,
-    )  # fmt: skip
+    )
     measured.seconds = round(time.monotonic() - began, 1)
     write_json(path, {**asdict(measured), "scores": measured.scores.to_dict("records")})
     return measured
@@ -126,9 +132,7 @@ def _forgetting(model, tokenizer) -> dict:
     out = {}
     for name, size in _benchmark_sizes().items():
         found = getattr(benchmarks, name)(model, tokenizer, size)
-        out |= {
-            f"{name}_{k.removeprefix(name + '_')}": v for k, v in found.items() if np.isscalar(v)
-        }
+        out |= {f"{name}_{k.removeprefix(name + '_')}": v for k, v in found.items() if np.isscalar(v)}
     return out
 
 
@@ -150,16 +154,20 @@ def _row(task: Task, m: Measured) -> dict:
     train = [e.target for e in task.train]
     overlap = text_metrics.longest_overlap(texts, train)
     row = {
-        "task": m.task, "stage": m.stage, "method": m.method, "seed": m.seed,
+        "task": m.task,
+        "stage": m.stage,
+        "method": m.method,
+        "seed": m.seed,
         **metrics.describe(m.scores),
-        "decoding": "greedy", "generated": len(texts),
+        "decoding": "greedy",
+        "generated": len(texts),
         "bleu": text_metrics.bleu(texts, references, lowercase=task.name == "e2e"),
         "chrf": text_metrics.chrf(texts, references),
         "rouge_l": text_metrics.rouge_l(texts, references),
         "overlap_words_median": float(np.median(overlap)),
         "overlap_words_max": int(max(overlap)),
         "copied_share": text_metrics.copied(texts, train),
-    }  # fmt: skip
+    }
     return row | own_checks(task, [e.prompt for e in examples], texts)
 
 
@@ -196,8 +204,10 @@ def forgetting(measured: Sequence[Measured]) -> pd.DataFrame:
     """One row per model and benchmark number, long form: measure, value."""
     rows = [
         {"task": m.task, "stage": m.stage, "method": m.method, "seed": m.seed, "measure": k, "value": v}
-        for m in measured for k, v in m.forgetting.items() if isinstance(v, int | float)
-    ]  # fmt: skip
+        for m in measured
+        for k, v in m.forgetting.items()
+        if isinstance(v, int | float)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -221,19 +231,14 @@ def significance(task: Task, measured: Sequence[Measured]) -> pd.DataFrame:
             ("chrf", lambda m: _chrf(task, m), {"numerator": "chrf", "denominator": None}),
         ):
             found = metrics.paired([frame(m) for m in before], [frame(m) for m in after], **options)
-            rows.append({"task": task.name, "method": method, "seeds": len(after), "measure": name}
-                        | asdict(found))  # fmt: skip
+            rows.append({"task": task.name, "method": method, "seeds": len(after), "measure": name} | asdict(found))
     return pd.DataFrame(rows)
 
 
 def _chrf(task: Task, m: Measured) -> pd.DataFrame:
     examples = generated_examples(task)
-    values = text_metrics.chrf_per_document(
-        [t.strip() for t in m.texts], [list(e.references) for e in examples]
-    )
-    return pd.DataFrame(
-        {"id": [e.id for e in examples], "group": [e.group for e in examples], "chrf": values}
-    )
+    values = text_metrics.chrf_per_document([t.strip() for t in m.texts], [list(e.references) for e in examples])
+    return pd.DataFrame({"id": [e.id for e in examples], "group": [e.group for e in examples], "chrf": values})
 
 
 def seed_summary(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
@@ -242,17 +247,25 @@ def seed_summary(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     for (task, stage, method), part in table.groupby(["task", "stage", "method"], sort=False):
         for measure in (m for m in measures if m in part and part[m].notna().any()):
             mean, low, high = metrics.mean_interval(part[measure].dropna())
-            rows.append({"task": task, "stage": stage, "method": method, "measure": measure,
-                         "mean": mean, "low": low, "high": high, "seeds": len(part)})  # fmt: skip
+            rows.append(
+                {
+                    "task": task,
+                    "stage": stage,
+                    "method": method,
+                    "measure": measure,
+                    "mean": mean,
+                    "low": low,
+                    "high": high,
+                    "seeds": len(part),
+                }
+            )
     return pd.DataFrame(rows)
 
 
 def samples(task: Task, measured: Sequence[Measured], count: int = 3, seed: int = 0) -> list[dict]:
     """Prompts drawn by `seed`, each with the human target and every method's text of the first seed."""
     examples = generated_examples(task)
-    chosen = np.random.default_rng(seed).choice(
-        len(examples), min(count, len(examples)), replace=False
-    )
+    chosen = np.random.default_rng(seed).choice(len(examples), min(count, len(examples)), replace=False)
     first: dict[str, Measured] = {}
     for m in measured:
         first.setdefault(m.method, m)
@@ -260,7 +273,7 @@ def samples(task: Task, measured: Sequence[Measured], count: int = 3, seed: int 
         {"task": task.name, "id": examples[i].id, "prompt": examples[i].prompt, "human": examples[i].references[0]}
         | {("before" if k == "none" else k): m.texts[i].strip() for k, m in first.items()}
         for i in sorted(chosen.tolist())
-    ]  # fmt: skip
+    ]
 
 
 def path_of_ratings(task: Task) -> Path:

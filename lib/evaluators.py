@@ -2,7 +2,7 @@
 
 `evaluate.load("bleu")` downloads a script from the hub and runs it; that fails offline. These classes
 have the same interface (`compute`, `add_batch`) and are thin: the counting is in lib.metrics,
-lib.text_metrics, lib.slots and lib.debian_checks. `compute("chrf", predictions=..., references=...)`.
+lib.text_metrics, lib.explore.slots and lib.debian_checks. `compute("chrf", predictions=..., references=...)`.
 """
 
 import math
@@ -11,16 +11,14 @@ from typing import ClassVar
 import datasets
 import evaluate
 
-from lib import debian_checks, slots, text_metrics
+from lib import debian_checks, text_metrics
+from lib.explore import slots
 
 
 class Local(evaluate.Metric):
     """A metric that keeps its rows in memory and writes nothing, to the cache folder or elsewhere."""
 
-    inputs: ClassVar = {
-        "predictions": "string",
-        "references": ["string"],
-    }  # feature -> type, a list for many
+    inputs: ClassVar = {"predictions": "string", "references": ["string"]}  # feature -> type, a list for many
 
     def __init__(self, **options):
         super().__init__(**{"keep_in_memory": True, **options})
@@ -30,17 +28,12 @@ class Local(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         features = {
-            name: datasets.Sequence(datasets.Value(kind[0]))
-            if isinstance(kind, list)
-            else datasets.Value(kind)
+            name: datasets.Sequence(datasets.Value(kind[0])) if isinstance(kind, list) else datasets.Value(kind)
             for name, kind in self.inputs.items()
         }
         text = (type(self).__doc__ or "").strip()
         return evaluate.MetricInfo(
-            description=text,
-            citation="",
-            inputs_description=text,
-            features=datasets.Features(features),
+            description=text, citation="", inputs_description=text, features=datasets.Features(features)
         )
 
 
@@ -82,7 +75,7 @@ class Nist(Local):
 
 
 class SlotErrors(Local):
-    """predictions: texts; references: E2E meaning representations (lib.slots.slot_errors)."""
+    """predictions: texts; references: E2E meaning representations (lib.explore.slots.slot_errors)."""
 
     inputs: ClassVar = {"predictions": "string", "references": "string"}
 
@@ -109,14 +102,18 @@ class Diversity(Local):
 
 
 METRICS: dict[str, type[Local]] = {
-    "bits_per_byte": BitsPerByte, "bleu": Bleu, "chrf": Chrf, "rouge_l": RougeL, "nist": Nist,
-    "slot_errors": SlotErrors, "debian_checks": DebianChecks, "diversity": Diversity,
-}  # fmt: skip
+    "bits_per_byte": BitsPerByte,
+    "bleu": Bleu,
+    "chrf": Chrf,
+    "rouge_l": RougeL,
+    "nist": Nist,
+    "slot_errors": SlotErrors,
+    "debian_checks": DebianChecks,
+    "diversity": Diversity,
+}
 
 
-def compute(
-    name: str, predictions: list, references: list | None = None, **options
-) -> dict[str, float]:
+def compute(name: str, predictions: list, references: list | None = None, **options) -> dict[str, float]:
     """The metric `name` of METRICS. `references`: texts or lists of texts. Raises ValueError for an
     unknown name."""
     if name not in METRICS:
@@ -124,7 +121,5 @@ def compute(
     given = {"predictions": list(predictions)}
     if references is not None:
         many = isinstance(METRICS[name].inputs.get("references"), list)
-        given["references"] = [
-            [r] if many and isinstance(r, str) else (list(r) if many else r) for r in references
-        ]
+        given["references"] = [[r] if many and isinstance(r, str) else (list(r) if many else r) for r in references]
     return METRICS[name]().compute(**given, **options)

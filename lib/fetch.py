@@ -29,22 +29,14 @@ OUTSIDE = {
         "valid.txt": "ba963113c8401d3d26216c0dc0a6dae1ea6ea927de3bf830e32c41f65401c80d",
         "test.txt": "81b1bcd40c4f12845ec4eb61a77bf43765d112483cd9b2f91ef10bfc1b3d8f13",
     },
-    "wikitext2": {
-        "wiki.test.raw": "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08",
-    },
-    "lambada": {
-        "lambada_test.jsonl": "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
-    },
-    "blimp": {
-        "blimp_all.tsv": "9ae4fe6bb66b4273419d2dca091fd8b0c44a7de0260b980aba2ec9a8e4bfc5d4",
-    },
+    "wikitext2": {"wiki.test.raw": "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"},
+    "lambada": {"lambada_test.jsonl": "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226"},
+    "blimp": {"blimp_all.tsv": "9ae4fe6bb66b4273419d2dca091fd8b0c44a7de0260b980aba2ec9a8e4bfc5d4"},
 }
 
 
 def _wikitext2() -> dict[str, bytes]:
-    file = hub_file(
-        "Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet", repo_type="dataset"
-    )
+    file = hub_file("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet", repo_type="dataset")
     rows = pd.read_parquet(file)["text"]  # a blank line of the file, " \n", is an empty row
     return {"wiki.test.raw": "".join(row or " \n" for row in rows).encode()}
 
@@ -105,9 +97,7 @@ def _data_mirror() -> Path | None:
 
 def _from_hub(name: str) -> dict[str, bytes]:
     if name not in HUB:
-        raise Unavailable(
-            "the hub has only the untokenised release, which lib.tasks takes by itself"
-        )
+        raise Unavailable("the hub has only the untokenised release, which lib.tasks takes by itself")
     build, repository, file = HUB[name]
     if trouble := hub.hub_trouble(repository, file, repo_type="dataset"):
         raise Unavailable(trouble)
@@ -149,9 +139,7 @@ def fetch(what: list[str] | None = None) -> int:
     there is no model at all: returns the number of failures. Raises ValueError for other names.
     """
     if unknown := [name for name in what or [] if name not in ("model", *OUTSIDE)]:
-        raise ValueError(
-            f"Nothing is called {unknown[0]!r}: choose of model, {', '.join(OUTSIDE)}."
-        )
+        raise ValueError(f"Nothing is called {unknown[0]!r}: choose of model, {', '.join(OUTSIDE)}.")
     failures = 0
     for name in what or ["model", *OUTSIDE]:
         try:
@@ -177,7 +165,7 @@ def _fetch_outside(name: str) -> tuple[Path, str]:
 
 
 def _fetch_model() -> tuple[Path, str]:
-    from lib import stand_in  # torch and transformers load only for this
+    from lib import stand_in
 
     folder = hub.MODELS / "gpt2"
     if hub.holds_model(folder):

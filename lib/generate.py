@@ -112,11 +112,7 @@ def next_token_distribution(
 
 
 def beam_trace(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    num_beams: int = 3,
-    steps: int = 8,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, num_beams: int = 3, steps: int = 8
 ) -> pd.DataFrame:
     """Beam search after `prompt`, step by step: columns step, beam, text, logprob, finished, score.
 
@@ -160,9 +156,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     text = tokenizer.decode([token_id])
     if "\ufffd" not in text:
         return text
-    values = {
-        c: b for b, c in bytes_to_unicode().items()
-    }  # byte-level BPE writes a byte as a letter
+    values = {c: b for b, c in bytes_to_unicode().items()}  # byte-level BPE writes a byte as a letter
     token = tokenizer.convert_ids_to_tokens(token_id)
     if not all(c in values for c in token):
         return token
@@ -179,9 +173,7 @@ def _checked(decoding: Mapping) -> dict:
     if config["do_sample"]:
         config.setdefault("top_k", 0)  # transformers' default of 50 would truncate unasked
     elif idle := {"temperature", "top_k", "top_p", "min_p", "typical_p"} & set(config):
-        raise ValueError(
-            f"{sorted(idle)} has no effect on greedy or beam search: add do_sample=True."
-        )
+        raise ValueError(f"{sorted(idle)} has no effect on greedy or beam search: add do_sample=True.")
     return config
 
 
@@ -229,9 +221,12 @@ def _warpers(setting: Mapping[str, float]) -> Warpers:
 def _evaluating(model, tokenizer, max_new_tokens: int, decoding: Mapping) -> Iterator[None]:
     """Inside: eval mode, autocast with exact logits, and a generation config of these settings alone."""
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=_pad_id(tokenizer), use_cache=True, **decoding,
-    )  # fmt: skip
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=_pad_id(tokenizer),
+        use_cache=True,
+        **decoding,
+    )
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = [(m, m.generation_config) for m in {id(m): m for m in (model, base)}.values()]
     was_training = model.training

@@ -15,13 +15,7 @@ from urllib.parse import urlsplit
 
 import huggingface_hub.utils as hub_utils
 import transformers
-from huggingface_hub import (
-    constants,
-    get_session,
-    hf_hub_download,
-    hf_hub_url,
-    try_to_load_from_cache,
-)
+from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
@@ -32,14 +26,19 @@ MODELS = DATA / "models"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 GPT2 = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
-GPT2_SHA256 = (
-    "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"  # 548,105,171 bytes
-)
+GPT2_SHA256 = "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"  # 548,105,171 bytes
 PATIENCE = 4.0  # seconds until a hub that does not answer counts as out of reach
 SIDE_FILES = (
-    "generation_config.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "chat_template.jinja",
-)  # fmt: skip
+    "generation_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
 
 # The hub's Xet transfer talks to its own hosts, which a mirror in HF_ENDPOINT does not cover, and can wait
 # for them without end (github.com/huggingface/xet-core/issues/898): plain HTTP fails in time.
@@ -83,22 +82,16 @@ def check_folder(folder: Path) -> None:
     weights = sorted(name for name in files if name.endswith(".safetensors"))
     pickles = sorted(name for name in files if name.endswith(PICKLES))
     if "config.json" not in files:
-        raise FileNotFoundError(
-            f"{folder} has no config.json: it is no model folder of transformers."
-        )
+        raise FileNotFoundError(f"{folder} has no config.json: it is no model folder of transformers.")
     if not weights and pickles:
         raise ValueError(
             f"{folder} has its weights as {pickles[0]} alone, a pickle that could run code: "
             "put model.safetensors of the same model beside config.json."
         )
     if not weights:
-        raise FileNotFoundError(
-            f"{folder} has no weights: put model.safetensors beside config.json."
-        )
+        raise FileNotFoundError(f"{folder} has no weights: put model.safetensors beside config.json.")
     if not ({"tokenizer.json", "tokenizer.model"} & files or {"vocab.json", "merges.txt"} <= files):
-        raise FileNotFoundError(
-            f"{folder} has no tokenizer: put tokenizer.json, or vocab.json and merges.txt, there."
-        )
+        raise FileNotFoundError(f"{folder} has no tokenizer: put tokenizer.json, or vocab.json and merges.txt, there.")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -141,14 +134,10 @@ def hub_trouble(repository: str, file: str, revision: str = "main", repo_type: s
     found = [f"{host} did not answer within {PATIENCE:.0f} s"]
 
     def ask() -> None:
-        url = hf_hub_url(
-            repository, file, repo_type=repo_type, revision=revision, endpoint=endpoint()
-        )
+        url = hf_hub_url(repository, file, repo_type=repo_type, revision=revision, endpoint=endpoint())
         headers = {**hub_utils.build_hf_headers(), "Range": "bytes=0-0"}
         try:
-            with get_session().stream(
-                "GET", url, headers=headers, timeout=PATIENCE, follow_redirects=True
-            ) as answer:
+            with get_session().stream("GET", url, headers=headers, timeout=PATIENCE, follow_redirects=True) as answer:
                 code = answer.status_code
                 next(answer.iter_bytes(1), b"")
             found[0] = None if code < 400 else f"{host} answered {code} for {repository}, {file}"
@@ -170,29 +159,19 @@ def hub_file(repository: str, file: str, revision: str = "main", **more) -> Path
     """
     try:
         return Path(
-            hf_hub_download(
-                repository,
-                file,
-                revision=revision,
-                endpoint=endpoint(),
-                etag_timeout=PATIENCE,
-                **more,
-            )
+            hf_hub_download(repository, file, revision=revision, endpoint=endpoint(), etag_timeout=PATIENCE, **more)
         )
     except Exception as error:  # of two HTTP libraries, by version of huggingface_hub
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise
         reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise Unavailable(
-            f"download of {file} from {repository} failed ({type(error).__name__}: {reason})"
-        ) from error
+        raise Unavailable(f"download of {file} from {repository} failed ({type(error).__name__}: {reason})") from error
 
 
 def cached_model(repository: str, revision: str = "main") -> Path | None:
     """The folder of a model in the local Hugging Face cache, asking no network; None if not there."""
     found = [
-        try_to_load_from_cache(repository, file, revision=revision)
-        for file in ("config.json", "model.safetensors")
+        try_to_load_from_cache(repository, file, revision=revision) for file in ("config.json", "model.safetensors")
     ]
     return Path(found[1]).parent if all(isinstance(path, str) for path in found) else None
 
@@ -204,9 +183,7 @@ def hub_model(repository: str, revision: str = "main", local_dir: Path | None = 
     SHA-256 and others against the one the hub names.
     """
     pinned = (repository, revision) == (GPT2, GPT2_REVISION)
-    if trouble := hub_trouble(
-        repository, "model.safetensors" if pinned else "config.json", revision
-    ):
+    if trouble := hub_trouble(repository, "model.safetensors" if pinned else "config.json", revision):
         raise Unavailable(trouble)
     where = {"revision": revision, "local_dir": local_dir}
     with quiet():
@@ -230,7 +207,5 @@ def hub_model(repository: str, revision: str = "main", local_dir: Path | None = 
     if len(expected) == 64 and sha256(blob) != expected:
         weights.unlink()
         blob.unlink(missing_ok=True)
-        raise Unavailable(
-            f"model.safetensors of {repository} from {endpoint()} has the wrong SHA-256; it was removed"
-        )
+        raise Unavailable(f"model.safetensors of {repository} from {endpoint()} has the wrong SHA-256; it was removed")
     return folder

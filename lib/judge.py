@@ -54,13 +54,9 @@ class Endpoint:
 
     def __post_init__(self):
         if not re.match(r"https?://[^/\s]+", self.base_url):
-            raise JudgeUnavailable(
-                "JUDGE_BASE_URL is no http(s) address; it looks like https://host/v1."
-            )
+            raise JudgeUnavailable("JUDGE_BASE_URL is no http(s) address; it looks like https://host/v1.")
         if not re.fullmatch(r"[!-~]+", self.api_key):  # http.client would print a malformed header
-            raise JudgeUnavailable(
-                "JUDGE_API_KEY holds white space or non-ASCII characters: copy it again."
-            )
+            raise JudgeUnavailable("JUDGE_API_KEY holds white space or non-ASCII characters: copy it again.")
 
     @property
     def host(self) -> str:  # for messages: the whole address may hold a password
@@ -82,9 +78,7 @@ class Endpoint:
         except ValueError:
             pair = ()
         if pair is not None and len(pair) != 2:
-            raise ValueError(
-                f'JUDGE_PRICE_PER_MILLION={price!r}: write "input,output", such as 0.15,0.60.'
-            )
+            raise ValueError(f'JUDGE_PRICE_PER_MILLION={price!r}: write "input,output", such as 0.15,0.60.')
         return cls(*values, price=pair)
 
 
@@ -113,15 +107,10 @@ def judge(
     endpoint = endpoint or Endpoint.from_environment()
     cache = Path(cache or profile.output_root() / "data" / "runs" / "judge.jsonl")
     known = {r["key"]: r for r in read_lines(cache) if "key" in r}
-    questions = [
-        q for p in pairs for q in (_question(p, "before", "after"), _question(p, "after", "before"))
-    ]
+    questions = [q for p in pairs for q in (_question(p, "before", "after"), _question(p, "after", "before"))]
     keys = [_key(endpoint, q) for q in questions]
     todo = {k: q for k, q in zip(keys, questions, strict=True) if k not in known}
-    lock, stop = (
-        threading.Lock(),
-        threading.Event(),
-    )  # after a failure nothing more is asked, or paid
+    lock, stop = (threading.Lock(), threading.Event())  # after a failure nothing more is asked, or paid
 
     def answer(item: tuple[str, str]) -> None:
         if stop.is_set():
@@ -142,18 +131,8 @@ def judge(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-    rows = [
-        _row(p, known[a], known[b]) for p, a, b in zip(pairs, keys[::2], keys[1::2], strict=True)
-    ]
-    columns = [
-        "id",
-        "winner",
-        "before_first",
-        "after_first",
-        "agreed",
-        "prompt_tokens",
-        "completion_tokens",
-    ]
+    rows = [_row(p, known[a], known[b]) for p, a, b in zip(pairs, keys[::2], keys[1::2], strict=True)]
+    columns = ["id", "winner", "before_first", "after_first", "agreed", "prompt_tokens", "completion_tokens"]
     table = pd.DataFrame(rows, columns=columns)
     return table, summarise(table, endpoint) | {"requests": len(todo)}
 
@@ -164,17 +143,16 @@ def summarise(table: pd.DataFrame, endpoint: Endpoint) -> dict:
     """
     rated = [row for row in table.to_dict("records") if row["winner"] in SCORE]
     tokens = [int(table[c].sum()) for c in ("prompt_tokens", "completion_tokens")]
-    cost = (
-        sum(n * p for n, p in zip(tokens, endpoint.price, strict=True)) / 1e6
-        if endpoint.price
-        else None
-    )
+    cost = sum(n * p for n, p in zip(tokens, endpoint.price, strict=True)) / 1e6 if endpoint.price else None
     return {
-        "judge": endpoint.model, **win_rate([SCORE[row["winner"]] for row in rated]),
+        "judge": endpoint.model,
+        **win_rate([SCORE[row["winner"]] for row in rated]),
         "disagreement_rate": sum(not row["agreed"] for row in rated) / len(rated) if rated else None,
-        "unparsable": len(table) - len(rated), "prompt_tokens": tokens[0], "completion_tokens": tokens[1],
+        "unparsable": len(table) - len(rated),
+        "prompt_tokens": tokens[0],
+        "completion_tokens": tokens[1],
         "cost": cost,
-    }  # fmt: skip
+    }
 
 
 def parse(reply: str | None) -> str | None:
@@ -223,8 +201,7 @@ def _ask(endpoint: Endpoint, question: str) -> dict:
         tokens = {k: int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens")}
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise JudgeUnavailable(
-            f"{endpoint.host} answered, but not as an OpenAI-compatible endpoint does: "
-            "does JUDGE_BASE_URL end in /v1?"
+            f"{endpoint.host} answered, but not as an OpenAI-compatible endpoint does: does JUDGE_BASE_URL end in /v1?"
         ) from None
     text = text if isinstance(text, str) else ""
     return {"verdict": parse(text), "reply": text, **tokens}
@@ -237,9 +214,10 @@ def _post(endpoint: Endpoint, payload: dict) -> bytes:
     """
     opener = urllib.request.build_opener(_NoRedirect)
     request = urllib.request.Request(
-        endpoint.base_url.rstrip("/") + "/chat/completions", json.dumps(payload).encode(),
+        endpoint.base_url.rstrip("/") + "/chat/completions",
+        json.dumps(payload).encode(),
         {"Content-Type": "application/json", "Authorization": f"Bearer {endpoint.api_key}"},
-    )  # fmt: skip
+    )
     problem, pause = "", endpoint.wait
     for attempt in range(endpoint.attempts):
         if attempt:

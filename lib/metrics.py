@@ -86,9 +86,7 @@ def token_scores(
     """
     for i, e in enumerate(encoded):
         if len(e.input_ids) < 2:
-            raise ValueError(
-                f"Document {e.id or i} has fewer than 2 tokens: there is none to score."
-            )
+            raise ValueError(f"Document {e.id or i} has fewer than 2 tokens: there is none to score.")
     longest = max((len(e.input_ids) for e in encoded), default=0)
     packs = pack(encoded, max(pack_length or profile.current().pack_length, longest))
     device = next(model.parameters()).device
@@ -125,10 +123,7 @@ def score_encoded(
 
 
 def score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    desc: str = "",
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], desc: str = ""
 ) -> pd.DataFrame:
     """How many nats `model` spends on each example's target, given its prompt.
 
@@ -144,9 +139,7 @@ def score(
 def bits_per_byte(scores: pd.DataFrame) -> float:
     """Sum of nats / (ln 2 * sum of target bytes). Raises ValueError where there is no byte."""
     if not scores["bytes"].sum():
-        raise ValueError(
-            "Bits per byte of no text: the targets hold no byte; score some documents."
-        )
+        raise ValueError("Bits per byte of no text: the targets hold no byte; score some documents.")
     return float(scores["nats"].sum() / (math.log(2) * scores["bytes"].sum()))
 
 
@@ -191,15 +184,11 @@ def _per_document(runs, numerator: str, denominator: str | None) -> pd.DataFrame
     first = frames[0]
     for frame in frames:
         if list(frame["id"]) != list(first["id"]):
-            raise ValueError(
-                "The runs scored different documents: score the same examples in one order."
-            )
+            raise ValueError("The runs scored different documents: score the same examples in one order.")
     d = first[denominator] if denominator else np.ones(len(first))
     n = np.mean([f[numerator].to_numpy(float) for f in frames], axis=0)
     g = first["group"] if "group" in first else first["id"]
-    return pd.DataFrame(
-        {"id": first["id"].to_numpy(), "g": np.asarray(g), "n": n, "d": np.asarray(d, float)}
-    )
+    return pd.DataFrame({"id": first["id"].to_numpy(), "g": np.asarray(g), "n": n, "d": np.asarray(d, float)})
 
 
 def paired(
@@ -226,9 +215,7 @@ def paired(
         scale = 1 / math.log(2) if (numerator, denominator) == ("nats", "bytes") else 1.0
     b, a = (_per_document(x, numerator, denominator) for x in (before, after))
     if list(b["id"]) != list(a["id"]) or not np.array_equal(b["d"], a["d"]):
-        raise ValueError(
-            "before and after scored different documents: score the same examples in one order."
-        )
+        raise ValueError("before and after scored different documents: score the same examples in one order.")
     if b.empty:
         raise ValueError("A comparison of no document: score some documents first.")
     sums = pd.DataFrame({"g": b["g"], "b": b["n"], "a": a["n"], "d": b["d"]}).groupby("g").sum()

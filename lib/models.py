@@ -54,20 +54,28 @@ def gpt2_config() -> GPT2Config:
     return GPT2Config()
 
 
-def small_gpt2(vocab_size: int, n_layer: int = 2, n_head: int = 2, n_embd: int = 64,
-               n_positions: int = 512, seed: int = 0, **config) -> GPT2LMHeadModel:  # fmt: skip
+def small_gpt2(
+    vocab_size: int,
+    n_layer: int = 2,
+    n_head: int = 2,
+    n_embd: int = 64,
+    n_positions: int = 512,
+    seed: int = 0,
+    **config,
+) -> GPT2LMHeadModel:
     """A GPT-2 with random weights, float32, eval mode; the same arguments give the same weights.
 
     `config` holds further fields of GPT2Config. The global random state is left as it was.
     """
-    ends = {
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }  # the defaults lie outside a small vocabulary
+    ends = {"bos_token_id": None, "eos_token_id": None}  # the defaults lie outside a small vocabulary
     settings = GPT2Config(
-        vocab_size=vocab_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
-        n_positions=n_positions, **{**ends, **config},
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        n_layer=n_layer,
+        n_head=n_head,
+        n_embd=n_embd,
+        n_positions=n_positions,
+        **{**ends, **config},
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPT2LMHeadModel(settings).float().eval()
@@ -91,9 +99,14 @@ def tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTo
     )
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=END, eos_token=END, unk_token=END, pad_token=END,
-        padding_side="left", clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=bpe,
+        bos_token=END,
+        eos_token=END,
+        unk_token=END,
+        pad_token=END,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 @cache
@@ -163,8 +176,7 @@ def _load_wanted(wanted: str) -> Base:
         if folder.is_file():
             kind = "a pickle, which could run code" if folder.suffix in hub.PICKLES else "a file"
             raise ValueError(
-                f"BASE_MODEL={wanted} is {kind}: name a folder with config.json, model.safetensors and a "
-                "tokenizer."
+                f"BASE_MODEL={wanted} is {kind}: name a folder with config.json, model.safetensors and a tokenizer."
             )
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", wanted):
         raise FileNotFoundError(
@@ -178,27 +190,20 @@ def _load_wanted(wanted: str) -> Base:
         raise Unavailable(
             f"BASE_MODEL={wanted} is no folder here, and as a hub id it cannot be had: {error}."
         ) from None
-    return _load(
-        folder, wanted, folder.name, "the local Hugging Face cache" if cached else endpoint()
-    )
+    return _load(folder, wanted, folder.name, "the local Hugging Face cache" if cached else endpoint())
 
 
-def _load(
-    folder: Path, name: str | None, revision: str | None, source: str = "", why: str = ""
-) -> Base:
+def _load(folder: Path, name: str | None, revision: str | None, source: str = "", why: str = "") -> Base:
     check_folder(folder)
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model, info = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-                output_loading_info=True,
-            )  # fmt: skip
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
         except (ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"{folder} is no language model that can be loaded: {reason}"
-            ) from error
+            raise ValueError(f"{folder} is no language model that can be loaded: {reason}") from error
     if missing := [*info["missing_keys"], *info["mismatched_keys"]]:
         raise ValueError(
             f"{folder}: its safetensors do not fill the model that config.json describes; {missing[0]} is "
@@ -225,9 +230,7 @@ def _base(model, tokenizer, name, source, revision, why) -> Base:
     model = fuse_activations(model.eval()).to(device())
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if sees_future(model):
-        raise ValueError(
-            f"{source} is no causal language model: its outputs depend on later tokens."
-        )
+        raise ValueError(f"{source} is no causal language model: its outputs depend on later tokens.")
     parameters = model.num_parameters()
     real = model.config.model_type == "gpt2" and parameters == GPT2_PARAMETERS
     folder = Path(source).name
@@ -243,9 +246,7 @@ def _base(model, tokenizer, name, source, revision, why) -> Base:
 @torch.no_grad()
 def sees_future(model: PreTrainedModel) -> bool:
     """Whether changing the last of eight tokens changes the logits before it."""
-    ids = torch.arange(8, device=model.device).remainder(
-        model.get_input_embeddings().num_embeddings
-    )
+    ids = torch.arange(8, device=model.device).remainder(model.get_input_embeddings().num_embeddings)
     pair = torch.stack([ids, ids])  # (2, 8)
     pair[1, -1] = 0
     before, after = model(pair).logits[:, :-1]  # (7, V) each

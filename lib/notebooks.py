@@ -43,11 +43,7 @@ def run(names: list[str]) -> list[Path]:
 
 def _run(source: Path) -> Path:
     notebook = jupytext.read(source)
-    notebook.metadata["kernelspec"] = {
-        "name": "python3",
-        "display_name": "Python 3",
-        "language": "python",
-    }
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     began = time.monotonic()
     print(f"\n=== {source.stem} (profile {profile.current().name}) ===", flush=True)
     client = ShownClient(
@@ -62,9 +58,7 @@ def _run(source: Path) -> Path:
     try:
         client.execute()
     except CellExecutionError as error:
-        raise RuntimeError(
-            f"{source.stem} stopped: {error.ename}: {error.evalue}\n\n{error}"
-        ) from None
+        raise RuntimeError(f"{source.stem} stopped: {error.ename}: {error.evalue}\n\n{error}") from None
     finally:
         client.bar.close()
     tidy(notebook)
@@ -103,9 +97,7 @@ class ShownClient(NotebookClient):
             data = content["data"]
             if step := re.search(r"\[\s*(\d+/\d+ [^\]]*)\]", data.get("text/html", "")):
                 self.bar.set_postfix_str(f"training {step[1]}")
-            elif (text := data.get("text/plain", "")) and not re.search(
-                r"\d+%\||^<(IPython|Figure)", text
-            ):
+            elif (text := data.get("text/plain", "")) and not re.search(r"\d+%\||^<(IPython|Figure)", text):
                 self.bar.write(text)
         elif kind == "comm_msg":  # tqdm's widgets: the text right of the bar
             value = content["data"].get("state", {}).get("value")

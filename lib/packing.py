@@ -27,8 +27,9 @@ class Encoded:
     id: str = ""
 
 
-def attend_within_documents(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
-                            cu_seq_lens_q=None, **_):  # fmt: skip
+def attend_within_documents(
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, cu_seq_lens_q=None, **_
+):
     """Causal attention inside each document of a packed row, for transformers' AttentionInterface.
 
     query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D). `cu_seq_lens_q` are the document

@@ -32,25 +32,27 @@ def _visible(token: str) -> str:
 
 def histogram(lengths: Mapping[str, Sequence[float]], xlabel="tokens per document", bins=40):
     """One panel per name, below each other on one x axis; a line marks the median."""
-    fig, axes = plt.subplots(
-        len(lengths), 1, sharex=True, squeeze=False, figsize=(6.4, 0.7 + 1.05 * len(lengths))
-    )
+    fig, axes = plt.subplots(len(lengths), 1, sharex=True, squeeze=False, figsize=(6.4, 0.7 + 1.05 * len(lengths)))
     edges = np.histogram_bin_edges(np.concatenate([np.asarray(v) for v in lengths.values()]), bins)
     for ax, (name, values), color in zip(axes[:, 0], lengths.items(), COLORS, strict=False):
         ax.hist(values, edges, color=color, edgecolor="white", linewidth=0.4)
         middle = float(np.median(values))
         ax.axvline(middle, color=INK, linewidth=1, linestyle="--")
-        ax.annotate(f"median {middle:g}", (middle, 1), (4, -2), xycoords=("data", "axes fraction"),
-                    textcoords="offset points", va="top")  # fmt: skip
+        ax.annotate(
+            f"median {middle:g}",
+            (middle, 1),
+            (4, -2),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            va="top",
+        )
         ax.set_title(f"{name}  (n = {len(values):,})", fontsize=9)
         ax.set_ylabel("documents")
     axes[-1, 0].set_xlabel(xlabel)
     return fig
 
 
-def loss_curves(
-    df: pd.DataFrame, measure="bits_per_byte", x="tokens", ylabel="held-out bits per byte"
-):
+def loss_curves(df: pd.DataFrame, measure="bits_per_byte", x="tokens", ylabel="held-out bits per byte"):
     """Columns method, seed, `x`, `measure`: each seed thin, the mean over seeds bold and labelled."""
     fig, ax = plt.subplots()
     df = df.dropna(subset=[measure])
@@ -75,16 +77,10 @@ def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
     after, before = df[df["stage"] == "after"], df[df["stage"] == "before"]
     methods = list(dict.fromkeys(after["method"]))
     fig, axes = plt.subplots(
-        1,
-        len(measures),
-        sharey=True,
-        squeeze=False,
-        figsize=(3.2 * len(measures) + 0.8, 0.9 + 0.5 * len(methods)),
+        1, len(measures), sharey=True, squeeze=False, figsize=(3.2 * len(measures) + 0.8, 0.9 + 0.5 * len(methods))
     )
     for ax, (key, title) in zip(axes[0], measures.items(), strict=True):
-        digits = max(
-            0, 2 - math.floor(math.log10(df[key].abs().max() or 1))
-        )  # three figures, aligned
+        digits = max(0, 2 - math.floor(math.log10(df[key].abs().max() or 1)))  # three figures, aligned
         labels = []
         for y, method in enumerate(methods):
             own = before[before["method"] == method]
@@ -92,16 +88,13 @@ def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
             new, low, high = mean_interval(after.loc[after["method"] == method, key].dropna())
             color = COLORS[y % 6]
             ax.annotate("", (new, y), (old, y), arrowprops={"arrowstyle": "->", "color": GREY})
-            ax.plot([low, high], [y, y], color=color, linewidth=4, alpha=0.45, linestyle="-",
-                    solid_capstyle="butt")  # fmt: skip
+            ax.plot([low, high], [y, y], color=color, linewidth=4, alpha=0.45, linestyle="-", solid_capstyle="butt")
             ax.plot(old, y, "o", markerfacecolor="white", markeredgecolor=INK, markersize=7)
             ax.plot(new, y, MARKERS[y % 6], color=color, markersize=7)
             pair = []
             for value, name in ((old, "before"), (new, "after")):
                 text = f"{value:.{digits}f}" if y else f"{name}\n{value:.{digits}f}"
-                pair.append(
-                    ax.annotate(text, (value, y), (0, 7), textcoords="offset points", ha="center")
-                )
+                pair.append(ax.annotate(text, (value, y), (0, 7), textcoords="offset points", ha="center"))
             labels.append(sorted(pair, key=lambda label: label.xy[0]))
         ax.set_title(title)
         ax.margins(x=0.15)
@@ -115,16 +108,13 @@ def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
     return fig
 
 
-def heatmap(
-    matrix, xticks: Sequence[str], yticks: Sequence[str], title="", label="attention weight"
-):
+def heatmap(matrix, xticks: Sequence[str], yticks: Sequence[str], title="", label="attention weight"):
     """`matrix` (rows, columns) with a name per row and column, such as tokens; from 0 to its maximum."""
     matrix = np.asarray(matrix, dtype=float)
     size = (1.6 + 0.3 * matrix.shape[1], 0.9 + 0.3 * matrix.shape[0])
     fig, ax = plt.subplots(figsize=size)
     image = ax.imshow(matrix, cmap="Blues", vmin=0)
-    ax.set_xticks(range(len(xticks)), [_visible(t) for t in xticks], rotation=45, ha="right",
-                  rotation_mode="anchor")  # fmt: skip
+    ax.set_xticks(range(len(xticks)), [_visible(t) for t in xticks], rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(yticks)), [_visible(t) for t in yticks])
     ax.tick_params(length=0)
     ax.set_title(title)
@@ -143,9 +133,7 @@ def similarity(matrix, title="", xlabel="position", label="cosine similarity"):
     return fig
 
 
-def bars(
-    df: pd.DataFrame, label="token", value="probability", panel: str | None = "setting", columns=3
-):
+def bars(df: pd.DataFrame, label="token", value="probability", panel: str | None = "setting", columns=3):
     """Horizontal bars with their numbers, one panel per value of the column `panel` (None: one in all).
 
     The panels share their labels and scale: the table of lib.generate.next_token_distribution fits.
@@ -153,8 +141,14 @@ def bars(
     groups = [("", df)] if panel is None else list(df.groupby(panel, sort=False))
     rows, columns = -(-len(groups) // columns), min(columns, len(groups))
     names = list(dict.fromkeys(df[label]))
-    fig, axes = plt.subplots(rows, columns, sharex=True, sharey=True, squeeze=False,
-                             figsize=(1.2 + 2.3 * columns, rows * (0.5 + 0.2 * len(names))))  # fmt: skip
+    fig, axes = plt.subplots(
+        rows,
+        columns,
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        figsize=(1.2 + 2.3 * columns, rows * (0.5 + 0.2 * len(names))),
+    )
     for ax, (title, group) in zip(axes.flat, groups, strict=False):
         values = group.set_index(label)[value].reindex(names).to_numpy()
         faces = ["#BBBBBB" if n == OTHERS else COLORS[0] for n in names]
@@ -196,10 +190,17 @@ def token_strip(texts: Sequence[str], tokenizer, width: float = 7.2):
                 x, y = 70.0, y - height
             label.set_position((x + 2.5, y))
             face = ("#D6E3F2", "#F6E7C1")[n % 2]
-            ax.add_patch(plt.Rectangle(
-                (x, y - 7), advance - 0.8, 14, facecolor=face, edgecolor=GREY if broken else "white",
-                linewidth=0.5, zorder=0,
-            ))  # fmt: skip
+            ax.add_patch(
+                plt.Rectangle(
+                    (x, y - 7),
+                    advance - 0.8,
+                    14,
+                    facecolor=face,
+                    edgecolor=GREY if broken else "white",
+                    linewidth=0.5,
+                    zorder=0,
+                )
+            )
             x += advance
         y -= height * 1.4
     low = y + height * 1.4 - 10
@@ -208,15 +209,24 @@ def token_strip(texts: Sequence[str], tokenizer, width: float = 7.2):
     return fig
 
 
-def lines(df: pd.DataFrame, x: str, y: str, series: str, panel: str | None = None, logx=True, logy=False,
-          ylabel: str | None = None, xlabel: str | None = None, top: float | None = None,
-          sharey=True):  # fmt: skip
+def lines(
+    df: pd.DataFrame,
+    x: str,
+    y: str,
+    series: str,
+    panel: str | None = None,
+    logx=True,
+    logy=False,
+    ylabel: str | None = None,
+    xlabel: str | None = None,
+    top: float | None = None,
+    sharey=True,
+):
     """One line per value of `series`, the mean over `seed` where there is one, with its range as a band;
     one panel per value of `panel`. `top` cuts the y axis: what lies above is written at the edge.
     """
     panels = [("", df)] if panel is None else list(df.groupby(panel, sort=False))
-    fig, axes = plt.subplots(1, len(panels), sharey=sharey, squeeze=False,
-                             figsize=(max(6.4, 3.6 * len(panels)), 3.8))  # fmt: skip
+    fig, axes = plt.subplots(1, len(panels), sharey=sharey, squeeze=False, figsize=(max(6.4, 3.6 * len(panels)), 3.8))
     for ax, (title, part) in zip(axes[0], panels, strict=True):
         ticks = sorted(part[x].unique())
         for i, name in enumerate(dict.fromkeys((df if sharey else part)[series])):
@@ -228,14 +238,26 @@ def lines(df: pd.DataFrame, x: str, y: str, series: str, panel: str | None = Non
             if top is not None and (above := mean[mean > top]).size:
                 # the line leaves the panel upwards; its largest value is told instead of drawn
                 ax.annotate(
-                    f"{name}: up to {above.max():.1f}", (above.index[0], top), (0, -3 - 10 * i),
-                    textcoords="offset points", va="top", ha="right", color=look["color"], fontsize=7.5,
-                )  # fmt: skip
+                    f"{name}: up to {above.max():.1f}",
+                    (above.index[0], top),
+                    (0, -3 - 10 * i),
+                    textcoords="offset points",
+                    va="top",
+                    ha="right",
+                    color=look["color"],
+                    fontsize=7.5,
+                )
                 mean = mean.clip(upper=top)
             marker = MARKERS[i % 6] if len(mean) <= 20 else ""
             ax.plot(mean.index, mean, label=str(name), marker=marker, markersize=3.5, **look)
-            ax.fill_between(mean.index, groups.min().clip(upper=top), groups.max().clip(upper=top),
-                            color=look["color"], alpha=0.15, linewidth=0)  # fmt: skip
+            ax.fill_between(
+                mean.index,
+                groups.min().clip(upper=top),
+                groups.max().clip(upper=top),
+                color=look["color"],
+                alpha=0.15,
+                linewidth=0,
+            )
         if logx:
             ax.set_xscale("log", base=2)
             ax.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
@@ -267,11 +289,5 @@ def matrices(panels: Mapping[str, np.ndarray], columns: int = 4, label="weight")
         limit = float(np.quantile(np.abs(matrix[matrix != 0]), 0.97)) if matrix.any() else 1.0
         ax.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
         ax.set_title(name, fontsize=8.5)
-        ax.plot(
-            [-0.5, len(matrix) - 0.5],
-            [-0.5, len(matrix) - 0.5],
-            color=GREY,
-            linewidth=0.5,
-            linestyle="-",
-        )
+        ax.plot([-0.5, len(matrix) - 0.5], [-0.5, len(matrix) - 0.5], color=GREY, linewidth=0.5, linestyle="-")
     return fig

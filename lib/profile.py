@@ -17,7 +17,7 @@ DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
 
 @dataclass(frozen=True)
 class Scratch:
-    """Budgets of the models trained from scratch (lib.scratch). Text in UTF-8 bytes, lengths in tokens."""
+    """Budgets of the models trained from scratch (lib.explore.scratch). Text in UTF-8 bytes, lengths in tokens."""
 
     seeds: tuple[int, ...]
     attention_seeds: tuple[int, ...]  # of notebook 06, whose variants lie closer together
@@ -36,12 +36,10 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Chinese:
-    """Budgets of notebook 07 (lib.chinese_runs). Tokens are those of the base model's own tokenizer."""
+    """Budgets of notebook 07 (lib.explore.chinese_runs). Tokens are those of the base model's own tokenizer."""
 
     seeds: tuple[int, ...]
-    poem_tokens: (
-        int  # that a fine-tuning run on tang sees; the extended vocabularies see the same poems
-    )
+    poem_tokens: int  # that a fine-tuning run on tang sees; the extended vocabularies see the same poems
     plan_tokens: int  # that the extended vocabulary sees of poems with their plans
     idiom_tokens: int
     pack_tokens: int  # in one row, which is one optimizer step
@@ -56,7 +54,7 @@ class Chinese:
 
 @dataclass(frozen=True)
 class Private:
-    """Budgets of notebook 08 (lib.private): one run's text, canaries and what is measured of a model."""
+    """Budgets of notebook 08 (lib.explore.private): one run's text, canaries and what is measured of a model."""
 
     packages: tuple[str, ...]  # whose docstrings are the default documents
     train_tokens: int  # canaries among them
@@ -111,7 +109,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Performance:
-    """Budgets of `python -m lib bench` and notebook 11 (lib.bench). Random weights: speed does not depend on them."""
+    """Budgets of `python -m lib bench` and notebook 11 (lib.explore.bench). Random weights: speed does not depend on them."""
 
     runs: int  # of each measurement, the systems taking turns
     n_layer: int
@@ -166,26 +164,32 @@ METHODS = ("full", "lora")
 LENGTHS = (256, 512, 1_024, 2_048, 4_096, 8_192)
 SCRATCH = {
     "fast": Scratch((0, 1), (0, 1), 1, 32, 12_000, 12_000, 12_000, 4_000, (300, 400), 32, (64, 128, 256), 2, 64),
-    "cpu": Scratch((0, 1), (0, 1), 4, 128, 150_000, 400_000, 400_000, 30_000, (512, 1_024, 4_096), 128,
-                   LENGTHS, 3, 512),
-    "full": Scratch((0, 1, 2), (0, 1, 2, 3, 4), 4, 128, 500_000, 1_000_000, 1_200_000, 50_000,
-                    (512, 1_024, 2_048, 4_096, 8_192), 128, LENGTHS, 5, 512),
-}  # fmt: skip
+    "cpu": Scratch(
+        (0, 1), (0, 1), 4, 128, 150_000, 400_000, 400_000, 30_000, (512, 1_024, 4_096), 128, LENGTHS, 3, 512
+    ),
+    "full": Scratch(
+        (0, 1, 2),
+        (0, 1, 2, 3, 4),
+        4,
+        128,
+        500_000,
+        1_000_000,
+        1_200_000,
+        50_000,
+        (512, 1_024, 2_048, 4_096, 8_192),
+        128,
+        LENGTHS,
+        5,
+        512,
+    ),
+}
 CHINESE = {
     "fast": Chinese((0, 1), 4_000, 4_000, 3_000, 640, 2, 6, 40, 12, 8, 4, 1_024),
     "cpu": Chinese((0,), 20_000, 40_000, 10_000, 512, 2, 32, 2_000, 64, 32, 16, 2_048),
     "full": Chinese((0, 1, 2), 40_000, 150_000, 15_000, 512, 3, 64, 2_000, 100, 64, 32, 4_096),
 }
 # of requirements.txt: pure Python, documented by many hands
-DOCUMENTED = (
-    "accelerate",
-    "datasets",
-    "huggingface_hub",
-    "matplotlib",
-    "nltk",
-    "peft",
-    "sacrebleu",
-)
+DOCUMENTED = ("accelerate", "datasets", "huggingface_hub", "matplotlib", "nltk", "peft", "sacrebleu")
 PRIVATE = {
     "fast": Private(("datasketch", "sacrebleu", "tqdm"), 8_000, 640, 1, 2, 8, 8, 4, 12, 8),
     # short rows: what is remembered grows with the steps that a copy is part of, not with the tokens
@@ -193,43 +197,189 @@ PRIVATE = {
     "full": Private(DOCUMENTED, 12_000, 256, 2, 3, 8, 40, 16, 32, 32),
 }
 INNOVATION = {
-    "fast": Innovation((0, 1), 64, 640, 320, 128, 256, (64, 512), 2_600, 640, 6, 640, 512,
-                       96_000, 3_000, 2, 32),
-    "cpu": Innovation((0,), 512, 4_096, 2_048, 512, 1_024, (512, 4_096), 4_096, 1_024, 16, 1_024,
-                      2_048, 100_000, 20_000, 4, 128),
-    "full": Innovation((0, 1, 2), 512, 8_192, 3_072, 768, 2_048, (512, 2_048, 8_192), 7_168,
-                       1_024, 40, 2_048, 3_072, 240_000, 30_000, 4, 128),
-}  # fmt: skip
+    "fast": Innovation((0, 1), 64, 640, 320, 128, 256, (64, 512), 2_600, 640, 6, 640, 512, 96_000, 3_000, 2, 32),
+    "cpu": Innovation(
+        (0,), 512, 4_096, 2_048, 512, 1_024, (512, 4_096), 4_096, 1_024, 16, 1_024, 2_048, 100_000, 20_000, 4, 128
+    ),
+    "full": Innovation(
+        (0, 1, 2),
+        512,
+        8_192,
+        3_072,
+        768,
+        2_048,
+        (512, 2_048, 8_192),
+        7_168,
+        1_024,
+        40,
+        2_048,
+        3_072,
+        240_000,
+        30_000,
+        4,
+        128,
+    ),
+}
 SCENARIO = {
-    "fast": Scenario(("full", "lora"), 3_000, 640, 8, 6, (0, 1), (0, 1),
-                     {"debian": 6, "release_notes": 2, "tang": 3}, 700, 4, 6),
-    "cpu": Scenario(("full",), 8_000, 512, 16, 24, (0, 3), (0,),
-                    {"debian": 12, "release_notes": 6, "tang": 12}, 700, 64, 8),
-    "full": Scenario(("full",), 16_000, 512, 16, 64, (0, 1, 3), (0, 1, 2),
-                     {"debian": 16, "release_notes": 8, "tang": 12}, 700, 64, 16),
-}  # fmt: skip
+    "fast": Scenario(
+        ("full", "lora"), 3_000, 640, 8, 6, (0, 1), (0, 1), {"debian": 6, "release_notes": 2, "tang": 3}, 700, 4, 6
+    ),
+    "cpu": Scenario(
+        ("full",), 8_000, 512, 16, 24, (0, 3), (0,), {"debian": 12, "release_notes": 6, "tang": 12}, 700, 64, 8
+    ),
+    "full": Scenario(
+        ("full",),
+        16_000,
+        512,
+        16,
+        64,
+        (0, 1, 3),
+        (0, 1, 2),
+        {"debian": 16, "release_notes": 8, "tang": 12},
+        700,
+        64,
+        16,
+    ),
+}
 PERFORMANCE = {
-    "fast": Performance(1, 2, 64, False, 12_000, 0.2, 20.0, 6.9, 4, 512, 8, 8, 4, 128, (64, 128, 256),
-                        (1, 2, 4), (50, 100, 200), 4_000, 2, 200),
-    "cpu": Performance(5, 12, 768, True, 24_000, 10.0, 180.0, 9.5, 8, 512, 500, 256, 6, 512,
-                       (128, 256, 512, 1_024), (1, 2, 4), (500, 1_000, 2_000, 4_000), 8_192, 20, 10_000),
-    "full": Performance(5, 12, 768, True, 24_000, 10.0, 180.0, 9.5, 8, 512, 500, 256, 6, 512,
-                        (128, 256, 512, 1_024), (1, 2, 4), (500, 1_000, 2_000, 4_000), 8_192, 20, 10_000),
-}  # fmt: skip
+    "fast": Performance(
+        1,
+        2,
+        64,
+        False,
+        12_000,
+        0.2,
+        20.0,
+        6.9,
+        4,
+        512,
+        8,
+        8,
+        4,
+        128,
+        (64, 128, 256),
+        (1, 2, 4),
+        (50, 100, 200),
+        4_000,
+        2,
+        200,
+    ),
+    "cpu": Performance(
+        5,
+        12,
+        768,
+        True,
+        24_000,
+        10.0,
+        180.0,
+        9.5,
+        8,
+        512,
+        500,
+        256,
+        6,
+        512,
+        (128, 256, 512, 1_024),
+        (1, 2, 4),
+        (500, 1_000, 2_000, 4_000),
+        8_192,
+        20,
+        10_000,
+    ),
+    "full": Performance(
+        5,
+        12,
+        768,
+        True,
+        24_000,
+        10.0,
+        180.0,
+        9.5,
+        8,
+        512,
+        500,
+        256,
+        6,
+        512,
+        (128, 256, 512, 1_024),
+        (1, 2, 4),
+        (500, 1_000, 2_000, 4_000),
+        8_192,
+        20,
+        10_000,
+    ),
+}
 PROFILES = {
-    "fast": Profile("fast", (0, 1), METHODS, 12_000, 12_000, 640, 1_280, 3, 16,
-                    12, 4, 24, 2_048, 8, 1, SCRATCH["fast"],
-                    CHINESE["fast"], PRIVATE["fast"], INNOVATION["fast"], SCENARIO["fast"],
-                    PERFORMANCE["fast"]),
-    "cpu": Profile("cpu", (0,), METHODS, 40_000, 20_000, 2_048, 2_048, 4, 32,
-                   100, 24, 120, 8_192, 100, 2, SCRATCH["cpu"],
-                    CHINESE["cpu"], PRIVATE["cpu"], INNOVATION["cpu"], SCENARIO["cpu"],
-                    PERFORMANCE["cpu"]),
-    "full": Profile("full", (0, 1, 2), METHODS, 80_000, 320_000, 2_048, 2_048, 6, 64,
-                    200, 64, 160, 16_384, 300, 10, SCRATCH["full"],
-                    CHINESE["full"], PRIVATE["full"], INNOVATION["full"], SCENARIO["full"],
-                    PERFORMANCE["full"]),
-}  # fmt: skip
+    "fast": Profile(
+        "fast",
+        (0, 1),
+        METHODS,
+        12_000,
+        12_000,
+        640,
+        1_280,
+        3,
+        16,
+        12,
+        4,
+        24,
+        2_048,
+        8,
+        1,
+        SCRATCH["fast"],
+        CHINESE["fast"],
+        PRIVATE["fast"],
+        INNOVATION["fast"],
+        SCENARIO["fast"],
+        PERFORMANCE["fast"],
+    ),
+    "cpu": Profile(
+        "cpu",
+        (0,),
+        METHODS,
+        40_000,
+        20_000,
+        2_048,
+        2_048,
+        4,
+        32,
+        100,
+        24,
+        120,
+        8_192,
+        100,
+        2,
+        SCRATCH["cpu"],
+        CHINESE["cpu"],
+        PRIVATE["cpu"],
+        INNOVATION["cpu"],
+        SCENARIO["cpu"],
+        PERFORMANCE["cpu"],
+    ),
+    "full": Profile(
+        "full",
+        (0, 1, 2),
+        METHODS,
+        80_000,
+        320_000,
+        2_048,
+        2_048,
+        6,
+        64,
+        200,
+        64,
+        160,
+        16_384,
+        300,
+        10,
+        SCRATCH["full"],
+        CHINESE["full"],
+        PRIVATE["full"],
+        INNOVATION["full"],
+        SCENARIO["full"],
+        PERFORMANCE["full"],
+    ),
+}
 
 
 def current() -> Profile:
@@ -246,10 +396,7 @@ def output_root() -> Path:
     """
     if current().name != "fast":
         return ROOT
-    default = (
-        Path(tempfile.gettempdir())
-        / f"gpt2-coursework-fast-{os.getuid() if hasattr(os, 'getuid') else 0}"
-    )
+    default = Path(tempfile.gettempdir()) / f"gpt2-coursework-fast-{os.getuid() if hasattr(os, 'getuid') else 0}"
     return Path(os.environ.get("FAST_OUTPUT") or default)
 
 

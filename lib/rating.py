@@ -35,9 +35,7 @@ class Pair:
 
     def digest(self) -> str:
         """Names exactly these texts, so that a rating is never taken for one of later texts."""
-        return hashlib.sha256(
-            json.dumps([self.prompt, self.before, self.after]).encode()
-        ).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([self.prompt, self.before, self.after]).encode()).hexdigest()[:16]
 
 
 def append_line(path: Path, row: Mapping) -> None:
@@ -47,9 +45,7 @@ def append_line(path: Path, row: Mapping) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b", buffering=0) as file:
-        cut = (
-            file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
-        )
+        cut = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
         line = json.dumps(row, ensure_ascii=False) + "\n"
         file.write((b"\n" if cut else b"") + line.encode("utf-8"))
         os.fsync(file.fileno())
@@ -84,11 +80,7 @@ class Rater:
             raise ValueError("Two pairs have the same id: ratings could not be told apart.")
         self.name, self.seed = name.strip(), seed
         self.path = Path(path or profile.output_root() / "data" / "runs" / "ratings.jsonl")
-        done = {
-            (r.get("id"), r.get("digest"))
-            for r in read_lines(self.path)
-            if r.get("rater") == self.name
-        }
+        done = {(r.get("id"), r.get("digest")) for r in read_lines(self.path) if r.get("rater") == self.name}
         self.total = len(pairs)
         self.open = [p for p in pairs if (p.id, p.digest()) not in done]
 
@@ -116,10 +108,18 @@ class Rater:
         order = self.order(pair)
         now = datetime.datetime.now(datetime.timezone.utc)
         choice = {"left": order[0], "right": order[1]}.get(side, side)
-        append_line(self.path, {
-            "rater": self.name, "id": pair.id, "choice": choice, "left": order[0], "right": order[1],
-            "digest": pair.digest(), "time": now.isoformat(timespec="seconds"),
-        })  # fmt: skip
+        append_line(
+            self.path,
+            {
+                "rater": self.name,
+                "id": pair.id,
+                "choice": choice,
+                "left": order[0],
+                "right": order[1],
+                "digest": pair.digest(),
+                "time": now.isoformat(timespec="seconds"),
+            },
+        )
         self.open.pop(0)
 
 
@@ -138,9 +138,7 @@ def rating_widget(rater: Rater):
     buttons = [widgets.Button(description=label) for label in choices]
 
     def show() -> None:
-        status.value = (
-            f"{html.escape(rater.name)}: {rater.total - len(rater.open)} of {rater.total} rated"
-        )
+        status.value = f"{html.escape(rater.name)}: {rater.total - len(rater.open)} of {rater.total} rated"
         pair = rater.current
         for button in buttons:
             button.disabled = pair is None
@@ -175,8 +173,16 @@ def win_rate(scores: Sequence[float]) -> dict:
     mean = sum(scores) / n if n else None
     low, high = wilson(mean, n) if n else (None, None)
     p = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else None
-    return {"n": n, "after": wins, "before": losses, "tie": n - wins - losses,
-            "win_rate": mean, "low": low, "high": high, "p_value": p}  # fmt: skip
+    return {
+        "n": n,
+        "after": wins,
+        "before": losses,
+        "tie": n - wins - losses,
+        "win_rate": mean,
+        "low": low,
+        "high": high,
+        "p_value": p,
+    }
 
 
 def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
@@ -185,9 +191,7 @@ def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
         return None
     n = len(pairs)
     seen = sum(a == b for a, b in pairs) / n
-    chance = (
-        sum(sum(a == c for a, _ in pairs) * sum(b == c for _, b in pairs) for c in SCORE) / n**2
-    )
+    chance = sum(sum(a == c for a, _ in pairs) * sum(b == c for _, b in pairs) for c in SCORE) / n**2
     return None if chance == 1 else (seen - chance) / (1 - chance)
 
 
@@ -203,13 +207,10 @@ def summarise(ratings: pd.DataFrame | Iterable[Mapping]) -> dict:
     by_item: dict[tuple, dict[str, str]] = {}
     for (rater, item), choice in rated.items():
         by_item.setdefault(item, {})[rater] = choice
-    scores = [
-        sum(SCORE[c] for c in choices.values()) / len(choices) for choices in by_item.values()
-    ]
+    scores = [sum(SCORE[c] for c in choices.values()) / len(choices) for choices in by_item.values()]
     raters = sorted({rater for rater, _ in rated})
     shared = [
-        [(c[a], c[b]) for c in by_item.values() if a in c and b in c]
-        for a, b in itertools.combinations(raters, 2)
+        [(c[a], c[b]) for c in by_item.values() if a in c and b in c] for a, b in itertools.combinations(raters, 2)
     ]
     shared = [s for s in shared if s]
     equal = [sum(a == b for a, b in s) / len(s) for s in shared]
@@ -220,13 +221,14 @@ def summarise(ratings: pd.DataFrame | Iterable[Mapping]) -> dict:
     elif not shared:
         missing.append("no item has two raters, so agreement is unknown")
     elif not kappas:
-        missing.append(
-            "kappa is undefined where both raters give every item one and the same choice"
-        )
+        missing.append("kappa is undefined where both raters give every item one and the same choice")
     return {
-        **win_rate(scores), "ratings": len(rated), "skipped": len(latest) - len(rated), "raters": len(raters),
+        **win_rate(scores),
+        "ratings": len(rated),
+        "skipped": len(latest) - len(rated),
+        "raters": len(raters),
         "common_items": sum(len(c) > 1 for c in by_item.values()),
         "agreement": sum(equal) / len(equal) if equal else None,
         "kappa": sum(kappas) / len(kappas) if kappas else None,
         "message": "; ".join(missing),
-    }  # fmt: skip
+    }

@@ -20,16 +20,7 @@ import pandas as pd
 
 from lib import profile
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "peft",
-    "accelerate",
-    "sacrebleu",
-    "numpy",
-    "scipy",
-)
+PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "sacrebleu", "numpy", "scipy")
 
 
 def start() -> float:
@@ -51,16 +42,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".part"
-        )
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(
-            temporary, 0o644
-        )  # mkstemp's 0600 would hide the results from a group's other members
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the results from a group's other members
         os.replace(temporary, path)
     except OSError as error:
         if temporary:
@@ -77,9 +64,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value) -> None:
     """`write_text` of `value` as indented JSON; NaN and infinities become null, which JSON can hold."""
-    write_text(
-        path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    write_text(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _plain(value):
@@ -100,18 +85,11 @@ def git_commit() -> str:
 
     def run(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments],
-            cwd=profile.ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=20,
+            ["git", *arguments], cwd=profile.ROOT, capture_output=True, text=True, check=True, timeout=20
         ).stdout.strip()
 
     try:
-        changed = run(
-            "status", "--porcelain", "--untracked-files=no", "--", "lib", "notebooks/*.py"
-        )
+        changed = run("status", "--porcelain", "--untracked-files=no", "--", "lib", "notebooks/*.py")
         return run("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
@@ -130,10 +108,7 @@ def device_name() -> str:
 
 
 def provenance(
-    base=None,
-    seeds: Sequence[int] = (),
-    data: Mapping[str, str] | None = None,
-    started: float | None = None,
+    base=None, seeds: Sequence[int] = (), data: Mapping[str, str] | None = None, started: float | None = None
 ) -> dict:
     """Where the numbers come from: model, profile, seeds, machine, commit, versions, data hashes."""
     return {
@@ -169,16 +144,10 @@ def save(
     """
     rows = {name: _rows(name, table) for name, table in tables.items()}
     path = profile.kept_root() / "data" / "results" / f"{notebook}.json"
-    value = {
-        "notebook": notebook,
-        "provenance": provenance(base, seeds, data, started),
-        "tables": rows,
-    }
+    value = {"notebook": notebook, "provenance": provenance(base, seeds, data, started), "tables": rows}
     write_json(path, value)
     root = profile.kept_root()
-    print(
-        f"Results: {path.relative_to(root)} ({', '.join(f'{k} {len(v)}' for k, v in rows.items())} rows)"
-    )
+    print(f"Results: {path.relative_to(root)} ({', '.join(f'{k} {len(v)}' for k, v in rows.items())} rows)")
     return path
 
 
@@ -187,9 +156,7 @@ def _rows(name: str, table) -> list[dict]:
     for i, row in enumerate(rows):
         nested = [k for k, v in row.items() if isinstance(v, Mapping | list | tuple | set)]
         if nested:
-            raise ValueError(
-                f"Table {name!r}, row {i}: {nested[0]!r} is nested; results rows are flat."
-            )
+            raise ValueError(f"Table {name!r}, row {i}: {nested[0]!r} is nested; results rows are flat.")
     return rows
 
 

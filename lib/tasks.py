@@ -241,9 +241,7 @@ def _e2e_hub() -> list[list[tuple[str, str]]]:
             "or set HF_ENDPOINT to a mirror of the hub."
         ) from error
     tables = (pd.read_parquet(f)[["meaning_representation", "human_reference"]] for f in files)
-    return [
-        [(e2e_meaning(m), t.strip()) for m, t in table.itertuples(index=False)] for table in tables
-    ]
+    return [[(e2e_meaning(m), t.strip()) for m, t in table.itertuples(index=False)] for table in tables]
 
 
 def _e2e_split(split: str, rows: Sequence[tuple[str, str]]) -> list[Example]:
@@ -265,9 +263,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int
-) -> list[Encoded]:
+def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[Encoded]:
     """Token ids of prompt, target and EOS. Prompt and target are tokenised apart, so that the prompt
     is the same sequence when a generation starts from it. A special token's name inside a document
     is text.
@@ -304,18 +300,20 @@ def token_statistics(task: Task, tokenizer: PreTrainedTokenizerBase) -> pd.DataF
         tokens = np.array([len(d.input_ids) for d in documents])
         texts = [e.prompt + e.target for e in examples]
         n_bytes = sum(len(t.encode("utf-8")) for t in texts)
-        rows.append({
-            "task": task.name,
-            "split": split,
-            "documents": len(examples),
-            "groups": len({e.group for e in examples}),
-            "characters": sum(map(len, texts)),
-            "bytes": n_bytes,
-            "tokens": int(tokens.sum()),
-            "target_tokens": int(tokens.sum()) - sum(d.prompt_length for d in documents),
-            "median_tokens": float(np.median(tokens)),
-            "p95_tokens": float(np.percentile(tokens, 95)),
-            "max_tokens": int(tokens.max()),
-            "bytes_per_token": n_bytes / int(tokens.sum() - len(examples)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "task": task.name,
+                "split": split,
+                "documents": len(examples),
+                "groups": len({e.group for e in examples}),
+                "characters": sum(map(len, texts)),
+                "bytes": n_bytes,
+                "tokens": int(tokens.sum()),
+                "target_tokens": int(tokens.sum()) - sum(d.prompt_length for d in documents),
+                "median_tokens": float(np.median(tokens)),
+                "p95_tokens": float(np.percentile(tokens, 95)),
+                "max_tokens": int(tokens.max()),
+                "bytes_per_token": n_bytes / int(tokens.sum() - len(examples)),
+            }
+        )
     return pd.DataFrame(rows)

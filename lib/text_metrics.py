@@ -2,7 +2,7 @@
 
 Every function takes `predictions` (texts) and `references` (for each prediction a list of texts, or one
 text). The counting is done by the libraries that the field cites: sacrebleu (Post 2018) for BLEU and
-chrF, rouge-score for ROUGE-L. Checks of what a text says are in lib/slots.py and lib/debian_checks.py.
+chrF, rouge-score for ROUGE-L. Checks of what a text says are in lib/explore/slots.py and lib/debian_checks.py.
 
 Beside the published E2E rows (LoRA and others, scored by tuetschek/e2e-metrics, whose mteval-13a
 ignores case): use `bleu(..., lowercase=True)` and `nist`; both then follow mteval's definition. Two
@@ -53,9 +53,7 @@ def _checked(predictions: Sequence[str], references: Sequence) -> list[list[str]
         )
     lists = [[r] if isinstance(r, str) else list(r) for r in references]
     if not all(lists):
-        raise ValueError(
-            f"Prediction {lists.index([])} has no reference: give it one or leave it out."
-        )
+        raise ValueError(f"Prediction {lists.index([])} has no reference: give it one or leave it out.")
     return lists
 
 
@@ -65,17 +63,11 @@ def _streams(references: list[list[str]]) -> list[list[str | None]]:
     return [[r[k] if k < len(r) else None for r in references] for k in range(longest)]
 
 
-def bleu(
-    predictions: Sequence[str], references: Sequence, lowercase: bool = False, tokenize: str = "13a"
-) -> float:
+def bleu(predictions: Sequence[str], references: Sequence, lowercase: bool = False, tokenize: str = "13a") -> float:
     """Corpus BLEU-4 in 0-100 with any number of references (Papineni et al. 2002), as the sacrebleu
     command scores it; `tokenize="zh"` for Chinese."""
     streams = _streams(_checked(predictions, references))
-    return (
-        BLEU(lowercase=lowercase, tokenize=tokenize, force=True)
-        .corpus_score(list(predictions), streams)
-        .score
-    )
+    return BLEU(lowercase=lowercase, tokenize=tokenize, force=True).corpus_score(list(predictions), streams).score
 
 
 def chrf(predictions: Sequence[str], references: Sequence) -> float:
@@ -95,9 +87,7 @@ def rouge_l(predictions: Sequence[str], references: Sequence) -> float:
     Words by `words`, in lower case and without the punctuation between them.
     """
     lists, scorer = _checked(predictions, references), RougeScorer(["rougeL"], tokenizer=_Plain())
-    best = [
-        scorer.score_multi(r, p)["rougeL"].fmeasure for p, r in zip(predictions, lists, strict=True)
-    ]
+    best = [scorer.score_multi(r, p)["rougeL"].fmeasure for p, r in zip(predictions, lists, strict=True)]
     return float(np.mean(best))
 
 
@@ -164,9 +154,7 @@ def self_bleu(texts: Sequence[str], sample: int = 100, seed: int = 0) -> float:
     chosen = sorted(rng.choice(len(texts), min(sample, len(texts)), replace=False))
     picked = [" ".join(words(texts[i])) for i in chosen]
     metric = BLEU(tokenize="none", effective_order=True, force=True)
-    return float(np.mean([
-        metric.sentence_score(t, picked[:i] + picked[i + 1 :]).score for i, t in enumerate(picked)
-    ]))  # fmt: skip
+    return float(np.mean([metric.sentence_score(t, picked[:i] + picked[i + 1 :]).score for i, t in enumerate(picked)]))
 
 
 class _Runs:
@@ -233,9 +221,7 @@ def longest_overlap(predictions: Sequence[str], train: Sequence[str]) -> list[in
 def copied(predictions: Sequence[str], train: Sequence[str]) -> float:
     """Share of predictions that are a training target verbatim, white space aside."""
     known = {" ".join(t.split()) for t in train}
-    return (
-        float(np.mean([" ".join(p.split()) in known for p in predictions])) if predictions else 0.0
-    )
+    return float(np.mean([" ".join(p.split()) in known for p in predictions])) if predictions else 0.0
 
 
 def diversity(texts: Sequence[str]) -> dict[str, float]:

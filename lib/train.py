@@ -36,7 +36,7 @@ from transformers.utils import logging as transformers_logging
 
 from lib import profile
 from lib.callbacks import Bar, StepClock, history_of
-from lib.continual import OPTIMIZERS, PullToStart, with_replay
+from lib.explore.continual import OPTIMIZERS, PullToStart, with_replay
 from lib.hub import quiet as silenced
 from lib.memory import peak_megabytes, reset_peak_memory
 from lib.metrics import bits_per_byte, score_encoded
@@ -64,7 +64,7 @@ class Settings:
     patience: int = 3  # evaluations without a better held-out loss before the run stops
     gradient_checkpointing: bool = False
     lora_rank: int = 16
-    optimizer: str = "adamw"  # a name in lib.continual.OPTIMIZERS
+    optimizer: str = "adamw"  # a name in lib.explore.continual.OPTIMIZERS
     l2_start: float = 0.0  # strength of the pull to the start point: L2-SP
     replay_share: float = 0.0  # of train_tokens, taken by general text; the rest is the task's
 
@@ -160,9 +160,7 @@ class CompletionTrainer(Trainer):
             "eval_bits_per_byte": bits_per_byte(scores),
         }
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
@@ -174,12 +172,8 @@ class Finetuned:
     """A finished run: `model` holds the weights of the best held-out loss, LoRA merged, in eval mode."""
 
     model: nn.Module
-    summary: (
-        dict  # flat: method, seed, learning_rate, parameters, tokens, seconds, peak_megabytes, ...
-    )
-    history: (
-        pd.DataFrame
-    )  # step, tokens, train_loss (nats per target token), bits_per_byte (held out)
+    summary: dict  # flat: method, seed, learning_rate, parameters, tokens, seconds, peak_megabytes, ...
+    history: pd.DataFrame  # step, tokens, train_loss (nats per target token), bits_per_byte (held out)
     path: Path
 
 
@@ -198,9 +192,7 @@ def settings_for(method: str, seed: int, task: Task, **overrides) -> Settings:
     } | overrides
     unknown = set(chosen) - set(Settings.__dataclass_fields__)
     if unknown:
-        raise ValueError(
-            f"Setting {min(unknown)!r} is unknown; known: {', '.join(Settings.__dataclass_fields__)}."
-        )
+        raise ValueError(f"Setting {min(unknown)!r} is unknown; known: {', '.join(Settings.__dataclass_fields__)}.")
     return Settings(method, seed, **chosen)
 
 
@@ -224,9 +216,7 @@ def run_path(base, task: Task, settings: Settings, replay: Sequence[Encoded] = (
     defaults = {f.name: f.default for f in fields(Settings) if f.name in LATER_FIELDS}
     chosen = {k: v for k, v in asdict(settings).items() if k not in defaults or v != defaults[k]}
     if settings.replay_share:
-        chosen["replay"] = hashlib.sha256(
-            json.dumps([d.input_ids for d in replay]).encode()
-        ).hexdigest()
+        chosen["replay"] = hashlib.sha256(json.dumps([d.input_ids for d in replay]).encode()).hexdigest()
     identity = [chosen, task.sha256, base.name, base.revision, base.parameters]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     name = f"{task.name}-{settings.method}-seed{settings.seed}-{digest}"
@@ -275,18 +265,14 @@ def finetune(
     return load(base, path)
 
 
-def _train(
-    base, task: Task, settings: Settings, path: Path, replay, callbacks, quiet: bool
-) -> None:
+def _train(base, task: Task, settings: Settings, path: Path, replay, callbacks, quiet: bool) -> None:
     reset_peak_memory()
     set_seed(settings.seed)
     model = METHODS[settings.method].prepare(fuse_dropout(copy.deepcopy(base.model)), settings)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     train = encode(base.tokenizer, task.train, base.context)
-    held_out = encode(
-        base.tokenizer, task.validation[: settings.validation_documents], base.context
-    )
+    held_out = encode(base.tokenizer, task.validation[: settings.validation_documents], base.context)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     pack_length = max(settings.pack_length, max(len(d.input_ids) for d in train))
     rows_per_step = max(settings.batch_tokens // pack_length, 1)
@@ -312,8 +298,7 @@ def _train(
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch_fused",
         bf16=dtype == torch.bfloat16,
-        fp16=dtype
-        == torch.float16,  # Trainer scales the loss: float16 gradients underflow unscaled
+        fp16=dtype == torch.float16,  # Trainer scales the loss: float16 gradients underflow unscaled
         use_cpu=profile.device().type == "cpu",
         eval_strategy="steps",
         eval_steps=interval,
@@ -395,9 +380,7 @@ def load(base, path: Path) -> Finetuned:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} holds no finished run: run notebook 02 first.") from None
     except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path / 'run.json'} is damaged ({error}): delete the folder, run again."
-        ) from error
+        raise ValueError(f"{path / 'run.json'} is damaged ({error}): delete the folder, run again.") from error
     if (summary["base_model"], summary["base_parameters"]) != (base.name, base.parameters):
         raise ValueError(
             f"{path} was fine-tuned from {summary['base_model']} ({summary['base_parameters']:,} parameters), "
@@ -407,9 +390,7 @@ def load(base, path: Path) -> Finetuned:
         with silenced():
             model = _load_weights(base, path / "model")
     except (OSError, SafetensorError, KeyError) as error:
-        raise ValueError(
-            f"{path / 'model'} is damaged ({error}): delete the folder, run again."
-        ) from error
+        raise ValueError(f"{path / 'model'} is damaged ({error}): delete the folder, run again.") from error
     model = fuse_activations(model.to(profile.device()).eval())
     model.generation_config = copy.deepcopy(base.model.generation_config)
     return Finetuned(model, summary, pd.DataFrame(record["history"]), path)
@@ -450,8 +431,7 @@ def ensure_room(path: Path, parameters: int) -> None:
         (path / ".lock").touch()
     except OSError as error:
         raise OSError(
-            error.errno,
-            f"{path} can't be written ({error.strerror}); make the folder writable or move the project",
+            error.errno, f"{path} can't be written ({error.strerror}); make the folder writable or move the project"
         ) from error
     needed, free = 7 * 4 * parameters, shutil.disk_usage(path).free
     if free < needed:

@@ -24,9 +24,7 @@
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
-REPOSITORY = (
-    ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
-)
+REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
 import os, subprocess, sys
 
 if "google.colab" in sys.modules:
@@ -44,7 +42,8 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from lib import generate, gpt2, inside, metrics, models, plots, profile, results, tasks
+from lib import generate, metrics, models, plots, profile, results, tasks
+from lib.explore import gpt2, inside
 
 started, settings = results.start(), profile.current()
 pd.set_option("display.max_colwidth", 160, "display.max_rows", 80)
@@ -105,7 +104,7 @@ gpt2_parameters.assign(**{c: gpt2_parameters[c].map(f) for c, f in as_text.items
 # %% [markdown]
 # ### 2.3 The forward pass, written out
 #
-# The code shown is what runs: `lib/gpt2.py`, plain functions on the model's own tensors. $B$ texts in the
+# The code shown is what runs: `lib/explore/gpt2.py`, plain functions on the model's own tensors. $B$ texts in the
 # batch, $T$ tokens, width $C = 768$, $H = 12$ heads of width $D = C / H = 64$.
 #
 # - **Embedding.** The vector of token $x_t$ plus the vector of place $t$, both learned:
@@ -164,9 +163,7 @@ show(gpt2.block, gpt2.blocks, gpt2.forward)
 reference = model if model.config.model_type == "gpt2" else gpt2.random_gpt2().to(model.device)
 params, n_head = gpt2.parameters_of(reference), reference.config.n_head
 V = reference.config.vocab_size
-ids = torch.randint(V, (2, 24), generator=torch.Generator().manual_seed(0)).to(
-    model.device
-)  # (B, T)
+ids = torch.randint(V, (2, 24), generator=torch.Generator().manual_seed(0)).to(model.device)  # (B, T)
 with torch.no_grad():
     ours, theirs = gpt2.forward(params, ids, n_head), reference(ids).logits  # (B, T, V)
 difference = (ours - theirs).abs().max().item()
@@ -315,11 +312,7 @@ continuations
 #   being relative, does not.
 
 # %%
-PROMPTS = [
-    "The",
-    "My favourite food is",
-    "In a small village by the sea there lived an old man who",
-]
+PROMPTS = ["The", "My favourite food is", "In a small village by the sea there lived an old man who"]
 padding = inside.padding_ways(model, tokenizer, PROMPTS)
 assert padding.largest_difference[0] < 1e-3
 padding.assign(largest_difference=padding.largest_difference.map("{:.1e}".format))
@@ -328,9 +321,7 @@ padding.assign(largest_difference=padding.largest_difference.map("{:.1e}".format
 # - The texts, continued greedily in one batch; `same` compares each with the prompt continued alone.
 
 # %%
-batch = inside.batch_or_alone(
-    model, tokenizer, PROMPTS, max_new_tokens=min(20, settings.max_new_tokens)
-)
+batch = inside.batch_or_alone(model, tokenizer, PROMPTS, max_new_tokens=min(20, settings.max_new_tokens))
 print(f"{batch.same.sum()} of {len(batch)} texts are the same in the batch as alone.")
 batch
 
@@ -361,10 +352,7 @@ keep(figure, "01_attention", "Four attention heads, each the most marked of its 
 # %%
 OTHER = "Several years later the company moved its main office to Berlin and hired forty people."
 ids = tokenizer(OTHER, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
-patterns, other = (
-    inside.head_patterns(maps),
-    inside.head_patterns(inside.attention_maps(model, ids)),
-)
+patterns, other = (inside.head_patterns(maps), inside.head_patterns(inside.attention_maps(model, ids)))
 other = other.set_index(["layer", "head"])
 heads["elsewhere"] = [other.loc[(h.layer, h.head), h.pattern] for h in heads.itertuples()]
 heads["mean"] = [patterns[h.pattern].mean() for h in heads.itertuples()]
@@ -400,9 +388,7 @@ axes.plot(distances.distance, distances["mean"])
 axes.set(xlabel="distance of two positions", ylabel=what)
 keep(figure, "01_distance", f"Positions compared by their distance, mean and range: {what}.")
 band = (distances.highest - distances.lowest).max()
-print(
-    f"Widest band {band:.1e}: {'a relative' if band < 1e-4 else 'not a purely relative'} position code."
-)
+print(f"Widest band {band:.1e}: {'a relative' if band < 1e-4 else 'not a purely relative'} position code.")
 
 # %% [markdown]
 # ## 7 Before fine-tuning
@@ -458,14 +444,10 @@ columns = ["feature", "gpt2_117m", "loaded", "differs"]
 tables |= {"forward": [forward], "differences": differences.set_axis(columns, axis=1)}
 tables |= {"tokens": tokens, "next_token": odds.assign(prompt=PROMPT), "beams": beams}
 tables |= {"continuations": continuations, "padding": padding, "batch": batch, "samples": samples}
-near = (distances.distance < 32) | (
-    distances.distance % 8 == 0
-)  # every eighth is enough further out
+near = (distances.distance < 32) | (distances.distance % 8 == 0)  # every eighth is enough further out
 tables |= {"heads": heads, "position_distance": distances[near]}
 data = {task.name: task.sha256}
-path = results.save(
-    "01_load_and_generate", tables, base=base, seeds=[0, 1, 2], data=data, started=started
-)
+path = results.save("01_load_and_generate", tables, base=base, seeds=[0, 1, 2], data=data, started=started)
 
 # %% [markdown]
 # ## What we saw

@@ -22,9 +22,7 @@
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
-REPOSITORY = (
-    ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
-)
+REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
 import os, subprocess, sys
 
 if "google.colab" in sys.modules:
@@ -70,16 +68,12 @@ print(example.prompt + "«" + example.target + "»")
 
 # %%
 lengths = {
-    split: [
-        len(d.input_ids) for d in tasks.encode(base.tokenizer, getattr(task, split), base.context)
-    ]
+    split: [len(d.input_ids) for d in tasks.encode(base.tokenizer, getattr(task, split), base.context)]
     for split in tasks.SPLITS
 }
 figure = plots.histogram(lengths)
 provenance = results.provenance(base, budget.seeds)
-path = plots.save_figure(
-    figure, "02_lengths", f"Document lengths of the task {task.name}, in tokens of {base.name}."
-)
+path = plots.save_figure(figure, "02_lengths", f"Document lengths of the task {task.name}, in tokens of {base.name}.")
 
 # %% [markdown]
 # ## The loss
@@ -105,9 +99,7 @@ encoded = tasks.encode(base.tokenizer, task.train[:200], base.context)
 row = packing.rows(encoded, budget.pack_length, 1)[0]
 batch = train.collate([row])
 share = (batch["labels"] != -100).float().mean().item()
-print(
-    f"{len(row)} documents, {batch['input_ids'].shape[1]} tokens, {share:.0%} of them targets, no padding"
-)
+print(f"{len(row)} documents, {batch['input_ids'].shape[1]} tokens, {share:.0%} of them targets, no padding")
 
 # %% [markdown]
 # ## The methods
@@ -135,9 +127,7 @@ for seed in budget.seeds:
     for method in budget.methods:
         show = live.follow(method, seed)
         runs[method, seed] = train.finetune(base, task, method, seed, callbacks=[show])
-        runs[
-            method, seed
-        ].model = None  # reloaded where it is needed: nine models would not fit a laptop
+        runs[method, seed].model = None  # reloaded where it is needed: nine models would not fit a laptop
 
 # %% [markdown]
 # - The remaining methods run with one seed: enough to show what they cost, not to rank them.
@@ -180,9 +170,7 @@ summary[[*shown, "seconds", "peak_megabytes", "held_out_loss"]].round(3)
 # %%
 history = pd.concat(
     [
-        run.history.assign(
-            task=run.summary["task"], method=run.summary["method"], seed=run.summary["seed"]
-        )
+        run.history.assign(task=run.summary["task"], method=run.summary["method"], seed=run.summary["seed"])
         for run in runs.values()
     ]
 )
@@ -198,16 +186,12 @@ path = plots.save_figure(figure, "02_curves", caption)
 # %%
 figure = plots.loss_curves(main, "train_loss", ylabel="training loss, nats per target token")
 text = f"Training loss of {task.name}, per logged step."
-path = plots.save_figure(
-    figure, "02_training_loss", plots.caption(text, provenance, budget.train_tokens)
-)
+path = plots.save_figure(figure, "02_training_loss", plots.caption(text, provenance, budget.train_tokens))
 
 # %%
 tables = {"runs": summary, "curves": history, "statistics": statistics}
 data = {t.name: t.sha256 for t in (task, e2e) if t}
-path = results.save(
-    "02_finetune", tables, base=base, seeds=budget.seeds, data=data, started=started
-)
+path = results.save("02_finetune", tables, base=base, seeds=budget.seeds, data=data, started=started)
 
 # %% [markdown]
 # ## What we saw
@@ -219,9 +203,7 @@ first = main.dropna(subset="bits_per_byte").groupby(["method", "seed"])["bits_pe
 best = main.groupby(["method", "seed"])["bits_per_byte"].min()
 for method, part in best.groupby("method", sort=False):
     start = first[method].mean()
-    print(
-        f"{method}: held-out bits per byte {start:.3f} -> {part.mean():.3f} (mean of {len(part)} seeds)"
-    )
+    print(f"{method}: held-out bits per byte {start:.3f} -> {part.mean():.3f} (mean of {len(part)} seeds)")
 
 # %% [markdown]
 # ## What it does not show

@@ -21,9 +21,7 @@
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
-REPOSITORY = (
-    ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
-)
+REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
 import os, subprocess, sys
 
 if "google.colab" in sys.modules:
@@ -70,10 +68,7 @@ except tasks.TaskUnavailable as reason:
 e2e_measured = []
 if e2e:
     e2e_run = train.finetune(base, e2e, "full", 0)
-    e2e_measured = [
-        evaluation.measure(base, e2e, forgetting=False),
-        evaluation.measure(base, e2e, e2e_run),
-    ]
+    e2e_measured = [evaluation.measure(base, e2e, forgetting=False), evaluation.measure(base, e2e, e2e_run)]
 print(note)
 
 # %% [markdown]
@@ -90,17 +85,7 @@ print(note)
 table = evaluation.before_after(task, measured)
 if e2e:
     table = pd.concat([table, evaluation.before_after(e2e, e2e_measured)], ignore_index=True)
-headline = [
-    "task",
-    "stage",
-    "method",
-    "seed",
-    "bits_per_byte",
-    "perplexity",
-    "bleu",
-    "chrf",
-    "rouge_l",
-]
+headline = ["task", "stage", "method", "seed", "bits_per_byte", "perplexity", "bleu", "chrf", "rouge_l"]
 print(table[headline].round(3).to_string(index=False))
 
 # %% [markdown]
@@ -109,9 +94,7 @@ print(table[headline].round(3).to_string(index=False))
 # %%
 measures = ["bits_per_byte", "perplexity", "bleu", "chrf", "rouge_l"]
 summary = evaluation.seed_summary(table, measures)
-summary.pivot_table(
-    index=["task", "stage", "method"], columns="measure", values="mean", sort=False
-).round(3)
+summary.pivot_table(index=["task", "stage", "method"], columns="measure", values="mean", sort=False).round(3)
 
 # %% [markdown]
 # - Open dot: before. Filled dot: after, with its interval over seeds.
@@ -121,9 +104,7 @@ provenance = results.provenance(base, budget.seeds)
 axes = {"bits_per_byte": "bits per byte (lower is better)", "chrf": "chrF (higher is better)"}
 figure = plots.before_after(table[table["task"] == task.name], axes)
 text = f"{task.name}: {len(measured[0].scores)} held-out documents scored, {len(measured[0].texts)} generated."
-path = plots.save_figure(
-    figure, "03_before_after", plots.caption(text, provenance, budget.train_tokens)
-)
+path = plots.save_figure(figure, "03_before_after", plots.caption(text, provenance, budget.train_tokens))
 
 # %% [markdown]
 # ## Is the difference real?
@@ -162,23 +143,10 @@ own if checks else print(f"The task {task.name} brings no checks of its own.")
 # %%
 if e2e:
     e2e_human = pd.DataFrame([{"stage": "human", **evaluation.human_checks(e2e)}])
-    columns = [
-        "stage",
-        "method",
-        "bleu",
-        "nist",
-        "rouge_l",
-        "chrf",
-        "missing",
-        "wrong",
-        "added",
-        "ser",
-    ]
+    columns = ["stage", "method", "bleu", "nist", "rouge_l", "chrf", "missing", "wrong", "added", "ser"]
     e2e_table = table[table["task"] == "e2e"][columns]
     display(pd.concat([e2e_table, e2e_human], ignore_index=True).round(3))
-    print(
-        f"{e2e_run.summary['tokens']:,} training tokens; {len(e2e_measured[1].texts)} of 630 test inputs."
-    )
+    print(f"{e2e_run.summary['tokens']:,} training tokens; {len(e2e_measured[1].texts)} of 630 test inputs.")
 
 # %% [markdown]
 # ## Diversity, repetition, copying
@@ -268,9 +236,7 @@ tables = {
     "samples": pd.DataFrame(samples),
 }
 data = {t.name: t.sha256 for t in (task, e2e) if t}
-path = results.save(
-    "03_evaluate", tables, base=base, seeds=budget.seeds, data=data, started=started
-)
+path = results.save("03_evaluate", tables, base=base, seeds=budget.seeds, data=data, started=started)
 
 # %% [markdown]
 # ## What we saw

@@ -21,9 +21,7 @@
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
-REPOSITORY = (
-    ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
-)
+REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
 import os, subprocess, sys
 
 if "google.colab" in sys.modules:
@@ -42,7 +40,8 @@ from itertools import combinations
 import pandas as pd
 from IPython.display import Markdown, display
 
-from lib import curves, encodings, plots, profile, results, scratch, tasks
+from lib import plots, profile, results, tasks
+from lib.explore import curves, encodings, scratch
 from lib.metrics import mean_interval
 
 started = results.start()
@@ -107,9 +106,7 @@ LANGUAGES = {"debian": "English (debian)", "tang": "Chinese (tang)"}
 EXAMPLES = {"debian": "file transfer utility for devices", "tang": "欲住村西日日慵，"}
 SHOWN = {corpus: dict.fromkeys([*CONDITIONS[corpus], ("gpt2", None)]) for corpus in CONDITIONS}
 cut = {
-    LANGUAGES[corpus]: {
-        label(*c): scratch.encoding_of(corpus, *c).tokens(EXAMPLES[corpus]) for c in SHOWN[corpus]
-    }
+    LANGUAGES[corpus]: {label(*c): scratch.encoding_of(corpus, *c).tokens(EXAMPLES[corpus]) for c in SHOWN[corpus]}
     for corpus in CONDITIONS
 }
 keep(curves.strips(cut), "04_tokens", "A line of a package description and a verse, as tokens.")
@@ -209,9 +206,7 @@ verses = scratch.held_out("tang", 1)[0].splitlines()
 poem = pd.DataFrame({"verse": verses, "tokens": [" ".join(gpt2.tokens(v)) for v in verses]})
 poem["characters_per_token"] = [len(v) / len(gpt2.encode(v)) for v in verses]
 row = facts[(facts.corpus == "tang") & (facts.encoding == "gpt2")].iloc[0]
-print(
-    f"Held-out poems: {row.characters_per_token:.2f} characters per token, {row.invalid_percent:.0f} % of the"
-)
+print(f"Held-out poems: {row.characters_per_token:.2f} characters per token, {row.invalid_percent:.0f} % of the")
 print("tokens not valid UTF-8 alone. Counted elsewhere on Tang poems: 0.46 and 90 %.")
 poem.round(2)
 
@@ -232,7 +227,7 @@ show(scratch.length_for, scratch.stream)
 
 # %% [markdown]
 # - How two of the encodings are made; the library does the work. The other four are beside them in
-#   `lib/encodings.py`, and one name in the recipe chooses.
+#   `lib/explore/encodings.py`, and one name in the recipe chooses.
 
 # %%
 show(encodings._bpe, encodings._unigram)
@@ -347,8 +342,11 @@ differences.round(3)
 #   two columns is not the encoding's: at this budget the position table is still being learned.
 
 # %%
-tabled = [replace(r, position="learned", n_positions=r.train_length) for r in swept
-          if r.seed == budget.seeds[0] and r.vocab_size in (None, middle)]  # fmt: skip
+tabled = [
+    replace(r, position="learned", n_positions=r.train_length)
+    for r in swept
+    if r.seed == budget.seeds[0] and r.vocab_size in (None, middle)
+]
 control = pd.DataFrame([measure(r, "bytes") for r in scratch.train_all(tabled, "learned")])
 same = equal[equal.seed == budget.seeds[0]].set_index(["corpus", "label"]).bits_per_byte
 control["with_rope"] = [same[c.corpus, c.label] for c in control.itertuples()]
@@ -365,9 +363,7 @@ trap = equal.groupby(["corpus", "label"], sort=False)[["perplexity", "bits_per_b
 misjudged = {}
 for corpus, part in trap.groupby("corpus", sort=False):
     both = list(combinations(part.itertuples(index=False), 2))
-    wrong = sum(
-        (a.perplexity - b.perplexity) * (a.bits_per_byte - b.bits_per_byte) < 0 for a, b in both
-    )
+    wrong = sum((a.perplexity - b.perplexity) * (a.bits_per_byte - b.bits_per_byte) < 0 for a, b in both)
     misjudged[corpus] = (wrong, len(both))
     print(f"{corpus}: perplexity misjudges {wrong} of {len(both)} pairs of encodings.")
 trap.sort_values(["corpus", "perplexity"]).round(3)
@@ -431,8 +427,10 @@ for kind, part in sweep[sweep.encoding == "bpe"].groupby("budget"):
 for corpus, (wrong, count) in misjudged.items():
     lines.append(f"- {corpus}: token perplexity misjudges {wrong} of {count} pairs of encodings.")
 for f in facts[facts.unknown_percent > 0].itertuples():
-    lines.append(f"- {f.corpus}, {f.label}: {f.unknown_percent:.2f} % of the characters become UNK, which costs "
-                 f"{f.unknown_bits_per_byte:.3f} bits per byte.")  # fmt: skip
+    lines.append(
+        f"- {f.corpus}, {f.label}: {f.unknown_percent:.2f} % of the characters become UNK, which costs "
+        f"{f.unknown_bits_per_byte:.3f} bits per byte."
+    )
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]

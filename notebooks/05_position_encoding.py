@@ -21,9 +21,7 @@
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
-REPOSITORY = (
-    ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
-)
+REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
 import os, subprocess, sys
 
 if "google.colab" in sys.modules:
@@ -38,10 +36,11 @@ import inspect
 
 from IPython.display import Code, display
 
-from lib import plots, positions, profile, results, scratch, tasks
+from lib import plots, profile, results, tasks
+from lib.explore import positions, scratch
 from lib.metrics import mean_interval
-from lib.positions import POSITIONS
-from lib.scratch import Recipe
+from lib.explore.positions import POSITIONS
+from lib.explore.scratch import Recipe
 
 started, budget = results.start(), profile.current().scratch
 length = budget.position_length
@@ -71,7 +70,7 @@ display(Code(inspect.getsource(positions.Rope), language="python"))
 display(Code(inspect.getsource(positions.Alibi), language="python"))
 
 # %% [markdown]
-# - Where a variant enters: queries and keys on their way into attention (`lib/attention.py`). The distance is
+# - Where a variant enters: queries and keys on their way into attention (`lib/explore/attention.py`). The distance is
 #   counted inside the row, so left padding and a KV cache need no care.
 
 # %%
@@ -85,8 +84,9 @@ display(Code(inspect.getsource(positions.use_position), language="python"))
 
 # %%
 shapes = positions.shapes(positions=64, n_head=4, head_dim=32)
-figure = plots.lines(shapes, "distance", "value", "line", panel="what", logx=False,
-                     ylabel="see the panel", sharey=False)  # fmt: skip
+figure = plots.lines(
+    shapes, "distance", "value", "line", panel="what", logx=False, ylabel="see the panel", sharey=False
+)
 provenance = results.provenance(None, budget.seeds)
 text = "What four position codes do to a score, by the distance between query and key. Computed, not trained."
 path = plots.save_figure(figure, "05_codes", text)
@@ -110,16 +110,22 @@ shift
 
 # %%
 recipes = [
-    Recipe(seed=seed, position=name, train_length=length, rows=8, n_positions=8 * length,
-           train_bytes=budget.position_bytes, n_layer=budget.n_layer, n_embd=budget.n_embd)
+    Recipe(
+        seed=seed,
+        position=name,
+        train_length=length,
+        rows=8,
+        n_positions=8 * length,
+        train_bytes=budget.position_bytes,
+        n_layer=budget.n_layer,
+        n_embd=budget.n_embd,
+    )
     for seed in budget.seeds
     for name in POSITIONS
-]  # fmt: skip
+]
 runs = scratch.train_all(recipes)
 one = runs[0].summary
-print(
-    f"{len(runs)} runs: {one['steps']} steps, {one['tokens']:,} tokens, {one['train_length']} in a row."
-)
+print(f"{len(runs)} runs: {one['steps']} steps, {one['tokens']:,} tokens, {one['train_length']} in a row.")
 
 # %% [markdown]
 # - Evaluated at 1, 2, 4 and 8 times the trained length, in two ways that tell different stories. `blocks`: the text
@@ -140,9 +146,15 @@ summary.round(3)
 trained = table[(table["eval_length"] == length) & (table["protocol"] == "blocks")]
 top = trained["bits_per_byte"].max() + 0.35
 figure = plots.lines(
-    table, "eval_length", "bits_per_byte", "position", panel="protocol", top=top,
-    xlabel="evaluated length (tokens)", ylabel="bits per byte (lower is better)",
-)  # fmt: skip
+    table,
+    "eval_length",
+    "bits_per_byte",
+    "position",
+    panel="protocol",
+    top=top,
+    xlabel="evaluated length (tokens)",
+    ylabel="bits per byte (lower is better)",
+)
 text = f"Small GPT-2s trained from scratch on debian at {length} tokens, evaluated at up to {8 * length}."
 path = plots.save_figure(figure, "05_extrapolation", plots.caption(text, provenance, one["tokens"]))
 
@@ -156,13 +168,17 @@ path = plots.save_figure(figure, "05_extrapolation", plots.caption(text, provena
 by_position = scratch.loss_by_position(runs, texts, 8 * length)
 limit = by_position.loc[by_position["seen"] < length, "bits_per_token"].max() + 1
 figure = plots.lines(
-    by_position, "seen", "bits_per_token", "position", logx=False, top=limit,
-    xlabel="tokens seen before", ylabel="bits per token",
-)  # fmt: skip
-text = f"Loss by position in blocks of {8 * length} tokens, trained at {length}."
-path = plots.save_figure(
-    figure, "05_loss_by_position", plots.caption(text, provenance, one["tokens"])
+    by_position,
+    "seen",
+    "bits_per_token",
+    "position",
+    logx=False,
+    top=limit,
+    xlabel="tokens seen before",
+    ylabel="bits per token",
 )
+text = f"Loss by position in blocks of {8 * length} tokens, trained at {length}."
+path = plots.save_figure(figure, "05_loss_by_position", plots.caption(text, provenance, one["tokens"]))
 
 # %%
 tables = {"positions": table, "loss_by_position": by_position, "shift": shift, "codes": shapes}
@@ -176,13 +192,13 @@ path = results.save("05_position_encoding", tables, seeds=budget.seeds, data=dat
 
 # %%
 for name in POSITIONS:
-    own = table[table["position"] == name].set_index(["protocol", "eval_length", "seed"])[
-        "bits_per_byte"
-    ]
+    own = table[table["position"] == name].set_index(["protocol", "eval_length", "seed"])["bits_per_byte"]
     mean, low, high = mean_interval(own["blocks", length])
     far = {p: own[p, 8 * length].mean() - own[p, length].mean() for p in ("blocks", "sliding")}
-    print(f"{name:10} {mean:.3f} [{low:.3f}, {high:.3f}]; at 8x: blocks {far['blocks']:+.3f}, "
-          f"sliding {far['sliding']:+.3f}")  # fmt: skip
+    print(
+        f"{name:10} {mean:.3f} [{low:.3f}, {high:.3f}]; at 8x: blocks {far['blocks']:+.3f}, "
+        f"sliding {far['sliding']:+.3f}"
+    )
 
 # %%
 gain = (summary.loc["blocks"].iloc[0] - summary.loc["blocks"].iloc[-1])["alibi"]

@@ -22,9 +22,7 @@
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
-REPOSITORY = (
-    ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
-)
+REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
 import os, subprocess, sys
 
 if "google.colab" in sys.modules:
@@ -42,10 +40,11 @@ import pandas as pd
 import torch
 from IPython.display import Code, display
 
-from lib import attention, costs, curves, hub, models, plots, profile, results, scratch, tasks
-from lib.attention import ATTENTIONS
+from lib import hub, models, plots, profile, results, tasks
+from lib.explore import attention, costs, curves, scratch
+from lib.explore.attention import ATTENTIONS
 from lib.metrics import mean_interval
-from lib.scratch import Recipe
+from lib.explore.scratch import Recipe
 
 started, budget = results.start(), profile.current().scratch
 NAMES, SEEDS = list(ATTENTIONS), budget.attention_seeds
@@ -101,13 +100,10 @@ path = plots.save_figure(figure, "06_weights", text)
 
 # %%
 shared = {"train_bytes": budget.attention_bytes, "n_layer": budget.n_layer, "n_embd": budget.n_embd}
-recipes = [Recipe(seed=seed, attention=name, position="rope", **shared)
-           for seed in SEEDS for name in NAMES[1:]]  # fmt: skip
+recipes = [Recipe(seed=seed, attention=name, position="rope", **shared) for seed in SEEDS for name in NAMES[1:]]
 runs = scratch.train_all(recipes)
 one = runs[0].summary
-print(
-    f"{len(runs)} runs: {one['steps']} steps, {one['tokens']:,} tokens, {one['train_length']} in a row."
-)
+print(f"{len(runs)} runs: {one['steps']} steps, {one['tokens']:,} tokens, {one['train_length']} in a row.")
 
 # %%
 texts = scratch.held_out("debian", budget.eval_bytes)
@@ -124,12 +120,11 @@ path = plots.save_figure(figure, "06_quality", plots.caption(text, provenance, o
 
 # %%
 by_position = scratch.loss_by_position(runs, texts, one["train_length"])
-figure = plots.lines(by_position, "seen", "bits_per_token", "attention", logx=False,
-                     xlabel="tokens seen before", ylabel="bits per token")  # fmt: skip
-text = "Loss by position inside a row."
-path = plots.save_figure(
-    figure, "06_loss_by_position", plots.caption(text, provenance, one["tokens"])
+figure = plots.lines(
+    by_position, "seen", "bits_per_token", "attention", logx=False, xlabel="tokens seen before", ylabel="bits per token"
 )
+text = "Loss by position inside a row."
+path = plots.save_figure(figure, "06_loss_by_position", plots.caption(text, provenance, one["tokens"]))
 
 # %% [markdown]
 # - The same with GPT-2's learned positions, one seed: at this budget the position table is still being learned and
@@ -150,9 +145,7 @@ control.round(3)
 first = {r.recipe.attention: r.model for r in runs if r.recipe.seed == SEEDS[0]}
 eager = attention.use_attention(copy.deepcopy(first["softmax_sdpa"]), "softmax")
 tested = {"softmax": eager, **first}
-leaks = pd.DataFrame(
-    [{"attention": n, "max_difference": costs.leak(m, 150)} for n, m in tested.items()]
-)
+leaks = pd.DataFrame([{"attention": n, "max_difference": costs.leak(m, 150)} for n, m in tested.items()])
 leaks
 
 # %% [markdown]
@@ -171,8 +164,9 @@ controls
 
 # %%
 recall = costs.recall(["softmax", "linear", "performer", "delta"], (4, 8, 16, 32, 64, 128), SEEDS)
-figure = plots.lines(recall, "pairs", "accuracy", "attention", panel="task", xlabel="pairs written",
-                     ylabel="share retrieved")  # fmt: skip
+figure = plots.lines(
+    recall, "pairs", "accuracy", "attention", panel="task", xlabel="pairs written", ylabel="share retrieved"
+)
 text = f"Associative recall in one head of {costs.HEAD_DIM} dimensions, random keys and values."
 path = plots.save_figure(figure, "06_recall", plots.caption(text, provenance))
 
@@ -185,14 +179,23 @@ path = plots.save_figure(figure, "06_recall", plots.caption(text, provenance))
 # %%
 lengths = costs.lengths(budget.scaling_lengths)
 scaling = costs.scaling(NAMES, lengths, budget.repeats)
-figure = plots.lines(scaling, "length", "milliseconds", "attention", panel="pass", logy=True,
-                     xlabel="tokens", ylabel="milliseconds")  # fmt: skip
+figure = plots.lines(
+    scaling, "length", "milliseconds", "attention", panel="pass", logy=True, xlabel="tokens", ylabel="milliseconds"
+)
 text = f"Time of one attention operation, medians of {budget.repeats}, on {provenance['device']}."
 path = plots.save_figure(figure, "06_scaling", text)
 
 # %%
-figure = plots.lines(scaling[scaling["peak_megabytes"] > 1], "length", "peak_megabytes", "attention",
-                     panel="pass", logy=True, xlabel="tokens", ylabel="peak megabytes")  # fmt: skip
+figure = plots.lines(
+    scaling[scaling["peak_megabytes"] > 1],
+    "length",
+    "peak_megabytes",
+    "attention",
+    panel="pass",
+    logy=True,
+    xlabel="tokens",
+    ylabel="peak megabytes",
+)
 text = f"Peak memory of one attention operation above its inputs, on {provenance['device']}."
 path = plots.save_figure(figure, "06_memory", text)
 
@@ -212,8 +215,9 @@ fitted.round(2)
 # %%
 names = ["softmax_sdpa", "window", "linear", "performer", "delta"]
 decoding = costs.decoding(names, (*lengths, 8 * lengths[-1]))
-figure = plots.lines(decoding, "context", "milliseconds", "attention", logy=True,
-                     xlabel="tokens before", ylabel="milliseconds per token")  # fmt: skip
+figure = plots.lines(
+    decoding, "context", "milliseconds", "attention", logy=True, xlabel="tokens before", ylabel="milliseconds per token"
+)
 text = f"One token of one attention operation after a context, on {provenance['device']}."
 path = plots.save_figure(figure, "06_decoding", text)
 decoding.pivot(index="context", columns="attention", values="state_kilobytes").round(0)
@@ -239,16 +243,24 @@ if base:
 # %%
 if base:
     shown = errors.rename(columns={"layer": "seed"})  # the band is over layers here
-    figure = plots.lines(shown, "landmarks", "error", "form", logy=True,
-                         ylabel="relative error of the output")  # fmt: skip
+    figure = plots.lines(shown, "landmarks", "error", "form", logy=True, ylabel="relative error of the output")
     text = f"Nystrom's error on {budget.heads_tokens} tokens of debian text; line: mean over layers, band: all layers."
     source = results.provenance(base)
     plots.save_figure(figure, "06_nystrom_error", plots.caption(text, source))
 
 # %%
-tables = {"quality": quality, "loss_by_position": by_position, "learned_positions": control, "leak": leaks,
-          "leak_controls": controls, "recall": recall, "scaling": scaling, "fitted": fitted,
-          "decoding": decoding, "nystrom_error": errors}  # fmt: skip
+tables = {
+    "quality": quality,
+    "loss_by_position": by_position,
+    "learned_positions": control,
+    "leak": leaks,
+    "leak_controls": controls,
+    "recall": recall,
+    "scaling": scaling,
+    "fitted": fitted,
+    "decoding": decoding,
+    "nystrom_error": errors,
+}
 data = {"debian": tasks.load_task("debian").sha256}
 path = results.save("06_attention", tables, base=base, seeds=SEEDS, data=data, started=started)
 
@@ -261,11 +273,7 @@ path = results.save("06_attention", tables, base=base, seeds=SEEDS, data=data, s
 wide = quality.pivot(index="seed", columns="attention", values="bits_per_byte")[NAMES[1:]]
 for name in wide:
     mean, low, high = mean_interval(wide[name] - wide["softmax_sdpa"])
-    sure = (
-        ""
-        if name == "softmax_sdpa"
-        else f"; to softmax {mean:+.3f} [{low:+.3f}, {high:+.3f}], by seed"
-    )
+    sure = "" if name == "softmax_sdpa" else f"; to softmax {mean:+.3f} [{low:+.3f}, {high:+.3f}], by seed"
     print(f"{name:13} {wide[name].mean():.3f} bits per byte{sure}")
 wanted = ["softmax_sdpa", "delta", "linear"]
 order = wide.mean()[wanted].sort_values().index.tolist()
@@ -280,10 +288,7 @@ at = recall[(recall["pairs"] == 64) & (recall["task"] == "recall")].groupby("att
 print("64 pairs, share retrieved:", at.mean().round(2).to_dict())
 grow = decoding.pivot(index="context", columns="attention", values="milliseconds")
 ratio = grow.iloc[-1] / grow.iloc[0]
-print(
-    f"Decoding, {grow.index[-1]:,} against {grow.index[0]:,} tokens before:",
-    ratio.round(1).to_dict(),
-)
+print(f"Decoding, {grow.index[-1]:,} against {grow.index[0]:,} tokens before:", ratio.round(1).to_dict())
 if base:
     best = errors.groupby(["form", "landmarks"])["error"].mean().unstack("form")
     print("Nystrom's error, mean over layers:", best.round(2).to_dict("index"))

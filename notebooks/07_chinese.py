@@ -22,9 +22,7 @@
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
-REPOSITORY = (
-    ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
-)
+REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
 import os, subprocess, sys
 
 if "google.colab" in sys.modules:
@@ -40,9 +38,11 @@ import inspect
 import pandas as pd
 from IPython.display import Code, display
 
-from lib import chinese, chinese_plots, chinese_runs, chinese_tables, curves, evaluation, planning
-from lib import plots, profile, results, tasks, vocabulary
-from lib.encodings import train_encoding
+from lib import evaluation
+from lib.explore import chinese, chinese_plots, chinese_runs, chinese_tables, curves, planning
+from lib import plots, profile, results, tasks
+from lib.explore import vocabulary
+from lib.explore.encodings import train_encoding
 from lib.generate import token_text
 from lib.models import load_base
 
@@ -73,7 +73,7 @@ def keep(figure, name: str, text: str, tokens: int | None = None) -> None:
 # - Numerator: the nats of the target's tokens, EOS included, the title's not, no padding. Denominator: the target's
 #   characters, punctuation and line breaks among them. It is bits per byte times bytes per character.
 #
-# **What is a quatrain?** Rules that need no judge (`lib/chinese.py`); sounds are today's, from pypinyin.
+# **What is a quatrain?** Rules that need no judge (`lib/explore/chinese.py`); sounds are today's, from pypinyin.
 #
 # | measure | what is counted | by the rule |
 # |--|--|--|
@@ -103,8 +103,10 @@ characters = vocabulary.split_characters(base.tokenizer, texts, budget.new_chara
 wide = vocabulary.extend(base, characters, "pieces")
 print(f"{len(characters)} new tokens, from {''.join(characters[:12])} to {characters[-1]}")
 verse = tang.test[1].target.split("\n")[0]
-cut = {name: [token_text(t, i) for i in t(verse, add_special_tokens=False).input_ids]
-       for name, t in (("base", base.tokenizer), ("extended", wide.tokenizer))}  # fmt: skip
+cut = {
+    name: [token_text(t, i) for i in t(verse, add_special_tokens=False).input_ids]
+    for name, t in (("base", base.tokenizer), ("extended", wide.tokenizer))
+}
 gpt2 = train_encoding("gpt2", [])
 cut = {"GPT-2": gpt2.tokens(verse), **cut}
 keep(curves.strips({verse: cut}), "07_tokens", "A held-out verse, as tokens of three tokenizers.")
@@ -152,8 +154,10 @@ table[[*shown, "train_tokens"]].round(3)
 # %%
 by_task = table.assign(method=table["task"])
 figure = plots.before_after(by_task, {"bits_per_character": "bits per character (lower is better)"})
-text = (f"{budget.score_documents} held-out poems and as many idioms, before and after fine-tuning (idioms: "
-        f"{budget.idiom_tokens:,} tokens).")  # fmt: skip
+text = (
+    f"{budget.score_documents} held-out poems and as many idioms, before and after fine-tuning (idioms: "
+    f"{budget.idiom_tokens:,} tokens)."
+)
 keep(figure, "07_before_after", text, budget.poem_tokens)
 
 # %% [markdown]
@@ -162,9 +166,9 @@ keep(figure, "07_before_after", text, budget.poem_tokens)
 # - The first test documents in the data's order, which a hash decides; none is picked.
 
 # %%
-samples = pd.concat([
-    chinese_tables.samples(tang, measured["tang"], 4), chinese_tables.samples(idioms, measured["idioms"], 4)
-])  # fmt: skip
+samples = pd.concat(
+    [chinese_tables.samples(tang, measured["tang"], 4), chinese_tables.samples(idioms, measured["idioms"], 4)]
+)
 for (_, prompt), group in samples.groupby(["task", "prompt"], sort=False):
     print(f"# {prompt}")
     for row in group.itertuples():
@@ -211,9 +215,7 @@ vocabularies.groupby("method", sort=False)[columns].mean().round(3)
 # %%
 learning = chinese_tables.learning(base, tang, measured["tang"])
 figure = plots.loss_curves(learning, "bits_per_character", "poems", "held-out bits per character")
-text = (
-    f"{len(characters)} characters as new tokens, started from their pieces or at random, or none."
-)
+text = f"{len(characters)} characters as new tokens, started from their pieces or at random, or none."
 keep(figure, "07_vocabulary", text, budget.poem_tokens)
 
 # %% [markdown]
@@ -265,13 +267,20 @@ form["label"] = form["source"] + form["method"].map(names).fillna("")
 form.groupby(["label", "measure"], sort=False)["value"].mean().unstack().round(3)
 
 # %%
-titles = {"exact_form": "exact form", "rhyme": "rhyme, lines 2 and 4", "copied_line": "copied line",
-          "alternation": "alternation of tones", "opposition": "opposition of tones",
-          "repeated": "repeated characters"}  # fmt: skip
+titles = {
+    "exact_form": "exact form",
+    "rhyme": "rhyme, lines 2 and 4",
+    "copied_line": "copied line",
+    "alternation": "alternation of tones",
+    "opposition": "opposition of tones",
+    "repeated": "repeated characters",
+}
 order = ["people", "chance", "before", "after", "after, pieces", "after, random", "after, plan"]
 figure = chinese_plots.form_panels(form.assign(source=form["label"]), titles, order)
-text = (f"Form of {budget.samples} sampled poems per run, beside people's and chance; with plans the training "
-        f"saw {budget.plan_tokens:,} tokens.")  # fmt: skip
+text = (
+    f"Form of {budget.samples} sampled poems per run, beside people's and chance; with plans the training "
+    f"saw {budget.plan_tokens:,} tokens."
+)
 keep(figure, "07_form", text, budget.poem_tokens)
 
 # %% [markdown]
@@ -290,9 +299,15 @@ groups.mean().unstack().round(3)
 
 # %%
 tables = {
-    "before_after": table, "form": form.drop(columns="label"), "vocabulary": vocabularies,
-    "plans": planned, "learning": learning, "tokenisation": tokenisation, "forgetting": forgetting, "samples": samples,
-}  # fmt: skip
+    "before_after": table,
+    "form": form.drop(columns="label"),
+    "vocabulary": vocabularies,
+    "plans": planned,
+    "learning": learning,
+    "tokenisation": tokenisation,
+    "forgetting": forgetting,
+    "samples": samples,
+}
 data = {t.name: t.sha256 for t in (tang, idioms, tasks.load_task("debian"))}
 path = results.save("07_chinese", tables, base=base, seeds=budget.seeds, data=data, started=started)
 
@@ -307,26 +322,29 @@ before = table[table["stage"] == "before"].set_index("task")["bits_per_character
 after = table[table["stage"] == "after"].groupby(["task", "method"], sort=False)
 for (name, method), values in after["bits_per_character"]:
     change = chinese_tables.over_seeds(values - before[name])
-    print(f"{name}, {method}: {before[name]:.2f} bits per character before, {values.mean():.2f} after; the "
-          f"difference is {change}.")  # fmt: skip
+    print(
+        f"{name}, {method}: {before[name]:.2f} bits per character before, {values.mean():.2f} after; the "
+        f"difference is {change}."
+    )
 
 # %%
 mean = form.groupby(["label", "measure"])["value"].mean()
 people = chinese_tables.rate(form, "rhyme", "people")
-print(
-    f"Rhyme: people {chinese_tables.percent(people)}, by chance {100 * mean['chance', 'rhyme']:.1f} %."
-)
+print(f"Rhyme: people {chinese_tables.percent(people)}, by chance {100 * mean['chance', 'rhyme']:.1f} %.")
 for method in ("none", *names):
     label = "after" + names.get(method, "")
-    exact, rhyme, copied = (chinese_tables.rate(form, m, "after", method)
-                            for m in ("exact_form", "rhyme", "copied_line"))  # fmt: skip
+    exact, rhyme, copied = (
+        chinese_tables.rate(form, m, "after", method) for m in ("exact_form", "rhyme", "copied_line")
+    )
     own = mean[label.replace("after", "after, chance"), "rhyme"]  # nan where there are no poems
     above = rhyme["low"] > max(mean["chance", "rhyme"], own if own > 0 else 0)
-    print(f"{label}: exact form {chinese_tables.percent(exact)}, the goal of 90 % is "
-          f"{'reached' if exact['mean'] >= 0.9 else 'missed'}; rhyme {chinese_tables.percent(rhyme)}, "
-          f"{'above' if above else 'not clearly above'} chance, of its own line ends {100 * own:.1f} %; a "
-          f"training line in {chinese_tables.percent(copied)} of the poems, "
-          f"{'within' if copied['mean'] <= 0.01 else 'over'} the limit of 1 %.")  # fmt: skip
+    print(
+        f"{label}: exact form {chinese_tables.percent(exact)}, the goal of 90 % is "
+        f"{'reached' if exact['mean'] >= 0.9 else 'missed'}; rhyme {chinese_tables.percent(rhyme)}, "
+        f"{'above' if above else 'not clearly above'} chance, of its own line ends {100 * own:.1f} %; a "
+        f"training line in {chinese_tables.percent(copied)} of the poems, "
+        f"{'within' if copied['mean'] <= 0.01 else 'over'} the limit of 1 %."
+    )
 
 # %%
 for name in ("alternation", "opposition", "repeated"):
@@ -337,8 +355,7 @@ for name in ("alternation", "opposition", "repeated"):
 # %%
 for source in planned["source"].unique():
     kept, rhymes = (chinese_tables.rate(planned, m, source) for m in ("ends_kept", "rhyme"))
-    print(f"{source}: both ends kept {chinese_tables.percent(kept)}, "
-          f"rhyme {chinese_tables.percent(rhymes)}.")  # fmt: skip
+    print(f"{source}: both ends kept {chinese_tables.percent(kept)}, rhyme {chinese_tables.percent(rhymes)}.")
 own, without = (chinese_tables.rate(planned, "rhyme", s) for s in ("own plan", "unrhymed plan"))
 decides = "decides" if without["high"] < own["low"] else "is not shown to decide"
 print(f"The plan {decides} the rhyme.")
@@ -350,15 +367,15 @@ for pair, rows in pairs.groupby("pair", sort=False):
     print(f"{pair}: {found} bits per character, paired by seed.")
 speed = vocabularies.groupby("method")[columns].mean()
 ratio = speed.loc["pieces"] / speed.loc["none"]
-print(f"With new tokens a poem takes {ratio['tokens_per_poem']:.2f} times the tokens, training "
-      f"{ratio['train_seconds']:.2f} times the seconds, sampling {ratio['seconds_per_sample']:.2f} times.")  # fmt: skip
+print(
+    f"With new tokens a poem takes {ratio['tokens_per_poem']:.2f} times the tokens, training "
+    f"{ratio['train_seconds']:.2f} times the seconds, sampling {ratio['seconds_per_sample']:.2f} times."
+)
 
 # %%
 english = forgetting[forgetting["measure"] == "debian_bits_per_byte"]
 known = english[english["stage"] == "before"]["value"].mean()
-for (name, method), rows in english[english["stage"] == "after"].groupby(
-    ["task", "method"], sort=False
-):
+for (name, method), rows in english[english["stage"] == "after"].groupby(["task", "method"], sort=False):
     change = chinese_tables.over_seeds(rows["value"] - known)
     print(f"English after {name}, {method}: {change} bits per byte")
 

@@ -21,9 +21,7 @@
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
-REPOSITORY = (
-    ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
-)
+REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
 import os, subprocess, sys
 
 if "google.colab" in sys.modules:
@@ -39,7 +37,8 @@ import inspect
 import pandas as pd
 from IPython.display import Code, display
 
-from lib import anonymise, collect, detectors, memorise, plots, private, profile, results
+from lib import plots, profile, results
+from lib.explore import anonymise, collect, detectors, memorise, private
 from lib.models import load_base
 
 started, budget = results.start(), profile.current().private
@@ -126,9 +125,7 @@ quality.set_index("category").round(3)
 bars = quality.melt("category", ["precision", "recall"], "measure", "share")
 figure = plots.bars(bars.dropna(), "category", "share", panel="measure", columns=2)
 provenance = results.provenance(base, profile.current().seeds)
-text = (
-    f"The anonymiser on {len(labelled)} labelled texts that its rules were not tuned on. No model."
-)
+text = f"The anonymiser on {len(labelled)} labelled texts that its rules were not tuned on. No model."
 path = plots.save_figure(figure, "08_anonymiser", text)
 
 # %% [markdown]
@@ -148,8 +145,7 @@ with pd.option_context("display.max_colwidth", None):
 
 # %%
 canaries = private.drawn(seed=0)
-shown = pd.DataFrame([(c.repetitions, c.example().target) for c in canaries],
-                     columns=["repetitions", "text"])  # fmt: skip
+shown = pd.DataFrame([(c.repetitions, c.example().target) for c in canaries], columns=["repetitions", "text"])
 shown.groupby("repetitions").first()
 
 # %% [markdown]
@@ -163,9 +159,7 @@ display(Code(inspect.getsource(memorise.code_log_probabilities), language="pytho
 audited = private.run_all(base, task)
 tokens = budget.train_tokens
 passes = audited[-1].canaries[0]["passes"]
-print(
-    f"{len(private.conditions())} runs of about {tokens:,} training tokens, {passes} pass(es) over the text."
-)
+print(f"{len(private.conditions())} runs of about {tokens:,} training tokens, {passes} pass(es) over the text.")
 
 # %% [markdown]
 # ## Before and after
@@ -198,11 +192,10 @@ memory = private.memorisation(audited)
 after = memory[(memory["stage"] == "after") & (memory["repetitions"] > 0)]
 keys = ["method", "deduplicated", "repetitions", "seed"]
 curve = after.groupby(keys, sort=False)["exposure"].mean().reset_index()
-curve["duplicates"] = curve["deduplicated"].map(
-    {"no": "duplicates left in", "yes": "duplicates removed"}
+curve["duplicates"] = curve["deduplicated"].map({"no": "duplicates left in", "yes": "duplicates removed"})
+figure = plots.lines(
+    curve, "repetitions", "exposure", "method", panel="duplicates", ylabel="exposure (bits)", xlabel="times inserted"
 )
-figure = plots.lines(curve, "repetitions", "exposure", "method", panel="duplicates",
-                     ylabel="exposure (bits)", xlabel="times inserted")  # fmt: skip
 for ax in figure.axes:
     ax.axhline(memorise.UNSEEN, color=plots.GREY, linestyle=":", linewidth=1)
     ax.set_ylim(0, memorise.bits(1) + 0.5)
@@ -248,8 +241,10 @@ path = results.save("08_private_domain", tables, base=base, seeds=seeds, data=da
 
 # %%
 whole = quality.set_index("category").loc["all"]
-print(f"Anonymiser: recall {whole.recall:.3f} [{whole.recall_low:.3f}, {whole.recall_high:.3f}], precision "
-      f"{whole.precision:.3f} [{whole.precision_low:.3f}, {whole.precision_high:.3f}].")  # fmt: skip
+print(
+    f"Anonymiser: recall {whole.recall:.3f} [{whole.recall_low:.3f}, {whole.recall_high:.3f}], precision "
+    f"{whole.precision:.3f} [{whole.precision_low:.3f}, {whole.precision_high:.3f}]."
+)
 print(*private.findings(table, memory, verbatim), sep="\n")
 
 # %% [markdown]
@@ -258,8 +253,10 @@ print(*private.findings(table, memory, verbatim), sep="\n")
 # %%
 for row in advice.itertuples():
     print(f"{private.named(row.method, row.deduplicated)}. {row.advice}")
-print(f"The collected text itself: only if everyone in it agreed; of {whole.labelled:.0f} labelled items the "
-      f"anonymiser missed {whole.labelled - whole.correct:.0f}.")  # fmt: skip
+print(
+    f"The collected text itself: only if everyone in it agreed; of {whole.labelled:.0f} labelled items the "
+    f"anonymiser missed {whole.labelled - whole.correct:.0f}."
+)
 
 # %% [markdown]
 # ## What it does not show

@@ -24,9 +24,7 @@
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
-REPOSITORY = (
-    ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
-)
+REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
 import os, subprocess, sys
 
 if "google.colab" in sys.modules:
@@ -42,8 +40,10 @@ import inspect
 import pandas as pd
 from IPython.display import Code, display
 
-from lib import audit, continual, convert, findings, frontier, hybrid, innovation_plots, plots
-from lib import profile, recurrent, results, tasks, traps
+from lib import plots
+from lib.explore import audit, continual, convert, findings, frontier, hybrid, innovation_plots
+from lib import profile, results, tasks
+from lib.explore import recurrent, traps
 from lib.metrics import mean_interval
 from lib.models import load_base
 
@@ -75,7 +75,7 @@ provenance = results.provenance(base, budget.seeds)
 # same fine-tuning of the unconverted model; the conversion without matching; the window without its linear part.
 
 # %% [markdown]
-# - The change: the feature map, and the recurrent step that decoding runs. `lib/hybrid.py` has the form for whole
+# - The change: the feature map, and the recurrent step that decoding runs. `lib/explore/hybrid.py` has the form for whole
 #   texts beside it; `tests/test_hybrid.py` holds both against a naive one, in outputs and gradients, and checks that
 #   no token sees the future, in a GPT-2 and in a Llama with grouped-query attention.
 
@@ -98,9 +98,13 @@ for part in (hybrid.attend_matching, convert.match):
 #   unconverted model's. `linear` and the control `window` then take the same layers in the same order.
 
 # %%
-sizes = {"length": budget.row_length, "matching_tokens": budget.matching_tokens,
-         "tuning_tokens": budget.tuning_tokens, "damage_tokens": budget.damage_tokens,
-         "eval_tokens": budget.eval_tokens}  # fmt: skip
+sizes = {
+    "length": budget.row_length,
+    "matching_tokens": budget.matching_tokens,
+    "tuning_tokens": budget.tuning_tokens,
+    "damage_tokens": budget.damage_tokens,
+    "eval_tokens": budget.eval_tokens,
+}
 experiments = []
 for seed in budget.seeds:
     both = convert.Experiment(base, task, convert.Conversion("linear+window", seed, **sizes))
@@ -110,13 +114,9 @@ damage = pd.concat([e.damage() for e in experiments if e.ranking is e], ignore_i
 
 # %%
 layers = damage.groupby(["form", "layer"])[["error_unmatched", "matching_error", "damage"]].mean()
-figure = plots.lines(damage, "layer", "damage", "form", logx=False, ylabel="bits per byte above softmax")  # fmt: skip
-text = (
-    "Damage of converting one layer alone, by layer; mean and range of seeds. No fine-tuning yet."
-)
-path = plots.save_figure(
-    figure, "09_damage", plots.caption(text, provenance, budget.matching_tokens)
-)
+figure = plots.lines(damage, "layer", "damage", "form", logx=False, ylabel="bits per byte above softmax")
+text = "Damage of converting one layer alone, by layer; mean and range of seeds. No fine-tuning yet."
+path = plots.save_figure(figure, "09_damage", plots.caption(text, provenance, budget.matching_tokens))
 layers.round(4)
 
 # %% [markdown]
@@ -128,19 +128,25 @@ layers.round(4)
 
 # %%
 conversion = pd.DataFrame([e.row(**step) for e in experiments for step in e.plan()])
-conversion["series"] = conversion["form"].where(
-    conversion["matched"], conversion["form"] + ", unmatched"
-)
+conversion["series"] = conversion["form"].where(conversion["matched"], conversion["form"] + ", unmatched")
 ordered = conversion[conversion["order"] == "least_damage"]
-ordered.pivot_table(
-    index=["stage", "series"], columns="share", values="bits_per_byte", sort=False
-).round(3)
+ordered.pivot_table(index=["stage", "series"], columns="share", values="bits_per_byte", sort=False).round(3)
 
 # %%
-worst = min(1.5 * ordered.loc[ordered["stage"] == "fine_tuned", "bits_per_byte"].max(),
-            1.02 * ordered["bits_per_byte"].max())  # what is not fine-tuned may lie far above  # fmt: skip
-figure = plots.lines(ordered, "share", "bits_per_byte", "series", panel="stage", logx=False, top=worst,
-                     xlabel="share of converted layers", ylabel="bits per byte (lower is better)")  # fmt: skip
+worst = min(
+    1.5 * ordered.loc[ordered["stage"] == "fine_tuned", "bits_per_byte"].max(), 1.02 * ordered["bits_per_byte"].max()
+)  # what is not fine-tuned may lie far above
+figure = plots.lines(
+    ordered,
+    "share",
+    "bits_per_byte",
+    "series",
+    panel="stage",
+    logx=False,
+    top=worst,
+    xlabel="share of converted layers",
+    ylabel="bits per byte (lower is better)",
+)
 text = (
     f"Test text against the share of layers that were converted, rows of {budget.row_length} tokens; "
     f"matching on {budget.matching_tokens:,} tokens, fine-tuning on {budget.tuning_tokens:,}."
@@ -156,8 +162,17 @@ path = plots.save_figure(figure, "09_conversion", plots.caption(text, provenance
 decoding = recurrent.decoding_table(base, budget.contexts)
 long = decoding.melt(["form", "share", "context"], ["milliseconds", "state_kilobytes"], "what")
 long["line"] = long["form"] + long["share"].map(" {:.0%}".format)
-figure = plots.lines(long, "context", "value", "line", panel="what", sharey=False, logy=True,
-                     xlabel="earlier tokens", ylabel="milliseconds a token; kilobytes of state")  # fmt: skip
+figure = plots.lines(
+    long,
+    "context",
+    "value",
+    "line",
+    panel="what",
+    sharey=False,
+    logy=True,
+    xlabel="earlier tokens",
+    ylabel="milliseconds a token; kilobytes of state",
+)
 text = "Decoding one token with the whole model, batch 1: milliseconds, and kilobytes of state (float32)."
 path = plots.save_figure(figure, "09_decoding", plots.caption(text, provenance))
 conversion = recurrent.with_decoding(conversion.drop(columns="series"), decoding)
@@ -205,9 +220,7 @@ summary.round(4)
 # %%
 figure = innovation_plots.front(summary, frontier.GENERAL[general])
 text = f"Gain against forgetting on {task.name}, {budget.documents} test documents; 95 % t intervals over seeds."
-path = plots.save_figure(
-    figure, "09_frontier", plots.caption(text, provenance, budget.frontier_tokens)
-)
+path = plots.save_figure(figure, "09_frontier", plots.caption(text, provenance, budget.frontier_tokens))
 
 # %% [markdown]
 # - General text minus the control's at the same gain: below 0 is less forgotten. `seeds` counts those whose gain lies
@@ -248,11 +261,16 @@ sound.groupby("model", sort=False)["bits_per_byte"].agg(["mean", "std", "count"]
 # %%
 tokens, source = traps.token_perplexity(budget.seeds, texts)
 print(f"Token perplexity: {source}.")
-values = pd.DataFrame([
-    *traps.own_samples(runs, texts), *traps.padding_counted(runs, texts), *tokens,
-    *traps.overlap(runs, budget.seeds), *traps.leaking_attention(runs, budget.seeds, texts),
-    *traps.one_seed(sound),
-])  # fmt: skip
+values = pd.DataFrame(
+    [
+        *traps.own_samples(runs, texts),
+        *traps.padding_counted(runs, texts),
+        *tokens,
+        *traps.overlap(runs, budget.seeds),
+        *traps.leaking_attention(runs, budget.seeds, texts),
+        *traps.one_seed(sound),
+    ]
+)
 unsure = pd.DataFrame([traps.no_interval(sound)])
 trap_table = pd.concat([traps.summary(values), unsure], ignore_index=True)
 trap_table
@@ -276,10 +294,16 @@ path = plots.save_figure(figure, "09_traps", plots.caption(text, trap_provenance
 
 # %%
 display(Code(inspect.getsource(audit.Protocol), language="python"))
-bad = traps.as_frame({k: r for k, r in runs.items() if k[1] == budget.seeds[0]}, traps.sample_perplexity)  # fmt: skip
-declared = audit.Protocol("perplexity", ("model",), text="own samples", overlap=len(texts),
-                          padding_counted=True, leak=traps.leaks(budget.seeds),
-                          claims=(("plain", "one layer"),))  # fmt: skip
+bad = traps.as_frame({k: r for k, r in runs.items() if k[1] == budget.seeds[0]}, traps.sample_perplexity)
+declared = audit.Protocol(
+    "perplexity",
+    ("model",),
+    text="own samples",
+    overlap=len(texts),
+    padding_counted=True,
+    leak=traps.leaks(budget.seeds),
+    claims=(("plain", "one layer"),),
+)
 for finding in audit.audit(bad.rename(columns={"bits_per_byte": "perplexity"}), declared):
     print(f"- {finding}")
 
@@ -295,12 +319,19 @@ for row in audited[audited["trap"] == "one seed"].itertuples():
 
 # %%
 tables = {
-    "conversion": conversion, "layer_damage": damage, "decoding": decoding,
-    "frontier": table, "front": summary, "against_interpolation": against,
-    "traps": trap_table, "trap_values": values, "audit": audited,
-}  # fmt: skip
-path = results.save("09_innovation", tables, base=base, seeds=budget.seeds,
-                    data={"debian": task.sha256}, started=started)  # fmt: skip
+    "conversion": conversion,
+    "layer_damage": damage,
+    "decoding": decoding,
+    "frontier": table,
+    "front": summary,
+    "against_interpolation": against,
+    "traps": trap_table,
+    "trap_values": values,
+    "audit": audited,
+}
+path = results.save(
+    "09_innovation", tables, base=base, seeds=budget.seeds, data={"debian": task.sha256}, started=started
+)
 
 # %% [markdown]
 # ## What we saw
@@ -321,9 +352,7 @@ for sentence in findings.trap_findings(trap_table):
 
 # %%
 mean, low, high = mean_interval(sound.loc[sound["model"] == "plain", "bits_per_byte"])
-print(
-    f"Seeds move the plain small model by {(high - low) / 2:.3f} bits per byte around {mean:.3f} (95 % t)."
-)
+print(f"Seeds move the plain small model by {(high - low) / 2:.3f} bits per byte around {mean:.3f} (95 % t).")
 
 # %% [markdown]
 # ## What it does not show

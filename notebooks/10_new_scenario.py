@@ -21,9 +21,7 @@
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
-REPOSITORY = (
-    ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
-)
+REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
 import os, subprocess, sys
 
 if "google.colab" in sys.modules:
@@ -40,7 +38,8 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import Code, display
 
-from lib import compress, compress_checks, compress_files, compressors, data_to_text, plots, profile
+from lib import plots, profile
+from lib.explore import compress, compress_checks, compress_files, compressors, data_to_text
 from lib import results, tasks, train
 from lib.models import load_base
 
@@ -61,7 +60,7 @@ tables = {}
 # $$\text{fine-tuned: } p_{\theta'}(y \mid x), \quad \theta' = \arg\min_\theta -\sum \log p_\theta(y_i \mid x_i)
 # \qquad\qquad k\text{-shot: } p_\theta(y \mid x_1 y_1 \dots x_k y_k\, x)$$
 #
-# - $\text{SER} = (\text{missing} + \text{wrong} + \text{added}) / \text{slots}$, by the rules of `lib/slots.py`.
+# - $\text{SER} = (\text{missing} + \text{wrong} + \text{added}) / \text{slots}$, by the rules of `lib/explore/slots.py`.
 # - E2E comes from `DATA_MIRROR` or the hub. Without it this half is skipped and says so.
 
 # %%
@@ -92,17 +91,22 @@ display(Code(inspect.getsource(data_to_text.few_shot_prompt), language="python")
 written = []
 for shots in budget.shots if e2e else ():
     for seed in budget.shot_seeds if shots else budget.shot_seeds[:1]:
-        written.append(
-            data_to_text.write_texts(base, e2e, budget.e2e_inputs, shots=shots, seed=seed)
-        )
+        written.append(data_to_text.write_texts(base, e2e, budget.e2e_inputs, shots=shots, seed=seed))
 
 # %%
 for method in budget.methods if e2e else ():
     for seed in seeds:
         run = train.finetune(
-            base, e2e, method, seed, train_tokens=budget.e2e_tokens, pack_length=budget.e2e_step,
-            batch_tokens=budget.e2e_step, evaluations=1, validation_documents=budget.e2e_validation,
-        )  # fmt: skip
+            base,
+            e2e,
+            method,
+            seed,
+            train_tokens=budget.e2e_tokens,
+            pack_length=budget.e2e_step,
+            batch_tokens=budget.e2e_step,
+            evaluations=1,
+            validation_documents=budget.e2e_validation,
+        )
         written.append(data_to_text.write_texts(base, e2e, budget.e2e_inputs, run))
 
 # %% [markdown]
@@ -125,14 +129,21 @@ if e2e:
 if e2e:
     titles = {"bleu": "BLEU (higher is better)", "ser": "SER (lower is better)"}
     lines = data_to_text.against_shots(tables["e2e"], titles)
-    figure = plots.lines(lines, "shots", "value", "series", panel="measure", logx=False,
-                         sharey=False, xlabel="examples in the prompt", ylabel=" ")  # fmt: skip
+    figure = plots.lines(
+        lines,
+        "shots",
+        "value",
+        "series",
+        panel="measure",
+        logx=False,
+        sharey=False,
+        xlabel="examples in the prompt",
+        ylabel=" ",
+    )
     for panel in figure.axes:
         panel.set_xticks(budget.shots)
     text = f"E2E: few-shot against fine-tuned, {budget.e2e_inputs} test inputs, greedy."
-    path = plots.save_figure(
-        figure, "10_few_shot", plots.caption(text, provenance, budget.e2e_tokens)
-    )
+    path = plots.save_figure(figure, "10_few_shot", plots.caption(text, provenance, budget.e2e_tokens))
 
 # %% [markdown]
 # ## Errors by number of slots
@@ -143,16 +154,21 @@ if e2e:
 if e2e:
     tables["e2e_by_slots"] = by_slots = data_to_text.by_slots(e2e, written)
     best_shots = f"{max(budget.shots)}-shot"
-    kept = by_slots[
-        by_slots["system"].isin([best_shots, "people"]) | by_slots["system"].str.startswith("fine")
-    ]
+    kept = by_slots[by_slots["system"].isin([best_shots, "people"]) | by_slots["system"].str.startswith("fine")]
     columns = ["texts", "missing", "wrong", "added", "ser", "perfect"]
     display(kept.groupby(["system", "slots"], sort=False)[columns].mean().round(2))
 
 # %%
 if e2e:
-    figure = plots.lines(kept, "slots", "ser", "system", logx=False, xlabel="slots in the input",
-                         ylabel="slot errors / slots (lower is better)")  # fmt: skip
+    figure = plots.lines(
+        kept,
+        "slots",
+        "ser",
+        "system",
+        logx=False,
+        xlabel="slots in the input",
+        ylabel="slot errors / slots (lower is better)",
+    )
     text = f"E2E: slot errors by the number of facts, {budget.e2e_inputs} test inputs."
     path = plots.save_figure(figure, "10_slots", plots.caption(text, provenance, budget.e2e_tokens))
 
@@ -193,9 +209,7 @@ display(Code(inspect.getsource(compress.walk), language="python"))
 
 # %%
 texts = compressors.domains(budget.archive_documents, budget.archive_bytes)
-tables["bit_identity"] = compress_checks.bit_identity(
-    codec, texts["debian"][:8], budget.probe_tokens
-)
+tables["bit_identity"] = compress_checks.bit_identity(codec, texts["debian"][:8], budget.probe_tokens)
 tables["bit_identity"]
 
 # %% [markdown]
@@ -248,15 +262,11 @@ bits.round(3)
 one_file = table[table["packaging"] != "each"]
 means = one_file.groupby(["domain", "compressor"], sort=False)["bits_per_byte"].mean()
 means = means.rename("bits per byte").reset_index()
-means["compressor"] = means["compressor"].str.replace(
-    " ", "\N{NO-BREAK SPACE}"
-)  # bars shows plain ones as a sign
+means["compressor"] = means["compressor"].str.replace(" ", "\N{NO-BREAK SPACE}")  # bars shows plain ones as a sign
 figure = plots.bars(means, "compressor", "bits per byte", panel="domain")
 sizes = ", ".join(f"{domain} {len(t)}" for domain, t in texts.items())
 text = f"Bits per byte in real bytes, all documents in one file ({sizes} documents)."
-path = plots.save_figure(
-    figure, "10_compression", plots.caption(text, provenance, profile.current().train_tokens)
-)
+path = plots.save_figure(figure, "10_compression", plots.caption(text, provenance, profile.current().train_tokens))
 
 # %% [markdown]
 # ## What it costs
@@ -268,9 +278,7 @@ path = plots.save_figure(
 speed = ["encode_kb_per_s", "decode_kb_per_s"]
 display(one_file.groupby("compressor", sort=False)[speed].mean().round(2))
 tables["break_even"] = break_even = compressors.break_even(table)
-break_even.groupby(["domain", "compressor", "rival"], sort=False)[
-    ["saved_bits_per_byte", "megabytes"]
-].mean()
+break_even.groupby(["domain", "compressor", "rival"], sort=False)[["saved_bits_per_byte", "megabytes"]].mean()
 
 # %% [markdown]
 # ## One file, from the shell
@@ -292,15 +300,20 @@ print(f"Identical: {same}. Written from the damaged file: {(folder / 'damaged.lm
 
 # %%
 alone = {name: len(rival.encode(note)) for name, rival in rivals.items()}
-tables["one_file"] = pd.DataFrame([
-    {"compressor": name, "original_bytes": len(note), "compressed_bytes": size}
-    for name, size in {**alone, "model before": len(packed)}.items()
-])  # fmt: skip
+tables["one_file"] = pd.DataFrame(
+    [
+        {"compressor": name, "original_bytes": len(note), "compressed_bytes": size}
+        for name, size in {**alone, "model before": len(packed)}.items()
+    ]
+)
 tables["one_file"]
 
 # %%
-data = {"debian": debian.sha256, "tang": tasks.load_task("tang").sha256,
-        "release_notes": compressors.notes_sha256()} | ({"e2e": e2e.sha256} if e2e else {})  # fmt: skip
+data = {
+    "debian": debian.sha256,
+    "tang": tasks.load_task("tang").sha256,
+    "release_notes": compressors.notes_sha256(),
+} | ({"e2e": e2e.sha256} if e2e else {})
 path = results.save("10_new_scenario", tables, base=base, seeds=seeds, data=data, started=started)
 
 # %% [markdown]

@@ -22,9 +22,7 @@
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
-REPOSITORY = (
-    ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
-)
+REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
 import os, subprocess, sys
 
 if "google.colab" in sys.modules:
@@ -40,8 +38,10 @@ import inspect
 import pandas as pd
 from IPython.display import Code, display
 
-from lib import bench, bench_findings, bench_plots, bench_quality, faults, fuzz, plots, profile
-from lib import results, scaling, speed, tasks
+from lib import plots, profile
+from lib.explore import bench, bench_findings, bench_plots, bench_quality, faults, fuzz
+from lib import results, speed, tasks
+from lib.explore import scaling
 
 started, budget = results.start(), profile.current().performance
 
@@ -79,9 +79,7 @@ display(Code(inspect.getsource(speed._keep), language="python"))
 # %%
 for kind, systems in bench.SYSTEMS.items():
     for (system, setting), entry in systems.items():
-        print(
-            f"{kind:10} {system:9} {setting:8} {entry.run.__doc__.splitlines()[0]} {entry.options or ''}"
-        )
+        print(f"{kind:10} {system:9} {setting:8} {entry.run.__doc__.splitlines()[0]} {entry.options or ''}")
 
 # %%
 raw = bench.measured()
@@ -138,8 +136,17 @@ rows += scaling.by_processes(folder, tokens)
 grown = pd.DataFrame(rows)
 
 # %%
-figure = plots.lines(grown[grown["axis"] == "context"], "value", "result", "measure", panel="measure",
-                     logy=True, xlabel="tokens in a document", ylabel="", sharey=False)  # fmt: skip
+figure = plots.lines(
+    grown[grown["axis"] == "context"],
+    "value",
+    "result",
+    "measure",
+    panel="measure",
+    logy=True,
+    xlabel="tokens in a document",
+    ylabel="",
+    sharey=False,
+)
 path = plots.save_figure(figure, "11_context", "A training step over one document, by its length.")
 fitted = scaling.fits(grown)
 fitted.round(3)
@@ -166,13 +173,7 @@ injected = pd.concat([injected, pd.DataFrame(fuzz.fuzz())], ignore_index=True)
 injected.tail(3)
 
 # %%
-tables |= {
-    "quality": quality,
-    "scaling": grown,
-    "fits": fitted,
-    "estimates": expected,
-    "faults": injected,
-}
+tables |= {"quality": quality, "scaling": grown, "fits": fitted, "estimates": expected, "faults": injected}
 data = {"debian": tasks.load_task("debian").sha256}
 path = results.save("11_performance", tables, seeds=(0, 1, 2), data=data, started=started)
 

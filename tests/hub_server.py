@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
             entries = [
                 {"type": "file", "path": k[len(repository) + 1 :], "size": len(hub.files[k]), "oid": "0" * 40}
                 for k in names
-            ]  # fmt: skip
+            ]
             self.send(200, {"Content-Type": "application/json"}, json.dumps(entries).encode(), body)
             return
         cdn = path.startswith("cdn/")
@@ -70,9 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if large and not cdn:
             headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(data))}
-            headers["Location"] = (
-                f"{hub.cdn or hub.url.replace('127.0.0.1', 'localhost')}/cdn/{path}"
-            )
+            headers["Location"] = f"{hub.cdn or hub.url.replace('127.0.0.1', 'localhost')}/cdn/{path}"
             self.send(302, headers, b"", body)
             return
         sent = hub.lies_about.get(name, data)

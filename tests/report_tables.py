@@ -3,7 +3,7 @@ exist."""
 
 import pandas as pd
 
-from lib import anonymise, bench, compressors, data_to_text, frontier, memorise, traps
+from lib.explore import anonymise, bench, compressors, data_to_text, frontier, memorise, traps
 
 SEEDS = (0, 1, 2)
 
@@ -26,17 +26,9 @@ def chinese() -> dict[str, pd.DataFrame]:
     ]
     measures = ("exact_form", "rhyme", "copied_line", "alternation", "opposition", "repeated")
     head = {"task": "tang", "stage": "", "method": "none", "seed": 0}
-    form = [
-        {**head, "source": "people", "measure": m, "value": 0.85, "texts": 100} for m in measures
-    ]
-    form += [
-        {**head, "source": "chance", "measure": m, "value": 0.1, "texts": 100}
-        for m in ("rhyme", "alternation")
-    ]
-    form += [
-        {**head, "stage": "before", "source": "before", "measure": m, "value": 0.0, "texts": 50}
-        for m in measures
-    ]
+    form = [{**head, "source": "people", "measure": m, "value": 0.85, "texts": 100} for m in measures]
+    form += [{**head, "source": "chance", "measure": m, "value": 0.1, "texts": 100} for m in ("rhyme", "alternation")]
+    form += [{**head, "stage": "before", "source": "before", "measure": m, "value": 0.0, "texts": 50} for m in measures]
     form += [
         {
             "task": "tang",
@@ -81,13 +73,7 @@ def chinese() -> dict[str, pd.DataFrame]:
         for s in SEEDS
     ]
     plans = [
-        {
-            "seed": s,
-            "source": source,
-            "measure": m,
-            "value": 0.8 if source == "own plan" else 0.1,
-            "texts": 50,
-        }
+        {"seed": s, "source": source, "measure": m, "value": 0.8 if source == "own plan" else 0.1, "texts": 50}
         for s in SEEDS
         for source in ("own plan", "unrhymed plan")
         for m in ("exact_form", "ends_kept", "rhyme")
@@ -114,22 +100,11 @@ def chinese() -> dict[str, pd.DataFrame]:
         for t, m, s in runs
     ]
     samples = [
-        {
-            "task": "tang",
-            "id": "a",
-            "prompt": "相思",
-            "source": s,
-            "text": "红豆生南国，\n春来发几枝。",
-        }
+        {"task": "tang", "id": "a", "prompt": "相思", "source": s, "text": "红豆生南国，\n春来发几枝。"}
         for s in ("people", "before")
     ]
     tokens = [
-        {
-            "corpus": "Tang poems",
-            "tokenizer": t,
-            "tokens_per_character": 1.9,
-            "invalid_percent": 80.0,
-        }
+        {"corpus": "Tang poems", "tokenizer": t, "tokens_per_character": 1.9, "invalid_percent": 80.0}
         for t in ("GPT-2", "base")
     ]
     return {
@@ -147,9 +122,7 @@ def chinese() -> dict[str, pd.DataFrame]:
 def private() -> dict[str, pd.DataFrame]:
     before = {"stage": "before", "method": "none", "deduplicated": "none"}
     whos = [(before, (0,))] + [
-        ({"stage": "after", "method": m, "deduplicated": d}, SEEDS)
-        for m in ("full", "lora")
-        for d in ("no", "yes")
+        ({"stage": "after", "method": m, "deduplicated": d}, SEEDS) for m in ("full", "lora") for d in ("no", "yes")
     ]
     scores = [
         {
@@ -220,11 +193,7 @@ def innovation(seeds=SEEDS) -> dict[str, pd.DataFrame]:
             "share": share,
             "matched": matched,
             "order": order,
-            "bits_per_byte": 1
-            + share
-            + 0.01 * s
-            + 0.5 * (not matched)
-            + 0.25 * (order == "most_damage"),
+            "bits_per_byte": 1 + share + 0.01 * s + 0.5 * (not matched) + 0.25 * (order == "most_damage"),
         }
         for s in seeds
         for form in ("linear+window", "linear", "window")
@@ -246,13 +215,7 @@ def innovation(seeds=SEEDS) -> dict[str, pd.DataFrame]:
         for s in seeds
     ]
     decoding = [
-        {
-            "form": f,
-            "share": x,
-            "context": c,
-            "milliseconds": 1.0 + x,
-            "state_kilobytes": 10.0 + c * (1 - x),
-        }
+        {"form": f, "share": x, "context": c, "milliseconds": 1.0 + x, "state_kilobytes": 10.0 + c * (1 - x)}
         for f, x in (("softmax", 0.0), ("linear+window", 1.0))
         for c in (64, 512)
     ]
@@ -280,13 +243,7 @@ def innovation(seeds=SEEDS) -> dict[str, pd.DataFrame]:
     general = frontier.general_measure(table)
     values = pd.DataFrame(
         [
-            {
-                "trap": trap,
-                "model": m,
-                "seed": s,
-                "sound": 1.0 + i + 0.001 * s,
-                "trapped": x[i] + 0.001 * s,
-            }
+            {"trap": trap, "model": m, "seed": s, "sound": 1.0 + i + 0.001 * s, "trapped": x[i] + 0.001 * s}
             for trap, x in (("own samples", (3, 2, 1)), ("overlap", (1, 2, 3)))
             for i, m in enumerate("abc")
             for s in seeds
@@ -337,10 +294,7 @@ def scenario() -> dict[str, pd.DataFrame]:
         for x in ("fine-tuned, full", "people")
         for n in (3, 8)
     ]
-    models = [
-        ("model before", "before", 0, 1.5),
-        *(("model after", "after", s, 1.2 + 0.01 * s) for s in SEEDS),
-    ]
+    models = [("model before", "before", 0, 1.5), *(("model after", "after", s, 1.2 + 0.01 * s) for s in SEEDS)]
     common = {"domain": "debian", "documents": 4, "original_bytes": 1_000}
     table = [
         {
@@ -418,11 +372,7 @@ def performance() -> dict[str, pd.DataFrame]:
     )
     limits = [
         {"kind": k, "system": s, "setting": "default", "run": run, "gflops": g, "share": g / 60}
-        for k, s, g in (
-            ("training", "ours", 42.0),
-            ("evaluation", "ours", 40.0),
-            ("evaluation", "tutorial", 20.0),
-        )
+        for k, s, g in (("training", "ours", 42.0), ("evaluation", "ours", 40.0), ("evaluation", "tutorial", 20.0))
         for run in SEEDS
     ]
     quality = [
@@ -432,25 +382,10 @@ def performance() -> dict[str, pd.DataFrame]:
     ]
     fits = [
         {"axis": "batch", "measure": "step_seconds", "exponent": 0.8, "fixed": 0.5, "each": 1.5},
-        {
-            "axis": "context",
-            "measure": "step_seconds",
-            "exponent": 1.1,
-            "fixed": None,
-            "each": None,
-        },
+        {"axis": "context", "measure": "step_seconds", "exponent": 1.1, "fixed": None, "each": None},
     ]
-    faults = [
-        {"fault": "kill", "injected": 20, "lost": 0},
-        {"fault": "disk full", "injected": 5, "lost": 1},
-    ]
-    return made | {
-        "ratios": bench.ratios(made),
-        "limits": limits,
-        "quality": quality,
-        "fits": fits,
-        "faults": faults,
-    }
+    faults = [{"fault": "kill", "injected": 20, "lost": 0}, {"fault": "disk full", "injected": 5, "lost": 1}]
+    return made | {"ratios": bench.ratios(made), "limits": limits, "quality": quality, "fits": fits, "faults": faults}
 
 
 TABLES = {

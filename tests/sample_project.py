@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from lib import profile
 
-NAMES = ["01_load_and_generate", "02_finetune", "03_evaluate", "04_token_encoding", "05_position_encoding"]  # fmt: skip
+NAMES = ["01_load_and_generate", "02_finetune", "03_evaluate", "04_token_encoding", "05_position_encoding"]
 
 REPORT = (Path(__file__).parent / "sample_report.md").read_text(encoding="utf-8")
 
@@ -55,10 +55,21 @@ def source(stem: str) -> str:
 
 
 def results(stem: str) -> str:
-    value = {"notebook": stem, "provenance": {"base_model": "SmolLM2-135M-Instruct (stand-in)", "stand_in": True,
-             "profile": "full", "seeds": [0, 1, 2]}, "tables": {"before_after": [
-                 {"task": "debian", "stage": stage, "method": method, "seed": 0, "bits_per_byte": bits}
-                 for stage, method, bits in (("before", "none", 1.229), ("after", "full", 1.042))]}}  # fmt: skip
+    value = {
+        "notebook": stem,
+        "provenance": {
+            "base_model": "SmolLM2-135M-Instruct (stand-in)",
+            "stand_in": True,
+            "profile": "full",
+            "seeds": [0, 1, 2],
+        },
+        "tables": {
+            "before_after": [
+                {"task": "debian", "stage": stage, "method": method, "seed": 0, "bits_per_byte": bits}
+                for stage, method, bits in (("before", "none", 1.229), ("after", "full", 1.042))
+            ]
+        },
+    }
     return json.dumps(value) + "\n"
 
 

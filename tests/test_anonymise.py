@@ -4,8 +4,9 @@ import re
 import pandas as pd
 import pytest
 
-from lib import anonymise, detectors, results
-from lib.anonymise import LABELLED, Found, Labelled, evaluate, find, labelled, mistakes, read_names
+from lib import results
+from lib.explore import anonymise, detectors
+from lib.explore.anonymise import LABELLED, Found, Labelled, evaluate, find, labelled, mistakes, read_names
 from lib.profile import ROOT
 
 NAMES = read_names(LABELLED / "names.txt")
@@ -19,10 +20,7 @@ def items(text, names=()):
     ("text", "wanted"),
     [
         ("write to a.b+c@sub.holm.example.", [("email", "a.b+c@sub.holm.example")]),
-        (
-            "邮箱a@holm.example，电话19900001111。",
-            [("email", "a@holm.example"), ("phone", "19900001111")],
-        ),
+        ("邮箱a@holm.example，电话19900001111。", [("email", "a@holm.example"), ("phone", "19900001111")]),
         ("reach kim at holm dot example", [("email", "kim at holm dot example")]),
         ("call +44 20 7946 0000 (day)", [("phone", "+44 20 7946 0000")]),
         ("传真０１０-５５５５０１０１。", [("phone", "０１０-５５５５０１０１")]),
@@ -32,10 +30,7 @@ def items(text, names=()):
         ("from 10.3.44.7:22 and fd00::12", [("ip", "10.3.44.7"), ("ip", "fd00::12")]),
         ('password="kettle!Moss9"', [("key", "kettle!Moss9")]),
         ("git clone https://me:q9wErTy7@holm.example/x", [("key", "q9wErTy7")]),
-        (
-            "in /home/kim/x or C:\\Users\\Kim L\\x",
-            [("path", "/home/kim"), ("path", "C:\\Users\\Kim L")],
-        ),
+        ("in /home/kim/x or C:\\Users\\Kim L\\x", [("path", "/home/kim"), ("path", "C:\\Users\\Kim L")]),
     ],
 )
 def test_each_kind_is_found_with_exact_bounds(text, wanted):
@@ -133,9 +128,7 @@ def test_marks_become_spans(tmp_path):
     row = {"id": "1", "half": "tune", "lang": "en", "text": "a {{ip|10.0.0.1}}, {{{name|B C}}}"}
     path.write_text(json.dumps(row))
     assert labelled(path=path) == [
-        Labelled(
-            "1", "tune", "en", "a 10.0.0.1, {B C}", (Found("ip", 2, 10), Found("name", 13, 16))
-        )
+        Labelled("1", "tune", "en", "a 10.0.0.1, {B C}", (Found("ip", 2, 10), Found("name", 13, 16)))
     ]
     for wrong in ({"text": "{{street|X}}"}, {"half": "train"}):
         path.write_text(json.dumps(row | wrong))
@@ -147,20 +140,8 @@ def test_precision_and_recall_are_counted_by_exact_spans():
     text = "10.0.0.1 10.0.0.2 m@holm.example k@holm.example."
     spans = (Found("ip", 0, 8), Found("email", 18, 33))  # the second a character too wide
     table = evaluate([Labelled("1", "test", "en", text, spans)], []).set_index("category")
-    assert list(table.loc["ip", ["found", "labelled", "correct", "precision", "recall"]]) == [
-        2,
-        1,
-        1,
-        0.5,
-        1,
-    ]
-    assert list(table.loc["email", ["found", "labelled", "correct", "precision", "recall"]]) == [
-        2,
-        1,
-        0,
-        0,
-        0,
-    ]
+    assert list(table.loc["ip", ["found", "labelled", "correct", "precision", "recall"]]) == [2, 1, 1, 0.5, 1]
+    assert list(table.loc["email", ["found", "labelled", "correct", "precision", "recall"]]) == [2, 1, 0, 0, 0]
     assert list(table.loc["all", ["found", "labelled", "correct"]]) == [4, 2, 1]
     assert table.loc["all", "recall_low"] < 0.5 < table.loc["all", "recall_high"]
     found = mistakes([Labelled("1", "test", "en", text, spans)], [])
@@ -188,6 +169,4 @@ def test_shipped_numbers_are_those_of_the_test_half():
         pytest.skip("notebook 08 has not been run")
     shown = pd.DataFrame(results.load(path.stem, path.parent)["tables"]["anonymiser"])
     now = evaluate(labelled("test"), NAMES)
-    assert shown[["category", "found", "labelled", "correct"]].equals(
-        now[["category", "found", "labelled", "correct"]]
-    )
+    assert shown[["category", "found", "labelled", "correct"]].equals(now[["category", "found", "labelled", "correct"]])

@@ -1,4 +1,4 @@
-"""lib.attention: every registered variant is tested here by being registered."""
+"""lib.explore.attention: every registered variant is tested here by being registered."""
 
 import copy
 from functools import partial
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
 
-import lib.attention
-from lib.attention import (
+import lib.explore.attention
+from lib.explore.attention import (
     ATTENTIONS,
     Attention,
     _projection,
@@ -24,9 +24,9 @@ from lib.attention import (
     use_attention,
     window,
 )
-from lib.costs import leak, nystromformer
+from lib.explore.costs import leak, nystromformer
+from lib.explore.scratch import build
 from lib.models import small_gpt2
-from lib.scratch import build
 
 SMALL = {"window": 8, "segment": 4, "features": 16}  # several blocks in a short row
 WITHOUT_WEIGHTS = ("delta",)  # its output is no mean of values
@@ -36,7 +36,7 @@ each = pytest.mark.parametrize("name", ATTENTIONS)
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(lib.attention, "CHUNK", 8)
+    monkeypatch.setattr(lib.explore.attention, "CHUNK", 8)
 
 
 def small(name):
@@ -95,9 +95,7 @@ def padded(rows, width, side="left"):
 
 
 def close(a, b, tolerance=2e-5):
-    torch.testing.assert_close(
-        a, b, atol=tolerance * max(float(b.detach().abs().max()), 1.0), rtol=0
-    )
+    torch.testing.assert_close(a, b, atol=tolerance * max(float(b.detach().abs().max()), 1.0), rtol=0)
 
 
 # --- no token sees the future
@@ -146,14 +144,14 @@ def whole_sequence_landmarks(q, k, v, scale, **_):
 
 def sums_one_chunk_ahead(q, k, v, scale, **_):
     """`kernel` with the running sums that hold the query's own chunk."""
-    q, k, v = (lib.attention._chunks(x, 8) for x in (F.elu(q) + 1, F.elu(k) + 1, v))
+    q, k, v = (lib.explore.attention._chunks(x, 8) for x in (F.elu(q) + 1, F.elu(k) + 1, v))
     states, mass = (k.mT @ v).cumsum(2), k.sum(3).cumsum(2)
     return (q @ states / (q @ mass[..., None])).flatten(2, 3)[:, :, : -(-45 // 8) * 8][:, :, :45]
 
 
 def own_segment_mean(q, k, v, scale, **_):
     """Causal softmax beside a landmark of the query's own, unfinished segment."""
-    marks = lib.attention._chunks(v, 4).mean(3).repeat_interleave(4, dim=2)
+    marks = lib.explore.attention._chunks(v, 4).mean(3).repeat_interleave(4, dim=2)
     return softmax(q, k, v, scale) + marks[:, :, : q.shape[2]]
 
 
@@ -169,10 +167,8 @@ def test_the_leak_test_finds_what_leaks(form, takes_mask, monkeypatch):
 
     entry = Attention(fitting, fitting, takes_mask=takes_mask)
     monkeypatch.setitem(ATTENTIONS, "leaking", entry)
-    monkeypatch.setitem(
-        AttentionInterface._global_mapping, "leaking", lib.attention._attend("leaking")
-    )
-    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "leaking", lib.attention._padding)
+    monkeypatch.setitem(AttentionInterface._global_mapping, "leaking", lib.explore.attention._attend("leaking"))
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "leaking", lib.explore.attention._padding)
     assert relative_leak(gpt2("leaking"), 45, cuts=(3, 9, 20, 43)) > 1e-2
 
 
@@ -186,19 +182,13 @@ def test_the_leak_test_looks_behind_padding(side, monkeypatch):
         return softmax(q, k, v, scale, mask)
 
     monkeypatch.setitem(ATTENTIONS, "leaking", Attention(forgets, forgets, takes_mask=True))
-    monkeypatch.setitem(
-        AttentionInterface._global_mapping, "leaking", lib.attention._attend("leaking")
-    )
-    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "leaking", lib.attention._padding)
+    monkeypatch.setitem(AttentionInterface._global_mapping, "leaking", lib.explore.attention._attend("leaking"))
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "leaking", lib.explore.attention._padding)
     assert relative_leak(gpt2("leaking"), 20, cuts=(3, 9)) > 1e-2
 
 
 def test_nothing_of_the_leaking_variants_stays_registered():
-    for registry in (
-        ATTENTIONS,
-        AttentionInterface._global_mapping,
-        AttentionMaskInterface._global_mapping,
-    ):
+    for registry in (ATTENTIONS, AttentionInterface._global_mapping, AttentionMaskInterface._global_mapping):
         assert "leaking" not in registry
 
 
@@ -270,8 +260,9 @@ def test_kv_cache_in_pieces_equals_the_whole(name, kind, lengths, small_chunks):
             inputs["input_ids"][:, start:stop],
             attention_mask=inputs["attention_mask"][:, :stop],
             position_ids=inputs["position_ids"][:, start:stop],
-            past_key_values=cache, use_cache=True,
-        )  # fmt: skip
+            past_key_values=cache,
+            use_cache=True,
+        )
         cache, start = output.past_key_values, stop
         pieces.append(output.logits)
     real = inputs["attention_mask"].bool()
@@ -295,9 +286,7 @@ def test_generate_in_a_padded_batch_equals_one_by_one_without_a_cache(name, smal
 # --- fast forms against the readable ones
 
 
-@pytest.mark.parametrize(
-    ("name", "biased"), [(n, b) for n, e in ATTENTIONS.items() for b in {False, e.takes_bias}]
-)
+@pytest.mark.parametrize(("name", "biased"), [(n, b) for n, e in ATTENTIONS.items() for b in {False, e.takes_bias}])
 @pytest.mark.parametrize("length", [1, 5, 24, 29])  # 5: less than a block; 24: whole blocks
 def test_form_equals_naive_in_outputs_and_gradients(name, length, biased, small_chunks):
     entry, given = ATTENTIONS[name], heads(name, length)
@@ -314,12 +303,8 @@ def test_form_equals_naive_in_outputs_and_gradients(name, length, biased, small_
     results = []
     for form in (entry.form, entry.naive):
         output = form(scale=0.4, **given, **options)
-        weights = torch.randn(
-            output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype
-        )
-        results.append(
-            [output, *torch.autograd.grad((output * weights).sum(), leaves, materialize_grads=True)]
-        )
+        weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+        results.append([output, *torch.autograd.grad((output * weights).sum(), leaves, materialize_grads=True)])
     for fast, naive in zip(*results, strict=True):
         torch.testing.assert_close(fast, naive, atol=1e-9, rtol=1e-7)
 
@@ -340,9 +325,7 @@ def test_recurrent_steps_equal_naive(name):
     torch.testing.assert_close(torch.cat(outputs, dim=2), expected, atol=1e-9, rtol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "config", [{}, {"scale_attn_by_inverse_layer_idx": True}], ids=["", "layer scale"]
-)
+@pytest.mark.parametrize("config", [{}, {"scale_attn_by_inverse_layer_idx": True}], ids=["", "layer scale"])
 @pytest.mark.parametrize("name", ["softmax", "softmax_sdpa"])
 @pytest.mark.parametrize("lengths", [(12,), (12, 7)], ids=["one row", "left padding"])
 def test_softmax_is_transformers_own_gpt2(name, lengths, config):
@@ -444,9 +427,7 @@ def test_nystrom_is_softmax_with_one_token_or_the_whole_row_in_a_segment():
     exact = softmax(q, k, v, 0.4)
     torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=20, ridge=0.1), exact)
     torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=64, ridge=0.1), exact)
-    torch.testing.assert_close(
-        nystrom(q, k, v, 0.4, segment=1, ridge=1e-12), exact, atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=1, ridge=1e-12), exact, atol=1e-6, rtol=0)
     coarse = nystrom(q, k, v, 0.4, segment=4)
     assert 1e-3 < (coarse - exact).norm() / exact.norm() < 0.5
 
@@ -530,13 +511,16 @@ def test_an_unknown_name_lists_the_known_ones():
         use_attention(small_gpt2(97), "flash")
 
 
-@pytest.mark.parametrize(("name", "options", "message"), [
-    ("window", {"size": 4}, "'window' has no option 'size': it takes window"),
-    ("softmax", {"window": 4}, "'softmax' has no option 'window': it takes none"),
-    ("window", {"window": 0}, "window=0 must be 1 or more"),
-    ("nystrom", {"segment": -1}, "segment=-1 must be 1 or more"),
-    ("performer", {"features": 0}, "features=0 must be 1 or more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("window", {"size": 4}, "'window' has no option 'size': it takes window"),
+        ("softmax", {"window": 4}, "'softmax' has no option 'window': it takes none"),
+        ("window", {"window": 0}, "window=0 must be 1 or more"),
+        ("nystrom", {"segment": -1}, "segment=-1 must be 1 or more"),
+        ("performer", {"features": 0}, "features=0 must be 1 or more"),
+    ],
+)
 def test_a_bad_option_is_named(name, options, message):
     with pytest.raises(ValueError, match=message):
         use_attention(small_gpt2(97), name, **options)
@@ -545,9 +529,7 @@ def test_a_bad_option_is_named(name, options, message):
 @pytest.mark.parametrize("name", [n for n, e in ATTENTIONS.items() if not e.takes_bias])
 @pytest.mark.parametrize("position", ["alibi", "t5"])
 def test_a_bias_needs_scores(name, position):
-    with pytest.raises(
-        ValueError, match=rf"'{position}' adds .*'{name}' does not .*choose of softmax"
-    ):
+    with pytest.raises(ValueError, match=rf"'{position}' adds .*'{name}' does not .*choose of softmax"):
         build(97, position, name, n_layer=1, n_head=2, n_embd=32)
     model = build(97, position, n_layer=1, n_head=2, n_embd=32)
     model.set_attn_implementation(name)  # past use_attention

@@ -1,4 +1,4 @@
-"""lib.audit: each trap is found in a hand-made table, and a sound table gives no finding."""
+"""lib.explore.audit: each trap is found in a hand-made table, and a sound table gives no finding."""
 
 import math
 from dataclasses import replace
@@ -6,8 +6,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from lib import audit as module
-from lib.audit import SHIPPED, Protocol, audit, audit_results, shipped_results
+from lib.explore import audit as module
+from lib.explore.audit import SHIPPED, Protocol, audit, audit_results, shipped_results
 
 SOUND = Protocol(text="held-out", padding_counted=False, overlap=0, tokenizer="gpt2", leak=1e-6)
 
@@ -18,8 +18,17 @@ def table(**columns):
     for method, level in (("full", 1.0), ("lora", 1.2)):
         for seed in range(3):
             nats = (level + 0.01 * seed) * 1_000 * math.log(2)
-            rows.append({"method": method, "seed": seed, "nats": nats, "bytes": 1_000, "tokens": 300,
-                         "bits_per_byte": nats / 1_000 / math.log(2), "perplexity": math.exp(nats / 300)})  # fmt: skip
+            rows.append(
+                {
+                    "method": method,
+                    "seed": seed,
+                    "nats": nats,
+                    "bytes": 1_000,
+                    "tokens": 300,
+                    "bits_per_byte": nats / 1_000 / math.log(2),
+                    "perplexity": math.exp(nats / 300),
+                }
+            )
     return pd.DataFrame(rows).assign(**columns)
 
 
@@ -72,9 +81,7 @@ def test_perplexity_per_token_is_refused_across_tokenizers_and_fine_within_one()
     per_token = replace(SOUND, metric="perplexity", tokenizer="column:encoding")
     (finding,) = [f for f in audit(rows, per_token) if "token" in f.trap]
     assert finding.trap == "token perplexity across tokenizers" and "bytes, bpe" in finding.problem
-    assert "token perplexity across tokenizers" not in traps(
-        rows, replace(per_token, metric="bits_per_byte")
-    )
+    assert "token perplexity across tokenizers" not in traps(rows, replace(per_token, metric="bits_per_byte"))
     assert audit(table(), replace(SOUND, metric="perplexity")) == []
     inside = replace(per_token, within=("encoding",))
     assert "token perplexity across tokenizers" not in traps(rows, inside)
@@ -102,14 +109,7 @@ def test_a_difference_inside_its_interval_is_named_and_pairing_counts():
     rows = rows.drop(columns=["nats"])
     (finding,) = audit(rows, SOUND)
     assert finding.trap == "no interval" and finding.where == "full against lora"
-    rows["bits_per_byte"] = [
-        1.0,
-        1.5,
-        2.0,
-        1.01,
-        1.51,
-        2.01,
-    ]  # far apart by seed, always by the same
+    rows["bits_per_byte"] = [1.0, 1.5, 2.0, 1.01, 1.51, 2.01]  # far apart by seed, always by the same
     assert audit(rows, SOUND) == []
 
 
@@ -156,17 +156,26 @@ def test_bad_input_is_named():
 def test_shipped_tables_are_audited_and_a_clean_one_says_none():
     found = audit_results(shipped_results())
     assert set(found.columns) == {"notebook", "table", "trap", "where", "problem", "way_out"}
-    assert not found["trap"].isin(
-        ["own samples", "padding counted", "overlapping train and test", "leaking attention",
-         "token perplexity across tokenizers", "not declared"]).any()  # fmt: skip
+    assert (
+        not found["trap"]
+        .isin(
+            [
+                "own samples",
+                "padding counted",
+                "overlapping train and test",
+                "leaking attention",
+                "token perplexity across tokenizers",
+                "not declared",
+            ]
+        )
+        .any()
+    )
     # 03 fine-tuned E2E with one seed, and says so: a finding that must not get lost
     assert ((found["notebook"] == "03_evaluate") & (found["trap"] == "one seed")).any()
     files = {"09_innovation": {"tables": {"frontier": table(setting="s").to_dict("records")}}}
     files["03_evaluate"] = {"tables": {name: [] for book, name in SHIPPED if book == "03_evaluate"}}
     clean = audit_results(files)  # a benchmark that was not within reach leaves an empty table
-    assert clean[["notebook", "table", "trap"]].values.tolist() == [
-        ["09_innovation", "frontier", "none"]
-    ]
+    assert clean[["notebook", "table", "trap"]].values.tolist() == [["09_innovation", "frontier", "none"]]
 
 
 def test_every_shipped_protocol_fits_its_table():

@@ -1,4 +1,4 @@
-"""lib.bench: the systems answer on a tiny model, they do equal work, and the tables follow from their answers."""
+"""lib.explore.bench: the systems answer on a tiny model, they do equal work, and the tables follow from their answers."""
 
 import copy
 import json
@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import bench, bench_peers, bench_quality, bench_systems, profile
-from lib.bench_systems import SYSTEMS, Clock, answer
+from lib import profile
+from lib.explore import bench, bench_peers, bench_quality, bench_systems
+from lib.explore.bench_systems import SYSTEMS, Clock, answer
 from lib.models import load_base
 from lib.packing import draw, rows
 from lib.tasks import encode, load_task
@@ -30,8 +31,9 @@ def ask(model, monkeypatch):
 
     def request(kind, system, setting="default", run=0, **load):
         load = asdict(profile.current().performance) | {"runs": 2} | load
-        return answer({"kind": kind, "system": system, "setting": setting, "run": run, "model": str(model),
-                       "load": load})  # fmt: skip
+        return answer(
+            {"kind": kind, "system": system, "setting": setting, "run": run, "model": str(model), "load": load}
+        )
 
     return request
 
@@ -107,9 +109,7 @@ def test_a_best_setting_is_passed_on(ask):
 
 
 def test_products_are_counted_as_a_step_has_them(ask, monkeypatch):
-    monkeypatch.setattr(
-        bench_systems, "_second_time", lambda a, b: 2 * a.shape[0] * a.shape[1] * b.shape[1] / 7e9
-    )
+    monkeypatch.setattr(bench_systems, "_second_time", lambda a, b: 2 * a.shape[0] * a.shape[1] * b.shape[1] / 7e9)
     assert ask("ceiling", "products", "float32")["gflops"] == pytest.approx(7)
 
 
@@ -132,13 +132,15 @@ def raw_training():
         return [{**r, "loss": x} for r, x in zip(rows, losses, strict=True)] if losses else rows
 
     shared = {"setting": "default", "device": "d", "peak_megabytes": 5.0}
-    return pd.DataFrame([
-        {"system": "ours", "run": 0, "steps": steps([3, 5, 7], [10, 20, 30], [9.0, 7.0, 6.0]), **shared},
-        {"system": "ours", "run": 1, "steps": steps([3, 4, 5], [10, 20, 30]), **shared},
-        {"system": "slow", "run": 0, "steps": steps([8, 12, 16, 20], [10, 20, 30, 40], [9, 8, 7, 6]), **shared},
-        {"system": "slow", "run": 1, "steps": steps([8, 12], [10, 20]), **shared},
-        {"system": "never", "run": 0, "steps": steps([1, 2], [1, 2], [9, 9]), **shared},
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {"system": "ours", "run": 0, "steps": steps([3, 5, 7], [10, 20, 30], [9.0, 7.0, 6.0]), **shared},
+            {"system": "ours", "run": 1, "steps": steps([3, 4, 5], [10, 20, 30]), **shared},
+            {"system": "slow", "run": 0, "steps": steps([8, 12, 16, 20], [10, 20, 30, 40], [9, 8, 7, 6]), **shared},
+            {"system": "slow", "run": 1, "steps": steps([8, 12], [10, 20]), **shared},
+            {"system": "never", "run": 0, "steps": steps([1, 2], [1, 2], [9, 9]), **shared},
+        ]
+    )
 
 
 def test_training_rates_leave_the_first_step_out_and_seconds_to_loss_are_of_one_step():
@@ -148,9 +150,7 @@ def test_training_rates_leave_the_first_step_out_and_seconds_to_loss_are_of_one_
     assert table.loc[("ours", 0), "steps_to_loss"] == 3  # the loss of `fast` is 6.9
     assert table.loc[("ours", 1), "seconds_to_loss"] == 5
     assert table.loc[("slow", 0), "seconds_to_loss"] == 20
-    assert table.loc[("slow", 1), "seconds_to_loss"] == 8 + 4 + 2 * 4, (
-        "a shorter run goes on at its own rate"
-    )
+    assert table.loc[("slow", 1), "seconds_to_loss"] == 8 + 4 + 2 * 4, "a shorter run goes on at its own rate"
     assert pd.isna(table.loc[("never", 0), "seconds_to_loss"])
 
 
@@ -161,16 +161,19 @@ def test_ratios_are_taken_run_by_run():
 
 
 def test_limits_are_model_flop_over_the_faster_products():
-    made = {"training": bench.training(raw_training()),
-            "ceiling": pd.DataFrame([{"device": "d", "dtype": t, "run": r, "gflops": g}
-                                     for r in (0, 1) for t, g in (("float32", 1.0), ("bfloat16", 4.0))])}  # fmt: skip
-    made["evaluation"] = pd.DataFrame(
-        [{"system": "ours", "setting": "default", "run": 0, "tokens_per_second": 7.0}]
-    )
+    made = {
+        "training": bench.training(raw_training()),
+        "ceiling": pd.DataFrame(
+            [
+                {"device": "d", "dtype": t, "run": r, "gflops": g}
+                for r in (0, 1)
+                for t, g in (("float32", 1.0), ("bfloat16", 4.0))
+            ]
+        ),
+    }
+    made["evaluation"] = pd.DataFrame([{"system": "ours", "setting": "default", "run": 0, "tokens_per_second": 7.0}])
     both = bench.limits(made).set_index("kind")
-    assert both.loc["evaluation", "gflops"] == pytest.approx(
-        7 * bench.flop_per_useful_token("evaluation") / 1e9
-    )
+    assert both.loc["evaluation", "gflops"] == pytest.approx(7 * bench.flop_per_useful_token("evaluation") / 1e9)
     table = both.loc["training"].set_index(["system", "run"])
     flop = bench.flop_per_useful_token()
     assert table.loc[("ours", 1), "share"] == pytest.approx(10 * flop / 1e9 / 4)
@@ -185,17 +188,13 @@ def test_flop_of_a_token_are_six_times_the_weights_and_the_prompts_share():
     targets = every - sum(d.prompt_length for d in documents)
     weights = 12 * p.n_layer * p.n_embd**2
     low = 6 * (weights * every / targets + p.n_embd * len(base.tokenizer))
-    assert (
-        low < bench.flop_per_useful_token() < 1.7 * low
-    )  # attention is the rest, much in a tiny model
+    assert low < bench.flop_per_useful_token() < 1.7 * low  # attention is the rest, much in a tiny model
     # forward is a third of a step; other documents have another share of prompts
-    assert bench.flop_per_useful_token("evaluation") * 3 == pytest.approx(
-        bench.flop_per_useful_token(), rel=0.15
-    )
+    assert bench.flop_per_useful_token("evaluation") * 3 == pytest.approx(bench.flop_per_useful_token(), rel=0.15)
 
 
 def test_shown_and_the_figure_name_every_system():
-    from lib.bench_plots import speeds
+    from lib.explore.bench_plots import speeds
 
     made = {"training": bench.training(raw_training())}
     made["ratios"] = bench.ratios(made)
@@ -267,9 +266,7 @@ def test_peers_see_this_environment_and_may_not_replace_it(tmp_path, monkeypatch
     python = bench_peers.python("trl")
     assert "-c" in ran[0] and ran[0][-1] == bench_peers.PEERS["trl"]
     code = "import sys, filelock; print(sys.prefix, filelock.__file__)"
-    prefix, place = real(
-        [python, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    prefix, place = real([python, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert prefix == str(tmp_path / "peers") and not place.startswith(prefix)
     bench_peers.python("trl")
     assert len(ran) == 1, "installed once"
@@ -303,9 +300,7 @@ def test_a_peer_that_fails_is_left_out_and_ours_is_not(monkeypatch):
         bench.measure(["generation"], 2)
 
 
-def test_the_notebook_takes_what_the_command_measured_and_nothing_else(
-    tmp_path, monkeypatch, capsys
-):
+def test_the_notebook_takes_what_the_command_measured_and_nothing_else(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "_kept", lambda: tmp_path / "bench.json")
     raw = {kind: pd.DataFrame([{"system": "ours", "run": 0}]) for kind in bench.KINDS}
     calls = []
@@ -325,9 +320,7 @@ def test_the_base_that_ours_trains_is_left_alone(ask, model):
     before = (model / "model.safetensors").read_bytes()
     ask("training", "ours", seconds=0.0, loss=0.0)
     assert (model / "model.safetensors").read_bytes() == before
-    assert not list(
-        (profile.output_root() / "data" / "runs").glob("debian-full-seed0-*/model.part")
-    )
+    assert not list((profile.output_root() / "data" / "runs").glob("debian-full-seed0-*/model.part"))
 
 
 # --- quality

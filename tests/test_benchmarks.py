@@ -89,9 +89,7 @@ def test_wikitext_bytes_are_those_of_the_scored_tokens(model, tokenizer):
     path.write_text(ascii_only, encoding="utf-8")
     rows = [line + "\n" if line.strip() else "" for line in ascii_only.split("\n")[:-1]]
     ids = ids_of(tokenizer, "\n\n".join(rows))
-    expected = sum(
-        len(tokenizer.decode(ids[s + 1 : s + 16]).encode()) for s in range(0, len(ids), 16)
-    )
+    expected = sum(len(tokenizer.decode(ids[s + 1 : s + 16]).encode()) for s in range(0, len(ids), 16))
     assert benchmarks.wikitext2(model, tokenizer, max_length=16)["token_bytes"] == expected
 
 
@@ -159,10 +157,7 @@ def test_lambada_equals_a_naive_loop(model, tokenizer):
 
 def test_lambada_accuracy_counts_whole_words_and_last_tokens(model, tokenizer, monkeypatch):
     flags = [[True, True], [False, True], [True, False], [False, False]]
-    monkeypatch.setattr(
-        benchmarks, "token_scores",
-        lambda *a, **k: [(torch.ones(2), torch.tensor(f)) for f in flags],
-    )  # fmt: skip
+    monkeypatch.setattr(benchmarks, "token_scores", lambda *a, **k: [(torch.ones(2), torch.tensor(f)) for f in flags])
     result = benchmarks.lambada(model, tokenizer)
     assert (result["word_accuracy"], result["last_token_accuracy"]) == (0.25, 0.5)
     assert result["word_perplexity"] == pytest.approx(math.exp(2))
@@ -171,18 +166,13 @@ def test_lambada_accuracy_counts_whole_words_and_last_tokens(model, tokenizer, m
 def test_blimp_equals_a_naive_loop(model, tokenizer):
     right = {}
     for paradigm, _, good, bad in PAIRS:
-        a, b = (
-            log_p(model, [tokenizer.bos_token_id], ids_of(tokenizer, f" {s}"))[0]
-            for s in (good, bad)
-        )
+        a, b = (log_p(model, [tokenizer.bos_token_id], ids_of(tokenizer, f" {s}"))[0] for s in (good, bad))
         right.setdefault(paradigm, []).append(a > b)
     means = {k: sum(v) / len(v) for k, v in right.items()}
     result = benchmarks.blimp(model, tokenizer)
     assert result["by_paradigm"] == pytest.approx(means)
     assert result["accuracy"] == pytest.approx(sum(means.values()) / 2)
-    assert result["by_phenomenon"] == pytest.approx(
-        {"islands": means["island"], "morphology": means["agreement"]}
-    )
+    assert result["by_phenomenon"] == pytest.approx({"islands": means["island"], "morphology": means["agreement"]})
     part = benchmarks.blimp(model, tokenizer, pairs=1)
     assert part["by_paradigm"] == {k: float(v[0]) for k, v in right.items()}
     assert (part["pairs"], part["paradigms"]) == (1, 2)

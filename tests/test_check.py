@@ -6,9 +6,10 @@ import re
 import pytest
 from sample_project import README, REPORT, project, write
 
-from lib import check, outline, profile
+from lib import profile
 from lib.__main__ import main
-from lib.project import GAP, NOTE, OK
+from lib.report import check, outline
+from lib.report.project import GAP, NOTE, OK
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ TAKEN_AWAY = {
     "another figure": (REPORT.replace("](figures/03_", "](figures/09_"), "Figures", "shows figures/09_before_after"),
     "a TODO": (REPORT.replace("One dataset,", "TODO"), "No placeholder", ": TODO"),
     "French": ("# Rapport\n\n" + "ё " * 200, "Report language", "has 1 words"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TAKEN_AWAY)
@@ -78,10 +79,7 @@ def test_what_is_taken_away_is_missed(root, name):
 
 
 def test_the_line_of_a_placeholder_is_that_of_the_file(root):
-    write(
-        root / "report.md",
-        "```\nTODO in code\n```\n<!--\nTODO in a comment -->\n" + REPORT + "TBD\n",
-    )
+    write(root / "report.md", "```\nTODO in code\n```\n<!--\nTODO in a comment -->\n" + REPORT + "TBD\n")
     line = len((root / "report.md").read_text("utf-8").splitlines())
     assert status(root, "No placeholder")[1] == f"report.md:{line}: TBD"
 
@@ -118,8 +116,10 @@ def test_a_chinese_report(root):
     assert status(root, "Report language")[1].startswith("Chinese")
 
 
-@pytest.mark.parametrize("number, question", [("01", "Prior work"), ("03", "Before against"), ("02", "The code runs"),
-                                              ("04", "At least two")])  # fmt: skip
+@pytest.mark.parametrize(
+    "number, question",
+    [("01", "Prior work"), ("03", "Before against"), ("02", "The code runs"), ("04", "At least two")],
+)
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_missing_and_damaged_results(root, number, question, damage):
     (path,) = (root / "data/results").glob(f"{number}_*.json")
@@ -149,16 +149,11 @@ def test_a_notebook_not_executed_failed_or_gone(root):
     path.write_text("{", "utf-8")
     assert "is damaged" in status(root, "The code runs")[1]
     path.unlink()
-    assert status(root, "The code runs") == (
-        GAP,
-        "notebook 02 was not executed: `python -m lib run 02`",
-    )
+    assert status(root, "The code runs") == (GAP, "notebook 02 was not executed: `python -m lib run 02`")
 
 
 def test_an_exploration_not_run_is_a_note_beside_two_complete_ones(root):
-    more = REPORT[REPORT.index("### 6.2") : REPORT.index("## 7")].replace(
-        "6.2 Position", "6.3 More"
-    )
+    more = REPORT[REPORT.index("### 6.2") : REPORT.index("## 7")].replace("6.2 Position", "6.3 More")
     write(root / "report.md", REPORT.replace("## 7 Limits", more + "## 7 Limits"))
     found, text = status(root, "At least two")
     assert found == NOTE and "6.3 More encodings has no results: `python -m lib run 06`" in text
@@ -178,10 +173,7 @@ def test_gpt2_itself_needs_no_note(root):
 def test_the_mid_term_report_shows_commands_and_a_sample(root):
     write(root / "README.md", README.replace("pip install", "conda"))
     assert status(root, "How to run", midterm=True)[0] == GAP
-    write(
-        root / "README.md",
-        README.replace("```\nThis module is a part of the perl module.\n```", ""),
-    )
+    write(root / "README.md", README.replace("```\nThis module is a part of the perl module.\n```", ""))
     assert "no sample" in status(root, "How to run", midterm=True)[1]
 
 
@@ -197,9 +189,7 @@ def test_the_package_is_named_with_its_deadline(root):
     assert "due 19 May (week 13): build/midterm.zip" in status(root, "The package", midterm=True)[1]
 
 
-def test_the_command_says_by_its_exit_status_whether_something_is_missing(
-    root, monkeypatch, capsys
-):
+def test_the_command_says_by_its_exit_status_whether_something_is_missing(root, monkeypatch, capsys):
     ask = check.check
     monkeypatch.setattr(check, "check", lambda midterm: ask(midterm, root))
     assert main(["check"]) == 0
@@ -211,12 +201,7 @@ def test_the_command_says_by_its_exit_status_whether_something_is_missing(
 def test_sections_ignore_code_and_nest():
     text = "# A\n```\n# no\n```\n## B\ntext\n### C\nmore\n## D\n"
     found = outline.sections(text)
-    assert [(s.level, s.title, s.line) for s in found] == [
-        (1, "A", 1),
-        (2, "B", 5),
-        (3, "C", 7),
-        (2, "D", 9),
-    ]
+    assert [(s.level, s.title, s.line) for s in found] == [(1, "A", 1), (2, "B", 5), (3, "C", 7), (2, "D", 9)]
     assert found[1].text == "text\n### C\nmore"
 
 

@@ -1,4 +1,4 @@
-"""lib.chinese: the form of a quatrain by hand-made poems, by broken ones, and by the shipped ones."""
+"""lib.explore.chinese: the form of a quatrain by hand-made poems, by broken ones, and by the shipped ones."""
 
 import math
 
@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import chinese, chinese_plots
+from lib.explore import chinese, chinese_plots
 from lib.tasks import load_task
 
 HERON = "白日依山尽，\n黄河入海流。\n欲穷千里目，\n更上一层楼。"  # by the rule throughout, in Mandarin too
@@ -68,10 +68,23 @@ def test_what_is_no_quatrain_is_named_and_scores_nothing(text, reason):
 
 def test_finals_without_their_medials():
     wanted = {
-        "a": "麻家花", "o": "波多", "e": "歌", "ê": "月切", "ai": "来怀", "ei": "飞归", "ao": "高遥",
-        "ou": "楼流", "an": "山天川泉", "en": "人新春云", "ang": "香光长", "eng": "风城情东穷",
-        "i": "衣知诗", "u": "无孤", "v": "鱼居", "er": "儿",
-    }  # fmt: skip
+        "a": "麻家花",
+        "o": "波多",
+        "e": "歌",
+        "ê": "月切",
+        "ai": "来怀",
+        "ei": "飞归",
+        "ao": "高遥",
+        "ou": "楼流",
+        "an": "山天川泉",
+        "en": "人新春云",
+        "ang": "香光长",
+        "eng": "风城情东穷",
+        "i": "衣知诗",
+        "u": "无孤",
+        "v": "鱼居",
+        "er": "儿",
+    }
     found = {c: chinese.rhyme_of(c) for characters in wanted.values() for c in characters}
     assert found == {c: f for f, characters in wanted.items() for c in characters}
 
@@ -149,10 +162,7 @@ def test_the_table_averages_what_is_defined_and_says_over_how_many():
     assert table.loc["exact_form", "value"] == pytest.approx(2 / 3)
     assert table.loc["copied_line", "value"] == pytest.approx(1 / 3)
     assert table.loc["alternation", "texts"] == 2 and table.loc["rhyme", "texts"] == 3
-    assert (
-        chinese.form_table([LUSHAN], [LUSHAN]).set_index("measure").loc["longest_run", "value"]
-        == 32
-    )
+    assert chinese.form_table([LUSHAN], [LUSHAN]).set_index("measure").loc["longest_run", "value"] == 32
     with pytest.raises(ValueError, match="form of no text"):
         chinese.form_table([], [LUSHAN])
 
@@ -166,15 +176,11 @@ def test_rhyme_by_chance_pairs_every_poem_with_every_other():
     poems = [ending("流", "楼"), ending("愁", "山"), ending(NO_PINYIN, "流")]
     # lines 2 x 4 of other poems: 流-山, 流-流 (the same), 愁-楼 (rhymes), 愁-流 (rhymes), 𬭭-楼, 𬭭-山
     assert chinese.rhyme_by_chance(poems) == pytest.approx(2 / 6)
-    assert math.isnan(chinese.rhyme_by_chance(poems[:1])) and math.isnan(
-        chinese.rhyme_by_chance([])
-    )
+    assert math.isnan(chinese.rhyme_by_chance(poems[:1])) and math.isnan(chinese.rhyme_by_chance([]))
     # only poems of the same line length are paired
     assert chinese.rhyme_by_chance([*poems, LUSHAN]) == pytest.approx(2 / 6)
     # who ends in one sound rhymes by that alone
-    assert (
-        chinese.rhyme_by_chance([ending("流", "楼"), ending("愁", "秋"), ending("州", "舟")]) == 1
-    )
+    assert chinese.rhyme_by_chance([ending("流", "楼"), ending("愁", "秋"), ending("州", "舟")]) == 1
     with pytest.raises(ValueError, match="Not a quatrain"):
         chinese.rhyme_by_chance([HERON, "no poem"])
 
@@ -206,9 +212,7 @@ def test_people_rhyme_and_chance_does_not(tang):
     poems = [p for p in map(chinese.quatrain, people) if len(p[0]) == 7]
     rng = np.random.default_rng(0)
     drawn = [
-        chinese.rhyme(poems[i][1][-1], poems[j][3][-1])
-        for i, j in rng.integers(0, len(poems), (20_000, 2))
-        if i != j
+        chinese.rhyme(poems[i][1][-1], poems[j][3][-1]) for i, j in rng.integers(0, len(poems), (20_000, 2)) if i != j
     ]
     sevens = ["\n".join(p) for p in poems]
     assert chinese.rhyme_by_chance(sevens) == pytest.approx(np.mean(drawn), abs=0.01)

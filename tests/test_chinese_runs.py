@@ -1,4 +1,4 @@
-"""lib.chinese_runs and lib.chinese_tables: equal text, what is kept, and the numbers of the tables."""
+"""lib.explore.chinese_runs and lib.explore.chinese_tables: equal text, what is kept, and the numbers of the tables."""
 
 import math
 from dataclasses import replace
@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import chinese_runs, chinese_tables, profile, vocabulary
-from lib.chinese_runs import Measured
+from lib import profile
+from lib.explore import chinese_runs, chinese_tables, vocabulary
+from lib.explore.chinese_runs import Measured
 from lib.models import load_base
 from lib.packing import draw
 from lib.tasks import encode, load_task
@@ -33,19 +34,7 @@ def wide(base, tang):
 def measured(method, seed, samples=(), nats=(), stage="after", **summary) -> Measured:
     ids = [e.id for e in load_task("tang").test[: len(nats)]]
     scores = pd.DataFrame({"id": ids, "group": ids, "nats": nats, "tokens": 1, "bytes": 3})
-    return Measured(
-        "tang",
-        stage,
-        method,
-        seed,
-        scores,
-        list(samples),
-        {},
-        2.0,
-        {},
-        {"seed": seed, **summary},
-        None,
-    )
+    return Measured("tang", stage, method, seed, scores, list(samples), {}, 2.0, {}, {"seed": seed, **summary}, None)
 
 
 def test_an_extended_vocabulary_sees_the_same_poems_in_the_same_order(base, wide, tang):
@@ -65,9 +54,7 @@ def test_trainings_at_equal_text_take_as_many_steps(base, wide, tang, monkeypatc
     chinese_runs.train_extended(base, wide, tang, 0)
     (first, own), (second, other) = asked
     assert first[0] is base and second[0] is wide and own["learning_rate"] == other["learning_rate"]
-    assert (
-        own["pack_length"] == own["batch_tokens"] and other["pack_length"] == other["batch_tokens"]
-    )
+    assert own["pack_length"] == own["batch_tokens"] and other["pack_length"] == other["batch_tokens"]
     steps = [kw["train_tokens"] / kw["batch_tokens"] for kw in (own, other)]
     assert steps[0] == pytest.approx(steps[1], rel=0.02)
     assert other["train_tokens"] < own["train_tokens"]
@@ -111,8 +98,11 @@ HERON = "白日依山尽，\n黄河入海流。\n欲穷千里目，\n更上一�
 
 
 def test_rates_pool_the_texts_of_all_seeds_with_wilsons_interval(tang):
-    runs = [measured("none", 0, [HERON] * 3 + ["x"]), measured("none", 1, [HERON, "x", "x", "x"]),
-            measured("pieces", 0, ["x"] * 4)]  # fmt: skip
+    runs = [
+        measured("none", 0, [HERON] * 3 + ["x"]),
+        measured("none", 1, [HERON, "x", "x", "x"]),
+        measured("pieces", 0, ["x"] * 4),
+    ]
     table = chinese_tables.form(tang, runs)
     found = chinese_tables.rate(table, "rhyme", "after")
     assert (found["mean"], found["texts"]) == (0.5, 8)
@@ -136,16 +126,20 @@ def test_rates_pool_the_texts_of_all_seeds_with_wilsons_interval(tang):
 
 def test_vocabularies_are_compared_seed_by_seed(base, wide, tang):
     speed = {"tokens_per_second": 100.0, "tokens": 10, "steps": 2, "seconds": 1.0}
-    nats = {("none", 0): 3.0, ("none", 1): 5.0, ("pieces", 0): 2.0, ("pieces", 1): 3.0,
-            ("random", 0): 4.0, ("random", 1): 6.0}  # fmt: skip
+    nats = {
+        ("none", 0): 3.0,
+        ("none", 1): 5.0,
+        ("pieces", 0): 2.0,
+        ("pieces", 1): 3.0,
+        ("random", 0): 4.0,
+        ("random", 1): 6.0,
+    }
     runs = [measured(m, s, ["x"] * 4, [n], **speed) for (m, s), n in nats.items()]
     bases = {"none": base, "pieces": wide, "random": wide}
     table = chinese_tables.vocabulary_table(tang, runs, bases).set_index(["method", "seed"])
     size = len(tang.test[0].target)
     assert table.loc[("pieces", 1), "bits_per_character"] == pytest.approx(3 / math.log(2) / size)
-    assert (
-        table.loc[("pieces", 0), "new_tokens"] == 50 and table.loc[("none", 0), "new_tokens"] == 0
-    )
+    assert table.loc[("pieces", 0), "new_tokens"] == 50 and table.loc[("none", 0), "new_tokens"] == 0
     assert table.loc[("none", 0), "seconds_per_sample"] == 0.5
     per_poem = [len(d.input_ids) for d in encode(base.tokenizer, tang.test, base.context)]
     assert table.loc[("none", 0), "tokens_per_poem"] == pytest.approx(sum(per_poem) / len(per_poem))
@@ -153,9 +147,7 @@ def test_vocabularies_are_compared_seed_by_seed(base, wide, tang):
     ratio = table["characters_per_second"] * table["tokens_per_poem"]
     assert ratio.max() == pytest.approx(ratio.min())
     assert table.loc[("pieces", 0), "tokens_per_poem"] < table.loc[("none", 0), "tokens_per_poem"]
-    pairs = chinese_tables.differences(table.reset_index()).set_index(["pair", "seed"])[
-        "difference"
-    ]
+    pairs = chinese_tables.differences(table.reset_index()).set_index(["pair", "seed"])["difference"]
     unit = 1 / math.log(2) / size
     assert pairs["pieces - none", 1] == pytest.approx(-2 * unit)
     assert pairs["random - none", 0] == pytest.approx(unit)

@@ -14,27 +14,50 @@ from lib import colab, evaluation, profile, results
 
 # Of googlecolab/backend-info, pip-freeze.gpu.txt, June 2026: what requirements.txt or its dependencies name.
 IMAGE = {
-    "torch": "2.11.0+cu128", "numpy": "2.0.2", "torchao": "0.10.0", "pandas": "2.2.2", "scipy": "1.16.3",
-    "matplotlib": "3.10.0", "transformers": "5.9.0", "tokenizers": "0.22.2", "accelerate": "1.13.0",
-    "peft": "0.19.1", "datasets": "4.0.0", "huggingface_hub": "1.17.0", "safetensors": "0.7.0",
-    "pyarrow": "18.1.0", "nltk": "3.9.1", "tqdm": "4.67.3", "psutil": "5.9.5", "filelock": "3.29.0",
-    "packaging": "26.2", "pillow": "11.3.0", "ipywidgets": "7.7.1", "ipykernel": "6.17.1",
-    "ipython": "7.34.0", "tornado": "6.5.1", "traitlets": "5.7.1", "pyzmq": "26.2.1",
-    "jupyter_client": "7.4.9", "jupytext": "1.19.3", "nbclient": "0.10.4", "nbformat": "5.10.4",
-    "pytest": "8.4.2", "ruff": "0.15.15", "brotli": "1.2.0", "zstandard": "0.25.0",
-    "charset-normalizer": "3.4.7", "requests": "2.32.4", "fsspec": "2025.3.0", "pyyaml": "6.0.3",
-    "regex": "2025.11.3", "scikit-learn": "1.6.1", "absl-py": "1.4.0", "lxml": "6.1.1",
-}  # fmt: skip
-UNTOUCHED = {
-    "torch",
-    "numpy",
-    "ipykernel",
-    "ipython",
-    "ipywidgets",
-    "jupyter-client",
-    "jupyter_client",
-    "tornado",
+    "torch": "2.11.0+cu128",
+    "numpy": "2.0.2",
+    "torchao": "0.10.0",
+    "pandas": "2.2.2",
+    "scipy": "1.16.3",
+    "matplotlib": "3.10.0",
+    "transformers": "5.9.0",
+    "tokenizers": "0.22.2",
+    "accelerate": "1.13.0",
+    "peft": "0.19.1",
+    "datasets": "4.0.0",
+    "huggingface_hub": "1.17.0",
+    "safetensors": "0.7.0",
+    "pyarrow": "18.1.0",
+    "nltk": "3.9.1",
+    "tqdm": "4.67.3",
+    "psutil": "5.9.5",
+    "filelock": "3.29.0",
+    "packaging": "26.2",
+    "pillow": "11.3.0",
+    "ipywidgets": "7.7.1",
+    "ipykernel": "6.17.1",
+    "ipython": "7.34.0",
+    "tornado": "6.5.1",
+    "traitlets": "5.7.1",
+    "pyzmq": "26.2.1",
+    "jupyter_client": "7.4.9",
+    "jupytext": "1.19.3",
+    "nbclient": "0.10.4",
+    "nbformat": "5.10.4",
+    "pytest": "8.4.2",
+    "ruff": "0.15.15",
+    "brotli": "1.2.0",
+    "zstandard": "0.25.0",
+    "charset-normalizer": "3.4.7",
+    "requests": "2.32.4",
+    "fsspec": "2025.3.0",
+    "pyyaml": "6.0.3",
+    "regex": "2025.11.3",
+    "scikit-learn": "1.6.1",
+    "absl-py": "1.4.0",
+    "lxml": "6.1.1",
 }
+UNTOUCHED = {"torch", "numpy", "ipykernel", "ipython", "ipywidgets", "jupyter-client", "jupyter_client", "tornado"}
 TORCH = """
 from types import SimpleNamespace
 device = dtype = autocast = object
@@ -63,9 +86,7 @@ def test_the_projects_own_requirements_parse_and_are_met_here():
     assert colab.lacking((profile.ROOT / "requirements.txt").read_text()) == []
 
 
-def test_results_are_kept_on_drive_where_it_is_mounted_and_checkpoints_are_not(
-    tmp_path, monkeypatch
-):
+def test_results_are_kept_on_drive_where_it_is_mounted_and_checkpoints_are_not(tmp_path, monkeypatch):
     monkeypatch.setattr(profile, "DRIVE", tmp_path)
     monkeypatch.setenv("PROFILE", "fast")  # a test never writes there
     assert profile.kept_root() == profile.output_root() != profile.ROOT
@@ -105,9 +126,11 @@ def session(tmp_path_factory):
     (cell,) = [c.source for c in cells if c.cell_type == "code" and "google.colab" in c.source]
     run = subprocess.run(
         [python, "-c", COLAB + cell.replace("/content", str(folder / "content")) + "\nimport lib.profile"],
-        cwd=folder, capture_output=True, text=True,
+        cwd=folder,
+        capture_output=True,
+        text=True,
         env={n: v for n, v in os.environ.items() if n not in ("PYTHONPATH", "PROFILE")},
-    )  # fmt: skip
+    )
     assert run.returncode == 0, run.stderr
     *calls, shown = run.stdout.split("\n", 2)
     return python, shown, [json.loads(call) for call in calls]
@@ -122,9 +145,7 @@ def test_the_first_cell_tells_the_gpu_and_the_dtype_and_asks_pip_for_what_lacks(
     names = {re.match(r"[\w-]+", a)[0] for a in installs["arguments"] if re.match(r"\w.*[<>=]", a)}
     assert {"transformers", "peft", "sacrebleu"} <= names
     assert not names & {*UNTOUCHED, "pandas", "scipy"}
-    assert {f"{name}=={IMAGE[name.replace('-', '_')]}" for name in colab.KEEP} == set(
-        installs["constraints"]
-    )
+    assert {f"{name}=={IMAGE[name.replace('-', '_')]}" for name in colab.KEEP} == set(installs["constraints"])
     assert uninstalls["arguments"] == ["uninstall", "-q", "-y", "torchao"]
 
 
@@ -135,21 +156,8 @@ def test_pip_finds_versions_that_leave_colabs_torch_and_numpy(session, tmp_path)
     python, _, (installs, _) = session
     (tmp_path / "constraints.txt").write_text("\n".join(installs["constraints"]))
     wanted = [a for a in installs["arguments"] if re.match(r"\w.*[<>=]", a)]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "-q",
-        "--dry-run",
-        "--report",
-        "report.json",
-    ]
-    pip = subprocess.run(
-        [*command, "-c", "constraints.txt", *wanted], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--dry-run", "--report", "report.json"]
+    pip = subprocess.run([*command, "-c", "constraints.txt", *wanted], cwd=tmp_path, capture_output=True, text=True)
     if "No matching distribution" in pip.stderr or "NewConnectionError" in pip.stderr:
         pytest.skip(f"no package index: {pip.stderr[-200:]}")
     assert pip.returncode == 0, pip.stderr

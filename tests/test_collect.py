@@ -8,13 +8,30 @@ from email.message import EmailMessage
 
 import pytest
 
-from lib import collect, profile, readers
-from lib.collect import deduplicate, exact, near
-from lib.readers import Skip, cut, decode
+from lib import profile
+from lib.explore import collect, readers
+from lib.explore.collect import deduplicate, exact, near
+from lib.explore.readers import Skip, cut, decode
 from lib.tasks import Example
 
-WORDS = ("amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "harbor", "inlet", "jetty", "kelp",
-         "lagoon", "marsh", "nook", "orchard", "pier")  # fmt: skip
+WORDS = (
+    "amber",
+    "basin",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "grove",
+    "harbor",
+    "inlet",
+    "jetty",
+    "kelp",
+    "lagoon",
+    "marsh",
+    "nook",
+    "orchard",
+    "pier",
+)
 
 
 def sentence(i, n=12):
@@ -107,9 +124,7 @@ def test_a_chat_becomes_replies_of_unnamed_speakers_day_by_day():
 
 def test_a_comment_ends_at_its_own_end_and_a_paragraph_without_a_title_is_kept():
     source = "/* of the file */ int x;\n/* Lays the threads over it. */\nvoid warp(int n) {\n"
-    assert pairs(readers.read_code, source) == [
-        ("", "void warp(int n)\n", "Lays the threads over it.")
-    ]
+    assert pairs(readers.read_code, source) == [("", "void warp(int n)\n", "Lays the threads over it.")]
     text = " ".join(sentence(i) for i in range(9))
     found = pairs(readers.read_text, text)
     whole = found[0][1] + "".join(t for _, _, t in found)
@@ -117,8 +132,11 @@ def test_a_comment_ends_at_its_own_end_and_a_paragraph_without_a_title_is_kept()
 
 
 def test_a_speakers_role_or_single_letter_is_no_name():
-    rows = [{"role": "user", "content": "A user asks"}, {"role": "A", "content": "A user gets it"},
-            {"role": "Mira", "content": ["Mira \ud83d here", 7]}]  # fmt: skip
+    rows = [
+        {"role": "user", "content": "A user asks"},
+        {"role": "A", "content": "A user gets it"},
+        {"role": "Mira", "content": ["Mira \ud83d here", 7]},
+    ]
     cleaned = [p.target for p in readers.read_json(json.dumps(rows), collect._Found().clean)]
     assert cleaned == ["A user gets it", "[NAME] ? here"]
 
@@ -144,21 +162,11 @@ def test_whatsapp_and_json_exports_read_like_the_plain_form():
     assert [m.text for m in readers.chat_lines(whatsapp)] == ["hello there", "hi"]
     rows = [
         {"from": "Mira", "text": "hello there", "date": "2024-05-01T20:15:00"},
-        {
-            "from": "Tobi",
-            "text": ["hi ", {"type": "bold", "text": "you"}],
-            "date": "2024-05-01T20:16",
-        },
+        {"from": "Tobi", "text": ["hi ", {"type": "bold", "text": "you"}], "date": "2024-05-01T20:16"},
     ]
     for value in (rows, {"name": "group", "messages": rows}):
-        assert pairs(readers.read_json, json.dumps(value)) == [
-            ("0", "A: hello there\nB: ", "hi you")
-        ]
-    for bad, reason in (
-        ("{", "not valid JSON"),
-        ('{"a": 1}', "without messages"),
-        ("[1]", "without"),
-    ):
+        assert pairs(readers.read_json, json.dumps(value)) == [("0", "A: hello there\nB: ", "hi you")]
+    for bad, reason in (("{", "not valid JSON"), ('{"a": 1}', "without messages"), ("[1]", "without")):
         with pytest.raises(Skip, match=reason):
             pairs(readers.read_json, bad)
 
@@ -179,9 +187,7 @@ def test_mail_gives_what_was_written_without_quotes_signature_and_names(tmp_path
     assert found[0].target == f"{sentence(1)}\nGreetings, [NAME]"
     box = mailbox.mbox(tmp_path / "b.mbox")
     for i, html in enumerate((False, True)):
-        box.add(
-            mail("Keys", f"<p>{sentence(i)}</p><style>x</style>" if html else sentence(i), html)
-        )
+        box.add(mail("Keys", f"<p>{sentence(i)}</p><style>x</style>" if html else sentence(i), html))
     box.close()
     targets = [p.target for p in readers.read_mail(tmp_path / "b.mbox", keep)]
     assert targets == [sentence(0), sentence(1)]
@@ -226,9 +232,7 @@ def test_a_folder_is_read_cleaned_and_split_by_file(folder, monkeypatch):
     (folder / "node_modules" / "x.txt").write_text("installed\n" + sentence(91))
     (folder / "link.txt").symlink_to(folder / "note1.txt")
     (folder / "huge.md").write_text("# x\n" + sentence(92))
-    monkeypatch.setitem(
-        readers.BY_SUFFIX, ".md", readers.Kind("markdown", (".md",), readers.read_markdown, 10)
-    )
+    monkeypatch.setitem(readers.BY_SUFFIX, ".md", readers.Kind("markdown", (".md",), readers.read_markdown, 10))
     monkeypatch.setenv("PRIVATE_DATA", str(folder))
     collection = collect.collect(("sacrebleu",))  # the environment's folder goes first
     task, known = collection.task, facts(collection)
@@ -314,9 +318,7 @@ def test_near_duplicates_go_and_the_first_stays():
     assert exact(["One  two", "one two", "three"]) == [0, 2]
     chinese = "春风又绿江南岸，明月何时照我还，京口瓜洲一水间，钟山只隔数重山"
     assert near([chinese, chinese[:-1] + "川", "床前明月光，疑是地上霜，举头望明月"]) == [0, 2]
-    kept = deduplicate(
-        [Example(str(i), "p", t, (t,), str(i)) for i, t in enumerate([*texts, texts[3]])]
-    )
+    kept = deduplicate([Example(str(i), "p", t, (t,), str(i)) for i, t in enumerate([*texts, texts[3]])])
     assert [e.id for e in kept] == ["0", "1", "3"]
 
 
@@ -337,14 +339,21 @@ def test_docstrings_of_packages_are_the_same_every_time():
 
 def test_the_folder_stays_out_of_git():
     path = "data/private/private.jsonl"
-    done = subprocess.run(
-        ["git", "check-ignore", path], cwd=profile.ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run(["git", "check-ignore", path], cwd=profile.ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == path
 
 
-SENTINELS = ("Zanzibar", "zanzibar", "Quirin", "quirin", "Kettledrum", "琥珀钟楼", "203 555 0144", "ledgerfile",
-             "weaverbird")  # fmt: skip
+SENTINELS = (
+    "Zanzibar",
+    "zanzibar",
+    "Quirin",
+    "quirin",
+    "Kettledrum",
+    "琥珀钟楼",
+    "203 555 0144",
+    "ledgerfile",
+    "weaverbird",
+)
 
 
 def mixed_folder(root):
@@ -362,15 +371,13 @@ def mixed_folder(root):
         (root / f"{i}.eml").write_bytes(bytes(mail(f"Zanzibar plans {i}", body)))
     said = "\n".join(
         f"[2024-05-{d:02d} 20:1{k}] {('Quirin Zabel', 'Tobi')[k % 2]}: {sentence(9 * d + k)} zanzibar"
-        for d in range(1, 5) for k in range(4)
-    )  # fmt: skip
-    (root / "chat.txt").write_text(said, encoding="utf-8")
-    rows = [{"role": ("user", "assistant")[k % 2], "content": f"the user says {sentence(200 + k)}"}
-            for k in range(4)]  # fmt: skip
-    (root / "talk.json").write_text(json.dumps(rows), encoding="utf-8")
-    chinese = (
-        "会议纪要\n今天的会议改到下午三点，请大家提前准备好材料，地点在琥珀钟楼旁边，大家不要迟到。"
+        for d in range(1, 5)
+        for k in range(4)
     )
+    (root / "chat.txt").write_text(said, encoding="utf-8")
+    rows = [{"role": ("user", "assistant")[k % 2], "content": f"the user says {sentence(200 + k)}"} for k in range(4)]
+    (root / "talk.json").write_text(json.dumps(rows), encoding="utf-8")
+    chinese = "会议纪要\n今天的会议改到下午三点，请大家提前准备好材料，地点在琥珀钟楼旁边，大家不要迟到。"
     (root / "minutes.txt").write_bytes(chinese.encode("gbk"))
     (root / "scan.txt").write_bytes(b"\x89PNG\0\0Zanzibar")
     (root / "names.txt").write_text("Quirin Zabel\n", encoding="utf-8")
@@ -382,9 +389,8 @@ def test_a_run_on_a_folder_of_ones_own_needs_one_setting_and_shows_nothing_of_it
     mixed_folder(root)
     environment = {**os.environ, "PRIVATE_DATA": str(root), "FAST_OUTPUT": str(out)}
     done = subprocess.run(
-        [sys.executable, "-m", "lib", "run", "08"],
-        cwd=profile.ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "lib", "run", "08"], cwd=profile.ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     collected = (out / "data/private/private.jsonl").read_text(encoding="utf-8")
     assert all(s in collected for s in ("Zanzibar", "Kettledrum", "weaverbird", "琥珀钟楼"))
@@ -395,9 +401,7 @@ def test_a_run_on_a_folder_of_ones_own_needs_one_setting_and_shows_nothing_of_it
     assert {row["task"] for row in tables["before_after"]} == {"private"}
     known = {(row["what"], row["key"]): row["value"] for row in tables["card"]}
     assert known["files", "text"] == 24 + 2 and known["files", "mail"] == 4
-    assert (
-        known["files", "markdown"] == 24 and known["files", "chat"] == known["files", "code"] == 1
-    )
+    assert known["files", "markdown"] == 24 and known["files", "chat"] == known["files", "code"] == 1
     assert known["encoding", "gb18030"] == known["skipped", "binary"] == 1
     outputs = (out / "notebooks/08_private_domain.ipynb").read_text(encoding="utf-8")
     figures = b"".join(p.read_bytes() for p in sorted((out / "figures").iterdir()))

@@ -1,4 +1,4 @@
-"""lib.compress and lib.container: any bytes in, the same bytes out, or a clear refusal."""
+"""lib.explore.compress and lib.explore.container: any bytes in, the same bytes out, or a clear refusal."""
 
 import dataclasses
 import itertools
@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lib import compress as module
-from lib import compress_checks, container
-from lib.compress import Codec, compress, decompress, fingerprint, walk
-from lib.escapes import join, split, to_ids
+from lib.explore import compress as module
+from lib.explore import compress_checks, container
+from lib.explore.compress import Codec, compress, decompress, fingerprint, walk
+from lib.explore.escapes import join, split, to_ids
 from lib.models import load_base, small_gpt2
 
 ODD = [
@@ -95,18 +95,14 @@ def test_walk_sees_what_a_pass_without_cache_sees(codec):
     eos, half = codec.tokenizer.eos_token_id, codec.window // 2
     for (row, step), p in seen.items():
         before = [eos, *ids[row][:step]]
-        while (
-            len(before) > codec.window
-        ):  # begun again with the later half, as often as it was full
+        while len(before) > codec.window:  # begun again with the later half, as often as it was full
             before = before[codec.window - half + 1 :]
         np.testing.assert_allclose(p, direct(codec, before), atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [1, 2_000])
 def test_a_window_that_does_not_fit_is_refused(codec, window):
-    with pytest.raises(
-        ValueError, match=f"window of {window} tokens: the model has 1024 positions"
-    ):
+    with pytest.raises(ValueError, match=f"window of {window} tokens: the model has 1024 positions"):
         compress(dataclasses.replace(codec, window=window), [b"text"])
 
 
@@ -173,22 +169,16 @@ def test_another_version_is_named(made):
 def test_another_model_is_refused_by_name(codec, made):
     config = codec.model.config
     other = small_gpt2(config.vocab_size, n_positions=config.n_positions, seed=1)
-    with pytest.raises(
-        ValueError, match=r"compressed with the model 'base' \(fingerprint .*load that"
-    ):
+    with pytest.raises(ValueError, match=r"compressed with the model 'base' \(fingerprint .*load that"):
         decompress(Codec(other, codec.tokenizer, "other"), made.data)
 
 
 def test_a_model_that_computes_other_numbers_is_noticed(codec, made):
     """As on a machine whose sums come out otherwise: same weights by name, other probabilities."""
     config = codec.model.config
-    other = Codec(
-        small_gpt2(config.vocab_size, n_positions=config.n_positions, seed=1), codec.tokenizer
-    )
+    other = Codec(small_gpt2(config.vocab_size, n_positions=config.n_positions, seed=1), codec.tokenizer)
     other.__dict__["fingerprint"] = codec.fingerprint
-    with pytest.raises(
-        ValueError, match=r"other numbers here than where the file was made \(torch "
-    ):
+    with pytest.raises(ValueError, match=r"other numbers here than where the file was made \(torch "):
         decompress(other, made.data)
 
 
@@ -214,9 +204,7 @@ def test_decoding_takes_batch_window_and_threads_from_the_file(codec, made, monk
 def test_the_fingerprint_is_of_weights_and_tokenizer(codec):
     model, tokenizer = small_gpt2(300, seed=0), codec.tokenizer
     first = fingerprint(model, tokenizer)
-    tokenizer(
-        "x", padding="max_length", max_length=5, truncation=True
-    )  # leaves its settings behind
+    tokenizer("x", padding="max_length", max_length=5, truncation=True)  # leaves its settings behind
     assert fingerprint(model, tokenizer) == first
     assert fingerprint(model, words_tokenizer()) != first
     with torch.no_grad():
@@ -229,9 +217,18 @@ def test_the_fingerprint_is_of_weights_and_tokenizer(codec):
 
 def test_the_container_keeps_every_field():
     archive = container.Archive(
-        b"12345678", 2, 64, 1_024, "torch 2 cpu", "base", [0, 127, 128, 70_000], 300_000, b"abcdefgh",
-        [[(0, b"\xff")], [], [(5, b""), (200, b"\x00" * 300)], []], [b"one", b""],
-    )  # fmt: skip
+        b"12345678",
+        2,
+        64,
+        1_024,
+        "torch 2 cpu",
+        "base",
+        [0, 127, 128, 70_000],
+        300_000,
+        b"abcdefgh",
+        [[(0, b"\xff")], [], [(5, b""), (200, b"\x00" * 300)], []],
+        [b"one", b""],
+    )
     archive = dataclasses.replace(archive, batch=2)
     assert container.read(container.write(archive)) == archive
     assert archive.header_bytes < 70

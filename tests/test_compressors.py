@@ -1,4 +1,4 @@
-"""lib.compressors, lib.compress_files and data/release_notes: rivals, files, the other process, sentences."""
+"""lib.explore.compressors, lib.explore.compress_files and data/release_notes: rivals, files, the other process, sentences."""
 
 import hashlib
 import importlib.util
@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import compress_files, compressors
 from lib.__main__ import main
-from lib.compress import Codec, compress
-from lib.compressors import COMPRESSORS, break_even, by_document, domains, measure_compressor
+from lib.explore import compress_files, compressors
+from lib.explore.compress import Codec, compress
+from lib.explore.compressors import COMPRESSORS, break_even, by_document, domains, measure_compressor
 from lib.models import load_base
 from lib.profile import DATA
 
@@ -39,9 +39,7 @@ def test_a_rival_gives_back_what_it_got(name, texts, training):
 
 def test_what_knows_the_domain_needs_less(texts, training):
     sizes = {name: len(make(training).encode(texts[0])) for name, make in COMPRESSORS.items()}
-    plain = min(
-        sizes[n] for n in ("gzip -9", "xz -9e", "zstd -19", "zstd --ultra -22", "brotli 11")
-    )
+    plain = min(sizes[n] for n in ("gzip -9", "xz -9e", "zstd -19", "zstd --ultra -22", "brotli 11"))
     assert sizes["zstd -19, trained dictionary"] < plain
     assert sizes["zstd -22 after the training text"] < plain
 
@@ -71,9 +69,7 @@ def test_domains_take_the_leading_documents_that_are_short_enough():
     assert few["debian"][0].startswith(b"Package: ")
     short = domains({"debian": 5}, 500)["debian"]
     assert short == [d for d in more["debian"] if len(d) <= 500][:5]
-    with pytest.raises(
-        ValueError, match="'wiki' is unknown; there are debian, release_notes, tang"
-    ):
+    with pytest.raises(ValueError, match="'wiki' is unknown; there are debian, release_notes, tang"):
         domains({"wiki": 1}, 500)
 
 
@@ -154,16 +150,37 @@ def test_the_command_line_writes_beside_and_refuses(tmp_path, capsys):
 
 
 def table(after: list[float], rival: float = 2.0) -> pd.DataFrame:
-    common = {"domain": "debian", "documents": 4, "encode_kb_per_s": 1.0, "decode_kb_per_s": 1.0,
-              "round_trip": True, "packaging": "archive", "identical_documents": 4, "ideal_bytes": 100,
-              "original_bytes": 500, "compressed_bytes": 110, "shared_bytes": 1_000_000, "header_bytes": 0}  # fmt: skip
-    rows = [
-        {**common, "compressor": "model before", "stage": "before", "seed": 0, "bits_per_byte": 1.5}
+    common = {
+        "domain": "debian",
+        "documents": 4,
+        "encode_kb_per_s": 1.0,
+        "decode_kb_per_s": 1.0,
+        "round_trip": True,
+        "packaging": "archive",
+        "identical_documents": 4,
+        "ideal_bytes": 100,
+        "original_bytes": 500,
+        "compressed_bytes": 110,
+        "shared_bytes": 1_000_000,
+        "header_bytes": 0,
+    }
+    rows = [{**common, "compressor": "model before", "stage": "before", "seed": 0, "bits_per_byte": 1.5}]
+    rows += [
+        {**common, "compressor": "model after", "stage": "after", "seed": s, "bits_per_byte": b}
+        for s, b in enumerate(after)
     ]
-    rows += [{**common, "compressor": "model after", "stage": "after", "seed": s, "bits_per_byte": b}
-             for s, b in enumerate(after)]  # fmt: skip
-    rows.append({**common, "compressor": "xz", "stage": "none", "seed": 0, "bits_per_byte": rival,
-                 "packaging": "together", "shared_bytes": 0, "encode_kb_per_s": 300.0})  # fmt: skip
+    rows.append(
+        {
+            **common,
+            "compressor": "xz",
+            "stage": "none",
+            "seed": 0,
+            "bits_per_byte": rival,
+            "packaging": "together",
+            "shared_bytes": 0,
+            "encode_kb_per_s": 300.0,
+        }
+    )
     return pd.DataFrame(rows)
 
 
@@ -177,9 +194,7 @@ def test_break_even_by_hand():
 
 def pairs(low: float, high: float) -> pd.DataFrame:
     """A table of `by_document` with this interval."""
-    return pd.DataFrame(
-        [{"domain": "debian", "difference": (low + high) / 2, "low": low, "high": high}]
-    )
+    return pd.DataFrame([{"domain": "debian", "difference": (low + high) / 2, "low": low, "high": high}])
 
 
 @pytest.mark.parametrize(
@@ -191,7 +206,7 @@ def pairs(low: float, high: float) -> pd.DataFrame:
         ([1.0, 1.01, 0.99], 2.0, (-0.6, 0.1), ["no difference that is borne out"]),  # the documents do
         ([1.4], 2.0, (-0.2, -0.1), ["takes fewer bits", "1.400 (one seed) after"]),
     ],
-)  # fmt: skip
+)
 def test_the_sentences_follow_the_numbers(after, rival, interval, wanted):
     frame, documents = table(after, rival), 4 * (len(after) + 1)
     lines = "\n".join(compressors.findings(frame, break_even(frame), pairs(*interval)))
@@ -217,9 +232,7 @@ def test_a_failed_round_trip_is_said():
 
 def test_by_document_averages_the_seeds():
     bits = {"before": [[80, 160]], "after": [[40, 80], [60, 120]]}
-    rows = [
-        {"domain": "debian", "stage": k, "document_bits": b} for k, bs in bits.items() for b in bs
-    ]
+    rows = [{"domain": "debian", "stage": k, "document_bits": b} for k, bs in bits.items() for b in bs]
     (row,) = by_document(rows, {"debian": [b"x" * 10, b"y" * 20]}).to_dict("records")
     assert (row["before"], row["after"], row["seeds"], row["documents"]) == (8, 5, 2, 2)
     assert row["low"] == row["high"] == row["difference"] == -3  # 3 bits a byte in both documents

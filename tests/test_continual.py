@@ -1,4 +1,4 @@
-"""lib.continual, and the settings of lib.train that came with it."""
+"""lib.explore.continual, and the settings of lib.train that came with it."""
 
 import copy
 from collections import namedtuple
@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lib import continual, train
-from lib.continual import Muon, PullToStart, interpolate, with_replay
+from lib import train
+from lib.explore import continual
+from lib.explore.continual import Muon, PullToStart, interpolate, with_replay
 from lib.models import load_base, small_gpt2
 from lib.packing import Encoded
 from lib.tasks import encode, load_task
@@ -29,13 +30,7 @@ def task():
     return replace(whole, train=whole.train[:60], validation=whole.validation[:4])
 
 
-BUDGET = {
-    "train_tokens": 2_600,
-    "batch_tokens": 640,
-    "pack_length": 640,
-    "evaluations": 1,
-    "quiet": True,
-}
+BUDGET = {"train_tokens": 2_600, "batch_tokens": 640, "pack_length": 640, "evaluations": 1, "quiet": True}
 
 
 def gpt2():
@@ -53,10 +48,22 @@ def test_published_runs_keep_their_names():
         settings = train.settings_for(method, 1, task)
         old = {
             k: getattr(settings, k)
-            for k in ("method", "seed", "train_tokens", "learning_rate", "pack_length", "batch_tokens",
-                      "evaluations", "validation_documents", "weight_decay", "warmup_share",
-                      "max_grad_norm", "patience", "gradient_checkpointing")
-        }  # fmt: skip
+            for k in (
+                "method",
+                "seed",
+                "train_tokens",
+                "learning_rate",
+                "pack_length",
+                "batch_tokens",
+                "evaluations",
+                "validation_documents",
+                "weight_decay",
+                "warmup_share",
+                "max_grad_norm",
+                "patience",
+                "gradient_checkpointing",
+            )
+        }
         identity = json.dumps([old, task.sha256, *base], sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
         assert train.run_path(base, task, settings).name == f"debian-{method}-seed1-{digest}"
@@ -108,16 +115,12 @@ def test_the_pull_adds_the_gradient_of_the_penalty_to_tied_weights_once():
 
 
 def distance(a, b):
-    return sum(
-        float((p - q).detach().square().sum())
-        for p, q in zip(a.parameters(), b.parameters(), strict=True)
-    )
+    return sum(float((p - q).detach().square().sum()) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_a_run_with_the_pull_stays_nearer_to_its_start(base, task):
     far, near = (
-        train.finetune(base, task, "full", 0, learning_rate=3e-3, l2_start=s, **BUDGET).model
-        for s in (0.0, 30.0)
+        train.finetune(base, task, "full", 0, learning_rate=3e-3, l2_start=s, **BUDGET).model for s in (0.0, 30.0)
     )
     assert distance(near, base.model) < 0.7 * distance(far, base.model)
 
@@ -130,11 +133,7 @@ def test_replay_takes_its_share_of_the_tokens():
     assert 100 <= count < 107 and 300 <= sum(len(d.input_ids) for d in mixed) - count < 310
     first = [d.id.split()[0] for d in mixed[:20]]
     assert set(first) == {"own", "general"}  # shuffled together
-    assert (
-        mixed
-        == with_replay(own, general, 400, 0.25, seed=3)
-        != with_replay(own, general, 400, 0.25, 4)
-    )
+    assert mixed == with_replay(own, general, 400, 0.25, seed=3) != with_replay(own, general, 400, 0.25, 4)
     assert all(d.id.startswith("own") for d in with_replay(own, general, 400, 0.0, 3))
 
 
@@ -146,9 +145,7 @@ def test_a_run_with_replay_keeps_more_of_what_it_replays(base, task):
     general = encode(base.tokenizer, examples, base.context)
     runs = [
         train.finetune(base, task, "full", 0, learning_rate=3e-3, **BUDGET),
-        train.finetune(
-            base, task, "full", 0, learning_rate=3e-3, replay=general, replay_share=0.5, **BUDGET
-        ),
+        train.finetune(base, task, "full", 0, learning_rate=3e-3, replay=general, replay_share=0.5, **BUDGET),
     ]
     plain, mixed = (bits_per_byte(score_encoded(r.model, general[:2])) for r in runs)
     assert mixed < plain - 0.2
@@ -156,9 +153,7 @@ def test_a_run_with_replay_keeps_more_of_what_it_replays(base, task):
 
 
 def test_lora_has_the_rank_that_was_asked_for(base, task):
-    small, large = (
-        train.finetune(base, task, "lora", 0, lora_rank=r, **BUDGET).summary for r in (2, 8)
-    )
+    small, large = (train.finetune(base, task, "lora", 0, lora_rank=r, **BUDGET).summary for r in (2, 8))
     assert large["trainable_parameters"] == 4 * small["trainable_parameters"]
 
 
@@ -177,9 +172,7 @@ def test_muon_moves_matrices_of_the_blocks_along_an_orthogonal_matrix_and_the_re
     scale = 0.2 * 64**0.5  # Liu et al. 2025: RMS of the step 0.2, as AdamW's
     assert 0.6 * scale < values.median() and values.max() < 1.3 * scale
     assert values.min() > 0.2 * values.max()  # a gradient's own are orders of magnitude apart
-    table = moved[
-        "transformer.wte.weight"
-    ]  # AdamW's first step: the rate, with the gradient's sign
+    table = moved["transformer.wte.weight"]  # AdamW's first step: the rate, with the gradient's sign
     assert float(table.abs().max()) == pytest.approx(1e-2, rel=1e-3)
     vector = moved["transformer.h.0.ln_1.weight"]
     assert float(vector.abs().max()) == pytest.approx(1e-2, rel=1e-3)
@@ -214,9 +207,7 @@ def test_muon_hears_the_schedule_and_goes_on_from_a_checkpoint():
         optimizer.step()
         schedule.step()
         if step == 1:
-            kept = copy.deepcopy(
-                (straight.state_dict(), optimizer.state_dict(), schedule.state_dict())
-            )
+            kept = copy.deepcopy((straight.state_dict(), optimizer.state_dict(), schedule.state_dict()))
     resumed = gpt2()
     resumed.load_state_dict(kept[0])
     second = Muon(resumed, 1e-2, 0.01)
@@ -242,9 +233,7 @@ def test_a_run_with_muon_learns(base, task):
 
 def test_without_muon_the_sentence_says_what_to_do(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(
-        ValueError, match=r"optimizer='muon' needs torch 2.9 or newer .* update torch"
-    ):
+    with pytest.raises(ValueError, match=r"optimizer='muon' needs torch 2.9 or newer .* update torch"):
         continual.OPTIMIZERS["muon"](nn.Linear(2, 2), 1e-3, 0.0)
 
 

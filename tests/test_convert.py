@@ -1,4 +1,4 @@
-"""lib.convert, lib.recurrent: matching, order of layers, fine-tuning, what is kept, and the cost of decoding."""
+"""lib.explore.convert, lib.explore.recurrent: matching, order of layers, fine-tuning, what is kept, and the cost of decoding."""
 
 import copy
 import itertools
@@ -11,16 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lib import convert, findings
-from lib.convert import Conversion, Experiment, bits_per_byte, match, matching_errors, rows, tune
-from lib.hybrid import FORMS, converted, new_maps
+from lib.explore import convert, findings
+from lib.explore.convert import Conversion, Experiment, bits_per_byte, match, matching_errors, rows, tune
+from lib.explore.hybrid import FORMS, converted, new_maps
+from lib.explore.recurrent import DECODED, decoding, decoding_table, with_decoding
 from lib.models import load_base
-from lib.recurrent import DECODED, decoding, decoding_table, with_decoding
 from lib.tasks import load_task
 
-SIZES = {
-    "length": 48, "matching_tokens": 400, "tuning_tokens": 200, "damage_tokens": 100, "eval_tokens": 100
-}  # fmt: skip
+SIZES = {"length": 48, "matching_tokens": 400, "tuning_tokens": 200, "damage_tokens": 100, "eval_tokens": 100}
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +61,7 @@ def test_rows_hold_whole_documents_and_each_token_is_a_target_once(base, task):
 def test_bits_per_byte_is_the_sum_over_all_rows(base, task):
     text = rows(base, task, "validation", 150, 48)
     with torch.no_grad():
-        nats = sum(
-            float(F.cross_entropy(base.model(r[:, :-1]).logits[0], r[0, 1:], reduction="sum"))
-            for r in text.ids
-        )
+        nats = sum(float(F.cross_entropy(base.model(r[:, :-1]).logits[0], r[0, 1:], reduction="sum")) for r in text.ids)
     wanted = nats / math.log(2) / text.n_bytes
     assert bits_per_byte(base.model, text) == pytest.approx(wanted, rel=5e-3)  # autocast
 
@@ -91,7 +86,7 @@ def test_a_matching_error_is_the_relative_square_of_the_outputs(base, task, monk
     monkeypatch.setitem(FORMS, "exact", {"window": 10_000, "far": True})  # a window over everything
     exact = matching_errors(base.model, new_maps(base.model), "exact", text)
     assert max(exact) < 1e-6
-    from lib import hybrid
+    from lib.explore import hybrid
 
     monkeypatch.setattr(hybrid, "hybrid", lambda q, k, v, *_, **__: torch.zeros_like(v))
     nothing = matching_errors(base.model, new_maps(base.model), "linear", text)
@@ -181,9 +176,7 @@ def test_the_state_has_the_size_of_its_formula(base):
     heads, width, layers = base.model.config.n_head, 64 // base.model.config.n_head, 2
     cache = decoding(base, "linear", 0.0, (40, 80), 1)
     one = layers * heads * 2 * width * 4 / 1_000
-    assert cache["state_kilobytes"].tolist() == pytest.approx(
-        [one * 41 + 2 * one, one * 81 + 2 * one]
-    )
+    assert cache["state_kilobytes"].tolist() == pytest.approx([one * 41 + 2 * one, one * 81 + 2 * one])
     linear = decoding(base, "linear", 1.0, (40, 80), 1)
     state = layers * heads * 2 * width * (width + 1) * 4 / 1_000
     assert linear["state_kilobytes"].tolist() == pytest.approx([state, state])
@@ -197,13 +190,21 @@ def test_the_state_has_the_size_of_its_formula(base):
 def conversion_table(decoded, seeds):
     table = []
     for seed, form, stage, share, matched, order in itertools.product(
-        seeds, FORMS, ("converted", "fine_tuned"), (0.0, 0.5, 1.0), (True, False),
-        ("least_damage", "most_damage"),
-    ):  # fmt: skip
+        seeds, FORMS, ("converted", "fine_tuned"), (0.0, 0.5, 1.0), (True, False), ("least_damage", "most_damage")
+    ):
         value = 1 + share + 0.01 * seed + (not matched) * 0.5 + (order == "most_damage") * 0.25
         value += (form == "window") * seed * share
-        table.append({"form": form, "seed": seed, "stage": stage, "share": share,
-                      "matched": matched, "order": order, "bits_per_byte": value})  # fmt: skip
+        table.append(
+            {
+                "form": form,
+                "seed": seed,
+                "stage": stage,
+                "share": share,
+                "matched": matched,
+                "order": order,
+                "bits_per_byte": value,
+            }
+        )
     return with_decoding(pd.DataFrame(table), decoded)
 
 
@@ -212,8 +213,16 @@ def decoded(base):
     return decoding_table(base, (16, 32))
 
 
-DAMAGE = pd.DataFrame({"form": "linear", "layer": [0, 1] * 3, "seed": [0, 0, 1, 1, 2, 2],
-                       "damage": [0.1, 0.3] * 3, "matching_error": 0.1, "error_unmatched": 0.5})  # fmt: skip
+DAMAGE = pd.DataFrame(
+    {
+        "form": "linear",
+        "layer": [0, 1] * 3,
+        "seed": [0, 0, 1, 1, 2, 2],
+        "damage": [0.1, 0.3] * 3,
+        "matching_error": 0.1,
+        "error_unmatched": 0.5,
+    }
+)
 
 
 def test_sentences_follow_the_numbers(decoded):
@@ -223,17 +232,11 @@ def test_sentences_follow_the_numbers(decoded):
     said = "\n".join(findings.conversion_findings(table, DAMAGE, decoded))
     assert "from +0.1000 (layer 0) to +0.3000 bits per byte (layer 1)" in said
     assert "the costliest 1 of 2 layers make 75% of what all cost" in said
-    assert (
-        "linear+window, 50% of the layers" in said
-        and "+0.5000 [+0.5000, +0.5000] bits per byte, shown" in said
-    )
+    assert "linear+window, 50% of the layers" in said and "+0.5000 [+0.5000, +0.5000] bits per byte, shown" in said
     assert "with matching against without it: -0.5000" in said
     assert "the window alone: -1.0000" in said and "not shown" in said
     assert "harmful ones first: -0.2500" in said
-    assert (
-        "Negative result, no gain shown. All layers, fine-tuned, with the linear part against"
-        in said
-    )
+    assert "Negative result, no gain shown. All layers, fine-tuned, with the linear part against" in said
     assert "Negative result, no gain shown. All layers, fine-tuned, with matching" not in said
     assert said.startswith("Finding: no share tried (50%, 100%) is converted at a cost of less")
     assert "over 3 seeds; mean costs by share 50%: +49.5%, 100%: +99.0%; all" in said.split("\n")[0]

@@ -7,20 +7,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib import costs
-from lib.attention import ATTENTIONS, nystrom, softmax
-from lib.costs import (
-    crossover,
-    decoding,
-    exponents,
-    leak,
-    nystrom_error,
-    nystromformer,
-    real_heads,
-    scaling,
-)
+from lib.explore import costs
+from lib.explore.attention import ATTENTIONS, nystrom, softmax
+from lib.explore.costs import crossover, decoding, exponents, leak, nystrom_error, nystromformer, real_heads, scaling
+from lib.explore.scratch import build
 from lib.models import small_gpt2
-from lib.scratch import build
 
 LENGTHS = (250, 500, 1_000, 2_000, 4_000)
 
@@ -28,12 +19,7 @@ LENGTHS = (250, 500, 1_000, 2_000, 4_000)
 def table(**milliseconds):
     """A table as `scaling` makes it, from functions of the length."""
     rows = [
-        {
-            "attention": name,
-            "length": n,
-            "pass": kind,
-            "milliseconds": f(n) * (1 + (kind != "forward")),
-        }
+        {"attention": name, "length": n, "pass": kind, "milliseconds": f(n) * (1 + (kind != "forward"))}
         for kind in costs.PASSES
         for n in LENGTHS
         for name, f in milliseconds.items()
@@ -62,15 +48,18 @@ def test_exponents_are_the_slopes_of_the_longest_lengths():
     assert exponents(df, "peak_megabytes")["exponent"].abs().max() == pytest.approx(0)
 
 
-@pytest.mark.parametrize(("name", "length"), [
-    ("linear", 700),  # 0.7 n against n^2 / 1000, between two measured lengths
-    ("at_a_point", 1_000),
-    ("always", 250),  # the shortest measured
-    ("never", math.nan),
-    ("equal", math.nan),
-    ("in_the_middle", math.nan),  # slower again at the end
-    ("twice", 1_000 * math.sqrt(2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [
+        ("linear", 700),  # 0.7 n against n^2 / 1000, between two measured lengths
+        ("at_a_point", 1_000),
+        ("always", 250),  # the shortest measured
+        ("never", math.nan),
+        ("equal", math.nan),
+        ("in_the_middle", math.nan),  # slower again at the end
+        ("twice", 1_000 * math.sqrt(2)),
+    ],
+)
 def test_crossover_is_where_it_stays_faster(name, length):
     square = lambda n: n**2 / 1_000  # noqa: E731
     df = table(
@@ -90,9 +79,7 @@ def test_crossover_is_where_it_stays_faster(name, length):
 def test_scaling_times_every_variant():
     names, lengths = list(ATTENTIONS), (70,)
     df = scaling(names, lengths, repeats=2)
-    assert list(df.columns) == [
-        "attention", "length", "pass", "milliseconds", "spread", "peak_megabytes",
-    ]  # fmt: skip
+    assert list(df.columns) == ["attention", "length", "pass", "milliseconds", "spread", "peak_megabytes"]
     keys = {(a, n, p) for a in names for n in lengths for p in costs.PASSES}
     assert set(df[["attention", "length", "pass"]].itertuples(index=False, name=None)) == keys
     assert len(df) == len(keys)
@@ -125,9 +112,7 @@ def test_what_could_outgrow_the_memory_is_left_out(monkeypatch, capsys):
     monkeypatch.setattr(costs, "available_megabytes", lambda: 100)
     df = scaling(["softmax", "linear"], (8, 16, 64), repeats=2)
     assert set(df["length"]) == {8, 16}, "16: 10 MB x 8 of 100; 64: 10 MB x 8 x 8"
-    assert (
-        "softmax, forward, 64 tokens: left out, could need 640 MB of 100" in capsys.readouterr().out
-    )
+    assert "softmax, forward, 64 tokens: left out, could need 640 MB of 100" in capsys.readouterr().out
     df = df[~((df["attention"] == "softmax") & (df["length"] == 16))].assign(milliseconds=1.0)
     df.loc[df["attention"] == "linear", "milliseconds"] = 0.5
     assert crossover(df, "linear", "softmax") == 8, "judged where both were measured"
@@ -215,17 +200,17 @@ def llama():
         return LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes, **grouped)).eval()
 
 
-@pytest.mark.parametrize(("model", "projection"), [
-    (small_gpt2(97, n_embd=32), "c_proj"), (llama(), "o_proj"),
-], ids=["gpt2", "llama"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "projection"), [(small_gpt2(97, n_embd=32), "c_proj"), (llama(), "o_proj")], ids=["gpt2", "llama"]
+)
 @torch.no_grad()
 def test_real_heads_are_what_the_models_attention_takes(model, projection):
     outputs, hooks = [], []
     for module in model.modules():
         if hasattr(module, "layer_idx") and hasattr(module, projection):
-            hooks.append(getattr(module, projection).register_forward_pre_hook(
-                lambda _, given: outputs.append(given[0])
-            ))  # fmt: skip
+            hooks.append(
+                getattr(module, projection).register_forward_pre_hook(lambda _, given: outputs.append(given[0]))
+            )
     ids = torch.arange(1, 24)[None]
     model(ids)
     own = list(outputs)
@@ -271,9 +256,7 @@ def test_nystroms_error_is_a_distance_from_softmax():
         assert error[layer, "paper", 24] < 1e-6
         assert error[layer, "causal", 24] < error[layer, "near_only", 24] / 3
         assert error[layer, "near_only", 24] > 0.3  # a token sees itself alone
-        torch.testing.assert_close(
-            nystrom(q, k, v, scale, segment=1, ridge=1e-12), exact, atol=1e-6, rtol=0
-        )
+        torch.testing.assert_close(nystrom(q, k, v, scale, segment=1, ridge=1e-12), exact, atol=1e-6, rtol=0)
 
 
 def test_near_only_is_softmax_where_one_segment_holds_everything():

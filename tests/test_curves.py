@@ -11,10 +11,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from lib import curves, plots, scratch
-from lib.encodings import UNK
+from lib import plots
+from lib.explore import curves, scratch
+from lib.explore.encodings import UNK
+from lib.explore.scratch import Recipe
 from lib.metrics import mean_interval
-from lib.scratch import Recipe
 
 TOKENS = {"bytes": ["<E5 BA>", "<8A>", "$x"], "characters": ["床", UNK, "\n"]}
 
@@ -28,12 +29,23 @@ def folder(tmp_path, monkeypatch):
 
 
 def table():
-    return pd.DataFrame([
-        {"corpus": c, "encoding": e, "label": f"{e} {v:,}", "vocab_size": v, "budget": b, "seed": s,
-         "bits_per_byte": base + s / 50 + (b == "compute") / 10}
-        for c, shift in (("debian", 0), ("tang", 1)) for b in ("bytes", "compute") for s in (0, 1, 2)
-        for e, v, base in (("bytes", 257, 2.3 + shift), ("bpe", 512, 2.1 + shift), ("bpe", 1024, 2.05 + shift))
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "corpus": c,
+                "encoding": e,
+                "label": f"{e} {v:,}",
+                "vocab_size": v,
+                "budget": b,
+                "seed": s,
+                "bits_per_byte": base + s / 50 + (b == "compute") / 10,
+            }
+            for c, shift in (("debian", 0), ("tang", 1))
+            for b in ("bytes", "compute")
+            for s in (0, 1, 2)
+            for e, v, base in (("bytes", 257, 2.3 + shift), ("bpe", 512, 2.1 + shift), ("bpe", 1024, 2.05 + shift))
+        ]
+    )
 
 
 def equal_bytes():
@@ -98,7 +110,7 @@ def test_by_vocabulary_has_a_labelled_line_per_budget_through_the_means():
     assert [t.get_text() for t in ax.get_xticklabels()] == ["bytes\n257", "512", "1,024"]
 
 
-# --- what lib.scratch adds for notebook 04
+# --- what lib.explore.scratch adds for notebook 04
 
 
 def tiny(encoding="bytes", **fields):
@@ -129,16 +141,11 @@ def test_expected_tokens_count_eos_of_each_document(monkeypatch):
 
 
 def test_speed_is_the_median_of_rounds_in_turns(monkeypatch):
-    seconds = {
-        "bytes": [9.0, 2.0, 1.0, 4.0],
-        "characters": [9.0, 1.0, 1.0, 3.0],
-    }  # first: warming up
+    seconds = {"bytes": [9.0, 2.0, 1.0, 4.0], "characters": [9.0, 1.0, 1.0, 3.0]}  # first: warming up
     order = []
 
     def timer(recipe):
-        return lambda steps: (
-            order.append((recipe.encoding, steps)) or seconds[recipe.encoding].pop(0)
-        )
+        return lambda steps: order.append((recipe.encoding, steps)) or seconds[recipe.encoding].pop(0)
 
     monkeypatch.setattr(scratch, "_step_timer", timer)
     monkeypatch.setattr(scratch, "expected_tokens", lambda r: r.train_bytes // 2)

@@ -1,13 +1,13 @@
-"""lib.data_to_text: the prompts, the tables and the sentences of notebook 10's first half."""
+"""lib.explore.data_to_text: the prompts, the tables and the sentences of notebook 10's first half."""
 
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from lib import data_to_text as module
 from lib import results
-from lib.data_to_text import Written, against_shots, by_slots, distance, draw_examples, e2e_table
+from lib.explore import data_to_text as module
+from lib.explore.data_to_text import Written, against_shots, by_slots, distance, draw_examples, e2e_table
 from lib.models import load_base
 from lib.tasks import Example, Task
 
@@ -22,10 +22,7 @@ COTTO = "name : Cotto | Type : pub | food : French | area : riverside"
 
 @pytest.fixture
 def task() -> Task:
-    train = [
-        example(i, f"name : Cocum | food : {f}", "Cocum is there .")
-        for i, f in enumerate("AABBCCD")
-    ]
+    train = [example(i, f"name : Cocum | food : {f}", "Cocum is there .") for i, f in enumerate("AABBCCD")]
     test = [
         example(10, ALIMENTUM, "Alimentum is a pub .", "A pub is Alimentum ."),
         example(11, COTTO, "Cotto is a French pub by the riverside ."),
@@ -73,26 +70,30 @@ def test_by_slots_counts_by_hand(task):
 
 
 def shipped(base_model: str) -> dict:
-    row = {"task": "e2e", "method": "full", "seed": 0, "generated": 630, "bleu": 64.0, "nist": 8.0,
-           "rouge_l": 0.6, "chrf": 60.0, "missing": 1, "wrong": 1, "added": 1, "slots": 9, "ser": 0.3,
-           "perfect": 0.5}  # fmt: skip
-    rows = [
-        row | {"stage": "after"},
-        row | {"stage": "before"},
-        row | {"task": "debian", "stage": "after"},
-    ]
-    return {
-        "provenance": {"base_model": base_model, "profile": "full"},
-        "tables": {"before_after": rows},
+    row = {
+        "task": "e2e",
+        "method": "full",
+        "seed": 0,
+        "generated": 630,
+        "bleu": 64.0,
+        "nist": 8.0,
+        "rouge_l": 0.6,
+        "chrf": 60.0,
+        "missing": 1,
+        "wrong": 1,
+        "added": 1,
+        "slots": 9,
+        "ser": 0.3,
+        "perfect": 0.5,
     }
+    rows = [row | {"stage": "after"}, row | {"stage": "before"}, row | {"task": "debian", "stage": "after"}]
+    return {"provenance": {"base_model": base_model, "profile": "full"}, "tables": {"before_after": rows}}
 
 
 def test_the_table_keeps_published_rows_apart(task, monkeypatch):
     base = SimpleNamespace(name="this model")
     monkeypatch.setattr(results, "load", lambda *_: shipped("this model"))
-    table = e2e_table(
-        base, task, [written("0-shot", 0, *LOST), written("fine-tuned, full", 1, *GOOD, tokens=9)]
-    )
+    table = e2e_table(base, task, [written("0-shot", 0, *LOST), written("fine-tuned, full", 1, *GOOD, tokens=9)])
     assert table["kind"].tolist() == ["ours", "ours", "human", *["published"] * 5, "longer"]
     ours = table.set_index("system")
     assert ours.loc["fine-tuned, full", "bleu"] == pytest.approx(100)
@@ -100,10 +101,7 @@ def test_the_table_keeps_published_rows_apart(task, monkeypatch):
     assert ours.loc["0-shot", "ser"] == pytest.approx(2 / 6)
     assert table[table["kind"] == "published"]["base_model"].isna().all()  # not ours
     assert table[table["kind"] == "published"]["source"].notna().all()
-    assert ours.loc["fine-tuned, full, longer", ["bleu", "n_train_tokens"]].tolist() == [
-        64.0,
-        320_000,
-    ]
+    assert ours.loc["fine-tuned, full, longer", ["bleu", "n_train_tokens"]].tolist() == [64.0, 320_000]
 
 
 def test_the_longer_run_of_another_model_is_left_out(task, monkeypatch):
@@ -115,10 +113,18 @@ def test_the_longer_run_of_another_model_is_left_out(task, monkeypatch):
 def rows(**measures) -> pd.DataFrame:
     """A table `e2e` with given (bleu, ser) per system, two seeds each."""
     out = [
-        {"system": name.replace("_", "-"), "kind": "ours", "shots": 3 if "shot" in name else 0, "seed": seed,
-         "inputs": 9, "bleu": bleu + seed, "ser": ser + 0.01 * seed}
-        for name, (bleu, ser) in measures.items() for seed in (0, 1)
-    ]  # fmt: skip
+        {
+            "system": name.replace("_", "-"),
+            "kind": "ours",
+            "shots": 3 if "shot" in name else 0,
+            "seed": seed,
+            "inputs": 9,
+            "bleu": bleu + seed,
+            "ser": ser + 0.01 * seed,
+        }
+        for name, (bleu, ser) in measures.items()
+        for seed in (0, 1)
+    ]
     out.append({"system": "people", "kind": "human", "ser": 0.08})
     out += [{"kind": "published", **row} for row in module.PUBLISHED]
     return pd.DataFrame(out)
@@ -127,15 +133,11 @@ def rows(**measures) -> pd.DataFrame:
 def test_the_distance_is_to_every_published_row():
     table = distance(rows(full=(60, 0.1)))
     assert table["published"].tolist() == [row["system"] for row in module.PUBLISHED]
-    assert table["difference"].tolist() == pytest.approx(
-        [60.5 - row["bleu"] for row in module.PUBLISHED]
-    )
+    assert table["difference"].tolist() == pytest.approx([60.5 - row["bleu"] for row in module.PUBLISHED])
 
 
 def test_the_sentences_follow_the_numbers():
-    slots = pd.DataFrame(
-        {"system": "full", "seed": 0, "slots": [3, 8], "texts": [4, 9], "ser": [0.05, 0.2]}
-    )
+    slots = pd.DataFrame({"system": "full", "seed": 0, "slots": [3, 8], "texts": [4, 9], "ser": [0.05, 0.2]})
     lines = "\n".join(module.findings(rows(full=(60, 0.1), **{"3_shot": (10, 0.5)}), slots))
     assert "fine-tuning keeps more of the facts" in lines and "errors per slot rise" in lines
     assert "5.0% slot errors at 3 slots (inputs: 4)" in lines and "9 of 630 inputs" in lines
@@ -143,9 +145,7 @@ def test_the_sentences_follow_the_numbers():
     slots["ser"] = [0.2, 0.1]
     lines = "\n".join(module.findings(rows(full=(70, 0.5), **{"3_shot": (10, 0.1)}), slots))
     assert (
-        "prompting keeps more of the facts" in lines
-        and "nan" not in lines
-        and "errors per slot do not rise" in lines
+        "prompting keeps more of the facts" in lines and "nan" not in lines and "errors per slot do not rise" in lines
     )
     assert "+2.3 from GPT-2 medium, full (68.2)" in lines
     near = "\n".join(module.findings(rows(full=(60, 0.1), **{"3_shot": (10, 0.11)}), slots))
@@ -156,9 +156,7 @@ def test_the_sentences_follow_the_numbers():
 
 
 def test_level_lines_for_what_has_no_examples():
-    frame = against_shots(
-        rows(full=(60, 0.1), **{"3_shot": (10, 0.5)}), {"bleu": "BLEU", "ser": "slot errors"}
-    )
+    frame = against_shots(rows(full=(60, 0.1), **{"3_shot": (10, 0.5)}), {"bleu": "BLEU", "ser": "slot errors"})
     series = frame.groupby("series")
     assert set(series.get_group("full")["shots"]) == {0, 3}
     assert set(series.get_group("few-shot")["shots"]) == {3}
@@ -167,9 +165,7 @@ def test_level_lines_for_what_has_no_examples():
 
 def test_what_was_written_is_read_back(task, monkeypatch):
     base, calls = load_base(), []
-    monkeypatch.setattr(
-        module, "generate", lambda *a, **_: calls.append(a[2]) or [" a\nb" for _ in a[2]]
-    )
+    monkeypatch.setattr(module, "generate", lambda *a, **_: calls.append(a[2]) or [" a\nb" for _ in a[2]])
     first = module.write_texts(base, task, 2, shots=1, seed=0)
     assert first.texts == ["a", "a"] and first.system == "1-shot" and first.n_train_tokens == 0
     assert module.write_texts(base, task, 2, shots=1, seed=0) == first and len(calls) == 1

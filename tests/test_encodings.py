@@ -5,8 +5,8 @@ from itertools import islice, pairwise
 
 import pytest
 
-from lib import encodings
-from lib.encodings import (
+from lib.explore import encodings
+from lib.explore.encodings import (
     ENCODINGS,
     EOS,
     UNK,
@@ -59,11 +59,7 @@ def test_text_survives_the_round_trip(name):
     encoding = trained(name)
     for text in AWKWARD:
         assert encoding.decode(encoding.encode(text)) == text
-        if name in (
-            "characters",
-            "wordpiece",
-            "unigram",
-        ):  # no broken characters among their pieces
+        if name in ("characters", "wordpiece", "unigram"):  # no broken characters among their pieces
             assert "".join(encoding.tokens(text)) == text
     assert encoding.lossless(AWKWARD) == 1.0
 
@@ -229,12 +225,7 @@ def test_bpe_of_the_paper():
         [b" ", b"lo", b"w", b"est"],
         [b" lo", b"w", b"est"],
     ]
-    assert bpe_encode(" lowest newer", merges) == [
-        b" lo",
-        b"w",
-        b"est",
-        *(bytes([b]) for b in b" newer"),
-    ]
+    assert bpe_encode(" lowest newer", merges) == [b" lo", b"w", b"est", *(bytes([b]) for b in b" newer")]
 
 
 def test_bpe_counts_equal_a_recount_from_scratch():
@@ -242,10 +233,7 @@ def test_bpe_counts_equal_a_recount_from_scratch():
     merges = []
     for step in islice(bpe_steps(corpus), 60):
         pairs = Counter(
-            pair
-            for text in corpus
-            for word in split_words(text)
-            for pair in pairwise(bpe_encode(word, merges))
+            pair for text in corpus for word in split_words(text) for pair in pairwise(bpe_encode(word, merges))
         )
         assert (pairs[step.pair], max(pairs.values())) == (step.count, step.count)
         merges.append(step.pair)

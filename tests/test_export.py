@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from sample_project import REPORT, figure, notebook, project, write
 
-from lib import document, export
 from lib.__main__ import main
+from lib.report import document, export
 
 FONT = "SimSun"
 
@@ -59,9 +59,7 @@ def test_html_needs_no_network_and_no_other_file(html):
     fetched = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=\"([^\"]*)", html)
     assert fetched and all(source.startswith("data:") for source in fetched)
     assert "url(http" not in html and "@import" not in html
-    assert html.count("<math") >= 5 and "\\frac" not in re.sub(
-        r"<annotation.*?</annotation>", "", html, flags=re.S
-    )
+    assert html.count("<math") >= 5 and "\\frac" not in re.sub(r"<annotation.*?</annotation>", "", html, flags=re.S)
 
 
 def test_html_holds_the_whole_report(html):
@@ -81,18 +79,14 @@ def test_figures_are_numbered_and_referred_to(html, tmp_path):
         and 'id="5-before-and-after-fine-tuning"' in html
     )
     found = trial(
-        tmp_path,
-        "微调前后的比较。见[图](figures/03_before_after.png)\n\n![比较](figures/03_before_after.png)",
+        tmp_path, "微调前后的比较。见[图](figures/03_before_after.png)\n\n![比较](figures/03_before_after.png)"
     )
     assert document.plain(found["blocks"]) == "微调前后的比较。见图 1图 1. 比较比较"
 
 
 def test_a_paragraph_behind_a_table_becomes_its_caption(tmp_path):
     table = "| a | b |\n|--|--|\n| 1 | 2 |\n\n"
-    found = trial(
-        tmp_path,
-        f"{table}Table: *first*, of two.\n\n{table}Table: second.\n\nTable: no table before.\n",
-    )
+    found = trial(tmp_path, f"{table}Table: *first*, of two.\n\n{table}Table: second.\n\nTable: no table before.\n")
     assert [b["t"] for b in found["blocks"]] == ["Table", "Table", "Para"]
     captions = [document.plain(b["c"][1][1]) for b in found["blocks"][:2]]
     assert captions == ["Table 1. first, of two.", "Table 2. second."]
@@ -110,16 +104,8 @@ def test_a_short_table_stays_whole_and_a_long_one_breaks(tmp_path):
 
 def test_word_holds_figures_tables_formulas_and_a_chinese_font(word):
     body = word["word/document.xml"]
-    assert (
-        body.count("<w:tbl>") == 3
-        and body.count("<m:oMath>") >= 5
-        and body.count("<w:drawing>") == 1
-    )
-    assert (
-        "红豆生南国" in body
-        and "1.229" in body
-        and "Nats of the target" in word["word/footnotes.xml"]
-    )
+    assert body.count("<w:tbl>") == 3 and body.count("<m:oMath>") >= 5 and body.count("<w:drawing>") == 1
+    assert "红豆生南国" in body and "1.229" in body and "Nats of the target" in word["word/footnotes.xml"]
     assert any(name.startswith("word/media/") for name in word)
     assert 'w:w="11906"' in body and 'w:h="16838"' in body
     assert " PAGE " in word["word/footer1.xml"] and "footerReference" in body
@@ -153,9 +139,7 @@ def test_pdf_is_a_pdf_and_a_draft_is_marked(tmp_path):
 def test_chinese_is_drawn_and_not_as_boxes(tmp_path, form):
     """Two characters hold ink and differ; boxes would be the same."""
     left, right = (
-        gray(export.to_png(trial(tmp_path, form.format(han)), tmp_path, ppi=150)[0])[:, 130:200]
-        < 128
-        for han in "红豆"
+        gray(export.to_png(trial(tmp_path, form.format(han)), tmp_path, ppi=150)[0])[:, 130:200] < 128 for han in "红豆"
     )
     assert left.sum() > 50 and right.sum() > 50 and (left != right).sum() > 50
 
@@ -169,38 +153,36 @@ def test_spaces_in_formulas_do_not_overlap(tmp_path, root):
 
 def test_a_tall_figure_stays_on_its_page(tmp_path):
     found = trial(tmp_path, "![tall](figures/03_before_after.png)")
-    Image.new("RGB", (1000, 5000), "black").save(
-        tmp_path / "figures/03_before_after.png", dpi=(200, 200)
-    )
+    Image.new("RGB", (1000, 5000), "black").save(tmp_path / "figures/03_before_after.png", dpi=(200, 200))
     assert len(export.to_png(found, tmp_path)) == 1
 
 
-@pytest.mark.parametrize("text, said", [
-    ("![x](figures/04_gone.png)",
-     r"report.md shows figures/04_gone.png, which is missing: `git .*` or `python -m lib run 04`"),
-    ("![x](https://example.com/x.png)", "lies in the network; save the picture"),
-    ("<details>\n\ntext\n\n</details>", "Word and PDF would leave out the HTML '<details>'"),
-    ("a <img src='x'> b", "Word and PDF would leave out the HTML"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (
+            "![x](figures/04_gone.png)",
+            r"report.md shows figures/04_gone.png, which is missing: `git .*` or `python -m lib run 04`",
+        ),
+        ("![x](https://example.com/x.png)", "lies in the network; save the picture"),
+        ("<details>\n\ntext\n\n</details>", "Word and PDF would leave out the HTML '<details>'"),
+        ("a <img src='x'> b", "Word and PDF would leave out the HTML"),
+    ],
+)
 def test_what_cannot_be_shown_is_named(tmp_path, text, said):
     with pytest.raises(ValueError, match=said):
         trial(tmp_path, text)
 
 
 def test_html_that_has_a_counterpart_is_kept(tmp_path):
-    found = trial(
-        tmp_path, 'H<sub>2</sub>O<br>x<sup>2</sup> <b>bold</b> <a id="here"></a>[go](#here)'
-    )
+    found = trial(tmp_path, 'H<sub>2</sub>O<br>x<sup>2</sup> <b>bold</b> <a id="here"></a>[go](#here)')
     kinds = [e["t"] for e in found["blocks"][0]["c"]]
     assert {"Subscript", "Superscript", "LineBreak", "Strong", "Span"} <= set(kinds)
     assert "RawInline" not in kinds
 
 
 def test_a_line_may_begin_with_a_marker(tmp_path):
-    found = trial(
-        tmp_path,
-        "<!--= a -->1.5<!--/--> is *it*\n\n<!-- begin t -->\n| a |\n|--|\n| 1 |\n<!-- end t -->\n",
-    )
+    found = trial(tmp_path, "<!--= a -->1.5<!--/--> is *it*\n\n<!-- begin t -->\n| a |\n|--|\n| 1 |\n<!-- end t -->\n")
     assert document.plain(found["blocks"][0]) == "1.5 is it" and found["blocks"][1]["t"] == "Table"
 
 
@@ -233,15 +215,15 @@ def test_missing_tools_are_one_sentence(tmp_path, monkeypatch):
 
 def test_a_notebook_becomes_one_file(root, tmp_path):
     page = export.notebook_html(root / "notebooks/03_evaluate.ipynb").decode("utf-8")
-    assert "bits per byte 1.042" in page and "<math" in page and "红豆" in page and "http" not in re.sub(
-        r"xmlns=\"[^\"]*\"|http://www.w3.org/\S*", "", page)  # fmt: skip
-    empty = tmp_path / "04_empty.ipynb"
-    write(
-        empty, re.sub(r'"outputs": \[.*?\n   \]', '"outputs": []', notebook("04_empty"), flags=re.S)
+    assert (
+        "bits per byte 1.042" in page
+        and "<math" in page
+        and "红豆" in page
+        and "http" not in re.sub(r"xmlns=\"[^\"]*\"|http://www.w3.org/\S*", "", page)
     )
-    with pytest.raises(
-        ValueError, match=r"04_empty.ipynb was not executed: `python -m lib run 04`"
-    ):
+    empty = tmp_path / "04_empty.ipynb"
+    write(empty, re.sub(r'"outputs": \[.*?\n   \]', '"outputs": []', notebook("04_empty"), flags=re.S))
+    with pytest.raises(ValueError, match=r"04_empty.ipynb was not executed: `python -m lib run 04`"):
         export.notebook_html(empty)
 
 
@@ -250,9 +232,7 @@ def small(tmp_path, monkeypatch):
     """A project whose formats cost nothing to write."""
     project(tmp_path, git=False)
     for name in export.FORMATS:
-        monkeypatch.setitem(
-            export.FORMATS, name, lambda tree, root, draft, name=name: name.encode()
-        )
+        monkeypatch.setitem(export.FORMATS, name, lambda tree, root, draft, name=name: name.encode())
     return tmp_path
 
 
@@ -260,12 +240,7 @@ def test_export_writes_everything_into_build_and_says_so(small, monkeypatch, cap
     monkeypatch.setattr(export, "notebook_html", lambda path: b"page")
     done = export.export(root=small)
     names = [path.relative_to(small / "build").as_posix() for path in done]
-    assert names[:4] == [
-        "report.html",
-        "report.docx",
-        "report.pdf",
-        "notebooks/01_load_and_generate.html",
-    ]
+    assert names[:4] == ["report.html", "report.docx", "report.pdf", "notebooks/01_load_and_generate.html"]
     assert capsys.readouterr().out.count(" MB ") == len(done) == 8
     assert export.export(["pdf"], midterm=True, root=small) == [small / "build/readme.pdf"]
     with pytest.raises(ValueError, match="Nothing is exported as 'doc': choose of html, docx"):
@@ -287,9 +262,7 @@ def test_an_interrupted_export_leaves_the_previous_file(small, monkeypatch, erro
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(small):
     write(small / "build", "a file where the folder should be")
-    with pytest.raises(
-        OSError, match=r"report.html was not written \(.*\); free space or choose a folder you own"
-    ):
+    with pytest.raises(OSError, match=r"report.html was not written \(.*\); free space or choose a folder you own"):
         export.export(["html"], root=small)
 
 

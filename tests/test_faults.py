@@ -10,20 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import faults, profile, results
+from lib import profile, results
+from lib.explore import faults
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(os, "fork"), reason="faults are injected into forked children"
-)
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="faults are injected into forked children")
 
 
 def generator():
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in faults.FAULTS if n not in ("kill during a write of results",)]
-)
+@pytest.mark.parametrize("name", [n for n in faults.FAULTS if n not in ("kill during a write of results",)])
 def test_nothing_is_lost(name):
     (row,) = faults.inject([name], moments=2)
     assert row["injected"] >= 1 and row["lost"] == 0, row
@@ -93,16 +90,26 @@ def test_the_counted_tests_exist():
 def test_tests_are_counted_by_case_and_one_that_does_not_pass_is_a_loss(monkeypatch):
     monkeypatch.setenv("PROFILE", "cpu")
     monkeypatch.setenv("FORCE_COLOR", "1")  # as notebooks' kernels do
-    monkeypatch.setattr(faults, "TESTS", {
-        "pickle": ("test_models.py::test_base_model_that_is_a_pickle",),
-        "rows": ("test_tasks.py::test_custom_bad_files_say_where",),
-    })  # fmt: skip
+    monkeypatch.setattr(
+        faults,
+        "TESTS",
+        {
+            "pickle": ("test_models.py::test_base_model_that_is_a_pickle",),
+            "rows": ("test_tasks.py::test_custom_bad_files_say_where",),
+        },
+    )
     rows = {r["fault"]: r for r in faults.tested()}
     assert rows["pickle"] == {"fault": "pickle", "injected": 1, "lost": 0}
     assert rows["rows"]["injected"] > 10 and rows["rows"]["lost"] == 0
-    monkeypatch.setattr(faults.subprocess, "run", lambda *a, **k: SimpleNamespace(
-        stdout="PASSED tests/test_models.py::test_base_model_that_is_a_pickle\n"
-        "FAILED tests/test_tasks.py::test_custom_bad_files_say_where[x] - no\n", stderr=""))  # fmt: skip
+    monkeypatch.setattr(
+        faults.subprocess,
+        "run",
+        lambda *a, **k: SimpleNamespace(
+            stdout="PASSED tests/test_models.py::test_base_model_that_is_a_pickle\n"
+            "FAILED tests/test_tasks.py::test_custom_bad_files_say_where[x] - no\n",
+            stderr="",
+        ),
+    )
     assert [r["lost"] for r in faults.tested()] == [0, 1]
 
 
@@ -117,36 +124,42 @@ def test_tests_that_do_not_run_are_no_result(monkeypatch):
 
 
 def test_no_module_loads_pickles_or_remote_code():
-    for path in sorted((profile.ROOT / "lib").glob("*.py")) + sorted(
-        (profile.ROOT / "data").glob("*.py")
-    ):
+    for path in sorted((profile.ROOT / "lib").glob("*.py")) + sorted((profile.ROOT / "data").glob("*.py")):
         text = path.read_text(encoding="utf-8")
-        for word in ("import pickle", "pickle.load", "torch.load(", "joblib", "dill", "trust_remote_code=True",
-                     "shell=True", "eval(", "os.system", "allow_pickle=True", "yaml.load("):  # fmt: skip
-            found = [line for line in text.splitlines()
-                     if word in line and ".eval(" not in line and "literal_eval(" not in line]  # fmt: skip
+        for word in (
+            "import pickle",
+            "pickle.load",
+            "torch.load(",
+            "joblib",
+            "dill",
+            "trust_remote_code=True",
+            "shell=True",
+            "eval(",
+            "os.system",
+            "allow_pickle=True",
+            "yaml.load(",
+        ):
+            found = [
+                line
+                for line in text.splitlines()
+                if word in line and ".eval(" not in line and "literal_eval(" not in line
+            ]
             assert not found, f"{path.name}: {found[0]}"
 
 
 def test_weights_are_loaded_as_safetensors_alone():
     for path in sorted((profile.ROOT / "lib").glob("*.py")):
         text = path.read_text(encoding="utf-8")
-        for start in [
-            i for i in range(len(text)) if text.startswith("ModelForCausalLM.from_pretrained(", i)
-        ]:
+        for start in [i for i in range(len(text)) if text.startswith("ModelForCausalLM.from_pretrained(", i)]:
             call = text[start : text.index(")\n", start)]
             # GGUF holds tensors and no code either
-            assert "use_safetensors=True" in call or "gguf_file=" in call, (
-                f"{path.name}: {call[:80]}"
-            )
+            assert "use_safetensors=True" in call or "gguf_file=" in call, f"{path.name}: {call[:80]}"
 
 
 def test_checkpoints_are_written_as_safetensors():
     from transformers import TrainingArguments
 
-    assert (
-        "save_safetensors" not in TrainingArguments.__dataclass_fields__
-    )  # always, since transformers 5
+    assert "save_safetensors" not in TrainingArguments.__dataclass_fields__  # always, since transformers 5
 
 
 def test_docstrings_tell_what_a_fault_is():

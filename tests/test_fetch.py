@@ -52,12 +52,12 @@ def server(home, monkeypatch):
     rows = ["", " = A title = \n", "", " A line , tokenised . \n"]
     paradigms = {
         "a_first/train-00000-of-00001.parquet": parquet(
-            sentence_good=["A good one."], sentence_bad=["A bad one."], UID=["a_first"],
-            linguistics_term=["ellipsis"]),
+            sentence_good=["A good one."], sentence_bad=["A bad one."], UID=["a_first"], linguistics_term=["ellipsis"]
+        ),
         "b_second/train-00000-of-00001.parquet": parquet(
-            sentence_good=["Good."], sentence_bad=["Bad."], UID=["b_second"],
-            linguistics_term=["binding"]),
-    }  # fmt: skip
+            sentence_good=["Good."], sentence_bad=["Bad."], UID=["b_second"], linguistics_term=["binding"]
+        ),
+    }
     with serve() as running:
         wiki = {"wikitext-2-raw-v1/test-00000-of-00001.parquet": parquet(text=rows)}
         lambada = {"data/lambada_test_en.jsonl": LAMBADA.encode()}
@@ -129,10 +129,7 @@ def test_fast_profile_downloads_nothing(server, monkeypatch):
 
 def test_fetch_copies_and_checks_data_mirror(home, monkeypatch, capsys):
     given = home / "given"
-    for name, file, text in (
-        ("lambada", "lambada_test.jsonl", LAMBADA),
-        ("blimp", "blimp_all.tsv", "x"),
-    ):
+    for name, file, text in (("lambada", "lambada_test.jsonl", LAMBADA), ("blimp", "blimp_all.tsv", "x")):
         (given / name).mkdir(parents=True)
         (given / name / file).write_text(text)
     monkeypatch.setenv("DATA_MIRROR", str(given))

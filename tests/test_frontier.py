@@ -1,4 +1,4 @@
-"""lib.frontier: the front, the free control, general text, and what is kept of a measurement."""
+"""lib.explore.frontier: the front, the free control, general text, and what is kept of a measurement."""
 
 import math
 from dataclasses import replace
@@ -6,8 +6,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from lib import findings, frontier, innovation_plots, profile
-from lib.frontier import VARIANTS, Variant, against_interpolation, general_text, summary
+from lib import profile
+from lib.explore import findings, frontier, innovation_plots
+from lib.explore.frontier import VARIANTS, Variant, against_interpolation, general_text, summary
 from lib.models import load_base
 from lib.tasks import load_task
 
@@ -25,14 +26,17 @@ def base():
 @pytest.fixture(scope="module")
 def task():
     whole = load_task("debian")
-    return replace(
-        whole, train=whole.train[:60], validation=whole.validation[:4], test=whole.test[:4]
-    )
+    return replace(whole, train=whole.train[:60], validation=whole.validation[:4], test=whole.test[:4])
 
 
 def row(method, setting, seed, task, general):
-    return {"method": method, "setting": setting, "seed": seed, "bits_per_byte": task,
-            "wikitext2_bits_per_byte": general}  # fmt: skip
+    return {
+        "method": method,
+        "setting": setting,
+        "seed": seed,
+        "bits_per_byte": task,
+        "wikitext2_bits_per_byte": general,
+    }
 
 
 def made(extra=()):
@@ -41,26 +45,16 @@ def made(extra=()):
     for seed in range(3):
         shift = 0.01 * seed
         rows.append(row("full", "lr 1e-4", seed, 1.0 + shift, 2.0))
-        rows += [
-            row("interpolation", f"alpha {a}", seed, 2 - a + shift * a, 1 + a**2)
-            for a in frontier.ALPHAS
-        ]
+        rows += [row("interpolation", f"alpha {a}", seed, 2 - a + shift * a, 1 + a**2) for a in frontier.ALPHAS]
     return pd.DataFrame([*rows, *extra])
 
 
 def test_the_front_holds_what_nothing_beats_in_both():
-    extra = [
-        row("LoRA", "rank 4", s, 1.5, 1.26) for s in range(3)
-    ]  # worse than alpha 0.5 in general alone
+    extra = [row("LoRA", "rank 4", s, 1.5, 1.26) for s in range(3)]  # worse than alpha 0.5 in general alone
     extra += [row("replay", "x", s, 1.2, 1.1 + 0.01 * s) for s in range(3)]
     table = summary(made(extra), "wikitext2_bits_per_byte").set_index(["method", "setting"])
     front = {k for k, on in table["front"].items() if on}
-    assert front == {
-        ("none", "before"),
-        ("full", "lr 1e-4"),
-        ("interpolation", "alpha 0.25"),
-        ("replay", "x"),
-    }
+    assert front == {("none", "before"), ("full", "lr 1e-4"), ("interpolation", "alpha 0.25"), ("replay", "x")}
     assert table.loc[("replay", "x"), "general"] == pytest.approx(1.11)
     half = 4.302653 * 0.01 / math.sqrt(3)
     assert table.loc[("replay", "x"), "general_high"] == pytest.approx(1.11 + half, abs=1e-6)
@@ -68,16 +62,12 @@ def test_the_front_holds_what_nothing_beats_in_both():
 
 
 def test_a_tie_is_on_the_front_and_a_double_is_not_beaten_by_itself():
-    df = pd.DataFrame(
-        [row("none", "before", 0, 1.0, 1.0), row("a", "", 0, 1.0, 1.0), row("b", "", 0, 1.0, 1.1)]
-    )
+    df = pd.DataFrame([row("none", "before", 0, 1.0, 1.0), row("a", "", 0, 1.0, 1.0), row("b", "", 0, 1.0, 1.1)])
     assert summary(df, "wikitext2_bits_per_byte")["front"].tolist() == [True, True, False]
 
 
 def test_the_control_is_read_off_at_the_same_gain_of_the_same_seed():
-    extra = [
-        row("LoRA", "rank 4", s, 1.75 + 0.0025 * s, 1.0 + 0.25**2 + 0.2) for s in range(3)
-    ]  # at alpha 0.25
+    extra = [row("LoRA", "rank 4", s, 1.75 + 0.0025 * s, 1.0 + 0.25**2 + 0.2) for s in range(3)]  # at alpha 0.25
     extra += [row("Muon", "y", s, 0.5, 1.0) for s in range(3)]  # gains more than the way goes
     extra += [row("replay", "x", 0, 1.625, 1.0)]  # half-way between alpha 0.25 and 0.5
     found = against_interpolation(made(extra), "wikitext2_bits_per_byte").set_index("method")
@@ -137,9 +127,11 @@ def test_where_nothing_is_forgotten_the_sentences_say_that():
     against = against_interpolation(table, "wikitext2_bits_per_byte")
     means = summary(table, "wikitext2_bits_per_byte")
     said = findings.frontier_findings(
-        table, means, against.reindex(columns=["seeds", "beyond", "method", "setting", "low", "high", "difference"]),
+        table,
+        means,
+        against.reindex(columns=["seeds", "beyond", "method", "setting", "low", "high", "difference"]),
         "wikitext2_bits_per_byte",
-    )  # fmt: skip
+    )
     assert any(s.startswith("Negative result, no forgetting shown") for s in said)
 
 
@@ -177,9 +169,7 @@ def test_a_table_of_two_ways_is_measured_once(base, task, monkeypatch):
     full = table[table["method"] == "full"].iloc[0]
     p = profile.current().innovation
     assert full["learning_rate"] == 1e-4 and full["tokens"] > 0.5 * p.frontier_tokens
-    ordered = table.set_index("setting").loc[
-        ["before", "alpha 0.25", "alpha 0.75", "lr 1e-4"], "bits_per_byte"
-    ]
+    ordered = table.set_index("setting").loc[["before", "alpha 0.25", "alpha 0.75", "lr 1e-4"], "bits_per_byte"]
     assert ordered.is_monotonic_decreasing  # on the way from before to after
 
     def refuse(*_, **__):
@@ -192,16 +182,12 @@ def test_a_table_of_two_ways_is_measured_once(base, task, monkeypatch):
 
 def test_without_muon_the_others_run(monkeypatch, capsys):
     monkeypatch.setattr(frontier, "no_muon", lambda: "optimizer='muon' needs torch 2.9")
-    assert [v.method for v in frontier.possible()] == [
-        v.method for v in VARIANTS if v.method != "Muon"
-    ]
+    assert [v.method for v in frontier.possible()] == [v.method for v in VARIANTS if v.method != "Muon"]
     assert "Skipped: optimizer='muon' needs torch 2.9" in capsys.readouterr().out
 
 
 def test_the_figure_marks_the_front_and_labels_every_point():
-    table = summary(
-        made([row("LoRA", "rank 4", s, 1.5, 1.6) for s in range(3)]), "wikitext2_bits_per_byte"
-    )
+    table = summary(made([row("LoRA", "rank 4", s, 1.5, 1.6) for s in range(3)]), "wikitext2_bits_per_byte")
     figure = innovation_plots.front(table, "general")
     texts = {t.get_text() for t in figure.axes[0].texts}
     assert {"before", "full, lr 1e-4", "interpolation, alpha 0.5", "LoRA, rank 4"} <= texts

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from lib import fuzz
+from lib.explore import fuzz
 
 
 def test_rows_through_the_loader():
@@ -17,7 +17,7 @@ def test_damaged_archives_are_refused():
 
 
 def test_markers_or_the_hook_for_them():
-    there = importlib.util.find_spec("lib.report_text") is not None
+    there = importlib.util.find_spec("lib.report.report_text") is not None
     assert fuzz.fuzz_markers(100) == ((100, 0) if there else (0, 0))
 
 
@@ -44,13 +44,7 @@ def test_a_loader_that_fails_without_a_sentence_is_found(monkeypatch):
 
 @pytest.mark.parametrize(
     ("how", "wanted"),
-    [
-        ("flip", b"abbd"),
-        ("cut", b"ab"),
-        ("insert", b"ab\x01cd"),
-        ("delete", b"abd"),
-        ("garbage", b"\x01"),
-    ],
+    [("flip", b"abbd"), ("cut", b"ab"), ("insert", b"ab\x01cd"), ("delete", b"abd"), ("garbage", b"\x01")],
 )
 def test_each_damage(how, wanted):
     assert fuzz.damaged(b"abcd", how, 0.5, b"\x01") == wanted

@@ -11,14 +11,7 @@ from lib import generate as g
 from lib import profile
 from lib.models import small_gpt2, tiny_tokenizer
 
-PROMPTS = [
-    "The tool",
-    "a",
-    "Package: apt\nSection: admin\n",
-    "",
-    "床前明月光",
-    "one two three four five six",
-]
+PROMPTS = ["The tool", "a", "Package: apt\nSection: admin\n", "", "床前明月光", "one two three four five six"]
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +32,17 @@ def model(request, tokenizer):
     if request.param == "gpt2":
         return small_gpt2(len(tokenizer), n_positions=96, initializer_range=0.3, seed=3)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=96,
-        initializer_range=0.3, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     torch.manual_seed(5)
     return LlamaForCausalLM(config).eval()
 
@@ -95,9 +95,7 @@ def test_seed_decides_the_samples_and_nothing_else_changes(model, tokenizer):
 
 def test_own_generation_config_is_set_aside_and_restored(model, tokenizer, caplog, recwarn):
     greedy = g.generate(model, tokenizer, PROMPTS, 8)
-    own = GenerationConfig(
-        do_sample=True, temperature=5.0, repetition_penalty=3.0, max_new_tokens=2
-    )
+    own = GenerationConfig(do_sample=True, temperature=5.0, repetition_penalty=3.0, max_new_tokens=2)
     before, model.generation_config = model.generation_config, own
     model.train()
     try:
@@ -115,9 +113,7 @@ def test_own_generation_config_is_set_aside_and_restored(model, tokenizer, caplo
 def test_a_setting_not_named_is_off(tokenizer):
     """Almost uniform sampling reaches far more than the 50 tokens of transformers' default top_k."""
     model = small_gpt2(len(tokenizer), n_positions=96)
-    texts = g.generate(
-        model, tokenizer, ["a"] * 400, 1, batch_size=400, do_sample=True, temperature=100.0
-    )
+    texts = g.generate(model, tokenizer, ["a"] * 400, 1, batch_size=400, do_sample=True, temperature=100.0)
     assert len(set(texts)) > 80
 
 
@@ -198,10 +194,15 @@ def test_beam_trace_with_finished_beams(tokenizer, gap):
         last = trace["step"] == trace["step"].max()
         best = trace[trace["finished"] | last].sort_values("score").iloc[-1]
         out = model.generate(
-            **tokenizer("one two", return_tensors="pt", return_token_type_ids=False), num_beams=3,
-            max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id, output_scores=True,
-            pad_token_id=tokenizer.eos_token_id, return_dict_in_generate=True,
-        )  # fmt: skip
+            **tokenizer("one two", return_tensors="pt", return_token_type_ids=False),
+            num_beams=3,
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            output_scores=True,
+            pad_token_id=tokenizer.eos_token_id,
+            return_dict_in_generate=True,
+        )
         assert trace["step"].max() == len(out.scores)
         assert best["score"] == pytest.approx(out.sequences_scores.item(), abs=1e-5)
         assert best["text"] == g.generate(model, tokenizer, ["one two"], 8, num_beams=3)[0]

@@ -1,4 +1,4 @@
-"""lib/gpt2.py against transformers' GPT-2 and Llama."""
+"""lib/explore/gpt2.py against transformers' GPT-2 and Llama."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from lib import gpt2
+from lib.explore import gpt2
 
 SMALL = [  # vocabulary, positions, width, blocks, heads
     (50, 16, 8, 1, 1),
@@ -18,18 +18,29 @@ SMALL = [  # vocabulary, positions, width, blocks, heads
 def gpt2_of(sizes):
     vocab, positions, width, n_layer, n_head = sizes
     config = GPT2Config(
-        vocab_size=vocab, n_positions=positions, n_embd=width, n_layer=n_layer, n_head=n_head,
-        bos_token_id=0, eos_token_id=0, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=vocab,
+        n_positions=positions,
+        n_embd=width,
+        n_layer=n_layer,
+        n_head=n_head,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation="eager",
+    )
     return gpt2.random_gpt2(config)
 
 
 def llama(tied=True):
     config = LlamaConfig(
-        vocab_size=60, hidden_size=16, intermediate_size=40, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+        vocab_size=60,
+        hidden_size=16,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
         tie_word_embeddings=tied,
-    )  # fmt: skip
+    )
     return AutoModelForCausalLM.from_config(config)
 
 

@@ -1,12 +1,12 @@
-"""lib.hybrid: the linear attention with learned feature maps and a softmax window, in both model families."""
+"""lib.explore.hybrid: the linear attention with learned feature maps and a softmax window, in both model families."""
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib.attention import attention_modules, softmax
-from lib.costs import leak
-from lib.hybrid import FORMS, FeatureMaps, converted, hybrid, hybrid_naive, hybrid_step, new_maps
+from lib.explore.attention import attention_modules, softmax
+from lib.explore.costs import leak
+from lib.explore.hybrid import FORMS, FeatureMaps, converted, hybrid, hybrid_naive, hybrid_step, new_maps
 from lib.models import small_gpt2
 from lib.packing import Encoded, document_attention, flatten
 
@@ -79,9 +79,7 @@ def test_the_blocks_equal_the_naive_form_in_outputs_and_gradients(form, length):
         out = run(*repeated(q, k, v), 8**-0.5, maps=maps, **SHORT[form])
         wanted = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
         weights = list(maps.parameters()) if form != "window" else []
-        gradients = torch.autograd.grad(
-            (out * wanted).sum(), [q, k, v, *weights], allow_unused=True
-        )
+        gradients = torch.autograd.grad((out * wanted).sum(), [q, k, v, *weights], allow_unused=True)
         found.append([out, *gradients])
     for a, b in zip(*found, strict=True):
         if a is None or b is None:  # without a window, its weight has no part
@@ -113,9 +111,7 @@ def test_far_weights_are_products_of_features_and_sum_to_one_with_the_near_ones(
     ratio = weights[0, 0, 8, :6] / (phi_k @ phi_q)
     torch.testing.assert_close(ratio, ratio[:1].expand(6))
     near = (q[0, 0, 8] @ k[0, 0, 6:].T * 0.5).exp()
-    torch.testing.assert_close(
-        weights[0, 0, 8, 6:] / near, (weights[0, 0, 8, 6] / near[0]).expand(3)
-    )
+    torch.testing.assert_close(weights[0, 0, 8, 6:] / near, (weights[0, 0, 8, 6] / near[0]).expand(3))
 
 
 @both
@@ -154,12 +150,9 @@ def test_a_whole_model_decodes_step_by_step_as_it_reads(family, form):
             whole = model(ids, use_cache=False).logits
         with converted(model, maps, form, "hybrid_step"):
             steps = [
-                model(ids[:, t : t + 1], position_ids=torch.tensor([[t]]), use_cache=False).logits
-                for t in range(22)
+                model(ids[:, t : t + 1], position_ids=torch.tensor([[t]]), use_cache=False).logits for t in range(22)
             ]
-    torch.testing.assert_close(
-        torch.cat(steps, 1), whole, atol=1e-4 * float(whole.abs().max()), rtol=0
-    )
+    torch.testing.assert_close(torch.cat(steps, 1), whole, atol=1e-4 * float(whole.abs().max()), rtol=0)
 
 
 @both
@@ -191,16 +184,10 @@ def test_packed_rows_unknown_forms_and_layers_are_refused():
     packed = flatten([Encoded([1, 2, 3], 1, 1), Encoded([4, 5, 6], 1, 1)])
     with converted(model, new_maps(model), "linear"), pytest.raises(ValueError, match="not packed"):
         model(input_ids=packed["input_ids"], position_ids=packed["position_ids"])
-    with (
-        pytest.raises(ValueError, match="choose of linear, linear"),
-        converted(model, {}, "quadratic"),
-    ):
+    with pytest.raises(ValueError, match="choose of linear, linear"), converted(model, {}, "quadratic"):
         pass
     maps = {7: FeatureMaps(2, 2, 16)}
-    with (
-        pytest.raises(ValueError, match="Layer 7 does not exist"),
-        converted(model, maps, "linear"),
-    ):
+    with pytest.raises(ValueError, match="Layer 7 does not exist"), converted(model, maps, "linear"):
         pass
     with document_attention(model):  # still usable
         pass

@@ -1,4 +1,4 @@
-"""lib/inside.py: attention maps, head patterns, position similarity, the picture."""
+"""lib/explore/inside.py: attention maps, head patterns, position similarity, the picture."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -6,23 +6,37 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from lib import gpt2, inside
+from lib.explore import gpt2, inside
 from lib.models import small_gpt2, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=60, n_positions=32, n_embd=24, n_layer=3, n_head=4,
-                        initializer_range=0.4, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    config = GPT2Config(
+        vocab_size=60,
+        n_positions=32,
+        n_embd=24,
+        n_layer=3,
+        n_head=4,
+        initializer_range=0.4,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
 @pytest.fixture(scope="module")
 def llama():
-    config = LlamaConfig(vocab_size=60, hidden_size=32, intermediate_size=40, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2,
-                         max_position_embeddings=64)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -113,8 +127,9 @@ def test_only_masked_left_padding_leaves_the_logits(kind, tokenizer):
     if kind == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=4, **sizes))
     else:
-        model = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=40, num_hidden_layers=2,
-                                             num_attention_heads=4, **sizes))  # fmt: skip
+        model = LlamaForCausalLM(
+            LlamaConfig(hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, **sizes)
+        )
     table = inside.padding_ways(model.eval(), tokenizer, PROMPTS).set_index("way")
     difference = table.largest_difference
     assert difference["left, mask, positions counted from the mask"] < 1e-4
@@ -135,9 +150,7 @@ def test_a_padded_batch_continues_as_each_prompt_alone(tokenizer):
 def test_batch_or_alone_notices_a_difference(tokenizer, monkeypatch):
     model = small_gpt2(len(tokenizer), initializer_range=0.3, seed=3)
     padded = inside._padded
-    monkeypatch.setattr(
-        inside, "_padded", lambda *a: (padded(*a)[0], torch.ones_like(padded(*a)[1]))
-    )
+    monkeypatch.setattr(inside, "_padded", lambda *a: (padded(*a)[0], torch.ones_like(padded(*a)[1])))
     assert not inside.batch_or_alone(model, tokenizer, PROMPTS, 8).same.all()
 
 

@@ -64,9 +64,7 @@ def serve(monkeypatch, tmp_path):
                 pass
 
         server = QuietServer(("127.0.0.1", 0), Handler)
-        threading.Thread(
-            target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-        ).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         servers.append(server)
         url = f"http://127.0.0.1:{server.server_port}/v1/"
         settings = {"timeout": 20.0, "attempts": 3, "wait": 0.01, **options}
@@ -82,9 +80,7 @@ def test_fair_judge(serve, tmp_path):
     endpoint, seen = serve(fair, price=(1.0, 10.0))
     table, summary = j.judge(PAIRS, endpoint)
     assert list(table["id"]) == [p.id for p in PAIRS]
-    assert (
-        set(table["winner"]) == set(table["before_first"]) == set(table["after_first"]) == {"after"}
-    )
+    assert set(table["winner"]) == set(table["before_first"]) == set(table["after_first"]) == {"after"}
     assert table["agreed"].all() and summary["disagreement_rate"] == 0
     assert (summary["win_rate"], summary["n"], summary["requests"]) == (1.0, 6, 12)
     assert 0.5 < summary["low"] < 0.7 and summary["p_value"] == pytest.approx(2 / 2**6)
@@ -109,11 +105,7 @@ def test_position_biased_judge_wins_nothing(serve):
     endpoint, _ = serve(lambda *_: verdict("A"))
     table, summary = j.judge(PAIRS, endpoint)
     assert set(table["winner"]) == {"tie"} and not table["agreed"].any()
-    assert (summary["disagreement_rate"], summary["win_rate"], summary["p_value"]) == (
-        1.0,
-        0.5,
-        None,
-    )
+    assert (summary["disagreement_rate"], summary["win_rate"], summary["p_value"]) == (1.0, 0.5, None)
 
 
 def test_interrupted_judging_pays_once(serve, tmp_path):
@@ -137,9 +129,7 @@ def test_interrupted_judging_pays_once(serve, tmp_path):
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_tries_again(serve, status):
-    endpoint, seen = serve(
-        lambda q, n: (status, "later", ("Retry-After", "0")) if n <= 2 else fair(q, n)
-    )
+    endpoint, seen = serve(lambda q, n: (status, "later", ("Retry-After", "0")) if n <= 2 else fair(q, n))
     table, _ = j.judge(PAIRS[:1], endpoint, workers=1)
     assert table["winner"].item() == "after" and len(seen) == 4
 
@@ -197,15 +187,22 @@ def test_unparsable_replies_are_counted(serve):
         j.judge(PAIRS, endpoint)
 
 
-@pytest.mark.parametrize("reply, expected", [
-    ('{"winner": "A", "reason": "x"}', "A"),
-    ('```json\n{"winner": "b", "reason": "has } and { in it"}\n```', "B"),
-    ('Sure!\n{"winner": "Tie"}\nBye.', "tie"),
-    ('<think>{"winner": "A"}</think>{"winner": "B"}', "B"),
-    ('{"winner": "A"} or rather {"winner": "B"}', None),
-    ('{"winner": "C"}', None), ('{"winner": null}', None), ("winner: A", None), ("", None), (None, None),
-    ('{"winner": "A', None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "reply, expected",
+    [
+        ('{"winner": "A", "reason": "x"}', "A"),
+        ('```json\n{"winner": "b", "reason": "has } and { in it"}\n```', "B"),
+        ('Sure!\n{"winner": "Tie"}\nBye.', "tie"),
+        ('<think>{"winner": "A"}</think>{"winner": "B"}', "B"),
+        ('{"winner": "A"} or rather {"winner": "B"}', None),
+        ('{"winner": "C"}', None),
+        ('{"winner": null}', None),
+        ("winner: A", None),
+        ("", None),
+        (None, None),
+        ('{"winner": "A', None),
+    ],
+)
 def test_parse(reply, expected):
     assert j.parse(reply) == expected
 
@@ -248,13 +245,9 @@ def test_rating_by_buttons_is_blind_and_resumes(tmp_path):
     for label in ("Left better", "Right better", "Tie", "Skip"):
         left, right = rater.order(rater.current)
         shown = [box.value for box in view.children[2].children]
-        assert (
-            getattr(rater.current, left) in shown[0] and getattr(rater.current, right) in shown[1]
-        )
+        assert getattr(rater.current, left) in shown[0] and getattr(rater.current, right) in shown[1]
         assert "before" not in "".join(shown) and "after" not in "".join(shown)
-        expected.append(
-            {"Left better": left, "Right better": right, "Tie": "tie", "Skip": "skip"}[label]
-        )
+        expected.append({"Left better": left, "Right better": right, "Tie": "tie", "Skip": "skip"}[label])
         press(view, label)
     rows = r.read_lines(path)
     assert [row["choice"] for row in rows] == expected
@@ -276,9 +269,7 @@ def test_rating_by_buttons_is_blind_and_resumes(tmp_path):
 
 
 def test_sides_are_balanced_and_texts_are_escaped(tmp_path):
-    rater = r.Rater(
-        [r.Pair("x", "<b>p</b>", "<script>1</script>", "")], "Ann", tmp_path / "r.jsonl"
-    )
+    rater = r.Rater([r.Pair("x", "<b>p</b>", "<script>1</script>", "")], "Ann", tmp_path / "r.jsonl")
     view = r.rating_widget(rater)
     values = view.children[1].value + "".join(c.value for c in view.children[2].children)
     assert "<script>" not in values and "&lt;b&gt;p" in values and "(empty)" in values
@@ -325,6 +316,4 @@ def test_no_ratings():
     for none in ([], rate("Ann", ["skip"])):
         summary = r.summarise(none)
         assert summary["n"] == 0 and summary["message"] == "no ratings yet"
-        assert all(
-            summary[k] is None for k in ("win_rate", "low", "high", "p_value", "agreement", "kappa")
-        )
+        assert all(summary[k] is None for k in ("win_rate", "low", "high", "p_value", "agreement", "kappa"))

@@ -25,9 +25,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.joi
 
 NOTEBOOK = "03_evaluate"  # it has tables, figures, progress bars, training and the A/B widget
 SETTINGS = {
-    "notebook-extension/tracker": {
-        "windowingMode": "none"
-    },  # else only cells in view are in the page
+    "notebook-extension/tracker": {"windowingMode": "none"},  # else only cells in view are in the page
     "apputils-extension/notification": {"fetchNews": "false"},  # asks by a dialog otherwise
 }
 
@@ -64,9 +62,7 @@ def address(folder):
     environment |= {"PYTHONPATH": str(profile.ROOT), "RATER": "student"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     with open(folder / "server.log", "w") as log:
-        server = subprocess.Popen(
-            command, cwd=folder / "notebooks", env=environment, stdout=log, stderr=log
-        )
+        server = subprocess.Popen(command, cwd=folder / "notebooks", env=environment, stdout=log, stderr=log)
     try:
         while not (running := list(list_running_servers(str(folder / "runtime")))):
             assert server.poll() is None, (folder / "server.log").read_text()
@@ -87,9 +83,7 @@ def page(address):
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(120_000)
         page.goto(address)
-        idle = page.get_by_text(
-            "Python 3 (ipykernel) | Idle"
-        ).first  # the status bar: "No Kernel" at first
+        idle = page.get_by_text("Python 3 (ipykernel) | Idle").first  # the status bar: "No Kernel" at first
         idle.wait_for()
         for item in ("Run", "Run All Cells"):
             page.get_by_role("menuitem", name=item, exact=True).click()
@@ -115,9 +109,7 @@ def test_all_cells_run_without_an_error_or_a_warning(page):
 
 def test_the_last_output_states_what_was_measured(page):
     last = outputs(page, "stdout").last.inner_text().splitlines()
-    assert any(
-        re.match(r"debian, full, bits_per_byte: .* difference [+-]\d", line) for line in last
-    )
+    assert any(re.match(r"debian, full, bits_per_byte: .* difference [+-]\d", line) for line in last)
 
 
 def test_progress_bars_are_widgets(page):

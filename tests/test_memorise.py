@@ -10,10 +10,11 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lib import memorise, private, profile
-from lib.collect import deduplicate
-from lib.encodings import GPT2_MERGES
-from lib.memorise import CANDIDATES, REPETITIONS, SLOTS, canaries, code_log_probabilities, exposure
+from lib import profile
+from lib.explore import memorise, private
+from lib.explore.collect import deduplicate
+from lib.explore.encodings import GPT2_MERGES
+from lib.explore.memorise import CANDIDATES, REPETITIONS, SLOTS, canaries, code_log_probabilities, exposure
 from lib.metrics import token_scores
 from lib.models import load_base
 from lib.tasks import Example, encode, load_task
@@ -49,8 +50,14 @@ def test_the_tree_equals_reading_each_code_alone(base, tree, monkeypatch):
 def test_the_tree_is_right_with_rotary_positions_and_grouped_heads(base, monkeypatch):
     monkeypatch.setattr(profile, "autocast_dtype", lambda: torch.float32)
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(base.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(base.tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     other = replace(base, model=LlamaForCausalLM(config).eval())
     _compare(other, _tree(other))
 
@@ -201,21 +208,24 @@ def test_extraction_and_continuation_count_what_comes_out(base, monkeypatch):
     monkeypatch.setattr(memorise, "generate", Parrot(known))
     assert memorise.extracted(None, base.tokenizer, drawn) == [True] * 3 + [False] * 5
     texts = [f"number {i} of the words that follow each other here " * 3 for i in range(4)]
-    examples = [
-        Example(str(i), "Title\n", t, (t,), str(i)) for i, t in enumerate([*texts, "short"])
-    ]
+    examples = [Example(str(i), "Title\n", t, (t,), str(i)) for i, t in enumerate([*texts, "short"])]
     monkeypatch.setattr(memorise, "generate", Parrot(["Title\n" + t for t in texts[:2]]))
-    assert memorise.verbatim(None, base.tokenizer, examples) == {
-        "documents": 4, "verbatim": 2, "tokens": 10,
-    }  # fmt: skip
+    assert memorise.verbatim(None, base.tokenizer, examples) == {"documents": 4, "verbatim": 2, "tokens": 10}
 
 
 def _table(exposures, extracted=0, stage="after"):
     rows = [
-        {"stage": stage, "method": "full", "deduplicated": "no", "repetitions": r, "copies": r, "exposure": e,
-         "extracted": i < extracted}
+        {
+            "stage": stage,
+            "method": "full",
+            "deduplicated": "no",
+            "repetitions": r,
+            "copies": r,
+            "exposure": e,
+            "extracted": i < extracted,
+        }
         for i, (r, e) in enumerate((r, e) for r, values in exposures.items() for e in values)
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 
@@ -235,10 +245,7 @@ def test_advice_follows_from_the_table():
     quiet = memorise.recommendation(_table({1: unseen, 64: unseen})).iloc[0]
     assert math.isnan(quiet["leaks_from"]) and quiet["advice"].startswith("Nothing found")
     traced = memorise.recommendation(_table({1: unseen, 8: [9, 9, 9], 64: [12, 12, 12]})).iloc[0]
-    assert (
-        traced["leaks_from"] == 8
-        and "8 copies of a secret in the text leave a trace" in traced["advice"]
-    )
+    assert traced["leaks_from"] == 8 and "8 copies of a secret in the text leave a trace" in traced["advice"]
     told = memorise.recommendation(_table({1: unseen, 64: unseen}, extracted=2)).iloc[0]
     assert "2 of 6 secrets come out word for word" in told["advice"]
     once = _table({1: unseen, 64: [9, 9, 9]}).assign(copies=1, deduplicated="yes")
@@ -258,36 +265,29 @@ def test_rising_is_a_rank_correlation_without_the_controls():
 def test_the_sentences_follow_from_the_tables():
     before = {"stage": "before", "method": "none", "deduplicated": "none"}
     after = {"stage": "after", "method": "full", "deduplicated": "no"}
-    scores = [{**before, "bits_per_byte": 1.2}] + [
-        {**after, "bits_per_byte": v} for v in (1.0, 1.01, 1.02)
-    ]
+    scores = [{**before, "bits_per_byte": 1.2}] + [{**after, "bits_per_byte": v} for v in (1.0, 1.01, 1.02)]
     unseen = _table({0: [1.4, 0.2, 3.0], 64: [1, 2, 0.5]})
     often = _table({0: [1.4, 0.2, 3.0], 1: [1, 2], 8: [5, 6], 64: [13, 12.9, 12]}, extracted=7)
     shares = [
         {**who, "split": split, "documents": 10, "verbatim": round(10 * v)}
         for who, split, v in (
-            (before, "train", 0.1), (before, "test", 0.1), (after, "train", 0.5), (after, "test", 0.2),
+            (before, "train", 0.1),
+            (before, "test", 0.1),
+            (after, "train", 0.5),
+            (after, "test", 0.2),
         )
-    ]  # fmt: skip
+    ]
 
     def told(scores, memory, seen):
         memory = pd.concat([memory.assign(**before), seen.assign(**after)])
         return private.findings(pd.DataFrame(scores), memory, pd.DataFrame(shares))
 
     said = told(scores, unseen, often)
-    assert (
-        "full, duplicates left in: 1.200 -> 1.010 bits per byte (95 % interval 0.985 to 1.035)."
-        in said
-    )
+    assert "full, duplicates left in: 1.200 -> 1.010 bits per byte (95 % interval 0.985 to 1.035)." in said
     assert "exposure rises with the times inserted" in said[1]
     assert "Inserted 64 times: 12.63 bits (p < 0.001), 0 of 3 come out" in said[1]
-    assert said[2].startswith(
-        "Before training: 1.35 bits over 6 canaries (p = 0.51), as by chance."
-    )
-    assert (
-        said[3].startswith("Controls, full, duplicates left in: 1.53 bits")
-        and "as by chance" in said[3]
-    )
+    assert said[2].startswith("Before training: 1.35 bits over 6 canaries (p = 0.51), as by chance.")
+    assert said[3].startswith("Controls, full, duplicates left in: 1.53 bits") and "as by chance" in said[3]
     assert said[-1].endswith(
         "5 of 10 training documents are continued word for word, 2 of 10 held-out ones, seeds together."
     )

@@ -36,10 +36,7 @@ def float32(monkeypatch):
 
 
 def examples():
-    return [
-        Example(f"d{i}", f"Topic {i}:\n", text, (text,), f"g{i // 2}")
-        for i, text in enumerate(TEXTS)
-    ]
+    return [Example(f"d{i}", f"Topic {i}:\n", text, (text,), f"g{i // 2}") for i, text in enumerate(TEXTS)]
 
 
 def plain_nats(model, ids, prompt_length):
@@ -84,9 +81,7 @@ def test_no_padding_reaches_the_model(model, tokenizer, monkeypatch):
     scores = metrics.score(model, tokenizer, examples())
     read = sum(ids.numel() for ids in seen)
     prompts = sum(len(tokenizer(e.prompt)["input_ids"]) for e in examples())
-    assert read == prompts + scores["tokens"].sum() - len(
-        scores
-    )  # each EOS is predicted, never read
+    assert read == prompts + scores["tokens"].sum() - len(scores)  # each EOS is predicted, never read
 
 
 def test_window_of_one_more_token_than_the_model_has_positions(model):

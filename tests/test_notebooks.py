@@ -18,9 +18,7 @@ def test_the_pair_agrees_and_was_executed_without_error(source):
     made = jupytext.read(source)
     kept = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
     texts = [[(c.cell_type, c.source.strip()) for c in nb.cells] for nb in (made, kept)]
-    assert texts[0] == texts[1], (
-        f"run `python -m lib run {source.stem[:2]}`: the .ipynb is not of this .py"
-    )
+    assert texts[0] == texts[1], f"run `python -m lib run {source.stem[:2]}`: the .ipynb is not of this .py"
     outputs = [o for c in kept.cells if c.cell_type == "code" for o in c.outputs]
     assert outputs and not any(o.output_type == "error" for o in outputs)
 
@@ -35,9 +33,7 @@ def test_the_form_of_a_notebook(source):
         assert len(lines) <= 20, f"{source.stem}: a cell of {len(lines)} lines\n{cell.source}"
         for start in (i for i, line in enumerate(lines) if line.startswith("def ")):
             body = re.match(r"(?:    .*\n?|\n)*", "\n".join(lines[start + 1 :]))[0]
-            assert len(body.strip().splitlines()) <= 5, (
-                f"{source.stem}: {lines[start]} belongs in lib"
-            )
+            assert len(body.strip().splitlines()) <= 5, f"{source.stem}: {lines[start]} belongs in lib"
 
 
 def test_find_takes_numbers_and_names_and_lists_the_known():
@@ -72,19 +68,16 @@ def test_a_failing_notebook_leaves_the_previous_one(tmp_path):
 def test_a_task_of_ones_own_runs_02_and_03(tmp_path):
     rows = [{"prompt": f"{i} plus {i % 7} is", "target": f" {i + i % 7}."} for i in range(200)]
     (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    environment = {
-        **os.environ,
-        "TASK": str(tmp_path / "my.jsonl"),
-        "FAST_OUTPUT": str(tmp_path / "out"),
-    }
+    environment = {**os.environ, "TASK": str(tmp_path / "my.jsonl"), "FAST_OUTPUT": str(tmp_path / "out")}
     run = subprocess.run(
         [sys.executable, "-m", "lib", "run", "02", "03"],
-        cwd=profile.ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=profile.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
-    table = json.loads((tmp_path / "out/data/results/03_evaluate.json").read_text())["tables"][
-        "before_after"
-    ]
+    table = json.loads((tmp_path / "out/data/results/03_evaluate.json").read_text())["tables"]["before_after"]
     assert {row["task"] for row in table} == {"my"}
     assert {row["method"] for row in table} == {"none", "full", "lora"}
     assert all(row["bits_per_byte"] > 0 for row in table)

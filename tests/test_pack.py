@@ -8,8 +8,9 @@ import zipfile
 import pytest
 from sample_project import NAMES, commit, notebook, project, write
 
-from lib import export, leaks, pack, profile
+from lib import profile
 from lib.__main__ import main
+from lib.report import export, leaks, pack
 
 KEY = "sk-" + "a1B2c3D4e5F6g7H8i9J0k1L2"  # in two parts: this file is packed itself
 
@@ -38,15 +39,22 @@ def test_the_package_holds_what_is_handed_in(root):
     path = pack.pack(root=root)
     assert path == root / "build/final.zip"
     found = names(path)
-    assert {"report.md", "report.html", "report.docx", "report.pdf", "README.md", "requirements.txt", "pyproject.toml",
-            "data/README.md", "data/debian/card.json", "data/debian/train.jsonl", "lib/packing.py",
-            "figures/03_before_after.png"} <= set(found)  # fmt: skip
+    assert {
+        "report.md",
+        "report.html",
+        "report.docx",
+        "report.pdf",
+        "README.md",
+        "requirements.txt",
+        "pyproject.toml",
+        "data/README.md",
+        "data/debian/card.json",
+        "data/debian/train.jsonl",
+        "lib/packing.py",
+        "figures/03_before_after.png",
+    } <= set(found)
     for stem in NAMES:
-        assert {
-            f"notebooks/{stem}.py",
-            f"notebooks/{stem}.ipynb",
-            f"data/results/{stem}.json",
-        } <= set(found)
+        assert {f"notebooks/{stem}.py", f"notebooks/{stem}.ipynb", f"data/results/{stem}.json"} <= set(found)
     assert found == sorted(found)
 
 
@@ -54,12 +62,9 @@ def test_the_mid_term_package_has_readme_as_its_report(root):
     (root / "report.md").unlink()
     commit(root, "rm", "-q", "--cached", "report.md")
     found = names(pack.pack(midterm=True, root=root))
-    assert {
-        "README.md",
-        "midterm_report.pdf",
-        "notebooks/03_evaluate.ipynb",
-        "data/results/03_evaluate.json",
-    } <= set(found)
+    assert {"README.md", "midterm_report.pdf", "notebooks/03_evaluate.ipynb", "data/results/03_evaluate.json"} <= set(
+        found
+    )
     assert "report.md" not in found
     project(root, git=False)
     assert "report.md" not in names(pack.pack(midterm=True, root=root))
@@ -73,9 +78,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
         assert {entry.date_time for entry in packed.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert {entry.external_attr >> 16 for entry in packed.infolist()} == {0o100644}
         pdf = packed.read(f"{pack.TOP}/report.pdf")
-        assert (
-            pdf.startswith(b"%PDF") and b"CreationDate" not in pdf and b"xmp:CreateDate" not in pdf
-        )
+        assert pdf.startswith(b"%PDF") and b"CreationDate" not in pdf and b"xmp:CreateDate" not in pdf
         with zipfile.ZipFile(io.BytesIO(packed.read(f"{pack.TOP}/report.docx"))) as word:
             assert b"1980-01-01T00:00:00Z" in word.read("docProps/core.xml")
             assert {entry.date_time[0] for entry in word.infolist()} == {1980}
@@ -111,17 +114,9 @@ LEAKS = {
     "a key": ("lib/judge.py", f'KEY = "{KEY}"\n', "looks like a key"),
     "a private key": ("tests/a.txt", f"{BEGIN}\nx\n{END}", "like a key"),
     "a key in an output": (TUNED, notebook("02_finetune", f"{KEY}\n"), "looks like a key"),
-    "a home in code": (
-        "lib/data.py",
-        'open("/home/xiaoming/x")\n',
-        r"absolute path \(/home/xiaoming",
-    ),
+    "a home in code": ("lib/data.py", 'open("/home/xiaoming/x")\n', r"absolute path \(/home/xiaoming"),
     "a Windows home": (SCORED, notebook("03_evaluate", r"C:\Users\Li Hua\a.txt"), "absolute path"),
-    "a temporary folder": (
-        SCORED,
-        notebook("03_evaluate", "/tmp/ipykernel_1/2.py"),
-        "absolute path",
-    ),
+    "a temporary folder": (SCORED, notebook("03_evaluate", "/tmp/ipykernel_1/2.py"), "absolute path"),
     "a home in results": ("data/results/02_finetune.json", None, "absolute path"),
     "a home in the report": ("README.md", None, "absolute path"),
 }
@@ -165,9 +160,7 @@ def test_documents_may_speak_of_homes(root):
 
 def test_nothing_in_this_repository_must_stay():
     found = pack._tracked(profile.ROOT) or pack._walked(profile.ROOT)
-    kept = [
-        name for name in found if name.split("/")[0] in pack.FOLDERS and not leaks.kept_out(name)
-    ]
+    kept = [name for name in found if name.split("/")[0] in pack.FOLDERS and not leaks.kept_out(name)]
     assert len(kept) > 100
     for name in kept:
         if (profile.ROOT / name).is_file() and not name.endswith((".jsonl", ".svg")):
@@ -179,17 +172,13 @@ def test_gaps_refuse_and_a_draft_says_so(root):
     before = (root / "build/final.zip").read_bytes()
     report = (root / "report.md").read_text("utf-8")
     write(root / "report.md", report.replace("| Li Hua", "| [Name of member 2]"))
-    with pytest.raises(
-        ValueError, match=r"Members named.*is no name yet[\s\S]*`python -m lib pack --draft`"
-    ):
+    with pytest.raises(ValueError, match=r"Members named.*is no name yet[\s\S]*`python -m lib pack --draft`"):
         pack.pack(root=root)
     assert (root / "build/final.zip").read_bytes() == before
     path = pack.pack(draft=True, root=root)
     assert path.name == "final-draft.zip"
     with zipfile.ZipFile(path) as packed:
-        assert "[Name of member 2] is no name yet" in packed.read(f"{pack.TOP}/DRAFT.txt").decode(
-            "utf-8"
-        )
+        assert "[Name of member 2] is no name yet" in packed.read(f"{pack.TOP}/DRAFT.txt").decode("utf-8")
         assert packed.read(f"{pack.TOP}/report.pdf") == b"pdf True"
     (root / "data/results/03_evaluate.json").unlink()
     with pytest.raises(ValueError, match=r"data/results/03_evaluate.json does not hold both"):
@@ -203,17 +192,14 @@ def test_what_is_gone_or_not_in_git_is_named(root):
     commit(root, "checkout", "lib/packing.py")
     commit(root, "rm", "-q", "--cached", "report.md", "data/results/04_token_encoding.json")
     with pytest.raises(
-        ValueError,
-        match=r"git does not track data/results/04_token_encoding.json, report.md: `git add",
+        ValueError, match=r"git does not track data/results/04_token_encoding.json, report.md: `git add"
     ):
         pack.pack(root=root)
 
 
 def test_a_deleted_figure_and_a_missing_report(root):
     (root / "figures/03_before_after.png").unlink()
-    with pytest.raises(
-        ValueError, match=r"figures/03_before_after.png, which is missing: `git checkout"
-    ):
+    with pytest.raises(ValueError, match=r"figures/03_before_after.png, which is missing: `git checkout"):
         pack.pack(root=root)
     (root / "report.md").unlink()
     with pytest.raises(ValueError, match=r"report.md is missing or empty"):
@@ -261,9 +247,7 @@ def test_an_interrupted_pack_leaves_the_previous_zip(root, monkeypatch, error):
 
 def test_a_build_folder_that_cannot_be_written(root):
     write(root / "build", "a file")
-    with pytest.raises(
-        OSError, match=r"final.zip was not written \(.*\); free space or choose a folder you own"
-    ):
+    with pytest.raises(OSError, match=r"final.zip was not written \(.*\); free space or choose a folder you own"):
         pack.pack(root=root)
 
 
@@ -278,21 +262,12 @@ def test_the_package_of_this_project_holds_all_that_its_code_imports():
     """README's two commands need the requirements, the package's metadata and every module of `lib`."""
     found = pack._tracked(profile.ROOT) or pack._walked(profile.ROOT)
     packed = {name for name in found if not leaks.kept_out(name)}
-    assert {
-        "requirements.txt",
-        "pyproject.toml",
-        "data/debian/train.jsonl",
-        "data/gpt2_bpe/merges.txt",
-    } <= packed
+    assert {"requirements.txt", "pyproject.toml", "data/debian/train.jsonl", "data/gpt2_bpe/merges.txt"} <= packed
     for name in (n for n in packed if n.startswith(("lib/", "notebooks/")) and n.endswith(".py")):
         for node in ast.walk(ast.parse((profile.ROOT / name).read_text("utf-8"))):
             module = getattr(node, "module", None)
-            if isinstance(node, ast.ImportFrom) and (
-                module == "lib" or str(module).startswith("lib.")
-            ):
-                wanted = (
-                    [module] if module != "lib" else [f"lib.{alias.name}" for alias in node.names]
-                )
+            if isinstance(node, ast.ImportFrom) and (module == "lib" or str(module).startswith("lib.")):
+                wanted = [module] if module != "lib" else [f"lib.{alias.name}" for alias in node.names]
                 assert {f"{w.replace('.', '/')}.py" for w in wanted} <= packed, (name, wanted)
 
 

@@ -9,10 +9,7 @@ from lib.packing import Encoded, document_attention, draw, flatten, pack, rows
 def small_llama():
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-    heads = {
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }  # grouped queries, as in the stand-in
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}  # grouped queries, as in the stand-in
     return LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes, **heads)).eval()
 
 
@@ -33,9 +30,7 @@ def test_packed_logits_equal_one_document_at_a_time(name):
     batch.pop("labels"), batch.pop("document")
     with document_attention(model):
         packed = model(**batch).logits[0]  # (N, V)
-    alone = torch.cat([
-        model(torch.tensor([d.input_ids])).logits[0, d.prompt_length - 1 : -1] for d in docs
-    ])  # fmt: skip
+    alone = torch.cat([model(torch.tensor([d.input_ids])).logits[0, d.prompt_length - 1 : -1] for d in docs])
     torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)
 
 
@@ -83,9 +78,7 @@ def test_the_models_own_attention_and_cache_are_restored():
 def test_labels_are_the_targets_and_eos_and_no_prompt():
     docs = [Encoded([1, 2, 3, 4], 2, 5), Encoded([5, 6, 7], 0, 5)]
     batch = flatten(docs)
-    assert batch["labels"].tolist() == [
-        [3, 4, 6, 7]
-    ]  # a promptless document's first token has no past
+    assert batch["labels"].tolist() == [[3, 4, 6, 7]]  # a promptless document's first token has no past
     assert batch["logits_to_keep"].tolist() == [1, 2, 4, 5]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2]]
     assert batch["cu_seq_lens_q"].tolist() == [0, 4, 7]

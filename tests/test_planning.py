@@ -2,8 +2,9 @@
 
 import pytest
 
-from lib import chinese_tables, planning, tasks
-from lib.chinese_runs import Measured, given_plans
+from lib import tasks
+from lib.explore import chinese_tables, planning
+from lib.explore.chinese_runs import Measured, given_plans
 
 POEM = "红豆生南国，\n春来发几枝。\n愿君多采撷，\n此物最相思。"  # 枝 zhi, 思 si: -i
 OTHER = "白日依山尽，\n黄河入海流。\n欲穷千里目，\n更上一层楼。"  # 流 liu, 楼 lou: -ou

@@ -27,46 +27,41 @@ def folder(tmp_path, monkeypatch):
 
 
 def curves():
-    return pd.DataFrame([
-        {"method": m, "seed": s, "tokens": t, "bits_per_byte": b + 1 / (1 + t) + s / 100}
-        for m, b in (("full", 0.9), ("lora", 0.901), ("last_blocks", 1.1)) for s in (0, 1) for t in range(5)
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {"method": m, "seed": s, "tokens": t, "bits_per_byte": b + 1 / (1 + t) + s / 100}
+            for m, b in (("full", 0.9), ("lora", 0.901), ("last_blocks", 1.1))
+            for s in (0, 1)
+            for t in range(5)
+        ]
+    )
 
 
 def stages():
     rows = [{"method": "none", "stage": "before", "seed": 0, "bits_per_byte": 1.6, "chrf": 17.0}]
     rows += [
         {"method": m, "stage": "after", "seed": s, "bits_per_byte": b + s / 50, "chrf": 30 + s}
-        for m, b in (("full", 0.9), ("lora", 1.0)) for s in range(3)
-    ]  # fmt: skip
+        for m, b in (("full", 0.9), ("lora", 1.0))
+        for s in range(3)
+    ]
     return pd.DataFrame(rows)
 
 
 def odds():
     tokens = ["月", "<E6 9C>", " the", "\n", plots.OTHERS]
     return pd.DataFrame(
-        [
-            {"setting": s, "token": t, "probability": 0.2}
-            for s in ("greedy", "温度 1.0")
-            for t in tokens
-        ]
+        [{"setting": s, "token": t, "probability": 0.2} for s in ("greedy", "温度 1.0") for t in tokens]
     )
 
 
 DRAW = {
     "histogram": lambda: plots.histogram({"train": range(1, 90), "test": range(5, 50)}),
     "loss_curves": lambda: plots.loss_curves(curves()),
-    "before_after": lambda: plots.before_after(
-        stages(), {"bits_per_byte": "bits per byte", "chrf": "chrF"}
-    ),
-    "heatmap": lambda: plots.heatmap(
-        np.tril(np.ones((12, 12))), list(LINE), list(LINE), "第 5 层 $x"
-    ),
+    "before_after": lambda: plots.before_after(stages(), {"bits_per_byte": "bits per byte", "chrf": "chrF"}),
+    "heatmap": lambda: plots.heatmap(np.tril(np.ones((12, 12))), list(LINE), list(LINE), "第 5 层 $x"),
     "similarity": lambda: plots.similarity(np.eye(16), "位置"),
     "bars": lambda: plots.bars(odds()),
-    "token_strip": lambda: plots.token_strip(
-        [LINE, "apt costs $0.\n"], tiny_tokenizer([LINE] * 3, 275)
-    ),
+    "token_strip": lambda: plots.token_strip([LINE, "apt costs $0.\n"], tiny_tokenizer([LINE] * 3, 275)),
 }
 
 
@@ -117,16 +112,10 @@ def test_labels_do_not_collide():
 
 
 def test_caption_names_seeds_budget_and_stand_in():
-    provenance = {
-        "seeds": [0, 1],
-        "profile": "full",
-        "base_model": "SmolLM2-135M (stand-in)",
-        "stand_in": True,
-    }
+    provenance = {"seeds": [0, 1], "profile": "full", "base_model": "SmolLM2-135M (stand-in)", "stand_in": True}
     text = plots.caption("Loss.", provenance, tokens=160_000)
     assert text == (
-        "Loss. Seeds 0, 1; profile full, 160,000 training tokens per run; SmolLM2-135M (stand-in), "
-        "not GPT-2 117M."
+        "Loss. Seeds 0, 1; profile full, 160,000 training tokens per run; SmolLM2-135M (stand-in), not GPT-2 117M."
     )
     real = provenance | {"base_model": "openai-community/gpt2", "stand_in": False}
     assert "not GPT-2" not in plots.caption("Loss.", real)
@@ -144,7 +133,7 @@ def test_before_after_values_are_the_data():
 
 
 def test_a_cut_axis_still_shows_the_lowest_line_of_every_panel():
-    rows = [{"x": x, "y": y, "name": "a", "panel": p} for p, y in (("one", 5), ("two", 1)) for x in (1, 2)]  # fmt: skip
+    rows = [{"x": x, "y": y, "name": "a", "panel": p} for p, y in (("one", 5), ("two", 1)) for x in (1, 2)]
     fig = plots.lines(pd.DataFrame(rows), "x", "y", "name", panel="panel", top=10)
     for ax in fig.axes:
         assert ax.get_ylim()[0] <= 1 and ax.get_ylim()[1] == 10

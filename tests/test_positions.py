@@ -1,4 +1,4 @@
-"""lib.positions: every registered position is tested here by being registered."""
+"""lib.explore.positions: every registered position is tested here by being registered."""
 
 import copy
 import math
@@ -10,25 +10,13 @@ from safetensors.torch import load_model, save_model
 from transformers import GPT2Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from lib import positions
-from lib.attention import ATTENTIONS, attention_modules, use_attention
+from lib.explore import positions
+from lib.explore.attention import ATTENTIONS, attention_modules, use_attention
+from lib.explore.positions import POSITIONS, Alibi, Rope, Sinusoidal, T5Bias, alibi_slopes, t5_bucket, use_position
+from lib.explore.scratch import build
 from lib.models import small_gpt2
-from lib.positions import (
-    POSITIONS,
-    Alibi,
-    Rope,
-    Sinusoidal,
-    T5Bias,
-    alibi_slopes,
-    t5_bucket,
-    use_position,
-)
-from lib.scratch import build
 
-ABSOLUTE = (
-    "learned",
-    "sinusoidal",
-)  # added to the embeddings; the others act on distances, or not at all
+ABSOLUTE = ("learned", "sinusoidal")  # added to the embeddings; the others act on distances, or not at all
 
 each = pytest.mark.parametrize("name", POSITIONS)
 
@@ -126,10 +114,7 @@ def test_rope_behind_a_cache_turns_the_last_queries():
 )
 @torch.no_grad()
 def test_only_absolute_positions_notice_uncorrected_left_padding(name, attention):
-    model, tokens = (
-        gpt2(name, attention, **({"window": 8} if attention == "window" else {})),
-        row(25),
-    )
+    model, tokens = (gpt2(name, attention, **({"window": 8} if attention == "window" else {})), row(25))
     alone = model(tokens[None]).logits[0]
     ids = torch.cat([torch.zeros(11, dtype=torch.long), tokens])[None]
     mask = (ids > 0).long()
@@ -179,9 +164,12 @@ def test_left_padding_and_kv_cache_change_nothing(name, attention):
     for n in (16, 6, 1, 1, 1, 1):
         now = slice(start, start + n)
         output = model(
-            ids[:, now], attention_mask=mask[:, : start + n], position_ids=positions[:, now],
-            past_key_values=cache, use_cache=True,
-        )  # fmt: skip
+            ids[:, now],
+            attention_mask=mask[:, : start + n],
+            position_ids=positions[:, now],
+            past_key_values=cache,
+            use_cache=True,
+        )
         cache, start = output.past_key_values, start + n
         pieces.append(output.logits)
     for tokens, got in zip(rows, torch.cat(pieces, dim=1), strict=True):
@@ -305,9 +293,7 @@ def test_copies_and_saved_weights_keep_the_position(name, tmp_path):
         assert torch.equal(other(ids).logits, expected)
     for parameter in clone.transformer.wpe.parameters():
         parameter.normal_()
-        assert not torch.equal(
-            clone(ids).logits, expected
-        )  # the copy's layers read the copy's table
+        assert not torch.equal(clone(ids).logits, expected)  # the copy's layers read the copy's table
     assert torch.equal(model(ids).logits, expected)
 
 

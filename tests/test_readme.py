@@ -6,8 +6,9 @@ from itertools import combinations
 import pandas as pd
 import pytest
 
-from lib import bench_findings, evaluation, findings, frontier, memorise, profile, results
-from lib.chinese_tables import differences, percent, rate
+from lib import evaluation, profile, results
+from lib.explore import bench_findings, findings, frontier, memorise
+from lib.explore.chinese_tables import differences, percent, rate
 from lib.metrics import mean_interval
 
 README = (profile.ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,9 +65,7 @@ def close(shown: list[float], values: pd.Series) -> bool:
     return shown == pytest.approx(list(mean_interval(values)), abs=0.00051)
 
 
-@pytest.fixture(
-    scope="module", params=["04_token_encoding", "05_position_encoding", "06_attention"]
-)
+@pytest.fixture(scope="module", params=["04_token_encoding", "05_position_encoding", "06_attention"])
 def exploration(request):
     return request.param, results.load(request.param, profile.DATA / "results")
 
@@ -82,9 +81,7 @@ def test_the_explorations_tables_are_those_of_the_results_files(exploration):
             per_token, bits, _ = numbers(encoding, shown)
             assert close(bits, runs.bits_per_byte), encoding
             assert per_token == pytest.approx([runs.bytes_per_token.iloc[0]], abs=0.0051)
-            timed = tables["speed"].query(
-                "corpus == 'debian' and encoding == @encoding and vocab_size == @size"
-            )
+            timed = tables["speed"].query("corpus == 'debian' and encoding == @encoding and vocab_size == @size")
             assert README.count(f" | {timed.bytes_per_second.item():,.0f} |") == 1, encoding
     elif name.startswith("05"):
         for position, runs in tables["positions"].groupby("position"):
@@ -115,9 +112,14 @@ def interval(values) -> str:
 def test_the_differences_between_encodings_are_those_of_the_results_file():
     tables = results.load("04_token_encoding", profile.DATA / "results")["tables"]
     text = " ".join(README.split())
-    shown = [("debian", "bpe 8,192", "bytes"), ("debian", "gpt2", "bytes"),
-             ("debian", "bpe 8,192", "compute"), ("tang", "characters", "bytes"),
-             ("tang", "bpe 1,024", "bytes"), ("tang", "wordpiece 4,096", "bytes")]  # fmt: skip
+    shown = [
+        ("debian", "bpe 8,192", "bytes"),
+        ("debian", "gpt2", "bytes"),
+        ("debian", "bpe 8,192", "compute"),
+        ("tang", "characters", "bytes"),
+        ("tang", "bpe 1,024", "bytes"),
+        ("tang", "wordpiece 4,096", "bytes"),
+    ]
     for row in tables["against_bytes"]:
         if (row["corpus"], row["label"], row["budget"]) in shown:
             found = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
@@ -134,9 +136,7 @@ def test_the_differences_between_encodings_are_those_of_the_results_file():
 
 
 def test_the_differences_to_softmax_are_those_of_the_results_file():
-    table = pd.DataFrame(
-        results.load("06_attention", profile.DATA / "results")["tables"]["quality"]
-    )
+    table = pd.DataFrame(results.load("06_attention", profile.DATA / "results")["tables"]["quality"])
     wide = table.pivot(index="seed", columns="attention", values="bits_per_byte")
     assert len(wide) >= 3
     for name in wide.columns.drop("softmax_sdpa"):
@@ -223,9 +223,7 @@ def test_the_private_table_is_that_of_the_results_file():
     assert f"Before: {before:.3f} bits per byte" in README
     whole, text = tables["anonymiser"].set_index("category").loc["all"], " ".join(README.split())
     for measure in ("recall", "precision"):
-        shown = (
-            f"{whole[measure]:.3f} [{whole[f'{measure}_low']:.3f}, {whole[f'{measure}_high']:.3f}]"
-        )
+        shown = f"{whole[measure]:.3f} [{whole[f'{measure}_low']:.3f}, {whole[f'{measure}_high']:.3f}]"
         assert f"{measure} {shown}" in text
     for label, method in AUDITS.items():
         for dedup, kept in (("no", "duplicates left in"), ("yes", "duplicates removed")):
@@ -258,7 +256,7 @@ def scenario():
     return {key: pd.DataFrame(rows) for key, rows in shipped["tables"].items()}
 
 
-COMPRESSORS = ["gzip -9", "brotli 11", "zstd -22 after the training text", "model before", "model after"]  # fmt: skip
+COMPRESSORS = ["gzip -9", "brotli 11", "zstd -22 after the training text", "model before", "model after"]
 
 
 def test_the_compression_table_is_that_of_the_results_file(scenario):
@@ -268,9 +266,7 @@ def test_the_compression_table_is_that_of_the_results_file(scenario):
         wanted = []
         for name in COMPRESSORS:
             values = own.loc[own["compressor"] == name, "bits_per_byte"]
-            wanted.append(
-                [round(x, 3) for x in mean_interval(values)[: 1 if len(values) == 1 else 3]]
-            )
+            wanted.append([round(x, 3) for x in mean_interval(values)[: 1 if len(values) == 1 else 3]])
         assert numbers(label) == wanted
 
 
@@ -278,23 +274,16 @@ def test_the_scenario_sentences_are_those_of_the_results_file(scenario):
     text, e2e = " ".join(README.split()), scenario["e2e"]
 
     def over_seeds(system: str, measure: str, times: int = 1) -> str:
-        mean, low, high = mean_interval(
-            times * e2e.loc[e2e["system"] == system, measure].astype(float)
-        )
+        mean, low, high = mean_interval(times * e2e.loc[e2e["system"] == system, measure].astype(float))
         return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
     few, tuned = "3-shot", "fine-tuned, full"
     assert f"give {over_seeds(few, 'bleu')} BLEU and {over_seeds(few, 'ser', 100)} % slot" in text
-    assert (
-        f"tokens {over_seeds(tuned, 'bleu')} and {over_seeds(tuned, 'ser', 100)} %, people" in text
-    )
+    assert f"tokens {over_seeds(tuned, 'bleu')} and {over_seeds(tuned, 'ser', 100)} %, people" in text
     by_system = e2e.set_index("system")
     assert f"people {100 * by_system.ser['people']:.1f} %." in text
     longer = by_system.bleu["fine-tuned, full, longer"]
-    assert (
-        f"is {67.27 - longer:.1f} BLEU below" in text
-        and f"{70.4 - longer:.1f} below GPT-2 medium" in text
-    )
+    assert f"is {67.27 - longer:.1f} BLEU below" in text and f"{70.4 - longer:.1f} below GPT-2 medium" in text
     table = scenario["compression"]
     coded = table[table["packaging"] == "archive"]
     assert coded["round_trip"].all()
@@ -321,7 +310,7 @@ def test_the_innovation_sentences_are_those_of_the_results_file():
         findings.conversion_findings(*(tables[k] for k in ("conversion", "layer_damage", "decoding"))),
         findings.frontier_findings(*(tables[k] for k in ("frontier", "front", "against_interpolation")), general),
         findings.trap_findings(tables["traps"]),
-    ]  # fmt: skip
+    ]
     text = " ".join(README.split())
     for sentences in said:
         assert sentences[0].removeprefix("Finding: ") in text

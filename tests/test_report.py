@@ -9,12 +9,14 @@ import pytest
 from report_tables import FIGURES, TABLES
 
 from lib import __main__ as command
-from lib import profile, report, report_text, results
-from lib.project import Project
-from lib.report_blocks import BLOCKS, NOTEBOOKS, Files, Notebook, render
-from lib.report_defence import CLAIMS, PARTS, Claim, defence_map, missing
-from lib.report_defence import check as check_claim
-from lib.report_forms import interval, table
+from lib import profile, results
+from lib.report import blocks as report
+from lib.report import report_text
+from lib.report.project import Project
+from lib.report.report_blocks import BLOCKS, NOTEBOOKS, Files, Notebook, render
+from lib.report.report_defence import CLAIMS, PARTS, Claim, defence_map, missing
+from lib.report.report_defence import check as check_claim
+from lib.report.report_forms import interval, table
 
 TEXT = report.read()
 
@@ -49,8 +51,7 @@ def add(checkout, stem: str, **provenance) -> None:
     shipped = results.load("03_evaluate", profile.DATA / "results")["provenance"] | provenance
     tables = {name: results._rows(name, rows) for name, rows in TABLES[stem]().items()}
     results.write_json(
-        checkout / "data" / "results" / f"{stem}.json",
-        {"notebook": stem, "provenance": shipped, "tables": tables},
+        checkout / "data" / "results" / f"{stem}.json", {"notebook": stem, "provenance": shipped, "tables": tables}
     )
     captions = json.loads((checkout / "figures" / "captions.json").read_text("utf-8"))
     for name in FIGURES[stem[:2]]:
@@ -69,14 +70,10 @@ def test_the_report_is_what_the_results_give_and_holds_no_other_number():
 def test_every_block_has_its_place_and_the_appendix_its_25_questions():
     used = {m.name for m in report_text.markers(TEXT)}
     assert used == {*BLOCKS, *report.WHOLE}
-    questions = re.findall(
-        r"^\*\*Q(\d+)\. (.+?\?)\*\*(.*?)(?=\n\n|\Z)", TEXT, re.MULTILINE | re.DOTALL
-    )
+    questions = re.findall(r"^\*\*Q(\d+)\. (.+?\?)\*\*(.*?)(?=\n\n|\Z)", TEXT, re.MULTILINE | re.DOTALL)
     assert [int(n) for n, *_ in questions] == list(range(1, 26))
     for _, question, answer in questions:
-        places = [
-            p for p in report.REFERENCE.findall(report_text.outside(answer)) if p.startswith("lib.")
-        ]
+        places = [p for p in report.REFERENCE.findall(report_text.outside(answer)) if p.startswith("lib.")]
         assert places, question
 
 
@@ -122,10 +119,7 @@ def test_a_typed_number_fails(old, new, number):
     ],
 )
 def test_years_sections_and_published_constants_are_no_results(sentence):
-    assert (
-        report_text.typed_numbers(TEXT.replace("## 7 Limits\n", f"## 7 Limits\n\n{sentence}\n", 1))
-        == []
-    )
+    assert report_text.typed_numbers(TEXT.replace("## 7 Limits\n", f"## 7 Limits\n\n{sentence}\n", 1)) == []
 
 
 # --- stale blocks, figures, references
@@ -136,8 +130,7 @@ def test_a_stale_number_is_found_and_filled_anew(checkout):
     edit(path, "124,439,808<!--/-->", "124,439,809<!--/-->")
     (wrong,) = report.check(checkout)
     assert re.match(
-        r"report.md, line \d+: `gpt2.size` is not what data/results gives: run `python -m lib report`",
-        wrong,
+        r"report.md, line \d+: `gpt2.size` is not what data/results gives: run `python -m lib report`", wrong
     )
     assert "filled anew" in report.fill(checkout)[0]
     assert path.read_text("utf-8") == TEXT and report.check(checkout) == []
@@ -160,9 +153,7 @@ def test_a_missing_figure_is_named_and_the_file_left_alone(checkout):
     assert report.read(checkout) == TEXT
     edit(checkout / "report.md", "## 7 Limits\n", "## 7 Limits\n\n![x](figures/none.png)\n")
     (checkout / "figures" / "03_before_after.png").touch()
-    assert any(
-        re.search(r"line \d+: figures/none.png is missing", s) for s in report.check(checkout)
-    )
+    assert any(re.search(r"line \d+: figures/none.png is missing", s) for s in report.check(checkout))
 
 
 @pytest.mark.parametrize(
@@ -170,11 +161,7 @@ def test_a_missing_figure_is_named_and_the_file_left_alone(checkout):
     [
         ("`lib.metrics.score`", "`lib.metrics.scores`", "lib/metrics.py has no scores"),
         ("`tests/test_packing.py`", "`tests/test_packs.py`", "tests/test_packs.py does not exist"),
-        (
-            "### 6.3 Attention\n",
-            "### 6.3 Attentions\n",
-            "the heading “### 6.3 Attention” is missing here",
-        ),
+        ("### 6.3 Attention\n", "### 6.3 Attentions\n", "the heading “### 6.3 Attention” is missing here"),
         ("**Change.** Three.", "Three.", "“### 6.4 Chinese” has no paragraph **Change.**"),
         (
             "The task is called",
@@ -196,24 +183,15 @@ def test_places_headings_and_form_are_checked(checkout, old, new, said):
     ("text", "said"),
     [
         ("a\n<!--= x -->1\n", "line 2: `<!--= x -->` is never closed"),
-        (
-            "a <!--= x -->1\nb <!--= y -->2<!--/-->\n",
-            "line 1: `<!--= x -->` is not closed before line 2",
-        ),
+        ("a <!--= x -->1\nb <!--= y -->2<!--/-->\n", "line 1: `<!--= x -->` is not closed before line 2"),
         ("a <!--= x -->1\nb<!--/-->\n", "line 1: `<!--= x -->` runs over its line"),
         ("a\n\nb 1<!--/-->\n", "line 3: `<!--/-->` closes nothing"),
         ("<!-- begin x -->\n1\n", "line 1: `<!-- begin x -->` is never closed"),
-        (
-            "<!-- begin x -->\n1\n<!-- end y -->\n",
-            "line 3: `<!-- end y -->` stands where `<!-- begin x -->` of line 1",
-        ),
+        ("<!-- begin x -->\n1\n<!-- end y -->\n", "line 3: `<!-- end y -->` stands where `<!-- begin x -->` of line 1"),
         ("<!- begin x -->\n1\n<!-- end x -->\n", "line 3: `<!-- end x -->` closes nothing"),
         ("a\n<!-- beginn x -->\n", "line 2: `<!-- beginn x -->` is no marker of a known form"),
         ("a <!--= x -->1<!--/-->\n\nb <!-/-->\n", "line 3: `<!-` is the rest of a broken marker"),
-        (
-            "a <!--= gpt2.sise -->1<!--/-->\n",
-            "line 1: nothing is called `gpt2.sise`; did you mean `gpt2.size`",
-        ),
+        ("a <!--= gpt2.sise -->1<!--/-->\n", "line 1: nothing is called `gpt2.sise`; did you mean `gpt2.size`"),
     ],
 )
 def test_a_broken_marker_is_named_with_its_line(text, said, tmp_path):
@@ -265,30 +243,17 @@ def test_bad_results_are_named_and_the_file_left_alone(checkout, old, new, said)
 
 
 def test_results_of_two_profiles_or_models_side_by_side_are_told(checkout):
-    edit(
-        checkout / "data" / "results" / "02_finetune.json", '"profile": "full"', '"profile": "cpu"'
-    )
-    edit(
-        checkout / "data" / "results" / "01_load_and_generate.json",
-        '"base_model": "SmolLM2',
-        '"base_model": "Other',
-    )
+    edit(checkout / "data" / "results" / "02_finetune.json", '"profile": "full"', '"profile": "cpu"')
+    edit(checkout / "data" / "results" / "01_load_and_generate.json", '"base_model": "SmolLM2', '"base_model": "Other')
     said = report.notices(TEXT, Files(checkout))
-    assert any(
-        s.startswith("Results of different profiles stand side by side (") and "cpu in 02" in s
-        for s in said
-    )
+    assert any(s.startswith("Results of different profiles stand side by side (") and "cpu in 02" in s for s in said)
     assert any(s.startswith("Results of different base models") for s in said)
 
 
 def test_budgets_of_a_test_are_told(checkout):
-    edit(
-        checkout / "data" / "results" / "02_finetune.json", '"profile": "full"', '"profile": "fast"'
-    )
+    edit(checkout / "data" / "results" / "02_finetune.json", '"profile": "full"', '"profile": "fast"')
     assert report.check(checkout) != []  # captions name another profile now
-    assert any(
-        "Notebooks 02 ran with PROFILE=fast" in s for s in report.notices(TEXT, Files(checkout))
-    )
+    assert any("Notebooks 02 ran with PROFILE=fast" in s for s in report.notices(TEXT, Files(checkout)))
 
 
 def as_gpt2(checkout) -> None:
@@ -296,39 +261,25 @@ def as_gpt2(checkout) -> None:
     for path in (checkout / "data" / "results").glob("*.json"):
         value = json.loads(path.read_text("utf-8"))
         if value["provenance"]["base_model"]:
-            value["provenance"] |= {
-                "base_model": "GPT-2 117M",
-                "stand_in": False,
-                "parameters": 124_439_808,
-            }
+            value["provenance"] |= {"base_model": "GPT-2 117M", "stand_in": False, "parameters": 124_439_808}
         if path.stem.startswith("01"):
             for row in value["tables"]["differences"]:
                 row["differs"] = False
         path.write_text(json.dumps(value), encoding="utf-8")
     captions = checkout / "figures" / "captions.json"
-    text = captions.read_text("utf-8").replace(
-        "SmolLM2-135M-Instruct (stand-in), not GPT-2 117M", "GPT-2 117M"
-    )
+    text = captions.read_text("utf-8").replace("SmolLM2-135M-Instruct (stand-in), not GPT-2 117M", "GPT-2 117M")
     captions.write_text(text, encoding="utf-8")
 
 
 def test_with_gpt2_within_reach_the_same_prose_reports_gpt2(checkout):
     as_gpt2(checkout)
-    edit(
-        checkout / "figures" / "captions.json",
-        "of SmolLM2-135M-Instruct (stand-in).",
-        "of GPT-2 117M.",
-    )
+    edit(checkout / "figures" / "captions.json", "of SmolLM2-135M-Instruct (stand-in).", "of GPT-2 117M.")
     report.fill(checkout)
     text = report.read(checkout)
-    filled = "".join(
-        text[m.start : m.end] for m in report_text.markers(text) if m.name != "defence.map"
-    )
+    filled = "".join(text[m.start : m.end] for m in report_text.markers(text) if m.name != "defence.map")
     assert "SmolLM2" not in text and "stand-in" not in text.lower() and "not GPT-2" not in filled
     assert "The loaded model is GPT-2 117M itself" in filled and "; GPT-2 117M." in filled
-    assert (
-        report_text.outside(text).split() == report_text.outside(TEXT).split()
-    )  # no prose was edited
+    assert report_text.outside(text).split() == report_text.outside(TEXT).split()  # no prose was edited
     assert report.check(checkout) == []
 
 
@@ -364,9 +315,7 @@ def test_blocks_of_the_later_notebooks(checkout, stem):
     for name in own:
         text = render(name, files)
         assert text and "was not run" not in text and "nan" not in text, (name, text)
-        assert all(
-            len(line) <= report.WIDEST for line in text.splitlines() if line.startswith("|")
-        ), text
+        assert all(len(line) <= report.WIDEST for line in text.splitlines() if line.startswith("|")), text
     report.fill(checkout)
     assert report.check(checkout) == []
 
@@ -377,10 +326,7 @@ def test_what_the_later_blocks_say(checkout):
     files = Files(checkout)
     said = {name: render(name, files) for name in BLOCKS}
     assert "9.00 bits per character to 7.41 (difference -1.590" in said["chinese.headline"]
-    assert (
-        "the plan decides the rhyme" in said["chinese.findings"]
-        and "| after, random" in said["chinese.form"]
-    )
+    assert "the plan decides the rhyme" in said["chinese.findings"] and "| after, random" in said["chinese.form"]
     assert (
         "kept 800 documents: 640 to train on" in said["private.card"]
         and "replaced 7 personal items" in said["private.card"]
@@ -391,24 +337,16 @@ def test_what_the_later_blocks_say(checkout):
         and "(c) 1 of 2 mistakes" in said["innovation.headline"]
     )
     assert "Negative result" in said["frontier.findings"]  # kept
-    assert (
-        "against trl (default): ours is 1.99 times as fast [1.98, 2.00]; mark 2: not met"
-        in said["speed.findings"]
-    )
+    assert "against trl (default): ours is 1.99 times as fast [1.98, 2.00]; mark 2: not met" in said["speed.findings"]
     assert "the mark asks for 100, and the machine's products give 60" in said["speed.findings"]
     assert "matrix products; mark 60%: met" in said["speed.findings"]
     assert "injected faults and 0 fuzzed inputs, 1 lost something." in said["performance.headline"]
-    assert (
-        "never pay for themselves" in said["compression.findings"]
-    )  # null in the file is infinity
+    assert "never pay for themselves" in said["compression.findings"]  # null in the file is infinity
     assert (
         "16 of 16 documents" in said["answer.archives"]
         and "fine-tuning keeps more of the facts" in said["scenario.headline"]
     )
-    assert (
-        "no pretrained model" in said["traps.table"]
-        and "not GPT-2 117M" in said["conversion.table"]
-    )
+    assert "no pretrained model" in said["traps.table"] and "not GPT-2 117M" in said["conversion.table"]
 
 
 # --- what did not work
@@ -523,10 +461,10 @@ def test_a_place_that_does_not_exist_is_named(change, said):
 
 
 def test_methods_and_constants_are_found():
-    assert missing("lib.encodings.Encoding.unknown_bits", profile.ROOT) is None
+    assert missing("lib.explore.encodings.Encoding.unknown_bits", profile.ROOT) is None
     assert missing("lib.generate.DECODING", profile.ROOT) is None
-    assert missing("lib/gpt2.py", profile.ROOT) is None
-    assert "has no nothing" in missing("lib.gpt2.nothing", profile.ROOT)
+    assert missing("lib/explore/gpt2.py", profile.ROOT) is None
+    assert "has no nothing" in missing("lib.explore.gpt2.nothing", profile.ROOT)
 
 
 # --- files and the command
@@ -540,17 +478,13 @@ def test_a_folder_that_cannot_be_written_leaves_the_file(checkout, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(results.tempfile, "mkstemp", refuse)
-    with pytest.raises(
-        OSError, match=r"was not written .Permission denied.; free space or choose a folder"
-    ):
+    with pytest.raises(OSError, match=r"was not written .Permission denied.; free space or choose a folder"):
         report.fill(checkout)
     assert report.read(checkout) == before
 
 
 def test_a_report_that_is_missing_or_not_utf8_is_told(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"report.md is missing: get it back with `git checkout report.md`"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"report.md is missing: get it back with `git checkout report.md`"):
         report.fill(tmp_path)
     (tmp_path / "report.md").write_bytes("# é".encode("latin-1"))
     with pytest.raises(ValueError, match="is not UTF-8"):
@@ -573,7 +507,5 @@ def test_forms():
     assert interval([1.0]) == "1.000" and interval([1, 2, 3], 1, sign=True) == "+2.0 [-0.5, +4.5]"
     made = table(["a", "b"], [["x|y", "1"]]).splitlines()
     assert made == ["| a | b |", "| :----- | ----: |", "| x\\|y | 1 |"]
-    notebook = Notebook(
-        "03_evaluate", {"base_model": None}, {"t": [{"a": None, "b": 1}]}, profile.ROOT
-    )
+    notebook = Notebook("03_evaluate", {"base_model": None}, {"t": [{"a": None, "b": 1}]}, profile.ROOT)
     assert notebook["t"]["a"].dtype == float and os.sep not in notebook.name

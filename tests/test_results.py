@@ -9,14 +9,24 @@ from lib import profile, results
 
 
 def test_save_and_load_keep_rows_flat_and_nan_as_null():
-    path = results.save(
-        "99_test", {"t": pd.DataFrame([{"seed": 0, "x": float("nan")}]), "u": [{"a": 1}]}
-    )
+    path = results.save("99_test", {"t": pd.DataFrame([{"seed": 0, "x": float("nan")}]), "u": [{"a": 1}]})
     assert str(profile.ROOT) not in str(path), "fast must not touch the checkout's results"
     value = results.load("99_test")
     assert value["tables"] == {"t": [{"seed": 0, "x": None}], "u": [{"a": 1}]}
-    wanted = {"base_model", "stand_in", "parameters", "profile", "seeds", "device", "dtype", "git_commit",
-              "created", "wall_seconds", "versions", "data"}  # fmt: skip
+    wanted = {
+        "base_model",
+        "stand_in",
+        "parameters",
+        "profile",
+        "seeds",
+        "device",
+        "dtype",
+        "git_commit",
+        "created",
+        "wall_seconds",
+        "versions",
+        "data",
+    }
     assert wanted == set(value["provenance"])
 
 
@@ -33,9 +43,7 @@ def test_a_full_disk_leaves_the_previous_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        OSError, match=r"r\.json was not written \(No space left on device\); free space"
-    ):
+    with pytest.raises(OSError, match=r"r\.json was not written \(No space left on device\); free space"):
         results.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"], "a part file was left behind"
@@ -47,9 +55,7 @@ def test_no_write_permission_is_one_sentence():
 
 
 def test_missing_and_damaged_results_name_the_way_out(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"98_none\.json is missing: run `python -m lib run 98`"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"98_none\.json is missing: run `python -m lib run 98`"):
         results.load("98_none", tmp_path)
     (tmp_path / "98_none.json").write_text('{"notebook": ')
     with pytest.raises(ValueError, match="is damaged"):

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 
-from lib import profile, scratch
-from lib.encodings import train_encoding
-from lib.scratch import (
+from lib import profile
+from lib.explore import scratch
+from lib.explore.encodings import train_encoding
+from lib.explore.scratch import (
     Recipe,
     StreamScore,
     build,
@@ -29,9 +30,16 @@ from lib.scratch import (
 from lib.tasks import Example, Task, load_task
 
 TINY = Recipe(
-    seed=0, encoding="bpe", vocab_size=300, train_length=32, train_bytes=20_000, n_positions=32,
-    n_layer=1, n_head=2, n_embd=32,
-)  # fmt: skip
+    seed=0,
+    encoding="bpe",
+    vocab_size=300,
+    train_length=32,
+    train_bytes=20_000,
+    n_positions=32,
+    n_layer=1,
+    n_head=2,
+    n_embd=32,
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +73,7 @@ def no_training(monkeypatch):
 
 def test_a_run_learns_and_says_what_it_was(run, texts):
     untrained = build(run.encoding, n_positions=32, n_layer=1, n_head=2, n_embd=32, seed=0)
-    scores = [
-        score_stream(m, run.encoding, texts, 32).bits_per_byte for m in (untrained, run.model)
-    ]
+    scores = [score_stream(m, run.encoding, texts, 32).bits_per_byte for m in (untrained, run.model)]
     per_byte = (len(stream(run.encoding, texts)) - 1) / sum(len(t.encode()) for t in texts)
     assert scores[0] == pytest.approx(math.log2(300) * per_byte, rel=0.02)  # a uniform guess
     assert scores[1] < 0.9 * scores[0]
@@ -79,10 +85,7 @@ def test_a_run_learns_and_says_what_it_was(run, texts):
     assert run.summary["tokens_per_second"] > 0
     assert not run.model.training and run.model.config.use_cache
     assert run_path(TINY).is_relative_to(profile.output_root())
-    assert {p.name for p in run_path(TINY).iterdir()} - {".lock"} == {
-        "run.json",
-        "model.safetensors",
-    }
+    assert {p.name for p in run_path(TINY).iterdir()} - {".lock"} == {"run.json", "model.safetensors"}
 
 
 def test_the_same_recipe_gives_the_same_weights(run):
@@ -91,9 +94,7 @@ def test_the_same_recipe_gives_the_same_weights(run):
     torch.manual_seed(123)  # of no influence
     again = train(TINY)
     assert same(before, weights(again.model))
-    assert not same(
-        before, weights(build(run.encoding, n_positions=32, n_layer=1, n_head=2, n_embd=32))
-    )
+    assert not same(before, weights(build(run.encoding, n_positions=32, n_layer=1, n_head=2, n_embd=32)))
 
 
 def test_a_finished_run_is_loaded(run, no_training):
@@ -110,13 +111,7 @@ def test_a_finished_run_is_loaded(run, no_training):
 def test_parameters_of_position_and_attention_are_trained_and_loaded(position, attention, texts):
     recipe = replace(TINY, position=position, attention=attention, train_bytes=6_000)
     fresh = build(
-        encoding_of("debian", "bpe", 300),
-        position,
-        attention,
-        n_positions=32,
-        n_layer=1,
-        n_head=2,
-        n_embd=32,
+        encoding_of("debian", "bpe", 300), position, attention, n_positions=32, n_layer=1, n_head=2, n_embd=32
     )
     first, second = train(recipe), train(recipe)
     assert same(weights(first.model), weights(second.model))
@@ -131,9 +126,15 @@ def test_parameters_of_position_and_attention_are_trained_and_loaded(position, a
 
 def test_another_field_gives_another_folder():
     changed = {
-        "seed": 1, "corpus": "tang", "encoding": "unigram", "position": "rope", "attention": "linear",
-        "vocab_size": None, "learning_rate": 1e-3, "warmup_share": 0.2,
-    }  # fmt: skip
+        "seed": 1,
+        "corpus": "tang",
+        "encoding": "unigram",
+        "position": "rope",
+        "attention": "linear",
+        "vocab_size": None,
+        "learning_rate": 1e-3,
+        "warmup_share": 0.2,
+    }
     recipes = [TINY]
     for field, value in asdict(TINY).items():
         new = changed[field] if field in changed else value + 1
@@ -150,12 +151,16 @@ def test_another_text_gives_another_folder(monkeypatch):
     assert run_path(TINY) != before
 
 
-@pytest.mark.parametrize("damage", [
-    lambda path: (path / "run.json").write_text('{"seed": 0,'),
-    lambda path: (path / "model.safetensors").write_bytes(b"\x10"),
-    lambda path: (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-9]),
-    lambda path: (path / "model.safetensors").unlink(),
-], ids=["json", "short", "cut", "missing"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: (path / "run.json").write_text('{"seed": 0,'),
+        lambda path: (path / "model.safetensors").write_bytes(b"\x10"),
+        lambda path: (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-9]),
+        lambda path: (path / "model.safetensors").unlink(),
+    ],
+    ids=["json", "short", "cut", "missing"],
+)
 def test_a_damaged_run_says_which_folder_to_delete(damage, run, tmp_path, monkeypatch):
     path = tmp_path / "run"
     shutil.copytree(run_path(TINY), path)
@@ -174,9 +179,7 @@ def test_a_run_of_another_shape_is_damaged(run, monkeypatch):
 
 def test_too_little_text_for_a_step():
     recipe = replace(TINY, train_bytes=500, rows=64)
-    with pytest.raises(
-        ValueError, match=r"rows of 32 tokens do not fill one step of 64: raise train_bytes"
-    ):
+    with pytest.raises(ValueError, match=r"rows of 32 tokens do not fill one step of 64: raise train_bytes"):
         train(recipe)
     assert not (run_path(recipe) / "run.json").exists()
 
@@ -189,9 +192,9 @@ def test_two_processes_do_not_train_one_run():
         train(recipe)
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("corpus", "debain"), ("encoding", "bpee"), ("position", "ropes"), ("attention", "flash"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value"), [("corpus", "debain"), ("encoding", "bpee"), ("position", "ropes"), ("attention", "flash")]
+)
 def test_unknown_names_are_refused(field, value, no_training):
     with pytest.raises(ValueError, match=f"'{value}'.* choose"):
         train(replace(TINY, **{field: value}))
@@ -265,8 +268,7 @@ def test_blocks_score_every_token_once(run, texts):
     score = score_stream(run.model, run.encoding, texts, 16)
     ids = stream(run.encoding, texts)
     expected = [
-        direct(run.model, ids[i : i + 16][: len(ids) - 1 - i], ids[i + 1 : i + 17])
-        for i in range(0, len(ids) - 1, 16)
+        direct(run.model, ids[i : i + 16][: len(ids) - 1 - i], ids[i + 1 : i + 17]) for i in range(0, len(ids) - 1, 16)
     ]
     assert len(ids) % 16 != 1  # the last block is shorter
     np.testing.assert_allclose(score.nats, np.concatenate(expected), atol=1e-5)
@@ -282,15 +284,10 @@ def test_sliding_windows_score_every_token_once(stride, run, texts):
     n = len(ids) - 1
     score = score_stream(run.model, run.encoding, text, length, stride, batch_tokens=40)
     nats, position = np.full(n, np.nan), np.zeros(n, int)
-    nats[:length], position[:length] = (
-        direct(run.model, ids[:length], ids[1 : length + 1]),
-        range(1, 13),
-    )
+    nats[:length], position[:length] = (direct(run.model, ids[:length], ids[1 : length + 1]), range(1, 13))
     for first in range(length, n, stride):
         start, end = first + stride - length, min(first + stride, n)  # the last window is shorter
-        nats[first:end] = direct(run.model, ids[start:end], ids[start + 1 : end + 1])[
-            first - start :
-        ]
+        nats[first:end] = direct(run.model, ids[start:end], ids[start + 1 : end + 1])[first - start :]
         position[first:end] = range(first - start + 1, end - start + 1)
     np.testing.assert_allclose(score.nats, nats, atol=1e-5)
     assert score.position.tolist() == position.tolist()
@@ -315,8 +312,7 @@ def test_loss_by_position_is_not_about_which_text_stands_where(run):
     blind.transformer.wpe.weight.data.zero_()
     one = replace(run, model=blind)
     spread = {
-        shifts: loss_by_position([one], texts, 16, bins=4, shifts=shifts)["bits_per_token"].std()
-        for shifts in (1, 16)
+        shifts: loss_by_position([one], texts, 16, bins=4, shifts=shifts)["bits_per_token"].std() for shifts in (1, 16)
     }
     assert spread[16] < 1e-3 * spread[1]
     with pytest.raises(ValueError, match="tokens fill one block of 512 at most"):

@@ -25,10 +25,7 @@ def test_summed_cross_entropy_is_torchs_in_value_and_gradient(dtype, rows, monke
     logits, targets = logits_and_targets(dtype)
     scale = torch.tensor(1 / 7)  # the mean over tokens comes after the sum
     found = []
-    for loss in (
-        speed.summed_cross_entropy,
-        lambda x, y: F.cross_entropy(x.float(), y, reduction="sum"),
-    ):
+    for loss in (speed.summed_cross_entropy, lambda x, y: F.cross_entropy(x.float(), y, reduction="sum")):
         leaf = logits.clone().requires_grad_()
         total = loss(leaf * 1.0, targets) * scale
         total.backward()
@@ -44,9 +41,7 @@ def test_summed_cross_entropy_without_gradient_leaves_the_logits():
     before = logits.clone()
     with torch.no_grad():
         total = speed.summed_cross_entropy(logits.requires_grad_(), targets)
-    assert total.item() == pytest.approx(
-        F.cross_entropy(before.float(), targets, reduction="sum").item(), rel=1e-6
-    )
+    assert total.item() == pytest.approx(F.cross_entropy(before.float(), targets, reduction="sum").item(), rel=1e-6)
     assert torch.equal(logits, before)
 
 
@@ -72,9 +67,7 @@ def test_fused_activations_give_the_same_function_and_names():
     model = small_gpt2(97, n_layer=2)
     fused = speed.fuse_activations(copy.deepcopy(model))
     kinds = {type(m) for m in fused.modules()}
-    assert NewGELUActivation not in kinds and any(
-        isinstance(m, NewGELUActivation) for m in model.modules()
-    )
+    assert NewGELUActivation not in kinds and any(isinstance(m, NewGELUActivation) for m in model.modules())
     assert list(fused.state_dict()) == list(model.state_dict())
     ids = torch.arange(60).remainder(97)[None]
     outputs = []
@@ -113,17 +106,13 @@ def test_dropout_drops_its_share_keeps_the_mean_and_its_gradient_is_the_mask():
     x = torch.ones(300, 1_001, requires_grad=True)
     y = speed.dropout(x, 0.1)
     y.sum().backward()
-    assert torch.equal(x.grad, y.detach()), (
-        "the gradient of a kept one is its scale, of a dropped one 0"
-    )
+    assert torch.equal(x.grad, y.detach()), "the gradient of a kept one is its scale, of a dropped one 0"
     assert (y == 0).float().mean().item() == pytest.approx(0.1, abs=0.002)  # 4 standard errors
     assert y.mean().item() == pytest.approx(1, abs=0.003)
     for lane in range(4):  # of the 64-bit numbers, the sign's among them
         assert (y.flatten()[lane::4] == 0).float().mean().item() == pytest.approx(0.1, abs=0.004)
     pairs = (y[:, :-1] == 0) & (y[:, 1:] == 0)
-    assert pairs.float().mean().item() == pytest.approx(0.01, abs=0.001), (
-        "neighbours are independent"
-    )
+    assert pairs.float().mean().item() == pytest.approx(0.01, abs=0.001), "neighbours are independent"
 
 
 def test_dropout_follows_the_seed_and_leaves_evaluation_alone():
@@ -162,9 +151,7 @@ def test_attention_of_a_training_is_sdpas_in_output_and_gradients(dtype, p, grou
         if own:
             out = speed.causal_attention(q, k, v, 0.3, p, grouped)
         else:
-            out = F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=0.3, enable_gqa=grouped
-            )
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=grouped)
         out.square().sum().backward()
         found.append([x.double() for x in (out, q.grad, k.grad, v.grad)])
     tolerance = 0.06 if dtype == torch.bfloat16 else 1e-5

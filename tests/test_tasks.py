@@ -22,16 +22,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 import lib.tasks
 from lib.models import tiny_tokenizer
 from lib.profile import DATA
-from lib.tasks import (
-    SPLITS,
-    Example,
-    Task,
-    TaskUnavailable,
-    e2e_meaning,
-    encode,
-    load_task,
-    token_statistics,
-)
+from lib.tasks import SPLITS, Example, Task, TaskUnavailable, e2e_meaning, encode, load_task, token_statistics
 
 
 def script(name: str):
@@ -96,9 +87,7 @@ def test_shipped_data_load_fast_and_match_their_card(name, least):
 
 
 def test_debian_rows_keep_the_rules(debian):
-    prompt = re.compile(
-        r"Package: (\S+)\nSection: (\S+)\nTags: \S+::\S+(?:, \S+::\S+)*\nDescription:\n"
-    )
+    prompt = re.compile(r"Package: (\S+)\nSection: (\S+)\nTags: \S+::\S+(?:, \S+::\S+)*\nDescription:\n")
     families = collections.Counter()
     for e in everything(debian):
         match = prompt.fullmatch(e.prompt)
@@ -160,18 +149,14 @@ def test_tang_documents_are_quatrains_under_a_title(tang):
     lengths = collections.Counter()
     for e in everything(tang):
         assert form.fullmatch(e.target) and e.references == (e.target,), e.id
-        assert re.fullmatch(r"[^\s\d（）\[\]A-Za-z□○]+( [^\s\d（）\[\]A-Za-z□○]+)*\n", e.prompt), (
-            e.id
-        )
+        assert re.fullmatch(r"[^\s\d（）\[\]A-Za-z□○]+( [^\s\d（）\[\]A-Za-z□○]+)*\n", e.prompt), e.id
         assert len(e.prompt) <= 21 and e.prompt not in ("句\n", "失题\n", "又一首\n")
         lengths[str(e.target.index("\n") - 1)] += 1
     assert lengths == card_of("tang")["characters_per_verse"]
     by_id = {e.id: e for e in everything(tang)}
     assert len(by_id) == len(everything(tang))
     spring = next(e for e in by_id.values() if e.group == "孟浩然/春晓")
-    assert (spring.prompt, spring.target) == (
-        "春晓\n", "春眠不觉晓，\n处处闻啼鸟。\n夜来风雨声，\n花落知多少。"
-    )  # fmt: skip
+    assert (spring.prompt, spring.target) == ("春晓\n", "春眠不觉晓，\n处处闻啼鸟。\n夜来风雨声，\n花落知多少。")
 
 
 def test_tang_is_in_simplified_characters(tang):
@@ -180,9 +165,7 @@ def test_tang_is_in_simplified_characters(tang):
     text = "".join(e.prompt + e.target for e in everything(tang))
     outside = sum(not c.encode("gb2312", errors="ignore") for c in text)
     assert 0.003 < outside / len(text) < 0.004
-    traditional = (
-        "無來時風見國東門開閑馬鳥長樓雲頭葉舊歸萬書與聲盡獨還龍漢場夢邊飛處誰鄉愛淚塵綠紅黃"
-    )
+    traditional = "無來時風見國東門開閑馬鳥長樓雲頭葉舊歸萬書與聲盡獨還龍漢場夢邊飛處誰鄉愛淚塵綠紅黃"
     assert not set(text) & set(traditional)
     assert not set(text) & set(map(chr, build_tang.VARIANTS))
 
@@ -238,9 +221,7 @@ def lists(*packages: tuple[str, str, str, str]) -> tuple[str, str]:
         md5 = hashlib.md5(name.encode()).hexdigest()
         line = f"Source: {source} (1.2)\n" if source else ""
         heads.append(PACKAGES.format(name=name, source=line, md5=md5, section=section))
-        texts.append(
-            f"Package: {name}\nDescription-md5: {md5}\nDescription-en: {name} synopsis\n{body}\n"
-        )
+        texts.append(f"Package: {name}\nDescription-md5: {md5}\nDescription-en: {name} synopsis\n{body}\n")
     return "\n".join(heads), "\n".join(texts)
 
 
@@ -252,12 +233,8 @@ def body(word: str, n: int = 30) -> str:
 def test_build_forms_the_document():
     files, facts = build_debian.build(*lists(("vi", "", "editors", body("x", 20))))
     (row,) = [json.loads(line) for data in files.values() for line in data.splitlines()]
-    assert row["prompt"] == (
-        "Package: vi\nSection: editors\nTags: role::program, use::editing\nDescription:\n"
-    )
-    assert row["target"] == (
-        "vi synopsis\nx0 x1 x2 x3 x4 x5 x6 x7 x8 x9\n\n * x10 x11 x12 x13 x14 x15 x16 x17 x18 x19"
-    )
+    assert row["prompt"] == ("Package: vi\nSection: editors\nTags: role::program, use::editing\nDescription:\n")
+    assert row["target"] == ("vi synopsis\nx0 x1 x2 x3 x4 x5 x6 x7 x8 x9\n\n * x10 x11 x12 x13 x14 x15 x16 x17 x18 x19")
     assert row["id"] == row["group"] == "vi" and facts["stages"]["packages"] == 1
 
 
@@ -294,20 +271,14 @@ def test_build_is_deterministic_and_blind_to_order():
 def test_build_drops_near_duplicates_and_keeps_the_first():
     near = body("a").replace("a29", "changed")
     files, facts = build_debian.build(
-        *lists(
-            ("one", "", "misc", body("a")),
-            ("two", "", "misc", near),
-            ("zed", "", "misc", body("b")),
-        )
+        *lists(("one", "", "misc", body("a")), ("two", "", "misc", near), ("zed", "", "misc", body("b")))
     )
     rows = [json.loads(line)["id"] for data in files.values() for line in data.splitlines()]
     assert sorted(rows) == ["one", "zed"] and facts["stages"]["near-duplicates removed"] == 2
 
 
 def test_build_caps_families():
-    docs = [{"id": f"lib{i}-perl", "family": "perl"} for i in range(9)] + [
-        {"id": "x", "family": ""}
-    ]
+    docs = [{"id": f"lib{i}-perl", "family": "perl"} for i in range(9)] + [{"id": "x", "family": ""}]
     kept = build_debian.cap_families(docs, cap=4)
     assert len(kept) == 5 and kept[-1]["id"] == "x"
     assert kept == build_debian.cap_families(docs[::-1], cap=4)[::-1]
@@ -320,15 +291,16 @@ def test_build_command_writes_files_and_names_what_is_missing(tmp_path, capsys):
     stem = tmp_path / "mirror_dists_bookworm_main"
     Path(f"{stem}_binary-amd64_Packages").write_text(packages)
     Path(f"{stem}_i18n_Translation-en").write_text(translation)
-    Path(f"{tmp_path}/mirror_dists_bookworm_InRelease").write_text(
-        "Version: 12.9\nDate: today\nMD5Sum:\n"
-    )
+    Path(f"{tmp_path}/mirror_dists_bookworm_InRelease").write_text("Version: 12.9\nDate: today\nMD5Sum:\n")
     build_debian.main(["--lists", str(tmp_path), "--out", str(tmp_path / "out")])
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["release"] == {"version": "12.9", "date": "today"}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "card.json", "test.jsonl", "train.jsonl", "validation.jsonl"
-    ]  # fmt: skip
+        "card.json",
+        "test.jsonl",
+        "train.jsonl",
+        "validation.jsonl",
+    ]
 
 
 # ---- build_tang
@@ -356,16 +328,21 @@ def built(*poems: dict) -> tuple[list[dict], dict]:
 
 def test_build_tang_forms_the_document():
     rows, facts = built(poem("句", other(1)), poem("雜曲歌辭 春曉二首（題擬） 一"))
-    assert rows == [{
-        "id": "tang-00001",
-        "prompt": "春晓二首 一\n",
-        "target": "春眠不觉晓，\n处处闻啼鸟。\n夜来风雨声，\n花落知多少。",
-        "group": "孟浩然/春晓",
-    }]  # fmt: skip
+    assert rows == [
+        {
+            "id": "tang-00001",
+            "prompt": "春晓二首 一\n",
+            "target": "春眠不觉晓，\n处处闻啼鸟。\n夜来风雨声，\n花落知多少。",
+            "group": "孟浩然/春晓",
+        }
+    ]
     assert facts["stages"] == {
-        "poems": 2, "quatrains": 2, "with a title": 1, "title up to 20": 1,
+        "poems": 2,
+        "quatrains": 2,
+        "with a title": 1,
+        "title up to 20": 1,
         "near-duplicates removed": 1,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -387,19 +364,7 @@ def test_build_tang_leaves_out_what_is_no_whole_quatrain(paragraphs):
 
 
 def test_build_tang_leaves_out_titles_that_say_nothing():
-    titles = [
-        "",
-        "句",
-        "失题 二",
-        "诗",
-        "诗 三十",
-        "又一首",
-        "十四",
-        "其二",
-        "一○四",
-        "[太]社",
-        "乐" * 21,
-    ]
+    titles = ["", "句", "失题 二", "诗", "诗 三十", "又一首", "十四", "其二", "一○四", "[太]社", "乐" * 21]
     named = ["又自君之出矣", "诗人", "无题", "乐" * 20, "三五七言"]
     rows, _ = built(*(poem(t, other(i)) for i, t in enumerate(titles + named)))
     assert sorted(r["prompt"] for r in rows) == sorted(f"{t}\n" for t in named)
@@ -408,9 +373,8 @@ def test_build_tang_leaves_out_titles_that_say_nothing():
 def test_build_tang_keeps_the_better_of_two_copies():
     copy = ["春眠不覺曉，處處聞啼鳥。", "夜半風雨聲，花落自多少。"]  # 11 of 21 pairs: 0.52
     rows, _ = built(
-        poem("雜曲歌辭 春"), poem("春", author="不詳"), poem("春曉", copy), poem("春曉二"),
-        poem("異", other(3)),
-    )  # fmt: skip
+        poem("雜曲歌辭 春"), poem("春", author="不詳"), poem("春曉", copy), poem("春曉二"), poem("異", other(3))
+    )
     assert sorted(r["id"] for r in rows) == ["tang-00002", "tang-00004"]
 
 
@@ -429,9 +393,7 @@ def test_build_tang_command(tmp_path, monkeypatch, capsys):
     path = package(
         tmp_path / "p.tgz",
         {  # in the archive's order 1000 comes before 0, and poet.song is not wanted
-            f"{folder}/poet.tang.1000.json": [
-                poem(f"乙{chr(0x5000 + i)}", other(i)) for i in (1, 2)
-            ],
+            f"{folder}/poet.tang.1000.json": [poem(f"乙{chr(0x5000 + i)}", other(i)) for i in (1, 2)],
             f"{folder}/poet.tang.0.json": [poem("甲", other(0))],
             f"{folder}/poet.song.0.json": [poem("宋", other(9))],
         },
@@ -578,9 +540,7 @@ def test_too_few_groups(tmp_path):
 
 def test_unknown_names(monkeypatch):
     monkeypatch.setenv("TASK", "debain")
-    with pytest.raises(
-        ValueError, match="'debain' is unknown: choose debian, tang, idioms, e2e or the path"
-    ):
+    with pytest.raises(ValueError, match="'debain' is unknown: choose debian, tang, idioms, e2e or the path"):
         load_task()
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_task("nowhere.jsonl")
@@ -618,12 +578,14 @@ def test_e2e_train_has_rows_and_test_has_references(mirror):
     task = load_task("e2e")
     train = sorted(task.train, key=lambda e: e.id)
     assert [e.prompt + e.target for e in train] == [
-        "name : A | Type : pub || A is a pub .", "name : A | Type : pub || The pub A ."
-    ]  # fmt: skip
+        "name : A | Type : pub || A is a pub .",
+        "name : A | Type : pub || The pub A .",
+    ]
     assert {e.group for e in train} == {"name : A | Type : pub"}
     assert [(e.prompt, e.target, e.references) for e in sorted(task.test, key=lambda e: e.id)] == [
-        ("name : C ||", " C .", ("C .", "C again .")), ("name : D ||", " D one .", ("D one .",))
-    ]  # fmt: skip
+        ("name : C ||", " C .", ("C .", "C again .")),
+        ("name : D ||", " D one .", ("D one .",)),
+    ]
     assert len(task.validation) == 1 and task.source == str(mirror / "e2e")
 
 
@@ -723,9 +685,7 @@ def test_encode_limits(tokenizer):
     (d,) = encode(tokenizer, [e], 4096)
     n = len(d.input_ids)
     assert encode(tokenizer, [e], n) == [d]
-    with pytest.raises(
-        ValueError, match=f"doc-7 is {n} tokens long and the limit {n - 1}: shorten"
-    ):
+    with pytest.raises(ValueError, match=f"doc-7 is {n} tokens long and the limit {n - 1}: shorten"):
         encode(tokenizer, [e], n - 1)
     assert encode(tokenizer, [], 10) == []
 
@@ -759,10 +719,7 @@ def test_rebuild_from_this_machines_lists_gives_the_shipped_bytes():
     try:
         texts = {
             key: build_debian.read_list(build_debian.find_list(folder, card["suite"], kind))
-            for key, kind in (
-                ("packages", "binary-*_Packages"),
-                ("translation", "i18n_Translation-en"),
-            )
+            for key, kind in (("packages", "binary-*_Packages"), ("translation", "i18n_Translation-en"))
         }
     except FileNotFoundError as error:
         pytest.skip(str(error))

@@ -9,13 +9,11 @@ import sys
 import pytest
 from nltk.translate.nist_score import corpus_nist
 
-from lib import debian_checks, evaluators, slots, text_metrics
+from lib import debian_checks, evaluators, text_metrics
+from lib.explore import slots
 
 PREDICTIONS = ["the cat sat on the mat .", "a dog, barked at 3.50 pounds"]
-REFERENCES = [
-    ["The cat sat on a mat .", "a cat was sitting on the mat ."],
-    ["a dog barked loudly, at 3.50 pounds"],
-]
+REFERENCES = [["The cat sat on a mat .", "a cat was sitting on the mat ."], ["a dog barked loudly, at 3.50 pounds"]]
 
 
 def test_bleu_equals_the_sacrebleu_command(tmp_path):
@@ -27,9 +25,7 @@ def test_bleu_equals_the_sacrebleu_command(tmp_path):
             files[-1].write_text("".join(f"{r[k] if k < len(r) else ''}\n" for _, r in pairs))
         (tmp_path / "out").write_text("".join(f"{p}\n" for p, _ in pairs))
         run = [sys.executable, "-m", "sacrebleu", *files, "-i", tmp_path / "out", "-b", "-w", "6"]
-        return float(
-            subprocess.run([*run, *options], capture_output=True, text=True, check=True).stdout
-        )
+        return float(subprocess.run([*run, *options], capture_output=True, text=True, check=True).stdout)
 
     pairs = [(PREDICTIONS[0], REFERENCES[0]), (PREDICTIONS[1], REFERENCES[1] * 2)]
     texts, lists = [p for p, _ in pairs], [r for _, r in pairs]
@@ -189,26 +185,33 @@ def test_slots_on_hand_made_errors(old, new, expected):
     [
         ("Cotto is cheap .", "name : Cotto | customer rating : low", (1, 0, 1)),
         ("Cotto is near Raja Indian Cuisine .", "name : Cotto | near : Raja Indian Cuisine", (0, 0, 0)),
-        ("The cotto has high prices and a low rating .",
-         "name : Cotto | price : high | customer rating : 1 out of 5", (0, 0, 0)),
-        ("Cotto has a low price and high customer rating .",
-         "name : Cotto | price : cheap | customer rating : high", (0, 0, 0)),
+        (
+            "The cotto has high prices and a low rating .",
+            "name : Cotto | price : high | customer rating : 1 out of 5",
+            (0, 0, 0),
+        ),
+        (
+            "Cotto has a low price and high customer rating .",
+            "name : Cotto | price : cheap | customer rating : high",
+            (0, 0, 0),
+        ),
         ("Cotto is a restaurant .", "name : Cotto", (0, 0, 0)),
         ("Cotto has a price range of £ 20 - 25 .", "name : Cotto | price : moderate", (0, 0, 0)),
-        ("Cotto costs under £ 20 and is family friendly .",
-         "name : Cotto | price : less than £ 20 | family friendly : yes", (0, 0, 0)),
+        (
+            "Cotto costs under £ 20 and is family friendly .",
+            "name : Cotto | price : less than £ 20 | family friendly : yes",
+            (0, 0, 0),
+        ),
         ("New Place is a pub .", "name : New Place | Type : pub", (0, 0, 0)),
         ("", "name : Cotto | Type : pub", (2, 0, 0)),
     ],
-)  # fmt: skip
+)
 def test_slots_are_told_apart(text, meaning, expected):
     assert errors(text, meaning) == expected
 
 
 def test_slot_error_rate():
-    result = slots.slot_errors(
-        [MEANING, "name : Cotto"], [RIGHT.replace("pub", "place"), "Cotto !"]
-    )
+    result = slots.slot_errors([MEANING, "name : Cotto"], [RIGHT.replace("pub", "place"), "Cotto !"])
     assert (result["missing"], result["slots"]) == (1, 9)
     assert result["ser"] == pytest.approx(1 / 9)
     assert result["perfect"] == 0.5
@@ -270,8 +273,11 @@ def test_evaluators_equal_the_functions(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     environment = os.environ | {
-        "HOME": str(home), "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "TMPDIR": str(home),
-    }  # fmt: skip
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "TMPDIR": str(home),
+    }
     environment.pop("HF_EVALUATE_CACHE", None)
     program = f"""
 import json
@@ -286,9 +292,7 @@ out["diversity"] = compute("diversity", p)
 assert set(METRICS) < set(out)
 print(json.dumps(out))
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
-    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     out = json.load(io.StringIO(run.stdout))
     for name in ("bleu", "chrf", "rouge_l", "nist"):

@@ -13,9 +13,9 @@ import torch
 from filelock import FileLock
 
 from lib import profile, train
+from lib.explore.scaling import LAUNCH
 from lib.models import load_base
 from lib.packing import flatten
-from lib.scaling import LAUNCH
 from lib.tasks import encode, load_task
 
 LONG = ["--set", "train_tokens=40000", "--set", "batch_tokens=1300", "--set", "pack_length=650"]
@@ -33,16 +33,15 @@ def task():
 
 
 def command(folder, *arguments, launcher=("-m", "lib")):
-    environment = {
-        **os.environ,
-        "PROFILE": "fast",
-        "FAST_OUTPUT": str(folder),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {**os.environ, "PROFILE": "fast", "FAST_OUTPUT": str(folder), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *launcher, "finetune", *arguments],
-        env=environment, cwd=profile.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        env=environment,
+        cwd=profile.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def summary(folder):
@@ -61,10 +60,7 @@ def test_each_method_learns_and_leaves_the_base_alone(base, task):
         trainable[method] = run.summary["trainable_parameters"]
         assert not run.model.training and not hasattr(run.model, "peft_config")
     assert trainable["full"] == base.parameters
-    assert (
-        0 < trainable["lora"] < trainable["full"]
-        and 0 < trainable["last_blocks"] < trainable["full"]
-    )
+    assert 0 < trainable["lora"] < trainable["full"] and 0 < trainable["last_blocks"] < trainable["full"]
     assert all(torch.equal(v, before[k]) for k, v in base.model.state_dict().items())
 
 
@@ -132,9 +128,7 @@ sys.exit(main())
 
 def test_two_gloo_processes_reach_the_loss_of_one(tmp_path):
     script = tmp_path / "slow.py"
-    script.write_text(
-        SLOW_DISK
-    )  # the process that writes nothing has to wait for the one that does
+    script.write_text(SLOW_DISK)  # the process that writes nothing has to wait for the one that does
     losses = []
     for name, how in (("one", ("-m", "lib")), ("two", (*LAUNCH, str(script)))):
         process = command(tmp_path / name, *LONG, launcher=how)
@@ -147,9 +141,7 @@ def test_two_gloo_processes_reach_the_loss_of_one(tmp_path):
 
 
 def test_an_unknown_method_or_setting_lists_the_known(base, task):
-    with pytest.raises(
-        ValueError, match="'adapter' is unknown; choose one of full, lora, last_blocks"
-    ):
+    with pytest.raises(ValueError, match="'adapter' is unknown; choose one of full, lora, last_blocks"):
         train.finetune(base, task, "adapter")
     with pytest.raises(ValueError, match="'lr' is unknown; known: method, seed"):
         train.finetune(base, task, "full", lr=1e-3)
@@ -196,10 +188,7 @@ def test_a_half_written_checkpoint_is_dropped(tmp_path):
 def test_a_second_process_on_one_run_is_told(base, task):
     path = train.run_path(base, task, train.settings_for("full", 6, task))
     path.mkdir(parents=True)
-    with (
-        FileLock(path / ".lock"),
-        pytest.raises(RuntimeError, match="is being trained by another process"),
-    ):
+    with FileLock(path / ".lock"), pytest.raises(RuntimeError, match="is being trained by another process"):
         train.finetune(base, task, "full", seed=6)
 
 
@@ -209,9 +198,7 @@ def test_a_small_disk_and_an_unwritable_folder_are_told_early(tmp_path, monkeypa
         train.ensure_room(tmp_path / "file" / "run", 10)
     usage = namedtuple("usage", "total used free")(0, 0, 1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(
-        OSError, match=r"needs 3\.5 GB for checkpoints and has 0.0 GB: free some space"
-    ):
+    with pytest.raises(OSError, match=r"needs 3\.5 GB for checkpoints and has 0.0 GB: free some space"):
         train.ensure_room(tmp_path / "run", 124_439_808)
 
 

@@ -1,4 +1,4 @@
-"""lib.traps: what each mistake measures, and rankings on hand-made values."""
+"""lib.explore.traps: what each mistake measures, and rankings on hand-made values."""
 
 import math
 
@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lib import innovation_plots, profile, results, scratch, tasks, traps
-from lib.attention import ATTENTIONS
-from lib.findings import trap_findings
+from lib import profile, results, tasks
+from lib.explore import innovation_plots, scratch, traps
+from lib.explore.attention import ATTENTIONS
+from lib.explore.findings import trap_findings
 
 SEED = 0
 
@@ -55,18 +56,14 @@ def test_own_samples_are_the_models_own_and_seeded(runs):
     assert first < held_out  # truncated sampling picks likely tokens
 
 
-def test_scoring_from_prefixes_is_one_pass_for_a_causal_model_and_not_for_a_leaking_one(
-    runs, texts
-):
+def test_scoring_from_prefixes_is_one_pass_for_a_causal_model_and_not_for_a_leaking_one(runs, texts):
     for run in runs.values():
         both = [traps.prefix_bits_per_byte(run, texts, p, 4, 20) for p in (True, False)]
         assert both[0] == pytest.approx(both[1], rel=1e-4)
     rows = traps.leaking_attention(runs, (SEED,), texts)
     leaking = next(r for r in rows if r["model"] == "mask off by one")
     assert leaking["trapped"] < 0.95 * leaking["sound"]  # the others differ by rounding
-    assert all(
-        r["trapped"] == pytest.approx(r["sound"], rel=1e-3) for r in rows if r is not leaking
-    )
+    assert all(r["trapped"] == pytest.approx(r["sound"], rel=1e-3) for r in rows if r is not leaking)
     assert traps.leaks((SEED,)) > 0.01
     assert traps.LEAKING not in ATTENTIONS  # gone after use
 
@@ -80,9 +77,9 @@ def test_the_leaked_corpus_holds_the_test_text_and_goes_again(runs):
         assert leaked.sha256 != before.sha256 and leaked.test == before.test
         assert {e.id for e in leaked.train}.isdisjoint(e.id for e in before.validation)
         mine = traps.recipe(SEED, corpus=traps.LEAKED)
-        assert scratch.encoding_of(
-            mine.corpus, mine.encoding, mine.vocab_size
-        ) is scratch.encoding_of("debian", mine.encoding, mine.vocab_size)  # one thing changes
+        assert scratch.encoding_of(mine.corpus, mine.encoding, mine.vocab_size) is scratch.encoding_of(
+            "debian", mine.encoding, mine.vocab_size
+        )  # one thing changes
     assert traps.LEAKED not in tasks.TASKS and traps.LEAKED not in scratch.ENCODED_LIKE
     rows = pd.DataFrame(traps.overlap(runs, (SEED,)))
     names = set(rows["model"])
@@ -95,14 +92,25 @@ def test_the_leaked_corpus_holds_the_test_text_and_goes_again(runs):
 def test_tokens_of_several_sizes_come_from_notebook_04_or_are_trained(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(profile, "ROOT", tmp_path)
     folder = tmp_path / "data" / "results"
-    row = {"corpus": "debian", "budget": "bytes", "encoding": "bpe", "vocab_size": 512, "seed": 1,
-           "bits_per_byte": 2.0, "perplexity": 30.0}  # fmt: skip
-    kept = {"notebook": "04_token_encoding", "provenance": {"profile": "full"},
-            "tables": {"encodings": [row, {**row, "corpus": "tang"}, {**row, "budget": "compute"}]}}  # fmt: skip
+    row = {
+        "corpus": "debian",
+        "budget": "bytes",
+        "encoding": "bpe",
+        "vocab_size": 512,
+        "seed": 1,
+        "bits_per_byte": 2.0,
+        "perplexity": 30.0,
+    }
+    kept = {
+        "notebook": "04_token_encoding",
+        "provenance": {"profile": "full"},
+        "tables": {"encodings": [row, {**row, "corpus": "tang"}, {**row, "budget": "compute"}]},
+    }
     results.write_json(folder / "04_token_encoding.json", kept)
     rows, source = traps.token_perplexity((SEED,), texts)
-    assert rows == [{"trap": "token perplexity across tokenizers", "model": "bpe 512", "seed": 1,
-                     "sound": 2.0, "trapped": 30.0}]  # fmt: skip
+    assert rows == [
+        {"trap": "token perplexity across tokenizers", "model": "bpe 512", "seed": 1, "sound": 2.0, "trapped": 30.0}
+    ]
     assert "04_token_encoding" in source
     (folder / "04_token_encoding.json").unlink()
     monkeypatch.setattr(traps, "ENCODINGS", {"bytes": None, "bpe 512": 512})
@@ -114,8 +122,9 @@ def test_tokens_of_several_sizes_come_from_notebook_04_or_are_trained(texts, tmp
 def values(trap, sound, trapped, seeds=(0, 1)):
     return [
         {"trap": trap, "model": m, "seed": s, "sound": sound[m], "trapped": trapped[m] + 0.001 * s}
-        for s in seeds for m in sound
-    ]  # fmt: skip
+        for s in seeds
+        for m in sound
+    ]
 
 
 def test_flips_and_tau_of_known_rankings():
@@ -125,9 +134,7 @@ def test_flips_and_tau_of_known_rankings():
     rows += values("last two", sound, {"a": 1, "b": 3, "c": 2})
     table = traps.summary(pd.DataFrame(rows)).set_index("trap")
     assert table["flips"].to_dict() == {"same": 0, "reversed": 3, "last two": 1}
-    assert table["tau"].to_dict() == pytest.approx(
-        {"same": 1.0, "reversed": -1.0, "last two": 1 / 3}
-    )
+    assert table["tau"].to_dict() == pytest.approx({"same": 1.0, "reversed": -1.0, "last two": 1 / 3})
     assert table["best_changes"].to_dict() == {"same": False, "reversed": True, "last two": False}
     assert table.loc["last two", "ranking_trap"] == "a < c < b" and (table["pairs"] == 3).all()
 
@@ -137,9 +144,7 @@ def test_sentences_count_what_changed():
     rows = values("same", sound, sound) + values("last two", sound, {"a": 1, "b": 3, "c": 2})
     rows += values("reversed", sound, {"a": 3, "b": 2, "c": 1})
     said = trap_findings(traps.summary(pd.DataFrame(rows)))
-    assert said[0].startswith(
-        "Finding: 2 of 3 mistakes turn round a pair of models that the control"
-    )
+    assert said[0].startswith("Finding: 2 of 3 mistakes turn round a pair of models that the control")
     assert said[0].endswith("2 change the order of some pair, 1 the best model.")
     assert (
         "last two: 1 of 3 pairs ordered differently, 1 of the 3 that the sound measure tells apart; the best model "
@@ -174,23 +179,17 @@ def test_one_seed_shows_the_seed_that_differs_most():
 
 
 def test_an_order_without_interval_is_not_an_order():
-    rows = [("a", s, 1.0 + 0.1 * s) for s in range(3)] + [
-        ("b", s, 1.01 + 0.1 * s) for s in range(3)
-    ]
+    rows = [("a", s, 1.0 + 0.1 * s) for s in range(3)] + [("b", s, 1.01 + 0.1 * s) for s in range(3)]
     rows += [("c", s, (1.0, 1.4, 1.2)[s]) for s in range(3)]
     found = traps.no_interval(pd.DataFrame(rows, columns=["model", "seed", "bits_per_byte"]))
     assert found["ranking_sound"] == "a < b = c" and found["ranking_trap"] == "a < b < c"
     assert found["flips"] == 2 and found["pairs"] == 3 and not found["best_changes"]
-    single = pd.DataFrame(
-        [("a", 0, 1.0), ("b", 0, 2.0)], columns=["model", "seed", "bits_per_byte"]
-    )
+    single = pd.DataFrame([("a", 0, 1.0), ("b", 0, 2.0)], columns=["model", "seed", "bits_per_byte"])
     assert traps.no_interval(single)["flips"] == 1  # one seed orders nothing
 
 
 def test_the_figure_has_a_panel_per_trap_and_both_ranks():
-    rows = values("x", {"a": 1, "b": 2}, {"a": 2, "b": 1}) + values(
-        "y", {"a": 1, "b": 2}, {"a": 1, "b": 2}
-    )
+    rows = values("x", {"a": 1, "b": 2}, {"a": 2, "b": 1}) + values("y", {"a": 1, "b": 2}, {"a": 1, "b": 2})
     figure = innovation_plots.rankings(pd.DataFrame(rows))
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["x", "y"]
     texts = [t.get_text() for t in figure.axes[0].texts]

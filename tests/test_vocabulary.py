@@ -1,4 +1,4 @@
-"""lib.vocabulary: new tokens in tokenizer and model, for GPT-2's and Llama's architecture, tied and not."""
+"""lib.explore.vocabulary: new tokens in tokenizer and model, for GPT-2's and Llama's architecture, tied and not."""
 
 import copy
 
@@ -7,8 +7,8 @@ import torch
 from tokenizers import AddedToken
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib import vocabulary
-from lib.encodings import train_encoding
+from lib.explore import vocabulary
+from lib.explore.encodings import train_encoding
 from lib.models import Base, small_gpt2, tiny_tokenizer
 from lib.tasks import load_task
 
@@ -29,10 +29,17 @@ def tokenizer():
 
 def llama(vocab_size: int, tied: bool) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
-        tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(config).eval()
@@ -69,9 +76,7 @@ def test_old_rows_stay_and_new_ones_start_as_named(base, init):
     assert len(tables(wide.model)) == len(tables(base.model)) == (2 if "untied" in base.name else 1)
     for old, new in zip(tables(base.model), tables(wide.model), strict=True):
         assert torch.equal(new[: len(base.tokenizer)], old[: len(base.tokenizer)])
-        means = torch.stack(
-            [old[base.tokenizer(c, add_special_tokens=False).input_ids].mean(0) for c in CHARACTERS]
-        )
+        means = torch.stack([old[base.tokenizer(c, add_special_tokens=False).input_ids].mean(0) for c in CHARACTERS])
         if init == "pieces":
             assert torch.allclose(new[ids], means, atol=1e-7)
         else:
@@ -87,9 +92,7 @@ def test_text_without_new_characters_is_scored_as_before(base):
     ids = base.tokenizer(text, return_tensors="pt").input_ids
     assert torch.equal(wide.tokenizer(text, return_tensors="pt").input_ids, ids)
     old = len(base.tokenizer)
-    assert torch.allclose(
-        wide.model(ids).logits[..., :old], base.model(ids).logits[..., :old], atol=1e-5
-    )
+    assert torch.allclose(wide.model(ids).logits[..., :old], base.model(ids).logits[..., :old], atol=1e-5)
 
 
 def test_the_base_is_left_untouched(base):
@@ -106,10 +109,13 @@ def test_name_and_count_tell_extensions_apart(base):
     made = [
         vocabulary.extend(base, characters, init, seed)
         for characters, init, seed in (
-            (CHARACTERS, "pieces", 0), (CHARACTERS, "random", 0), (CHARACTERS, "random", 1),
-            (CHARACTERS[:2], "random", 0), (["水", "日", "香"], "random", 0),
+            (CHARACTERS, "pieces", 0),
+            (CHARACTERS, "random", 0),
+            (CHARACTERS, "random", 1),
+            (CHARACTERS[:2], "random", 0),
+            (["水", "日", "香"], "random", 0),
         )
-    ]  # fmt: skip
+    ]
     assert len({b.name for b in made} | {base.name}) == 6
     assert made[0].parameters == made[0].model.num_parameters()
     row = len(base.tokenizer)  # of the first new token
@@ -125,16 +131,7 @@ def test_any_text_survives_the_extended_tokenizer(tokenizer, tang):
     texts = [e.prompt + e.target for e in tang.train]
     characters = vocabulary.split_characters(tokenizer, texts, 300)
     wide = vocabulary.extend(base, characters, "pieces").tokenizer
-    odd = [
-        "日",
-        "山日山",
-        " 日 x日x ",
-        "a\n\n日,",
-        "日<|endoftext|>山",
-        "🙂日\ufffd",
-        "𬭭日",
-        "ｶ日ﬁ",
-    ]
+    odd = ["日", "山日山", " 日 x日x ", "a\n\n日,", "日<|endoftext|>山", "🙂日\ufffd", "𬭭日", "ｶ日ﬁ"]
     for text in [*odd, *(e.prompt + e.target for e in tang.test[:200])]:
         ids = wide(text, add_special_tokens=False, split_special_tokens=True).input_ids
         assert wide.decode(ids, clean_up_tokenization_spaces=False) == text
@@ -168,8 +165,12 @@ def test_token_facts_agree_with_a_count_by_hand(tokenizer):
     wide = copy.deepcopy(tokenizer)
     wide.add_tokens([AddedToken("日", normalized=False)])
     plain, extended = (vocabulary.token_facts(t, ["日a", "香"]) for t in (tokenizer, wide))
-    assert plain == {"tokens": 7, "characters": 3, "tokens_per_character": 7 / 3,
-                     "invalid_percent": pytest.approx(600 / 7)}  # fmt: skip
+    assert plain == {
+        "tokens": 7,
+        "characters": 3,
+        "tokens_per_character": 7 / 3,
+        "invalid_percent": pytest.approx(600 / 7),
+    }
     assert extended["tokens"] == 5 and extended["invalid_percent"] == pytest.approx(60)
     with pytest.raises(ValueError, match="No text"):
         vocabulary.token_facts(tokenizer, [])

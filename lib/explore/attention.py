@@ -1,0 +1,481 @@
+"""Causal attention variants in one registry, for transformers' AttentionInterface.
+
+Each is a function of queries, keys and values alone, so the same name works in a small GPT-2 trained
+from scratch (lib.explore.scratch) and in a pretrained model (`use_attention`). Every entry has a fast `form` and
+a `naive` one of the same function; tests/test_attention.py compares them in outputs and gradients and
+checks that none sees the future.
+
+Padding: what is causal needs no padding mask if the padding comes last. `_attend` therefore moves each row's
+real tokens to the front, runs the plain causal form and moves its outputs back.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+CHUNK = 64  # tokens per chunk: quadratic work inside it is then as large as a head's state, 64 x 64
+
+
+# --- softmax: GPT-2's own
+
+
+def softmax(q, k, v, scale, mask=None, bias=None, dropout=0.0, **_) -> Tensor:
+    """softmax(q k^T scale + bias) v with the (T_q, T_k) scores in memory (Vaswani et al. 2017, 1706.03762).
+
+    q (B, H, T_q, D), k and v (B, H, T_k, D), the queries being the last T_q positions; mask (B, 1, T_q, T_k),
+    True: seen; bias (H, T_q, T_k). A query that sees nothing gives 0. -> (B, H, T_q, D).
+    """
+    mask = _causal(q, k) if mask is None else mask
+    scores = q @ k.mT * scale  # (B, H, T_q, T_k)
+    if bias is not None:
+        scores = scores + bias(q.shape[2], k.shape[2])
+    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+    weights = F.dropout(weights * mask.any(-1, keepdim=True), dropout)
+    return weights @ v
+
+
+def softmax_sdpa(q, k, v, scale, mask=None, bias=None, dropout=0.0, **_) -> Tensor:
+    """`softmax` by torch's fused kernel, which never holds the scores (Dao et al. 2022, 2205.14135)."""
+    if mask is None and bias is None and q.shape[2] == k.shape[2]:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout)
+    seen = _causal(q, k) if mask is None else mask
+    if bias is None:
+        scores = seen
+    else:
+        scores = bias(q.shape[2], k.shape[2]).to(q.dtype)
+        scores = scores.masked_fill(~seen, torch.finfo(q.dtype).min)
+    out = F.scaled_dot_product_attention(q, k, v, scores, scale=scale, dropout_p=dropout)
+    return out if mask is None else out.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+
+
+def _causal(q: Tensor, k: Tensor) -> Tensor:
+    """(T_q, T_k), True where the key is not after the query; the queries are the last T_q positions."""
+    n_q, n_k = q.shape[2], k.shape[2]
+    return torch.ones(n_q, n_k, dtype=torch.bool, device=q.device).tril(n_k - n_q)
+
+
+# --- sliding window
+
+
+def window_naive(q, k, v, scale, bias=None, window=64, **_) -> Tensor:
+    """Softmax over the last `window` tokens, the query's own included (Child et al. 2019, 1904.10509)."""
+    seen = _causal(q, k)
+    return softmax(q, k, v, scale, seen & ~seen.tril(k.shape[2] - q.shape[2] - window), bias)
+
+
+def window(q, k, v, scale, bias=None, window=64, **_) -> Tensor:
+    """`window_naive` in blocks of `window` queries that see their own block and the one before: O(T window)."""
+    length, n_head = q.shape[2], q.shape[1]
+    w = min(window, length)
+    q, k, v = (_chunks(x, w) for x in (q, k, v))  # (B, H, N, w, D)
+    before = [F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1] for x in (k, v)]
+    k, v = (torch.cat(pair, dim=3) for pair in zip(before, (k, v), strict=True))  # (B, H, N, 2w, D)
+    i = torch.arange(w, device=q.device)[:, None] + w
+    j = torch.arange(2 * w, device=q.device)
+    seen = (j <= i) & (j > i - w)  # (w, 2w)
+    first = torch.arange(q.shape[2], device=q.device)[:, None, None] == 0
+    seen = seen & ~(first & (j < w))  # (N, w, 2w): nothing stands before the first block
+    if bias is not None:
+        offsets = bias(w, 2 * w).to(q.dtype).view(n_head, 1, w, 2 * w)  # the same in every block
+        seen = offsets.masked_fill(~seen, torch.finfo(offsets.dtype).min)
+    out = F.scaled_dot_product_attention(q, k, v, seen, scale=scale)
+    return out.flatten(2, 3)[:, :, :length]
+
+
+# --- linear attention: similarity phi(q) . phi(k)
+
+
+def elu_features(x: Tensor, **_) -> Tensor:
+    """elu(x) + 1, elementwise (Katharopoulos et al. 2020, "Transformers are RNNs", 2006.16236)."""
+    return F.elu(x) + 1
+
+
+def favor_features(x: Tensor, is_query=False, scale=1.0, features=64, **_) -> Tensor:
+    """FAVOR+: exp(w.x' - |x'|^2 / 2), whose products estimate exp(q.k scale) without bias.
+
+    x' = x sqrt(scale), w the orthogonal Gaussian rows of `_projection`. A query's features are divided by
+    their largest, which cancels in the ratio; keys are not, since their maximum would depend on later
+    tokens. (Choromanski et al. 2021, "Rethinking Attention with Performers", 2009.14794.) The rows are drawn
+    once and not redrawn during training.
+    """
+    x = x * scale**0.5
+    exponent = x @ _projection(x.shape[-1], features).to(x).mT - x.square().sum(-1, keepdim=True) / 2
+    if is_query:
+        exponent = exponent - exponent.amax(-1, keepdim=True).detach()
+    return exponent.exp() + 1e-6  # as in the paper's code: a sum of them is never 0
+
+
+@cache
+def _projection(head_dim: int, features: int) -> Tensor:
+    """(features, head_dim): orthogonal in blocks of head_dim rows, each row as long as a Gaussian's.
+
+    QR fixes its signs by convention; only with r's diagonal made positive are the rows uniform (Mezzadri 2007,
+    math-ph/0609050), and the estimate without bias.
+    """
+    generator = torch.Generator().manual_seed(0)
+    blocks = []
+    for _ in range(-(-features // head_dim)):
+        rows, r = torch.linalg.qr(torch.randn(head_dim, head_dim, generator=generator))
+        blocks.append((rows * r.diagonal().sign()).T)
+    length = torch.randn(features, head_dim, generator=generator).norm(dim=1, keepdim=True)
+    return torch.cat(blocks)[:features] * length
+
+
+def kernel_naive(q, k, v, scale, phi=elu_features, **options) -> Tensor:
+    """sum_j<=t phi(q_t).phi(k_j) v_j / sum_j<=t phi(q_t).phi(k_j), with the (T, T) products in memory."""
+    q, k = phi(q, is_query=True, scale=scale, **options), phi(k, scale=scale, **options)
+    weights = (q @ k.mT).tril()  # (B, H, T, T)
+    return weights @ v / weights.sum(-1, keepdim=True)
+
+
+def kernel(q, k, v, scale, phi=elu_features, **options) -> Tensor:
+    """`kernel_naive` in O(T): products inside chunks, running sums phi(k)^T v between them.
+
+    A column of ones beside v carries the denominator. The sums before a chunk are shifted running sums, not a
+    difference of two, so that nothing of a later token enters by rounding.
+    """
+    length = q.shape[2]
+    v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
+    q, k = phi(q, is_query=True, scale=scale, **options), phi(k, scale=scale, **options)
+    q, k, v = (_chunks(x, CHUNK) for x in (q, k, v))  # (B, H, N, C, .)
+    states = F.pad((k.mT @ v)[:, :, :-1].cumsum(2), (0, 0, 0, 0, 1, 0))  # (B, H, N, F, D + 1)
+    out = (q @ states + (q @ k.mT).tril() @ v).flatten(2, 3)[:, :, :length]
+    return out[..., :-1] / out[..., -1:]
+
+
+def kernel_step(state, q, k, v, scale, phi=elu_features, **options) -> tuple[Tensor, Tensor]:
+    """One token: q, k, v (B, H, 1, D), state (B, H, F, D + 1) or None -> output (B, H, 1, D), state."""
+    q, k = phi(q, is_query=True, scale=scale, **options), phi(k, scale=scale, **options)
+    update = k.mT @ F.pad(v, (0, 1), value=1.0)
+    state = update if state is None else state + update
+    out = q @ state
+    return out[..., :-1] / out[..., -1:], state
+
+
+# --- delta rule
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Length 1: then beta = 1 replaces what a key holds, and smaller ones go a part of the way."""
+    return F.normalize(x, dim=-1)
+
+
+def delta_naive(q, k, v, scale, beta=None, **_) -> Tensor:
+    """S_t = S_t-1 + beta_t k_t (v_t - S_t-1^T k_t)^T, o_t = S_t^T q_t, token by token.
+
+    Linear attention that first takes away what is stored under a key and then writes (Schlag et al. 2021,
+    "Linear Transformers Are Secretly Fast Weight Programmers", 2102.11174). beta (B, H, T): writing strength.
+    Queries and keys have length 1, as in Yang et al. 2024 (2406.06484), whose SiLU before and RMS norm behind are
+    left out: on 0.7 MB of text (one seed, lib.explore.scratch) both cost, 2.258 bits per byte against 2.393.
+    """
+    state, out = None, []
+    for t in range(q.shape[2]):
+        now = slice(t, t + 1)
+        o, state = delta_step(state, q[:, :, now], k[:, :, now], v[:, :, now], scale, beta[:, :, now])
+        out.append(o)
+    return torch.cat(out, dim=2)
+
+
+def delta_step(state, q, k, v, scale, beta=None, **_) -> tuple[Tensor, Tensor]:
+    """One token: q, k, v (B, H, 1, D), beta (B, H, 1), state (B, H, D, D) or None -> output, state."""
+    q, k = _unit(q), _unit(k)
+    old = 0.0 if state is None else k @ state  # (B, H, 1, D)
+    update = k.mT @ ((v - old) * beta[..., None])
+    state = update if state is None else state + update
+    return q @ state, state
+
+
+def delta(q, k, v, scale, beta=None, **_) -> Tensor:
+    """`delta_naive` by chunks: the writes of a chunk solve one triangular system.
+
+    With U the values that are really written, (I + tril(beta k k^T, -1)) U = beta (v - k S) for the state S
+    before the chunk (the WY form of Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule
+    over Sequence Length", 2406.06484).
+    """
+    length, width = q.shape[2], v.shape[-1]
+    q, k, v, beta = (_chunks(x, CHUNK) for x in (_unit(q), _unit(k), v, beta[..., None]))
+    system = (beta * (k @ k.mT)).tril(-1)  # (B, H, N, C, C); the solver adds the unit diagonal
+    solved = torch.linalg.solve_triangular(system, torch.cat([beta * v, beta * k], -1), upper=False, unitriangular=True)
+    values, keys = solved.split([width, k.shape[-1]], dim=-1)
+    inside = (q @ k.mT).tril()
+    state, out = v.new_zeros(*v.shape[:2], k.shape[-1], width), []
+    # unbind, since the gradient of an index is a whole tensor of zeros: chunk by chunk that is quadratic in T
+    for q_n, k_n, values_n, keys_n, inside_n in zip(*(x.unbind(2) for x in (q, k, values, keys, inside)), strict=True):
+        written = values_n - keys_n @ state  # (B, H, C, D)
+        out.append(q_n @ state + inside_n @ written)
+        state = state + k_n.mT @ written
+    return torch.cat(out, dim=2)[:, :, :length]
+
+
+# --- Nystrom attention in a causal form
+
+
+def nystrom_naive(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
+    """Exact softmax near a query, Nystrom's approximation for the segments before its own.
+
+    Nystromformer (Xiong et al. 2021, 2102.03902) writes softmax(q k^T) as F A^-1 B, with landmarks that are
+    segment means over the whole sequence: an encoder's, since every token's landmarks hold later tokens.
+    The causal form is this project's own. For a query in segment i the landmarks l_m are the mean keys
+    of the segments m < i, which are complete, and
+        F = softmax(q l^T), A = softmax(l l^T), B = softmax(l k^T) over segments < i,
+        far = F A^-1 B v, near = softmax over the row's first token and the query's segment up to itself,
+        out = near w + far (1 - w), w = sigmoid(lse_near - lse_far),
+    with lse the log-sum-exp of the scores, for `far` estimated as log(segment) + lse(q l^T). The first token is
+    in no segment: pretrained models park a large share of their attention on it (Xiao et al. 2023,
+    2309.17453), which a mean would blur. Landmarks are of keys alone, since a KV cache holds no earlier
+    queries, and segments have a fixed length, so an output does not change when the text grows. Weights sum
+    to 1. With segment = 1 and no ridge the form is softmax itself; the ridge keeps A invertible where
+    landmarks are alike, as those of pretrained keys are.
+    """
+    outputs = []
+    for t in range(q.shape[2]):
+        start = 1 + max(t - 1, 0) // segment * segment
+        query = q[:, :, t : t + 1] * scale  # (B, H, 1, D)
+        near_k, near_v = (torch.cat([x[:, :, :1], x[:, :, start : t + 1]], 2) for x in (k, v))
+        scores = query @ near_k.mT
+        near = scores.softmax(-1) @ near_v
+        if start > 1:
+            past = k[:, :, 1:start]
+            marks = past.unflatten(2, (-1, segment)).mean(3)  # (B, H, M, D)
+            a = (marks @ marks.mT * scale).softmax(-1)
+            b = (marks @ past.mT * scale).softmax(-1)
+            eye = torch.eye(a.shape[-1], device=q.device, dtype=q.dtype)
+            solved = torch.linalg.solve(a + ridge * eye, b @ v[:, :, 1:start]) * (1 + ridge)
+            marked = query @ marks.mT
+            far_mass = math.log(segment) + marked.logsumexp(-1, keepdim=True)
+            share = torch.sigmoid(scores.logsumexp(-1, keepdim=True) - far_mass)
+            near = near * share + marked.softmax(-1) @ solved * (1 - share)
+        outputs.append(near)
+    return torch.cat(outputs, dim=2)
+
+
+def nystrom(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
+    """`nystrom_naive` with one batch of systems, A per segment: O(T segment + T M + M^4) for M = T / segment.
+
+    The systems are the leading parts of one (M, M) matrix of scores, filled up with ones on the diagonal.
+    """
+    length = q.shape[2] - 1
+    if not length:
+        return v
+    first_k, first_v = k[:, :, None, :1], v[:, :, None, :1]  # (B, H, 1, 1, D)
+    q, k, v = (_chunks(x[:, :, 1:], segment) for x in (q * scale, k, v))  # (B, H, N, c, D)
+    n = q.shape[2]
+    lowest = torch.finfo(q.dtype).min
+    late = torch.ones(segment, segment, dtype=torch.bool, device=q.device).triu(1)
+    scores = torch.cat([q @ first_k.mT, (q @ k.mT).masked_fill(late, lowest)], -1)  # (.., c, 1 + c)
+    weights = scores.softmax(-1)
+    near = weights[..., :1] * first_v + weights[..., 1:] @ v
+    if n > 1:
+        marks = k.mean(3)  # (B, H, M, D)
+        before = torch.ones(n, n, dtype=torch.bool, device=q.device).tril(-1)  # [i, m]: m < i
+        a = (marks @ marks.mT * scale)[:, :, None].masked_fill(~before[:, None], lowest)  # i, m, n
+        a = a.softmax(-1) * (before[:, :, None] & before[:, None])
+        eye = torch.eye(n, device=q.device, dtype=q.dtype)
+        a = a + eye * (1 + (ridge - 1) * before.to(q.dtype))[:, None]
+        b = torch.einsum("bhmd,bhjcd->bhmjc", marks, k) * scale  # (B, H, M, N, c)
+        mass = b.logsumexp(-1)[:, :, None].masked_fill(~before[:, None], lowest).softmax(-1)
+        mixed = torch.einsum("bhmjc,bhjcd->bhmjd", b.softmax(-1), v)
+        mixed = torch.einsum("bhimj,bhmjd->bhimd", mass, mixed) * before[..., None]
+        solved = torch.linalg.solve(a, mixed) * (1 + ridge)  # (B, H, N, M, D)
+        marked = torch.einsum("bhncd,bhmd->bhncm", q, marks).masked_fill(~before[:, None], lowest)
+        far_mass = math.log(segment) + marked.logsumexp(-1, keepdim=True)
+        share = torch.sigmoid(scores.logsumexp(-1, keepdim=True) - far_mass)
+        none_before = torch.arange(n, device=q.device)[:, None, None] == 0
+        share = share.masked_fill(none_before, 1.0)
+        near = near * share + marked.softmax(-1) @ solved * (1 - share)
+    return torch.cat([first_v[:, :, 0], near.flatten(2, 3)[:, :, :length]], dim=2)
+
+
+def _chunks(x: Tensor, size: int) -> Tensor:
+    """(B, H, T, D) -> (B, H, N, size, D), zeros after the end: no earlier token sees them."""
+    return F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
+
+
+# --- the registry
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A variant: `form` is what models run, `naive` the readable reference, `step` the recurrent form."""
+
+    form: Callable[..., Tensor]
+    naive: Callable[..., Tensor]
+    step: Callable | None = None
+    takes_bias: bool = False  # there are scores that ALiBi and T5 can be added to
+    takes_mask: bool = False  # else rows are moved so that padding comes last
+    options: Mapping[str, object] = field(default_factory=dict)
+    gates: Callable[[int], dict[str, nn.Module]] | None = None  # extra parameters, of n_head * D
+
+
+def delta_gates(n_head: int, head_dim: int) -> dict[str, nn.Module]:
+    """beta's linear map, from all heads' keys: a linear map of the layer's input, as in the paper."""
+    return {"beta": nn.Linear(n_head * head_dim, n_head)}
+
+
+ATTENTIONS = {
+    "softmax": Attention(softmax, softmax, takes_bias=True, takes_mask=True),
+    "softmax_sdpa": Attention(softmax_sdpa, softmax, takes_bias=True, takes_mask=True),
+    "window": Attention(window, window_naive, takes_bias=True, options={"window": 64}),
+    "linear": Attention(kernel, kernel_naive, kernel_step, options={"phi": elu_features}),
+    "performer": Attention(kernel, kernel_naive, kernel_step, options={"phi": favor_features, "features": 64}),
+    "delta": Attention(delta, delta_naive, delta_step, gates=delta_gates),
+    "nystrom": Attention(nystrom, nystrom_naive, options={"segment": 32, "ridge": 0.5}),
+}
+
+
+def attention(name: str) -> Attention:
+    """The entry called `name`. Raises ValueError for another name, listing the known ones."""
+    if name not in ATTENTIONS:
+        raise ValueError(f"No attention is called {name!r}: choose of {', '.join(ATTENTIONS)}.")
+    return ATTENTIONS[name]
+
+
+def use_attention(model: PreTrainedModel, name: str, **options) -> PreTrainedModel:
+    """Make `model`, pretrained or not, run the attention `name`, and return it.
+
+    `options` replace the variant's own (window, features, segment, ridge). New parameters (delta's beta) start
+    from fixed seeds. Raises ValueError for an unknown variant or option, or one that the model's position
+    encoding does not fit.
+    """
+    entry = attention(name)
+    if unknown := set(options) - set(entry.options):
+        known = ", ".join(entry.options) or "none"
+        raise ValueError(f"attention {name!r} has no option {min(unknown)!r}: it takes {known}.")
+    for key in {"window", "segment", "features"} & set(options):
+        if not options[key] >= 1:
+            raise ValueError(f"attention {name!r}: {key}={options[key]} must be 1 or more.")
+    config = model.config
+    n_head = config.num_attention_heads
+    for module in attention_modules(model):
+        check_fit(name, module.__dict__.get("position"))
+        module.attention_options = dict(options)
+        if entry.gates is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(module.layer_idx)
+                for key, gate in entry.gates(n_head, module.head_dim).items():
+                    nn.init.normal_(gate.weight, std=config.initializer_range)
+                    nn.init.zeros_(gate.bias)
+                    module.add_module(key, gate.to(model.device))
+    model.set_attn_implementation(name)
+    return model
+
+
+def check_fit(name: str, position: nn.Module | None) -> None:
+    """Raises ValueError for a position that adds to scores and an attention `name` that has none."""
+    if position is not None and position.biases_scores and not ATTENTIONS[name].takes_bias:
+        fitting = ", ".join(n for n, e in ATTENTIONS.items() if e.takes_bias)
+        raise ValueError(
+            f"position {position.name!r} adds to attention scores, which attention {name!r} does not "
+            f"have: choose of {fitting}, or another position."
+        )
+
+
+def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The self-attention modules of a GPT-2, Llama or similar model, by layer."""
+    return [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")]
+
+
+# --- between transformers and the variants
+
+
+def _padding(batch_size, q_length, kv_length, attention_mask=None, **_) -> Tensor | None:
+    """The mask that transformers passes on to `_attend`: (B, T_k), True for real tokens, or None."""
+    if attention_mask is None or bool(attention_mask.all()):
+        return None
+    return attention_mask[:, -kv_length:].bool()
+
+
+def _attend(name: str) -> Callable:
+    entry = ATTENTIONS[name]
+
+    def attend(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, position_ids=None, **_):
+        """query (B, H, T_q, D), key and value (B, H_kv, T_k, D), mask (B, T_k) -> (B, T_q, H, D).
+
+        Dropout acts on softmax weights; the other variants have no weights and leave it out.
+        """
+        _check_inputs(name, module, attention_mask, position_ids)
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:  # grouped-query attention: H_kv heads serve H queries
+            key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        position = module.__dict__.get("position")
+        run = _masked if entry.takes_mask else _moved
+        given = entry.options | getattr(module, "attention_options", {})
+        if entry.takes_mask:
+            given = given | {"dropout": dropout}
+        if position is not None and position.biases_scores:
+            given = given | {"bias": position.bias}
+        out = run(entry, module, position, query, key, value, attention_mask, scale, given)
+        return out.transpose(1, 2), None
+
+    return attend
+
+
+def _check_inputs(name, module, mask, position_ids) -> None:
+    check_fit(name, module.__dict__.get("position"))
+    if mask is not None and mask.ndim != 2:
+        raise ValueError(
+            f"attention {name!r} takes a padding mask (B, T), not one of shape {tuple(mask.shape)}: "
+            "pass the tokenizer's attention_mask."
+        )
+    first = module.layer_idx == 0 and mask is None and position_ids is not None
+    if first and bool((position_ids.diff() != 1).any()):
+        raise ValueError(
+            f"attention {name!r} takes one document a row, and position_ids start anew inside this one: "
+            "lib.packing's document_attention is for packed rows."
+        )
+    if ATTENTIONS[name].gates is not None and not hasattr(module, "beta"):
+        raise ValueError(
+            f"attention {name!r} has parameters of its own: set it with lib.explore.attention.use_attention."
+        )
+
+
+def _masked(entry, module, position, q, k, v, mask, scale, given) -> Tensor:
+    if mask is not None:
+        mask = _causal(q, k) & mask[:, None, None]  # (B, 1, T_q, T_k)
+    if position is not None:
+        q, k = position.rotate(q, k)
+    return entry.form(q, k, v, scale, mask=mask, **given)
+
+
+def _moved(entry, module, position, q, k, v, mask, scale, given) -> Tensor:
+    """The plain causal form in float32 (running sums drown in bfloat16's 8 bits), padding moved to the end."""
+    n_q, n_k, dtype = q.shape[2], k.shape[2], v.dtype
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v = q.float(), k.float(), v.float()
+        q = F.pad(q, (0, 0, n_k - n_q, 0))  # with a cache the queries are the last ones
+        if mask is not None:
+            order = (~mask).int().argsort(dim=1, stable=True)  # (B, T_k)
+            q, k, v = (_take(x, order) for x in (q, k, v))
+        if entry.gates is not None:
+            written = k.transpose(1, 2).flatten(2).to(module.beta.weight.dtype)
+            strength = module.beta(written).float().sigmoid()  # (B, T, H)
+            given = given | {"beta": strength.transpose(1, 2)}
+        if position is not None:
+            q, k = position.rotate(q, k)
+        out = entry.form(q, k, v, scale, **given)
+        if mask is not None:
+            out = _take(out, order.argsort(dim=1)).masked_fill(~mask[:, None, :, None], 0.0)
+    return out[:, :, n_k - n_q :].to(dtype)
+
+
+def _take(x: Tensor, order: Tensor) -> Tensor:
+    """x (B, H, T, D) with its tokens in `order` (B, T)."""
+    return x.gather(2, order[:, None, :, None].expand_as(x))
+
+
+def register(name: str, entry: Attention) -> None:
+    """Make `name` known here and to transformers."""
+    ATTENTIONS[name] = entry
+    AttentionInterface.register(name, _attend(name))
+    AttentionMaskInterface.register(name, _padding)
+
+
+for _name, _entry in ATTENTIONS.items():
+    register(_name, _entry)

@@ -1,0 +1,163 @@
+"""Values of report.md, “What did not work”: what fell short, a notebook a line, by the tables its findings come from.
+
+Each names what would have been a success and what was not shown to be one; the conditions are computed, so a line says
+“none” where nothing fell short.
+"""
+
+from lib.explore.bench_findings import missed_marks
+from lib.explore.chinese_tables import differences, rate
+from lib.explore.findings import NEGATIVE, TOLERATED, conversion_costs
+from lib.explore.private import named
+from lib.report.report_blocks import Notebook, value
+from lib.report.report_chinese import METHODS, NAME
+from lib.report.report_encodings import ENCODED, against_bytes
+from lib.report.report_evaluation import MEASURED, compared, worse_than_before
+from lib.report.report_forms import by_seed, listed, shown
+from lib.report.report_innovation import OWN, frontier_said
+from lib.report.report_inside import ATTENDED, POSITIONED, SOFTMAX, USABLE, nystrom_errors, stretched
+from lib.report.report_model import main_task
+from lib.report.report_performance import PERFORMANCE
+from lib.report.report_private import PRIVATE
+from lib.report.report_scenario import SCENARIO, compression_findings
+
+
+@value("evaluation.negative", MEASURED)
+def evaluation(n: Notebook) -> str:
+    rows = compared(n)
+    short = [what for what, verdict in rows if verdict != "better"]
+    worse, count = worse_than_before(n)
+    said = (
+        f"Of {len(rows)} comparisons of before and after, not shown to be better: {listed(short)}. Of {count} single "
+        f"values of general text (one seed, no interval), worse: {listed(worse)}."
+    )
+    greedy = n["diversity"].query(
+        "method == 'full' and decoding == 'greedy' and task == @task", local_dict={"task": main_task(n)}
+    )
+    said += f" Greedy texts still repeat {greedy['rep_4'].mean():.0%} of their 4-grams."
+    if "tags_reflected" in n["human"]:
+        own = n["before_after"].query("method == 'full' and task == @task", local_dict={"task": main_task(n)})
+        people = n["human"]["tags_reflected"].iloc[0]
+        said += f" They reflect {own['tags_reflected'].mean():.0%} of the tags, people {people:.0%}."
+    return said
+
+
+@value("encodings.negative", ENCODED)
+def encodings(n: Notebook) -> str:
+    sides: dict[int, list[str]] = {0: [], 1: []}
+    for corpus, language in (("debian", "English"), ("tang", "Chinese")):
+        for label, gap in against_bytes(n, corpus).items():
+            sides.get(shown(gap), []).append(f"{label} ({language})")
+    return (
+        f"Shown to need more bits per byte than plain bytes: {listed(sides[1])}; not shown to differ from them: "
+        f"{listed(sides[0])}."
+    )
+
+
+@value("positions.negative", POSITIONED)
+def positions(n: Notebook) -> str:
+    longest = n["positions"]["eval_length"].max()
+    gaps = stretched(n)
+    sides = {s: [f"`{p}`" for p, gap in gaps.items() if shown(gap) == s] for s in (-1, 1)}
+    return (
+        f"With a sliding window of {longest:,} tokens, shown to be worse than at the trained length: "
+        f"{listed(sides[1])}; shown to be better, which a longer memory would be: {listed(sides[-1])}."
+    )
+
+
+@value("attention.negative", ATTENDED)
+def attention(n: Notebook) -> str:
+    wide = by_seed(n["quality"], "attention")
+    behind = [f"`{a}`" for a in wide.columns.drop(SOFTMAX) if shown(wide[a] - wide[SOFTMAX]) > 0]
+    longest = n["scaling"]["length"].max()
+    start = n["fitted"].set_index("attention")["faster_than_softmax_sdpa_from"].drop(SOFTMAX)
+    never = [f"`{a}`" for a in start.index[start.isna()] if a in wide]
+    said = (
+        f"Shown to predict worse than softmax: {listed(behind)}; not faster than it even at {longest:,} tokens: "
+        f"{listed(never)}."
+    )
+    errors = nystrom_errors(n)
+    if errors and errors["causal"].min() > USABLE:
+        said += " In a pretrained model, Nyström's error is too large at every number of landmarks."
+    return said
+
+
+@value("chinese.negative", NAME)
+def chinese(n: Notebook) -> str:
+    form = n["form"]
+    chance = form[form["source"] == "chance"].groupby("measure")["value"].mean()
+    trained = form[form["source"] == "after"]
+    above = [
+        f"{measure} (“{METHODS[method]}”)"
+        for (measure, method), part in trained.groupby(["measure", "method"], sort=False)
+        if measure in ("alternation", "opposition") and measure in chance and shown(part["value"] - chance[measure]) > 0
+    ]
+    missed = [f"“{label}”" for m, label in METHODS.items() if rate(form, "exact_form", "after", m)["mean"] < 0.9]
+    english = n["forgetting"].query("measure == 'debian_bits_per_byte'")
+    start = english[english["stage"] == "before"]["value"].mean()
+    groups = english[english["stage"] == "after"].groupby(["task", "method"], sort=False)["value"]
+    lost = {key: values.mean() - start for key, values in groups if shown(values - start) > 0}
+    most = f", by up to {max(lost.values()):.3f} bits per byte" if lost else ""
+    pairs = differences(n["vocabulary"]).groupby("pair", sort=False)["difference"]
+    worse = [pair.split(" - ")[0] for pair, gap in pairs if pair.endswith("none") and shown(gap) > 0]
+    return (
+        f"Tone patterns shown to be above chance: {listed(above)}. Exact form below the goal of 90 %: "
+        f"{listed(missed)}. English shown to be damaged in {len(lost)} of {len(groups)} kinds of training{most}. "
+        f"New tokens shown to predict worse than none, by how their rows start: {listed(worse)}."
+    )
+
+
+@value("private.negative", PRIVATE)
+def private(n: Notebook) -> str:
+    df = n["before_after"]
+    base = df[df["method"] == "none"]["chrf"].iloc[0]
+    groups = list(df[df["method"] != "none"].groupby(["method", "deduplicated"], sort=False))
+    flat = [named(*key) for key, part in groups if shown(part["chrf"] - base) <= 0]
+    fell = sum(part["chrf"].mean() < base for _, part in groups)
+    advised = n["recommendation"]
+    closed = [named(r.method, r.deduplicated) for r in advised.itertuples() if r.advice.startswith("Keep")]
+    return (
+        f"chrF not shown to rise: {listed([f'“{x}”' for x in flat])}; its mean fell in {fell} of {len(groups)}. "
+        "Weights that may not be shared: "
+        f"{listed([f'“{x}”' for x in closed])}."
+    )
+
+
+@value("innovation.negative", OWN)
+def innovation(n: Notebook) -> str:
+    found = conversion_costs(n["conversion"])
+    costly = [f"{r.share:.0%}" for r in found.itertuples() if r.bound >= TOLERATED]
+    table = n["traps"]
+    table = table[table["trap"] != "no interval"]  # it claims what is not shown and reorders nothing
+    harmless = table.loc[table["shown_flips"] == 0, "trap"].tolist()
+    parts = [
+        f"Shares of layers not shown to cost less than {TOLERATED:.0%} more bits per byte when converted: "
+        f"{listed(costly)}."
+    ]
+    negative = [s.removeprefix(f"{NEGATIVE}, ") for s in frontier_said(n) if s.startswith(NEGATIVE)]
+    parts.append(" ".join(f"{s[0].upper()}{s[1:].split('. ')[0].rstrip('.')}." for s in negative))
+    parts.append(f"Mistakes that turned round no pair told apart: {listed(harmless)}.")
+    return " ".join(f"({letter}) {part}" for letter, part in zip("abc", parts, strict=True))
+
+
+@value("scenario.negative", SCENARIO)
+def scenario(n: Notebook) -> str:
+    said = compression_findings(n)
+    worse = [s.split(":")[0] for s in said if s.endswith("fine-tuning takes more bits.")]
+    text = f"Compression shown to be worse after fine-tuning: {listed(worse)}. {said[-1]}"
+    if "e2e" not in n.tables:
+        return text
+    bleu = n["e2e"].groupby(["kind", "system"])["bleu"].mean().groupby("kind").max()
+    gaps = {kind: bleu["published"] - bleu[kind] for kind in ("ours", "longer") if kind in bleu}
+    names = {"ours": "The best system of this section", "longer": "the longer run of section 5"}
+    below = [f"{names[kind]} ends {gap:.1f}" for kind, gap in gaps.items() if gap > 0]
+    return f"{listed(below)} BLEU below the best published row. {text}" if below else text
+
+
+@value("performance.negative", PERFORMANCE)
+def performance(n: Notebook) -> str:
+    faults = n["faults"]
+    lost = faults.loc[faults["lost"] > 0, "fault"].tolist()
+    return (
+        f"Marks that were set before measuring and not met: {listed(missed_marks(n))}. Faults that lost something: "
+        f"{listed(lost)}."
+    )

@@ -1,0 +1,138 @@
+"""Numbers in the answers of report.md's appendix B."""
+
+from lib.explore.chinese_tables import percent, rate
+from lib.explore.memorise import UNSEEN
+from lib.report.report_blocks import Notebook, value
+from lib.report.report_encodings import ENCODED, misjudged
+from lib.report.report_evaluation import worse_than_before
+from lib.report.report_forms import interval, seeds, shown
+from lib.report.report_inside import ATTENDED, SOFTMAX
+from lib.report.report_model import MEASURED, TRAINED, main_task
+
+
+@value("answer.repetition", MEASURED)
+def repetition(n: Notebook) -> str:
+    df = n["diversity"].query("task == @task and stage == 'before'", local_dict={"task": main_task(n)})
+    share = df.groupby("decoding")["rep_4"].mean()
+    return (
+        f"Before fine-tuning {n.model} repeats {share['greedy']:.0%} of its 4-grams under greedy decoding and "
+        f"{share['sample']:.0%} under sampling."
+    )
+
+
+@value("answer.lora", TRAINED)
+def lora(n: Notebook) -> str:
+    df = n["runs"].query("method == 'lora'")
+    own, whole = int(df["trainable_parameters"].iloc[0]), int(df["base_parameters"].iloc[0])
+    return f"For {n.model} these are {own:,} trained parameters, {own / whole:.1%} of {whole:,}."
+
+
+@value("answer.misjudged", ENCODED)
+def misjudged_pairs(n: Notebook) -> str:
+    wrong, pairs = misjudged(n, "debian")
+    return f"Among our own encodings of English, token perplexity orders {wrong} of {pairs} pairs the wrong way round."
+
+
+@value("answer.difference", MEASURED)
+def difference(n: Notebook) -> str:
+    df = n["significance"]
+    row = df[(df["task"] == main_task(n)) & (df["method"] == "full") & (df["measure"] == "bits_per_byte")].iloc[0]
+    sure = "does not include 0" if row["low"] * row["high"] > 0 else "includes 0"
+    return (
+        f"Full fine-tuning of {n.model} moves bits per byte by {row['difference']:+.3f} [{row['low']:+.3f}, "
+        f"{row['high']:+.3f}] on {int(row['documents'])} documents and {seeds(int(row['seeds']))}, an interval "
+        f"that {sure}."
+    )
+
+
+@value("answer.copied", MEASURED)
+def copied(n: Notebook) -> str:
+    df = n["before_after"]
+    df = df[df["task"] == main_task(n)]
+    before, after = (df[df["stage"] == s]["overlap_words_max"].max() for s in ("before", "after"))
+    return (
+        f"The longest run of words shared with a training target is {int(after)} after fine-tuning and "
+        f"{int(before)} before, "
+        f"and {df['copied_share'].max():.0%} of the outputs are a training target word for word."
+    )
+
+
+@value("answer.forgotten", MEASURED)
+def forgotten(n: Notebook) -> str:
+    if n["forgetting"].empty:
+        return "The texts for it were not within reach, so this was not measured."
+    worse, count = worse_than_before(n)
+    return f"Of {count} comparisons on general text {len(worse)} came out worse than before ({n.model})."
+
+
+@value("answer.model", MEASURED)
+def model(n: Notebook) -> str:
+    end = "; with GPT-2 within reach, the same commands measure GPT-2" if n.stand_in else ""
+    return f"those of section 5 are of {n.model}{end}."
+
+
+@value("answer.bleu", MEASURED)
+def bleu(n: Notebook) -> str:
+    df = n["before_after"].query("stage == 'after' and method == 'full'").groupby("task", sort=False)["bleu"].mean()
+    return f"After full fine-tuning BLEU is {' and '.join(f'{x:.1f} on {task}' for task, x in df.items())}."
+
+
+@value("answer.alibi", "05_position_encoding")
+def alibi(n: Notebook) -> str:
+    df = (
+        n["positions"]
+        .query("position == 'alibi'")
+        .set_index(["protocol", "eval_length", "seed"])["bits_per_byte"]
+        .sort_index()
+    )
+    lengths = n["positions"]["eval_length"]
+    gaps = {p: df[p, lengths.max()] - df[p, lengths.min()] for p in ("blocks", "sliding")}
+    gained = "a gain" if shown(gaps["sliding"]) < 0 else "no gain"
+    return (
+        f"From {lengths.min()} to {lengths.max():,} tokens its bits per byte move by "
+        f"{interval(gaps['blocks'], sign=True)} in blocks and "
+        f"{interval(gaps['sliding'], sign=True)} with a sliding window, {gained} from reading further back."
+    )
+
+
+@value("answer.exponents", ATTENDED)
+def exponents(n: Notebook) -> str:
+    df = n["fitted"].set_index("attention")["time_exponent_forward+backward"]
+    linear, fused = df["linear"], df[SOFTMAX]
+    return f"The time of `linear` grows as the length to the {linear:.2f}, that of fused softmax to the {fused:.2f}."
+
+
+@value("answer.recall", ATTENDED)
+def recall(n: Notebook) -> str:
+    df = n["recall"].query("task == 'recall'")
+    pairs = df["pairs"].max() // 2
+    at = df[df["pairs"] == pairs].groupby("attention")["accuracy"].mean()
+    return f"Of {pairs} stored pairs it retrieves {at['delta']:.0%}, the plain sum {at['linear']:.0%}."
+
+
+@value("answer.rhyme", "07_chinese")
+def rhyme(n: Notebook) -> str:
+    form = n["form"]
+    chance = form[(form["source"] == "chance") & (form["measure"] == "rhyme")]["value"].mean()
+    people = percent(rate(form, "rhyme", "people"))
+    return f"People reach {people}, random pairs of line ends {100 * chance:.1f} %."
+
+
+@value("answer.exposure", "08_private_domain")
+def exposure(n: Notebook) -> str:
+    df = n["memorisation"]
+    left_in = df[(df["stage"] == "after") & (df["deduplicated"] == "no")]
+    controls = left_in[left_in["repetitions"] == 0]["exposure"]
+    most = left_in[left_in["repetitions"] == left_in["repetitions"].max()]
+    return (
+        f"With duplicates left in, canaries inserted {int(most['repetitions'].max())} times have "
+        f"{most['exposure'].mean():.1f} bits in the mean, controls of the same models that "
+        f"were never inserted {controls.mean():.1f}, and no trace means {UNSEEN:.2f}."
+    )
+
+
+@value("answer.archives", "10_new_scenario")
+def archives(n: Notebook) -> str:
+    df = n["compression"].query("stage != 'none'")
+    same, count = int(df["identical_documents"].sum()), int(df["documents"].sum())
+    return f"{same} of {count} documents came back byte for byte in another process."
