@@ -7,11 +7,13 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout: `lib` is installed editable
 DATA = ROOT / "data"
+NAMES = ("fast", "cpu", "full")
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
 
 
@@ -382,12 +384,31 @@ PROFILES = {
 }
 
 
+def name() -> str:
+    """`fast`, `cpu` or `full`: the environment's PROFILE, else `full` with a GPU or for stored results, else `cpu`.
+    Raises ValueError for another name."""
+    chosen = os.environ.get("PROFILE")
+    if not chosen:
+        return "full" if torch.cuda.is_available() or os.environ.get("RESULTS") == "stored" else "cpu"
+    if chosen not in NAMES:
+        raise ValueError(f"PROFILE={chosen!r} is unknown; choose one of {', '.join(NAMES)}.")
+    return chosen
+
+
+def seeds() -> tuple[int, ...]:
+    """One training each, of whatever is compared."""
+    return budget(seeds=((0, 1), (0,), (0, 1, 2))).seeds
+
+
+def budget(**sizes: tuple) -> SimpleNamespace:
+    """This profile's numbers of a notebook, each given as (fast, cpu, full)."""
+    at = NAMES.index(name())
+    return SimpleNamespace(**{key: triple[at] for key, triple in sizes.items()})
+
+
 def current() -> Profile:
     """The profile of this process. Raises ValueError for a name that is not one of the three."""
-    name = os.environ.get("PROFILE") or ("full" if torch.cuda.is_available() else "cpu")
-    if name not in PROFILES:
-        raise ValueError(f"PROFILE={name!r} is unknown; choose one of {', '.join(PROFILES)}.")
-    return PROFILES[name]
+    return PROFILES[name()]
 
 
 def output_root() -> Path:

@@ -1,4 +1,4 @@
-"""The results contract: data/results/<notebook>.json, written atomically, with provenance.
+"""What a notebook hands on: data/results/<notebook>.json and its figures, written atomically, with provenance.
 
 Rows are flat, one measurement each, seeds not averaged: means and intervals are computed where they
 are shown. `fast` writes below a temporary folder (lib.profile.kept_root).
@@ -6,6 +6,7 @@ are shown. `fast` writes below a temporary folder (lib.profile.kept_root).
 
 import datetime
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -13,14 +14,157 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from lib import profile
+from lib.metrics import mean_interval
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "sacrebleu", "numpy", "scipy")
+
+
+class Results:
+    """One notebook's tables, figures, and what the report takes from it (values, tables, claims).
+
+    `RESULTS=stored` in the environment: tables are read back from data/results, nothing is measured, and `save` writes
+    the report's part and the figures anew. Nothing is written before `save`. Raises FileNotFoundError or ValueError
+    where there is no stored file, or it was measured under another profile than this process's.
+    """
+
+    def __init__(self, notebook: str, base=None, seeds: Sequence[int] = ()):
+        self.notebook, self.base, self.seeds = notebook, base, seeds
+        self.began, self.commit = time.monotonic(), git_commit()
+        self.stored = os.environ.get("RESULTS") == "stored"
+        self.tables: dict[str, list[dict]] = {}
+        self.report: dict[str, dict] = {"values": {}, "tables": {}, "claims": {}}
+        self._figures: dict[str, bytes] = {}
+        if self.stored:
+            self._file = load(notebook)
+            made = self._file["provenance"]
+            if made["profile"] != profile.name():
+                raise ValueError(
+                    f"{notebook} was measured with PROFILE={made['profile']}: set it beside RESULTS=stored."
+                )
+            print(f"RESULTS=stored: measured {made['created'][:10]}, commit {made['git_commit'][:7]}; not again now.")
+
+    def table(self, name: str, make: Callable[[], pd.DataFrame | Sequence[Mapping]]) -> pd.DataFrame:
+        """`make()`'s flat rows as a frame, kept under `name`; read back instead where results are stored."""
+        if self.stored and name not in self._file["tables"]:
+            raise ValueError(f"data/results/{self.notebook}.json has no table {name!r}: run without RESULTS=stored.")
+        rows = self._file["tables"][name] if self.stored else _rows(name, make())
+        self.tables[name] = rows
+        frame = pd.DataFrame(rows)
+        empty = [c for c in frame if frame[c].isna().all()]
+        return frame.astype(dict.fromkeys(empty, float))  # JSON's null is nan again
+
+    def provenance(self) -> dict:
+        """Of the run that measured the tables: model, profile, seeds, machine, commit, versions."""
+        return (
+            self._file["provenance"] if self.stored else provenance(self.base, self.seeds) | {"git_commit": self.commit}
+        )
+
+    def caption(self, text: str, tokens: int | None = None, scratch: bool = False, seeds: Sequence[int] = ()) -> str:
+        """`text` and what its numbers hang on: seeds, training tokens per run, and the model unless from `scratch`."""
+        made = self.provenance()
+        parts = [f"Seeds {', '.join(map(str, seeds or made['seeds']))}"] if seeds or made["seeds"] else []
+        parts += [f"{tokens:,} training tokens per run"] if tokens else []
+        if made["base_model"] and not scratch:
+            parts.append(made["base_model"] + (", not GPT-2 117M" if made["stand_in"] else ""))
+        said = "; ".join(parts)
+        return f"{text} {said[:1].upper()}{said[1:]}." if said else text
+
+    def figure(self, fig, name: str, text: str, **options) -> None:
+        """figures/<name>.svg and .png, with `caption(text, **options)`; the same data gives the same bytes.
+        The report's block is `NN.figure.<rest of name>`."""
+        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+            buffer = io.BytesIO()
+            fig.savefig(buffer, format=suffix, metadata=metadata)
+            self._figures[f"{name}.{suffix}"] = buffer.getvalue()
+        caption = self.caption(text, **options).replace("[", "(").replace("]", ")")
+        self.report["tables"][f"figure.{name.removeprefix(self.notebook[:3])}"] = f"![{caption}](figures/{name}.png)"
+
+    def value(self, name: str, text: object) -> None:
+        """What `<!--= NN.name -->` shows: a number, an interval or a short list, already formatted."""
+        self.report["values"][name] = " ".join(str(text).split())
+
+    def claim(self, name: str, holds: bool) -> None:
+        """The condition of the sentences behind `<!--? NN.name -->`."""
+        self.report["claims"][name] = bool(holds)
+
+    def block(self, name: str, text: str) -> None:
+        """Markdown between `<!-- begin NN.name -->` and `<!-- end NN.name -->`."""
+        self.report["tables"][name] = text.strip("\n")
+
+    def markdown(self, name: str, header: Sequence[str], rows: Sequence[Sequence], text: str, left: int = 1, **options):
+        """`block` of a table, its cells formatted, with `caption(text, **options)`."""
+        self.block(name, f"{markdown_table(header, rows, left)}\n\nTable: {self.caption(text, **options)}")
+
+    def save(self, base=None, data: Mapping[str, str] | None = None) -> Path:
+        """Write the results file and the figures; `data` is the sha256 of each dataset. Raises OSError where a file
+        can't be written."""
+        self.base = base or self.base
+        root = profile.kept_root()
+        value = dict(self._file) if self.stored else {"notebook": self.notebook}
+        if not self.stored:
+            value["provenance"] = self.provenance() | {
+                "wall_seconds": round(time.monotonic() - self.began, 1),
+                "data": dict(data or {}),
+            }
+            value["tables"] = self.tables
+        for name, content in self._figures.items():
+            write_bytes(root / "figures" / name, content)
+        path = root / "data" / "results" / f"{self.notebook}.json"
+        write_json(path, value | {"report": self.report})
+        rows = ", ".join(f"{name} {len(table)}" for name, table in value["tables"].items())
+        print(f"Results: {path.relative_to(root)} ({rows} rows)")
+        return path
+
+
+# --- forms of what the report is filled with
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence], left: int = 1) -> str:
+    """A Markdown table, the first `left` columns left-aligned. Of a wide one pandoc takes the columns' widths from the
+    rule, which therefore follows the longest cells."""
+    cells = [[str(c).replace("|", r"\|").replace("\n", " ") for c in row] for row in [header, *rows]]
+    widths = [max(3, *map(len, column)) + 2 for column in zip(*cells, strict=True)]
+    rule = [":" + "-" * (w - 1) if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
+
+
+def number(x: float, digits: int = 3, sign: bool = False) -> str:
+    """`-` for what was not measured."""
+    return "-" if x is None or pd.isna(x) else f"{x:{'+' if sign else ''},.{digits}f}"
+
+
+def span(mean: float, low: float, high: float, digits: int = 3, sign: bool = False) -> str:
+    """Like "1.042 [1.038, 1.045]"; the mean alone where the bounds are nan, `-` where it is nan itself."""
+    m, a, b = (number(x, digits, sign) for x in (mean, low, high))
+    return m if a == "-" else f"{m} [{a}, {b}]"
+
+
+def interval(values: Sequence[float], digits: int = 3, sign: bool = False) -> str:
+    """`span` of the mean over seeds and its 95 % t interval."""
+    return span(*mean_interval(pd.Series(values, dtype=float).dropna()), digits, sign)
+
+
+def shown(differences: Sequence[float]) -> int:
+    """-1 or 1 where the 95 % t interval of these lies on one side of 0, else 0; one seed shows nothing."""
+    _, low, high = mean_interval(pd.Series(differences, dtype=float).dropna())
+    return 0 if math.isnan(low) or low * high <= 0 else int(math.copysign(1, low))
+
+
+def by_seed(frame: pd.DataFrame, columns: str, values: str = "bits_per_byte") -> pd.DataFrame:
+    """A row per seed, a column per value of `columns`, in the table's order."""
+    return frame.pivot(index="seed", columns=columns, values=values)[frame[columns].unique()]
+
+
+def listed(names: Sequence[str], code: bool = False) -> str:
+    """ "a, b and c", each in backticks for `code`; "none" for nothing."""
+    names = [f"`{n}`" if code else str(n) for n in names]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
 
 
 def start() -> float:
@@ -152,7 +296,7 @@ def save(
 
 
 def _rows(name: str, table) -> list[dict]:
-    rows = table.to_dict("records") if isinstance(table, pd.DataFrame) else [dict(r) for r in table]
+    rows = _plain(table.to_dict("records") if isinstance(table, pd.DataFrame) else list(table))
     for i, row in enumerate(rows):
         nested = [k for k, v in row.items() if isinstance(v, Mapping | list | tuple | set)]
         if nested:
