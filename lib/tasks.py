@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,12 @@ E2E_HUB, E2E_REVISION = "tuetschek/e2e_nlg", "refs/convert/parquet"
 E2E_FIELDS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 
 
-@dataclass(frozen=True)
-class Example:
-    """One document. `references`: what a generation may be compared with, the target (stripped of
-    surrounding blanks) first; `group`: what must not straddle two splits.
+@dataclass(init=False, eq=False)
+class Example(dict):
+    """One document, in transition: `row["prompt"]` is the form that stays, `row.prompt` the one that goes.
+
+    `references`: what a generation may be compared with, the target (stripped of surrounding blanks) first; `group`:
+    what must not straddle two splits.
     """
 
     id: str
@@ -40,11 +43,22 @@ class Example:
     references: tuple[str, ...]
     group: str
 
+    def __init__(self, id, prompt, target, references, group):
+        super().__init__(id=id, prompt=prompt, target=target, references=references, group=group)
 
-@dataclass(frozen=True)
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+@dataclass(init=False)
 class Task:
-    """A dataset in three splits. `sha256` is of its content files, one after the other.
+    """A dataset in three splits, in transition: `task["train"]` is the form that stays, `task.train` the one that goes.
 
+    `Task(splits, name, sha256="", source="")` makes one of a dict of lists of rows (dicts) and stays;
+    `task.replace(train=rows, name=...)` is the same task with other rows or another name, and stays.
     The order inside a split depends on a hash of the ids alone: any leading slice is a random sample.
     """
 
@@ -52,8 +66,45 @@ class Task:
     train: list[Example]
     validation: list[Example]
     test: list[Example]
-    sha256: str
+    sha256: str  # of its content files, one after the other
     source: str  # a folder, file or address
+
+    def __init__(self, *args, **more):
+        if args and isinstance(args[0], str) or "train" in more:  # the old form
+            names = ("name", *SPLITS, "sha256", "source")
+            fields = dict(zip(names, args, strict=False)) | more
+        else:
+            fields = {"sha256": "", "source": ""} | dict(zip(("splits", "name", "sha256", "source"), args, strict=False))
+            fields |= more
+            fields |= {split: fields["splits"].get(split, []) for split in SPLITS}
+            del fields["splits"]
+        self.__dict__.update(fields)
+        for split in SPLITS:
+            self.__dict__[split] = [e if isinstance(e, Example) else Example(**e) for e in fields[split]]
+
+    def __getitem__(self, split):
+        return getattr(self, split) if split in SPLITS else {}[split]
+
+    def __iter__(self):
+        return iter(SPLITS)
+
+    def keys(self):
+        return SPLITS
+
+    def values(self):
+        return [self[split] for split in SPLITS]
+
+    def items(self):
+        return [(split, self[split]) for split in SPLITS]
+
+    def replace(self, **changes):
+        fields = {"name": self.name, "sha256": self.sha256, "source": self.source} | dict(self) | changes
+        return Task({s: fields.pop(s) for s in SPLITS}, **fields)
+
+
+def head(rows, n: int | None = None) -> list[dict]:
+    """The first `n` rows as a list of dicts, all of them for None."""
+    return list(islice(rows, n))
 
 
 class TaskUnavailable(Unavailable):
@@ -275,17 +326,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_
     if not examples:
         return []
     options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    prompts = tokenizer([e.prompt for e in examples], **options)["input_ids"]
-    targets = tokenizer([e.target for e in examples], **options)["input_ids"]
+    prompts = tokenizer([e["prompt"] for e in examples], **options)["input_ids"]
+    targets = tokenizer([e["target"] for e in examples], **options)["input_ids"]
     documents = []
     for e, prompt, target in zip(examples, prompts, targets, strict=True):
         ids = [*prompt, *target, tokenizer.eos_token_id]
         if len(ids) > max_length:
             raise ValueError(
-                f"Document {e.id} is {len(ids)} tokens long and the limit {max_length}: "
+                f"Document {e['id']} is {len(ids)} tokens long and the limit {max_length}: "
                 "shorten it, split it into several, or raise max_length."
             )
-        documents.append(Encoded(ids, len(prompt), len(e.target.encode("utf-8")), e.id))
+        documents.append(Encoded(ids, len(prompt), len(e["target"].encode("utf-8")), e["id"]))
     return documents
 
 
@@ -295,17 +346,17 @@ def token_statistics(task: Task, tokenizer: PreTrainedTokenizerBase) -> pd.DataF
     """
     rows = []
     for split in SPLITS:
-        examples = getattr(task, split)
+        examples = task[split]
         documents = encode(tokenizer, examples, max_length=10**9)
         tokens = np.array([len(d.input_ids) for d in documents])
-        texts = [e.prompt + e.target for e in examples]
+        texts = [e["prompt"] + e["target"] for e in examples]
         n_bytes = sum(len(t.encode("utf-8")) for t in texts)
         rows.append(
             {
                 "task": task.name,
                 "split": split,
                 "documents": len(examples),
-                "groups": len({e.group for e in examples}),
+                "groups": len({e["group"] for e in examples}),
                 "characters": sum(map(len, texts)),
                 "bytes": n_bytes,
                 "tokens": int(tokens.sum()),
