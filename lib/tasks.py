@@ -74,7 +74,9 @@ class Task:
             names = ("name", *SPLITS, "sha256", "source")
             fields = dict(zip(names, args, strict=False)) | more
         else:
-            fields = {"sha256": "", "source": ""} | dict(zip(("splits", "name", "sha256", "source"), args, strict=False))
+            fields = {"sha256": "", "source": ""} | dict(
+                zip(("splits", "name", "sha256", "source"), args, strict=False)
+            )
             fields |= more
             fields |= {split: fields["splits"].get(split, []) for split in SPLITS}
             del fields["splits"]
