@@ -34,7 +34,7 @@ if "google.colab" in sys.modules:
 import pandas as pd
 from IPython.display import display
 
-from lib import evaluation, judge, plots, profile, rating, results, tasks, train
+from lib import evaluate, people, plots, profile, results, tasks, train
 from lib.models import load_base
 
 started = results.start()
@@ -50,11 +50,11 @@ task = tasks.load_task()
 #   seed also general text that nobody fine-tuned on. The test split was not looked at before this notebook.
 
 # %%
-measured = [evaluation.measure(base, task)]
+measured = [evaluate.measure(base, task)]
 for seed in budget.seeds:
     for method in budget.methods:
         run = train.finetune(base, task, method, seed)
-        measured.append(evaluation.measure(base, task, run, forgetting=seed == budget.seeds[0]))
+        measured.append(evaluate.measure(base, task, run, forgetting=seed == budget.seeds[0]))
 
 # %% [markdown]
 # - E2E NLG beside the default task: it has published GPT-2 rows. It comes from `DATA_MIRROR` or the hub.
@@ -68,7 +68,7 @@ except tasks.TaskUnavailable as reason:
 e2e_measured = []
 if e2e:
     e2e_run = train.finetune(base, e2e, "full", 0)
-    e2e_measured = [evaluation.measure(base, e2e, forgetting=False), evaluation.measure(base, e2e, e2e_run)]
+    e2e_measured = [evaluate.measure(base, e2e, forgetting=False), evaluate.measure(base, e2e, e2e_run)]
 print(note)
 
 # %% [markdown]
@@ -82,9 +82,9 @@ print(note)
 #   stay low even when a description is fine: look at the difference, not at the height.
 
 # %%
-table = evaluation.before_after(task, measured)
+table = evaluate.before_after(task, measured)
 if e2e:
-    table = pd.concat([table, evaluation.before_after(e2e, e2e_measured)], ignore_index=True)
+    table = pd.concat([table, evaluate.before_after(e2e, e2e_measured)], ignore_index=True)
 headline = ["task", "stage", "method", "seed", "bits_per_byte", "perplexity", "bleu", "chrf", "rouge_l"]
 print(table[headline].round(3).to_string(index=False))
 
@@ -93,7 +93,7 @@ print(table[headline].round(3).to_string(index=False))
 
 # %%
 measures = ["bits_per_byte", "perplexity", "bleu", "chrf", "rouge_l"]
-summary = evaluation.seed_summary(table, measures)
+summary = evaluate.seed_summary(table, measures)
 summary.pivot_table(index=["task", "stage", "method"], columns="measure", values="mean", sort=False).round(3)
 
 # %% [markdown]
@@ -114,9 +114,9 @@ path = plots.save_figure(figure, "03_before_after", plots.caption(text, provenan
 # - An interval that excludes 0 says that other documents of this kind would show the difference too.
 
 # %%
-significance = evaluation.significance(task, measured)
+significance = evaluate.significance(task, measured)
 if e2e:
-    found = evaluation.significance(e2e, e2e_measured)
+    found = evaluate.significance(e2e, e2e_measured)
     significance = pd.concat([significance, found], ignore_index=True)
 significance.round(4)
 
@@ -129,8 +129,8 @@ significance.round(4)
 # - The row `human` is what people's own descriptions reach: the ceiling, and it is not 100 %.
 
 # %%
-checks = [c for c in evaluation.human_checks(task) if c in table]
-human = pd.DataFrame([{"method": "human", **evaluation.human_checks(task)}])
+checks = [c for c in evaluate.human_checks(task) if c in table]
+human = pd.DataFrame([{"method": "human", **evaluate.human_checks(task)}])
 shown = table[table["task"] == task.name].groupby("method", sort=False)[checks].mean().reset_index()
 own = pd.concat([shown, human], ignore_index=True).round(3)
 own if checks else print(f"The task {task.name} brings no checks of its own.")
@@ -138,11 +138,11 @@ own if checks else print(f"The task {task.name} brings no checks of its own.")
 # %% [markdown]
 # - E2E beside published rows. Those are of other models and budgets: GPT-2 medium, full and LoRA, 68.2 and
 #   70.4 BLEU (Hu et al. 2021, five passes over 42,061 rows); GPT-2 small, LoRA, 67.27 (user report).
-# - BLEU and NIST follow mteval-v13a's definition; `lib/text_metrics.py` names the differences that stay.
+# - BLEU and NIST follow mteval-v13a's definition; `lib/texts.py` names the differences that stay.
 
 # %%
 if e2e:
-    e2e_human = pd.DataFrame([{"stage": "human", **evaluation.human_checks(e2e)}])
+    e2e_human = pd.DataFrame([{"stage": "human", **evaluate.human_checks(e2e)}])
     columns = ["stage", "method", "bleu", "nist", "rouge_l", "chrf", "missing", "wrong", "added", "ser"]
     e2e_table = table[table["task"] == "e2e"][columns]
     display(pd.concat([e2e_table, e2e_human], ignore_index=True).round(3))
@@ -157,7 +157,7 @@ if e2e:
 #   that are a training target word for word.
 
 # %%
-diversity = evaluation.diversity([*measured, *e2e_measured])
+diversity = evaluate.diversity([*measured, *e2e_measured])
 average = diversity.drop(columns="seed").groupby(["task", "method", "decoding"], sort=False)
 display(average.mean(numeric_only=True).round(3))
 overlap = ["overlap_words_median", "overlap_words_max", "copied_share"]
@@ -172,8 +172,8 @@ table.groupby(["task", "method"], sort=False)[overlap].mean().round(3)
 # - The leading part of each set and one seed: enough to see a collapse, not to rank the methods.
 
 # %%
-forgetting = evaluation.forgetting(measured)
-for reason in evaluation.skipped():
+forgetting = evaluate.forgetting(measured)
+for reason in evaluate.skipped():
     print(f"Skipped: {reason}")
 if len(forgetting):
     groups = forgetting.groupby(["measure", "method"], sort=False)["value"]
@@ -185,9 +185,9 @@ if len(forgetting):
 # - Chosen by a seed, not by hand. The human text first, then before, then after.
 
 # %%
-samples = evaluation.samples(task, measured)
+samples = evaluate.samples(task, measured)
 if e2e:
-    samples += evaluation.samples(e2e, e2e_measured)
+    samples += evaluate.samples(e2e, e2e_measured)
 for sample in samples:
     for name, text in sample.items():
         print(f"[{name}] {text}")
@@ -201,14 +201,14 @@ for sample in samples:
 
 # %%
 full = next(m for m in measured if m.method == budget.methods[0])
-examples = evaluation.generated_examples(task)
+examples = evaluate.generated_examples(task)
 pairs = [
-    rating.Pair(e.id, e.prompt, before.strip(), after.strip())
+    people.Pair(e.id, e.prompt, before.strip(), after.strip())
     for e, before, after in zip(examples, measured[0].texts, full.texts, strict=True)
 ]
-rater = rating.Rater(pairs[:20], os.environ.get("RATER", "me"), evaluation.path_of_ratings(task))
-display(rating.rating_widget(rater))
-ratings = rating.summarise(rating.read_lines(rater.path))
+rater = people.Rater(pairs[:20], os.environ.get("RATER", "me"), evaluate.path_of_ratings(task))
+display(people.rating_widget(rater))
+ratings = people.summarise(people.read_lines(rater.path))
 ratings
 
 # %% [markdown]
@@ -219,9 +219,9 @@ ratings
 
 # %%
 try:
-    verdicts, judged = judge.judge(pairs[:20])
+    verdicts, judged = people.judge(pairs[:20])
     display(verdicts, judged)
-except judge.JudgeUnavailable as reason:
+except people.JudgeUnavailable as reason:
     verdicts, judged = [], {}
     print(f"Skipped: {reason}")
 

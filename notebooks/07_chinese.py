@@ -38,7 +38,7 @@ import inspect
 import pandas as pd
 from IPython.display import Code, display
 
-from lib import evaluation
+from lib import evaluate
 from lib.explore import chinese, chinese_plots, chinese_runs, chinese_tables, curves, planning
 from lib import plots, profile, results, tasks
 from lib.explore import vocabulary
@@ -289,7 +289,7 @@ keep(figure, "07_form", text, budget.poem_tokens)
 # - English held-out text, before and after each training: Debian descriptions, and WikiText-2 where it can be had.
 
 # %%
-if reason := evaluation.out_of_reach("wikitext2"):
+if reason := evaluate.out_of_reach("wikitext2"):
     print(f"Skipped: WikiText-2. {reason}")
 table = chinese_tables.before_after([*measured["tang"], *measured["idioms"]])
 forgetting = chinese_tables.forgetting([*measured["tang"], *measured["idioms"]])

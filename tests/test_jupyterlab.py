@@ -15,7 +15,7 @@ import time
 import jupytext
 import pytest
 
-from lib import profile, rating
+from lib import people, profile
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -122,5 +122,5 @@ def test_a_click_on_the_blind_comparison_is_recorded(page, folder):
     page.get_by_role("button", name="Left better").click()
     page.get_by_text(re.compile(r"^student: 1 of \d+ rated$")).wait_for()
     path = folder / "out" / "data" / "runs" / "ratings-debian.jsonl"
-    (row,) = rating.read_lines(path)
+    (row,) = people.read_lines(path)
     assert row["rater"] == "student" and row["choice"] == row["left"]

@@ -6,7 +6,7 @@ from itertools import combinations
 import pandas as pd
 import pytest
 
-from lib import evaluation, profile, results
+from lib import evaluate, profile, results
 from lib.explore import bench_findings, findings, frontier, memorise
 from lib.explore.chinese_tables import differences, percent, rate
 from lib.metrics import mean_interval
@@ -23,7 +23,7 @@ def shipped():
 
 def test_the_result_table_is_that_of_the_results_file(shipped):
     table = pd.DataFrame(shipped["tables"]["before_after"])
-    summary = evaluation.seed_summary(table[table.task == "debian"], COLUMNS)
+    summary = evaluate.seed_summary(table[table.task == "debian"], COLUMNS)
     summary = summary.set_index(["method", "measure"])
     for label, method in ROWS.items():
         (line,) = re.findall(rf"^\| {label} \| (.*) \|$", README, re.MULTILINE)

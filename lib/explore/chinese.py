@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from pypinyin import Style, pinyin
 
-from lib.text_metrics import longest_overlap
+from lib.texts import longest_overlap
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"  # as in data/build_tang.py
 LENGTHS = (5, 7)

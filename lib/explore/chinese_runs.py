@@ -14,7 +14,7 @@ from functools import partial
 import pandas as pd
 
 from lib import benchmarks, metrics, profile
-from lib.evaluation import out_of_reach
+from lib.evaluate import out_of_reach
 from lib.explore.planning import plan_of, unrhymed_plans, with_plan, without_plan
 from lib.generate import DECODING, generate
 from lib.models import Base

@@ -8,11 +8,12 @@ import pandas as pd
 from scipy import stats
 from tqdm.auto import tqdm
 
-from lib import metrics, profile, text_metrics
+from lib import metrics, profile
 from lib.explore import chinese, planning
 from lib.explore.chinese_runs import Measured, documents_drawn
 from lib.models import Base
 from lib.tasks import Task, encode, load_task
+from lib.texts import chrf
 
 
 @cache
@@ -43,7 +44,7 @@ def before_after(measured: Sequence[Measured]) -> pd.DataFrame:
         }
         if m.task == "idioms":
             wanted = [e.target for e in load_task("idioms").test[: len(m.samples)]]
-            row["chrf"] = text_metrics.chrf(m.samples, wanted)
+            row["chrf"] = chrf(m.samples, wanted)
         rows.append(row | {"train_tokens": m.summary.get("tokens", 0)})
     return pd.DataFrame(rows)
 

@@ -25,7 +25,7 @@ from lib.explore.anonymise import anonymise, read_names
 from lib.explore.readers import BY_SUFFIX, Skip, decode
 from lib.results import write_text
 from lib.tasks import MIN_GROUPS, SPLITS, Example, Task, load_task
-from lib.text_metrics import words
+from lib.texts import words
 
 NAMES = "names.txt"  # in the folder's top: names to be replaced, one a line
 LEFT_OUT = {"node_modules", "__pycache__", "site-packages", "venv", "env", "build", "dist"}

@@ -16,13 +16,13 @@ import pandas as pd
 from scipy import stats
 
 from lib import profile, results
-from lib.evaluation import longest_text
+from lib.evaluate import longest_text
 from lib.explore.slots import slot_check, slot_errors
 from lib.generate import generate
 from lib.metrics import mean_interval
 from lib.results import write_json
 from lib.tasks import Example, Task
-from lib.text_metrics import bleu, chrf, nist, rouge_l
+from lib.texts import bleu, chrf, nist, rouge_l
 from lib.train import Finetuned
 
 HU = "Hu et al. 2021, arXiv:2106.09685, table 3"

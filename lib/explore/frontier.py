@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lib import benchmarks, metrics, profile, train
-from lib.evaluation import out_of_reach
+from lib.evaluate import out_of_reach
 from lib.explore.continual import interpolate, no_muon
 from lib.generate import generate
 from lib.packing import Encoded

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 
-from lib import metrics, profile, text_metrics
+from lib import metrics, profile
 from lib.explore import memorise
 from lib.explore.collect import deduplicate
 from lib.explore.memorise import Canary
@@ -22,6 +22,7 @@ from lib.generate import generate
 from lib.metrics import mean_interval
 from lib.results import write_json
 from lib.tasks import Example, Task, encode
+from lib.texts import chrf, rouge_l
 from lib.train import Finetuned, finetune
 
 
@@ -201,8 +202,8 @@ def before_after(task: Task, audited: Sequence[Audited]) -> pd.DataFrame:
                 **_who(a),
                 **metrics.describe(a.scores),
                 "generated": len(texts),
-                "chrf": text_metrics.chrf(texts, references),
-                "rouge_l": text_metrics.rouge_l(texts, references),
+                "chrf": chrf(texts, references),
+                "rouge_l": rouge_l(texts, references),
             }
         )
     return pd.DataFrame(rows)

@@ -94,15 +94,15 @@ CLAIMS = (
         "BLEU is sacrebleu's",
         "03",
         "Before and after",
-        "text_metrics.bleu",
-        "test_text_metrics.test_bleu_equals_the_sacrebleu_command",
+        "texts.bleu",
+        "test_texts.test_bleu_equals_the_sacrebleu_command",
     ),
     Claim(
         "A judge that prefers a side wins nothing",
         "03",
         "A judge model",
-        "judge.judge",
-        "test_judge.test_position_biased_judge_wins_nothing",
+        "people.judge",
+        "test_people.test_position_biased_judge_wins_nothing",
     ),
     Claim(
         "Our BPE is the library's, with GPT-2's merges GPT-2's",
@@ -200,7 +200,7 @@ CLAIMS = (
         "10",
         "Errors by number of slots",
         "slots.slot_errors",
-        "test_text_metrics.test_slots_on_hand_made_errors",
+        "test_texts.test_slots_on_hand_made_errors",
     ),
     Claim(
         "An archive comes back byte for byte, or is refused",

@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib import benchmarks, metrics, profile, text_metrics
-from lib.debian_checks import debian_summary
+from lib import benchmarks, metrics, profile
+from lib import texts as text_measures
 from lib.explore.slots import slot_errors
 from lib.fetch import outside
 from lib.generate import DECODING, generate
 from lib.hub import Unavailable
 from lib.results import write_json
 from lib.tasks import Task, encode
+from lib.texts import debian_summary
 from lib.train import Finetuned
 
 
@@ -152,7 +153,7 @@ def _row(task: Task, m: Measured) -> dict:
     references = [list(e.references) for e in examples]
     texts = [t.strip() for t in m.texts]
     train = [e.target for e in task.train]
-    overlap = text_metrics.longest_overlap(texts, train)
+    overlap = text_measures.longest_overlap(texts, train)
     row = {
         "task": m.task,
         "stage": m.stage,
@@ -161,12 +162,12 @@ def _row(task: Task, m: Measured) -> dict:
         **metrics.describe(m.scores),
         "decoding": "greedy",
         "generated": len(texts),
-        "bleu": text_metrics.bleu(texts, references, lowercase=task.name == "e2e"),
-        "chrf": text_metrics.chrf(texts, references),
-        "rouge_l": text_metrics.rouge_l(texts, references),
+        "bleu": text_measures.bleu(texts, references, lowercase=task.name == "e2e"),
+        "chrf": text_measures.chrf(texts, references),
+        "rouge_l": text_measures.rouge_l(texts, references),
         "overlap_words_median": float(np.median(overlap)),
         "overlap_words_max": int(max(overlap)),
-        "copied_share": text_metrics.copied(texts, train),
+        "copied_share": text_measures.copied(texts, train),
     }
     return row | own_checks(task, [e.prompt for e in examples], texts)
 
@@ -177,7 +178,7 @@ def own_checks(task: Task, prompts: Sequence[str], texts: Sequence[str]) -> dict
         return debian_summary(prompts, texts)
     if task.name == "e2e":
         references = [list(e.references) for e in generated_examples(task)]
-        return {"nist": text_metrics.nist(texts, references)} | slot_errors(prompts, texts)
+        return {"nist": text_measures.nist(texts, references)} | slot_errors(prompts, texts)
     return {}
 
 
@@ -196,7 +197,7 @@ def diversity(measured: Sequence[Measured]) -> pd.DataFrame:
     for m in measured:
         for decoding, texts in (("greedy", m.texts), ("sample", m.sampled)):
             who = {"task": m.task, "stage": m.stage, "method": m.method, "seed": m.seed}
-            rows.append({**who, "decoding": decoding, **text_metrics.diversity(texts)})
+            rows.append({**who, "decoding": decoding, **text_measures.diversity(texts)})
     return pd.DataFrame(rows)
 
 
@@ -237,7 +238,7 @@ def significance(task: Task, measured: Sequence[Measured]) -> pd.DataFrame:
 
 def _chrf(task: Task, m: Measured) -> pd.DataFrame:
     examples = generated_examples(task)
-    values = text_metrics.chrf_per_document([t.strip() for t in m.texts], [list(e.references) for e in examples])
+    values = text_measures.chrf_per_document([t.strip() for t in m.texts], [list(e.references) for e in examples])
     return pd.DataFrame({"id": [e.id for e in examples], "group": [e.group for e in examples], "chrf": values})
 
 

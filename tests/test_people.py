@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from lib import judge as j
-from lib import rating as r
+from lib import people as j
+from lib import people as r
 
 KEY = "sk-secret-0123456789"
 PAIRS = [r.Pair(f"p{i}", f"prompt {i} 提示", f"bad text {i}", f"good text {i}") for i in range(6)]
