@@ -1,0 +1,200 @@
+"""`python -m lib report`: fill the numbers, tables and figures of report.md and README.md from data/results, or check them.
+
+People write the prose. Three marks, named after a notebook's number and what it handed over (lib.results.Results):
+`<!--= 03.name -->text<!--/-->` holds a value; `<!-- begin 03.name -->` ... `<!-- end 03.name -->` a table or a figure
+with its caption; `<!--? 03.claim -->` stands before a sentence that is true only while the claim holds.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from lib import profile
+from lib.results import markdown_table, write_text
+
+FILES = ("README.md", "report.md")
+MARK = re.compile(
+    r"<!--= (?P<value>[\w-]+\.\S+) -->(?P<text>(?:(?!<!--)[^\n])*)<!--/-->"
+    r"|<!-- begin (?P<block>[\w-]+\.\S+) -->(?P<body>.*?)<!-- end (?P=block) -->"
+    r"|<!--\? (?P<claim>[\w-]+\.[^\n>]+?) -->",
+    re.DOTALL,
+)
+FIGURE = re.compile(r"!\[[^\]]*\]\((figures/[^)\s]+)\)")
+REFERENCE = re.compile(r"`((?:lib|tests|notebooks|data)/[\w./]+)(?:::(\w+))?`")
+FILLED_BY_A_MACHINE = ("data/private", "data/runs", "data/models", "data/mirror", "data/results")
+
+
+def answers(root: Path) -> dict[str, dict]:
+    """{"values", "tables", "claims"}: "NN.name" -> what the results files below `root` hand over, and the block
+    `all.provenance`. Raises ValueError for a damaged file."""
+    found: dict[str, dict] = {"values": {}, "tables": {}, "claims": {}}
+    origins = []
+    for path in sorted((root / "data" / "results").glob("[0-9][0-9]_*.json")):
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+            made = results["provenance"]
+            seeds = ", ".join(map(str, made["seeds"])) or "-"
+            origins.append(
+                [
+                    path.stem,
+                    made["base_model"] or "from scratch",
+                    made["profile"],
+                    seeds,
+                    made["dtype"],
+                    made["git_commit"][:7],
+                    made["created"][:10],
+                ]
+            )
+        except (ValueError, KeyError) as error:
+            again = f"run `python -m lib run {path.stem[:2]}` again"
+            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): {again}.") from error
+        for kind, named in results.get("report", {}).items():
+            found[kind] |= {f"{path.stem[:2]}.{name}": answer for name, answer in named.items()}
+    header = ["results of", "model", "profile", "seeds", "format", "commit", "date"]
+    caption = "Table: What each results file was made with."
+    found["tables"]["all.provenance"] = f"{markdown_table(header, origins, 2)}\n\n{caption}"
+    return found
+
+
+def filled(text: str, found: dict[str, dict]) -> str:
+    """`text` with every mark filled that has an answer; the others stay as they are."""
+
+    def replace(m: re.Match) -> str:
+        if m["value"] in found["values"]:
+            return f"<!--= {m['value']} -->{found['values'][m['value']]}<!--/-->"
+        if m["block"] in found["tables"]:
+            return f"<!-- begin {m['block']} -->\n\n{found['tables'][m['block']]}\n\n<!-- end {m['block']} -->"
+        return m[0]
+
+    return MARK.sub(replace, text)
+
+
+def fill(root: Path = profile.ROOT) -> list[str]:
+    """Fill both files in place, each whole or not at all; returns what `check` still finds."""
+    found = answers(root)
+    for name in FILES:
+        old = _read(root / name)
+        if (new := filled(old, found)) != old:
+            write_text(root / name, new)
+    return check(root)
+
+
+def check(root: Path = profile.ROOT) -> list[str]:
+    """What is wrong with the files, a sentence each with its line: stale, unknown and broken marks, claims that no
+    longer hold, typed numbers, missing figures, and places in the code that do not exist."""
+    found, wrong = answers(root), []
+    for name in FILES:
+        text = _read(root / name)
+        faults = _marks(text, found) + _places(text, root)
+        faults += _typed_numbers(text) if name == "report.md" else _typed_decimals(text)
+        wrong += [f"{name}, line {text.count(chr(10), 0, at) + 1}: {what}" for at, what in sorted(faults)]
+    return wrong
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing: get it back with `git checkout {path.name}`.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
+
+
+def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
+    wrong = []
+    for m in MARK.finditer(text):
+        kind = "values" if m["value"] else "tables" if m["block"] else "claims"
+        name = m["value"] or m["block"] or m["claim"]
+        if name not in found[kind]:
+            wrong.append((m.start(), f"no results file answers `{name}`: run notebook {name[:2]}, or mend the name."))
+        elif kind == "claims" and not found[kind][name]:
+            wrong.append((m.start(), f"the claim `{name}` does not hold any more: rewrite the sentence behind it."))
+        elif filled(m[0], found) != m[0]:
+            wrong.append((m.start(), f"`{name}` is not what data/results gives: run `python -m lib report`."))
+    rest = MARK.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), _without_code(text))
+    wrong += [
+        (m.start(), f"`{m[0]}` is a broken mark, or one without its end.")
+        for m in re.finditer("<!-[^>\n]*>?|-->", rest)
+    ]
+    wrong += [
+        (m.start(), "a line may not begin with a mark: Markdown would show what follows as raw text.")
+        for m in re.finditer(r"^\s*(?:[-*>] +)*<!--[=?]", text, re.MULTILINE)
+    ]
+    return wrong
+
+
+def _places(text: str, root: Path) -> list[tuple[int, str]]:
+    """Figures that are missing, and files or names in the code that the text points to and that are not there."""
+    wrong = [
+        (m.start(), f"{m[1]} is missing: run its notebook.")
+        for m in FIGURE.finditer(text)
+        if not (root / m[1]).is_file()
+    ]
+    for m in REFERENCE.finditer(text):
+        path = root / m[1]
+        if m[1].startswith(FILLED_BY_A_MACHINE):
+            continue
+        if not path.exists():
+            wrong.append((m.start(), f"`{m[1]}` does not exist."))
+        elif m[2] and not re.search(
+            rf"^\s*(?:def|class) {m[2]}\b|^{m[2]}\b.* = ", path.read_text("utf-8"), re.MULTILINE
+        ):
+            wrong.append((m.start(), f"`{m[1]}` has no `{m[2]}`."))
+    return wrong
+
+
+# --- numbers that were typed where a mark should be
+
+NUMBER = re.compile(r"(?<![A-Za-z0-9_./:])(?<![A-Za-z0-9]-)(?<!\d,)[-+−]?(\d+(?:,\d{3})*(?:\.\d+)*)([A-Za-z_]*)")
+LISTED = re.compile(r"\*\*Published constants\.\*\*.*?(?=\n\n(?!-)|\Z)", re.DOTALL)
+TEAM = re.compile(r"^## 1 .*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+SOURCES = re.compile(r"^## 8 .*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+NO_RESULTS = (  # numbers that are no results, anywhere in running text
+    re.compile(r"^#+ [\d.]+", re.MULTILINE),  # headings
+    re.compile(r"https?://[^\s)]+"),
+    re.compile(r"\b(?:1[89]|20)\d\d\b(?![.,]\d)"),  # years
+    re.compile(r"\barXiv:\d{4}\.\d{4,5}"),
+    re.compile(r"\b(?:[Ss]ections?|[Ee]xplorations?) \d(?:\.\d)?(?:(?:, | and | to )\d(?:\.\d)?)*"),
+    re.compile(r"\b(?:[Nn]otebooks?|lib run) \d\d(?:(?:, | and | to | )\d\d)*"),
+    re.compile(r"\b95 %"),  # the level of every interval
+)
+MATH = re.compile(r"\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
+
+
+def _without_code(text: str) -> str:
+    """`text` with fenced blocks turned to blanks; lines and places stay."""
+    return _blank(text, re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE))
+
+
+def _blank(text: str, *patterns: re.Pattern) -> str:
+    for pattern in patterns:
+        text = pattern.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
+    return text
+
+
+def _typed_numbers(text: str) -> list[tuple[int, str]]:
+    """Numbers of the report outside the marks that are neither years, sections, notebooks, nor published constants that
+    the sources list. Formulas hold integers up to 10 as well; the team's section and the sources are their own."""
+    listed = LISTED.search(text)
+    allowed = {m[1] + m[2] for m in NUMBER.finditer(listed[0])} if listed else set()
+    plain = _blank(text, MARK, TEAM, SOURCES, FIGURE, *NO_RESULTS)
+    small = {str(i) for i in range(11)}
+    math = [m.span() for m in MATH.finditer(plain)]
+    wrong = []
+    for m in NUMBER.finditer(plain):
+        in_formula = any(start <= m.start() < end for start, end in math)
+        if m[1] + m[2] not in allowed and not m[2].startswith("_") and not (in_formula and m[1] in small):
+            wrong.append(
+                (
+                    m.start(),
+                    f"{m[0]} stands outside a mark and is no year, section or published constant: fill it "
+                    "in by a mark, or list it with its source under “Published constants”.",
+                )
+            )
+    return wrong
+
+
+def _typed_decimals(text: str) -> list[tuple[int, str]]:
+    """Of README, whose commands and times hold many numbers: decimals outside code and marks."""
+    plain = _blank(_without_code(text), MARK, re.compile(r"`[^`\n]*`"), *NO_RESULTS)
+    return [(m.start(), f"{m[0]} was typed: fill it in by a mark.") for m in NUMBER.finditer(plain) if "." in m[1]]
