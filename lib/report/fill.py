@@ -1,4 +1,4 @@
-"""`python -m lib report`: fill the numbers, tables and figures of report.md and README.md from data/results, or check them.
+"""`python -m lib report`: fill report.md and README.md from data/results, or check them.
 
 People write the prose. Three marks, named after a notebook's number and what it handed over (lib.results.Results):
 `<!--= 03.name -->text<!--/-->` holds a value; `<!-- begin 03.name -->` ... `<!-- end 03.name -->` a table or a figure
