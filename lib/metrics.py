@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib import profile
+from lib.fast import fast_float32, rows_at_a_time
 from lib.packing import Encoded, document_attention, flatten, pack
-from lib.speed import fast_float32, rows_at_a_time
 from lib.tasks import Example, encode
 
 

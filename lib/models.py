@@ -25,9 +25,9 @@ from transformers import (
 )
 
 from lib import hub, stand_in
+from lib.fast import fuse_activations
 from lib.hub import GPT2, GPT2_REVISION, Unavailable, check_folder, endpoint, holds_model, quiet
 from lib.profile import DATA, ROOT, Profile, current, device
-from lib.speed import fuse_activations
 
 GPT2_PARAMETERS = 124_439_808  # "117M" is the paper's count
 END = "<|endoftext|>"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
-from lib.speed import causal_attention
+from lib.fast import causal_attention
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,12 @@ from transformers.utils import logging as transformers_logging
 
 from lib import profile
 from lib.callbacks import Bar, StepClock, history_of
-from lib.explore.continual import OPTIMIZERS, PullToStart, with_replay
+from lib.fast import fuse_activations, fuse_dropout, peak_megabytes, reset_peak_memory, summed_cross_entropy
 from lib.hub import quiet as silenced
-from lib.memory import peak_megabytes, reset_peak_memory
 from lib.metrics import bits_per_byte, score_encoded
 from lib.packing import Encoded, document_attention, flatten, rows
+from lib.packing import draw as drawn_at_random
 from lib.results import device_name, write_json
-from lib.speed import fuse_activations, fuse_dropout, summed_cross_entropy
 from lib.tasks import Task, encode
 
 
@@ -64,23 +63,15 @@ class Settings:
     patience: int = 3  # evaluations without a better held-out loss before the run stops
     gradient_checkpointing: bool = False
     lora_rank: int = 16
-    optimizer: str = "adamw"  # a name in lib.explore.continual.OPTIMIZERS
-    l2_start: float = 0.0  # strength of the pull to the start point: L2-SP
-    replay_share: float = 0.0  # of train_tokens, taken by general text; the rest is the task's
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            known = ", ".join(OPTIMIZERS)
-            raise ValueError(f"optimizer={self.optimizer!r} is unknown; choose one of {known}.")
-        if not 0 <= self.replay_share < 1:
-            raise ValueError(f"replay_share={self.replay_share} must be at least 0 and below 1.")
-        if self.l2_start < 0 or self.lora_rank < 1:
-            raise ValueError("l2_start must be 0 or more and lora_rank 1 or more.")
+        if self.lora_rank < 1:
+            raise ValueError(f"lora_rank={self.lora_rank} must be 1 or more.")
 
 
 # Fields that came after runs had been published under their hash: at its default, one of them is left out
 # of the identity, so that those runs are still found.
-LATER_FIELDS = ("lora_rank", "optimizer", "l2_start", "replay_share")
+LATER_FIELDS = ("lora_rank",)
 
 
 # --- methods: model, settings -> model whose trainable parameters are the ones to train
@@ -211,12 +202,12 @@ def parse_overrides(pairs: Sequence[str]) -> dict:
     return out
 
 
-def run_path(base, task: Task, settings: Settings, replay: Sequence[Encoded] = ()) -> Path:
+def run_path(base, task: Task, settings: Settings, variant: str = "") -> Path:
     """data/runs/<task>-<method>-seed<seed>-<hash>: another model, dataset or setting is another folder."""
     defaults = {f.name: f.default for f in fields(Settings) if f.name in LATER_FIELDS}
     chosen = {k: v for k, v in asdict(settings).items() if k not in defaults or v != defaults[k]}
-    if settings.replay_share:
-        chosen["replay"] = hashlib.sha256(json.dumps([d.input_ids for d in replay]).encode()).hexdigest()
+    if variant:
+        chosen["variant"] = variant
     identity = [chosen, task.sha256, base.name, base.revision, base.parameters]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     name = f"{task.name}-{settings.method}-seed{settings.seed}-{digest}"
@@ -229,23 +220,26 @@ def finetune(
     method: str = "full",
     seed: int = 0,
     *,
-    replay: Sequence[Encoded] = (),
+    variant: str = "",
+    draw: Callable[[Sequence[Encoded], int, int], list[Encoded]] | None = None,
+    optimizer: Callable[[nn.Module, Settings], torch.optim.Optimizer] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     quiet: bool = False,
     **overrides,
 ) -> Finetuned:
     """Fine-tune a copy of `base` (lib.models.Base; itself left untouched) on `task`.
 
-    `overrides` replace fields of Settings; `replay` are the general documents behind `replay_share`. The
-    loss is that of the target's tokens, EOS included, given the prompt; documents are packed without
-    attention across them. Also runs on several processes under `accelerate launch -m lib finetune ...`.
-    Raises ValueError for an unknown method or setting or a document longer than a row, OSError for a
-    folder that can't be written or a disk too small.
+    The loss is that of the target's tokens, EOS included, given the prompt; documents are packed without attention
+    across them. `overrides` replace fields of Settings. `draw` (documents, tokens, seed) puts other documents into the
+    run or another order, `optimizer` builds another than fused AdamW; `variant` names what these or a callback change
+    (all that decides the outcome belongs in it), and is another run. Also runs on several processes under
+    `accelerate launch -m lib finetune ...`. Raises ValueError for an unknown method or setting, a change without a name or a
+    document longer than a row, OSError for a folder that can't be written or a disk too small.
     """
     settings = settings_for(method, seed, task, **overrides)
-    if bool(settings.replay_share) != bool(len(replay)):
-        raise ValueError("replay_share and replay go together: pass both or neither.")
-    path = run_path(base, task, settings, replay)
+    if (draw or optimizer) and not variant:
+        raise ValueError("Another draw or optimizer is another run: name the change in variant.")
+    path = run_path(base, task, settings, variant)
     if (path / "run.json").exists():
         if not quiet:
             print(f"Run {path.name}: finished before, loaded.")
@@ -255,7 +249,7 @@ def finetune(
     try:
         if int(os.environ.get("RANK", "0")) == 0:
             lock.acquire()
-        _train(base, task, settings, path, replay, callbacks, quiet)
+        _train(base, task, settings, path, draw or drawn_at_random, optimizer, callbacks, quiet)
     except Timeout:
         raise RuntimeError(
             f"{path} is being trained by another process: wait for it, or stop it and run again."
@@ -265,7 +259,7 @@ def finetune(
     return load(base, path)
 
 
-def _train(base, task: Task, settings: Settings, path: Path, replay, callbacks, quiet: bool) -> None:
+def _train(base, task: Task, settings: Settings, path: Path, draw, optimizer, callbacks, quiet: bool) -> None:
     reset_peak_memory()
     set_seed(settings.seed)
     model = METHODS[settings.method].prepare(fuse_dropout(copy.deepcopy(base.model)), settings)
@@ -281,8 +275,7 @@ def _train(base, task: Task, settings: Settings, path: Path, replay, callbacks, 
             f"{rows_per_step} rows a step cannot be shared by {world} processes: "
             "set batch_tokens to pack_length times a multiple of the processes."
         )
-    drawn = with_replay(train, replay, settings.train_tokens, settings.replay_share, settings.seed)
-    data = rows(drawn, pack_length, rows_per_step)
+    data = rows(draw(train, settings.train_tokens, settings.seed), pack_length, rows_per_step)
     steps = max(len(data) // rows_per_step, 1)
     interval = max(steps // settings.evaluations, 1)
     dtype = profile.autocast_dtype()
@@ -317,8 +310,6 @@ def _train(base, task: Task, settings: Settings, path: Path, replay, callbacks, 
         disable_tqdm=quiet,
     )
     clock = StepClock()
-    own = [PullToStart(model, settings.l2_start)] if settings.l2_start else []
-    optimizer = OPTIMIZERS[settings.optimizer](model, settings.learning_rate, settings.weight_decay)
     trainer = CompletionTrainer(
         model=model,
         args=args,
@@ -326,8 +317,8 @@ def _train(base, task: Task, settings: Settings, path: Path, replay, callbacks, 
         train_dataset=data,
         eval_dataset=held_out,
         compute_loss_func=completion_loss,
-        optimizers=(optimizer, None),  # None: Trainer's own, or its own schedule
-        callbacks=[clock, EarlyStoppingCallback(settings.patience), *own, *callbacks],
+        optimizers=(optimizer(model, settings) if optimizer else None, None),  # None: Trainer's own
+        callbacks=[clock, EarlyStoppingCallback(settings.patience), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)  # what `quiet` puts in place of the progress bar
     if trainer.pop_callback(ProgressCallback):  # a terminal; notebooks have a callback of their own

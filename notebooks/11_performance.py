@@ -40,7 +40,7 @@ from IPython.display import Code, display
 
 from lib import plots, profile
 from lib.explore import bench, bench_findings, bench_plots, bench_quality, faults, fuzz
-from lib import results, speed, tasks
+from lib import fast, results, tasks
 from lib.explore import scaling
 
 started, budget = results.start(), profile.current().performance
@@ -61,13 +61,13 @@ started, budget = results.start(), profile.current().performance
 # - The change, in code: the loss whose softmax never exists whole, and whose gradient takes the place of the logits.
 
 # %%
-display(Code(inspect.getsource(speed._SummedCrossEntropy), language="python"))
+display(Code(inspect.getsource(fast._SummedCrossEntropy), language="python"))
 
 # %% [markdown]
 # - Dropout's random numbers are drawn by one thread while the others wait: a quarter of them do.
 
 # %%
-display(Code(inspect.getsource(speed._keep), language="python"))
+display(Code(inspect.getsource(fast._Dropped), language="python"))
 
 # %% [markdown]
 # ## Against others

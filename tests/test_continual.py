@@ -71,23 +71,15 @@ def test_published_runs_keep_their_names():
 
 def test_every_new_setting_is_another_run():
     task, base = load_task("debian"), Base("any", None, 1)
-    documents = [Encoded([1, 2, 3], 1, 2)]
-    changes = ({}, {"lora_rank": 4}, {"optimizer": "muon"}, {"l2_start": 0.1}, {"l2_start": 0.2})
+    changes = ({}, {"lora_rank": 4})
     names = {train.run_path(base, task, train.settings_for("full", 0, task, **c)) for c in changes}
-    mixed = train.settings_for("full", 0, task, replay_share=0.5)
-    names |= {train.run_path(base, task, mixed, d) for d in (documents, documents * 2)}
+    names |= {train.run_path(base, task, train.settings_for("full", 0, task), v) for v in ("replay", "Muon")}
     assert len(names) == len(changes) + 2
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [
-        ({"optimizer": "sgd"}, r"optimizer='sgd' is unknown; choose one of adamw, muon"),
-        ({"replay_share": 1.0}, r"replay_share=1.0 must be at least 0 and below 1"),
-        ({"l2_start": -1.0}, "l2_start must be 0 or more"),
-        ({"lora_rank": 0}, "lora_rank 1 or more"),
-        ({"replay_share": 0.5}, "replay_share and replay go together"),
-    ],
+    [({"lora_rank": 0}, "lora_rank=0 must be 1 or more"), ({"draw": with_replay}, "name the change in variant")],
 )
 def test_settings_that_make_no_sense_are_refused(base, task, change, says):
     with pytest.raises(ValueError, match=says):
@@ -96,14 +88,14 @@ def test_settings_that_make_no_sense_are_refused(base, task, change, says):
 
 def test_the_pull_adds_the_gradient_of_the_penalty_to_tied_weights_once():
     model = gpt2()
-    pull = PullToStart(model, 0.7)
+    pull = PullToStart(copy.deepcopy(model), 0.7)
     start = [p.detach().clone() for p in model.parameters()]
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p))
     ids = torch.arange(12)[None]
     model(ids, labels=ids).loss.backward()
-    pull.on_pre_optimizer_step(None, None, None)
+    pull.on_pre_optimizer_step(None, None, None, model)
     found = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     loss = model(ids, labels=ids).loss
@@ -119,9 +111,9 @@ def distance(a, b):
 
 
 def test_a_run_with_the_pull_stays_nearer_to_its_start(base, task):
-    far, near = (
-        train.finetune(base, task, "full", 0, learning_rate=3e-3, l2_start=s, **BUDGET).model for s in (0.0, 30.0)
-    )
+    far = train.finetune(base, task, "full", 0, learning_rate=3e-3, **BUDGET).model
+    pull = {"variant": "pull 30", "callbacks": [PullToStart(base.model, 30.0)]}
+    near = train.finetune(base, task, "full", 0, learning_rate=3e-3, **pull, **BUDGET).model
     assert distance(near, base.model) < 0.7 * distance(far, base.model)
 
 
@@ -143,13 +135,13 @@ def test_a_run_with_replay_keeps_more_of_what_it_replays(base, task):
 
     examples = [replace(e, prompt="x\n", target="abc abc abc " * 12) for e in task.train[:40]]
     general = encode(base.tokenizer, examples, base.context)
+    replay = {"variant": "replay", "draw": lambda d, tokens, seed: with_replay(d, general, tokens, 0.5, seed)}
     runs = [
         train.finetune(base, task, "full", 0, learning_rate=3e-3, **BUDGET),
-        train.finetune(base, task, "full", 0, learning_rate=3e-3, replay=general, replay_share=0.5, **BUDGET),
+        train.finetune(base, task, "full", 0, learning_rate=3e-3, **replay, **BUDGET),
     ]
     plain, mixed = (bits_per_byte(score_encoded(r.model, general[:2])) for r in runs)
     assert mixed < plain - 0.2
-    assert runs[0].summary["replay_share"] == 0 and runs[1].summary["replay_share"] == 0.5
 
 
 def test_lora_has_the_rank_that_was_asked_for(base, task):
@@ -226,7 +218,9 @@ def test_muon_hears_the_schedule_and_goes_on_from_a_checkpoint():
 
 @needs_muon
 def test_a_run_with_muon_learns(base, task):
-    run = train.finetune(base, task, "full", 0, optimizer="muon", learning_rate=3e-3, **BUDGET)
+    run = train.finetune(
+        base, task, variant="Muon", optimizer=lambda m, s: Muon(m, s.learning_rate, 0.01), learning_rate=3e-3, **BUDGET
+    )
     curve = run.history["held_out_loss"].dropna()
     assert curve.iloc[-1] < curve.iloc[0] - 0.05
 
@@ -234,7 +228,7 @@ def test_a_run_with_muon_learns(base, task):
 def test_without_muon_the_sentence_says_what_to_do(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(ValueError, match=r"optimizer='muon' needs torch 2.9 or newer .* update torch"):
-        continual.OPTIMIZERS["muon"](nn.Linear(2, 2), 1e-3, 0.0)
+        continual.muon(nn.Linear(2, 2), 1e-3, 0.0)
 
 
 def test_interpolation_goes_from_before_to_after_and_moves_tied_weights_once():

@@ -162,7 +162,7 @@ def test_general_text_comes_from_the_base_model_once(base, monkeypatch):
 
 
 def test_a_table_of_two_ways_is_measured_once(base, task, monkeypatch):
-    ways = [VARIANTS[0], Variant("replay", "25 % general", "full", {"replay_share": 0.25})]
+    ways = [VARIANTS[0], Variant("replay", "25 % general", "full", change=frontier.replayed)]
     table = frontier.table(base, task, ways, (0,))
     assert table["method"].tolist() == ["none", "full", *["interpolation"] * 3, "replay"]
     assert (table["base_samples_bits_per_byte"] > 0).all() and table["seed"].eq(0).all()

@@ -1,7 +1,7 @@
 """Does what is faster learn the same? This project's step against a plain float32 loop, on equal documents.
 
 Without dropout in either: the two draw other random numbers for it, which after so few steps moves a loss by more than
-arithmetic does (with dropout: -0.7 % to +0.1 % over three seeds). Its distribution is what tests/test_speed.py checks.
+arithmetic does (with dropout: -0.7 % to +0.1 % over three seeds). Its distribution is what tests/test_fast.py checks.
 """
 
 import copy
@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from lib import profile
 from lib.explore.bench_systems import LEARNING_RATE
 from lib.explore.scaling import Stepper
+from lib.fast import fuse_dropout
 from lib.metrics import score_encoded
 from lib.packing import Encoded, document_attention, draw, rows
-from lib.speed import fuse_dropout
 from lib.tasks import encode, load_task
 
 ROW = 2_048  # tokens behind a step, as in the profile `cpu`

@@ -23,9 +23,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from lib import profile, train
+from lib.fast import peak_megabytes
 from lib.generate import generate
 from lib.hub import quiet
-from lib.memory import peak_megabytes
 from lib.metrics import score_encoded
 from lib.models import load_base
 from lib.packing import Encoded, draw

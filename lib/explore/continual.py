@@ -3,7 +3,7 @@ general text, another optimizer, and the interpolation between before and after.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -19,13 +19,12 @@ class PullToStart(TrainerCallback):
     The penalty's gradient is added right before the optimizer's step, behind the clipping of the loss's own.
     """
 
-    def __init__(self, model: nn.Module, strength: float) -> None:
-        self.strength = strength
-        self.start = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad]
+    def __init__(self, start: nn.Module, strength: float) -> None:
+        self.start, self.strength = start, strength
 
     @torch.no_grad()
-    def on_pre_optimizer_step(self, args, state, control, **_):
-        for parameter, start in self.start:
+    def on_pre_optimizer_step(self, args, state, control, model, **_):
+        for parameter, start in zip(model.parameters(), self.start.parameters(), strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - start.to(parameter.device), alpha=self.strength)
 
@@ -99,13 +98,6 @@ def no_muon() -> str:
         f"optimizer='muon' needs torch 2.9 or newer and this is {torch.__version__}: update torch, or take "
         "optimizer='adamw'."
     )
-
-
-def trainers_own(model: nn.Module, learning_rate: float, weight_decay: float) -> None:
-    """None: Trainer then builds its fused AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
-
-
-OPTIMIZERS: dict[str, Callable] = {"adamw": trainers_own, "muon": muon}
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from lib import profile
 from lib.explore.attention import ATTENTIONS, Attention, attention, nystrom, register, softmax, softmax_sdpa
-from lib.memory import available_megabytes, peak_megabytes, reset_peak_memory
+from lib.fast import available_megabytes, peak_megabytes, reset_peak_memory
 
 HEADS, HEAD_DIM = (4, 64)  # GPT-2's head size; a third of its heads, so that 8,192 naive scores fit a laptop
 PASSES = ("forward", "forward+backward")

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from lib import benchmarks, metrics, profile, train
 from lib.evaluate import out_of_reach
-from lib.explore.continual import interpolate, no_muon
+from lib.explore.continual import PullToStart, interpolate, muon, no_muon, with_replay
 from lib.generate import generate
 from lib.packing import Encoded
 from lib.results import write_json
@@ -40,6 +40,13 @@ class Variant:
     setting: str
     run: str
     overrides: dict = field(default_factory=dict)
+    change: Callable | None = None  # base -> what train.finetune takes beside settings: draw, optimizer, callbacks
+
+
+def replayed(base) -> dict:
+    """A quarter of the tokens from the base model's own text."""
+    general = general_text(base, profile.current().innovation.general_tokens, 0)
+    return {"draw": lambda documents, tokens, seed: with_replay(documents, general, tokens, 0.25, seed)}
 
 
 VARIANTS = (
@@ -50,9 +57,14 @@ VARIANTS = (
     Variant("last blocks", "last quarter", "last_blocks"),
     # the loss's gradient, clipped to norm 1, is 1e-4 per weight and a run moves a weight by some 3e-4: the pull is
     # then as strong as the loss
-    Variant("L2-SP", "strength 0.3", "full", {"l2_start": 0.3}),
-    Variant("replay", "25 % general", "full", {"replay_share": 0.25}),
-    Variant("Muon", "lr 1e-4", "full", {"optimizer": "muon"}),
+    Variant("L2-SP", "strength 0.3", "full", change=lambda base: {"callbacks": [PullToStart(base.model, 0.3)]}),
+    Variant("replay", "25 % general", "full", change=replayed),
+    Variant(
+        "Muon",
+        "lr 1e-4",
+        "full",
+        change=lambda base: {"optimizer": lambda m, s: muon(m, s.learning_rate, s.weight_decay)},
+    ),
 )
 
 
@@ -61,7 +73,7 @@ def possible(variants: Sequence[Variant] = VARIANTS) -> list[Variant]:
     if not (reason := no_muon()):
         return list(variants)
     print(f"Skipped: {reason}")
-    return [v for v in variants if v.overrides.get("optimizer") != "muon"]
+    return [v for v in variants if v.method != "Muon"]
 
 
 def general_text(base, tokens: int, seed: int) -> list[Encoded]:
@@ -153,16 +165,15 @@ def _overrides(variant: Variant) -> dict:
 
 def run(base, task: Task, variant: Variant, seed: int) -> list[dict]:
     """Fine-tune (or find the run), measure, and for plain full fine-tuning measure the interpolations as well."""
-    p = profile.current().innovation
     overrides = _overrides(variant)
-    replay = general_text(base, p.general_tokens, 0) if "replay_share" in overrides else ()
+    change = variant.change(base) | {"variant": f"{variant.method}, {variant.setting}"} if variant.change else {}
     settings = train.settings_for(variant.run, seed, task, **overrides)
-    folder = train.run_path(base, task, settings, replay)
+    folder = train.run_path(base, task, settings, change.get("variant", ""))
     loaded: list = []
 
     def tuned():
         if not loaded:
-            loaded.append(train.finetune(base, task, variant.run, seed, replay=replay, quiet=True, **overrides))
+            loaded.append(train.finetune(base, task, variant.run, seed, quiet=True, **change, **overrides))
         return loaded[0]
 
     if not (folder / "run.json").exists():

@@ -20,7 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from lib import profile
-from lib.memory import peak_megabytes, reset_peak_memory
+from lib.fast import peak_megabytes, reset_peak_memory
 from lib.packing import Encoded, document_attention, draw, rows
 from lib.tasks import encode, load_task
 from lib.train import collate, completion_loss

@@ -220,8 +220,8 @@ CLAIMS = (
         "The loss in pieces is torch's in value and gradient",
         "11",
         "The principle",
-        "speed.summed_cross_entropy",
-        "test_speed.test_summed_cross_entropy_is_torchs_in_value_and_gradient",
+        "fast.summed_cross_entropy",
+        "test_fast.test_summed_cross_entropy_is_torchs_in_value_and_gradient",
     ),
     Claim(
         "Ratios to other systems are taken within a run",

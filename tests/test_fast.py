@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import NewGELUActivation
 
-from lib import speed
+from lib import fast
 from lib.models import small_gpt2
 
 
@@ -21,11 +21,11 @@ def logits_and_targets(dtype, rows=37, vocabulary=101):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [1, 8, 64])  # at a time: one by one, with a rest, all at once
 def test_summed_cross_entropy_is_torchs_in_value_and_gradient(dtype, rows, monkeypatch):
-    monkeypatch.setattr(speed, "CPU_NUMBERS", rows * 101)
+    monkeypatch.setattr(fast, "CPU_NUMBERS", rows * 101)
     logits, targets = logits_and_targets(dtype)
     scale = torch.tensor(1 / 7)  # the mean over tokens comes after the sum
     found = []
-    for loss in (speed.summed_cross_entropy, lambda x, y: F.cross_entropy(x.float(), y, reduction="sum")):
+    for loss in (fast.summed_cross_entropy, lambda x, y: F.cross_entropy(x.float(), y, reduction="sum")):
         leaf = logits.clone().requires_grad_()
         total = loss(leaf * 1.0, targets) * scale
         total.backward()
@@ -40,14 +40,14 @@ def test_summed_cross_entropy_without_gradient_leaves_the_logits():
     logits, targets = logits_and_targets(torch.bfloat16)
     before = logits.clone()
     with torch.no_grad():
-        total = speed.summed_cross_entropy(logits.requires_grad_(), targets)
+        total = fast.summed_cross_entropy(logits.requires_grad_(), targets)
     assert total.item() == pytest.approx(F.cross_entropy(before.float(), targets, reduction="sum").item(), rel=1e-6)
     assert torch.equal(logits, before)
 
 
 def test_a_second_backward_is_refused_rather_than_wrong():
     logits, targets = logits_and_targets(torch.float32)
-    total = speed.summed_cross_entropy(logits.requires_grad_() * 1.0, targets)
+    total = fast.summed_cross_entropy(logits.requires_grad_() * 1.0, targets)
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         total.backward()
@@ -59,13 +59,13 @@ def test_the_gradient_takes_the_place_of_the_logits():
     place = used.data_ptr()
     seen = []
     used.register_hook(lambda grad: seen.append(grad.data_ptr()))
-    speed.summed_cross_entropy(used, targets).backward()
+    fast.summed_cross_entropy(used, targets).backward()
     assert seen == [place], "a second tensor of the size of the logits exists"
 
 
 def test_fused_activations_give_the_same_function_and_names():
     model = small_gpt2(97, n_layer=2)
-    fused = speed.fuse_activations(copy.deepcopy(model))
+    fused = fast.fuse_activations(copy.deepcopy(model))
     kinds = {type(m) for m in fused.modules()}
     assert NewGELUActivation not in kinds and any(isinstance(m, NewGELUActivation) for m in model.modules())
     assert list(fused.state_dict()) == list(model.state_dict())
@@ -80,31 +80,31 @@ def test_fused_activations_give_the_same_function_and_names():
 
 def test_fuse_activations_leaves_other_models_alone():
     model = nn.Sequential(nn.Linear(2, 2), nn.SiLU())
-    assert speed.fuse_activations(model) is model
+    assert fast.fuse_activations(model) is model
     assert isinstance(model[1], nn.SiLU)
 
 
 def test_fast_float32_is_float32_and_leaves_the_switch():
     before = torch.get_float32_matmul_precision()
     x, w = torch.randn(200, 512), torch.randn(3_000, 512)
-    with speed.fast_float32(200):
-        fast = x @ w.T
+    with fast.fast_float32(200):
+        product = x @ w.T
     assert torch.get_float32_matmul_precision() == before
-    assert (fast - x.double() @ w.double().T).abs().max() < 1e-3
+    assert (product - x.double() @ w.double().T).abs().max() < 1e-3
 
 
 def test_fast_float32_stays_off_where_it_would_round(monkeypatch):
-    monkeypatch.setattr(speed, "_onednn_keeps_float32", lambda: False)
-    with speed.fast_float32(1_000):
+    monkeypatch.setattr(fast, "_onednn_keeps_float32", lambda: False)
+    with fast.fast_float32(1_000):
         assert torch.get_float32_matmul_precision() == "highest"
-    with speed.fast_float32(1):
+    with fast.fast_float32(1):
         assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_dropout_drops_its_share_keeps_the_mean_and_its_gradient_is_the_mask():
     torch.manual_seed(0)
     x = torch.ones(300, 1_001, requires_grad=True)
-    y = speed.dropout(x, 0.1)
+    y = fast.dropout(x, 0.1)
     y.sum().backward()
     assert torch.equal(x.grad, y.detach()), "the gradient of a kept one is its scale, of a dropped one 0"
     assert (y == 0).float().mean().item() == pytest.approx(0.1, abs=0.002)  # 4 standard errors
@@ -120,10 +120,10 @@ def test_dropout_follows_the_seed_and_leaves_evaluation_alone():
     draws = []
     for _ in range(2):
         torch.manual_seed(3)
-        draws.append(speed.dropout(x, 0.5))
-    assert torch.equal(*draws) and not torch.equal(draws[0], speed.dropout(x, 0.5))
-    module = speed.Dropout(0.5).eval()
-    assert torch.equal(module(x), x) and torch.equal(speed.dropout(x, 0.0), x)
+        draws.append(fast.dropout(x, 0.5))
+    assert torch.equal(*draws) and not torch.equal(draws[0], fast.dropout(x, 0.5))
+    module = fast.Dropout(0.5).eval()
+    assert torch.equal(module(x), x) and torch.equal(fast.dropout(x, 0.0), x)
 
 
 def test_attention_with_dropout_is_sdpas_on_average_and_exactly_without():
@@ -131,9 +131,9 @@ def test_attention_with_dropout_is_sdpas_on_average_and_exactly_without():
     q = torch.randn(1, 4, 19, 16)
     k, v = torch.randn(2, 1, 2, 19, 16)  # grouped: two heads of keys for four of queries
     exact = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    torch.testing.assert_close(speed.causal_attention(q, k, v, None, 0.0, True), exact)
-    torch.testing.assert_close(speed.causal_attention(q, k, v, None, 1e-7, True), exact)
-    many = torch.stack([speed.causal_attention(q, k, v, None, 0.3, True) for _ in range(3_000)])
+    torch.testing.assert_close(fast.causal_attention(q, k, v, None, 0.0, True), exact)
+    torch.testing.assert_close(fast.causal_attention(q, k, v, None, 1e-7, True), exact)
+    many = torch.stack([fast.causal_attention(q, k, v, None, 0.3, True) for _ in range(3_000)])
     torch.testing.assert_close(many.mean(0), exact, atol=0.06, rtol=0)
     assert many.std(0)[:, :, 0].max() > 0.1, "nothing was dropped"
 
@@ -149,7 +149,7 @@ def test_attention_of_a_training_is_sdpas_in_output_and_gradients(dtype, p, grou
         kind = dtype if own else torch.float64
         q, k, v = (x.to(kind, copy=True).requires_grad_() for x in inputs)
         if own:
-            out = speed.causal_attention(q, k, v, 0.3, p, grouped)
+            out = fast.causal_attention(q, k, v, 0.3, p, grouped)
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=grouped)
         out.square().sum().backward()
@@ -162,12 +162,12 @@ def test_attention_without_gradients_or_of_a_long_document_is_sdpas_own(monkeypa
     q = torch.randn(1, 2, 9, 8).bfloat16()
     exact = F.scaled_dot_product_attention(q, q, q, is_causal=True)
     with torch.no_grad():
-        assert torch.equal(speed.causal_attention(q, q, q, None), exact)
-    monkeypatch.setattr(speed, "SHORT", 8)
-    assert torch.equal(speed.causal_attention(q, q, q, None), exact)
+        assert torch.equal(fast.causal_attention(q, q, q, None), exact)
+    monkeypatch.setattr(fast, "SHORT", 8)
+    assert torch.equal(fast.causal_attention(q, q, q, None), exact)
 
 
 def test_fuse_dropout_takes_the_place_of_torchs():
-    model = speed.fuse_dropout(small_gpt2(97))
+    model = fast.fuse_dropout(small_gpt2(97))
     kinds = [type(m) for m in model.modules() if isinstance(m, nn.Dropout)]
-    assert kinds and set(kinds) == {speed.Dropout}
+    assert kinds and set(kinds) == {fast.Dropout}

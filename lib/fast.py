@@ -1,13 +1,17 @@
-"""What makes a step faster and leaves its numbers as they are; tests/test_speed.py holds each against the plain form.
-
-Measured on two cores, GPT-2 117M, rows of 2,048 tokens: notebook 11 and `python -m lib bench`.
+"""What makes a step faster and leaves its numbers as they are (tests/test_fast.py holds each against the plain form),
+and the memory that it takes. Measured by `python -m lib bench` and notebook 11: two cores, GPT-2 117M, rows of 2,048.
 """
 
+import contextlib
+import ctypes
 import functools
+import gc
 import math
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,15 +19,16 @@ from transformers.activations import GELUTanh, NewGELUActivation
 
 CPU_NUMBERS = 2**20  # float32 numbers of logits worked on at a time: 4 MB stay in a cache
 GPU_NUMBERS = 2**26  # a GPU wants fewer, larger kernels
+STEPS = 2**16  # of dropout's probability: 16 random bits an element, and the scale fits p as it is met
+SHORT = 512  # tokens; the scores kept for backward are 6 MB a layer of GPT-2 for such a document
+ONEDNN_ROWS = 128  # below, putting the weights into oneDNN's own order costs more than it gains
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """The float32 copy of the logits, its softmax and its gradient exist for a few rows at a time; the gradient
-    takes the place of the logits, which nothing else needs once the loss is known.
-    """
+    """Float32 logits, softmax and gradient exist for a few rows at a time; the gradient takes the logits' place."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:  # (N, V), (N,) -> ()
+    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.save_for_backward(logits, targets)
         return _nats(logits, targets)
 
@@ -46,8 +51,7 @@ def _nats(logits: Tensor, targets: Tensor) -> Tensor:
 
 def rows_at_a_time(logits: Tensor) -> int:
     """Rows of `logits` (N, V) whose float32 copy stays in a cache."""
-    numbers = GPU_NUMBERS if logits.is_cuda else CPU_NUMBERS
-    return max(numbers // logits.shape[1], 1)
+    return max((GPU_NUMBERS if logits.is_cuda else CPU_NUMBERS) // logits.shape[1], 1)
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -61,43 +65,38 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def fuse_activations(model: nn.Module) -> nn.Module:
-    """GPT-2's GELU by torch's one kernel in place of transformers' eight operations; the same tanh form.
+    """GPT-2's GELU, tanh form, by torch's one kernel instead of eight; no parameter or name in a checkpoint changes."""
+    return _replaced(model, NewGELUActivation, lambda child: GELUTanh())
 
-    In bfloat16 the one kernel rounds once. No parameter and no name in a checkpoint changes.
-    """
-    for module in model.modules():
+
+def fuse_dropout(model: nn.Module) -> nn.Module:
+    """`Dropout` in place of torch's: the same distribution, other draws. No parameter changes."""
+    return _replaced(model, nn.Dropout, lambda child: Dropout(child.p))
+
+
+def _replaced(model: nn.Module, kind: type, new) -> nn.Module:
+    for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, GELUTanh())
+            if type(child) is kind:
+                setattr(module, name, new(child))
     return model
 
 
 class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
-        keep = _keep(x.shape, p)
+        n, steps = math.prod(x.shape), round(p * STEPS)
+        # four elements to a 64-bit number of torch's global generator
+        bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        keep = (bits[:n] >= steps - STEPS // 2).view(x.shape)
         ctx.save_for_backward(keep)
-        ctx.scale = 1 / (1 - _steps(p) / STEPS)
+        ctx.scale = 1 / (1 - steps / STEPS)
         return x.mul(keep).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (keep,) = ctx.saved_tensors
         return grad.mul(keep).mul_(ctx.scale), None
-
-
-STEPS = 2**16  # 16 random bits an element: p is met to 1 / 131,072, and the scale fits p as it is met
-
-
-def _steps(p: float) -> int:
-    return round(p * STEPS)
-
-
-def _keep(shape: torch.Size, p: float) -> Tensor:
-    """Bool mask, False with probability p, from torch's global generator: four elements to a 64-bit number."""
-    n = math.prod(shape)
-    bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    return (bits[:n] >= _steps(p) - STEPS // 2).view(shape)
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
@@ -112,21 +111,7 @@ class Dropout(nn.Dropout):
         return dropout(x, self.p, self.training)
 
 
-def fuse_dropout(model: nn.Module) -> nn.Module:
-    """`Dropout` in place of torch's: the same distribution, other draws. No parameter changes."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.Dropout:
-                setattr(module, name, Dropout(child.p))
-    return model
-
-
-SHORT = 512  # tokens; the scores kept for backward are 6 MB a layer of GPT-2 for such a document
-
-
-def causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, p: float = 0.0, grouped: bool = False
-) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None, p=0.0, grouped=False) -> Tensor:
     """Causal attention of one short document, q (1, H, T, D), k and v (1, H_kv, T, D) -> (1, H, T, D).
 
     torch's SDPA, but for a training on a CPU in half precision or with dropout `p`: three products and a softmax take
@@ -144,10 +129,7 @@ def causal_attention(
     return (dropout(scores.softmax(-1), p).to(v.dtype) @ v[0])[None]
 
 
-ONEDNN_ROWS = 128  # below, putting the weights into oneDNN's own order costs more than it gains
-
-
-@contextmanager
+@contextlib.contextmanager
 def fast_float32(rows: int) -> Iterator[None]:
     """Inside, float32 products of `rows` rows on a CPU go to oneDNN where that is no less exact than MKL.
 
@@ -155,10 +137,8 @@ def fast_float32(rows: int) -> Iterator[None]:
     for it, which elsewhere permits bfloat16 inside the product: there it stays off.
     """
     before = torch.get_float32_matmul_precision()
-    if rows < ONEDNN_ROWS or not _onednn_keeps_float32():
-        yield
-        return
-    torch.set_float32_matmul_precision("medium")
+    if rows >= ONEDNN_ROWS and _onednn_keeps_float32():
+        torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
@@ -178,3 +158,40 @@ def _onednn_keeps_float32() -> bool:
         return bool(((x @ w.T) - exact).abs().max() < 1e-3)  # bfloat16 inside: 0.1
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def reset_peak_memory() -> None:
+    """Start a new high-water mark, with freed memory given back first where the platform can."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, proc(5)
+
+
+def peak_megabytes() -> float:
+    """High-water mark in MB (10^6 bytes): of GPU memory, or else of the process's resident memory, which Linux counts
+    from `reset_peak_memory` and others from the process's start.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    if (status := Path("/proc/self/status")).exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows has no resource module
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
+
+
+def available_megabytes() -> float:
+    """MB (10^6 bytes) that this process can still take: of the GPU's memory, or else of the machine's."""
+    if torch.cuda.is_available():
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return (torch.cuda.mem_get_info()[0] + kept) / 1e6
+    return psutil.virtual_memory().available / 1e6
