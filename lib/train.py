@@ -69,6 +69,18 @@ class Settings:
             raise ValueError(f"lora_rank={self.lora_rank} must be 1 or more.")
 
 
+# what notebooks 02 and 03 and `python -m lib finetune` share; each number as (fast, cpu, full)
+BUDGET = {
+    "seeds": ((0, 1), (0,), (0, 1, 2)),
+    "methods": (("full", "lora"), ("full", "lora"), ("full", "lora")),  # with every seed; the others once
+    "train_tokens": (12_000, 40_000, 80_000),  # prompt + target tokens that one run sees
+    "e2e_train_tokens": (12_000, 20_000, 320_000),  # the published rows of E2E saw the whole set five times
+    "pack_length": (640, 2_048, 2_048),  # tokens in one forward pass
+    "batch_tokens": (1_280, 2_048, 2_048),  # tokens behind one optimizer step
+    "evaluations": (3, 4, 6),  # held-out evaluations of a run, with a checkpoint each
+    "validation_documents": (16, 32, 64),  # behind each of them
+}
+
 # Fields that came after runs had been published under their hash: at its default, one of them is left out
 # of the identity, so that those runs are still found.
 LATER_FIELDS = ("lora_rank",)
@@ -172,7 +184,7 @@ def settings_for(method: str, seed: int, task: Task, **overrides) -> Settings:
     """The profile's settings for a run. Raises ValueError for an unknown method or setting."""
     if method not in METHODS:
         raise ValueError(f"Method {method!r} is unknown; choose one of {', '.join(METHODS)}.")
-    p = profile.current()
+    p = profile.budget(**BUDGET)
     chosen = {
         "train_tokens": p.e2e_train_tokens if task.name == "e2e" else p.train_tokens,
         "learning_rate": METHODS[method].learning_rate,
