@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_fetch(chosen) -> int:
-    from lib.fetch import fetch
+    from lib.hub import fetch
 
     return fetch(chosen.what)
 

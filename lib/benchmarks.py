@@ -2,7 +2,7 @@
 
 Four published perplexities of GPT-2 on WikiText-2's test text (29.41, 29.94, 37.37, 43.3) are one model
 under four protocols. So every result here says its protocol, its counts and which part of the data was
-used. The texts come from `lib.fetch.outside`; where they cannot be had, its `Unavailable` says why. All is
+used. The texts come from `lib.hub.outside`; where they cannot be had, its `Unavailable` says why. All is
 scored by `lib.metrics.token_scores`: packed, no padding, log-softmax in float32.
 """
 
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lib.fetch import outside
+from lib.hub import outside
 from lib.metrics import token_scores
 from lib.packing import Encoded
 

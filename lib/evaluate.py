@@ -19,9 +19,8 @@ import pandas as pd
 from lib import benchmarks, metrics, profile
 from lib import texts as text_measures
 from lib.explore.slots import slot_errors
-from lib.fetch import outside
 from lib.generate import DECODING, generate
-from lib.hub import Unavailable
+from lib.hub import Unavailable, outside
 from lib.results import write_json
 from lib.tasks import Task, encode
 from lib.texts import debian_summary

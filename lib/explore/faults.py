@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from lib import profile, results, train
-from lib.models import load_base
+from lib.models import tiny_base
 from lib.tasks import load_task
 
 TINY = {
@@ -94,7 +94,7 @@ def tiny():
     """The tiny model and 200 documents."""
     task = load_task("debian")
     task = replace(task, train=task.train[:200], validation=task.validation[:8])
-    return load_base(profile.PROFILES["fast"]), task
+    return tiny_base(), task
 
 
 def outcome(folder: Path) -> str | None:
@@ -384,13 +384,13 @@ def _uniform(generator: torch.Generator) -> float:
 TESTS = {
     "network cut in mid-download": (
         "test_models.py::test_download_that_breaks_off_goes_on",
-        "test_fetch.py::test_fetch_model_goes_on_and_ends_whole",
+        "test_hub.py::test_fetch_model_goes_on_and_ends_whole",
     ),
     "wrong bytes from the network": (
         "test_models.py::test_wrong_bytes_are_thrown_away",
         "test_models.py::test_bytes_too_few_are_thrown_away",
         "test_models.py::test_tampered_wheel_is_refused",
-        "test_fetch.py::test_another_file_on_the_hub_is_not_written",
+        "test_hub.py::test_another_file_on_the_hub_is_not_written",
     ),
     "slow or silent server": ("test_models.py::test_hub_out_of_reach_is_decided_in_five_seconds",),
     "damaged model or run": (

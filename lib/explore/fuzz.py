@@ -125,9 +125,9 @@ def damaged(data: bytes, how: str, where: float, more: bytes) -> bytes:
 def fuzz_archives(files: int, seed: int = 0) -> tuple[int, int]:
     """Damaged copies of a compressed file: (copies, 1 where one was not refused by a ValueError)."""
     from lib.explore.compress import Codec, compress, decompress
-    from lib.models import load_base
+    from lib.models import tiny_base
 
-    base = load_base(profile.PROFILES["fast"])
+    base = tiny_base()
     codec = Codec(base.model, base.tokenizer, batch=2, window=16)
     whole = compress(codec, ["Debian 春眠不覚暁".encode(), b"\xff\x00 any bytes"]).data
 

@@ -1,6 +1,6 @@
 """Blocks of report.md: the abstract, the model (notebook 01) and the data (notebook 02, the datasets' cards)."""
 
-from lib import stand_in
+from lib import models
 from lib.models import GPT2_PARAMETERS
 from lib.report.report_blocks import GPT2, NOTEBOOKS, Files, Notebook, block, value
 from lib.report.report_forms import interval, listed, seeds, table, tiny
@@ -25,7 +25,7 @@ def abstract_base(n: Notebook) -> str:
             f"The assignment's model is {GPT2}. Its weights were not within reach of the machine that made "
             "these numbers, "
             f"so they are those of {n.model} ({size}), and every table says so; where {GPT2} is within reach, the "
-            f"same commands measure it.{RECOVERY if stand_in.NAME in n.model else ''}"
+            f"same commands measure it.{RECOVERY if models.STAND_IN in n.model else ''}"
         )
     return f"The base model is {n.model} ({size})."
 
@@ -39,7 +39,7 @@ def limits_model(n: Notebook) -> str:
         "A stand-in's number is never GPT-2's, and what a model of another design and other pretraining shows need "
         "not hold for GPT-2."
     )
-    if stand_in.NAME in n.model:
+    if models.STAND_IN in n.model:
         said += (
             " This one is tuned to follow instructions, and its weights were quantised to four bits and expanded "
             "again. Part of what fine-tuning gains on it, and of general text getting better, may be recovery from "
@@ -50,11 +50,11 @@ def limits_model(n: Notebook) -> str:
 
 @value("sources.model", MEASURED)
 def sources_model(n: Notebook) -> str:
-    if not n.stand_in or stand_in.NAME not in n.model:
+    if not n.stand_in or models.STAND_IN not in n.model:
         return "no other model's were used."
-    package = stand_in.PIN.replace("==", " ")
+    package = models.STAND_IN_PIN.replace("==", " ")
     return (
-        f"the stand-in {stand_in.NAME}, Allal et al. 2025, arXiv:2502.02737, from the PyPI package {package}. "
+        f"the stand-in {models.STAND_IN}, Allal et al. 2025, arXiv:2502.02737, from the PyPI package {package}. "
         "Taken where GPT-2 was not within reach."
     )
 

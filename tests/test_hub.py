@@ -10,8 +10,8 @@ import pytest
 from hub_server import serve
 from huggingface_hub import constants
 
-from lib import __main__, fetch, hub
-from lib.fetch import OUTSIDE, Unavailable, outside
+from lib import __main__, hub
+from lib.hub import OUTSIDE, Unavailable, outside
 from lib.models import small_gpt2, tiny_tokenizer
 
 WIKI = " \n = A title = \n \n A line , tokenised . \n"
@@ -28,7 +28,7 @@ def parquet(**columns) -> bytes:
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
     """Empty folders everywhere, a closed port for a hub, small stand-ins for the published files."""
-    monkeypatch.setattr(fetch, "MIRROR", tmp_path / "mirror")
+    monkeypatch.setattr(hub, "MIRROR", tmp_path / "mirror")
     monkeypatch.setattr(hub, "MODELS", tmp_path / "models")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -139,21 +139,21 @@ def test_fetch_copies_and_checks_data_mirror(home, monkeypatch, capsys):
     assert f"0.0 MB, copied from {given}" in first
     assert "blimp_all.tsv is not the published file" in second
     assert not (home / "mirror" / "blimp").exists()
-    assert fetch.fetch(["lambada"]) == 0
+    assert hub.fetch(["lambada"]) == 0
     assert "already there" in capsys.readouterr().out
     (home / "mirror" / "lambada" / "lambada_test.jsonl").write_text("damaged")
-    assert fetch.fetch(["lambada"]) == 0
+    assert hub.fetch(["lambada"]) == 0
     assert (home / "mirror" / "lambada" / "lambada_test.jsonl").read_text() == LAMBADA
 
 
 def test_fetch_of_everything_offline_says_why(home, capsys):
-    assert fetch.fetch() == 1  # no model at all; the data sets alone would not count
+    assert hub.fetch() == 1  # no model at all; the data sets alone would not count
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if not line.startswith("Fetching SmolLM2")]
     assert [row.split()[0] for row in rows] == ["model", *OUTSIDE]
     assert all("not fetched: " in row for row in rows)
     with pytest.raises(ValueError, match="'everything'"):
-        fetch.fetch(["everything"])
+        hub.fetch(["everything"])
 
 
 def test_fetch_model_goes_on_and_ends_whole(server, home, monkeypatch, capsys):
@@ -167,22 +167,22 @@ def test_fetch_model_goes_on_and_ends_whole(server, home, monkeypatch, capsys):
     server.add(hub.GPT2, {**files, "pytorch_model.bin": b"a pickle"})
     name = f"{hub.GPT2}/model.safetensors"
     server.lies_about[name] = weights[:1000]
-    assert fetch.fetch(["model"]) == 1  # and no stand-in either: pip is offline
+    assert hub.fetch(["model"]) == 1  # and no stand-in either: pip is offline
     assert not (home / "models" / "gpt2").exists()
     server.lies_about.clear()
     server.cut_once.add(name)
-    assert fetch.fetch(["model"]) == 0
+    assert hub.fetch(["model"]) == 0
     assert "GPT-2 117M, from http://127.0.0.1" in capsys.readouterr().out
     folder = home / "models" / "gpt2"
     assert {path.name for path in folder.iterdir()} == set(files)
     assert (folder / "model.safetensors").read_bytes() == weights
     assert not (home / "models" / ".gpt2.partial").exists()
-    assert fetch.fetch(["model"]) == 0
+    assert hub.fetch(["model"]) == 0
     assert "already there" in capsys.readouterr().out
     shutil.rmtree(folder)
     hub.hub_model(hub.GPT2, hub.GPT2_REVISION)  # into the cache
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert fetch.fetch(["model"]) == 0
+    assert hub.fetch(["model"]) == 0
     assert "copied from" in capsys.readouterr().out
     assert hub.holds_model(folder)
     assert not any(path.is_symlink() for path in folder.iterdir())
