@@ -1,23 +1,20 @@
-"""How generated texts compare with references, with each other and with the training text.
+"""How generated texts compare with references, with each other and with the training text; Debian's form and tags.
 
-Every function takes `predictions` (texts) and `references` (for each prediction a list of texts, or one
-text). The counting is done by the libraries that the field cites: sacrebleu (Post 2018) for BLEU and
-chrF, rouge-score for ROUGE-L. Checks of what a text says are in lib/explore/slots.py and lib/debian_checks.py.
+`predictions` are texts, `references` for each prediction a list of texts, or one. The counting is done by the libraries
+that the field cites: sacrebleu (Post 2018) for BLEU and chrF, rouge-score for ROUGE-L.
 
-Beside the published E2E rows (LoRA and others, scored by tuetschek/e2e-metrics, whose mteval-13a
-ignores case): use `bleu(..., lowercase=True)` and `nist`; both then follow mteval's definition. Two
-differences stay: the published rows may score detokenised text, and mteval counts the empty strings that
-its file format pads short reference lists with. ROUGE-L here is rouge-score's F1, there it is
-coco-caption's F with beta 1.2 over tokens of Stanford's tokenizer: not comparable. Left out: METEOR,
-which needs WordNet's files (matching exact words and stems alone is another metric), and CIDEr, whose
-one package (pycocoevalcap 1.2 of 2020, 100 MB) needs Java for the tokens that its numbers rest on.
+Beside the published E2E rows (scored by tuetschek/e2e-metrics, whose mteval-13a ignores case): `bleu` with
+`lowercase=True` and `nist` follow mteval's definition. Two differences stay: those rows may score detokenised text, and
+mteval counts the empty strings that its file format pads short reference lists with. ROUGE-L there is coco-caption's F
+with beta 1.2 over tokens of Stanford's tokenizer: not comparable. Left out: METEOR, which needs WordNet's files, and
+CIDEr, which needs Java.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import cache, lru_cache
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
@@ -36,20 +33,12 @@ def ngrams(tokens: Sequence[str], n: int) -> Counter:
     return Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
 
 
-def _total(counters: Iterable[Counter]) -> Counter:
-    """Their sum; `sum` itself would copy what it has at each step."""
-    total: Counter = Counter()
-    for counter in counters:
-        total.update(counter)
-    return total
-
-
-def _checked(predictions: Sequence[str], references: Sequence) -> list[list[str]]:
+def _lists(predictions: Sequence[str], references: Sequence) -> list[list[str]]:
     """References as lists. Raises ValueError where they do not go with the predictions."""
     if not predictions or len(predictions) != len(references):
         raise ValueError(
-            f"{len(predictions)} predictions and {len(references)} reference lists: pass one list of "
-            "references (or one reference) per prediction, and at least one."
+            f"{len(predictions)} predictions and {len(references)} reference lists: pass one list of references "
+            "(or one) per prediction, and at least one."
         )
     lists = [[r] if isinstance(r, str) else list(r) for r in references]
     if not all(lists):
@@ -57,38 +46,27 @@ def _checked(predictions: Sequence[str], references: Sequence) -> list[list[str]
     return lists
 
 
-def _streams(references: list[list[str]]) -> list[list[str | None]]:
-    """sacrebleu's layout: stream k holds every prediction's k-th reference, None where it has none."""
-    longest = max(map(len, references))
-    return [[r[k] if k < len(r) else None for r in references] for k in range(longest)]
+def _corpus(metric: BLEU | CHRF, predictions: Sequence[str], references: Sequence) -> float:
+    lists = _lists(predictions, references)  # sacrebleu: stream k holds every prediction's k-th reference, or None
+    streams = [[r[k] if k < len(r) else None for r in lists] for k in range(max(map(len, lists)))]
+    return metric.corpus_score(list(predictions), streams).score
 
 
 def bleu(predictions: Sequence[str], references: Sequence, lowercase: bool = False, tokenize: str = "13a") -> float:
-    """Corpus BLEU-4 in 0-100 with any number of references (Papineni et al. 2002), as the sacrebleu
-    command scores it; `tokenize="zh"` for Chinese."""
-    streams = _streams(_checked(predictions, references))
-    return BLEU(lowercase=lowercase, tokenize=tokenize, force=True).corpus_score(list(predictions), streams).score
+    """Corpus BLEU-4 in 0-100 with any number of references (Papineni et al. 2002), as the sacrebleu command scores it;
+    `tokenize="zh"` for Chinese."""
+    return _corpus(BLEU(lowercase=lowercase, tokenize=tokenize, force=True), predictions, references)
 
 
 def chrf(predictions: Sequence[str], references: Sequence) -> float:
     """Corpus chrF2 in 0-100: character n-grams up to 6, the best reference (Popovic 2015)."""
-    return CHRF().corpus_score(list(predictions), _streams(_checked(predictions, references))).score
+    return _corpus(CHRF(), predictions, references)
 
 
 def chrf_per_document(predictions: Sequence[str], references: Sequence) -> list[float]:
     """chrF2 in 0-100 of each text alone: what `lib.metrics.paired` compares."""
-    lists = _checked(predictions, references)
+    lists = _lists(predictions, references)
     return [CHRF().sentence_score(p, r).score for p, r in zip(predictions, lists, strict=True)]
-
-
-def rouge_l(predictions: Sequence[str], references: Sequence) -> float:
-    """Mean ROUGE-L F1 in 0-1, the best reference of each text (Lin 2004), without stemming.
-
-    Words by `words`, in lower case and without the punctuation between them.
-    """
-    lists, scorer = _checked(predictions, references), RougeScorer(["rougeL"], tokenizer=_Plain())
-    best = [scorer.score_multi(r, p)["rougeL"].fmeasure for p, r in zip(predictions, lists, strict=True)]
-    return float(np.mean(best))
 
 
 class _Plain:
@@ -98,22 +76,26 @@ class _Plain:
         return words(re.sub(r"[^\w\s]|_", " ", text.lower()))
 
 
-def nist(predictions: Sequence[str], references: Sequence, max_n: int = 5) -> float:
-    """NIST (Doddington 2002) as mteval-v13a counts it, ignoring case: an n-gram matches if any
-    reference holds it, and the length goes against the references' average.
+def rouge_l(predictions: Sequence[str], references: Sequence) -> float:
+    """Mean ROUGE-L F1 in 0-1, the best reference of each text (Lin 2004), without stemming. Words by `words`, in lower
+    case and without the punctuation between them."""
+    lists, scorer = _lists(predictions, references), RougeScorer(["rougeL"], tokenizer=_Plain())
+    best = [scorer.score_multi(r, p)["rougeL"].fmeasure for p, r in zip(predictions, lists, strict=True)]
+    return float(np.mean(best))
 
-    Own code: nltk's corpus_nist matches the single best reference, which is lower with several. Equal
-    to nltk with one reference (tests/test_texts.py).
-    """
+
+def nist(predictions: Sequence[str], references: Sequence, max_n: int = 5) -> float:
+    """NIST (Doddington 2002) as mteval-v13a counts it, ignoring case: an n-gram matches if any reference holds it, and
+    the length goes against the references' average. (nltk's corpus_nist matches the single best reference, which is
+    lower with several; with one reference it is equal.)"""
     tokenizer = BLEU(tokenize="13a").tokenizer
     split = cache(lambda text: tuple(tokenizer(text.lower()).split()))
-    lists = _checked(predictions, references)
-    counts = _total(ngrams(split(r), n) for rs in lists for r in rs for n in range(1, max_n + 1))
-    total = sum(len(split(r)) for rs in lists for r in rs)
-
-    def information(gram: tuple[str, ...]) -> float:
-        return math.log2((counts[gram[:-1]] if len(gram) > 1 else total) / counts[gram])
-
+    lists = _lists(predictions, references)
+    counts: Counter = Counter()
+    for r in (r for rs in lists for r in rs):
+        for n in range(1, max_n + 1):
+            counts.update(ngrams(split(r), n))
+    counts[()] = sum(len(split(r)) for rs in lists for r in rs)
     score = 0.0
     for n in range(1, max_n + 1):
         gained, possible = 0.0, 0
@@ -121,7 +103,7 @@ def nist(predictions: Sequence[str], references: Sequence, max_n: int = 5) -> fl
             mine, theirs = ngrams(split(p), n), Counter()
             for r in rs:
                 theirs |= ngrams(split(r), n)
-            gained += sum(k * information(g) for g, k in (mine & theirs).items())
+            gained += sum(k * math.log2(counts[g[:-1]] / counts[g]) for g, k in (mine & theirs).items())
             possible += mine.total()
         score += gained / possible if possible else 0.0
     length = sum(len(split(p)) for p in predictions)
@@ -131,25 +113,30 @@ def nist(predictions: Sequence[str], references: Sequence, max_n: int = 5) -> fl
     return score * math.exp(beta * math.log(ratio) ** 2) if ratio else 0.0
 
 
+# --- with each other, and with the training text
+
+
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Different n-grams / all n-grams of the texts together (Li et al. 2016). Falls with the amount of
-    text: compare equally many texts of similar length."""
-    counts = _total(ngrams(words(t), n) for t in texts)
+    """Different n-grams / all n-grams of the texts together (Li et al. 2016). Falls with the amount of text: compare
+    equally many texts of similar length."""
+    counts: Counter = Counter()
+    for text in texts:
+        counts.update(ngrams(words(text), n))
     return len(counts) / counts.total() if counts else 0.0
 
 
 def repetition(texts: Sequence[str], n: int = 4) -> float:
-    """rep-n: 1 - different / all n-grams inside a text, averaged over the texts (Welleck et al. 2020).
-    A text of fewer than n words repeats nothing."""
+    """rep-n: 1 - different / all n-grams inside a text, averaged over the texts (Welleck et al. 2020). A text of fewer
+    than n words repeats nothing."""
     counts = [ngrams(words(t), n) for t in texts]
     return float(np.mean([1 - len(c) / c.total() if c else 0.0 for c in counts])) if counts else 0.0
 
 
 def self_bleu(texts: Sequence[str], sample: int = 100, seed: int = 0) -> float:
-    """Mean BLEU-4 in 0-100 of each text against all the others (Zhu et al. 2018, "Texygen"); high means
-    alike. It grows with their number: of more than `sample` texts a fixed random `sample` is taken."""
+    """Mean BLEU-4 in 0-100 of each text against all the others (Zhu et al. 2018, "Texygen"); high means alike. It grows
+    with their number: of more than `sample` texts a fixed random `sample` is taken. nan for one text."""
     if len(texts) < 2:
-        raise ValueError("Self-BLEU compares texts with each other: pass two or more.")
+        return math.nan
     rng = np.random.default_rng(seed)
     chosen = sorted(rng.choice(len(texts), min(sample, len(texts)), replace=False))
     picked = [" ".join(words(texts[i])) for i in chosen]
@@ -157,64 +144,30 @@ def self_bleu(texts: Sequence[str], sample: int = 100, seed: int = 0) -> float:
     return float(np.mean([metric.sentence_score(t, picked[:i] + picked[i + 1 :]).score for i, t in enumerate(picked)]))
 
 
-class _Runs:
-    """All runs of n words of the training texts as 64-bit polynomial hashes modulo 2**64."""
-
-    BASE = 0x9E3779B97F4A7C15  # odd, so that its powers do not vanish
-
-    def __init__(self, train: Sequence[str]):
-        self.codes: dict[str, int] = {}
-        self.rng = np.random.default_rng(0)
-        flat: list[int] = []
-        for i, text in enumerate(train):  # a separator of its own ends each text: no run crosses it
-            flat += [*self.code(words(text)), *self.code([f"\n{i}"])]
-        self.trained = self.prefix(flat)
-        self.known = cache(lambda n: np.unique(self.runs(self.trained, n)))
-
-    def code(self, tokens: Sequence[str]) -> list[int]:
-        new = dict.fromkeys(t for t in tokens if t not in self.codes)
-        drawn = self.rng.integers(2**63, size=len(new), dtype=np.uint64).tolist()
-        self.codes.update(zip(new, drawn, strict=True))
-        return [self.codes[t] for t in tokens]
-
-    def prefix(self, values: Sequence[int]) -> np.ndarray:
-        out, value = np.zeros(len(values) + 1, np.uint64), 0
-        for i, v in enumerate(values):
-            value = (value * self.BASE + v) % 2**64
-            out[i + 1] = value
-        return out
-
-    def runs(self, hashes: np.ndarray, n: int) -> np.ndarray:
-        return hashes[n:] - hashes[:-n] * np.uint64(pow(self.BASE, n, 2**64))
-
-    def shared(self, mine: np.ndarray, n: int) -> bool:
-        found, among = self.runs(mine, n), self.known(n)
-        at = np.searchsorted(among, found).clip(max=len(among) - 1)
-        return bool((among[at] == found).any())
-
-
-@lru_cache(maxsize=2)  # the models of a comparison share their training texts
-def _runs_of(train: tuple[str, ...]) -> _Runs:
-    return _Runs(train)
+def diversity(texts: Sequence[str]) -> dict[str, float]:
+    """distinct_1, distinct_2, rep_4 in 0-1, self_bleu in 0-100, mean words; see those functions."""
+    found = {"distinct_1": distinct(texts, 1), "distinct_2": distinct(texts, 2), "rep_4": repetition(texts, 4)}
+    return found | {"self_bleu": self_bleu(texts), "words": float(np.mean([len(words(t)) for t in texts]))}
 
 
 def longest_overlap(predictions: Sequence[str], train: Sequence[str]) -> list[int]:
     """Words of each prediction's longest run of words that also stands in one training text.
 
-    Binary search over the length (a shared run's parts are shared too) against the set of all runs of
-    that length: O(train words * log) for all predictions of one length.
+    Runs grow by a word at a time, and only those places are looked at again whose run was shared so far.
     """
-    index, longest = _runs_of(tuple(train)), []
-    for text in predictions:
-        mine = index.prefix(index.code(words(text)))
-        low, high = 0, min(len(mine), len(index.trained)) - 1
-        while low < high:
-            n = (low + high + 1) // 2
-            if index.shared(mine, n):
-                low = n
-            else:
-                high = n - 1
-        longest.append(low)
+    mine, theirs = [words(t) for t in predictions], [words(t) for t in train]
+    longest, n = [0] * len(mine), 0
+    here, there = (
+        [(tokens, i, at) for i, tokens in enumerate(side) for at in range(len(tokens))] for side in (mine, theirs)
+    )
+    while here:
+        n += 1
+        known = {tuple(tokens[at : at + n]) for tokens, _, at in there if at + n <= len(tokens)}
+        here = [p for p in here if p[2] + n <= len(p[0]) and tuple(p[0][p[2] : p[2] + n]) in known]
+        shared = {tuple(tokens[at : at + n]) for tokens, _, at in here}
+        there = [p for p in there if tuple(p[0][p[2] : p[2] + n]) in shared]
+        for _, i, _ in here:
+            longest[i] = n
     return longest
 
 
@@ -224,89 +177,25 @@ def copied(predictions: Sequence[str], train: Sequence[str]) -> float:
     return float(np.mean([" ".join(p.split()) in known for p in predictions])) if predictions else 0.0
 
 
-def diversity(texts: Sequence[str]) -> dict[str, float]:
-    """distinct_1, distinct_2, rep_4 in 0-1, self_bleu in 0-100, mean words; see those functions."""
-    return {
-        "distinct_1": distinct(texts, 1),
-        "distinct_2": distinct(texts, 2),
-        "rep_4": repetition(texts, 4),
-        "self_bleu": self_bleu(texts) if len(texts) > 1 else math.nan,
-        "words": float(np.mean([len(words(t)) for t in texts])),
-    }
-
-
 # --- Debian's form and tags
 
 # Debtags facets whose values a description talks about. Chosen on the validation split, where a human
 # description mentions 54 % of these tags and that of the next package 11 %. Left out for lack of such a
 # contrast or because the value is a letter: role, scope, interface, implemented-in, uitoolkit, devel, x11.
-CONTENT_FACETS = frozenset(
-    [
-        "accessibility",
-        "admin",
-        "biology",
-        "culture",
-        "field",
-        "game",
-        "hardware",
-        "mail",
-        "made-of",
-        "network",
-        "office",
-        "protocol",
-        "science",
-        "security",
-        "sound",
-        "suite",
-        "system",
-        "use",
-        "web",
-        "works-with",
-        "works-with-format",
-    ]
-)
-# value -> other words that say it, as prefixes; short on purpose
-SYNONYMS = {
-    "gameplaying": ("game", "play"),
-    "timekeeping": ("time", "clock", "date"),
-    "text": ("string", "word"),
-    "viewing": ("display", "show"),
-    "monitor": ("watch",),
-    "checking": ("test", "verif", "valid"),
-    "configuring": ("setting", "setup"),
-    "organizing": ("manag",),
-    "analysing": ("analy",),
-    "learning": ("teach", "educat", "tutor"),
-    "storing": ("storage", "backup", "archiv"),
-    "chatting": ("irc", "messag"),
-    "synchronizing": ("sync",),
-    "transmission": ("send", "transfer"),
-    "downloading": ("fetch",),
-    "image": ("graphic", "picture", "photo"),
-    "audio": ("sound", "music"),
-    "video": ("movie", "film"),
-    "db": ("database", "sql"),
-    "source": ("code",),
-    "package": ("deb", "apt"),
-    "logfile": ("log",),
-    "plaintext": ("text",),
-    "jpg": ("jpeg",),
-    "oggvorbis": ("ogg", "vorbis"),
-    "ssl": ("tls",),
-    "http": ("web",),
-    "mathematics": ("math",),
-    "cryptography": ("encrypt", "crypt"),
-    "virtualization": ("virtual", "xen", "qemu", "kvm"),
-    "filesystem": ("disk", "mount"),
-    "vcs": ("git", "version"),
-    "raster": ("image", "picture", "photo"),
-    "vector": ("svg", "drawing"),
-    "biology": ("bio", "gene", "dna", "protein", "sequenc"),
-    "bioinformatics": ("bio", "gene", "dna"),
-    "entertaining": ("fun", "game", "amus"),
-    "storage": ("disk", "drive", "tape"),
-    "cd": ("disc",),
-}
+_FACETS = """accessibility admin biology culture field game hardware mail made-of network office protocol science
+security sound suite system use web works-with works-with-format"""
+CONTENT_FACETS = frozenset(_FACETS.split())
+# A tag's value and other words that say it, as prefixes; short on purpose.
+_SYNONYMS = """gameplaying game play; timekeeping time clock date; text string word; viewing display show; monitor
+watch; checking test verif valid; configuring setting setup; organizing manag; analysing analy;
+learning teach educat tutor; storing storage backup archiv; chatting irc messag; synchronizing sync;
+transmission send transfer; downloading fetch; image graphic picture photo; audio sound music; video
+movie film; db database sql; source code; package deb apt; logfile log; plaintext text; jpg jpeg;
+oggvorbis ogg vorbis; ssl tls; http web; mathematics math; cryptography encrypt crypt;
+virtualization virtual xen qemu kvm; filesystem disk mount; vcs git version; raster image picture
+photo; vector svg drawing; biology bio gene dna protein sequenc; bioinformatics bio gene dna;
+entertaining fun game amus; storage disk drive tape; cd disc"""
+SYNONYMS = {value: tuple(others) for value, *others in map(str.split, _SYNONYMS.split(";"))}
 
 
 def parse_tags(prompt: str) -> list[str]:
@@ -322,8 +211,8 @@ def _stem(word: str) -> str:
 
 
 def tag_reflected(tag: str, text: str) -> bool:
-    """Does a word of `text` begin with the tag's value, its stem or a synonym of it? Values of fewer
-    than four letters ("c", "r", "x11") must be the whole word."""
+    """Does a word of `text` begin with the tag's value, its stem or a synonym of it? Values of fewer than four letters
+    ("c", "r", "x11") must be the whole word."""
     value = tag.rpartition("::")[2].split(":")[-1]
     said = set(re.findall(r"[a-z0-9]+\+*", text.lower()))
     wanted = {value, *SYNONYMS.get(value, ()), *(_stem(w) for w in value.split("-") if len(w) > 3)}
@@ -333,34 +222,29 @@ def tag_reflected(tag: str, text: str) -> bool:
 def debian_checks(prompt: str, output: str) -> dict[str, float]:
     """Does one generated description keep Debian's form, and say what its tags say?
 
-    The form is that of Debian Policy 5.6.13 and the Developer's Reference 6.2.2: a synopsis of at most
-    80 characters without a leading article and without a full stop; `synopsis_form` is all three, and
-    none for an empty one. All 0 or 1, but `tags_reflected`: the share of the prompt's tags in
-    CONTENT_FACETS that a word of the output says, nan without such a tag. Human descriptions do not
-    say all of theirs: their rate is the ceiling to stand beside, that of other packages' descriptions
-    the chance.
+    The form is that of Debian Policy 5.6.13 and the Developer's Reference 6.2.2: a synopsis of at most 80 characters
+    without a leading article and without a full stop; `synopsis_form` is all three, and none for an empty one. All are
+    0 or 1 but `tags_reflected`: the share of the prompt's tags in CONTENT_FACETS that a word of the output says, nan
+    without such a tag. Human descriptions do not say all of theirs: their rate is the ceiling, that of other packages'
+    descriptions the chance.
     """
     synopsis, _, long = output.strip().partition("\n")
     synopsis = synopsis.strip()
     tags = [t for t in parse_tags(prompt) if t.split("::")[0] in CONTENT_FACETS]
-    checks = {
+    form = {
         "synopsis_at_most_80": float(0 < len(synopsis) <= 80),
         "no_article": float(not re.match(r"(?:an?|the)\b(?!-)", synopsis, re.IGNORECASE)),
         "no_full_stop": float(not (synopsis.endswith(".") and not synopsis.endswith(("...", "etc.")))),
-        "has_long_description": float(bool(long.strip())),
     }
-    checks["synopsis_form"] = float(all(checks[k] for k in ("synopsis_at_most_80", "no_article", "no_full_stop")))
-    checks["tags_reflected"] = sum(tag_reflected(t, output) for t in tags) / len(tags) if tags else float("nan")
-    return checks
+    return form | {
+        "has_long_description": float(bool(long.strip())),
+        "synopsis_form": float(all(form.values())),
+        "tags_reflected": sum(tag_reflected(t, output) for t in tags) / len(tags) if tags else math.nan,
+    }
 
 
 def debian_summary(prompts: Sequence[str], outputs: Sequence[str]) -> dict[str, float]:
     """The mean of each check; `tags_reflected` over the outputs whose prompt has such tags."""
-    if not outputs or len(prompts) != len(outputs):
-        raise ValueError(f"{len(prompts)} prompts and {len(outputs)} outputs: pass one per prompt.")
     rows = [debian_checks(p, o) for p, o in zip(prompts, outputs, strict=True)]
-    means = {}
-    for name in rows[0]:
-        values = [r[name] for r in rows if r[name] == r[name]]  # nan: nothing to check
-        means[name] = sum(values) / len(values) if values else float("nan")
-    return means
+    values = {name: [row[name] for row in rows if not math.isnan(row[name])] for name in rows[0]}
+    return {name: sum(v) / len(v) if v else math.nan for name, v in values.items()}
