@@ -1,33 +1,138 @@
-"""The figures of the notebooks, in one style (lib.style): readable in grey, labelled where the eye is.
+"""The figures of the notebooks, in one style: readable in grey, labelled where the eye is instead of in a legend.
 
-Every function takes plain tables, so a figure can be drawn again from data/results alone, and returns
-the figure.
+Every function takes plain tables, so that a figure can be drawn again from data/results alone, and returns the figure.
+Colours: Paul Tol's medium-contrast scheme (personal.sron.nl/~pault); line styles and markers repeat the distinction.
 """
 
+import importlib.util
+import io
+import json
 import math
+import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
+from matplotlib.colors import to_rgb
 
-from lib.generate import OTHERS, token_text
+from lib import profile
+from lib.generate import OTHERS
 from lib.metrics import mean_interval
-from lib.style import COLORS, GREY, INK, LINES, MARKERS, label_lines, style
-from lib.style import caption as caption  # notebooks take these from lib.plots
-from lib.style import save_figure as save_figure
+from lib.results import write_json
 
+INK, GREY, PALE = "#222222", "#767676", "#BBBBBB"
+COLORS = ("#004488", "#DDAA33", "#994455", "#6699CC", "#997700", "#F2BBD0")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+CJK_FONTS = ["Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei"]
+CJK_FONTS += ["WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "SimHei", "Hiragino Sans GB", "Heiti SC"]
+CJK_FONTS += ["Noto Sans CJK JP", "Arial Unicode MS"]
 BYTES = re.compile(r"<[0-9A-F]{2}( [0-9A-F]{2})*>")  # how lib.generate.token_text writes a fragment
+SMALL = 7.5  # points, of numbers beside marks
+ARROW = {"arrowstyle": "->", "color": GREY}
+
+
+def cjk_font() -> str | None:
+    """The name of a font with Chinese: an installed one, else Noto Sans CJK SC from the wheel `mplfonts`
+    (SIL Open Font License), of which only the font file is used; None, and one line, without either.
+    """
+    installed = {f.name for f in font_manager.fontManager.ttflist}
+    if found := next((name for name in CJK_FONTS if name in installed), None):
+        return found
+    wheel = importlib.util.find_spec("mplfonts")
+    for folder in (wheel.submodule_search_locations or ()) if wheel else ():
+        if (file := Path(folder) / "fonts" / "NotoSansCJKsc-Regular.otf").is_file():
+            font_manager.fontManager.addfont(file)
+            return font_manager.FontProperties(fname=file).get_name()
+    print("No Chinese font: Chinese will show as boxes in figures; `pip install mplfonts` brings one.")
+    return None
+
+
+def style() -> None:
+    """Apply the project's rcParams; done when this module is imported."""
+    cjk = cjk_font()
+    mpl.rcParams |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK)
+    mpl.rcParams |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), GREY)
+    mpl.rcParams |= {
+        "font.family": ["DejaVu Sans"] + ([cjk] if cjk else []),  # the second where the first has no glyph
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.titlelocation": "left",
+        "axes.labelsize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#E6E6E6",
+        "grid.linewidth": 0.6,
+        "lines.linewidth": 1.8,
+        "axes.prop_cycle": mpl.cycler(color=COLORS, linestyle=LINES),
+        "image.cmap": "cividis",
+        "figure.figsize": (6.4, 3.6),
+        "figure.constrained_layout.use": True,
+        "figure.dpi": 110,
+        "savefig.dpi": 200,
+        "savefig.bbox": "tight",
+        "savefig.facecolor": "white",
+        "svg.fonttype": "path",  # outlines: the figure looks the same where the font is missing
+        "svg.hashsalt": "gpt2-coursework",  # the same data gives the same bytes
+    }
+
 
 style()
 
 
-def _visible(token: str) -> str:
+def look(i: int) -> dict:
+    """Colour and line style of the i-th series; twelve differ."""
+    return {"color": COLORS[i % 6], "linestyle": LINES[(i + i // 6) % 6]}
+
+
+def note(ax: plt.Axes, text: str, at: tuple, offset: tuple, **options):
+    """`text` at `offset` points from the data point `at`."""
+    return ax.annotate(text, at, offset, textcoords="offset points", **{"fontsize": SMALL} | options)
+
+
+def visible(token: str) -> str:
     """A token with its white space to see; `$` would start mathematics."""
     if token == OTHERS or BYTES.fullmatch(token):
         return token
     return token.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥").replace("$", r"\$")
+
+
+def label_lines(ax: plt.Axes, gap: float = 11) -> None:
+    """Write each labelled line's label beside its right end, at least `gap` points apart."""
+    ax.autoscale_view()
+    ax.figure.draw_without_rendering()
+    ends = []
+    for line in ax.get_lines():
+        xy = np.column_stack([line.get_xdata(), line.get_ydata()]).astype(float)
+        xy = xy[np.isfinite(xy).all(1)]
+        if len(xy) and not line.get_label().startswith("_"):
+            ends.append([ax.transData.transform(xy[-1])[1] * 72 / ax.figure.dpi, xy[-1], line])
+    last, right = -np.inf, max((end[1][0] for end in ends), default=0)
+    for wanted, end, line in sorted(ends, key=lambda e: e[0]):
+        last = max(wanted, last + gap)
+        rgb = np.array(to_rgb(line.get_color()))
+        dark = tuple(rgb * min(1.0, 0.4 / (rgb @ (0.2126, 0.7152, 0.0722))))  # enough for text on white
+        text = note(ax, line.get_label(), (right, end[1]), (8, last - wanted), va="center", color=dark, fontsize=9)
+        text.set_annotation_clip(False)
+        text.set_in_layout(True)
+
+
+def _grid(panels: int, columns: int, width: float, height: float, **options):
+    """Figure and axes (rows, columns) for `panels`, each `width` x `height` inches; those left over are hidden."""
+    columns = min(columns, panels)
+    rows = -(-panels // columns)
+    fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=(width * columns, height * rows), **options)
+    for ax in axes.flat[panels:]:
+        ax.set_visible(False)
+    return fig, axes
 
 
 def histogram(lengths: Mapping[str, Sequence[float]], xlabel="tokens per document", bins=40):
@@ -38,14 +143,7 @@ def histogram(lengths: Mapping[str, Sequence[float]], xlabel="tokens per documen
         ax.hist(values, edges, color=color, edgecolor="white", linewidth=0.4)
         middle = float(np.median(values))
         ax.axvline(middle, color=INK, linewidth=1, linestyle="--")
-        ax.annotate(
-            f"median {middle:g}",
-            (middle, 1),
-            (4, -2),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            va="top",
-        )
+        note(ax, f"median {middle:g}", (middle, 1), (4, -2), xycoords=("data", "axes fraction"), va="top", fontsize=9)
         ax.set_title(f"{name}  (n = {len(values):,})", fontsize=9)
         ax.set_ylabel("documents")
     axes[-1, 0].set_xlabel(xlabel)
@@ -55,14 +153,12 @@ def histogram(lengths: Mapping[str, Sequence[float]], xlabel="tokens per documen
 def loss_curves(df: pd.DataFrame, measure="bits_per_byte", x="tokens", ylabel="held-out bits per byte"):
     """Columns method, seed, `x`, `measure`: each seed thin, the mean over seeds bold and labelled."""
     fig, ax = plt.subplots()
-    df = df.dropna(subset=[measure])
-    for i, (method, runs) in enumerate(df.groupby("method", sort=False)):
-        look = {"color": COLORS[i % 6], "linestyle": LINES[i % 6]}
+    for i, (method, runs) in enumerate(df.dropna(subset=[measure]).groupby("method", sort=False)):
         for _, run in runs.groupby("seed"):
-            ax.plot(run[x], run[measure], linewidth=0.7, alpha=0.5, **look)
+            ax.plot(run[x], run[measure], linewidth=0.7, alpha=0.5, **look(i))
         # by evaluation and not by `x`: the seeds' packed rows hold slightly different numbers of tokens
         mean = runs.groupby(runs.groupby("seed").cumcount())[[x, measure]].mean()
-        ax.plot(mean[x], mean[measure], label=method, marker=MARKERS[i % 6], markersize=4, **look)
+        ax.plot(mean[x], mean[measure], label=method, marker=MARKERS[i % 6], markersize=4, **look(i))
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
     ax.set(xlabel=x, ylabel=ylabel)
     label_lines(ax)
@@ -70,31 +166,27 @@ def loss_curves(df: pd.DataFrame, measure="bits_per_byte", x="tokens", ylabel="h
 
 
 def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
-    """Columns method, stage ("before", "after"), seed and the keys of `measures`, whose values are axis
-    titles: one panel each, open dot before, filled dot after with the 95 % t interval over seeds. A
-    "before" row whose method has no "after" (such as "none") is the start of every method.
+    """Columns method, stage ("before", "after"), seed and the keys of `measures`, whose values are axis titles: one
+    panel each, open dot before, filled dot after with the 95 % t interval over seeds. A "before" row whose method has
+    no "after" (such as "none") is the start of every method.
     """
     after, before = df[df["stage"] == "after"], df[df["stage"] == "before"]
     methods = list(dict.fromkeys(after["method"]))
-    fig, axes = plt.subplots(
-        1, len(measures), sharey=True, squeeze=False, figsize=(3.2 * len(measures) + 0.8, 0.9 + 0.5 * len(methods))
-    )
+    size = (3.2 * len(measures) + 0.8, 0.9 + 0.5 * len(methods))
+    fig, axes = plt.subplots(1, len(measures), sharey=True, squeeze=False, figsize=size)
     for ax, (key, title) in zip(axes[0], measures.items(), strict=True):
         digits = max(0, 2 - math.floor(math.log10(df[key].abs().max() or 1)))  # three figures, aligned
         labels = []
         for y, method in enumerate(methods):
             own = before[before["method"] == method]
             old = (own if len(own) else before[~before["method"].isin(methods)])[key].mean()
-            new, low, high = mean_interval(after.loc[after["method"] == method, key].dropna())
-            color = COLORS[y % 6]
-            ax.annotate("", (new, y), (old, y), arrowprops={"arrowstyle": "->", "color": GREY})
-            ax.plot([low, high], [y, y], color=color, linewidth=4, alpha=0.45, linestyle="-", solid_capstyle="butt")
+            ax.annotate("", (after.loc[after["method"] == method, key].mean(), y), (old, y), arrowprops=ARROW)
             ax.plot(old, y, "o", markerfacecolor="white", markeredgecolor=INK, markersize=7)
-            ax.plot(new, y, MARKERS[y % 6], color=color, markersize=7)
+            new = _interval(ax, after.loc[after["method"] == method, key].dropna(), y, y)
             pair = []
             for value, name in ((old, "before"), (new, "after")):
                 text = f"{value:.{digits}f}" if y else f"{name}\n{value:.{digits}f}"
-                pair.append(ax.annotate(text, (value, y), (0, 7), textcoords="offset points", ha="center"))
+                pair.append(note(ax, text, (value, y), (0, 7), ha="center", fontsize=9))
             labels.append(sorted(pair, key=lambda label: label.xy[0]))
         ax.set_title(title)
         ax.margins(x=0.15)
@@ -108,28 +200,80 @@ def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
     return fig
 
 
-def heatmap(matrix, xticks: Sequence[str], yticks: Sequence[str], title="", label="attention weight"):
-    """`matrix` (rows, columns) with a name per row and column, such as tokens; from 0 to its maximum."""
-    matrix = np.asarray(matrix, dtype=float)
-    size = (1.6 + 0.3 * matrix.shape[1], 0.9 + 0.3 * matrix.shape[0])
-    fig, ax = plt.subplots(figsize=size)
-    image = ax.imshow(matrix, cmap="Blues", vmin=0)
-    ax.set_xticks(range(len(xticks)), [_visible(t) for t in xticks], rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(yticks)), [_visible(t) for t in yticks])
-    ax.tick_params(length=0)
-    ax.set_title(title)
-    ax.grid(False)
-    fig.colorbar(image, label=label, shrink=0.8, aspect=25).outline.set_visible(False)
+def _interval(ax: plt.Axes, values: Sequence[float], y: float, i: int, limits=(-math.inf, math.inf)) -> float:
+    """The mean as the i-th series' mark with its 95 % t interval as a bar, cut at `limits`; returns the mean."""
+    mean, low, high = mean_interval(values)
+    bar = {"color": COLORS[i % 6], "linewidth": 4, "alpha": 0.45, "linestyle": "-", "solid_capstyle": "butt"}
+    ax.plot([max(low, limits[0]), min(high, limits[1])], [y, y], **bar)
+    ax.plot(mean, y, MARKERS[i % 6], color=COLORS[i % 6], markersize=7)
+    return mean
+
+
+def dots(
+    df: pd.DataFrame,
+    value: str,
+    row: str,
+    panel: str | None = None,
+    titles: Mapping[str | None, str] = {None: ""},
+    rows: Sequence[str] = (),
+    family: str | None = None,
+    limits: tuple[float, float] = (-math.inf, math.inf),
+    form: str = ".3f",
+    xlabel: str | None = None,
+    columns: int = 3,
+):
+    """One row per value of the column `row`: every seed a small dot, the mean with its number and 95 % t interval, cut
+    at `limits`. One panel per key of `titles`, a value of the column `panel`; each has its own rows, or all have `rows`
+    and one axis. Rows with one value of the column `family` look alike; one without a number says "not measured".
+    """
+    parts = {key: df if panel is None else df[df[panel] == key] for key in titles}
+    kinds = list(dict.fromkeys(df[family] if family else rows or df[row]))
+    most = len(rows) or max(part[row].nunique() for part in parts.values())
+    shared = {"sharex": True, "sharey": True} if rows else {}
+    fig, axes = _grid(len(titles), columns, 2.9 if rows else 3.7, 0.8 + 0.34 * most, **shared)
+    for ax, (key, part) in zip(axes.flat, parts.items(), strict=False):
+        names = list(rows or dict.fromkeys(part[row]))
+        for y, name in enumerate(names):
+            runs = part[part[row] == name]
+            values = runs[value].dropna()
+            if values.empty:
+                if len(runs):
+                    note(ax, "not measured", (df[value].min(), y), (0, 0), va="center", color=INK)
+                continue
+            mean = _interval(ax, values, y, kinds.index(runs[family].iloc[0] if family else name), limits)
+            ax.plot(values, [y] * len(values), "o", color=INK, markersize=2.5, zorder=3)
+            note(ax, f"{mean:{form}}", (mean, y), (0, 6), ha="center")
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(most - 0.5, -0.8)
+        ax.grid(axis="y", visible=False)
+        ax.margins(x=0.12)
+        ax.set(title=titles[key], xlabel=xlabel or value)
+        if rows:
+            ax.label_outer()
     return fig
 
 
 def similarity(matrix, title="", xlabel="position", label="cosine similarity"):
     """`matrix` (n, n) of cosine similarities, drawn from -1 to 1."""
     fig, ax = plt.subplots(figsize=(4.6, 3.8))
-    image = ax.imshow(np.asarray(matrix), cmap="cividis", vmin=-1, vmax=1, interpolation="nearest")
+    image = ax.imshow(np.asarray(matrix), vmin=-1, vmax=1, interpolation="nearest")
     ax.set(title=title, xlabel=xlabel, ylabel=xlabel)
     ax.grid(False)
     fig.colorbar(image, label=label, shrink=0.8, aspect=25).outline.set_visible(False)
+    return fig
+
+
+def matrices(panels: Mapping[str, np.ndarray], columns: int = 4):
+    """Small square matrices side by side, red below 0 and blue above. Each has its own colour scale, which ends where
+    3 % of its entries lie beyond: a few large ones would leave the rest white.
+    """
+    fig, axes = _grid(len(panels), columns, 1.75, 1.95)
+    for ax, (name, matrix) in zip(axes.flat, panels.items(), strict=False):
+        limit = float(np.quantile(np.abs(matrix[matrix != 0]), 0.97)) if matrix.any() else 1.0
+        ax.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
+        ax.set_axis_off()
+        ax.set_title(name, fontsize=8.5)
+        ax.plot([-0.5, len(matrix) - 0.5], [-0.5, len(matrix) - 0.5], color=GREY, linewidth=0.5, linestyle="-")
     return fig
 
 
@@ -139,72 +283,55 @@ def bars(df: pd.DataFrame, label="token", value="probability", panel: str | None
     The panels share their labels and scale: the table of lib.generate.next_token_distribution fits.
     """
     groups = [("", df)] if panel is None else list(df.groupby(panel, sort=False))
-    rows, columns = -(-len(groups) // columns), min(columns, len(groups))
     names = list(dict.fromkeys(df[label]))
-    fig, axes = plt.subplots(
-        rows,
-        columns,
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        figsize=(1.2 + 2.3 * columns, rows * (0.5 + 0.2 * len(names))),
-    )
+    columns = min(columns, len(groups))
+    width = 2.3 + 1.2 / columns  # the names stand at the left of all
+    fig, axes = _grid(len(groups), columns, width, 0.5 + 0.2 * len(names), sharex=True, sharey=True)
     for ax, (title, group) in zip(axes.flat, groups, strict=False):
         values = group.set_index(label)[value].reindex(names).to_numpy()
-        faces = ["#BBBBBB" if n == OTHERS else COLORS[0] for n in names]
-        ax.barh(range(len(names)), values, color=faces, height=0.72)
+        ax.barh(range(len(names)), values, color=[PALE if n == OTHERS else COLORS[0] for n in names], height=0.72)
         for y, v in enumerate(values):
             text = "0" if v < 5e-7 else f"{v:.3f}" if v >= 0.0005 else "<0.001"
-            ax.annotate(text, (v, y), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
+            note(ax, text, (v, y), (3, 0), va="center")
         ax.set_title(title, fontsize=9)
-        ax.set_yticks(range(len(names)), [_visible(str(n)) for n in names])
+        ax.set_yticks(range(len(names)), [visible(str(n)) for n in names])
         ax.grid(axis="y", visible=False)
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_xlim(0, df[value].max() * 1.22)
-    for ax in axes.flat[len(groups) :]:
-        ax.set_visible(False)
     for ax in axes[-1]:
         ax.set_xlabel(value)
     return fig
 
 
-def token_strip(texts: Sequence[str], tokenizer, width: float = 7.2):
-    """Each text as a row of boxes, one per token, wrapped at `width` inches; the bytes of a character
-    that is split over tokens stand as <E6 98>, outlined. The count stands at the left.
+def strips(texts: Mapping[str, Mapping[str, Sequence[str]]], unknown: str = "[UNK]", width: float = 7.2):
+    """{title: {encoding: its tokens, as lib.generate.token_text writes them}}: under each title a row of boxes per
+    encoding, one box per token, wrapped at `width` inches, the count behind the name. Parts of a character stand as
+    <E6 98> in an outlined box, `unknown` in a dark one.
     """
     fig, ax = plt.subplots(figsize=(width, 1), layout="none")
     ax.set_position((0, 0, 1, 1))
     ax.set_axis_off()
-    measure = fig.canvas.get_renderer() if hasattr(fig.canvas, "get_renderer") else None
-    limit, height, y = width * 72, 17.0, 0.0
-    for text in texts:
-        ids = tokenizer(text, add_special_tokens=False).input_ids
-        x = 70.0
-        ax.text(0, y, f"{len(ids)} tokens", va="center", fontsize=8, color=GREY)
-        for n, i in enumerate(ids):
-            shown = token_text(tokenizer, i)
-            broken = BYTES.fullmatch(shown) is not None
-            label = ax.text(0, y, _visible(shown), va="center", fontsize=7 if broken else 9)
-            advance = label.get_window_extent(measure).width * 72 / fig.dpi + 5
-            if x + advance > limit:
-                x, y = 70.0, y - height
-            label.set_position((x + 2.5, y))
-            face = ("#D6E3F2", "#F6E7C1")[n % 2]
-            ax.add_patch(
-                plt.Rectangle(
-                    (x, y - 7),
-                    advance - 0.8,
-                    14,
-                    facecolor=face,
-                    edgecolor=GREY if broken else "white",
-                    linewidth=0.5,
-                    zorder=0,
-                )
-            )
-            x += advance
-        y -= height * 1.4
-    low = y + height * 1.4 - 10
-    ax.set(xlim=(0, limit), ylim=(low, 10))
+    left, height, y = 84.0, 16.0, 0.0  # points: the column of names, from one row of boxes to the next
+    for title, rows in texts.items():
+        ax.text(0, y, title, va="center", fontsize=9, parse_math=False)
+        for name, tokens in rows.items():
+            y, x = y - height * 1.15, left
+            ax.text(0, y, name, va="center", fontsize=8)
+            ax.text(left - 6, y, f"{len(tokens)}", va="center", ha="right", fontsize=8, color=GREY)
+            for n, token in enumerate(tokens):
+                broken, strange = BYTES.fullmatch(token) is not None, token == unknown
+                ink, face = ("white", INK) if strange else (INK, ("#D6E3F2", "#F6E7C1")[n % 2])
+                text = ax.text(0, y, visible(token), va="center", fontsize=6 if broken or strange else 8.5, color=ink)
+                advance = text.get_window_extent(fig.canvas.get_renderer()).width * 72 / fig.dpi + 4
+                if x + advance > width * 72:
+                    x, y = left, y - height
+                text.set_position((x + 1.6, y))
+                box = {"facecolor": face, "edgecolor": GREY if broken else "white", "linewidth": 0.5, "zorder": 0}
+                ax.add_patch(plt.Rectangle((x, y - 6.5), advance - 0.8, 13, **box))
+                x += advance
+        y -= height * 1.6
+    low = y + height * 0.9
+    ax.set(xlim=(0, width * 72), ylim=(low, 10))
     fig.set_size_inches(width, (10 - low) / 72)
     return fig
 
@@ -222,43 +349,27 @@ def lines(
     top: float | None = None,
     sharey=True,
 ):
-    """One line per value of `series`, the mean over `seed` where there is one, with its range as a band;
-    one panel per value of `panel`. `top` cuts the y axis: what lies above is written at the edge.
+    """One line per value of `series`, the mean over `seed` where there is one, with its range as a band; one panel per
+    value of `panel`. `top` cuts the y axis: the largest value above is written at the edge.
     """
     panels = [("", df)] if panel is None else list(df.groupby(panel, sort=False))
-    fig, axes = plt.subplots(1, len(panels), sharey=sharey, squeeze=False, figsize=(max(6.4, 3.6 * len(panels)), 3.8))
+    fig, axes = _grid(len(panels), len(panels), max(6.4 / len(panels), 3.6), 3.8, sharey=sharey)
     for ax, (title, part) in zip(axes[0], panels, strict=True):
-        ticks = sorted(part[x].unique())
         for i, name in enumerate(dict.fromkeys((df if sharey else part)[series])):
             groups = part[part[series] == name].groupby(x)[y]
-            mean = groups.mean()
+            mean, low, high = groups.mean(), groups.min(), groups.max()
             if mean.empty:
                 continue
-            look = {"color": COLORS[i % 6], "linestyle": LINES[(i + i // 6) % 6]}
             if top is not None and (above := mean[mean > top]).size:
-                # the line leaves the panel upwards; its largest value is told instead of drawn
-                ax.annotate(
-                    f"{name}: up to {above.max():.1f}",
-                    (above.index[0], top),
-                    (0, -3 - 10 * i),
-                    textcoords="offset points",
-                    va="top",
-                    ha="right",
-                    color=look["color"],
-                    fontsize=7.5,
-                )
+                at, offset = (above.index[0], top), (0, -3 - 10 * i)
+                note(ax, f"{name}: up to {above.max():.1f}", at, offset, va="top", ha="right", color=COLORS[i % 6])
                 mean = mean.clip(upper=top)
             marker = MARKERS[i % 6] if len(mean) <= 20 else ""
-            ax.plot(mean.index, mean, label=str(name), marker=marker, markersize=3.5, **look)
-            ax.fill_between(
-                mean.index,
-                groups.min().clip(upper=top),
-                groups.max().clip(upper=top),
-                color=look["color"],
-                alpha=0.15,
-                linewidth=0,
-            )
+            ax.plot(mean.index, mean, label=str(name), marker=marker, markersize=3.5, **look(i))
+            band = (mean.index, low.clip(upper=top), high.clip(upper=top))
+            ax.fill_between(*band, color=COLORS[i % 6], alpha=0.15, linewidth=0)
         if logx:
+            ticks = sorted(part[x].unique())
             ax.set_xscale("log", base=2)
             ax.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
             ax.minorticks_off()
@@ -277,17 +388,34 @@ def lines(
     return fig
 
 
-def matrices(panels: Mapping[str, np.ndarray], columns: int = 4, label="weight"):
-    """Small square matrices side by side, red below 0 and blue above. Each has its own colour scale, which ends where
-    3 % of its entries lie beyond: a few large ones would leave the rest white.
+# --- until every notebook hands its figures to lib.results.Results
+
+
+def caption(text: str, provenance: Mapping, tokens: int | None = None) -> str:
+    """`text` and what its numbers hang on, from the provenance of a results file: seeds, budget, model."""
+    seeds = ", ".join(map(str, provenance.get("seeds") or ())) or "none"
+    budget = f", {tokens:,} training tokens per run" if tokens else ""
+    model = provenance.get("base_model") or "no pretrained model"
+    stand_in = ", not GPT-2 117M" if provenance.get("stand_in") else ""
+    return f"{text} Seeds {seeds}; profile {provenance['profile']}{budget}; {model}{stand_in}."
+
+
+def save_figure(fig: plt.Figure, name: str, caption: str) -> Path:
+    """Write figures/<name>.svg, .png and the entry of figures/captions.json, each whole or not at all.
+
+    Below lib.profile.kept_root(); returns the path of the .svg. The same data gives the same bytes.
     """
-    rows = -(-len(panels) // columns)
-    fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=(1.75 * columns, 1.95 * rows))
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, (name, matrix) in zip(axes.flat, panels.items(), strict=False):
-        limit = float(np.quantile(np.abs(matrix[matrix != 0]), 0.97)) if matrix.any() else 1.0
-        ax.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
-        ax.set_title(name, fontsize=8.5)
-        ax.plot([-0.5, len(matrix) - 0.5], [-0.5, len(matrix) - 0.5], color=GREY, linewidth=0.5, linestyle="-")
-    return fig
+    folder = profile.kept_root() / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format=suffix, metadata=metadata)
+        handle, part = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            file.write(buffer.getvalue())
+        os.chmod(part, 0o644)
+        os.replace(part, path := folder / f"{name}.{suffix}")
+    captions = folder / "captions.json"
+    known = json.loads(captions.read_text("utf-8")) if captions.exists() else {}
+    write_json(captions, dict(sorted((known | {name: caption}).items())))
+    return path

@@ -220,7 +220,11 @@ TEXTS = {
     "Chinese": "自然语言处理是人工智能的一个分支。",
     "Tang poem": "床前明月光，疑是地上霜。",
 }
-figure = plots.token_strip(list(TEXTS.values()), tokenizer)
+cut = {
+    name: [generate.token_text(tokenizer, i) for i in tokenizer(text, add_special_tokens=False).input_ids]
+    for name, text in TEXTS.items()
+}
+figure = plots.strips({"tokens, and how many": cut})
 keep(figure, "01_tokens", "A sentence in English and in Chinese, and a couplet, as tokens.")
 
 # %% [markdown]

@@ -109,7 +109,7 @@ cut = {
     LANGUAGES[corpus]: {label(*c): scratch.encoding_of(corpus, *c).tokens(EXAMPLES[corpus]) for c in SHOWN[corpus]}
     for corpus in CONDITIONS
 }
-keep(curves.strips(cut), "04_tokens", "A line of a package description and a verse, as tokens.")
+keep(plots.strips(cut), "04_tokens", "A line of a package description and a verse, as tokens.")
 
 # %% [markdown]
 # ## 2 BPE, step by step
@@ -308,7 +308,9 @@ summary.round(3)
 equal = table[table.budget == "bytes"]
 amount = f"Small GPT-2s from scratch, {budget.encoding_bytes:,} bytes of text per run"
 text = f"Bits per byte of held-out text by encoding. {amount}; 95 % t intervals over seeds."
-keep(curves.by_encoding(equal, LANGUAGES), "04_encodings", text)
+axis = "bits per byte (lower is better)"
+figure = plots.dots(equal, "bits_per_byte", "label", "corpus", LANGUAGES, family="encoding", xlabel=axis)
+keep(figure, "04_encodings", text)
 
 # %% [markdown]
 # - Against the size of the vocabulary, English, bytes at the left. Equal bytes favours whoever takes more

@@ -41,7 +41,7 @@ import torch
 from IPython.display import Code, display
 
 from lib import hub, models, plots, profile, results, tasks
-from lib.explore import attention, costs, curves, scratch
+from lib.explore import attention, costs, scratch
 from lib.explore.attention import ATTENTIONS
 from lib.metrics import mean_interval
 from lib.explore.scratch import Recipe
@@ -108,8 +108,7 @@ print(f"{len(runs)} runs: {one['steps']} steps, {one['tokens']:,} tokens, {one['
 # %%
 texts = scratch.held_out("debian", budget.eval_bytes)
 quality = scratch.quality(runs, texts)
-named = quality.assign(corpus="debian", encoding=quality["attention"], label=quality["attention"])
-figure = curves.by_encoding(named, {"debian": "debian"})
+figure = plots.dots(quality, "bits_per_byte", "attention", xlabel="bits per byte (lower is better)")
 provenance = results.provenance(None, SEEDS)
 text = "Small GPT-2s trained from scratch on debian, one attention each. Dots: seeds; bar: 95 % t interval."
 path = plots.save_figure(figure, "06_quality", plots.caption(text, provenance, one["tokens"]))

@@ -39,7 +39,7 @@ import pandas as pd
 from IPython.display import Code, display
 
 from lib import evaluate
-from lib.explore import chinese, chinese_plots, chinese_runs, chinese_tables, curves, planning
+from lib.explore import chinese, chinese_plots, chinese_runs, chinese_tables, planning
 from lib import plots, profile, results, tasks
 from lib.explore import vocabulary
 from lib.explore.encodings import train_encoding
@@ -109,7 +109,7 @@ cut = {
 }
 gpt2 = train_encoding("gpt2", [])
 cut = {"GPT-2": gpt2.tokens(verse), **cut}
-keep(curves.strips({verse: cut}), "07_tokens", "A held-out verse, as tokens of three tokenizers.")
+keep(plots.strips({verse: cut}), "07_tokens", "A held-out verse, as tokens of three tokenizers.")
 
 # %% [markdown]
 # - Tokens per character, and the share of tokens that are not valid UTF-8 alone: a model of such tokens first has

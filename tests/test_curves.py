@@ -13,11 +13,7 @@ import pytest
 
 from lib import plots
 from lib.explore import curves, scratch
-from lib.explore.encodings import UNK
 from lib.explore.scratch import Recipe
-from lib.metrics import mean_interval
-
-TOKENS = {"bytes": ["<E5 BA>", "<8A>", "$x"], "characters": ["床", UNK, "\n"]}
 
 
 @pytest.fixture(autouse=True)
@@ -48,16 +44,8 @@ def table():
     )
 
 
-def equal_bytes():
-    return table()[lambda df: df.budget == "bytes"]
-
-
 BUDGETS = {"bytes": "equal bytes", "compute": "equal compute"}
-DRAW = {
-    "strips": lambda: curves.strips({"床前明月光": TOKENS, "costs $0": {"bpe": ["costs", " $0"]}}),
-    "by_encoding": lambda: curves.by_encoding(equal_bytes(), {"debian": "English", "tang": "中文"}),
-    "by_vocabulary": lambda: curves.by_vocabulary(table()[lambda df: df.corpus == "tang"], BUDGETS),
-}
+DRAW = {"by_vocabulary": lambda: curves.by_vocabulary(table()[lambda df: df.corpus == "tang"], BUDGETS)}
 
 
 @pytest.mark.parametrize("name", DRAW)
@@ -67,38 +55,6 @@ def test_same_bytes_twice_and_every_glyph(name, caplog):
         first = plots.save_figure(DRAW[name](), name, "").read_bytes()
         assert plots.save_figure(DRAW[name](), name, "").read_bytes() == first
     assert not caplog.records
-
-
-def test_a_box_for_every_token_and_the_kinds_look_different():
-    (ax,) = curves.strips({"line": TOKENS}).axes
-    assert len(ax.patches) == sum(map(len, TOKENS.values()))
-    edges = [mpl.colors.to_hex(p.get_edgecolor()) for p in ax.patches]
-    assert [e.upper() == curves.GREY for e in edges] == [True, True, False, False, False, False]
-    faces = [mpl.colors.to_hex(p.get_facecolor()) for p in ax.patches]
-    assert [f == curves.INK for f in faces] == [False] * 4 + [True, False]
-    assert {"↵", r"\$x", "bytes", "characters", "3"} <= {t.get_text() for t in ax.texts}
-
-
-def test_long_rows_wrap_inside_the_figure():
-    fig = curves.strips({"line": {"bytes": ["<E5>"] * 80, "gpt2": ["word"]}})
-    fig.draw_without_rendering()
-    (ax,) = fig.axes
-    assert max(p.get_x() + p.get_width() for p in ax.patches) <= ax.get_xlim()[1]
-    boxes = [p.get_window_extent() for p in ax.patches]
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert all(ax.get_window_extent().contains(b.x0, b.y0) for b in boxes)
-
-
-def test_by_encoding_shows_every_seed_the_mean_and_the_interval():
-    fig = curves.by_encoding(equal_bytes(), {"debian": "English", "tang": "Chinese"})
-    ax = fig.axes[0]
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["bytes 257", "bpe 512", "bpe 1,024"]
-    assert [t.get_text() for t in ax.texts] == ["2.320", "2.120", "2.070"]
-    bar, seeds, mean = ax.get_lines()[:3]
-    _, low, high = mean_interval([2.3, 2.32, 2.34])
-    assert list(bar.get_xdata()) == pytest.approx([low, high])
-    assert list(seeds.get_xdata()) == pytest.approx([2.3, 2.32, 2.34])
-    assert mean.get_xdata()[0] == pytest.approx(2.32)
 
 
 def test_by_vocabulary_has_a_labelled_line_per_budget_through_the_means():

@@ -1,6 +1,5 @@
-"""Figures: the same data gives the same bytes, Chinese has glyphs, labels do not collide."""
+"""Figures: the same data gives the same bytes, Chinese has glyphs, labels do not collide, the marks are the data."""
 
-import json
 import logging
 import warnings
 
@@ -12,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import plots, style
-from lib.models import tiny_tokenizer
+from lib import plots
+from lib.metrics import mean_interval
+from lib.results import Results
 
 LINE = "床前明月光，疑是地上霜。"
+TOKENS = {"bytes": ["<E5 BA>", "<8A>", "$x"], "characters": ["床", "[UNK]", "\n"]}
 
 
 @pytest.fixture(autouse=True)
@@ -27,24 +28,15 @@ def folder(tmp_path, monkeypatch):
 
 
 def curves():
-    return pd.DataFrame(
-        [
-            {"method": m, "seed": s, "tokens": t, "bits_per_byte": b + 1 / (1 + t) + s / 100}
-            for m, b in (("full", 0.9), ("lora", 0.901), ("last_blocks", 1.1))
-            for s in (0, 1)
-            for t in range(5)
-        ]
-    )
+    methods = (("full", 0.9), ("lora", 0.901), ("last_blocks", 1.1))
+    rows = [(m, s, t, b + 1 / (1 + t) + s / 100) for m, b in methods for s in (0, 1) for t in range(5)]
+    return pd.DataFrame(rows, columns=["method", "seed", "tokens", "bits_per_byte"])
 
 
 def stages():
-    rows = [{"method": "none", "stage": "before", "seed": 0, "bits_per_byte": 1.6, "chrf": 17.0}]
-    rows += [
-        {"method": m, "stage": "after", "seed": s, "bits_per_byte": b + s / 50, "chrf": 30 + s}
-        for m, b in (("full", 0.9), ("lora", 1.0))
-        for s in range(3)
-    ]
-    return pd.DataFrame(rows)
+    rows = [("none", "before", 0, 1.6, 17.0)]
+    rows += [(m, "after", s, b + s / 50, 30 + s) for m, b in (("full", 0.9), ("lora", 1.0)) for s in range(3)]
+    return pd.DataFrame(rows, columns=["method", "stage", "seed", "bits_per_byte", "chrf"])
 
 
 def odds():
@@ -54,29 +46,41 @@ def odds():
     )
 
 
+def measured():
+    kinds = (("bytes", "bytes 257", 2.3), ("bpe", "bpe 512", 2.1), ("bpe", "bpe 1,024", 2.05))
+    rows = [(c, e, n, s, b + s / 50) for c in ("debian", "tang") for e, n, b in kinds for s in (0, 1, 2)]
+    return pd.DataFrame(rows, columns=["corpus", "encoding", "label", "seed", "bits_per_byte"])
+
+
+def dots():
+    titles = {"debian": "English", "tang": "中文"}
+    return plots.dots(measured(), "bits_per_byte", "label", "corpus", titles, family="encoding")
+
+
 DRAW = {
     "histogram": lambda: plots.histogram({"train": range(1, 90), "test": range(5, 50)}),
     "loss_curves": lambda: plots.loss_curves(curves()),
     "before_after": lambda: plots.before_after(stages(), {"bits_per_byte": "bits per byte", "chrf": "chrF"}),
-    "heatmap": lambda: plots.heatmap(np.tril(np.ones((12, 12))), list(LINE), list(LINE), "第 5 层 $x"),
+    "dots": dots,
     "similarity": lambda: plots.similarity(np.eye(16), "位置"),
     "bars": lambda: plots.bars(odds()),
-    "token_strip": lambda: plots.token_strip([LINE, "apt costs $0.\n"], tiny_tokenizer([LINE] * 3, 275)),
+    "strips": lambda: plots.strips({LINE: TOKENS, "costs $0": {"bpe": ["costs", " $0"]}}),
+    "lines": lambda: plots.lines(curves(), "tokens", "bits_per_byte", "method", logx=False),
 }
 
 
 @pytest.mark.parametrize("name", DRAW)
 def test_same_bytes_twice_and_every_glyph(name, folder, caplog):
+    written = []
     with warnings.catch_warnings(), caplog.at_level(logging.WARNING, logger="matplotlib"):
         warnings.simplefilter("error")  # among them "Glyph ... missing from font(s)"
-        path = plots.save_figure(DRAW[name](), name, "First.")
-        first = path.read_bytes(), path.with_suffix(".png").read_bytes()
-        plt.close("all")
-        plots.save_figure(DRAW[name](), name, "Second, 第二。")
-    assert (path.read_bytes(), path.with_suffix(".png").read_bytes()) == first
-    assert first[0].count(b"<text") == 0  # outlines, no reliance on the reader's fonts
-    assert json.loads((folder / "captions.json").read_text("utf-8")) == {name: "Second, 第二。"}
-    assert not list(folder.glob(".*"))  # no part of an atomic write stays
+        for _ in range(2):
+            results = Results("02_finetune")
+            results.figure(DRAW[name](), f"02_{name}", "Caption.")
+            results.save()
+            written.append([(folder / f"02_{name}.{suffix}").read_bytes() for suffix in ("svg", "png")])
+    assert written[0] == written[1]
+    assert written[0][0].count(b"<text") == 0  # outlines, no reliance on the reader's fonts
     assert not caplog.records  # no "findfont: ..." either
 
 
@@ -85,77 +89,94 @@ def test_missing_glyphs_would_be_noticed(monkeypatch):
         m.setitem(mpl.rcParams, "font.family", ["DejaVu Sans"])
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="Glyph"):
-            plots.save_figure(DRAW["heatmap"](), "boxes", "")
+            DRAW["similarity"]().draw_without_rendering()
 
 
 def test_without_any_chinese_font_one_line_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(style, "CJK_FONTS", ())
-    monkeypatch.setattr(style.importlib.util, "find_spec", lambda _: None)
-    assert style.cjk_font() is None
+    monkeypatch.setattr(plots, "CJK_FONTS", ())
+    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda _: None)
+    assert plots.cjk_font() is None
     out = capsys.readouterr().out
     assert "pip install mplfonts" in out and out.count("\n") == 1
 
 
-def test_captions_of_other_figures_stay_sorted(folder):
-    for name in ("b", "a"):
-        plots.save_figure(plt.figure(), name, f"Caption {name}.")
-    captions = json.loads((folder / "captions.json").read_text("utf-8"))
-    assert list(captions.items()) == [("a", "Caption a."), ("b", "Caption b.")]
-
-
 def test_labels_do_not_collide():
-    fig = plots.loss_curves(curves())
-    fig.draw_without_rendering()
-    boxes = [t.get_window_extent() for t in fig.axes[0].texts]
-    assert [t.get_text() for t in fig.axes[0].texts] == ["full", "lora", "last_blocks"]
+    (ax,) = plots.loss_curves(curves()).axes
+    ax.figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in ax.texts]
+    assert [t.get_text() for t in ax.texts] == ["full", "lora", "last_blocks"]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_caption_names_seeds_budget_and_stand_in():
-    provenance = {"seeds": [0, 1], "profile": "full", "base_model": "SmolLM2-135M (stand-in)", "stand_in": True}
-    text = plots.caption("Loss.", provenance, tokens=160_000)
-    assert text == (
-        "Loss. Seeds 0, 1; profile full, 160,000 training tokens per run; SmolLM2-135M (stand-in), not GPT-2 117M."
-    )
-    real = provenance | {"base_model": "openai-community/gpt2", "stand_in": False}
-    assert "not GPT-2" not in plots.caption("Loss.", real)
-
-
 def test_colours_differ_in_grey():
-    grey = sorted(np.array(mpl.colors.to_rgb(c)) @ (0.2126, 0.7152, 0.0722) for c in style.COLORS)
+    grey = sorted(np.array(mpl.colors.to_rgb(c)) @ (0.2126, 0.7152, 0.0722) for c in plots.COLORS)
     assert np.diff(grey).min() > 0.05
 
 
 def test_before_after_values_are_the_data():
-    fig = plots.before_after(stages(), {"bits_per_byte": "bits per byte"})
-    shown = {t.get_text() for t in fig.axes[0].texts}
-    assert {"before\n1.60", "after\n0.92", "1.60", "1.02"} <= shown
+    (ax,) = plots.before_after(stages(), {"bits_per_byte": "bits per byte"}).axes
+    assert {"before\n1.60", "after\n0.92", "1.60", "1.02"} <= {t.get_text() for t in ax.texts}
+
+
+def test_dots_show_every_seed_the_mean_and_the_interval():
+    ax = dots().axes[0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["bytes 257", "bpe 512", "bpe 1,024"]
+    assert [t.get_text() for t in ax.texts] == ["2.320", "2.120", "2.070"]
+    bar, mean, seeds = ax.get_lines()[:3]
+    _, low, high = mean_interval([2.3, 2.32, 2.34])
+    assert list(bar.get_xdata()) == pytest.approx([low, high])
+    assert list(seeds.get_xdata()) == pytest.approx([2.3, 2.32, 2.34])
+    assert mean.get_xdata()[0] == pytest.approx(2.32)
+    colours = [line.get_color() for line in ax.get_lines()[1::3]]
+    assert colours[0] != colours[1] == colours[2], "one look per encoding"
+
+
+def test_dots_say_what_was_not_measured_and_cut_intervals_at_their_limits():
+    table = measured().rename(columns={"bits_per_byte": "share"})
+    table["share"] = (table["share"] - 2.05) / 0.3
+    table.loc[table["label"] == "bpe 512", "share"] = np.nan
+    rows = ["bpe 512", "bytes 257", "chance"]
+    ax = plots.dots(table, "share", "label", rows=rows, limits=(0, 0.95), form=".1%").axes[0]
+    assert [t.get_text() for t in ax.texts] == ["not measured", "90.0%"]
+    assert max(ax.get_lines()[0].get_xdata()) == 0.95
+
+
+def test_a_box_for_every_token_and_the_kinds_look_different():
+    (ax,) = plots.strips({"line": TOKENS}).axes
+    assert len(ax.patches) == sum(map(len, TOKENS.values()))
+    edges = [mpl.colors.to_hex(p.get_edgecolor()) for p in ax.patches]
+    assert [e.upper() == plots.GREY for e in edges] == [True, True, False, False, False, False]
+    faces = [mpl.colors.to_hex(p.get_facecolor()) for p in ax.patches]
+    assert [f == plots.INK for f in faces] == [False] * 4 + [True, False]
+    assert {"↵", r"\$x", "bytes", "characters", "3"} <= {t.get_text() for t in ax.texts}
+
+
+def test_long_rows_wrap_inside_the_figure():
+    fig = plots.strips({"line": {"bytes": ["<E5>"] * 80, "gpt2": ["word"]}})
+    fig.draw_without_rendering()
+    (ax,) = fig.axes
+    boxes = [p.get_window_extent() for p in ax.patches]
+    assert max(p.get_x() + p.get_width() for p in ax.patches) <= ax.get_xlim()[1]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(ax.get_window_extent().contains(b.x0, b.y0) for b in boxes)
 
 
 def test_a_cut_axis_still_shows_the_lowest_line_of_every_panel():
     rows = [{"x": x, "y": y, "name": "a", "panel": p} for p, y in (("one", 5), ("two", 1)) for x in (1, 2)]
-    fig = plots.lines(pd.DataFrame(rows), "x", "y", "name", panel="panel", top=10)
-    for ax in fig.axes:
+    for ax in plots.lines(pd.DataFrame(rows), "x", "y", "name", panel="panel", top=10).axes:
         assert ax.get_ylim()[0] <= 1 and ax.get_ylim()[1] == 10
 
 
 def test_lines_average_seeds_and_name_what_leaves_the_panel():
-    rows = [
-        {"x": x, "seed": seed, "name": name, "y": x * (1 + seed) * (10 if name == "high" else 1)}
-        for x in (1, 2, 4)
-        for seed in (0, 1)
-        for name in ("low", "high")
-    ]
-    fig = plots.lines(pd.DataFrame(rows), "x", "y", "name", top=10)
-    low, high = (line.get_ydata() for line in fig.axes[0].get_lines())
+    seen = [(x, seed, name) for x in (1, 2, 4) for seed in (0, 1) for name in ("low", "high")]
+    rows = [{"x": x, "name": n, "y": x * (1 + seed) * (10 if n == "high" else 1)} for x, seed, n in seen]
+    (ax,) = plots.lines(pd.DataFrame(rows), "x", "y", "name", top=10).axes
+    low, high = (line.get_ydata() for line in ax.get_lines())
     assert low.tolist() == [1.5, 3.0, 6.0]
     assert high.max() == 10, "clipped at the panel's edge"
-    assert any("high: up to 60.0" in t.get_text() for t in fig.axes[0].texts)
-    plt.close(fig)
+    assert any("high: up to 60.0" in t.get_text() for t in ax.texts)
 
 
 def test_matrices_show_each_matrix_on_a_scale_around_zero():
-    fig = plots.matrices({"a": np.eye(3), "b": -2 * np.eye(3)}, columns=2)
-    limits = [ax.get_images()[0].get_clim() for ax in fig.axes if ax.get_images()]
-    assert limits == [(-1, 1), (-2, 2)]
-    plt.close(fig)
+    axes = plots.matrices({"a": np.eye(3), "b": -2 * np.eye(3)}, columns=2).axes
+    assert [ax.get_images()[0].get_clim() for ax in axes] == [(-1, 1), (-2, 2)]

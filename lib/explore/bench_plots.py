@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from lib.style import COLORS, INK
+from lib.plots import COLORS, INK
 
 
 def speeds(tables: dict[str, pd.DataFrame], columns: dict[str, str]):

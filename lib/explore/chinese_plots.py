@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from lib.metrics import mean_interval
-from lib.style import COLORS, INK, MARKERS
+from lib.plots import COLORS, INK, MARKERS
 
 
 def form_panels(df: pd.DataFrame, measures: Mapping[str, str], sources: Sequence[str], columns=3):

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from lib.explore.traps import means
-from lib.style import COLORS, GREY, INK, MARKERS, style
+from lib.plots import COLORS, GREY, INK, MARKERS, style
 
 SHAPES = (*MARKERS, "X", "*")  # one per method: more than lib.style has
 

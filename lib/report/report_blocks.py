@@ -13,8 +13,8 @@ import pandas as pd
 
 from lib import profile, results
 from lib.models import TINY
+from lib.plots import caption
 from lib.report.report_forms import table
-from lib.style import caption
 
 NOTEBOOKS = {
     "01_load_and_generate": "loading and generating",
