@@ -1,0 +1,136 @@
+-- What GitHub's Markdown leaves to the page is made here for HTML, Word and PDF alike: comments go, figures and tables are
+-- numbered and can be linked to, links to other files work from where the export lies (metadata `base`).
+local WIDTH, HEIGHT = 16.0, 10.5 -- cm at most of a picture on an A4 page
+local LINE, PADDING = 104, 3 -- letters of a table's text in a line of a Word page, and what a cell's margins take
+local LONG = 24 -- rows of a table that, with cells of two lines, no longer fits a page
+local words, base, figures, count = {}, "", {}, {figure = 0, table = 0}
+
+local function refuse(...)
+  io.stderr:write(string.format(...), "\n")
+  os.exit(1)
+end
+
+local function raw(element)
+  if element.text:match("^%s*<!%-%-.*%-%->%s*$") then return {} end
+  if element.text:match("^<br%s*/?>$") then return pandoc.LineBreak() end
+  refuse("Word and PDF would leave out the HTML %s: write it in Markdown.", element.text:match("[^\n]*"))
+end
+
+local function numbered(kind, caption)
+  count[kind] = count[kind] + 1
+  return pandoc.Inlines(words[kind] .. " " .. count[kind] .. ". ") .. caption
+end
+
+local function size(picture)
+  local ok, _, data = pcall(pandoc.mediabag.fetch, picture.src)
+  if picture.src:match("://") then refuse("%s lies in the network: save the picture in figures/.", picture.src) end
+  if not ok then refuse("%s is missing: `git checkout %s`.", picture.src, picture.src) end
+  if FORMAT:match("html") then return end
+  local found = pandoc.image.size(data)
+  local wide, high = found.width, found.height
+  local cm = math.min(WIDTH, HEIGHT * wide / high, wide / found.dpi_horz * 2.54)
+  picture.attributes.width = string.format("%.2fcm", cm)
+  return picture
+end
+
+local function figure(block)
+  local source = block.content[1].content[1].src
+  block.identifier = "figure-" .. pandoc.path.filename(source):gsub("%.%w+$", ""):gsub("[^%w_]+", "-")
+  block.caption.long = {pandoc.Plain(numbered("figure", block.caption.long[1].content))}
+  figures[source] = {block.identifier, count.figure}
+  return block
+end
+
+-- a paragraph "Table: ..." right behind a table is the table's caption
+local function captions(blocks)
+  local done = pandoc.Blocks({})
+  for _, block in ipairs(blocks) do
+    local before, first = done[#done], block.t == "Para" and block.content[1].text or ""
+    local rest = first:match("^Table:(.*)") or first:match("^表：(.*)")
+    if rest and before and before.t == "Table" then
+      block.content[1] = pandoc.Str(rest)
+      if rest == "" then block.content = pandoc.Inlines({table.unpack(block.content, 3)}) end
+      before.caption.long = {pandoc.Plain(numbered("table", block.content))}
+    else
+      done:insert(block)
+    end
+  end
+  return done
+end
+
+-- Word would make all columns alike: they get the width that their cells ask for, in small letters
+local function fit_word(block, rows)
+  local least, longest = {}, {}
+  for _, row in ipairs(rows) do
+    for i, cell in ipairs(row.cells) do
+      local text = pandoc.utils.stringify(cell.contents)
+      longest[i] = math.max(longest[i] or 0, utf8.len(text) + PADDING)
+      for word in text:gmatch("%S+") do least[i] = math.max(least[i] or PADDING, utf8.len(word) + PADDING) end
+      if text == "" then cell.contents = {pandoc.Plain("\u{a0}")} end
+      cell.contents = {pandoc.Div(cell.contents, {["custom-style"] = "Table Text"})}
+    end
+  end
+  local cap, sum, wide = math.max(table.unpack(longest)) + 1, math.huge, {}
+  while sum > LINE and cap > PADDING do
+    cap, sum = cap - 1, 0
+    for i, n in ipairs(longest) do
+      wide[i] = math.max(least[i] or PADDING, math.min(n, cap))
+      sum = sum + wide[i]
+    end
+  end
+  for i, n in ipairs(wide) do block.colspecs[i] = {block.colspecs[i][1], n / math.max(LINE, sum)} end
+end
+
+local function fit_table(block)
+  for i, column in ipairs(block.colspecs) do
+    if column[1] == pandoc.AlignDefault then block.colspecs[i] = {pandoc.AlignLeft, column[2]} end
+  end
+  if pandoc.utils.stringify(pandoc.Blocks(block.head.rows[1] and block.head.rows[1].cells:map(function(c)
+    return pandoc.Div(c.contents) end) or {})) == "" then block.head.rows = {} end
+  local rows = block.head.rows .. block.bodies[1].body
+  if FORMAT == "docx" then fit_word(block, rows) end
+  if FORMAT ~= "typst" or #rows <= LONG then return block end
+  local breakable = "#[\n#show figure.where(kind: table): set block(breakable: true)"
+  return {pandoc.RawBlock("typst", breakable), block, pandoc.RawBlock("typst", "]")}
+end
+
+local function link(element)
+  local found = figures[element.target]
+  if found then
+    local label = pandoc.utils.stringify(element.content)
+    if label == words.figure then element.content = pandoc.Inlines(label .. " " .. found[2]) end
+    element.target = "#" .. found[1]
+  elseif not element.target:match("^#") and not element.target:match("^%a+:") then
+    element.target = base .. element.target
+  end
+  return element
+end
+
+-- pandoc's typst writer rounds these spaces to whole em
+local function formula(element)
+  if FORMAT ~= "typst" then return end
+  element.text = element.text:gsub("\\\\", "\1"):gsub("\\!", ""):gsub("\\[:;]", "\\,"):gsub("\1", "\\\\")
+  return element
+end
+
+local function contents(document)
+  local at, heads = 0, 0
+  for i, block in ipairs(document.blocks) do
+    if block.t == "Header" then at, heads = at > 0 and at or i, heads + 1 end
+  end
+  if FORMAT == "typst" and heads > 2 then document.blocks:insert(at, pandoc.RawBlock("typst", "#outline(depth: 2)")) end
+  return document
+end
+
+local function settings(meta)
+  local chinese = pandoc.utils.stringify(meta.lang or ""):match("^zh")
+  words = chinese and {figure = "图", table = "表"} or {figure = "Figure", table = "Table"}
+  base = pandoc.utils.stringify(meta.base or "")
+end
+
+return {
+  {Meta = settings, RawInline = raw, RawBlock = raw},
+  {Figure = figure, Image = size, Blocks = captions, Math = formula},
+  {Link = link, Table = fit_table},
+  {Pandoc = contents},
+}
