@@ -139,11 +139,11 @@ def run_report(chosen) -> int:
 
 
 def run_check(chosen) -> int:
-    from lib.report import check
+    from lib.report import rubric
 
-    answers = check.check(chosen.midterm)
-    print(check.show(answers))
-    return bool(check.gaps(answers))
+    answers = rubric.check(chosen.midterm)
+    print(rubric.show(answers))
+    return bool(rubric.gaps(answers))
 
 
 def run_export(chosen) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from lib import profile
 from lib.report import report_model
 from lib.report import report_text as markup
-from lib.report.project import Project
 from lib.report.report_blocks import BLOCKS, NOTEBOOKS, Files, not_run, render
 from lib.report.report_defence import CLAIMS, defence_map, missing
 from lib.report.report_defence import check as check_claim
@@ -94,10 +93,7 @@ def fill(root: Path = profile.ROOT) -> list[str]:
 def notices(text: str, files: Files) -> list[str]:
     """What is no mistake of the file but a reader will ask about: placeholders, notebooks that were not run, results of
     different models or profiles side by side."""
-    said = [
-        f"{markup.NAME}, line {line}: {what} is still a placeholder."
-        for line, what in Project(files.root).placeholders()
-    ]
+    said: list[str] = []
     said += [not_run(name) for name in NOTEBOOKS if files[name] is None]
     run = files.notebooks()
     if quick := [name[:2] for name, n in run.items() if n.provenance["profile"] == "fast"]:

@@ -1,6 +1,6 @@
 """`python -m lib export`: the report as HTML, Word and PDF, and the notebooks as HTML, into build/.
 
-pandoc reads GitHub's Markdown; what a page looks like stands in `templates`, in pandoc's and typst's own forms. The same
+pandoc reads GitHub's Markdown; what a page looks like stands in `templates`, in pandoc's and typst's forms. The same
 report gives the same bytes: no dates, and no fonts but those of the wheels. A file is written whole or not at all.
 """
 
@@ -60,12 +60,13 @@ def document(source: Path, form: str, base: str = "", draft: bool = False) -> by
         raise FileNotFoundError(f"{source.name} is missing in {root}: write it first.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{source.name} is not UTF-8 ({error}): save it as UTF-8.") from None
-    lang = {"zh": "zh-Hans"}.get(language(text), "en")
-    more = ["-M", f"base={base}", "-M", f"lang={lang}"]
+    more = ["-M", f"base={base}", "-M", f"lang={language(text)}"]
     if not re.search(r"\A\s*# ", text):
         more += ["-M", f"title={source.stem}"]
     if form == "html":
-        return pandoc(text, root, "report", "html", *more, "--toc", "--toc-depth=2", "-V", f"include-before={DRAFT * draft}")
+        return pandoc(
+            text, root, "report", "html", *more, "--toc", "--toc-depth=2", "-V", f"include-before={DRAFT * draft}"
+        )
     if form == "docx":
         return pandoc(text, root, "report", "docx", *more, *["--reference-doc", str(TEMPLATES / "draft.docx")] * draft)
     _check_glyphs(text)

@@ -1,129 +1,99 @@
 """`python -m lib pack`: one zip to hand in, with the report, the code, the executed notebooks, results and data.
 
-The same content gives the same bytes: sorted names, one date, one set of permissions. Nothing is written
-while lib.report.check finds gaps, or while lib.report.leaks finds something that must not leave.
+What belongs to the project is a list, LAYOUT; where the folder is a git checkout, of these the tracked files. The same
+content gives the same bytes: sorted names, one date, one set of permissions.
 """
 
 import io
+import os
 import re
 import subprocess
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from lib import profile
-from lib.report import check, document, export, leaks, outline
+from lib.report import export, rubric
 from lib.results import write_bytes
 
-FOLDERS = ("lib", "notebooks", "data", "figures", "tests")
-FILES = ("README.md", "requirements.txt", "pyproject.toml", "LICENSE", ".gitignore")
+LAYOUT = (
+    *("README.md", "requirements.txt", "pyproject.toml", "LICENSE", ".gitignore"),
+    *("notebooks/[0-9][0-9]_*.py", "notebooks/[0-9][0-9]_*.ipynb", "figures/[0-9][0-9]_*.*", "figures/*.json"),
+    *("lib/**/*.py", "lib/*.yaml", "lib/report/templates/*.*", "tests/**/*.py", "tests/*.md"),
+    *("data/README.md", "data/build_*.py", "data/results/*.json"),
+    *(f"data/{name}/*.*" for name in ("debian", "tang", "idioms", "release_notes", "gpt2_bpe", "anonymiser")),
+)
 DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
 TOP = "gpt2-coursework"  # the folder that unpacking makes
+KEY = re.compile(  # the prefixes that services give their keys, so that scanners find them
+    r"\b(?:sk-[\w-]{20,}|hf_\w{20,}|gh[pousr]_\w{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}|AKIA[A-Z\d]{16}|AIza[\w-]{35}"
+    r"|xox[abprs]-[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+MADE_UP = "data/anonymiser/labelled.jsonl"  # keys that nobody has, to measure the anonymiser with
 
 
 def pack(midterm: bool = False, draft: bool = False, root: Path = profile.ROOT) -> Path:
     """Write build/final.zip or build/midterm.zip (with `draft`, ...-draft.zip) and return its path.
 
-    Raises ValueError, in a sentence per gap or finding, and leaves the previous zip as it was. `draft` packs
-    in spite of gaps, with a watermark on the report and the gaps in DRAFT.txt; never in spite of findings.
+    Raises ValueError, in a sentence per gap of the rubric or private finding, and leaves the previous zip as it was.
+    `draft` packs in spite of gaps, with a watermark on the report and a list of them; never in spite of findings.
     """
-    report = export.REPORTS[midterm]
-    missing = check.gaps(check.check(midterm, root))
-    if missing and not draft:
-        command = f"python -m lib pack{' --midterm' if midterm else ''} --draft"
-        raise ValueError(_listed("The check finds gaps", missing, f"`{command}` packs a marked draft."))
-    names = files(root, midterm)
-    contents = {name: _read(root, name) for name in names}
-    found = [line for name, data in contents.items() for line in leaks.find(name, data, root)]
-    if found:
-        raise ValueError(_listed("These must not leave this machine", found, "Nothing was packed."))
-    contents |= _reports(root, report, draft)
+    report = "README.md" if midterm else "report.md"
+    if (missing := rubric.gaps(rubric.check(midterm, root))) and not draft:
+        end = f"`python -m lib pack{' --midterm' * midterm} --draft` packs a marked draft."
+        raise ValueError("\n  ".join(["The check finds gaps:", *missing]) + f"\n{end}")
+    contents = {name: (root / name).read_bytes() for name in files(root, report)}
+    if found := [line for name, data in contents.items() for line in private(name, data, root)]:
+        raise ValueError("\n  ".join(["Nothing was packed, since this must not leave the machine:", *found]))
+    stem = "midterm_report" if midterm else "report"
+    for form in ("html", "docx", "pdf"):
+        contents[f"{stem}.{form}"] = export.document(root / report, form, draft=draft)
     if draft:
-        gaps = "".join(f"- {gap}\n" for gap in missing) or "The check finds no gaps.\n"
-        contents["DRAFT.txt"] = f"A draft, not for submission.\n\n{gaps}".encode()
-    name = "midterm" if midterm else "final"
-    path = root / "build" / f"{name}{'-draft' if draft else ''}.zip"
+        contents["DRAFT.txt"] = "\n- ".join(["A draft, not for submission.", *missing]).encode()
+    path = root / "build" / f"{'midterm' if midterm else 'final'}{'-draft' * draft}.zip"
     write_bytes(path, zipped(contents))
     print(f"build/{path.name}: {len(contents)} files, {path.stat().st_size / 1e6:.1f} MB")
     return path
 
 
-def files(root: Path, midterm: bool = False) -> list[str]:
-    """The project's files to pack, sorted: those git tracks, without git those of the known folders.
-
-    Raises ValueError where git does not track one that the package needs.
-    """
-    report = export.REPORTS[midterm]
-    if not (root / report).is_file():
-        raise ValueError(f"{report} is missing in {root}: write it first.")
-    tracked = _tracked(root)
-    found = _walked(root) if tracked is None else tracked
-    top = {*FILES, report}
-    names = sorted(
-        name for name in found if (name in top or name.split("/")[0] in FOLDERS) and not leaks.kept_out(name)
-    )
-    needed = [report, *FILES[:3], *_shown(root, report)]
-    needed += [
-        f"{folder}/{p.name}" for folder in ("notebooks", "data/results") for p in (root / folder).glob("[0-9][0-9]_*.*")
-    ]
-    absent = sorted({name for name in needed if name not in names})
-    if absent and tracked is not None:
-        raise ValueError(f"git does not track {', '.join(absent[:5])}: `git add {' '.join(absent[:5])}`.")
-    if absent:
-        raise ValueError(f"{', '.join(absent[:5])} is missing in {root}.")
-    others = [n for n in _walked(root) if n not in names and n.split("/")[0] in FOLDERS]
-    if tracked is not None and (left := [n for n in others if not leaks.kept_out(n)]):
-        print(f"Not tracked by git, so not packed: {', '.join(left[:5])}{' ...' if left[5:] else ''}")
-    return names
+def files(root: Path, report: str) -> list[str]:
+    """The project's files, sorted. Raises ValueError for one that is gone, is a link, or was not added to git."""
+    found = {p.relative_to(root).as_posix() for pattern in (*LAYOUT, report) for p in root.glob(pattern)}
+    if (root / ".git").exists():
+        if gone := sorted(_git(root, "--deleted")):
+            raise ValueError(f"{gone[0]} is gone: `git checkout {gone[0]}` brings it back.")
+        left = sorted(found - _git(root))
+        if needed := [name for name in left if not name.startswith(("lib/", "tests/"))]:
+            raise ValueError(f"git does not track {', '.join(needed)}: `git add {' '.join(needed)}`.")
+        if left:
+            print(f"Not tracked by git, so not packed: {', '.join(left)}")
+        found -= {*left}
+    inside = root.resolve()
+    if links := [name for name in sorted(found) if (root / name).resolve() != inside / name]:
+        raise ValueError(f"{links[0]} is a link: put the file itself there.")
+    return sorted(found)
 
 
-def _tracked(root: Path) -> list[str] | None:
-    """What `git ls-files` says of `root`; None where `root` is no checkout of its own or git is missing."""
-    if not (root / ".git").exists():
-        return None
-    try:
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return listed.stdout.decode("utf-8").split("\0")[:-1]
+def _git(root: Path, *options: str) -> set[str]:
+    listed = subprocess.run(["git", "ls-files", "-z", *options], cwd=root, capture_output=True, check=True)
+    return set(listed.stdout.decode("utf-8").split("\0")) - {""}
 
 
-def _walked(root: Path) -> list[str]:
-    """The files of the known folders, links left out, since they may lead anywhere."""
-    found = [root / name for name in (*FILES, *export.REPORTS.values())]
-    found += [path for folder in FOLDERS for path in (root / folder).rglob("*")]
-    inside = [p for p in found if p.is_file() and not p.is_symlink()]
-    names = (p.relative_to(root).as_posix() for p in inside)
-    return sorted({name for name in names if not leaks.kept_out(name)})
-
-
-def _shown(root: Path, report: str) -> list[str]:
-    """The figures that the report shows."""
-    text = outline.without_comments((root / report).read_text(encoding="utf-8"))
-    return re.findall(r"!\[[^\]]*\]\(<?([^)\s>]+)", text)
-
-
-def _read(root: Path, name: str) -> bytes:
-    path = root / name
-    if path.is_symlink() or root.resolve() not in path.resolve().parents:
-        raise ValueError(f"{name} is a link: put the file itself there.")
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"{name} is gone: `git checkout {name}` brings it back.") from None
-
-
-def _reports(root: Path, report: str, draft: bool) -> dict[str, bytes]:
-    """The report in every format, to lie beside its Markdown, so that links between files work."""
-    tree = document.read(root / report, root)
-    stem = "report" if report == "report.md" else "midterm_report"
-    made: dict[str, bytes] = {}
-    writers: dict[str, Callable] = export.FORMATS
-    for suffix, write in tqdm(writers.items(), desc="report", unit="format"):
-        made[f"{stem}.{suffix}"] = write(tree, root, draft)
-    return made
+def private(name: str, data: bytes, root: Path) -> Iterator[str]:
+    """What in the file `name` must not leave, a sentence each, which never repeats a secret."""
+    text = data.decode("utf-8", errors="ignore")
+    if name != MADE_UP and KEY.search(text):
+        yield f"{name} holds what looks like a key or token: take it out, and revoke it if it was real"
+    for variable, value in os.environ.items():
+        if re.search("KEY|TOKEN|SECRET|PASSW", variable) and len(value) >= 8 and value in text:
+            yield f"{name} holds the value of ${variable}: take it out"
+    for folder in (str(root.resolve()), str(Path.home())):
+        # "/root" stands in innocent text, and Colab's folder in every notebook's first cell
+        shown = any(form in text for form in (folder, folder.replace("\\", "\\\\")))
+        if shown and len(folder) > 5 and not folder.startswith("/content"):
+            yield f"{name} holds a path of this machine ({folder}): write it relative to the project"
 
 
 def zipped(contents: dict[str, bytes]) -> bytes:
@@ -136,7 +106,3 @@ def zipped(contents: dict[str, bytes]) -> bytes:
             entry.external_attr = 0o100644 << 16
             target.writestr(entry, contents[name], compresslevel=9)
     return out.getvalue()
-
-
-def _listed(what: str, lines: list[str], end: str) -> str:
-    return "\n".join([f"{what}:", *(f"  {line}" for line in lines), end])

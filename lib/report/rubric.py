@@ -1,275 +1,320 @@
-"""The assignment's questions to a project, for lib.report.check: one function each, whose docstring is the question.
+"""`python -m lib check`: the assignment's rubric of 26 April 2024 as questions to this folder, each with its answer.
 
-The rubric is the course's text of 26 April 2024. A length asked for here is a floor for "described at all";
-whether a text is good, people decide.
+A length asked for here is a floor for "described at all"; whether a text is good, people decide.
 """
 
 import json
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
-from lib.report import blocks as report
-from lib.report import outline
-from lib.report.document import way_back
-from lib.report.outline import find, words
-from lib.report.project import FILLED, GAP, NOTE, OK, PLACEHOLDER, Found, Project, described, readable, rows_of
+from lib import profile
+from lib.report import fill
 
-MEMBERS = (2, 3)
-PARTS = {
-    "principle": r"principle|原理",
-    "change": r"change|改进|改动|方法",
-    "experiment": r"experiment|实验(?!结果)",
-    "result": r"results?|结果|结论",
+OK, GAP, NOTE = "ok", "MISSING", "note"
+HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
+FENCED = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\n]*$", re.DOTALL | re.MULTILINE)
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+CODE_OR_FORMULA = re.compile(r"(`+)[^`\n]*\1|\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
+# what a team has still to write: [Name of member 1], [姓名], TODO
+PLACEHOLDER = re.compile(r"(?<!!)\[[A-Z\u4e00-\u9fff][^\]\n]*\](?![(\[:])|\b(?:TODO|TBD|FIXME|XXX+)\b|待补充|待填写")
+TEAM = "team|小组|成员|分工"
+PARTS = {  # of an exploration
+    "principle": "principle|原理",
+    "change": "change|改进|改动|方法",
+    "experiment": "experiment|实验(?!结果)",
+    "result": "results?|结果|结论",
 }
-Question = Callable[[Project], Found]
 
 
-# --- the questions; the docstring is the question as it is shown
+def blank(text: str, *patterns: re.Pattern) -> str:
+    """`text` without what the patterns find; every line keeps its number."""
+    for pattern in patterns:
+        text = pattern.sub(lambda m: "\n" * m[0].count("\n"), text)
+    return text
 
 
-def members_named(project: Project) -> Found:
-    """Members named (2 or 3)."""
-    section = find(project.sections, "team", "小组", "成员", "分工")
+def words(text: str) -> int:
+    """Words of Latin letters and Chinese characters outside fenced code, a character counting as a word."""
+    prose = blank(text, FENCED)
+    return len(re.findall(r"[A-Za-z]{2,}", prose)) + len(HAN.findall(prose))
+
+
+def language(text: str) -> str:
+    """ "zh" where Chinese characters are more than a third of the words, else "en"."""
+    return "zh" if len(HAN.findall(blank(text, FENCED, COMMENT))) * 3 > words(text) > 0 else "en"
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    at: str  # file:line of the heading
+    text: str  # up to the next heading of its level or a higher one
+    rows: list[list[str]]  # of its tables, heads left out; else "name: part" of its list items
+
+
+def sections(text: str, name: str) -> list[Section]:
+    """The sections of a Markdown text, in order; a "#" in code is no heading."""
+    heads = list(re.finditer(r"^(#{1,6})\s+(.*?)\s*#*$", FENCED.sub(lambda m: re.sub("#", " ", m[0]), text), re.M))
+    found = []
+    for i, head in enumerate(heads):
+        end = next((h.start() for h in heads[i + 1 :] if len(h[1]) <= len(head[1])), len(text))
+        body = text[head.end() : end]
+        found.append(Section(head[2], f"{name}:{text.count(chr(10), 0, head.start()) + 1}", body, _rows(body)))
+    return found
+
+
+def _rows(text: str) -> list[list[str]]:
+    tables = re.findall(r"^\|?[\s:|-]*-[\s:|-]*\|[\s:|-]*\n((?:.*\|.*\n?)*)", text, re.MULTILINE)
+    if tables:
+        lines = [line for table in tables for line in table.splitlines()]
+        return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+    items = re.findall(r"^\s*(?:[-*+]|\d+\.)\s+(.+?)\s*(?:[:：]|—)\s*(.*)", text, re.MULTILINE)
+    return [[name.strip("* "), part] for name, part in items]
+
+
+class Project:
+    """What the questions are asked of: the report's text and sections, results and notebooks below `root`."""
+
+    def __init__(self, root: Path, midterm: bool = False):
+        self.root, self.midterm, self.name = root, midterm, "README.md" if midterm else "report.md"
+        path = root / self.name
+        self.raw = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        self.text = blank(self.raw, COMMENT)
+
+    @cached_property
+    def sections(self) -> list[Section]:
+        return sections(self.text, self.name)
+
+    def find(self, titles: str) -> Section | None:
+        """The first section whose title holds the first of `titles` ("a|b") that any title holds, case aside."""
+        fits = (s for t in titles.split("|") for s in self.sections[1:] if re.search(t, s.title, re.IGNORECASE))
+        return next(fits, None)
+
+    def results(self, number: str) -> dict | None:
+        """The results file of notebook `number`; None where it is missing or damaged."""
+        for path in (self.root / "data" / "results").glob(f"{number}_*.json"):
+            try:
+                value = json.loads(path.read_text(encoding="utf-8"))
+                return value if value["tables"] and value["provenance"] else None
+            except (ValueError, KeyError, TypeError):
+                return None
+        return None
+
+    def described(self, least: int, titles: str, *subjects: str) -> tuple[str, str]:
+        """A section called one of `titles`, with `least` words, that speaks of each of `subjects` (patterns, whose
+        first alternative names the subject)."""
+        section = self.find(titles)
+        if not section:
+            return GAP, f"no section called {titles.split('|')[0]!r} in {self.name}"
+        if (count := words(section.text)) < least:
+            return GAP, f"{section.at}, {section.title!r}, has {count} words: say more"
+        absent = [s.split("|")[0] for s in subjects if not re.search(s, section.text, re.IGNORECASE)]
+        if absent:
+            return GAP, f"{section.at}, {section.title!r}, does not speak of {', '.join(absent)}"
+        return OK, f"{section.at}, {count} words"
+
+
+def members(p: Project) -> tuple[str, str]:
+    section = p.find(TEAM)
     if not section:
-        return GAP, f"no section on the team in {project.name}"
-    names = [row[0] for row in rows_of(section.text)]
-    real = [name for name in names if name and not PLACEHOLDER.search(name)]
-    if left := [name for name in names if name not in real]:
-        return GAP, f"{project.at(section)}: {left[0] or 'an empty cell'} is no name yet"
-    if not MEMBERS[0] <= len(real) <= MEMBERS[1]:
-        return (GAP, f"{project.at(section)}: {len(real)} members, the course asks for 2 or 3, a table row each")
-    return OK, f"{project.at(section)}: {', '.join(real)}"
+        return GAP, f"no section on the team in {p.name}"
+    names = [row[0] for row in section.rows]
+    if left := [name for name in names if not name or PLACEHOLDER.search(name)]:
+        return GAP, f"{section.at}: {left[0] or 'an empty cell'} is no name yet"
+    if not 2 <= len(names) <= 3:
+        return GAP, f"{section.at}: {len(names)} members, the course asks for 2 or 3, a table row each"
+    return OK, f"{section.at}: {', '.join(names)}"
 
 
-def division_given(project: Project) -> Found:
-    """Division of labour given."""
-    section = find(project.sections, "team", "小组", "成员", "分工")
-    rows = list(rows_of(section.text)) if section else []
-    if not rows:
-        return GAP, f"{project.name} says nowhere who did what: one table row per member"
-    for row in rows:
-        part = " ".join(row[1:])
-        if words(part) < 2 or PLACEHOLDER.search(part):
-            return (GAP, f"{project.at(section)}: what {row[0] or 'a member'} did is not said ({part or 'empty'})")
-    return OK, f"{project.at(section)}: {len(rows)} members"
+def division(p: Project) -> tuple[str, str]:
+    section = p.find(TEAM)
+    if not section or not section.rows:
+        return GAP, f"{p.name} says nowhere who did what: one table row per member"
+    for name, *parts in section.rows:
+        if words(part := " ".join(parts)) < 2 or PLACEHOLDER.search(part):
+            return GAP, f"{section.at}: what {name or 'a member'} did is not said ({part.strip() or 'empty'})"
+    return OK, f"{section.at}: {len(section.rows)} members"
 
 
-def structure(project: Project) -> Found:
-    """The model's structure, in detail."""
-    about = (r"attention|注意力", r"embedding|嵌入", r"MLP|feed-forward|前馈", r"normali[sz]ation|layernorm|归一化")
-    return described(project, 60, ("^structure|结构",), *about)
+def prior_work(p: Project) -> tuple[str, str]:
+    if not p.results("01"):
+        return GAP, "results of notebook 01, loading and generating, are missing: `python -m lib run 01`"
+    return p.described(60, "prior work|related work|调研|相关工作")
 
 
-def generation(project: Project) -> Found:
-    """The principle of generation."""
-    about = (r"logits?|probabilit|概率", r"sampl|top-?[kp]|采样|解码", r"token|词元")
-    return described(project, 60, ("how it generates|generation", "生成"), *about)
-
-
-def prior_work(project: Project) -> Found:
-    """Prior work and what was verified first."""
-    status, text = described(project, 60, ("prior work|related work", "调研", "相关工作"))
-    if status == OK and not project.results("01"):
-        return (GAP, "results of notebook 01, loading and generating, are missing: `python -m lib run 01`")
-    return status, text
-
-
-def dataset(project: Project) -> Found:
-    """The dataset introduced, with its card."""
-    status, text = described(project, 40, (r"\bdataset\b", "^4 data", "数据集"), "train|训练")
-    if status == GAP:
-        return status, text
-    card = project.root / "data" / "README.md"
+def dataset(p: Project) -> tuple[str, str]:
+    card = p.root / "data" / "README.md"
     written = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     for word in ("source|来源", "licence|license|许可"):
         if not re.search(word, written, re.IGNORECASE):
-            return (GAP, f"data/README.md, the card, {'has no ' + readable(word) if written else 'is missing'}")
-    return OK, f"{text}; card: data/README.md"
+            return GAP, f"data/README.md, the card, {'has no ' + word.split('|')[0] if written else 'is missing'}"
+    return p.described(40, r"\bdataset\b|^4 data|数据集", "train|训练")
 
 
-def processing(project: Project) -> Found:
-    """Data processing explained."""
-    return described(project, 30, (r"processing|cleaning", "处理"))
-
-
-def before_after(project: Project) -> Found:
-    """Before against after fine-tuning."""
-    section = find(project.sections[1:], "before and after|before/after", "微调前后", "对比")
+def before_after(p: Project) -> tuple[str, str]:
+    section = p.find("before and after|before/after|微调前后|对比")
     if not section:
-        return GAP, f"no section called 'before and after' in {project.name}"
-    rows = [row[0].lower() for row in rows_of(section.text)]
+        return GAP, f"no section called 'before and after' in {p.name}"
     for stage, pattern in (("before", "before|前"), ("after", "after|后")):
-        if not any(re.search(pattern, row) for row in rows):
-            return GAP, f"{project.at(section)}: its tables have no row {stage!r}"
-    measured = (project.results("03") or {"tables": {}})["tables"].get("before_after", [])
+        if not any(re.search(pattern, row[0].lower()) for row in section.rows):
+            return GAP, f"{section.at}: its tables have no row {stage!r}"
+    measured = (p.results("03") or {"tables": {}})["tables"].get("before_after", [])
     if not {"before", "after"} <= {row.get("stage") for row in measured}:
         return GAP, "data/results/03_evaluate.json does not hold both: `python -m lib run 02 03`"
-    return OK, f"{project.at(section)}, from data/results/03_evaluate.json"
+    return OK, f"{section.at}, from data/results/03_evaluate.json"
 
 
-def explorations(project: Project) -> Found:
-    """At least two explorations, each complete."""
+def explorations(p: Project) -> tuple[str, str]:
+    """6.1 is notebook 04, and so on; each part is a paragraph of four words or more that begins in bold."""
     complete, unfinished, not_run = [], [], []
-    for section in (s for s in project.sections if re.match(r"6\.\d", s.title)):
-        lacks = [part for part, word in PARTS.items() if not _run_in(section.text, word)]
-        number = f"{int(section.title[2]) + 3:02}"  # 6.1 is notebook 04
+    for section in (s for s in p.sections if re.match(r"6\.\d", s.title)):
+        parts = re.findall(r"^\*\*([^*\n]+)\*\*(.*?)(?=^\*\*|\Z)", section.text, re.M | re.S)
+        told = " ".join(head for head, body in parts if words(body) >= 4)
+        lacks = [part for part, word in PARTS.items() if not re.search(word, told, re.IGNORECASE)]
+        number = f"{int(section.title[2]) + 3:02}"
         if lacks:
-            unfinished.append(f"{project.at(section)}, {section.title}, has no {', no '.join(lacks)}")
-        elif not project.results(number):
+            unfinished.append(f"{section.at}, {section.title}, has no {', no '.join(lacks)}")
+        elif not p.results(number):
             not_run.append(f"{section.title} has no results: `python -m lib run {number}`")
         else:
             complete.append(section.title)
-    if len(complete) < 2:
-        return GAP, "; ".join([f"{len(complete)} of two", *unfinished, *not_run])
-    if unfinished:
-        return GAP, "; ".join(unfinished)
+    if len(complete) < 2 or unfinished:
+        return GAP, "; ".join([f"{len(complete)} complete, two are asked for", *unfinished, *not_run])
     return NOTE if not_run else OK, "; ".join([f"{len(complete)}: {', '.join(complete)}", *not_run])
 
 
-def _run_in(text: str, word: str) -> bool:
-    """Whether a paragraph of four words or more begins in bold with `word`."""
-    found = re.search(rf"^\*\*[^*\n]*(?:{word})[^*\n]*\*\*(.*?)(?=^\*\*|\Z)", text, re.M | re.S | re.I)
-    return found is not None and words(found[1]) >= 4
-
-
-def sources(project: Project) -> Found:
-    """Sources of code, models and data."""
-    return described(
-        project, 20, ("sources|references", "来源", "参考"), "code|代码", "model|模型", "links|https?://|arxiv|doi"
-    )
-
-
-def model_named(project: Project) -> Found:
-    """GPT-2 117M, or said plainly which model."""
-    measured = [r["provenance"] for n in ("01", "02", "03") if (r := project.results(n))]
-    names = {p.get("base_model") for p in measured if p.get("stand_in")}
-    for name in sorted(names, key=str):
-        short = re.sub(r"\s*\(.*", "", str(name))
-        if short not in project.text or not re.search(r"stand-in|替代|代替", project.text):
-            return (GAP, f"the numbers are of the stand-in {short}, not of GPT-2, and {project.name} does not say so")
-    if names:
-        return (
-            NOTE,
-            f"named as a stand-in: {', '.join(map(str, names))}; for GPT-2's numbers put it in data/models/gpt2",
-        )
+def model_named(p: Project) -> tuple[str, str]:
+    measured = [r["provenance"] for n in ("01", "02", "03") if (r := p.results(n))]
     if not measured:
-        return (GAP, "no results of notebooks 01-03 say which model it was: `python -m lib run 01 02 03`")
+        return GAP, "no results of notebooks 01-03 say which model it was: `python -m lib run 01 02 03`"
+    for name in sorted({str(m.get("base_model")) for m in measured if m.get("stand_in")}):
+        if name.split(" (")[0] not in p.text or not re.search(r"stand-in|替代|代替", p.text):
+            return GAP, f"the numbers are of the stand-in {name}, not of GPT-2, and {p.name} does not say so"
+        return NOTE, f"named as a stand-in: {name}; for GPT-2's numbers put it in data/models/gpt2"
     return OK, f"{measured[0].get('base_model')}"
 
 
-def code_runs(project: Project) -> Found:
-    """The code runs and generates (notebooks 01-03)."""
+def code_runs(p: Project) -> tuple[str, str]:
     for number in ("01", "02", "03"):
-        path = next(iter(sorted((project.root / "notebooks").glob(f"{number}_*.ipynb"))), None)
-        way_out = f"`python -m lib run {number}`"
+        path, way_out = next((p.root / "notebooks").glob(f"{number}_*.ipynb"), None), f"`python -m lib run {number}`"
         if path is None:
             return GAP, f"notebook {number} was not executed: {way_out}"
         try:
-            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            outputs = [o for c in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", [])]
         except (ValueError, KeyError, TypeError):
             return GAP, f"{path.name} is damaged: {way_out}"
-        outputs = [o for cell in cells for o in cell.get("outputs", [])]
         if not outputs or any(o.get("output_type") == "error" for o in outputs):
             return GAP, f"{path.name} has {'an error' if outputs else 'no outputs'}: {way_out}"
-        if not project.results(number):
+        if not p.results(number):
             return GAP, f"data/results has nothing of notebook {number}: {way_out}"
     return OK, "notebooks/01-03 executed without error, results in data/results"
 
 
-def report_language(project: Project) -> Found:
-    """Report language (Chinese or English)."""
-    count = words(project.text)
-    if count < 100:
-        return GAP, f"{project.name} has {count} words of Chinese or English"
-    return (OK, f"{'Chinese' if outline.language(project.text) == 'zh' else 'English'}, {count:,} words")
+def in_a_language(p: Project) -> tuple[str, str]:
+    if (count := words(p.text)) < 100:
+        return GAP, f"{p.name} has {count} words of Chinese or English"
+    return OK, f"{'Chinese' if language(p.text) == 'zh' else 'English'}, {count:,} words"
 
 
-def figures_there(project: Project) -> Found:
-    """Figures that the report shows."""
-    shown = re.findall(r"!\[[^\]]*\]\(<?([^)\s>]+)", project.text)
-    for target in shown:
-        if not (project.root / target).is_file():
-            return GAP, f"{project.name} shows {target}, which is missing: {way_back(target)}"
-    if not shown:
-        return GAP, f"{project.name} shows no figure"
-    return OK, f"{len(shown)} figures"
+def figures(p: Project) -> tuple[str, str]:
+    shown = re.findall(r"!\[[^\]]*\]\(<?([^)\s>]+)", p.text)
+    if gone := [target for target in shown if not (p.root / target).is_file()]:
+        return GAP, f"{p.name} shows {gone[0]}, which is missing: `git checkout {gone[0]}` or run its notebook"
+    return (OK, f"{len(shown)} figures") if shown else (GAP, f"{p.name} shows no figure")
 
 
-def nothing_left_open(project: Project) -> Found:
-    """No placeholder left."""
-    if left := project.placeholders():
-        shown = "; ".join(f"{project.name}:{line}: {what}" for line, what in left[:3])
-        return GAP, f"{shown}{f' and {len(left) - 3} more' if left[3:] else ''}"
-    return OK, f"none in {project.name}"
-
-
-def numbers_traced(project: Project) -> Found:
-    """Every number from data/results."""
-    if not FILLED.search(project.raw):
-        return (NOTE, f"{project.name} has no places that `python -m lib report` fills: nobody compared its numbers")
-    if wrong := report.check(project.root):
-        more = f" and {len(wrong) - 1} more: `python -m lib report --check`" if wrong[1:] else ""
-        return GAP, f"{wrong[0].rstrip('.')}{more}"
-    return OK, f"{len(FILLED.findall(project.raw))} places agree with data/results"
-
-
-def defence(project: Project) -> Found:
-    """Prepared for the meeting (10 minutes of questions)."""
-    section = find(project.sections, "defence|defense", "答辩", "交流")
-    if not section:
-        return NOTE, "no defence map in the report; after handing in, write to the TA for a time"
-    return NOTE, f"{project.at(section)}; after handing in, write to the TA for a time"
-
-
-def commands_shown(project: Project) -> Found:
-    """How to run the code, with a sample."""
-    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", project.text, re.M | re.S)
-    if not any("pip install" in b for b in blocks) or not any("python -m lib run" in b for b in blocks):
+def numbers_traced(p: Project) -> tuple[str, str]:
+    if not (marks := fill.MARK.findall(p.raw)):
+        return NOTE, f"{p.name} has no marks that `python -m lib report` fills: nobody compared its numbers"
+    if wrong := [line for line in fill.check(p.root) if line.startswith(p.name)]:
         return (
             GAP,
-            "README.md does not show `pip install -r requirements.txt` and `python -m lib run` in a code block",
+            f"{wrong[0].rstrip('.')}{f' and {len(wrong) - 1} more: `python -m lib report --check`' * bool(wrong[1:])}",
         )
-    if sum("python -m lib" not in b for b in blocks) < 1:
+    return OK, f"{len(marks)} marks agree with data/results"
+
+
+def nothing_left_open(p: Project) -> tuple[str, str]:
+    lines = blank(p.raw, FENCED, fill.MARK, COMMENT, CODE_OR_FORMULA).splitlines()
+    if left := [f"{p.name}:{i}: {m[0]}" for i, line in enumerate(lines, 1) for m in PLACEHOLDER.finditer(line)]:
+        return GAP, "; ".join(left[:3]) + f" and {len(left) - 3} more" * bool(left[3:])
+    return OK, f"none in {p.name}"
+
+
+def defence(p: Project) -> tuple[str, str]:
+    section = p.find("defence|defense|答辩|交流")
+    where = section.at if section else "no defence map in the report"
+    return NOTE, f"{where}; after handing in, write to the TA for a time"
+
+
+def commands_shown(p: Project) -> tuple[str, str]:
+    blocks = [m[0] for m in FENCED.finditer(p.raw)]
+    if not all(any(command in b for b in blocks) for command in ("pip install", "python -m lib run")):
+        return GAP, "README.md does not show `pip install -r requirements.txt` and `python -m lib run` in a code block"
+    if all("python -m lib" in b for b in blocks):
         return GAP, "README.md shows no sample of what comes out"
     return OK, f"README.md, {len(blocks)} code blocks"
 
 
-def package(project: Project) -> Found:
-    """The package handed in."""
-    midterm = project.name == "README.md"
-    due = "mid-term, 10 %, due 19 May (week 13)" if midterm else "final, 90 %, due 9 June (week 16)"
-    path = project.root / "build" / ("midterm.zip" if midterm else "final.zip")
-    command = f"`python -m lib pack{' --midterm' if midterm else ''}`"
+def package(p: Project) -> tuple[str, str]:
+    due = "mid-term, 10 %, due 19 May (week 13)" if p.midterm else "final, 90 %, due 9 June (week 16)"
+    path = p.root / "build" / ("midterm.zip" if p.midterm else "final.zip")
+    command = f"`python -m lib pack{' --midterm' * p.midterm}`"
     made = f"build/{path.name}, {path.stat().st_size / 1e6:.1f} MB" if path.is_file() else f"not built: {command}"
     return NOTE, f"{due}: {made}"
 
 
-FINAL: tuple[Question, ...] = (
-    members_named,
-    division_given,
-    structure,
-    generation,
-    prior_work,
-    dataset,
-    processing,
-    before_after,
-    explorations,
-    sources,
-    model_named,
-    code_runs,
-    report_language,
-    figures_there,
-    numbers_traced,
-    nothing_left_open,
-    defence,
-    package,
-)
-MIDTERM: tuple[Question, ...] = (
-    code_runs,
-    commands_shown,
-    model_named,
-    report_language,
-    figures_there,
-    nothing_left_open,
-    package,
-)
+STRUCTURE = ("attention|注意力", "embedding|嵌入", "MLP|feed-forward|前馈", "normali[sz]ation|layer ?norm|归一化")
+GENERATION = ("logits?|probabilit|概率", "sampl|top-?[kp]|采样|解码", "token|词元")
+BOTH = {
+    "GPT-2 117M, or said plainly which model": model_named,
+    "The code runs and generates (notebooks 01-03)": code_runs,
+    "Report language (Chinese or English)": in_a_language,
+    "Figures that the report shows": figures,
+    "Every number from data/results": numbers_traced,
+    "No placeholder left": nothing_left_open,
+}
+FINAL = {
+    "Members named (2 or 3)": members,
+    "Division of labour given": division,
+    "The model's structure, in detail": lambda p: p.described(60, "^structure|结构", *STRUCTURE),
+    "The principle of generation": lambda p: p.described(60, "how it generates|generation|生成", *GENERATION),
+    "Prior work and what was verified first": prior_work,
+    "The dataset introduced, with its card": dataset,
+    "Data processing explained": lambda p: p.described(30, "processing|cleaning|处理"),
+    "Before against after fine-tuning": before_after,
+    "At least two explorations, each complete": explorations,
+    "Sources of code, models and data": lambda p: p.described(
+        20, "sources|references|来源|参考", "code|代码", "model|模型", "links|https?://|arxiv|doi"
+    ),
+    **BOTH,
+    "Prepared for the meeting (10 minutes of questions)": defence,
+    "The package handed in": package,
+}
+MIDTERM = {"How to run the code, with a sample": commands_shown, **BOTH, "The package handed in": package}
+
+
+def check(midterm: bool = False, root: Path = profile.ROOT) -> list[tuple[str, str, str]]:
+    """(OK, GAP or NOTE; the question; where it is satisfied or what is missing) of every question."""
+    project = Project(root, midterm)
+    if not project.text.strip():
+        return [(GAP, "a report", f"{project.name} is missing or empty: write it, then `python -m lib report`")]
+    answers = []
+    for question, ask in (MIDTERM if midterm else FINAL).items():
+        status, text = ask(project)
+        answers.append((status, question, text))
+    return answers
+
+
+def gaps(answers: list[tuple[str, str, str]]) -> list[str]:
+    """The open questions, one sentence each."""
+    return [f"{question}: {text}" for status, question, text in answers if status == GAP]
+
+
+def show(answers: list[tuple[str, str, str]]) -> str:
+    """The answers as lines, and a sentence that sums them up."""
+    lines = [f"{status:8} {question:50} {text}" for status, question, text in answers]
+    count = len(gaps(answers))
+    return "\n".join([*lines, f"{count} of {len(answers)} missing." if count else "Nothing is missing."])
