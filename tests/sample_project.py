@@ -1,4 +1,4 @@
-"""A small finished project for the tests of check, export and pack: report, figures, notebooks, results."""
+"""A small finished project for the tests of lib.report: report, figures, notebooks, results."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def write(path: Path, text: str) -> None:
 
 
 def notebook(stem: str, output: str = "bits per byte 1.042\n") -> str:
-    """An executed notebook's JSON, with the cells of `source`."""
+    """An executed notebook's JSON."""
     book = nbformat.v4.new_notebook()
     cell = nbformat.v4.new_code_cell("print('bits per byte 1.042')", id="b")
     cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=output)]
@@ -54,22 +54,12 @@ def source(stem: str) -> str:
     return f"# %% [markdown]\n# # {stem}\n#\n# $x^2$, 红豆\n\n# %%\nprint('bits per byte 1.042')\n"
 
 
-def results(stem: str) -> str:
-    value = {
-        "notebook": stem,
-        "provenance": {
-            "base_model": "SmolLM2-135M-Instruct (stand-in)",
-            "stand_in": True,
-            "profile": "full",
-            "seeds": [0, 1, 2],
-        },
-        "tables": {
-            "before_after": [
-                {"task": "debian", "stage": stage, "method": method, "seed": 0, "bits_per_byte": bits}
-                for stage, method, bits in (("before", "none", 1.229), ("after", "full", 1.042))
-            ]
-        },
-    }
+def results(stem: str, report: dict | None = None) -> str:
+    made = {"base_model": "SmolLM2-135M-Instruct (stand-in)", "stand_in": True, "profile": "full", "seeds": [0, 1, 2]}
+    made |= {"dtype": "float32", "git_commit": "a" * 40, "created": "2026-11-23T10:00:00+00:00"}
+    row = {"task": "debian", "seed": 0}
+    rows = [row | {"stage": "before", "bits_per_byte": 1.229}, row | {"stage": "after", "bits_per_byte": 1.042}]
+    value = {"notebook": stem, "provenance": made, "tables": {"before_after": rows}, "report": report or {}}
     return json.dumps(value) + "\n"
 
 

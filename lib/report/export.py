@@ -60,7 +60,8 @@ def document(source: Path, form: str, base: str = "", draft: bool = False) -> by
         raise FileNotFoundError(f"{source.name} is missing in {root}: write it first.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{source.name} is not UTF-8 ({error}): save it as UTF-8.") from None
-    more = ["-M", f"base={base}", "-M", f"lang={language(text)}"]
+    lang = language(text)
+    more = ["-M", f"base={base}", "-M", f"lang={lang.replace('zh', 'zh-Hans')}", "-V", f"language={lang}"]
     if not re.search(r"\A\s*# ", text):
         more += ["-M", f"title={source.stem}"]
     if form == "html":

@@ -7,6 +7,7 @@ with its caption; `<!--? 03.claim -->` stands before a sentence that is true onl
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from lib import profile
@@ -79,11 +80,11 @@ def fill(root: Path = profile.ROOT) -> list[str]:
     return check(root)
 
 
-def check(root: Path = profile.ROOT) -> list[str]:
+def check(root: Path = profile.ROOT, names: Sequence[str] = FILES) -> list[str]:
     """What is wrong with the files, a sentence each with its line: stale, unknown and broken marks, claims that no
     longer hold, typed numbers, missing figures, and places in the code that do not exist."""
     found, wrong = answers(root), []
-    for name in FILES:
+    for name in names:
         text = _read(root / name)
         faults = _marks(text, found) + _places(text, root)
         faults += _typed_numbers(text) if name == "report.md" else _typed_decimals(text)

@@ -228,7 +228,7 @@ def figures(p: Project) -> tuple[str, str]:
 def numbers_traced(p: Project) -> tuple[str, str]:
     if not (marks := fill.MARK.findall(p.raw)):
         return NOTE, f"{p.name} has no marks that `python -m lib report` fills: nobody compared its numbers"
-    if wrong := [line for line in fill.check(p.root) if line.startswith(p.name)]:
+    if wrong := fill.check(p.root, [p.name]):
         return (
             GAP,
             f"{wrong[0].rstrip('.')}{f' and {len(wrong) - 1} more: `python -m lib report --check`' * bool(wrong[1:])}",

@@ -47,7 +47,7 @@ local function captions(blocks)
   for _, block in ipairs(blocks) do
     local before, first = done[#done], block.t == "Para" and block.content[1].text or ""
     local rest = first:match("^Table:(.*)") or first:match("^表：(.*)")
-    if rest and before and before.t == "Table" then
+    if rest and before and before.t == "Table" and #before.caption.long == 0 then
       block.content[1] = pandoc.Str(rest)
       if rest == "" then block.content = pandoc.Inlines({table.unpack(block.content, 3)}) end
       before.caption.long = {pandoc.Plain(numbered("table", block.content))}
@@ -66,8 +66,8 @@ local function fit_word(block, rows)
       local text = pandoc.utils.stringify(cell.contents)
       longest[i] = math.max(longest[i] or 0, utf8.len(text) + PADDING)
       for word in text:gmatch("%S+") do least[i] = math.max(least[i] or PADDING, utf8.len(word) + PADDING) end
-      if text == "" then cell.contents = {pandoc.Plain("\u{a0}")} end
-      cell.contents = {pandoc.Div(cell.contents, {["custom-style"] = "Table Text"})}
+      local inlines = text == "" and {"\u{a0}"} or cell.contents[1].content
+      cell.contents = {pandoc.Div({pandoc.Para(inlines)}, {["custom-style"] = "Table Text"})}
     end
   end
   local cap, sum, wide = math.max(table.unpack(longest)) + 1, math.huge, {}
@@ -116,7 +116,7 @@ end
 local function contents(document)
   local at, heads = 0, 0
   for i, block in ipairs(document.blocks) do
-    if block.t == "Header" then at, heads = at > 0 and at or i, heads + 1 end
+    if block.t == "Header" and block.level > 1 then at, heads = at > 0 and at or i, heads + 1 end
   end
   if FORMAT == "typst" and heads > 2 then document.blocks:insert(at, pandoc.RawBlock("typst", "#outline(depth: 2)")) end
   return document
