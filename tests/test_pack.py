@@ -37,7 +37,15 @@ def test_the_package_holds_what_is_handed_in(root):
     path = pack.pack(root=root)
     assert path == root / "build/final.zip"
     found = names(path)
-    wanted = {"report.md", "report.html", "report.docx", "report.pdf", "README.md", "requirements.txt", "pyproject.toml"}
+    wanted = {
+        "report.md",
+        "report.html",
+        "report.docx",
+        "report.pdf",
+        "README.md",
+        "requirements.txt",
+        "pyproject.toml",
+    }
     wanted |= {"data/README.md", "data/debian/card.json", "data/debian/train.jsonl", "lib/packing.py"}
     wanted |= {f"notebooks/{stem}.{kind}" for stem in NAMES for kind in ("py", "ipynb")}
     wanted |= {f"data/results/{stem}.json" for stem in NAMES} | {"figures/03_before_after.png"}
@@ -69,7 +77,14 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
 
 PRIVATE = ["data/private/me.jsonl", "data/models/gpt2/config.json", "data/runs/r/state.json", "data/mirror/e2e/a.txt"]
 PRIVATE += ["data/runs/ratings-debian.jsonl", "lib/__pycache__/x.pyc", "lib/model.safetensors", ".env", "lib/.env"]
-PRIVATE += ["tests/id_rsa", "lib/server.pem", "build/old.html", ".github/workflows/ci.yml", "notes.txt", "data/me.jsonl"]
+PRIVATE += [
+    "tests/id_rsa",
+    "lib/server.pem",
+    "build/old.html",
+    ".github/workflows/ci.yml",
+    "notes.txt",
+    "data/me.jsonl",
+]
 
 
 @pytest.mark.parametrize("git", [True, False])
@@ -117,7 +132,13 @@ def test_this_machines_paths_and_secrets_are_found_everywhere(root, monkeypatch)
 def test_this_repository_packs_what_its_code_imports_and_nothing_private():
     """README's two commands need the requirements, the package's metadata and every module of `lib`."""
     packed = pack.files(profile.ROOT, "report.md")
-    needed = {"requirements.txt", "pyproject.toml", "data/debian/train.jsonl", "data/gpt2_bpe/merges.txt", "lib/__init__.py"}
+    needed = {
+        "requirements.txt",
+        "pyproject.toml",
+        "data/debian/train.jsonl",
+        "data/gpt2_bpe/merges.txt",
+        "lib/__init__.py",
+    }
     assert needed | {"lib/report/templates/reference.docx", "tests/sample_report.md"} <= set(packed)
     for name in packed:
         assert name.endswith((".jsonl", ".svg")) or not list(
