@@ -56,7 +56,12 @@ def source(stem: str) -> str:
 
 def results(stem: str, report: dict | None = None) -> str:
     made = {"base_model": "SmolLM2-135M-Instruct (stand-in)", "stand_in": True, "profile": "full", "seeds": [0, 1, 2]}
-    made |= {"dtype": "float32", "git_commit": "a" * 40, "created": "2026-11-23T10:00:00+00:00"}
+    made |= {
+        "device": "CPU, a processor",
+        "dtype": "float32",
+        "git_commit": "a" * 40,
+        "created": "2026-11-23T10:00:00+00:00",
+    }
     row = {"task": "debian", "seed": 0}
     rows = [row | {"stage": "before", "bits_per_byte": 1.229}, row | {"stage": "after", "bits_per_byte": 1.042}]
     value = {"notebook": stem, "provenance": made, "tables": {"before_after": rows}, "report": report or {}}

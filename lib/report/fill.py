@@ -20,9 +20,11 @@ MARK = re.compile(
     r"|<!--\? (?P<claim>[\w-]+\.[^\n>]+?) -->",
     re.DOTALL,
 )
+FENCED = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\n]*$", re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"`[^`\n]*`")
 FIGURE = re.compile(r"!\[[^\]]*\]\((figures/[^)\s]+)\)")
-REFERENCE = re.compile(r"`((?:lib|tests|notebooks|data)/[\w./]+)(?:::(\w+))?`")
-FILLED_BY_A_MACHINE = ("data/private", "data/runs", "data/models", "data/mirror", "data/results")
+REFERENCE = re.compile(r"`((?:lib|tests|notebooks|data)/[\w./]+)(?:::(\w+))?`|`(lib(?:\.\w+)+)`|\]\(([\w/]+/[\w./]+)")
+FILLED_BY_A_MACHINE = ("data/private", "data/runs", "data/models", "data/mirror", "data/results", "build/")
 
 
 def answers(root: Path) -> dict[str, dict]:
@@ -31,29 +33,20 @@ def answers(root: Path) -> dict[str, dict]:
     found: dict[str, dict] = {"values": {}, "tables": {}, "claims": {}}
     origins = []
     for path in sorted((root / "data" / "results").glob("[0-9][0-9]_*.json")):
+        number = path.stem[:2]
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
             made = results["provenance"]
             seeds = ", ".join(map(str, made["seeds"])) or "-"
-            origins.append(
-                [
-                    path.stem,
-                    made["base_model"] or "from scratch",
-                    made["profile"],
-                    seeds,
-                    made["dtype"],
-                    made["git_commit"][:7],
-                    made["created"][:10],
-                ]
-            )
-        except (ValueError, KeyError) as error:
-            again = f"run `python -m lib run {path.stem[:2]}` again"
+            device = made["device"].removeprefix("CPU, ")
+            origins.append([number, made["base_model"] or "none", made["profile"], seeds, device, made["created"][:10]])
+            for kind, named in results.get("report", {}).items():
+                found[kind] |= {f"{number}.{name}": answer for name, answer in named.items()}
+        except (ValueError, LookupError, TypeError) as error:
+            again = f"run `python -m lib run {number}` again"
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): {again}.") from error
-        for kind, named in results.get("report", {}).items():
-            found[kind] |= {f"{path.stem[:2]}.{name}": answer for name, answer in named.items()}
-    header = ["results of", "model", "profile", "seeds", "format", "commit", "date"]
-    caption = "Table: What each results file was made with."
-    found["tables"]["all.provenance"] = f"{markdown_table(header, origins, 2)}\n\n{caption}"
+    header = ["notebook", "base model", "profile", "seeds", "machine", "date"]
+    found["tables"]["all.provenance"] = markdown_table(header, origins, 6)
     return found
 
 
@@ -84,10 +77,11 @@ def check(root: Path = profile.ROOT, names: Sequence[str] = FILES) -> list[str]:
     """What is wrong with the files, a sentence each with its line: stale, unknown and broken marks, claims that no
     longer hold, typed numbers, missing figures, and places in the code that do not exist."""
     found, wrong = answers(root), []
+    published = _read(root / "report.md") if (root / "report.md").exists() else ""
     for name in names:
         text = _read(root / name)
         faults = _marks(text, found) + _places(text, root)
-        faults += _typed_numbers(text) if name == "report.md" else _typed_decimals(text)
+        faults += _typed_numbers(text, published, only_decimals=name == "README.md")
         wrong += [f"{name}, line {text.count(chr(10), 0, at) + 1}: {what}" for at, what in sorted(faults)]
     return wrong
 
@@ -112,7 +106,7 @@ def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
             wrong.append((m.start(), f"the claim `{name}` does not hold any more: rewrite the sentence behind it."))
         elif filled(m[0], found) != m[0]:
             wrong.append((m.start(), f"`{name}` is not what data/results gives: run `python -m lib report`."))
-    rest = MARK.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), _without_code(text))
+    rest = _blank(text, FENCED, MARK)
     wrong += [
         (m.start(), f"`{m[0]}` is a broken mark, or one without its end.")
         for m in re.finditer("<!-[^>\n]*>?|-->", rest)
@@ -125,22 +119,22 @@ def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
 
 
 def _places(text: str, root: Path) -> list[tuple[int, str]]:
-    """Figures that are missing, and files or names in the code that the text points to and that are not there."""
-    wrong = [
-        (m.start(), f"{m[1]} is missing: run its notebook.")
-        for m in FIGURE.finditer(text)
-        if not (root / m[1]).is_file()
-    ]
-    for m in REFERENCE.finditer(text):
-        path = root / m[1]
-        if m[1].startswith(FILLED_BY_A_MACHINE):
+    """Figures that are missing; files and names in the code that the text points to and that are not there."""
+    wrong = []
+    for m in REFERENCE.finditer(_blank(text, FENCED)):
+        path, name = m[1] or m[4] or "", m[2]
+        if m[3]:  # lib.module.name, lib.room.module.Class.method
+            path, names = "lib", m[3].split(".")[1:]
+            while names and (root / path).is_dir():
+                path = f"{path}/{names.pop(0)}"
+            path, name = path if (root / path).is_dir() else f"{path}.py", names[0] if names else None
+        defined = rf"^\s*(?:def|class) {name}\b|^{name}\b.* = "
+        if path.startswith(FILLED_BY_A_MACHINE):
             continue
-        if not path.exists():
-            wrong.append((m.start(), f"`{m[1]}` does not exist."))
-        elif m[2] and not re.search(
-            rf"^\s*(?:def|class) {m[2]}\b|^{m[2]}\b.* = ", path.read_text("utf-8"), re.MULTILINE
-        ):
-            wrong.append((m.start(), f"`{m[1]}` has no `{m[2]}`."))
+        if not (root / path).exists():
+            wrong.append((m.start(), f"{path} is missing" + (": run its notebook." if "figures/" in path else ".")))
+        elif name and not re.search(defined, (root / path).read_text(encoding="utf-8"), re.MULTILINE):
+            wrong.append((m.start(), f"{path} has no `{name}`."))
     return wrong
 
 
@@ -162,40 +156,25 @@ NO_RESULTS = (  # numbers that are no results, anywhere in running text
 MATH = re.compile(r"\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
 
 
-def _without_code(text: str) -> str:
-    """`text` with fenced blocks turned to blanks; lines and places stay."""
-    return _blank(text, re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE))
-
-
 def _blank(text: str, *patterns: re.Pattern) -> str:
+    """`text` with what the patterns find turned to blanks; lines and places stay."""
     for pattern in patterns:
         text = pattern.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
     return text
 
 
-def _typed_numbers(text: str) -> list[tuple[int, str]]:
-    """Numbers of the report outside the marks that are neither years, sections, notebooks, nor published constants that
-    the sources list. Formulas hold integers up to 10 as well; the team's section and the sources are their own."""
-    listed = LISTED.search(text)
+def _typed_numbers(text: str, published: str, only_decimals: bool) -> list[tuple[int, str]]:
+    """Numbers outside code and marks that are neither years, sections, notebooks, nor among the constants that the
+    report's sources list. Formulas hold integers up to 10 as well; the team's section and the sources are free.
+    README, whose commands and times hold many numbers, is asked for decimals only."""
+    listed = LISTED.search(published)
     allowed = {m[1] + m[2] for m in NUMBER.finditer(listed[0])} if listed else set()
-    plain = _blank(text, MARK, TEAM, SOURCES, FIGURE, *NO_RESULTS)
-    small = {str(i) for i in range(11)}
-    math = [m.span() for m in MATH.finditer(plain)]
+    math = [m.span() for m in MATH.finditer(text)]
     wrong = []
-    for m in NUMBER.finditer(plain):
-        in_formula = any(start <= m.start() < end for start, end in math)
-        if m[1] + m[2] not in allowed and not m[2].startswith("_") and not (in_formula and m[1] in small):
-            wrong.append(
-                (
-                    m.start(),
-                    f"{m[0]} stands outside a mark and is no year, section or published constant: fill it "
-                    "in by a mark, or list it with its source under “Published constants”.",
-                )
-            )
+    for m in NUMBER.finditer(_blank(text, FENCED, MARK, CODE, TEAM, SOURCES, FIGURE, *NO_RESULTS)):
+        small = m[1].isdigit() and int(m[1]) <= 10 and any(start <= m.start() < end for start, end in math)
+        if small or m[1] + m[2] in allowed or m[2].startswith("_") or (only_decimals and "." not in m[1]):
+            continue
+        ways = "fill it in by a mark, or list it with its source under the report's “Published constants”."
+        wrong.append((m.start(), f"{m[0]} was typed and is no year, section or published constant: {ways}"))
     return wrong
-
-
-def _typed_decimals(text: str) -> list[tuple[int, str]]:
-    """Of README, whose commands and times hold many numbers: decimals outside code and marks."""
-    plain = _blank(_without_code(text), MARK, re.compile(r"`[^`\n]*`"), *NO_RESULTS)
-    return [(m.start(), f"{m[0]} was typed: fill it in by a mark.") for m in NUMBER.finditer(plain) if "." in m[1]]

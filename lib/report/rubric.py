@@ -11,10 +11,10 @@ from pathlib import Path
 
 from lib import profile
 from lib.report import fill
+from lib.report.fill import FENCED
 
 OK, GAP, NOTE = "ok", "MISSING", "note"
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
-FENCED = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\n]*$", re.DOTALL | re.MULTILINE)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 CODE_OR_FORMULA = re.compile(r"(`+)[^`\n]*\1|\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
 # what a team has still to write: [Name of member 1], [姓名], TODO

@@ -1,0 +1,168 @@
+"""report.md and README.md: every number from a results file, every claim true, every place in the code real."""
+
+import json
+
+import pytest
+from sample_project import figure, project, results, write
+
+from lib import __main__ as command
+from lib import profile
+from lib.report import fill
+
+REPORT = {
+    "values": {"full.bits": "1.042 [1.038, 1.045]"},
+    "tables": {"scores": "| a | b |\n|--|--|\n| 1 | 2 |\n\nTable: Scores.", "figure.curve": "![C.](figures/03_c.png)"},
+    "claims": {"full beats before": True},
+}
+TEXT = """# A report
+
+After it the model needs <!--= 03.full.bits -->1.042 [1.038, 1.045]<!--/--> bits. As said
+before, <!--? 03.full beats before -->fine-tuning helps.
+See `lib.packing.flatten`, `tests/test_x.py::test_y` and section 5.
+
+<!-- begin 03.scores -->
+
+| a | b |
+|--|--|
+| 1 | 2 |
+
+Table: Scores.
+
+<!-- end 03.scores -->
+
+<!-- begin 03.figure.curve -->
+
+![C.](figures/03_c.png)
+
+<!-- end 03.figure.curve -->
+
+Hu et al. 2021 give 70.4 for it, at the 95 % level; $x_1 + 2$ and `0.5` in code.
+
+```
+1.5
+```
+
+**Published constants.** Numbers that are not ours:
+
+- 70.4: BLEU (Hu et al. 2021).
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
+    project(tmp_path, git=False)
+    write(tmp_path / "data/results/03_evaluate.json", results("03_evaluate", REPORT))
+    write(tmp_path / "lib/packing.py", "def flatten(): ...\n")
+    write(tmp_path / "tests/test_x.py", "def test_y(): ...\n")
+    figure(tmp_path / "figures/03_c.png")
+    write(tmp_path / "report.md", TEXT)
+    assert fill.check(tmp_path) == []
+    return tmp_path
+
+
+def change(root, **parts):
+    """The results file with some answers changed."""
+    report = {kind: named | parts.get(kind, {}) for kind, named in REPORT.items()}
+    write(root / "data/results/03_evaluate.json", results("03_evaluate", report))
+
+
+def test_fill_brings_new_values_tables_and_figures_and_nothing_else(root):
+    change(root, values={"full.bits": "0.900"}, tables={"scores": "| c |\n|--|\n| 3 |"})
+    assert len(fill.check(root)) == 2
+    assert fill.fill(root) == []
+    text = (root / "report.md").read_text("utf-8")
+    assert "needs <!--= 03.full.bits -->0.900<!--/--> bits." in text and "| c |\n|--|\n| 3 |\n\n<!-- end" in text
+    assert text.replace("0.900", "1.042 [1.038, 1.045]").splitlines()[:4] == TEXT.splitlines()[:4]
+    before = (root / "report.md").stat().st_mtime_ns
+    assert fill.fill(root) == [] and (root / "report.md").stat().st_mtime_ns == before
+
+
+def test_a_changed_value_and_a_claim_turned_false_are_named_with_their_lines(root):
+    change(root, values={"full.bits": "1.1"}, claims={"full beats before": False})
+    stale, false = fill.check(root)
+    assert stale.startswith("report.md, line 3: `03.full.bits` is not what data/results gives")
+    assert false == (
+        "report.md, line 4: the claim `03.full beats before` does not hold any more: rewrite the sentence behind it."
+    )
+    assert fill.fill(root) == [false]
+
+
+BROKEN = {
+    "typed": ("helps.", "helps by 12 %.", "line 4: 12 was typed"),
+    "typed in a table": ("Hu et al.", "| a |\n|--|\n| 0.18 |\n\nHu et al.", "0.18 was typed"),
+    "typed in a formula": ("x_1 + 2", "x_1 + 22", "22 was typed"),
+    "an unknown value": ("03.full.bits", "03.full.bit", "no results file answers `03.full.bit`: run notebook 03"),
+    "an unknown claim": ("03.full beats before", "03.lora beats", "no results file answers `03.lora beats`"),
+    "an open mark": ("1.045]<!--/-->", "1.045]", "line 3: `<!--= 03.full.bits -->` is a broken mark"),
+    "an open block": ("<!-- end 03.scores -->", "", "line 7: `<!-- begin 03.scores -->` is a broken mark"),
+    "a broken mark": ("<!--? 03", "<!-? 03", "is a broken mark"),
+    "edited by hand": ("| 1 | 2 |", "| 1 | 3 |", "line 7: `03.scores` is not what data/results gives"),
+    "a mark at a line's start": ("As said\nbefore, ", "As said\n", "line 4: a line may not begin with a mark"),
+    "a gone module": ("lib.packing.flatten", "lib.packed.flatten", "lib/packed.py is missing"),
+    "a gone function": ("lib.packing.flatten", "lib.packing.flat", "lib/packing.py has no `flat`"),
+    "a gone test": ("::test_y", "::test_z", "tests/test_x.py has no `test_z`"),
+    "a gone file": ("section 5", "[the code](lib/nothing.py)", "lib/nothing.py is missing"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_is_named_with_its_line(root, name):
+    old, new, said = BROKEN[name]
+    assert old in TEXT
+    write(root / "report.md", TEXT.replace(old, new, 1))
+    wrong = fill.check(root)
+    assert any(said in line and line.startswith("report.md, line ") for line in wrong), wrong
+
+
+def test_readme_is_filled_by_the_same_marks_and_asked_for_decimals(root):
+    readme = (root / "README.md").read_text("utf-8")
+    write(
+        root / "README.md",
+        readme + "\nIt took 13 minutes on 2 cores; 70.4 is published. <!--= 03.full.bits -->x<!--/-->\n",
+    )
+    assert len(fill.check(root)) == 1 and fill.fill(root) == []
+    write(root / "README.md", readme + "\nIt needs 1.042 bits.\n")
+    (line,) = fill.check(root)
+    assert line.startswith("README.md, line ") and "1.042 was typed" in line
+
+
+def test_a_missing_figure_or_results_file_is_told_by_its_notebook(root):
+    (root / "figures/03_c.png").unlink()
+    assert ["figures/03_c.png is missing: run its notebook." in line for line in fill.check(root)] == [True]
+    (root / "data/results/03_evaluate.json").unlink()
+    assert sum("run notebook 03" in line for line in fill.check(root)) == 4
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"notebook": "03"}', '{"provenance": {"seeds": [0]}}'])
+def test_a_damaged_results_file_is_one_sentence(root, damage):
+    write(root / "data/results/03_evaluate.json", damage)
+    with pytest.raises(ValueError, match=r"03_evaluate.json is damaged .*: run `python -m lib run 03` again"):
+        fill.check(root)
+
+
+def test_files_that_are_missing_or_not_utf8_are_one_sentence(root):
+    (root / "report.md").write_bytes("红豆".encode("gbk"))
+    with pytest.raises(ValueError, match=r"report.md is not UTF-8 \(byte 0\): save it as UTF-8"):
+        fill.check(root)
+    (root / "report.md").unlink()
+    with pytest.raises(FileNotFoundError, match=r"`git checkout report\.md`"):
+        fill.check(root)
+
+
+def test_the_provenance_of_every_notebook_is_a_table():
+    table = fill.answers(profile.ROOT)["tables"]["all.provenance"]
+    assert len(table.splitlines()) == 2 + len(list((profile.DATA / "results").glob("*.json")))
+
+
+def test_the_shipped_files_agree_with_the_results():
+    assert fill.check() == []
+
+
+def test_the_command_fails_where_something_is_wrong(root, monkeypatch, capsys):
+    check = fill.check
+    monkeypatch.setattr(fill, "check", lambda: check(root))
+    assert command.main(["report", "--check"]) == 0 and "agree with data/results" in capsys.readouterr().out
+    write(root / "report.md", TEXT.replace("helps.", "helps by 12 %."))
+    assert command.main(["report", "--check"]) == 1 and "line 4: 12 was typed" in capsys.readouterr().out
+    (root / "data/results/03_evaluate.json").write_text(json.dumps([]), "utf-8")
+    assert command.main(["report", "--check"]) == 1 and "is damaged" in capsys.readouterr().err
