@@ -65,10 +65,14 @@ class Results:
             self._file["provenance"] if self.stored else provenance(self.base, self.seeds) | {"git_commit": self.commit}
         )
 
-    def caption(self, text: str, tokens: int | None = None, scratch: bool = False, seeds: Sequence[int] = ()) -> str:
-        """`text` and what its numbers hang on: seeds, training tokens per run, and the model unless from `scratch`."""
+    def caption(
+        self, text: str, tokens: int | None = None, scratch: bool = False, seeds: Sequence[int] | None = None
+    ) -> str:
+        """`text` and what its numbers hang on: seeds (all of the run's; () for none), training tokens per run, and the
+        model unless from `scratch`."""
         made = self.provenance()
-        parts = [f"Seeds {', '.join(map(str, seeds or made['seeds']))}"] if seeds or made["seeds"] else []
+        seeds = made["seeds"] if seeds is None else seeds
+        parts = [f"Seeds {', '.join(map(str, seeds))}"] if seeds else []
         parts += [f"{tokens:,} training tokens per run"] if tokens else []
         if made["base_model"] and not scratch:
             parts.append(made["base_model"] + (", not GPT-2 117M" if made["stand_in"] else ""))

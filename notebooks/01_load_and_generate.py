@@ -35,18 +35,28 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
+import functools
 import inspect
+import re
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Markdown, display
+from matplotlib.patches import FancyBboxPatch
 
-from lib import generate, metrics, models, plots, profile, results, tasks
-from lib.explore import gpt2, inside
+from lib import generate, metrics, models, plots, profile, tasks
+from lib.explore import gpt2
+from lib.results import Results
 
-started, settings = results.start(), profile.current()
 pd.set_option("display.max_colwidth", 160, "display.max_rows", 80)
+
+# %% [markdown]
+# - How much is generated, as (fast, cpu, full). Nothing is trained here.
+
+# %%
+budget = profile.budget(sample_tokens=(24, 120, 160), continuation_tokens=(24, 30, 30), batch_tokens=(20, 20, 20))
 
 # %% [markdown]
 # ## 1 Load the model
@@ -57,19 +67,17 @@ pd.set_option("display.max_colwidth", 160, "display.max_rows", 80)
 # %%
 base = models.load_base()
 model, tokenizer = base.model, base.tokenizer
+results = Results("01_load_and_generate", base=base, seeds=[0, 1, 2])
+if results.stored and base.name != (stored := results.provenance()["base_model"]):
+    raise RuntimeError(f"The stored numbers are of {stored}, and {base.name} was loaded: run without RESULTS=stored.")
 
 # %% [markdown]
 # - Everything below that depends on the loaded model carries its name; a stand-in's number is never GPT-2's.
 
-
 # %%
-def keep(figure, name: str, text: str) -> None:
-    plots.save_figure(figure, name, plots.caption(text, results.provenance(base)))
-
-
-untrained = base.name.startswith("tiny-random")  # PROFILE=fast runs on a tiny random model
+untrained = base.name == models.TINY  # PROFILE=fast runs on a tiny random model
 of_what = base.name + ", not GPT-2 117M" * base.stand_in + ", untrained" * untrained
-print(f"Profile {settings.name}. Measured below: {of_what}.")
+print(f"Profile {profile.name()}. Measured below: {of_what}.")
 
 # %% [markdown]
 # ## 2 The structure of GPT-2
@@ -83,10 +91,44 @@ print(f"Profile {settings.name}. Measured below: {of_what}.")
 # - Follow the arrow from the token ids up: one vector of width 768 per token, which 12 equal blocks refine.
 # - Each sublayer *adds* to that vector (the lines around it): the residual stream.
 
+
 # %%
-figure = inside.structure_figure(gpt2.GPT2_117M)
+GPT2 = "GPT-2 117M"
+gpt2_parameters = gpt2.parameter_table(gpt2.empty_model(gpt2.GPT2_117M))
+parts = gpt2_parameters.set_index("component").parameters
+blue, orange, green = "#cfe2f3", "#fce5cd", "#d9ead3"
+
+
+def structure() -> plt.Figure:
+    c, numbers = gpt2.GPT2_117M, parts["token embedding"] + parts["position embedding"]
+    C, V, inner = c.n_embd, c.vocab_size, 4 * c.n_embd
+    boxes = [(0.0, "token ids\n(B, T)", "white"), (10.4, "logits\n(B, T, V)", "white")]  # height, text, colour
+    boxes += [(y, f"layer norm {name}", "#e8e8e8") for y, name in ((2.9, "ln_1"), (5.5, "ln_2"), (8.3, "ln_f"))]
+    tables = f"{V:,} × {C}   and   {c.n_positions:,} × {C}   ({numbers:,} numbers)"
+    heads = f"causal self-attention, {c.n_head} heads of width {C // c.n_head}"
+    boxes += [(1.2, f"token table wte + position table wpe\n{tables}", blue)]
+    boxes += [(3.8, f"{heads}\nc_attn {C} → 3 · {C},   c_proj {C} → {C}", orange)]
+    boxes += [(6.4, f"MLP, GELU in the middle\nc_fc {C} → {inner:,},   c_proj {inner:,} → {C}", green)]
+    boxes += [(9.3, f"LM head: the token table again, transposed\n{C} → {V:,}, no further numbers", blue)]
+    fig, ax = plt.subplots(figsize=(7.5, 8))
+    ax.add_patch(FancyBboxPatch((-3.9, 2.25), 8.9, 5.4, boxstyle="round,pad=0.05", fc="0.97", ec="0.6", ls="--"))
+    ax.annotate("", (0, 10.1), (0, 0.3), arrowprops={"arrowstyle": "->", "lw": 1.5}, zorder=1)
+    for leave, join in ((2.4, 4.65), (4.95, 7.25)):  # around attention and around the MLP
+        ax.plot([0, 4.3, 4.3, 0.15], [leave, leave, join, join], color="0.3", ls="-", lw=1.5, zorder=1)
+        boxes.append((join, "+", "white"))
+    for y, text, colour in boxes:
+        box = {"boxstyle": "circle,pad=0.15" if text == "+" else "round,pad=0.4", "fc": colour, "ec": "0.3"}
+        ax.text(0, y, text, ha="center", va="center", fontsize=None if text == "+" else 9, zorder=4, bbox=box)
+    inside = f"× {c.n_layer} blocks\n{parts.filter(regex='attention|MLP|blocks').sum():,}\nnumbers"
+    ax.text(5.2, 4.95, inside, va="center", fontsize=9)
+    ax.text(0.15, 1.95, f"(B, T, {C})", fontsize=8, va="center")
+    ax.set(xlim=(-4.2, 7), ylim=(-0.5, 10.9))
+    ax.axis("off")
+    return fig
+
+
 text = "GPT-2 117M from token ids to logits, with the sizes of its configuration."
-path = plots.save_figure(figure, "01_structure", text)
+results.figure(structure(), "01_structure", text, scratch=True, seeds=())
 
 # %% [markdown]
 # ### 2.2 Where the parameters are
@@ -94,9 +136,14 @@ path = plots.save_figure(figure, "01_structure", text)
 # - The formula column is made of the tensors' shapes; the rows sum to the total, 124,439,808.
 # - "117M" is the paper's count. The head has no numbers of its own: it is the token table, transposed.
 
+
 # %%
-gpt2_parameters = gpt2.parameter_table(gpt2.GPT2_117M)
-parts = gpt2_parameters.set_index("component").parameters
+def count() -> pd.DataFrame:
+    of = {GPT2: gpt2_parameters, base.name: gpt2.parameter_table(model)}
+    return pd.concat([table.assign(model=name) for name, table in of.items()])
+
+
+counted = results.table("parameters", count)
 assert parts.drop("total").sum() == parts["total"] == models.GPT2_PARAMETERS
 as_text = {"parameters": "{:,}".format, "share": "{:.2%}".format}
 gpt2_parameters.assign(**{c: gpt2_parameters[c].map(f) for c, f in as_text.items()})
@@ -159,31 +206,30 @@ show(gpt2.block, gpt2.blocks, gpt2.forward)
 #   below $10^{-4}$. With the stand-in loaded the weights are random, every norm and bias too, so that none
 #   of them can hide a mistake; the size is that of GPT-2 117M (under `fast`, the tiny model's own).
 
-# %%
-reference = model if model.config.model_type == "gpt2" else gpt2.random_gpt2().to(model.device)
-params, n_head = gpt2.parameters_of(reference), reference.config.n_head
-V = reference.config.vocab_size
-ids = torch.randint(V, (2, 24), generator=torch.Generator().manual_seed(0)).to(model.device)  # (B, T)
-with torch.no_grad():
-    ours, theirs = gpt2.forward(params, ids, n_head), reference(ids).logits  # (B, T, V)
-difference = (ours - theirs).abs().max().item()
-count = sum(p.numel() for p in reference.parameters())
-print(f"{count:,} parameters, logits {tuple(ours.shape)}, largest difference {difference:.1e}")
-assert difference < 1e-4
-
 # %% [markdown]
 # - **No look into the future**: with every token from place 12 on replaced, the logits of the places before
 #   stay as they were. A model that fails this test has a perplexity that means nothing.
 
+
 # %%
-changed = ids.clone()
-changed[:, 12:] = (changed[:, 12:] + 1) % V
-with torch.no_grad():
+@torch.no_grad()
+def verify() -> list[dict]:
+    reference = model if model.config.model_type == "gpt2" else gpt2.random_gpt2().to(model.device)
+    params, n_head, V = gpt2.parameters_of(reference), reference.config.n_head, reference.config.vocab_size
+    ids = torch.randint(V, (2, 24), generator=torch.Generator().manual_seed(0)).to(model.device)  # (B, T)
+    ours, theirs = gpt2.forward(params, ids, n_head), reference(ids).logits  # (B, T, V)
+    difference, size = (ours - theirs).abs().max().item(), sum(p.numel() for p in reference.parameters())
+    changed = ids.clone()
+    changed[:, 12:] = (changed[:, 12:] + 1) % V
     moved = (gpt2.forward(params, changed, n_head) - ours).abs().amax((0, 2))  # (T,)
-leak, after = moved[:12].max().item(), moved[12:].max().item()
-print(f"Places 0 to 11 moved by {leak:.1e}, places 12 to 23 by up to {after:.2f}.")
-assert leak < 1e-5 < after
-del reference, params
+    leak, after = moved[:12].max().item(), moved[12:].max().item()
+    print(f"Places 0 to 11 moved by {leak:.1e}, places 12 to 23 by up to {after:.2f}.")
+    assert difference < 1e-4 and leak < 1e-5 < after
+    return [{"parameters": size, "largest_difference": difference, "future_leak": leak}]
+
+
+forward = results.table("forward", verify).iloc[0]
+print(f"{forward.parameters:,.0f} parameters, largest difference {forward.largest_difference:.1e}")
 
 # %% [markdown]
 # ### 2.5 What differs in the loaded model
@@ -191,8 +237,36 @@ del reference, params
 # - The left column is GPT-2 117M's configuration, the right one that of the model loaded in section 1.
 #   Rows with `differs = True` are where the explanation above does not describe the loaded model.
 
+
 # %%
-differences = gpt2.differences(base)
+def features(config) -> dict[str, str]:
+    names = " ".join(name for name, _ in gpt2.empty_model(config).named_parameters())
+    C, heads, rope = config.hidden_size, config.num_attention_heads, getattr(config, "rope_parameters", None)
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * C
+    rotary = f"rotary (RoPE), base {rope['rope_theta']:,.0f}" if rope else "not known here"
+    return {
+        "vocabulary": f"{config.vocab_size:,} tokens",
+        "longest context": f"{config.max_position_embeddings:,} tokens",
+        "blocks": f"{config.num_hidden_layers}",
+        "width C": f"{C}",
+        "attention heads": f"{heads} of width {getattr(config, 'head_dim', None) or C // heads}",
+        "key-value heads": f"{getattr(config, 'num_key_value_heads', None) or heads}",
+        "MLP": f"{C} → {inner} → {C}{', gated' if 'gate_proj' in names else ''}",
+        "activation": getattr(config, "activation_function", None) or config.hidden_act,
+        "norm": "RMSNorm" if hasattr(config, "rms_norm_eps") else "LayerNorm",
+        "position": "learned table (wpe)" if "wpe" in names else rotary,
+        "biases in linear layers": "yes" if re.search(r"(c_attn|_proj|c_fc)\.bias\b", names) else "no",
+        "LM head": "tied to the token embedding" if config.tie_word_embeddings else "its own",
+        "parameters": f"{gpt2.empty_model(config).num_parameters():,}",
+    }
+
+
+def compare() -> pd.DataFrame:
+    table = pd.DataFrame({"gpt2_117m": features(gpt2.GPT2_117M), "loaded": features(model.config)})
+    return table.assign(differs=table.gpt2_117m != table.loaded).reset_index(names="feature")
+
+
+differences = results.table("differences", compare)
 print(f"{differences.differs.sum()} of {len(differences)} features differ.")
 differences
 
@@ -200,7 +274,7 @@ differences
 # - The same count for the loaded model: another shape spends its numbers elsewhere.
 
 # %%
-loaded_parameters = gpt2.parameter_table(model)
+loaded_parameters = counted[counted.model == base.name]
 assert loaded_parameters.parameters.iloc[-1] == base.parameters
 loaded_parameters.assign(**{c: loaded_parameters[c].map(f) for c, f in as_text.items()})
 
@@ -225,22 +299,28 @@ cut = {
     for name, text in TEXTS.items()
 }
 figure = plots.strips({"tokens, and how many": cut})
-keep(figure, "01_tokens", "A sentence in English and in Chinese, and a couplet, as tokens.")
+results.figure(figure, "01_tokens", "A sentence in English and in Chinese, and a couplet, as tokens.", seeds=())
 
 # %% [markdown]
 # - Fewer bytes per token: a longer sequence for the same text, and less of it in the context.
 # - `broken` counts the tokens that are no valid UTF-8 alone: the model must emit them in the right order.
 
+
 # %%
-rows = []
-for name, sentence in TEXTS.items():
-    token_ids = tokenizer(sentence, add_special_tokens=False).input_ids
-    assert tokenizer.decode(token_ids) == sentence  # nothing is lost
-    broken = sum("\ufffd" in tokenizer.decode([i]) for i in token_ids)
-    rows.append((name, len(sentence), len(sentence.encode()), len(token_ids), broken))
-tokens = pd.DataFrame(rows, columns=["text", "characters", "bytes", "tokens", "broken"])
-tokens["bytes_per_token"] = tokens.bytes / tokens.tokens
-tokens["characters_per_token"] = tokens.characters / tokens.tokens
+def count_tokens() -> pd.DataFrame:
+    rows = []
+    for name, sentence in TEXTS.items():
+        token_ids = tokenizer(sentence, add_special_tokens=False).input_ids
+        assert tokenizer.decode(token_ids) == sentence  # nothing is lost
+        broken = sum("\ufffd" in tokenizer.decode([i]) for i in token_ids)
+        rows.append((name, len(sentence), len(sentence.encode()), len(token_ids), broken))
+    table = pd.DataFrame(rows, columns=["text", "characters", "bytes", "tokens", "broken"])
+    return table.assign(
+        bytes_per_token=table.bytes / table.tokens, characters_per_token=table.characters / table.tokens
+    )
+
+
+tokens = results.table("tokens", count_tokens)
 tokens.round(2)
 
 # %% [markdown]
@@ -261,9 +341,11 @@ tokens.round(2)
 
 # %%
 PROMPT = "The weather was cold, so she put on her"
-odds = generate.next_token_distribution(model, tokenizer, PROMPT)
-figure = plots.bars(odds)
-keep(figure, "01_next_token", f"The next token after “{PROMPT}” under six settings.")
+odds = results.table(
+    "next_token", lambda: generate.next_token_distribution(model, tokenizer, PROMPT).assign(prompt=PROMPT)
+)
+text = f"The next token after “{PROMPT}” under six settings."
+results.figure(plots.bars(odds), "01_next_token", text, seeds=())
 odds.pivot(index="token", columns="setting", values="probability").loc[
     odds.token.unique(), odds.setting.unique()
 ].round(4)
@@ -273,20 +355,22 @@ odds.pivot(index="token", columns="setting", values="probability").loc[
 #   certainty fix it.
 
 # %%
-prompt_ids = tokenizer(PROMPT, add_special_tokens=False, return_tensors="pt").input_ids
-with torch.no_grad(), profile.autocast(), metrics.float32_logits(model):  # as generate computes
-    p = model(prompt_ids.to(model.device)).logits[0, -1].softmax(-1)  # (V,)
-mass = p.sort(descending=True).values.cumsum(0)
-nucleus = int((mass < 0.9).sum()) + 1
-print(f"Of {len(p):,} tokens greedy keeps 1, top-k 5 keeps 5, top-p 0.9 keeps {nucleus:,}.")
-print(f"The best five hold {mass[4]:.1%} of the probability.")
+if results.stored:
+    print("The whole distribution is not stored: left out.")
+else:
+    prompt_ids = tokenizer(PROMPT, add_special_tokens=False, return_tensors="pt").input_ids
+    with torch.no_grad(), profile.autocast(), metrics.float32_logits(model):  # as generate computes
+        p = model(prompt_ids.to(model.device)).logits[0, -1].softmax(-1)  # (V,)
+    mass = p.sort(descending=True).values.cumsum(0)
+    print(f"Of {len(p):,} tokens greedy keeps 1, top-k 5 keeps 5, top-p 0.9 keeps {int((mass < 0.9).sum()) + 1:,}.")
+    print(f"The best five hold {mass[4]:.1%} of the probability.")
 
 # %% [markdown]
 # - **Beam search** step by step, three beams. `logprob` is the sum so far, in nats; a beam that was behind
 #   can overtake, which greedy decoding can't. The best `score`, the sum per token, wins.
 
 # %%
-beams = generate.beam_trace(model, tokenizer, PROMPT, num_beams=3, steps=4)
+beams = results.table("beams", lambda: generate.beam_trace(model, tokenizer, PROMPT, num_beams=3, steps=4))
 beams.round(3)
 
 # %% [markdown]
@@ -294,14 +378,15 @@ beams.round(3)
 
 
 # %%
-def continued(decoding: str, seed: int) -> str:
-    choice = generate.DECODING[decoding]
-    return generate.generate(model, tokenizer, [PROMPT], length, seed=seed, **choice)[0]
+def continue_prompt() -> pd.DataFrame:
+    runs = [(name, seed) for name in sorted(generate.DECODING) for seed in ((0, 1, 2) if name == "sample" else (0,))]
+    table = pd.DataFrame(runs, columns=["decoding", "seed"])
+    length, rules = budget.continuation_tokens, generate.DECODING
+    texts = [generate.generate(model, tokenizer, [PROMPT], length, seed=s, **rules[name])[0] for name, s in runs]
+    return table.assign(text=texts)
 
 
-runs, length = [*generate.DECODING, "sample", "sample"], min(30, settings.max_new_tokens)
-continuations = pd.DataFrame({"decoding": sorted(runs), "seed": [0, 0, 0, 1, 2]})
-continuations["text"] = [continued(r.decoding, r.seed) for r in continuations.itertuples()]
+continuations = results.table("continuations", continue_prompt)
 print("; ".join(f"{name}: {choice}" for name, choice in generate.DECODING.items()))
 continuations
 
@@ -317,15 +402,26 @@ continuations
 
 # %%
 PROMPTS = ["The", "My favourite food is", "In a small village by the sea there lived an old man who"]
-padding = inside.padding_ways(model, tokenizer, PROMPTS)
+rows = [tokenizer(p, add_special_tokens=False).input_ids for p in PROMPTS]
+padding = results.table("padding", lambda: gpt2.padding_ways(model, rows, tokenizer.pad_token_id))
 assert padding.largest_difference[0] < 1e-3
 padding.assign(largest_difference=padding.largest_difference.map("{:.1e}".format))
 
 # %% [markdown]
 # - The texts, continued greedily in one batch; `same` compares each with the prompt continued alone.
 
+
 # %%
-batch = inside.batch_or_alone(model, tokenizer, PROMPTS, max_new_tokens=min(20, settings.max_new_tokens))
+def batch_or_alone() -> pd.DataFrame:
+    write = functools.partial(generate.generate, model, tokenizer, **generate.DECODING["greedy"])
+    together = write(PROMPTS, budget.batch_tokens)
+    alone = [write([prompt], budget.batch_tokens)[0] for prompt in PROMPTS]
+    table = pd.DataFrame({"prompt": PROMPTS, "tokens": list(map(len, rows))})
+    same = [a == b for a, b in zip(together, alone, strict=True)]
+    return table.assign(padding=table.tokens.max() - table.tokens, text=together, same=same)
+
+
+batch = results.table("batch", batch_or_alone)
 print(f"{batch.same.sum()} of {len(batch)} texts are the same in the batch as alone.")
 batch
 
@@ -338,29 +434,72 @@ batch
 #   token, and the one that spreads its attention most evenly. Row: who looks; column: at whom.
 # - Above the diagonal there is nothing: no token attends to a later one.
 
-# %%
-SENTENCE = "The cat sat on the mat because it was tired, and the dog watched it sleep."
-ids = tokenizer(SENTENCE, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
-maps = inside.attention_maps(model, ids)  # (L, H, T, T)
-assert maps.triu(1).max() == 0
-heads = inside.pick_heads(inside.head_patterns(maps))
-words = [generate.token_text(tokenizer, i) for i in ids[0].tolist()]
-figure = inside.attention_figure(maps, heads, words)
-keep(figure, "01_attention", "Four attention heads, each the most marked of its kind.")
-
-# %% [markdown]
 # - Picked as the highest of all heads on one sentence, a value flatters itself. `elsewhere` is the same
 #   head on another sentence, `mean` all heads on the first: a pattern of the head, not of the sentence,
 #   stays far from the mean.
 
 # %%
+SENTENCE = "The cat sat on the mat because it was tired, and the dog watched it sleep."
 OTHER = "Several years later the company moved its main office to Berlin and hired forty people."
-ids = tokenizer(OTHER, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
-patterns, other = (inside.head_patterns(maps), inside.head_patterns(inside.attention_maps(model, ids)))
-other = other.set_index(["layer", "head"])
-heads["elsewhere"] = [other.loc[(h.layer, h.head), h.pattern] for h in heads.itertuples()]
-heads["mean"] = [patterns[h.pattern].mean() for h in heads.itertuples()]
+KINDS = {"previous": "the token before", "itself": "itself", "first": "the first token", "spread": "evenly spread"}
+
+
+def ids_of(sentence: str) -> torch.Tensor:
+    return tokenizer(sentence, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
+
+
+@functools.cache
+def maps(sentence: str) -> torch.Tensor:
+    found = gpt2.attention_maps(model, ids_of(sentence))  # (L, H, T, T)
+    assert found.triu(1).max() == 0
+    return found
+
+
+def pick_heads() -> pd.DataFrame:
+    here, other = gpt2.head_patterns(maps(SENTENCE)), gpt2.head_patterns(maps(OTHER))
+    rows = [(kind, *here[kind].idxmax(), here[kind].max()) for kind in KINDS]
+    table = pd.DataFrame(rows, columns=["pattern", "layer", "head", "value"])
+    elsewhere = [other.loc[(h.layer, h.head), h.pattern] for h in table.itertuples()]
+    return table.assign(elsewhere=elsewhere, mean=[here[kind].mean() for kind in KINDS])
+
+
+heads = results.table("heads", pick_heads)
 heads.round(3)
+
+# %% [markdown]
+# - The maps themselves, a row of the table per pair of tokens.
+
+
+# %%
+def weights() -> pd.DataFrame:
+    q, k = torch.tril_indices(*maps(SENTENCE).shape[-2:]).numpy()
+    at = [(h.layer, h.head, {"query": q, "key": k}) for h in heads.itertuples()]
+    frames = [pd.DataFrame({"layer": i, "head": j, **p}).assign(weight=maps(SENTENCE)[i, j, q, k]) for i, j, p in at]
+    return pd.concat(frames)
+
+
+attention = results.table("attention", weights)
+names = [{"place": i, "token": generate.token_text(tokenizer, t)} for i, t in enumerate(ids_of(SENTENCE)[0].tolist())]
+words = results.table("attention_tokens", lambda: names).token
+words = [word.replace(" ", "␣").replace("$", r"\$") for word in words]
+side = min(4.2, 1.0 + 0.14 * len(words))  # inches
+figure, axes = plt.subplots(2, 2, sharex=True, sharey=True, figsize=(2 * side + 0.8, 2 * side))
+for ax, head in zip(axes.flat, heads.itertuples(), strict=True):
+    pairs, grid = (
+        attention[(attention.layer == head.layer) & (attention["head"] == head.head)],
+        np.zeros([len(words)] * 2),
+    )
+    grid[pairs["query"], pairs["key"]] = pairs.weight
+    image = ax.imshow(grid, cmap="Blues", vmin=0, vmax=1)
+    ax.set_title(f"{KINDS[head.pattern]}: block {head.layer}, head {head.head}", fontsize=9)
+    ax.set_xticks(range(len(words)), words, rotation=90, fontsize=7)
+    ax.set_yticks(range(len(words)), words, fontsize=7)
+    ax.tick_params(length=0)
+    ax.grid(False)
+figure.supxlabel("attended token", fontsize=9)
+figure.supylabel("attending token", fontsize=9)
+figure.colorbar(image, ax=axes, label="attention weight", shrink=0.6, aspect=30)
+results.figure(figure, "01_attention", "Four attention heads, each the most marked of its kind.", seeds=())
 
 # %% [markdown]
 # ### 6.2 Positions
@@ -371,26 +510,47 @@ heads.round(3)
 # - A learned table with random weights shows noise; only a trained one has anything to say.
 
 # %%
-similarity, what = inside.position_similarity(model, 1024)
+similarity, what = gpt2.position_similarity(model, 1024)  # (T, T)
 step = max(1, len(similarity) // 32)
-coarse, places = similarity[::step, ::step], range(0, len(similarity), step)
-figure = plots.similarity(coarse, title="Positions", label=what)
-ticks = range(0, len(places), 8)
-for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
-    axis.set_ticks(ticks, [str(places[i]) for i in ticks])
-keep(figure, "01_positions", f"Positions compared, every {step}th of {len(similarity):,}: {what}.")
+
+
+def every_step() -> pd.DataFrame:
+    coarse = similarity[::step, ::step].numpy()
+    m, n = np.tril_indices(len(coarse))
+    return pd.DataFrame({"m": m * step, "n": n * step, "similarity": coarse[m, n]})
+
+
+positions = results.table("positions", every_step)
+square = positions.pivot(index="m", columns="n", values="similarity")
+square = square.fillna(square.T)
+figure, ax = plt.subplots(figsize=(4.6, 3.8))
+image = ax.imshow(square, cmap="cividis", vmin=-1, vmax=1, interpolation="nearest")
+ax.set(title="Positions", xlabel="position", ylabel="position")
+ax.set_xticks(range(0, len(square), 8), square.index[::8])
+ax.set_yticks(range(0, len(square), 8), square.index[::8])
+ax.grid(False)
+figure.colorbar(image, label=what, shrink=0.8, aspect=25).outline.set_visible(False)
+results.figure(
+    figure, "01_positions", f"Positions compared in steps of {step}, up to {len(similarity):,}: {what}.", seeds=()
+)
 
 # %% [markdown]
 # - The same matrix by distance $m - n$: the line is the mean, the band reaches from the lowest to the highest
-#   pair. No band: the value depends on the distance alone.
+#   pair. No band: the value depends on the distance alone. Of the far distances every eighth is kept as a row.
 
 # %%
-distances = inside.by_distance(similarity)
+m, n = np.tril_indices(len(similarity))
+pairs = pd.DataFrame({"distance": m - n, "similarity": similarity[m, n].numpy()}).groupby("distance").similarity
+distances = pairs.agg(mean="mean", lowest="min", highest="max").reset_index()
+distances = distances[distances.distance < len(similarity) // 2]  # further out a diagonal is short
+near = (distances.distance < 32) | (distances.distance % 8 == 0)
+results.table("position_distance", lambda: distances[near])
 figure, axes = plt.subplots()
 axes.fill_between(distances.distance, distances.lowest, distances.highest, alpha=0.3)
 axes.plot(distances.distance, distances["mean"])
 axes.set(xlabel="distance of two positions", ylabel=what)
-keep(figure, "01_distance", f"Positions compared by their distance, mean and range: {what}.")
+text = f"Positions compared by their distance, mean and range: {what}."
+results.figure(figure, "01_distance", text, seeds=())
 band = (distances.highest - distances.lowest).max()
 print(f"Widest band {band:.1e}: {'a relative' if band < 1e-4 else 'not a purely relative'} position code.")
 
@@ -403,73 +563,46 @@ print(f"Widest band {band:.1e}: {'a relative' if band < 1e-4 else 'not a purely 
 
 # %%
 task = tasks.load_task()
-examples, choice = task.validation[:3], generate.DECODING["sample"]
-prompts = [e.prompt for e in examples]
-texts = generate.generate(model, tokenizer, prompts, settings.max_new_tokens, **choice)
+
+
+def before() -> pd.DataFrame:
+    rows = pd.DataFrame(tasks.head(task["validation"], 3))[["id", "prompt", "target"]]
+    choice = generate.DECODING["sample"]
+    texts = generate.generate(model, tokenizer, rows.prompt.tolist(), budget.sample_tokens, **choice)
+    return rows.assign(text=texts, task=task.name, stage="before")[["id", "prompt", "text", "target", "task", "stage"]]
+
+
+samples = results.table("samples", before)
 
 # %% [markdown]
 # - The prompt, what people wrote after it, what the model wrote.
 
 # %%
-samples = pd.DataFrame({"id": [e.id for e in examples], "prompt": prompts, "text": texts})
-samples = samples.assign(target=[e.target for e in examples], task=task.name, stage="before")
 for row in samples.itertuples():
     print(f"{row.prompt}\n[people] {row.target}\n\n[{base.name}] {row.text}\n\n{'-' * 80}\n")
-
-# %% [markdown]
-# ## 8 Results
-#
-# - The attention maps and the position matrix as one row per pair, lower triangle: figures can be redrawn.
-
-
-# %%
-def pairs(h) -> pd.DataFrame:
-    weight = maps[h.layer, h.head, q, k].numpy()
-    return pd.DataFrame({"layer": h.layer, "head": h.head, "query": q, "key": k, "weight": weight})
-
-
-q, k = torch.tril_indices(len(words), len(words)).numpy()
-m, n = torch.tril_indices(len(coarse), len(coarse)).numpy()
-positions = {"m": m * step, "n": n * step, "similarity": coarse[m, n].numpy()}
-both = {"GPT-2 117M": gpt2_parameters, base.name: loaded_parameters}
-tables = {
-    "parameters": pd.concat([table.assign(model=name) for name, table in both.items()]),
-    "attention": pd.concat([pairs(h) for h in heads.itertuples()]),
-    "attention_tokens": [{"place": i, "token": word} for i, word in enumerate(words)],
-    "positions": pd.DataFrame(positions),
-}
-
-# %% [markdown]
-# - Everything goes to `data/results/01_load_and_generate.json`, with the model, the versions and the time.
-
-# %%
-forward = {"parameters": count, "largest_difference": difference, "future_leak": leak}
-columns = ["feature", "gpt2_117m", "loaded", "differs"]
-tables |= {"forward": [forward], "differences": differences.set_axis(columns, axis=1)}
-tables |= {"tokens": tokens, "next_token": odds.assign(prompt=PROMPT), "beams": beams}
-tables |= {"continuations": continuations, "padding": padding, "batch": batch, "samples": samples}
-near = (distances.distance < 32) | (distances.distance % 8 == 0)  # every eighth is enough further out
-tables |= {"heads": heads, "position_distance": distances[near]}
-data = {task.name: task.sha256}
-path = results.save("01_load_and_generate", tables, base=base, seeds=[0, 1, 2], data=data, started=started)
 
 # %% [markdown]
 # ## What we saw
 
 # %%
-percent = (parts / parts["total"]).map("{:.0%}".format)
-english, chinese = (tokens.set_index("text").bytes_per_token[n] for n in ("English", "Chinese"))
-previous, first = (next(heads[heads.pattern == n].itertuples()) for n in ("previous", "first"))
-masked, unmasked = padding.largest_difference[0], padding.largest_difference[2]
+share = parts.drop("total") / parts["total"]
+by_text, by_way = tokens.set_index("text"), padding.set_index("way").largest_difference
+kind = heads.set_index("pattern")
+previous = next(heads[heads.pattern == "previous"].itertuples())
+alone, no_mask, last = by_way.iloc[0], by_way["left, no mask"], by_way["right, mask, logits of the last column"]
+next_tokens = odds.pivot(index="token", columns="setting", values="probability").drop("all other tokens")
+likeliest = next_tokens["temperature 1.0"].idxmax()
 display(
     Markdown(f"""
-- GPT-2 117M: {percent["MLP"]} of the parameters are MLPs, {percent["token embedding"]} the token table.
-- Written out, it equals transformers' logits to {difference:.0e}; from the future nothing leaks ({leak:.0e}).
-- The loaded model, {of_what}: {english:.1f} bytes per token in English, {chinese:.1f} in Chinese.
-- After “{PROMPT}” the likeliest token has {p.max():.1%}; 90 % of the probability takes {nucleus:,} tokens.
-- In a left-padded batch the logits move by {masked:.0e} at most, without the mask by {unmasked:.1f}.
+- GPT-2 117M: {share["MLP"]:.0%} of the parameters are MLPs, {share["token embedding"]:.0%} the token table.
+- Written out, it equals transformers' logits to {forward.largest_difference:.0e}; the future moves the earlier
+  logits by {forward.future_leak:.0e}.
+- The loaded model, {of_what}: {by_text.bytes_per_token["English"]:.1f} bytes per token in English,
+  {by_text.bytes_per_token["Chinese"]:.1f} in Chinese.
+- After “{PROMPT}” the likeliest token has {next_tokens["temperature 1.0"].max():.1%}.
+- In a left-padded batch the logits move by {alone:.0e} at most, without the mask by {no_mask:.1f}.
 - Block {previous.layer}, head {previous.head} gives {previous.value:.0%} of its attention to the token before
-  ({previous.elsewhere:.0%} on another sentence); the mean head gives {first.mean:.0%} to the first.
+  ({previous.elsewhere:.0%} on another sentence); the mean head gives {kind["mean"]["first"]:.0%} to the first.
 """)
 )
 
@@ -483,6 +616,64 @@ display(
 # - One prompt, one sentence and three samples show how it works, not how well: notebook 03 measures.
 # - With the stand-in, sections 3 to 7 are about the stand-in. Under `fast` the weights are random, and
 #   nothing in those sections is about language.
+
+# %% [markdown]
+# ## For the report
+#
+# - Numbers for `report.md`, each under the name that its mark has there.
+
+# %%
+results.value("model", f"the stand-in {base.name.removesuffix(' (stand-in)')}" if base.stand_in else GPT2)
+results.value("gpt2.size", f"{parts['total']:,}")
+results.value("gpt2.share.mlp", f"{share['MLP']:.0%}")
+results.value("gpt2.share.tokens", f"{share['token embedding']:.0%}")
+results.value("gpt2.share.attention", f"{share.filter(like='attention').sum():.0%}")
+results.claim("stand-in", base.stand_in)
+results.claim("stand-in is SmolLM2-135M-Instruct", base.name.startswith(models.STAND_IN))
+
+results.value("verified.parameters", f"{forward.parameters:,.0f}")
+results.value("verified.difference", f"{forward.largest_difference:.0e}")
+results.value("verified.leak", f"{forward.future_leak:.0e}" if forward.future_leak else "0")
+results.claim("verified on random weights", model.config.model_type != "gpt2")
+results.value("differences", differences.differs.sum())
+results.value("features", len(differences))
+
+results.value("decoding.prompt", PROMPT)
+results.value("decoding.token", likeliest.strip())
+for name, probability in next_tokens.loc[likeliest].items():
+    results.value(f"decoding.{name.replace(' ', '_')}", f"{probability:.1%}")
+ends = beams[beams.step == beams.step.max()]
+results.value("beams.steps", ends.step.iloc[0])
+results.value("beams.text", ends.text[ends.score.idxmax()].strip())
+
+results.value("padding.left", f"{alone:.0e}")
+results.value("padding.no_mask", f"{no_mask:.1f}")
+results.value("padding.right", f"{last:.1f}")
+results.claim("only masked left padding leaves the logits", alone < 1e-3 < min(no_mask, last))
+results.value("heads.layer", previous.layer)
+results.value("heads.head", previous.head)
+results.value("heads.previous", f"{previous.value:.0%}")
+results.value("heads.elsewhere", f"{previous.elsewhere:.0%}")
+results.value("heads.first", f"{kind['mean']['first']:.0%}")
+
+# %% [markdown]
+# - Its tables, and the file with everything: `data/results/01_load_and_generate.json`.
+
+# %%
+gpt2_rows = counted[counted.model == GPT2]
+cells = [[r.component, r.formula, f"{r.parameters:,}", f"{r.share:.2%}"] for r in gpt2_rows.itertuples()]
+text = "Parameters of GPT-2 117M, by component, from its configuration."
+header = ["component", "formula", "parameters", "share"]
+results.markdown("parameters", header, cells, text, left=2, scratch=True, seeds=())
+
+cells = [[r.feature, r.gpt2_117m, r.loaded, "yes" if r.differs else ""] for r in differences.itertuples()]
+header = ["feature", GPT2, "loaded model", "differs"]
+results.markdown("differences", header, cells, "GPT-2 117M and the loaded model.", left=4, seeds=())
+
+cells = [[r.text, r.characters, r.bytes, r.tokens, r.broken, f"{r.bytes_per_token:.2f}"] for r in tokens.itertuples()]
+header = ["text", "characters", "bytes", "tokens", "not UTF-8 alone", "bytes per token"]
+results.markdown("tokens", header, cells, "Three short texts under the loaded model's tokenizer.", seeds=())
+path = results.save(data={task.name: task.sha256})
 
 # %% [markdown]
 # ## Sources

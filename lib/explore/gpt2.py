@@ -1,7 +1,7 @@
-"""GPT-2 written out: the forward pass from token ids to logits, and its parameters by component.
+"""GPT-2 written out, its parameters by component, and a look inside a loaded model.
 
-Plain functions on plain tensors, so that the whole model can be read in one sitting. `params` is
-the model's own state dict (`parameters_of`); tests/test_gpt2.py holds them to transformers' output.
+The forward pass is plain functions on plain tensors, so that the whole model can be read in one sitting; `params` is
+the model's own state dict (`parameters_of`).
 
 Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2: the norm
 before each sublayer, one more at the end); Vaswani et al. 2017, arXiv:1706.03762 (attention); Ba et
@@ -10,6 +10,7 @@ al. 2016, arXiv:1607.06450 (layer norm); Hendrycks and Gimpel 2016, arXiv:1606.0
 
 import math
 import re
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -30,9 +31,8 @@ def random_gpt2(config: GPT2Config = GPT2_117M, seed: int = 0) -> GPT2LMHeadMode
     model = GPT2LMHeadModel(config).eval()
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():
-        spread = 1.5 / math.sqrt(config.n_embd) if p.dim() > 1 else 0.2
-        noise = spread * torch.randn(p.shape, generator=generator)
-        p.data = noise if p.dim() > 1 else p.data + noise
+        noise = torch.randn(p.shape, generator=generator)
+        p.data = 1.5 / math.sqrt(config.n_embd) * noise if p.dim() > 1 else p.data + 0.2 * noise
     return model
 
 
@@ -42,10 +42,7 @@ def parameters_of(model: PreTrainedModel) -> Params:
     Raises ValueError for another architecture.
     """
     if model.config.model_type != "gpt2":
-        raise ValueError(
-            f"The forward pass written out here is GPT-2's, not that of a {model.config.model_type}"
-            " model: pass a GPT2LMHeadModel, for example lib.explore.gpt2.random_gpt2()."
-        )
+        raise ValueError(f"The forward pass written out is GPT-2's, not that of a {model.config.model_type} model.")
     return {name.removeprefix("transformer."): x for name, x in model.state_dict().items()}
 
 
@@ -108,10 +105,7 @@ def blocks(params: Params, input_ids: Tensor, n_head: int) -> tuple[Tensor, list
     Raises ValueError for a sequence longer than the position table.
     """
     if input_ids.shape[1] > (longest := len(params["wpe.weight"])):
-        raise ValueError(
-            f"{input_ids.shape[1]} tokens, and the position table ends at {longest}: "
-            f"shorten the input to {longest} tokens."
-        )
+        raise ValueError(f"{input_ids.shape[1]} tokens, and the position table ends at {longest}: shorten the input.")
     x, maps = embed(params, input_ids), []
     for i in range(len({name.split(".")[1] for name in params if name.startswith("h.")})):
         x, weights = block(params, f"h.{i}", x, n_head)
@@ -125,8 +119,9 @@ def forward(params: Params, input_ids: Tensor, n_head: int) -> Tensor:
     return layer_norm(params, "ln_f", x) @ params["wte.weight"].T  # the token table once more
 
 
-# GPT-2's and Llama's parameter names, in the order of the table; the first match names a component.
-COMPONENTS = {
+# --- what a model is made of, for GPT-2 and for Llama-like models such as the stand-in
+
+COMPONENTS = {  # in the order of the table; the first match names a parameter's component
     "token embedding": r"\b(wte|embed_tokens)\.",
     "position embedding": r"\bwpe\.",
     "attention: query, key, value": r"\b(c_attn|q_proj|k_proj|v_proj)\.",
@@ -138,84 +133,120 @@ COMPONENTS = {
 }
 
 
-def meta_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a configuration without memory for its weights: shapes only."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def parameter_table(model: PreTrainedModel | PretrainedConfig) -> pd.DataFrame:
+def parameter_table(model: PreTrainedModel) -> pd.DataFrame:
     """Trained numbers by component: component, formula, parameters, share; the last row is `total`.
 
     The formula is made of the tensors' shapes and evaluates to the count. A head tied to the token
     embedding has no numbers of its own and counts 0. Raises ValueError for a parameter that fits no
     component.
     """
-    model = meta_model(model) if isinstance(model, PretrainedConfig) else model
-    tensors: dict[str, list] = {component: [] for component in COMPONENTS}
+    shapes: dict[str, dict[str, list]] = {component: {} for component in COMPONENTS}  # component -> block -> shapes
     for name, tensor in model.named_parameters():  # a tied tensor comes once
-        fits = (c for c, pattern in COMPONENTS.items() if re.search(pattern, name))
-        if (component := next(fits, None)) is None:
+        component = next((c for c, pattern in COMPONENTS.items() if re.search(pattern, name)), None)
+        if component is None:
             raise ValueError(f"Parameter {name} fits no component: name it in lib.explore.gpt2.COMPONENTS.")
-        tensors[component].append((name, tuple(tensor.shape)))
-    total = sum(p.numel() for p in model.parameters())
-    rows = [_row(c, t, total) for c, t in tensors.items() if t or c == "LM head"]
-    rows.append({"component": "total", "formula": "", "parameters": total, "share": 1.0})
-    return pd.DataFrame(rows)
+        place = re.search(r"\.\d+\.", name)
+        shapes[component].setdefault(place and place[0], []).append(tuple(tensor.shape))
+    total, rows = sum(p.numel() for p in model.parameters()), []
+    for component, by_block in shapes.items():
+        if by_block or component == "LM head":
+            formula = " + ".join("·".join(map(str, s)) for s in next(iter(by_block.values()), []))
+            if len(by_block) > 1:  # every block has the same shapes
+                formula = f"{len(by_block)}·({formula})"
+            count = sum(math.prod(shape) for block in by_block.values() for shape in block)
+            rows.append((component, formula or "tied: the token embedding again", count, count / total))
+    return pd.DataFrame([*rows, ("total", "", total, 1.0)], columns=["component", "formula", "parameters", "share"])
 
 
-def _row(component: str, tensors: list[tuple[str, tuple[int, ...]]], total: int) -> dict:
-    by_block: dict[str, list[tuple[int, ...]]] = {}
-    for name, shape in tensors:
-        number = re.search(r"\.(\d+)\.", name)
-        by_block.setdefault(number.group(1) if number else "", []).append(shape)
-    formula = " + ".join("·".join(map(str, s)) for s in next(iter(by_block.values()), []))
-    if len(by_block) > 1:  # every block has the same shapes
-        formula = f"{len(by_block)}·({formula})"
-    count = sum(math.prod(shape) for _, shape in tensors)
-    return {
-        "component": component,
-        "formula": formula or "tied: the token embedding again",
-        "parameters": count,
-        "share": count / total,
-    }
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration without memory for its weights: shapes only."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
-def features(config: PretrainedConfig) -> dict[str, str]:
-    """What sets one decoder apart from another, from its configuration and parameter names."""
-    model = meta_model(config)
-    names = [name for name, _ in model.named_parameters()]
-    C, heads = config.hidden_size, config.num_attention_heads
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * C
-    rope = getattr(config, "rope_parameters", None) or {}
-    position = f"rotary (RoPE), base {rope['rope_theta']:,.0f}" if rope else "not known here"
-    if any("wpe" in name for name in names):
-        position = "learned table (wpe)"
-    gated = any("gate_proj" in name for name in names)
-    biases = any(re.search(r"(c_attn|_proj|c_fc)\.bias$", name) for name in names)
-    return {
-        "vocabulary": f"{config.vocab_size:,} tokens",
-        "longest context": f"{config.max_position_embeddings:,} tokens",
-        "blocks": f"{config.num_hidden_layers}",
-        "width C": f"{C}",
-        "attention heads": f"{heads} of width {getattr(config, 'head_dim', None) or C // heads}",
-        "key-value heads": f"{getattr(config, 'num_key_value_heads', None) or heads}",
-        "MLP": f"{C} → {inner} → {C}{', gated' if gated else ''}",
-        "activation": getattr(config, "activation_function", None) or config.hidden_act,
-        "norm": "RMSNorm" if hasattr(config, "rms_norm_eps") else "LayerNorm",
-        "position": position,
-        "biases in linear layers": "yes" if biases else "no",
-        "LM head": "tied to the token embedding" if config.tie_word_embeddings else "its own",
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-    }
+# --- a look inside
 
 
-def differences(base) -> pd.DataFrame:
-    """GPT-2 117M beside the loaded model: feature, one column each, differs (bool).
+@torch.no_grad()
+def attention_maps(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """The attention weights of every head: input_ids (1, T) -> (L, H, T, T), rows sum to 1.
 
-    `base` is a lib.models.Base; both columns come from the configurations.
+    Only the eager implementation hands its weights out; the model's own is restored after.
     """
-    ours, theirs = features(GPT2_117M), features(base.model.config)
-    columns = {"GPT-2 117M": ours.values(), f"loaded: {base.name}": theirs.values()}
-    table = pd.DataFrame({"feature": ours.keys(), **columns})
-    return table.assign(differs=[ours[f] != theirs[f] for f in ours])
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        maps = model(input_ids, output_attentions=True).attentions  # L of (1, H, T, T)
+    finally:
+        model.set_attn_implementation(before)
+    return torch.stack([weights[0].float().cpu() for weights in maps])
+
+
+def head_patterns(maps: Tensor) -> pd.DataFrame:
+    """Where each head looks, as shares of its attention: layer, head, previous, itself, first, spread.
+
+    maps (L, H, T, T), T >= 3. The first two rows are left out: there `previous` and `first` are the
+    same token. spread is the entropy of a row over that of a uniform row (0: one token, 1: all alike).
+    The kinds of head are those of Clark et al. 2019, "What Does BERT Look At?", arXiv:1906.04341.
+    """
+    T = maps.shape[-1]
+    entropy = -torch.special.xlogy(maps, maps).sum(-1)[..., 2:]  # (L, H, T - 2)
+    columns = {
+        "previous": maps.diagonal(-1, -2, -1)[..., 1:].mean(-1),  # (L, H)
+        "itself": maps.diagonal(0, -2, -1)[..., 2:].mean(-1),
+        "first": maps[..., 2:, 0].mean(-1),
+        "spread": (entropy / torch.arange(3, T + 1).log()).mean(-1),
+    }
+    index = pd.MultiIndex.from_product([range(n) for n in maps.shape[:2]], names=["layer", "head"])
+    return pd.DataFrame({k: v.flatten().tolist() for k, v in columns.items()}, index)
+
+
+@torch.no_grad()
+def padding_ways(model: PreTrainedModel, rows: Sequence[list[int]], pad: int) -> pd.DataFrame:
+    """The last logits of each of `rows` (token ids) in one padded batch against those of the row alone.
+
+    One row per way of padding: way, largest_difference (of a logit), same_token (rows whose most
+    probable next token stays the same), prompts. In the number format of the model's weights.
+    """
+    alone = torch.cat([model(torch.tensor([r], device=model.device)).logits[:, -1] for r in rows])  # (B, V)
+    width, lengths = max(map(len, rows)), torch.tensor([len(r) for r in rows])[:, None]
+    columns = torch.arange(width).expand(len(rows), width)  # (B, T)
+    left = torch.tensor([[pad] * (width - len(r)) + r for r in rows])
+    right = torch.tensor([r + [pad] * (width - len(r)) for r in rows])
+    mask, right_mask = (columns >= width - lengths).long(), (columns < lengths).long()
+    from_mask = (mask.cumsum(-1) - 1).clamp(min=0)  # 0 for the padding and for the first real token
+    ways = {
+        "left, mask, positions counted from the mask": (left, mask, from_mask),
+        "left, mask, positions counted from the padding": (left, mask, columns),
+        "left, no mask": (left, torch.ones_like(mask), columns),
+        "right, mask, logits of the last column": (right, right_mask, columns),
+    }
+    table = []
+    for way, given in ways.items():
+        names = ("input_ids", "attention_mask", "position_ids")
+        logits = model(**{k: v.to(model.device) for k, v in zip(names, given, strict=True)}).logits[:, -1]  # (B, V)
+        same = (logits.argmax(-1) == alone.argmax(-1)).sum().item()
+        table.append((way, (logits - alone).abs().max().item(), same, len(rows)))
+    return pd.DataFrame(table, columns=["way", "largest_difference", "same_token", "prompts"])
+
+
+@torch.no_grad()
+def position_similarity(model: PreTrainedModel, length: int) -> tuple[Tensor, str]:
+    """How alike two positions are to the model: (T, T) in -1 .. 1, T at most `length`, and of what.
+
+    A learned table: the cosine of its rows m and n. RoPE (Su et al. 2021, arXiv:2104.09864), which
+    turns pair i of a query at m and a key at n by m θ_i and n θ_i: the score of two vectors of ones
+    over the score at equal positions, mean_i cos((m - n) θ_i). Raises ValueError for anything else.
+    """
+    length = min(length, model.config.max_position_embeddings)
+    table = next((p for name, p in model.named_parameters() if name.endswith("wpe.weight")), None)
+    if table is not None:
+        rows = torch.nn.functional.normalize(table[:length].float().cpu(), dim=-1)  # (T, C)
+        return rows @ rows.T, "cosine similarity of the rows of wpe"
+    rotary = next((m for m in model.modules() if hasattr(m, "inv_freq")), None)
+    if rotary is None:
+        raise ValueError(f"{model.config.model_type}: neither a position table nor RoPE found.")
+    # float64: at position 1,000 float32 has only four digits of the angle's fraction left
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * rotary.inv_freq.double().cpu()
+    cos, sin = angles.cos(), angles.sin()  # (T, D / 2)
+    return ((cos @ cos.T + sin @ sin.T) / cos.shape[1]).float(), "RoPE's relative score"
