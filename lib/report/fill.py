@@ -106,7 +106,7 @@ def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
             wrong.append((m.start(), f"the claim `{name}` does not hold any more: rewrite the sentence behind it."))
         elif filled(m[0], found) != m[0]:
             wrong.append((m.start(), f"`{name}` is not what data/results gives: run `python -m lib report`."))
-    rest = _blank(text, FENCED, MARK)
+    rest = _blank(text, FENCED, MARK, CODE)
     wrong += [
         (m.start(), f"`{m[0]}` is a broken mark, or one without its end.")
         for m in re.finditer("<!-[^>\n]*>?|-->", rest)
@@ -146,7 +146,7 @@ TEAM = re.compile(r"^## 1 .*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 SOURCES = re.compile(r"^## 8 .*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 NO_RESULTS = (  # numbers that are no results, anywhere in running text
     re.compile(r"^#+ [\d.]+", re.MULTILINE),  # headings
-    re.compile(r"https?://[^\s)]+"),
+    re.compile(r"https?://[^\s)]+|\[\d\d\]\(notebooks/[^)]+\)"),
     re.compile(r"\b(?:1[89]|20)\d\d\b(?![.,]\d)"),  # years
     re.compile(r"\barXiv:\d{4}\.\d{4,5}"),
     re.compile(r"\b(?:[Ss]ections?|[Ee]xplorations?) \d(?:\.\d)?(?:(?:, | and | to )\d(?:\.\d)?)*"),
