@@ -1,9 +1,8 @@
 """Text from a model: batched decoding, and two looks inside it (next-token odds, beams step by step).
 
-Decoding is transformers' own; here is what goes wrong around it: batches of unequal prompts, stopping,
-seeds, number formats. Sources of the settings: nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751;
-top-k, Fan et al. 2018, arXiv:1805.04833; beam search with length normalisation, Wu et al. 2016,
-arXiv:1609.08144.
+Decoding is transformers' own; here is what goes wrong around it: batches of unequal prompts, stopping, seeds, number
+formats. Sources of the settings: nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751; top-k, Fan et al. 2018,
+arXiv:1805.04833; beam search with length normalisation, Wu et al. 2016, arXiv:1609.08144.
 """
 
 import math
@@ -49,16 +48,13 @@ def generate(
     desc: str = "Generating",
     **decoding,
 ) -> list[str]:
-    """The continuation of each prompt, in the order given.
+    """The continuation of each prompt, in the order given: the new tokens before EOS, decoded as they are.
 
-    A continuation holds the new tokens before EOS, decoded as they are: no prompt, no special tokens,
-    no whitespace stripped. An empty prompt starts from EOS. `decoding` is one of `DECODING` or any
-    setting of transformers' GenerationConfig; the default is greedy, and what the model's own
-    generation_config sets is left out, so that a setting not named is off. Prompts are batched by
-    length, `batch_size` sequences (prompts x beams) at a time; under sampling the same seed, prompts
-    and batch_size give the same texts, and torch's global random state is untouched.
-    Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the context, and for a
-    setting that is unknown or would have no effect.
+    An empty prompt starts from EOS. `decoding` is one of `DECODING` or any setting of transformers' GenerationConfig;
+    the default is greedy, and a setting not named is off, whatever the model's own generation_config says. Prompts are
+    batched by length, `batch_size` sequences (prompts x beams) at a time; under sampling the same seed, prompts and
+    batch_size give the same texts, and torch's global random state is untouched. Raises ValueError for a prompt that
+    leaves no room for `max_new_tokens` in the context, and for a setting that is unknown or would have no effect.
     """
     if isinstance(prompts, str):
         raise ValueError("prompts is one string: pass a list of prompts.")
@@ -67,19 +63,19 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))  # the slowest first: an honest bar
     rows = max(1, batch_size // config.get("num_beams", 1))
     device = next(model.parameters()).device
-    devices = [device] if device.type == "cuda" else []
     texts = [""] * len(ids)
-    with (
-        torch.random.fork_rng(devices),
-        _evaluating(model, tokenizer, max_new_tokens, config),
-        tqdm(total=len(ids), desc=desc, unit="text", disable=len(ids) < 2) as bar,
-    ):
+    own = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    bar = tqdm(total=len(ids), desc=desc, unit="text", disable=len(ids) < 2)
+    with own, bar, _evaluating(model, tokenizer, max_new_tokens, config):
         torch.manual_seed(seed)
         for start in range(0, len(order), rows):
             batch = order[start : start + rows]
-            padded, mask = _left_pad([ids[i] for i in batch], _pad_id(tokenizer))
-            out = model.generate(input_ids=padded.to(device), attention_mask=mask.to(device))
-            for i, new in zip(batch, out[:, padded.shape[1] :].tolist(), strict=True):
+            # Padding stands on the left, where the next token never is; transformers counts positions from the mask.
+            width, pad = len(ids[batch[0]]), _pad_id(tokenizer)
+            padded = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in batch], device=device)
+            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=device)
+            out = model.generate(input_ids=padded, attention_mask=mask)
+            for i, new in zip(batch, out[:, width:].tolist(), strict=True):
                 texts[i] = _decode(tokenizer, new)
             bar.update(len(batch))
     return texts
@@ -94,17 +90,20 @@ def next_token_distribution(
 ) -> pd.DataFrame:
     """What decoding settings make of the next token after `prompt`: columns setting, token, probability.
 
-    `settings` maps a name to temperature, top_k and top_p, applied in this order, as transformers does
-    (default: NEXT_TOKEN_SETTINGS). Every setting lists the same tokens, the `top` of the untouched
-    distribution, most probable first; a last row OTHERS makes each setting sum to 1.
+    `settings` maps a name to temperature, top_k and top_p, applied in this order, as transformers does (default:
+    NEXT_TOKEN_SETTINGS). Every setting lists the same tokens, the `top` of the untouched distribution, most probable
+    first; a last row OTHERS makes each setting sum to 1.
     """
     ids = torch.tensor(_prompt_ids(model, tokenizer, [prompt], 1))  # (1, T)
     with _evaluating(model, tokenizer, 1, {}), torch.no_grad():
         logits = model(ids.to(model.device)).logits[:, -1].float().cpu()  # (1, V)
     shown = logits[0].topk(top).indices
-    rows = []
+    kinds, rows = {"temperature": Temperature, "top_k": TopK, "top_p": TopP}, []
     for name, setting in (NEXT_TOKEN_SETTINGS if settings is None else settings).items():
-        probabilities = _warpers(setting)(ids, logits.clone()).softmax(-1)[0]  # (V,)
+        if unknown := set(setting) - set(kinds):
+            raise ValueError(f"Unknown setting {sorted(unknown)}: choose among {', '.join(kinds)}.")
+        warpers = Warpers([kind(setting[k]) for k, kind in kinds.items() if k in setting])
+        probabilities = warpers(ids, logits.clone()).softmax(-1)[0]  # (V,)
         for i in shown.tolist():
             rows.append((name, token_text(tokenizer, i), probabilities[i].item()))
         rows.append((name, OTHERS, max(0.0, 1 - probabilities[shown].sum().item())))
@@ -116,10 +115,10 @@ def beam_trace(
 ) -> pd.DataFrame:
     """Beam search after `prompt`, step by step: columns step, beam, text, logprob, finished, score.
 
-    Steps count from 1, beams from 0 (the most probable); `text` is the continuation so far, `logprob`
-    its sum in nats, `score` that sum per token (transformers' length_penalty=1), `finished` says that
-    it ended in EOS and left the search. The best `score` among finished beams and those of the last
-    step is what transformers' beam search returns. Each step is a whole forward pass: short prompts.
+    Steps count from 1, beams from 0 (the most probable); `text` is the continuation so far, `logprob` its sum in nats,
+    `score` that sum per token (transformers' length_penalty=1), `finished` says that it ended in EOS and left the
+    search. The best `score` among finished beams and those of the last step is what transformers' beam search returns.
+    Each step is a whole forward pass: for short prompts.
     """
     start = _prompt_ids(model, tokenizer, [prompt], steps)[0]
     eos = tokenizer.eos_token_id
@@ -149,10 +148,8 @@ def beam_trace(
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """One token as a reader can see it: its text, or the bytes of a broken character as <E6 98>.
-
-    Two thirds of GPT-2's Chinese tokens are not valid UTF-8 alone and would print as U+FFFD.
-    """
+    """One token as a reader can see it: its text, or the bytes of a broken character as <E6 98>, as which two thirds of
+    GPT-2's Chinese tokens would else print as U+FFFD."""
     text = tokenizer.decode([token_id])
     if "\ufffd" not in text:
         return text
@@ -168,8 +165,6 @@ def _checked(decoding: Mapping) -> dict:
     config = {"do_sample": False, **decoding}
     if unknown := [k for k in config if not hasattr(GenerationConfig(), k)]:
         raise ValueError(f"Unknown decoding setting {unknown}: see transformers' GenerationConfig.")
-    if config.get("num_return_sequences", 1) != 1:
-        raise ValueError("num_return_sequences: repeat a prompt in the list to get several texts.")
     if config["do_sample"]:
         config.setdefault("top_k", 0)  # transformers' default of 50 would truncate unasked
     elif idle := {"temperature", "top_k", "top_p", "min_p", "typical_p"} & set(config):
@@ -195,38 +190,16 @@ def _pad_id(tokenizer) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def _left_pad(rows: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids and attention_mask (B, T). Padding stands on the left, where the next token never is;
-    transformers counts positions from the mask, so every prompt starts at position 0.
-    """
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
-
-
 def _decode(tokenizer, ids: list[int]) -> str:
     # EOS, and the padding that transformers appends after it, are special tokens.
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _warpers(setting: Mapping[str, float]) -> Warpers:
-    kinds = {"temperature": Temperature, "top_k": TopK, "top_p": TopP}
-    if unknown := set(setting) - set(kinds):
-        raise ValueError(f"Unknown setting {sorted(unknown)}: choose among {', '.join(kinds)}.")
-    return Warpers([kind(setting[k]) for k, kind in kinds.items() if k in setting])
-
-
 @contextmanager
 def _evaluating(model, tokenizer, max_new_tokens: int, decoding: Mapping) -> Iterator[None]:
     """Inside: eval mode, autocast with exact logits, and a generation config of these settings alone."""
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=_pad_id(tokenizer),
-        use_cache=True,
-        **decoding,
-    )
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": _pad_id(tokenizer)}
+    config = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **ends, **decoding)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = [(m, m.generation_config) for m in {id(m): m for m in (model, base)}.values()]
     was_training = model.training
