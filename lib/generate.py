@@ -36,6 +36,8 @@ NEXT_TOKEN_SETTINGS = {
     "top-p 0.9": {"top_p": 0.9},
 }
 OTHERS = "all other tokens"
+# EOS, and the padding that transformers appends after it, are special tokens.
+PLAIN = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
 
 def generate(
@@ -66,17 +68,17 @@ def generate(
     texts = [""] * len(ids)
     own = torch.random.fork_rng([device] if device.type == "cuda" else [])
     bar = tqdm(total=len(ids), desc=desc, unit="text", disable=len(ids) < 2)
-    with own, bar, _evaluating(model, tokenizer, max_new_tokens, config):
+    with own, bar, _evaluating(model, tokenizer, max_new_tokens, config) as used:
         torch.manual_seed(seed)
         for start in range(0, len(order), rows):
             batch = order[start : start + rows]
             # Padding stands on the left, where the next token never is; transformers counts positions from the mask.
-            width, pad = len(ids[batch[0]]), _pad_id(tokenizer)
+            width, pad = len(ids[batch[0]]), used.pad_token_id
             padded = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in batch], device=device)
             mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=device)
             out = model.generate(input_ids=padded, attention_mask=mask)
             for i, new in zip(batch, out[:, width:].tolist(), strict=True):
-                texts[i] = _decode(tokenizer, new)
+                texts[i] = tokenizer.decode(new, **PLAIN)
             bar.update(len(batch))
     return texts
 
@@ -140,7 +142,7 @@ def beam_trace(
             running = [c for c in candidates if c[1][-1] != eos][:num_beams]
             pool = sorted(pool + [value / step for value, _ in ended], reverse=True)[:num_beams]
             for beam, (value, new) in enumerate(sorted(ended + running, key=lambda c: -c[0])):
-                text = _decode(tokenizer, new)
+                text = tokenizer.decode(new, **PLAIN)
                 rows.append((step, beam, text, value, new[-1] == eos, value / step))
             if len(pool) == num_beams and running[0][0] / step <= pool[-1]:
                 break  # no running beam beats a finished one
@@ -173,7 +175,7 @@ def _checked(decoding: Mapping) -> dict:
 
 
 def _prompt_ids(model, tokenizer, prompts, max_new_tokens) -> list[list[int]]:
-    """Token ids of each prompt; an empty one is EOS alone. Raises ValueError, naming what is too long."""
+    """Token ids of each prompt, an empty one EOS alone. Raises ValueError, naming what is too long."""
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
     options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     ids = [tokenizer(p, **options).input_ids or [tokenizer.eos_token_id] for p in prompts]
@@ -186,19 +188,11 @@ def _prompt_ids(model, tokenizer, prompts, max_new_tokens) -> list[list[int]]:
     return ids
 
 
-def _pad_id(tokenizer) -> int:
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-
-def _decode(tokenizer, ids: list[int]) -> str:
-    # EOS, and the padding that transformers appends after it, are special tokens.
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
 @contextmanager
-def _evaluating(model, tokenizer, max_new_tokens: int, decoding: Mapping) -> Iterator[None]:
+def _evaluating(model, tokenizer, max_new_tokens: int, decoding: Mapping) -> Iterator[GenerationConfig]:
     """Inside: eval mode, autocast with exact logits, and a generation config of these settings alone."""
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": _pad_id(tokenizer)}
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    ends = {"eos_token_id": eos, "pad_token_id": eos if pad is None else pad}
     config = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **ends, **decoding)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = [(m, m.generation_config) for m in {id(m): m for m in (model, base)}.values()]
@@ -208,7 +202,7 @@ def _evaluating(model, tokenizer, max_new_tokens: int, decoding: Mapping) -> Ite
         m.generation_config = config
     try:
         with float32_logits(base), profile.autocast():
-            yield
+            yield config
     finally:
         for m, original in before:
             m.generation_config = original

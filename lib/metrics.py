@@ -1,10 +1,10 @@
 """Bits per byte and token perplexity of held-out text, and how sure their differences are.
 
-One function, `score`, measures every model before and after. It sums negative log-likelihoods per
-document; the ratios are taken afterwards, each with its numerator and its denominator named:
+One function, `score`, measures every model before and after. It sums negative log-likelihoods per document; the ratios
+are taken afterwards, each with its numerator and its denominator named:
 
-- bits per byte = sum of nats / (ln 2 * sum of UTF-8 bytes of the targets). Comparable across
-  tokenizers (Gao et al. 2020, "The Pile", arXiv:2101.00027, section 3.1).
+- bits per byte = sum of nats / (ln 2 * sum of UTF-8 bytes of the targets). Comparable across tokenizers (Gao et al.
+  2020, "The Pile", arXiv:2101.00027, section 3.1).
 - token perplexity = exp(sum of nats / sum of target tokens). Comparable for one tokenizer only.
 
 EOS is a target token (it costs nats and has no byte); prompt tokens are not; there is no padding.
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lib import profile
 from lib.fast import fast_float32, rows_at_a_time
 from lib.packing import Encoded, document_attention, flatten, pack
-from lib.tasks import Example, encode
+from lib.tasks import encode
 
 
 def token_nats(logits: torch.Tensor, labels: torch.Tensor, rows: int = 0) -> torch.Tensor:
@@ -41,10 +41,8 @@ def token_nats(logits: torch.Tensor, labels: torch.Tensor, rows: int = 0) -> tor
 
 @contextmanager
 def float32_logits(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the output layer computes in its weights' own dtype, under autocast as well.
-
-    GPT-2's logits lie near -100, where neighbouring bfloat16 numbers are 0.5 nats apart.
-    """
+    """Inside, the output layer computes in its weights' dtype, under autocast as well: GPT-2's logits lie near -100,
+    where neighbouring bfloat16 numbers are 0.5 nats apart."""
     head = model.get_output_embeddings()
     forward = head.forward
 
@@ -60,13 +58,12 @@ def float32_logits(model: PreTrainedModel) -> Iterator[None]:
 
 
 def without_last(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`flatten`'s batch less each document's last token: nothing is predicted from it, and a window of
-    one token of context and a full model's length of targets then fits the model's positions."""
+    """`flatten`'s batch less each document's last token, from which nothing is predicted: a window of one token of
+    context and a full model's length of targets then fits the model's positions."""
     bounds, owner = batch["cu_seq_lens_q"], batch["document"]
     stay = torch.ones(int(bounds[-1]), dtype=torch.bool)
     stay[bounds[1:].long() - 1] = False
-    return {
-        **batch,
+    return batch | {
         "input_ids": batch["input_ids"][:, stay],
         "position_ids": batch["position_ids"][:, stay],
         "cu_seq_lens_q": bounds - torch.arange(len(bounds), dtype=bounds.dtype),
@@ -76,26 +73,24 @@ def without_last(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def token_scores(
-    model: PreTrainedModel, encoded: Sequence[Encoded], pack_length: int = 0, desc: str = ""
+    model: PreTrainedModel, encoded: Sequence[Encoded], pack_length: int = 2_048, desc: str = "scoring"
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Per document, in the order given: the nats of each target token, float32 (n,), and whether it
-    is the model's most probable token, bool (n,). Documents share rows of `pack_length` tokens (0:
-    the profile's) without seeing each other. The model's training mode is restored. The first token
-    of a document without a prompt has nothing before it and is not scored. Raises ValueError for a
-    document of fewer than 2 tokens.
+    """Per document, in the order given: the nats of each target token, float32 (n,), and whether it is the model's most
+    probable token, bool (n,). Documents share rows of `pack_length` tokens without seeing each other. The first token
+    of a document without a prompt has nothing before it and is not scored. Raises ValueError for fewer than 2 tokens.
     """
     for i, e in enumerate(encoded):
         if len(e.input_ids) < 2:
             raise ValueError(f"Document {e.id or i} has fewer than 2 tokens: there is none to score.")
     longest = max((len(e.input_ids) for e in encoded), default=0)
-    packs = pack(encoded, max(pack_length or profile.current().pack_length, longest))
+    packs = pack(encoded, max(pack_length, longest))
     device = next(model.parameters()).device
     out: list = [None] * len(encoded)
     was_training = model.training
     model.eval()
     try:
         with document_attention(model), float32_logits(model), profile.autocast():
-            for indices in tqdm(packs, desc=desc or "scoring", disable=len(packs) < 8):
+            for indices in tqdm(packs, desc=desc, disable=len(packs) < 8):
                 batch = without_last(flatten([encoded[i] for i in indices]))
                 batch = {k: v.to(device) for k, v in batch.items()}
                 labels, document = batch.pop("labels")[0], batch.pop("document").cpu()
@@ -110,29 +105,21 @@ def token_scores(
 
 
 def score_encoded(
-    model: PreTrainedModel, encoded: Sequence[Encoded], pack_length: int = 0, desc: str = ""
+    model: PreTrainedModel, encoded: Sequence[Encoded], pack_length: int = 2_048, desc: str = "scoring"
 ) -> pd.DataFrame:
-    """One row per encoded document, in the order given: id, nats (summed over the target's tokens,
-    EOS included), tokens (how many), bytes (UTF-8 bytes of the target text)."""
-    scored = token_scores(model, encoded, pack_length, desc)
-    rows = [
-        (e.id, float(nats.double().sum()), len(nats), e.target_bytes)
-        for e, (nats, _) in zip(encoded, scored, strict=True)
-    ]
+    """A row per document, in the order given: id, nats (sum over the target's tokens, EOS included), tokens, bytes."""
+    scored = zip(encoded, token_scores(model, encoded, pack_length, desc), strict=True)
+    rows = [(e.id, float(nats.double().sum()), len(nats), e.target_bytes) for e, (nats, _) in scored]
     return pd.DataFrame(rows, columns=["id", "nats", "tokens", "bytes"])
 
 
 def score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], desc: str = ""
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping], desc: str = "scoring"
 ) -> pd.DataFrame:
-    """How many nats `model` spends on each example's target, given its prompt.
-
-    One row per example, in the order given: id, group, nats, tokens, bytes. Tokens and nats include
-    EOS, bytes do not. Raises ValueError for a document longer than the model's context.
-    """
-    encoded = encode(tokenizer, examples, max_length=model.config.max_position_embeddings)
-    frame = score_encoded(model, encoded, desc=desc)
-    frame.insert(1, "group", [e.group for e in examples])
+    """How many nats `model` spends on the target of each row of a task, given its prompt: `score_encoded` with the
+    row's group. Raises ValueError for a document longer than the model's context."""
+    frame = score_encoded(model, encode(tokenizer, rows, model.config.max_position_embeddings), desc=desc)
+    frame.insert(1, "group", [row["group"] for row in rows])
     return frame
 
 
@@ -144,13 +131,21 @@ def bits_per_byte(scores: pd.DataFrame) -> float:
 
 
 def perplexity(scores: pd.DataFrame) -> float:
-    """Token perplexity: exp(sum of nats / sum of target tokens), EOS in both sums.
-
-    Depends on the tokenizer: use `bits_per_byte` across tokenizers. Raises ValueError for no token.
-    """
+    """Token perplexity: exp(sum of nats / sum of target tokens), EOS in both sums. Depends on the tokenizer. Raises
+    ValueError where there is no token."""
     if not scores["tokens"].sum():
         raise ValueError("Perplexity of no text: the targets hold no token; score some documents.")
     return float(math.exp(scores["nats"].sum() / scores["tokens"].sum()))
+
+
+def describe(scores: pd.DataFrame) -> dict[str, float]:
+    """Both ratios and their three sums, the columns of a results table."""
+    sums = {"nats": float(scores["nats"].sum()), "tokens": int(scores["tokens"].sum())}
+    sums |= {"bytes": int(scores["bytes"].sum()), "documents": len(scores)}
+    return {"bits_per_byte": bits_per_byte(scores), "perplexity": perplexity(scores)} | sums
+
+
+# --- how sure
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
@@ -160,7 +155,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
         raise ValueError("The mean of no value: pass one value per seed.")
     if x.size == 1:
         return float(x[0]), math.nan, math.nan
-    half = stats.t.ppf((1 + confidence) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size)
+    half = stats.t.ppf((1 + confidence) / 2, x.size - 1) * stats.sem(x)
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
@@ -181,14 +176,12 @@ class Paired:
 def _per_document(runs, numerator: str, denominator: str | None) -> pd.DataFrame:
     """Seeds averaged, a row per document: n (numerator), d (denominator; 1: a mean), g (group)."""
     frames = [runs] if isinstance(runs, pd.DataFrame) else list(runs)
-    first = frames[0]
-    for frame in frames:
-        if list(frame["id"]) != list(first["id"]):
-            raise ValueError("The runs scored different documents: score the same examples in one order.")
-    d = first[denominator] if denominator else np.ones(len(first))
+    first = frames[0].reset_index(drop=True)
+    if any(list(frame["id"]) != list(first["id"]) for frame in frames):
+        raise ValueError("The runs scored different documents: score the same examples in one order.")
     n = np.mean([f[numerator].to_numpy(float) for f in frames], axis=0)
-    g = first["group"] if "group" in first else first["id"]
-    return pd.DataFrame({"id": first["id"].to_numpy(), "g": np.asarray(g), "n": n, "d": np.asarray(d, float)})
+    d = first[denominator].astype(float) if denominator else 1.0
+    return pd.DataFrame({"id": first["id"], "g": first.get("group", first["id"]), "n": n, "d": d})
 
 
 def paired(
@@ -197,19 +190,15 @@ def paired(
     numerator: str = "nats",
     denominator: str | None = "bytes",
     scale: float | None = None,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> Paired:
     """Is the difference between two models larger than the choice of documents explains?
 
-    The measure is scale * sum(numerator) / sum(denominator); the defaults make it bits per byte.
-    For a metric with one value per document (chrF), name its column and pass `denominator=None`.
-    Documents are the sampling unit, not seeds: of a list of frames (one per seed) each
-    document's values are averaged over the seeds first. The interval is a percentile bootstrap over
-    groups, both models resampled together (Efron and Tibshirani 1993; Koehn 2004), with a fixed
-    seed; the p-value is Wilcoxon's signed-rank test on the per-document ratios. Raises ValueError
-    where the documents differ.
+    The measure is scale * sum(numerator) / sum(denominator); the defaults make it bits per byte. For a metric with one
+    value per document (chrF), name its column and pass `denominator=None`. Documents are the sampling unit, not seeds:
+    of a list of frames (one per seed) each document's values are averaged over the seeds first. The interval is a 95 %
+    percentile bootstrap over groups, both models resampled together (Efron and Tibshirani 1993; Koehn 2004); the
+    p-value is Wilcoxon's signed-rank test on the per-document ratios. Raises ValueError where the documents differ.
     """
     if scale is None:
         scale = 1 / math.log(2) if (numerator, denominator) == ("nats", "bytes") else 1.0
@@ -218,26 +207,20 @@ def paired(
         raise ValueError("before and after scored different documents: score the same examples in one order.")
     if b.empty:
         raise ValueError("A comparison of no document: score some documents first.")
-    sums = pd.DataFrame({"g": b["g"], "b": b["n"], "a": a["n"], "d": b["d"]}).groupby("g").sum()
-    rng = np.random.default_rng(seed)
-    table, draws = sums.to_numpy(), []
-    for _ in range(resamples):
-        s = table[rng.integers(0, len(sums), len(sums))].sum(axis=0)
-        draws.append(scale * (s[1] - s[0]) / s[2])
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    sums = pd.DataFrame({"g": b["g"], "gap": a["n"] - b["n"], "d": b["d"]}).groupby("g").sum()
+
+    def difference(gap: np.ndarray, d: np.ndarray, axis: int = -1) -> np.ndarray:
+        return scale * gap.sum(axis) / d.sum(axis)
+
+    drawn = (
+        stats.bootstrap(
+            (sums["gap"], sums["d"]), difference, n_resamples=10_000, paired=True, method="percentile", rng=seed
+        )
+        if len(sums) > 1
+        else None
+    )
+    low, high = drawn.confidence_interval if drawn else (math.nan, math.nan)
     deltas = ((a["n"] - b["n"]) / b["d"]).to_numpy()
-    p = 1.0 if not deltas.any() else float(stats.wilcoxon(deltas).pvalue)
+    p = float(stats.wilcoxon(deltas).pvalue) if deltas.any() else 1.0
     x, y = (float(scale * f["n"].sum() / f["d"].sum()) for f in (b, a))
     return Paired(x, y, y - x, float(low), float(high), p, len(b), len(sums))
-
-
-def describe(scores: pd.DataFrame) -> Mapping[str, float]:
-    """Both ratios and their three sums, the columns of a results table."""
-    return {
-        "bits_per_byte": bits_per_byte(scores),
-        "perplexity": perplexity(scores),
-        "nats": float(scores["nats"].sum()),
-        "tokens": int(scores["tokens"].sum()),
-        "bytes": int(scores["bytes"].sum()),
-        "documents": len(scores),
-    }

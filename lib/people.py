@@ -1,10 +1,10 @@
 """Which of two texts is better: blind ratings by people in a notebook, and a model as judge.
 
-`Rater` is the logic and the file, `rating_widget` its view, `summarise` the numbers. Left and right are shuffled per
-rater and item, since people favour a side; a judge is asked in both orders, since judges do (Zheng et al. 2023,
-arXiv:2306.05685). Interval: Wilson 1927, which stays inside 0..1 for few ratings. Agreement: Cohen 1960.
+Left and right are shuffled per rater and item, since people favour a side; a judge is asked in both orders, since
+judges do (Zheng et al. 2023, arXiv:2306.05685). Interval: Wilson 1927. Agreement: Cohen 1960.
 """
 
+import contextlib
 import datetime
 import hashlib
 import html
@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import openai
 import pandas as pd
 from scipy import stats
@@ -54,41 +53,32 @@ class Pair:
 
 
 def append_line(path: Path, row: Mapping) -> None:
-    """Add `row` to a JSON-lines file, on disk before this returns. It begins on a line of its own even where an
-    interruption cut the last one short."""
+    """Add `row` to a JSON-lines file, on a line of its own even where an interruption cut the last one short."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b", buffering=0) as file:
         cut = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
         file.write((b"\n" if cut else b"") + json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
-        os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> list[dict]:
     """The rows that `append_line` wrote, less a line that was cut short; none where there is no file."""
     rows = []
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return [row for row in rows if isinstance(row, dict)]
+    return rows
 
 
 # --- people
 
 
 class Rater:
-    """One person's way through `pairs`, resumed from `path`: pairs already rated are not shown again.
-
-    Everyone sees the pairs in the same order, so that people who stop early still share items.
-    Raises ValueError for an empty name or a repeated pair id.
-    """
+    """One person's way through `pairs`, resumed from `path`: pairs already rated are not shown again. Everyone sees the
+    pairs in one order, so that people who stop early still share items. Raises ValueError for an empty name."""
 
     def __init__(self, pairs: Sequence[Pair], name: str, path: Path):
         if not name.strip():
             raise ValueError("The rater has no name: pass one (a pseudonym serves).")
-        if len({p.id for p in pairs}) < len(pairs):
-            raise ValueError("Two pairs have the same id: ratings could not be told apart.")
         self.name, self.path, self.total = name.strip(), path, len(pairs)
         done = {(r.get("id"), r.get("digest")) for r in read_lines(path) if r.get("rater") == self.name}
         self.open = [p for p in pairs if (p.id, p.digest()) not in done]
@@ -106,8 +96,7 @@ class Rater:
         """Record "left", "right", "tie" or "skip" for the current pair and go on to the next one."""
         if side not in ("left", "right", "tie", "skip"):
             raise ValueError(f"{side!r} is no choice: left, right, tie or skip.")
-        if (pair := self.current) is None:
-            raise ValueError("Every pair is rated: nothing is left to choose.")
+        pair = self.open[0]
         left, right = self.order(pair)
         choice = {"left": left, "right": right}.get(side, side)
         time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -134,9 +123,10 @@ def rating_widget(rater: Rater):
         pair = rater.current
         for button in buttons:
             button.disabled = pair is None
-        prompt.value = block("Prompt", pair.prompt) if pair else "<b>Done, thank you.</b>"
-        sides = [getattr(pair, side) for side in rater.order(pair)] if pair else []
-        left.value, right.value = map(block, ("Left", "Right"), sides) if pair else ("", "")
+        left.value, right.value, prompt.value = "", "", "<b>Done, thank you.</b>"
+        if pair:
+            sides = [pair.prompt, *(getattr(pair, side) for side in rater.order(pair))]
+            prompt.value, left.value, right.value = map(block, ("Prompt", "Left", "Right"), sides)
 
     def clicked(button) -> None:
         if rater.current is not None:
@@ -165,32 +155,30 @@ def win_rate(scores: Sequence[float]) -> dict:
     return found | {"low": low, "high": high, "p_value": p}
 
 
-def cohen_kappa(a: Sequence[str], b: Sequence[str]) -> float:
-    """Agreement beyond chance of two raters on the same items; nan where both always made one and the same choice."""
-    a, b = np.asarray(a), np.asarray(b)
-    chance = sum((a == c).mean() * (b == c).mean() for c in SCORE)
-    return math.nan if chance == 1 else float(((a == b).mean() - chance) / (1 - chance))
-
-
 def summarise(ratings: Iterable[Mapping]) -> dict:
     """`win_rate` over items (an item's score is the mean of its raters', who are no independent items), with ratings,
     skipped, raters, common_items, and agreement (share of equal choices) and kappa, both averaged over the pairs of
-    raters that share items; nan where there is none."""
+    raters that share items; nan where there is none, or (kappa) both always made one and the same choice."""
     # The last rating of an item counts; texts that changed since are another item.
     latest = {(r["rater"], f"{r['id']} {r.get('digest')}"): r["choice"] for r in ratings}
     rows = [(rater, item, choice) for (rater, item), choice in latest.items() if choice in SCORE]
     table = pd.DataFrame(rows, columns=["rater", "item", "choice"])
     wide = table.pivot(index="item", columns="rater", values="choice")
-    shared = [wide[list(two)].dropna().to_numpy().T for two in itertools.combinations(wide, 2)]
-    shared = [s for s in shared if s.size]
+    equal, kappas = [], []
+    for two in itertools.combinations(wide, 2):
+        a, b = wide[list(two)].dropna().to_numpy().T
+        if len(a):
+            equal.append((a == b).mean())
+            chance = sum((a == c).mean() * (b == c).mean() for c in SCORE)
+            kappas.append((equal[-1] - chance) / (1 - chance) if chance < 1 else math.nan)
     return {
         **win_rate(table["choice"].map(SCORE).astype(float).groupby(table["item"]).mean().tolist()),
         "ratings": len(rows),
         "skipped": len(latest) - len(rows),
         "raters": wide.shape[1],
         "common_items": int((wide.count(axis=1) > 1).sum()),
-        "agreement": float(pd.Series([(a == b).mean() for a, b in shared], dtype=float).mean()),
-        "kappa": float(pd.Series([cohen_kappa(a, b) for a, b in shared], dtype=float).mean()),
+        "agreement": float(pd.Series(equal, dtype=float).mean()),
+        "kappa": float(pd.Series(kappas, dtype=float).mean()),
     }
 
 
@@ -203,7 +191,7 @@ class JudgeUnavailable(RuntimeError):
 
 def judge_client(timeout: float = 60.0, retries: int = 4) -> tuple[openai.OpenAI, str]:
     """The client of JUDGE_BASE_URL (up to and with /v1) with JUDGE_API_KEY, and JUDGE_MODEL. `timeout`: seconds for one
-    answer; `retries`: after 408, 409, 429, 5xx and broken connections. Raises JudgeUnavailable for what is missing."""
+    answer; `retries`: after 408, 409, 429, 5xx and broken connections. Raises JudgeUnavailable."""
     names = ("JUDGE_BASE_URL", "JUDGE_MODEL", "JUDGE_API_KEY")
     url, model, key = values = [os.environ.get(n, "").strip() for n in names]
     if missing := [n for n, v in zip(names, values, strict=True) if not v]:
@@ -247,7 +235,9 @@ def judge(pairs: Sequence[Pair], workers: int = 4, **options) -> tuple[pd.DataFr
     client, model = judge_client(**options)
     cache, lock = profile.output_root() / "data" / "runs" / "judge.jsonl", threading.Lock()
     known = {r["key"]: r for r in read_lines(cache) if "key" in r}
-    questions = [_question(p, *order) for p in pairs for order in (("before", "after"), ("after", "before"))]
+    form = "<prompt>\n{}\n</prompt>\n<A>\n{}\n</A>\n<B>\n{}\n</B>"
+    both = [order for p in pairs for order in ((p.prompt, p.before, p.after), (p.prompt, p.after, p.before))]
+    questions = [form.format(*order) for order in both]
     settings = [str(client.base_url), model, RUBRIC]
     keys = [hashlib.sha256(json.dumps([*settings, q]).encode()).hexdigest() for q in questions]
     todo = {k: q for k, q in zip(keys, questions, strict=True) if k not in known}
@@ -271,10 +261,6 @@ def judge(pairs: Sequence[Pair], workers: int = 4, **options) -> tuple[pd.DataFr
         "completion_tokens": sum(row["completion_tokens"] for row in rows),
         "requests": len(todo),
     }
-
-
-def _question(pair: Pair, a: str, b: str) -> str:
-    return f"<prompt>\n{pair.prompt}\n</prompt>\n<A>\n{getattr(pair, a)}\n</A>\n<B>\n{getattr(pair, b)}\n</B>"
 
 
 def _verdict(pair: Pair, asked: Mapping, swapped: Mapping) -> dict:

@@ -31,15 +31,33 @@ if "google.colab" in sys.modules:
     os.chdir("/content/project/notebooks")
     sys.path.insert(0, "..")
 # %%
+import textwrap
+from dataclasses import asdict
+
+import numpy as np
 import pandas as pd
 from IPython.display import display
+from statsmodels.stats.multitest import multipletests
 
-from lib import evaluate, people, plots, profile, results, tasks, train
+from lib import evaluate, metrics, people, plots, profile, tasks, train
+from lib import texts as measures
+from lib.explore.e2e import slot_errors  # registers E2E's own checks as well
 from lib.models import load_base
+from lib.results import Results, interval, listed, number, span
 
-started = results.start()
-budget = profile.current()
+# Every number as (fast, cpu, full); what a training sees is notebook 02's.
+budget = profile.budget(
+    **train.BUDGET,
+    eval_documents=(12, 100, 200),  # test documents scored
+    generated=(4, 24, 64),  # and generated for, greedily; by sampling half as many
+    e2e_generated=(4, 24, 630),  # all of E2E's test inputs, as its published rows
+    max_new_tokens=(24, 120, 160),
+    wikitext_tokens=(2_048, 8_192, 16_384),  # leading parts of the benchmarks
+    lambada_documents=(8, 100, 300),
+    blimp_pairs=(1, 2, 10),  # of each paradigm
+)
 base = load_base()
+results = Results("03_evaluate", base=base, seeds=budget.seeds)
 task = tasks.load_task()
 
 # %% [markdown]
@@ -48,13 +66,20 @@ task = tasks.load_task()
 # - The base model first, then each run of notebook 02: loaded if it is there, trained if not.
 # - Per model: nats of the held-out targets, one text per test prompt, one more text by sampling; for the first
 #   seed also general text that nobody fine-tuned on. The test split was not looked at before this notebook.
+# - `RESULTS=stored` measures nothing: the tables come from the last run's file.
 
 # %%
-measured = [evaluate.measure(base, task)]
-for seed in budget.seeds:
-    for method in budget.methods:
-        run = train.finetune(base, task, method, seed)
-        measured.append(evaluate.measure(base, task, run, forgetting=seed == budget.seeds[0]))
+sizes = {"documents": budget.eval_documents, "sampled": budget.generated // 2, "max_new_tokens": budget.max_new_tokens}
+general = {"wikitext2": budget.wikitext_tokens, "lambada": budget.lambada_documents, "blimp": budget.blimp_pairs}
+own = {**sizes, "generated": budget.generated}
+measured = []
+if not results.stored:
+    measured.append(evaluate.measure(base, task, general=general, **own))
+    for seed in budget.seeds:
+        for method in budget.methods:
+            run = train.finetune(base, task, method, seed)
+            first = general if seed == budget.seeds[0] else None
+            measured.append(evaluate.measure(base, task, run, general=first, **own))
 
 # %% [markdown]
 # - E2E NLG beside the default task: it has published GPT-2 rows. It comes from `DATA_MIRROR` or the hub.
@@ -65,11 +90,15 @@ try:
     note = "" if e2e else "E2E NLG runs beside the default task only."
 except tasks.TaskUnavailable as reason:
     e2e, note = None, f"Skipped: {reason}"
-e2e_measured = []
-if e2e:
-    e2e_run = train.finetune(base, e2e, "full", 0)
-    e2e_measured = [evaluate.measure(base, e2e, forgetting=False), evaluate.measure(base, e2e, e2e_run)]
 print(note)
+if e2e and not results.stored:
+    run = train.finetune(base, e2e, "full", 0)
+    for model in (None, run):
+        measured.append(evaluate.measure(base, e2e, model, **sizes, generated=budget.e2e_generated))
+rows_of = {
+    t.name: tasks.head(t["test"], n) for t, n in ((task, budget.generated), (e2e, budget.e2e_generated)) if t
+}  # what was generated for
+train_of = {t.name: [row["target"] for row in t["train"]] for t in (task, e2e) if t}
 
 # %% [markdown]
 # ## Before and after
@@ -81,44 +110,96 @@ print(note)
 # - BLEU, chrF, ROUGE-L compare one generated text per prompt with the human one. For open-ended text they
 #   stay low even when a description is fine: look at the difference, not at the height.
 
+
 # %%
-table = evaluate.before_after(task, measured)
-if e2e:
-    table = pd.concat([table, evaluate.before_after(e2e, e2e_measured)], ignore_index=True)
-headline = ["task", "stage", "method", "seed", "bits_per_byte", "perplexity", "bleu", "chrf", "rouge_l"]
-print(table[headline].round(3).to_string(index=False))
+def who(m):
+    return {"task": m.task, "stage": m.stage, "method": m.method, "seed": m.seed}
+
+
+def row(m):
+    """Every number of one model, by the same functions before and after."""
+    rows, texts = rows_of[m.task], [text.strip() for text in m.texts]
+    references = [list(row["references"]) for row in rows]
+    overlap = measures.longest_overlap(texts, train_of[m.task])
+    checks = evaluate.CHECKS.get(m.task, lambda rows, texts: {})
+    return {
+        **who(m),
+        **metrics.describe(m.scores),
+        "decoding": "greedy",
+        "generated": len(texts),
+        "bleu": measures.bleu(texts, references, lowercase=m.task == "e2e"),
+        "chrf": measures.chrf(texts, references),
+        "rouge_l": measures.rouge_l(texts, references),
+        "overlap_words_median": float(np.median(overlap)),
+        "overlap_words_max": max(overlap),
+        "copied_share": measures.copied(texts, train_of[m.task]),
+        **checks(rows, texts),
+    }
+
+
+table = results.table("before_after", lambda: pd.DataFrame([row(m) for m in measured]))
+headline = ["bits_per_byte", "perplexity", "bleu", "chrf", "rouge_l"]
+print(table[["task", "stage", "method", "seed", *headline]].round(3).to_string(index=False))
+
 
 # %% [markdown]
 # - Mean over seeds with a 95 % t interval. A single seed has no interval.
 
+
 # %%
-measures = ["bits_per_byte", "perplexity", "bleu", "chrf", "rouge_l"]
-summary = evaluate.seed_summary(table, measures)
+def seed_means():
+    for (name, stage, method), part in table.groupby(["task", "stage", "method"], sort=False):
+        for measure in headline:
+            mean, low, high = metrics.mean_interval(part[measure])
+            found = {"measure": measure, "mean": mean, "low": low, "high": high, "seeds": len(part)}
+            yield {"task": name, "stage": stage, "method": method} | found
+
+
+summary = results.table("summary", lambda: list(seed_means()))
 summary.pivot_table(index=["task", "stage", "method"], columns="measure", values="mean", sort=False).round(3)
 
 # %% [markdown]
 # - Open dot: before. Filled dot: after, with its interval over seeds.
 
 # %%
-provenance = results.provenance(base, budget.seeds)
+own = table[table["task"] == task.name]
 axes = {"bits_per_byte": "bits per byte (lower is better)", "chrf": "chrF (higher is better)"}
-figure = plots.before_after(table[table["task"] == task.name], axes)
-text = f"{task.name}: {len(measured[0].scores)} held-out documents scored, {len(measured[0].texts)} generated."
-path = plots.save_figure(figure, "03_before_after", plots.caption(text, provenance, budget.train_tokens))
+figure = plots.before_after(own, axes)
+documents, generated = (int(own[c].iloc[0]) for c in ("documents", "generated"))
+text = f"{task.name}: {documents} held-out documents scored, {generated} generated."
+results.figure(figure, "03_before_after", text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # ## Is the difference real?
 #
 # - Paired by document: a bootstrap over groups gives `low` to `high`, 95 % of `difference` = after - before;
 #   `p_value` is Wilcoxon's signed-rank test on the same documents. Seeds are averaged per document first.
-# - An interval that excludes 0 says that other documents of this kind would show the difference too.
+# - An interval that excludes 0 says that other documents of this kind would show the difference too. Several
+#   comparisons are several chances to be wrong: `holm` is the p-value corrected for all rows of the table.
+
 
 # %%
-significance = evaluate.significance(task, measured)
-if e2e:
-    found = evaluate.significance(e2e, e2e_measured)
-    significance = pd.concat([significance, found], ignore_index=True)
-significance.round(4)
+def chrf_of(m):
+    rows = rows_of[m.task]
+    values = measures.chrf_per_document([text.strip() for text in m.texts], [list(r["references"]) for r in rows])
+    return pd.DataFrame({"id": [r["id"] for r in rows], "group": [r["group"] for r in rows], "chrf": values})
+
+
+def comparisons():
+    after = {(m.task, m.method): [] for m in measured if m.stage == "after"}
+    for m in measured:
+        after.get((m.task, m.method), []).append(m)
+    for (name, method), runs in after.items():
+        before = [m for m in measured if m.task == name and m.stage == "before"]
+        bits = metrics.paired([m.scores for m in before], [m.scores for m in runs])
+        chrf = metrics.paired(list(map(chrf_of, before)), list(map(chrf_of, runs)), "chrf", None)
+        for measure, found in (("bits_per_byte", bits), ("chrf", chrf)):
+            yield {"task": name, "method": method, "seeds": len(runs), "measure": measure} | asdict(found)
+
+
+significance = results.table("significance", lambda: list(comparisons()))
+holm = multipletests(significance["p_value"], method="holm")[1]
+significance.assign(holm=holm).round(4)
 
 # %% [markdown]
 # ## The task's own checks
@@ -129,11 +210,20 @@ significance.round(4)
 # - The row `human` is what people's own descriptions reach: the ceiling, and it is not 100 %.
 
 # %%
-checks = [c for c in evaluate.human_checks(task) if c in table]
-human = pd.DataFrame([{"method": "human", **evaluate.human_checks(task)}])
-shown = table[table["task"] == task.name].groupby("method", sort=False)[checks].mean().reset_index()
-own = pd.concat([shown, human], ignore_index=True).round(3)
-own if checks else print(f"The task {task.name} brings no checks of its own.")
+check = evaluate.CHECKS.get(task.name)
+human = results.table(
+    "human",
+    lambda: [
+        {"method": "human"}
+        | (check(rows_of[task.name], [r["references"][0] for r in rows_of[task.name]]) if check else {})
+    ],
+)
+checks = [c for c in human if c != "method"]
+shown = own.groupby("method", sort=False)[checks].mean().reset_index()
+if checks:
+    display(pd.concat([shown, human], ignore_index=True).round(3))
+else:
+    print(f"The task {task.name} brings no checks of its own.")
 
 # %% [markdown]
 # - E2E beside published rows. Those are of other models and budgets: GPT-2 medium, full and LoRA, 68.2 and
@@ -141,12 +231,19 @@ own if checks else print(f"The task {task.name} brings no checks of its own.")
 # - BLEU and NIST follow mteval-v13a's definition; `lib/texts.py` names the differences that stay.
 
 # %%
+PUBLISHED = [  # ROUGE-L there is coco-caption's, not ours; no slot errors were published
+    {"system": "GPT-2 medium, full", "bleu": 68.2, "nist": 8.62, "rouge_l": 0.710, "source": "Hu et al. 2021"},
+    {"system": "GPT-2 medium, LoRA", "bleu": 70.4, "nist": 8.85, "rouge_l": 0.718, "source": "Hu et al. 2021"},
+    {"system": "GPT-2 large, full", "bleu": 68.5, "nist": 8.78, "rouge_l": 0.699, "source": "Hu et al. 2021"},
+    {"system": "GPT-2 large, LoRA", "bleu": 70.4, "nist": 8.89, "rouge_l": 0.720, "source": "Hu et al. 2021"},
+    {"system": "GPT-2 small, LoRA", "bleu": 67.27, "nist": 8.60, "rouge_l": 0.681, "source": "user report"},
+]
+e2e_table = table[table["task"] == "e2e"]
+if len(e2e_table):
+    display(pd.concat([e2e_table[["stage", "method", "bleu", "nist", "rouge_l", "ser"]], pd.DataFrame(PUBLISHED)]))
 if e2e:
-    e2e_human = pd.DataFrame([{"stage": "human", **evaluate.human_checks(e2e)}])
-    columns = ["stage", "method", "bleu", "nist", "rouge_l", "chrf", "missing", "wrong", "added", "ser"]
-    e2e_table = table[table["task"] == "e2e"][columns]
-    display(pd.concat([e2e_table, e2e_human], ignore_index=True).round(3))
-    print(f"{e2e_run.summary['tokens']:,} training tokens; {len(e2e_measured[1].texts)} of 630 test inputs.")
+    pairs = [(r["prompt"], text) for r in rows_of["e2e"] for text in r["references"]]
+    print(f"People, by the same check: {slot_errors(*zip(*pairs, strict=True))['ser']:.1%} slot errors.")
 
 # %% [markdown]
 # ## Diversity, repetition, copying
@@ -157,7 +254,14 @@ if e2e:
 #   that are a training target word for word.
 
 # %%
-diversity = evaluate.diversity([*measured, *e2e_measured])
+diversity = results.table(
+    "diversity",
+    lambda: [
+        who(m) | {"decoding": decoding, **measures.diversity(texts)}
+        for m in measured
+        for decoding, texts in (("greedy", m.texts), ("sample", m.sampled))
+    ],
+)
 average = diversity.drop(columns="seed").groupby(["task", "method", "decoding"], sort=False)
 display(average.mean(numeric_only=True).round(3))
 overlap = ["overlap_words_median", "overlap_words_max", "copied_share"]
@@ -172,9 +276,12 @@ table.groupby(["task", "method"], sort=False)[overlap].mean().round(3)
 # - The leading part of each set and one seed: enough to see a collapse, not to rank the methods.
 
 # %%
-forgetting = evaluate.forgetting(measured)
-for reason in evaluate.skipped():
-    print(f"Skipped: {reason}")
+forgetting = results.table(
+    "forgetting", lambda: [who(m) | {"measure": k, "value": v} for m in measured for k, v in m.forgetting.items()]
+)
+for name in general:
+    if reason := not results.stored and evaluate.out_of_reach(name):
+        print(f"Skipped: {reason}")
 if len(forgetting):
     groups = forgetting.groupby(["measure", "method"], sort=False)["value"]
     display(groups.mean().unstack().round(3))
@@ -184,13 +291,25 @@ if len(forgetting):
 #
 # - Chosen by a seed, not by hand. The human text first, then before, then after.
 
+
 # %%
-samples = evaluate.samples(task, measured)
-if e2e:
-    samples += evaluate.samples(e2e, e2e_measured)
-for sample in samples:
+def drawn(count=3):
+    for name, rows in rows_of.items():
+        first = {}  # of each method the first seed
+        for m in measured:
+            if m.task == name:
+                first.setdefault("before" if m.method == "none" else m.method, m)
+        for i in sorted(np.random.default_rng(0).choice(len(rows), min(count, len(rows)), replace=False)):
+            row = rows[i]
+            given = {"task": name, "id": row["id"], "prompt": row["prompt"], "human": row["references"][0]}
+            yield given | {k: m.texts[i].strip() for k, m in first.items()}
+
+
+samples = results.table("samples", lambda: list(drawn()))
+for sample in samples.to_dict("records"):
     for name, text in sample.items():
-        print(f"[{name}] {text}")
+        if isinstance(text, str):
+            print(f"[{name}] {text}")
     print("-" * 100)
 
 # %% [markdown]
@@ -200,16 +319,19 @@ for sample in samples:
 #   each under a name of their own. The buttons work where the notebook runs live.
 
 # %%
-full = next(m for m in measured if m.method == budget.methods[0])
-examples = evaluate.generated_examples(task)
-pairs = [
-    people.Pair(e.id, e.prompt, before.strip(), after.strip())
-    for e, before, after in zip(examples, measured[0].texts, full.texts, strict=True)
-]
-rater = people.Rater(pairs[:20], os.environ.get("RATER", "me"), evaluate.path_of_ratings(task))
-display(people.rating_widget(rater))
-ratings = people.summarise(people.read_lines(rater.path))
-ratings
+pairs = []
+if results.stored:
+    print("The texts to compare are made by a run that measures; RESULTS=stored has none.")
+else:
+    full = next(m for m in measured if m.method == budget.methods[0])
+    pairs = [
+        people.Pair(row["id"], row["prompt"], before.strip(), after.strip())
+        for row, before, after in zip(rows_of[task.name], measured[0].texts, full.texts, strict=True)
+    ]
+    path = profile.kept_root() / "data" / "runs" / f"ratings-{task.name}.jsonl"
+    rater = people.Rater(pairs[:20], os.environ.get("RATER", "me"), path)
+    display(people.rating_widget(rater))
+    print(people.summarise(people.read_lines(path)))
 
 # %% [markdown]
 # ## A judge model
@@ -219,29 +341,14 @@ ratings
 
 # %%
 try:
-    verdicts, judged = people.judge(pairs[:20])
-    display(verdicts, judged)
+    display(*people.judge(pairs[:20]) if pairs else [])
 except people.JudgeUnavailable as reason:
-    verdicts, judged = [], {}
     print(f"Skipped: {reason}")
-
-# %%
-tables = {
-    "before_after": table,
-    "summary": summary,
-    "significance": significance,
-    "human": human,
-    "diversity": diversity,
-    "forgetting": forgetting,
-    "samples": pd.DataFrame(samples),
-}
-data = {t.name: t.sha256 for t in (task, e2e) if t}
-path = results.save("03_evaluate", tables, base=base, seeds=budget.seeds, data=data, started=started)
 
 # %% [markdown]
 # ## What we saw
 #
-# The next cell states it from this run's own numbers, with the conditions computed.
+# - Every comparison that this run made, with its condition computed.
 
 # %%
 for row in significance.itertuples():
@@ -266,3 +373,180 @@ for row in significance.itertuples():
 #   after Dušek et al. 2019; published rows: Hu et al. 2021, arXiv:2106.09685.
 # - LAMBADA: Paperno et al. 2016; WikiText-2: Merity et al. 2016; BLiMP: Warstadt et al. 2020; protocols of
 #   lm-evaluation-harness. Position bias of judges: Zheng et al. 2023, arXiv:2306.05685.
+
+# %% [markdown]
+# ## For the report
+#
+# - The main table, the tests, the task's own checks and the diversity of the texts.
+
+# %%
+ROWS = {"none": "before", "full": "after, full", "lora": "after, LoRA"}
+METHODS = {"full": "full fine-tuning", "lora": "LoRA"}
+MEASURES = {"bits_per_byte": "bits per byte", "chrf": "chrF"}
+
+
+def cells(part, digits):
+    return [interval(part[column], d) for column, d in digits.items()]
+
+
+groups = [(ROWS.get(m, m), part) for m, part in own.groupby("method", sort=False)]
+digits = {"bits_per_byte": 3, "perplexity": 1, "bleu": 1, "chrf": 1, "rouge_l": 2}
+results.markdown(
+    "before_after",
+    ["", "bits per byte", "token perplexity", "BLEU", "chrF", "ROUGE-L"],
+    [[name, *cells(part, digits)] for name, part in groups],
+    f"{task.name}, test split: the first {documents} documents scored in bits per byte and token perplexity, "
+    f"{generated} texts generated greedily; mean over seeds with 95 % t interval.",
+)
+tests = significance.assign(
+    holm=holm,
+    name=[f"{r.task}, {METHODS.get(r.method, r.method)}, {MEASURES[r.measure]}" for r in significance.itertuples()],
+    shown=significance["low"] * significance["high"] > 0,
+    better=(significance["difference"] < 0) == (significance["measure"] == "bits_per_byte"),
+    gap=[span(r.difference, r.low, r.high, sign=True) for r in significance.itertuples()],
+)
+results.markdown(
+    "tests",
+    ["comparison", "before", "after", "difference", "documents", "seeds", "p", "p, Holm"],
+    [
+        [r.name, number(r.before), number(r.after), r.gap, r.documents, r.seeds, f"{r.p_value:.0e}", f"{r.holm:.0e}"]
+        for r in tests.itertuples(index=False)
+    ],
+    "After against before by document: 95 % bootstrap interval of the difference, Wilcoxon's p-value, and what Holm's "
+    "correction for the number of rows makes of it.",
+)
+FORM = {
+    "synopsis_form": "synopsis in form",
+    "has_long_description": "long description",
+    "tags_reflected": "tags reflected",
+}
+if set(FORM) <= set(checks):
+    people_row = ["people", *(number(human[c].iloc[0]) for c in FORM)]
+    results.markdown(
+        "checks",
+        ["", *FORM.values()],
+        [[name, *cells(part, dict.fromkeys(FORM, 3))] for name, part in groups] + [people_row],
+        "Shares of generated texts with the form that Debian asks for, and of the prompt's tags reflected.",
+    )
+else:
+    results.block("checks", f"The task {task.name} brings no checks of its own.")
+likeness = diversity[diversity["task"] == task.name]
+results.markdown(
+    "diversity",
+    ["", "decoding", "distinct-2", "rep-4", "self-BLEU"],
+    [
+        [ROWS.get(m, m), decoding, *cells(part, {"distinct_2": 3, "rep_4": 3, "self_bleu": 1})]
+        for (m, decoding), part in likeness.groupby(["method", "decoding"], sort=False)
+    ],
+    "distinct-2: share of different word pairs; rep-4: share of repeated 4-grams in a text; self-BLEU: likeness.",
+    left=2,
+)
+
+# %% [markdown]
+# - E2E beside the published rows, general text, and the first sample.
+
+# %%
+tuned, small = e2e_table[e2e_table["method"] != "none"], PUBLISHED[-1]
+if len(e2e_table):
+    columns = {"bleu": 2, "nist": 2, "rouge_l": 3, "ser": 3}
+    made_by = results.provenance()["base_model"]
+    measured_rows = [
+        [ROWS[r["method"]], *(number(r[c], d) for c, d in columns.items()), made_by] for _, r in e2e_table.iterrows()
+    ]
+    published = [
+        [f"published: {r['system']}", *(number(r.get(c), d) for c, d in columns.items()), r["source"]]
+        for r in PUBLISHED
+    ]
+    results.markdown(
+        "e2e",
+        ["E2E NLG", "BLEU", "NIST", "ROUGE-L", "slot errors", "model or source"],
+        measured_rows + published,
+        f"E2E NLG, {int(tuned['generated'].iloc[0])} test inputs, greedy decoding, one seed; published rows are of "
+        "other models and budgets (five passes, beam search).",
+        seeds=[0],
+    )
+else:
+    results.block("e2e", "E2E NLG was not within reach of the machine, so it was not measured.")
+GENERAL = {  # measure -> name, digits, whether lower is better
+    "wikitext2_token_perplexity": ("WikiText-2, perplexity per token", 2, True),
+    "wikitext2_word_perplexity": ("WikiText-2, perplexity per word", 2, True),
+    "lambada_word_perplexity": ("LAMBADA, perplexity of the last word", 2, True),
+    "lambada_word_accuracy": ("LAMBADA, accuracy of the last word", 3, False),
+    "blimp_accuracy": ("BLiMP, accuracy", 3, False),
+}
+worse, general_count = [], 0
+if len(forgetting):
+    means = forgetting.pivot_table(index="measure", columns="method", values="value", sort=False)
+    kept = [k for k in GENERAL if k in means.index]
+    results.markdown(
+        "forgetting",
+        ["general text", *(ROWS.get(m, m) for m in means)],
+        [[GENERAL[k][0], *(number(x, GENERAL[k][1]) for x in means.loc[k])] for k in kept],
+        f"General text before and after, leading parts: {budget.wikitext_tokens:,} tokens of WikiText-2, "
+        f"{budget.lambada_documents} passages of LAMBADA, {budget.blimp_pairs} pairs of each of BLiMP's paradigms.",
+        seeds=[budget.seeds[0]],
+    )
+    for k in kept:
+        gaps = (means.loc[k] - means.loc[k, "none"]).drop("none") * (1 if GENERAL[k][2] else -1)
+        worse += [f"{GENERAL[k][0]} ({METHODS.get(m, m)})" for m in gaps.index[gaps > 0]]
+        general_count += len(gaps)
+else:
+    results.block("forgetting", "WikiText-2, LAMBADA and BLiMP were not within reach of the machine.")
+
+
+def fenced(text, lines=8):
+    """The leading lines of a text in a fence, without what would end the fence or look like a mark."""
+    text = text.strip("\n").replace("```", "'''").replace("<!-", "<! -").replace("-->", "-- >")
+    wrapped = [part for line in text.splitlines() for part in textwrap.wrap(line, 80) or [""]]
+    return "\n".join(["```", *wrapped[:lines], *["[...]"] * (len(wrapped) > lines), "```"])
+
+
+names = {"prompt": "Prompt", "human": "People", "before": "Before", "full": "After, full", "lora": "After, LoRA"}
+first = samples.iloc[0]
+results.block("sample", "\n\n".join(f"{name}:\n\n{fenced(first[k])}" for k, name in names.items() if k in first))
+
+# %% [markdown]
+# - Values, and the conditions under which the report's sentences stand.
+
+# %%
+made = results.provenance()
+results.value("model", made["base_model"].removesuffix(" (stand-in)"))
+results.value("parameters", f"{made['parameters']:,}")
+results.value("documents", documents)
+results.value("seeds", len(made["seeds"]))
+results.value("train_tokens", f"{budget.train_tokens:,}")
+for method, part in own.groupby("method", sort=False):
+    for column, d in digits.items():
+        results.value(f"{'before' if method == 'none' else method}.{column}", interval(part[column], d))
+for r in tests[(tests["task"] == task.name) & (tests["measure"] == "bits_per_byte")].itertuples():
+    results.value(f"{r.method}.difference", r.gap)
+results.value("compared", len(tests))
+results.value("not_better", listed(tests.loc[~(tests["shown"] & tests["better"]), "name"]))
+results.value("general.compared", general_count or "not measured")
+results.value("general.worse", listed(worse) if general_count else "not measured")
+after = own[own["stage"] == "after"]
+results.value("overlap.before", int(own.loc[own["stage"] == "before", "overlap_words_max"].max()))
+results.value("overlap.after", int(after["overlap_words_max"].max()))
+results.value("copied", f"{own['copied_share'].max():.0%}")
+for (stage, method, decoding), part in likeness.groupby(["stage", "method", "decoding"]):
+    results.value(f"repeats.{stage if stage == 'before' else method}.{decoding}", f"{part['rep_4'].mean():.0%}")
+tags_known = "tags_reflected" in checks
+tags = own.loc[own["method"] == "full", "tags_reflected"].mean() if tags_known else np.nan
+results.value("tags.full", f"{tags:.0%}" if tags_known else "not measured")
+results.value("tags.people", f"{human['tags_reflected'].iloc[0]:.0%}" if tags_known else "not measured")
+gap = tuned["bleu"].mean() - small["bleu"] if len(tuned) else np.nan
+results.value("e2e.train_tokens", f"{budget.e2e_train_tokens:,}" if len(tuned) else "not measured")
+results.value("e2e.bleu", number(tuned["bleu"].mean(), 1) if len(tuned) else "not measured")
+results.value("e2e.gap", number(abs(gap), 1) if len(tuned) else "not measured")
+
+results.claim("the base model is a stand-in", made["stand_in"])
+results.claim("the stand-in is SmolLM2", made["stand_in"] and "SmolLM2" in made["base_model"])
+main = tests[(tests["task"] == task.name) & (tests["measure"] == "bits_per_byte")].set_index("method")
+for method in budget.methods:
+    results.claim(f"{method} beats before", bool(main.loc[method, "shown"] and main.loc[method, "better"]))
+results.claim("every comparison is better", bool((tests["shown"] & tests["better"] & (tests["holm"] < 0.001)).all()))
+results.claim("no general text got worse", general_count > 0 and not worse)
+results.claim("people reflect more tags", tags_known and tags < human["tags_reflected"].iloc[0])
+results.claim("E2E ends below the documented GPT-2 small", gap < 0)
+results.claim("nothing is copied", own["copied_share"].max() == 0)
+path = results.save(data={t.name: t.sha256 for t in (task, e2e) if t})
