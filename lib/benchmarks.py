@@ -1,9 +1,8 @@
 """WikiText-2, LAMBADA and BLiMP: what fine-tuning forgets, each protocol named.
 
-Four published perplexities of GPT-2 on WikiText-2's test text (29.41, 29.94, 37.37, 43.3) are one model
-under four protocols. So every result here says its protocol, its counts and which part of the data was
-used. The texts come from `lib.hub.outside`; where they cannot be had, its `Unavailable` says why. All is
-scored by `lib.metrics.token_scores`: packed, no padding, log-softmax in float32.
+Four published perplexities of GPT-2 on WikiText-2's test text (29.41, 29.94, 37.37, 43.3) are one model under four
+protocols: every result says its protocol, its counts and which part of the data was used. The texts come from
+`lib.hub.outside`, which raises Unavailable; `lib.metrics.token_scores` scores without padding, softmax in float32.
 """
 
 import json
@@ -20,39 +19,22 @@ from lib.hub import outside
 from lib.metrics import token_scores
 from lib.packing import Encoded
 
-# What wikitext's tokenisation becomes, in this order: the harness's `wikitext_detokenizer`, whose odd
+# What wikitext's tokenisation becomes, in this order: lm-evaluation-harness's `wikitext_detokenizer`, whose odd
 # rules (the second and the one for " N ") are kept, since 37.37 was measured with them.
-_DETOKENIZE = [
-    (r"s '", "s'"),
-    (r"/' [0-9]/", "/'[0-9]/"),
-    (r" @-@ ", "-"),
-    (r" @,@ ", ","),
-    (r" @\.@ ", "."),
-    (r" : ", ": "),
-    (r" ; ", "; "),
-    (r" \. ", ". "),
-    (r" ! ", "! "),
-    (r" \? ", "? "),
-    (r" , ", ", "),
-    (r"\(\s*([^\)]*?)\s*\)", r"(\1)"),
-    (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
-    (r"{\s*([^}]*?)\s*}", r"{\1}"),
-    (r'"\s*([^"]*?)\s*"', r'"\1"'),
-    (r"'\s*([^']*?)\s*'", r"'\1'"),
-    (r"= = = =", "===="),
-    (r"= = =", "==="),
-    (r"= =", "=="),
-    (" ° ", "°"),
-    (r" \n", r"\n"),
-    (r"\n ", r"\n"),
-    (r" N ", " 1 "),
-    (r" 's", "'s"),
+_PAIRS = [(re.escape(o), re.escape(c), o + r"\1" + c) for o, c in ("()", "[]", "{}", '""', "''")]
+DETOKENIZE = [
+    *((r"s '", "s'"), (r"/' [0-9]/", "/'[0-9]/")),
+    *((f" @{re.escape(sign)}@ ", sign) for sign in "-,."),
+    *((f" {re.escape(sign)} ", f"{sign} ") for sign in ":;.!?,"),
+    *((rf"{o}\s*([^{c}]*?)\s*{c}", pair) for o, c, pair in _PAIRS),
+    *((" ".join("=" * n), "=" * n) for n in (4, 3, 2)),
+    *((" ° ", "°"), (r" \n", "\n"), (r"\n ", "\n"), (" N ", " 1 "), (" 's", "'s")),
 ]
 
 
 def detokenize(page: str) -> str:
     """WikiText's spaced tokens as running text, by the rules of EleutherAI's lm-evaluation-harness."""
-    for pattern, replacement in _DETOKENIZE:
+    for pattern, replacement in DETOKENIZE:
         page = re.sub(pattern, replacement, page)
     return page
 
@@ -84,8 +66,8 @@ def _prefix(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, **options):
-    return tokenizer(text, add_special_tokens=False, verbose=False, **options)
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _nats(model: PreTrainedModel, windows: Sequence[Encoded], desc: str) -> tuple[float, int]:
@@ -93,37 +75,28 @@ def _nats(model: PreTrainedModel, windows: Sequence[Encoded], desc: str) -> tupl
     return float(torch.cat(scored).double().sum()), sum(map(len, scored))
 
 
-def wikitext2(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int = 0,
-    max_length: int = 1024,
-    articles: bool = True,
-) -> dict:
+def wikitext2(model, tokenizer, max_tokens: int = 0, max_length: int = 1024, articles: bool = True) -> dict:
     """WikiText-2's test text under two protocols, side by side. GPT-2 117M: 29.94 and 37.37.
 
-    token_*: blocks of `max_length` tokens of `"\\n\\n".join(rows)`, stride = block, perplexity
-    exp(nats / tokens); the first token of a block is context only (transformers' documentation). The rows
-    are the lines with their newline, a blank one empty. word_*: article by article, detokenised, rolling
-    windows of `max_length` that begin with BOS, exp(nats / words), the words of the original article
-    (lm-evaluation-harness, which would take the whole context of a longer model: 8,192 for SmolLM2).
-    Bits per byte: over the bytes of the scored tokens; over those of the original articles. `max_tokens`
-    takes the leading tokens, and as many leading articles as hold them; 0 takes all. Without `articles` the
-    word_* protocol is left out, which scores whole articles and so takes longer. Raises Unavailable.
+    token_*: blocks of `max_length` tokens of `"\\n\\n".join(rows)`, stride = block, perplexity exp(nats / tokens); the
+    first token of a block is context only (transformers' documentation). The rows are the lines with their newline, a
+    blank one empty. word_*: article by article, detokenised, rolling windows of `max_length` that begin with BOS,
+    exp(nats / words), the words of the original article (lm-evaluation-harness, which would take the whole context of
+    a longer model). Bits per byte: over the bytes of the scored tokens; over those of the original articles.
+    `max_tokens` takes the leading tokens, and as many leading articles as hold them; 0 takes all. Without `articles`,
+    which are scored whole and so take longer, the word_* protocol is left out.
     """
     raw = (outside("wikitext2") / "wiki.test.raw").read_text(encoding="utf-8")
     length = min(max_length, model.config.max_position_embeddings)
-    lines = raw.removesuffix("\n").split("\n")
-    text = "\n\n".join(f"{line}\n" if line.strip() else "" for line in lines)
-    coded = _encode(tokenizer, text, return_offsets_mapping=True)
+    text = "\n\n".join(f"{line}\n" if line.strip() else "" for line in raw.removesuffix("\n").split("\n"))
+    coded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
     ids, offsets = coded["input_ids"], coded["offset_mapping"]
     ids = ids[: max_tokens or len(ids)]
     starts = [s for s in range(0, len(ids), length) if len(ids) - s > 1]
-    blocks = [Encoded(ids[s : s + length], 0, 0) for s in starts]
-    ends = [min(s + length, len(ids)) - 1 for s in starts]
-    scored_text = (text[offsets[s + 1][0] : offsets[e][1]] for s, e in zip(starts, ends, strict=True))
-    size = sum(len(t.encode("utf-8")) for t in scored_text)
-    nats, tokens = _nats(model, blocks, "WikiText-2, blocks")
+    ends = [min(s + length, len(ids)) for s in starts]
+    spans = [(offsets[s + 1][0], offsets[e - 1][1]) for s, e in zip(starts, ends, strict=True)]
+    size = sum(len(text[first:last].encode("utf-8")) for first, last in spans)
+    nats, tokens = _nats(model, [Encoded(ids[s : s + length], 0, 0) for s in starts], "WikiText-2, blocks")
     found = {
         "benchmark": "wikitext2",
         "max_tokens": max_tokens,
@@ -141,19 +114,19 @@ def wikitext2(
     for page in pages(raw):
         if max_tokens and seen >= max_tokens:
             break
-        page_ids = _encode(tokenizer, detokenize(page))["input_ids"]
+        page_ids = _ids(tokenizer, detokenize(page))
         windows += rolling_windows(page_ids, _prefix(tokenizer), length)
         chosen.append(page)
         seen += len(page_ids)
-    page_nats, page_tokens = _nats(model, windows, "WikiText-2, articles")
+    nats, tokens = _nats(model, windows, "WikiText-2, articles")
     words = sum(len(re.split(r"\s+", page)) for page in chosen)
-    page_bytes = sum(len(page.encode("utf-8")) for page in chosen)
+    size = sum(len(page.encode("utf-8")) for page in chosen)
     return found | {
         "word_protocol": f"lm-evaluation-harness, per word, windows of {length} tokens",
-        "word_perplexity": math.exp(page_nats / words),
-        "word_bits_per_byte": page_nats / math.log(2) / page_bytes,
-        "word_tokens": page_tokens,
-        "word_bytes": page_bytes,
+        "word_perplexity": math.exp(nats / words),
+        "word_bits_per_byte": nats / math.log(2) / size,
+        "word_tokens": tokens,
+        "word_bytes": size,
         "words": words,
         "pages": len(chosen),
     }
@@ -162,33 +135,29 @@ def wikitext2(
 def lambada(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: int = 0) -> dict:
     """LAMBADA, OpenAI's version (Paperno et al. 2016): the last word of a passage, given the rest.
 
-    word_accuracy: all tokens of the word are the model's first choice (lm-evaluation-harness
-    lambada_openai; GPT-2 117M 32.56 %), word_perplexity: exp of the mean nats per word (40.06).
-    last_token_accuracy: the passage's last token alone (46.67 %, the number near the paper's 45.99).
-    `documents` takes the leading passages, 0 all 5,153. Raises Unavailable.
+    word_accuracy: all tokens of the word are the model's first choice (lm-evaluation-harness lambada_openai; GPT-2
+    117M 32.56 %), word_perplexity: exp of the mean nats per word (40.06). last_token_accuracy: the passage's last token
+    alone (46.67 %, near the paper's 45.99). `documents` takes the leading passages, 0 all 5,153.
     """
-    path = outside("lambada") / "lambada_test.jsonl"
-    lines = path.read_text(encoding="utf-8").strip().split("\n")
-    texts = [json.loads(line)["text"] for line in lines[: documents or len(lines)]]
+    lines = (outside("lambada") / "lambada_test.jsonl").read_text(encoding="utf-8").strip().split("\n")
     limit = model.config.max_position_embeddings + 1  # the last token is predicted, never read
     encoded = []
-    for i, text in enumerate(texts):
+    for i, line in enumerate(lines[: documents or len(lines)]):
+        text = json.loads(line)["text"]
         context = text.rpartition(" ")[0].rstrip()
-        whole = _encode(tokenizer, text)["input_ids"]
-        n_context = len(_encode(tokenizer, context)["input_ids"]) if context else 0
+        whole, n_context = _ids(tokenizer, text), len(_ids(tokenizer, context)) if context else 0
         if not n_context:
             whole, n_context = [_prefix(tokenizer), *whole], 1
         cut = max(0, len(whole) - limit)
         encoded.append(Encoded(whole[cut:], max(n_context - cut, 1), 0, f"LAMBADA {i}"))
     scored = token_scores(model, encoded, desc="LAMBADA")
-    nats = sum(float(n.double().sum()) for n, _ in scored)
     return {
         "benchmark": "lambada",
         "protocol": "lm-evaluation-harness lambada_openai",
-        "documents": len(texts),
-        "word_accuracy": sum(bool(g.all()) for _, g in scored) / len(scored),
-        "word_perplexity": math.exp(nats / len(scored)),
-        "last_token_accuracy": sum(bool(g[-1]) for _, g in scored) / len(scored),
+        "documents": len(encoded),
+        "word_accuracy": sum(bool(greedy.all()) for _, greedy in scored) / len(scored),
+        "word_perplexity": math.exp(sum(float(nats.double().sum()) for nats, _ in scored) / len(scored)),
+        "last_token_accuracy": sum(bool(greedy[-1]) for _, greedy in scored) / len(scored),
     }
 
 
@@ -203,27 +172,24 @@ def blimp(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: int
     """BLiMP (Warstadt et al. 2020): how often the grammatical sentence of a minimal pair is the likelier,
     by the sum of its log-probabilities after BOS. GPT-2: 0.84 +- 0.01 (lm-evaluation-harness).
 
-    accuracy: mean over the 67 paradigms; by_phenomenon, by_paradigm: their means; `standard_error` of
-    accuracy from the pairs. A tie counts as wrong. `pairs` per paradigm, 0 all. Raises Unavailable.
+    accuracy: mean over the 67 paradigms (by_paradigm); `standard_error` of it from the pairs. A tie counts as wrong.
+    `pairs` per paradigm, 0 all.
     """
     table = blimp_table(outside("blimp") / "blimp_all.tsv", pairs)
-    prefix = _prefix(tokenizer)
-    sentences = [s for row in zip(table["good"], table["bad"], strict=True) for s in row]
     # with a space before the sentence, as the harness has it
-    ids = tokenizer([f" {s}" for s in sentences], add_special_tokens=False)["input_ids"]
-    encoded = [Encoded([prefix, *i], 1, 0, f"BLiMP {k}") for k, i in enumerate(ids)]
+    sentences = [f" {s}" for row in zip(table["good"], table["bad"], strict=True) for s in row]
+    ids = tokenizer(sentences, add_special_tokens=False)["input_ids"]
+    encoded = [Encoded([_prefix(tokenizer), *i], 1, 0, f"BLiMP {k}") for k, i in enumerate(ids)]
     nats = [float(n.double().sum()) for n, _ in token_scores(model, encoded, desc="BLiMP")]
     right = pd.Series([g < b for g, b in zip(nats[::2], nats[1::2], strict=True)], table.index)
     by_paradigm = right.groupby(table["paradigm"], sort=False).agg(["mean", "size"])
-    phenomenon = table.drop_duplicates("paradigm").set_index("paradigm")["phenomenon"]
-    variance = (by_paradigm["mean"] * (1 - by_paradigm["mean"]) / by_paradigm["size"]).sum()
+    mean, size = by_paradigm["mean"], by_paradigm["size"]
     return {
         "benchmark": "blimp",
         "protocol": "sum of log-probabilities after BOS, mean over paradigms",
-        "pairs": int(by_paradigm["size"].max()),
+        "pairs": int(size.max()),
         "paradigms": len(by_paradigm),
-        "accuracy": float(by_paradigm["mean"].mean()),
-        "standard_error": float(math.sqrt(variance) / len(by_paradigm)),
-        "by_phenomenon": by_paradigm["mean"].groupby(phenomenon, sort=False).mean().to_dict(),
-        "by_paradigm": by_paradigm["mean"].to_dict(),
+        "accuracy": float(mean.mean()),
+        "standard_error": float(math.sqrt((mean * (1 - mean) / size).sum()) / len(by_paradigm)),
+        "by_paradigm": mean.to_dict(),
     }

@@ -80,10 +80,8 @@ def sha256(path: Path) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise FileNotFoundError, or ValueError for damage, in one sentence if `folder` cannot be loaded.
-
-    It has to hold config.json, safetensors of the length that their header states, and a tokenizer.
-    """
+    """Raise FileNotFoundError, or ValueError for damage, in one sentence if `folder` does not hold config.json,
+    safetensors of the length that their header states, and a tokenizer."""
     files = {path.name for path in folder.iterdir()}
     weights = sorted(name for name in files if name.endswith(".safetensors"))
     if "config.json" not in files:
@@ -103,10 +101,8 @@ def check_folder(folder: Path) -> None:
             with safe_open(folder / name, "pt"):
                 pass
         except SafetensorError as error:
-            raise ValueError(
-                f"{folder / name} is damaged or cut short ({error}): delete it and fetch it again, "
-                "`python -m lib fetch` or by hand."
-            ) from None
+            again = "delete it and fetch it again, `python -m lib fetch` or by hand"
+            raise ValueError(f"{folder / name} is damaged or cut short ({error}): {again}.") from None
 
 
 def holds_model(folder: Path) -> bool:
@@ -124,11 +120,8 @@ def endpoint() -> str:
 
 
 def hub_trouble(repository: str, file: str, revision: str = "main", repo_type: str | None = None) -> str | None:
-    """Why `file` cannot be had from the hub, in a few words; None if its first byte arrived.
-
-    Decided within PATIENCE seconds, name lookup and redirects to the file's own host included:
-    transformers' and huggingface_hub's own retries take up to a minute.
-    """
+    """Why `file` cannot be had from the hub, in a few words; None if its first byte arrived. Decided within PATIENCE
+    seconds, name lookup and redirects included: huggingface_hub's own retries take up to a minute."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
     host = urlsplit(endpoint()).netloc or endpoint()
@@ -154,14 +147,11 @@ def hub_trouble(repository: str, file: str, revision: str = "main", repo_type: s
 
 
 def hub_file(repository: str, file: str, revision: str = "main", **more) -> Path:
-    """One file of the hub, in its cache. Raises Unavailable, EntryNotFoundError where it does not exist.
-
-    `more` goes to hf_hub_download (repo_type, local_dir). What breaks off is taken up again next time.
-    """
+    """One file of the hub, in its cache; what breaks off is taken up again next time. `more` goes to hf_hub_download
+    (repo_type, local_dir). Raises Unavailable, EntryNotFoundError where it does not exist."""
+    more |= {"revision": revision, "endpoint": endpoint(), "etag_timeout": PATIENCE}
     try:
-        return Path(
-            hf_hub_download(repository, file, revision=revision, endpoint=endpoint(), etag_timeout=PATIENCE, **more)
-        )
+        return Path(hf_hub_download(repository, file, **more))
     except Exception as error:  # of two HTTP libraries, by version of huggingface_hub
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise
@@ -177,11 +167,8 @@ def cached_model(repository: str, revision: str = "main") -> Path | None:
 
 
 def hub_model(repository: str, revision: str = "main", local_dir: Path | None = None) -> Path:
-    """The folder with a model's config, tokenizer and safetensors, from the hub; no other file of it.
-
-    In the hub's cache, or in `local_dir`. Raises Unavailable; checks GPT-2's weights against the pinned
-    SHA-256 and others against the one the hub names.
-    """
+    """The folder with a model's config, tokenizer and safetensors, in the hub's cache or in `local_dir`; no other file
+    of it. Raises Unavailable, also where GPT-2's weights have not the pinned SHA-256, or others the hub's own."""
     pinned = (repository, revision) == (GPT2, GPT2_REVISION)
     if trouble := hub_trouble(repository, "model.safetensors" if pinned else "config.json", revision):
         raise Unavailable(trouble)
@@ -206,16 +193,12 @@ def hub_model(repository: str, revision: str = "main", local_dir: Path | None = 
 
 
 def outside(name: str) -> Path:
-    """The folder of a data set from outside: `e2e`, `wikitext2`, `lambada` or `blimp`, its files named in OUTSIDE.
-
-    From $DATA_MIRROR, else data/mirror, else the hub into data/mirror (never in the `fast` profile).
-    Raises Unavailable, with the reason and the way out, after 5 s at most.
-    """
+    """The folder of a data set of OUTSIDE: below $DATA_MIRROR, else data/mirror, else fetched from the hub to there
+    (never in the `fast` profile). Raises Unavailable, with the reason and the way out, after 5 s at most."""
     if name not in OUTSIDE:
         raise ValueError(f"No data set {name!r} from outside: there are {', '.join(OUTSIDE)}.")
-    for root in (os.environ.get("DATA_MIRROR"), MIRROR):
-        folder = Path(root or MIRROR).expanduser() / name
-        if all((folder / file).is_file() for file in OUTSIDE[name]):
+    for folder in (_given(name), MIRROR / name):
+        if folder and all((folder / file).is_file() for file in OUTSIDE[name]):
             return folder
     reason = "the fast profile downloads nothing"
     if profile.name() != "fast":
@@ -228,6 +211,11 @@ def outside(name: str) -> Path:
         f"does not give it: {reason}. With another network, or a mirror of the hub in HF_ENDPOINT, "
         f"`python -m lib fetch {name}` gets it."
     )
+
+
+def _given(name: str) -> Path | None:
+    mirror = os.environ.get("DATA_MIRROR")
+    return Path(mirror).expanduser() / name if mirror else None
 
 
 def _from_hub(name: str) -> dict[str, bytes]:
@@ -280,11 +268,8 @@ def _install(name: str, contents: dict[str, bytes]) -> Path:
 
 
 def fetch(what: list[str] | None = None) -> int:
-    """Bring `what` to this disk for offline use: `model`, `e2e`, `wikitext2`, `lambada`, `blimp`.
-
-    Prints one line each. What cannot be had counts as a failure only if it was asked for by name, or if
-    there is no model at all: returns the number of failures. Raises ValueError for other names.
-    """
+    """Bring `what` to this disk for offline use: `model`, or names of OUTSIDE; all by default. Prints one line each and
+    returns the number of failures: what was asked for by name, or having no model at all."""
     if unknown := [name for name in what or [] if name not in ("model", *OUTSIDE)]:
         raise ValueError(f"Nothing is called {unknown[0]!r}: choose of model, {', '.join(OUTSIDE)}.")
     failures = 0
@@ -301,12 +286,12 @@ def fetch(what: list[str] | None = None) -> int:
 
 
 def _fetch_outside(name: str) -> tuple[Path, str]:
-    here, mirror = MIRROR / name, os.environ.get("DATA_MIRROR")
+    here, there = MIRROR / name, _given(name)
     if all((here / file).is_file() and sha256(here / file) == digest for file, digest in OUTSIDE[name].items()):
         return here, "already there"
-    there = Path(mirror or MIRROR).expanduser() / name
-    if mirror and there.is_dir():
-        return _install(name, {file: (there / file).read_bytes() for file in OUTSIDE[name]}), f"copied from {mirror}"
+    if there and there.is_dir():
+        contents = {file: (there / file).read_bytes() for file in OUTSIDE[name]}
+        return _install(name, contents), f"copied from {there.parent}"
     return _install(name, _from_hub(name)), f"from {endpoint()}"
 
 
