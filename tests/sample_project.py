@@ -13,27 +13,7 @@ NAMES = ["01_load_and_generate", "02_finetune", "03_evaluate", "04_token_encodin
 
 REPORT = (Path(__file__).parent / "sample_report.md").read_text(encoding="utf-8")
 
-README = """# Fine-tune GPT-2 117M
-
-GPT-2 117M is loaded, fine-tuned on Debian package descriptions and measured before and after on the same held-out
-documents. The numbers here are of the stand-in SmolLM2-135M-Instruct, since GPT-2 was not within reach of the machine
-that made them; where it is within reach, the same commands load GPT-2. Two commands install everything and run the
-first three notebooks: load and generate, fine-tune, evaluate. They leave the executed notebooks, results and figures
-in place, and need no network when the model lies in its folder. It takes a quarter of an hour on two processor cores.
-
-```bash
-pip install -r requirements.txt
-python -m lib run 01 02 03
-```
-
-It generates, before and after fine-tuning:
-
-![Before and after](figures/03_before_after.png)
-
-```
-This module is a part of the perl module.
-```
-"""
+README = (Path(__file__).parent / "sample_readme.md").read_text(encoding="utf-8")
 
 
 def write(path: Path, text: str) -> None:
@@ -48,10 +28,6 @@ def notebook(stem: str, output: str = "bits per byte 1.042\n") -> str:
     cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=output)]
     book.cells = [nbformat.v4.new_markdown_cell(f"# {stem}\n\n$x^2$, 红豆", id="a"), cell]
     return nbformat.writes(book) + "\n"
-
-
-def source(stem: str) -> str:
-    return f"# %% [markdown]\n# # {stem}\n#\n# $x^2$, 红豆\n\n# %%\nprint('bits per byte 1.042')\n"
 
 
 def results(stem: str, report: dict | None = None) -> str:
@@ -90,7 +66,7 @@ def project(root: Path, git: bool = True) -> Path:
     write(root / "data/debian/train.jsonl", '{"prompt": "红豆", "target": "in /home/ken"}\n')
     for stem in NAMES:
         write(root / "notebooks" / f"{stem}.ipynb", notebook(stem))
-        write(root / "notebooks" / f"{stem}.py", source(stem))
+        write(root / "notebooks" / f"{stem}.py", "# %%\nprint('bits per byte 1.042')\n")
         write(root / "data/results" / f"{stem}.json", results(stem))
     figure(root / "figures/03_before_after.png")
     if git:

@@ -1,7 +1,5 @@
 """report.md and README.md: every number from a results file, every claim true, every place in the code real."""
 
-import json
-
 import pytest
 from sample_project import figure, project, results, write
 
@@ -133,14 +131,14 @@ def test_a_missing_figure_or_results_file_is_told_by_its_notebook(root):
     assert sum("run notebook 03" in line for line in fill.check(root)) == 4
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"notebook": "03"}', '{"provenance": {"seeds": [0]}}'])
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"notebook": "03"}', '{"provenance": {"seeds": [0]}}'])
 def test_a_damaged_results_file_is_one_sentence(root, damage):
     write(root / "data/results/03_evaluate.json", damage)
     with pytest.raises(ValueError, match=r"03_evaluate.json is damaged .*: run `python -m lib run 03` again"):
         fill.check(root)
 
 
-def test_files_that_are_missing_or_not_utf8_are_one_sentence(root):
+def test_a_report_that_is_missing_or_not_utf8_is_one_sentence(root):
     (root / "report.md").write_bytes("红豆".encode("gbk"))
     with pytest.raises(ValueError, match=r"report.md is not UTF-8 \(byte 0\): save it as UTF-8"):
         fill.check(root)
@@ -149,12 +147,9 @@ def test_files_that_are_missing_or_not_utf8_are_one_sentence(root):
         fill.check(root)
 
 
-def test_the_provenance_of_every_notebook_is_a_table():
+def test_the_shipped_files_agree_with_the_results():
     table = fill.answers(profile.ROOT)["tables"]["all.provenance"]
     assert len(table.splitlines()) == 2 + len(list((profile.DATA / "results").glob("*.json")))
-
-
-def test_the_shipped_files_agree_with_the_results():
     assert fill.check() == []
 
 
@@ -164,5 +159,3 @@ def test_the_command_fails_where_something_is_wrong(root, monkeypatch, capsys):
     assert command.main(["report", "--check"]) == 0 and "agree with data/results" in capsys.readouterr().out
     write(root / "report.md", TEXT.replace("helps.", "helps by 12 %."))
     assert command.main(["report", "--check"]) == 1 and "line 4: 12 was typed" in capsys.readouterr().out
-    (root / "data/results/03_evaluate.json").write_text(json.dumps([]), "utf-8")
-    assert command.main(["report", "--check"]) == 1 and "is damaged" in capsys.readouterr().err
