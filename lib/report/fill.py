@@ -106,7 +106,7 @@ def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
             wrong.append((m.start(), f"the claim `{name}` does not hold any more: rewrite the sentence behind it."))
         elif filled(m[0], found) != m[0]:
             wrong.append((m.start(), f"`{name}` is not what data/results gives: run `python -m lib report`."))
-    rest = _blank(text, FENCED, MARK, CODE)
+    rest = blank(text, FENCED, MARK, CODE)
     wrong += [
         (m.start(), f"`{m[0]}` is a broken mark, or one without its end.")
         for m in re.finditer("<!-[^>\n]*>?|-->", rest)
@@ -121,7 +121,7 @@ def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
 def _places(text: str, root: Path) -> list[tuple[int, str]]:
     """Figures that are missing; files and names in the code that the text points to and that are not there."""
     wrong = []
-    for m in REFERENCE.finditer(_blank(text, FENCED)):
+    for m in REFERENCE.finditer(blank(text, FENCED)):
         path, name = m[1] or m[4] or "", m[2]
         if m[3]:  # lib.module.name, lib.room.module.Class.method
             path, names = "lib", m[3].split(".")[1:]
@@ -156,7 +156,7 @@ NO_RESULTS = (  # numbers that are no results, anywhere in running text
 MATH = re.compile(r"\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
 
 
-def _blank(text: str, *patterns: re.Pattern) -> str:
+def blank(text: str, *patterns: re.Pattern) -> str:
     """`text` with what the patterns find turned to blanks; lines and places stay."""
     for pattern in patterns:
         text = pattern.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
@@ -171,7 +171,7 @@ def _typed_numbers(text: str, published: str, only_decimals: bool) -> list[tuple
     allowed = {m[1] + m[2] for m in NUMBER.finditer(listed[0])} if listed else set()
     math = [m.span() for m in MATH.finditer(text)]
     wrong = []
-    for m in NUMBER.finditer(_blank(text, FENCED, MARK, CODE, TEAM, SOURCES, FIGURE, *NO_RESULTS)):
+    for m in NUMBER.finditer(blank(text, FENCED, MARK, CODE, TEAM, SOURCES, FIGURE, *NO_RESULTS)):
         small = m[1].isdigit() and int(m[1]) <= 10 and any(start <= m.start() < end for start, end in math)
         if small or m[1] + m[2] in allowed or m[2].startswith("_") or (only_decimals and "." not in m[1]):
             continue

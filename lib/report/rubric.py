@@ -6,17 +6,17 @@ A length asked for here is a floor for "described at all"; whether a text is goo
 import json
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from lib import profile
 from lib.report import fill
-from lib.report.fill import FENCED
+from lib.report.fill import CODE, FENCED, MARK, MATH, blank
 
 OK, GAP, NOTE = "ok", "MISSING", "note"
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-CODE_OR_FORMULA = re.compile(r"(`+)[^`\n]*\1|\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
+HEADING = re.compile(r"^(#{1,6})\s+(.*?)\s*#*$", re.MULTILINE)
+TABLE = re.compile(r"^\|?[\s:|-]*-[\s:|-]*\|[\s:|-]*\n((?:.*\|.*\n?)*)", re.MULTILINE)  # its rule, and the rows below
 # what a team has still to write: [Name of member 1], [姓名], TODO
 PLACEHOLDER = re.compile(r"(?<!!)\[[A-Z\u4e00-\u9fff][^\]\n]*\](?![(\[:])|\b(?:TODO|TBD|FIXME|XXX+)\b|待补充|待填写")
 TEAM = "team|小组|成员|分工"
@@ -28,11 +28,7 @@ PARTS = {  # of an exploration
 }
 
 
-def blank(text: str, *patterns: re.Pattern) -> str:
-    """`text` without what the patterns find; every line keeps its number."""
-    for pattern in patterns:
-        text = pattern.sub(lambda m: "\n" * m[0].count("\n"), text)
-    return text
+Answer = tuple[str, str]  # OK, GAP or NOTE, and where it is satisfied or what is missing
 
 
 def words(text: str) -> int:
@@ -51,27 +47,12 @@ class Section:
     title: str
     at: str  # file:line of the heading
     text: str  # up to the next heading of its level or a higher one
-    rows: list[list[str]]  # of its tables, heads left out; else "name: part" of its list items
 
-
-def sections(text: str, name: str) -> list[Section]:
-    """The sections of a Markdown text, in order; a "#" in code is no heading."""
-    heads = list(re.finditer(r"^(#{1,6})\s+(.*?)\s*#*$", FENCED.sub(lambda m: re.sub("#", " ", m[0]), text), re.M))
-    found = []
-    for i, head in enumerate(heads):
-        end = next((h.start() for h in heads[i + 1 :] if len(h[1]) <= len(head[1])), len(text))
-        body = text[head.end() : end]
-        found.append(Section(head[2], f"{name}:{text.count(chr(10), 0, head.start()) + 1}", body, _rows(body)))
-    return found
-
-
-def _rows(text: str) -> list[list[str]]:
-    tables = re.findall(r"^\|?[\s:|-]*-[\s:|-]*\|[\s:|-]*\n((?:.*\|.*\n?)*)", text, re.MULTILINE)
-    if tables:
-        lines = [line for table in tables for line in table.splitlines()]
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells of its tables' rows, heads left out."""
+        lines = [line for table in TABLE.findall(self.text) for line in table.splitlines()]
         return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
-    items = re.findall(r"^\s*(?:[-*+]|\d+\.)\s+(.+?)\s*(?:[:：]|—)\s*(.*)", text, re.MULTILINE)
-    return [[name.strip("* "), part] for name, part in items]
 
 
 class Project:
@@ -82,10 +63,11 @@ class Project:
         path = root / self.name
         self.raw = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         self.text = blank(self.raw, COMMENT)
-
-    @cached_property
-    def sections(self) -> list[Section]:
-        return sections(self.text, self.name)
+        heads, self.sections = list(HEADING.finditer(blank(self.text, FENCED))), []
+        for i, head in enumerate(heads):
+            end = next((h.start() for h in heads[i + 1 :] if len(h[1]) <= len(head[1])), len(self.text))
+            at = f"{self.name}:{self.text.count(chr(10), 0, head.start()) + 1}"
+            self.sections.append(Section(head[2], at, self.text[head.end() : end]))
 
     def find(self, titles: str) -> Section | None:
         """The first section whose title holds the first of `titles` ("a|b") that any title holds, case aside."""
@@ -102,7 +84,7 @@ class Project:
                 return None
         return None
 
-    def described(self, least: int, titles: str, *subjects: str) -> tuple[str, str]:
+    def described(self, least: int, titles: str, *subjects: str) -> Answer:
         """A section called one of `titles`, with `least` words, that speaks of each of `subjects` (patterns, whose
         first alternative names the subject)."""
         section = self.find(titles)
@@ -116,7 +98,7 @@ class Project:
         return OK, f"{section.at}, {count} words"
 
 
-def members(p: Project) -> tuple[str, str]:
+def members(p: Project) -> Answer:
     section = p.find(TEAM)
     if not section:
         return GAP, f"no section on the team in {p.name}"
@@ -128,7 +110,7 @@ def members(p: Project) -> tuple[str, str]:
     return OK, f"{section.at}: {', '.join(names)}"
 
 
-def division(p: Project) -> tuple[str, str]:
+def division(p: Project) -> Answer:
     section = p.find(TEAM)
     if not section or not section.rows:
         return GAP, f"{p.name} says nowhere who did what: one table row per member"
@@ -138,13 +120,13 @@ def division(p: Project) -> tuple[str, str]:
     return OK, f"{section.at}: {len(section.rows)} members"
 
 
-def prior_work(p: Project) -> tuple[str, str]:
+def prior_work(p: Project) -> Answer:
     if not p.results("01"):
         return GAP, "results of notebook 01, loading and generating, are missing: `python -m lib run 01`"
     return p.described(60, "prior work|related work|调研|相关工作")
 
 
-def dataset(p: Project) -> tuple[str, str]:
+def dataset(p: Project) -> Answer:
     card = p.root / "data" / "README.md"
     written = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     for word in ("source|来源", "licence|license|许可"):
@@ -153,7 +135,7 @@ def dataset(p: Project) -> tuple[str, str]:
     return p.described(40, r"\bdataset\b|^4 data|数据集", "train|训练")
 
 
-def before_after(p: Project) -> tuple[str, str]:
+def before_after(p: Project) -> Answer:
     section = p.find("before and after|before/after|微调前后|对比")
     if not section:
         return GAP, f"no section called 'before and after' in {p.name}"
@@ -166,7 +148,7 @@ def before_after(p: Project) -> tuple[str, str]:
     return OK, f"{section.at}, from data/results/03_evaluate.json"
 
 
-def explorations(p: Project) -> tuple[str, str]:
+def explorations(p: Project) -> Answer:
     """6.1 is notebook 04, and so on; each part is a paragraph of four words or more that begins in bold."""
     complete, unfinished, not_run = [], [], []
     for section in (s for s in p.sections if re.match(r"6\.\d", s.title)):
@@ -185,7 +167,7 @@ def explorations(p: Project) -> tuple[str, str]:
     return NOTE if not_run else OK, "; ".join([f"{len(complete)}: {', '.join(complete)}", *not_run])
 
 
-def model_named(p: Project) -> tuple[str, str]:
+def model_named(p: Project) -> Answer:
     measured = [r["provenance"] for n in ("01", "02", "03") if (r := p.results(n))]
     if not measured:
         return GAP, "no results of notebooks 01-03 say which model it was: `python -m lib run 01 02 03`"
@@ -196,7 +178,7 @@ def model_named(p: Project) -> tuple[str, str]:
     return OK, f"{measured[0].get('base_model')}"
 
 
-def code_runs(p: Project) -> tuple[str, str]:
+def code_runs(p: Project) -> Answer:
     for number in ("01", "02", "03"):
         path, way_out = next((p.root / "notebooks").glob(f"{number}_*.ipynb"), None), f"`python -m lib run {number}`"
         if path is None:
@@ -212,21 +194,21 @@ def code_runs(p: Project) -> tuple[str, str]:
     return OK, "notebooks/01-03 executed without error, results in data/results"
 
 
-def in_a_language(p: Project) -> tuple[str, str]:
+def in_a_language(p: Project) -> Answer:
     if (count := words(p.text)) < 100:
         return GAP, f"{p.name} has {count} words of Chinese or English"
     return OK, f"{'Chinese' if language(p.text) == 'zh' else 'English'}, {count:,} words"
 
 
-def figures(p: Project) -> tuple[str, str]:
+def figures(p: Project) -> Answer:
     shown = re.findall(r"!\[[^\]]*\]\(<?([^)\s>]+)", p.text)
     if gone := [target for target in shown if not (p.root / target).is_file()]:
         return GAP, f"{p.name} shows {gone[0]}, which is missing: `git checkout {gone[0]}` or run its notebook"
     return (OK, f"{len(shown)} figures") if shown else (GAP, f"{p.name} shows no figure")
 
 
-def numbers_traced(p: Project) -> tuple[str, str]:
-    if not (marks := fill.MARK.findall(p.raw)):
+def numbers_traced(p: Project) -> Answer:
+    if not (marks := MARK.findall(p.raw)):
         return NOTE, f"{p.name} has no marks that `python -m lib report` fills: nobody compared its numbers"
     if wrong := fill.check(p.root, [p.name]):
         return (
@@ -236,20 +218,20 @@ def numbers_traced(p: Project) -> tuple[str, str]:
     return OK, f"{len(marks)} marks agree with data/results"
 
 
-def nothing_left_open(p: Project) -> tuple[str, str]:
-    lines = blank(p.raw, FENCED, fill.MARK, COMMENT, CODE_OR_FORMULA).splitlines()
+def nothing_left_open(p: Project) -> Answer:
+    lines = blank(p.raw, FENCED, MARK, COMMENT, CODE, MATH).splitlines()
     if left := [f"{p.name}:{i}: {m[0]}" for i, line in enumerate(lines, 1) for m in PLACEHOLDER.finditer(line)]:
         return GAP, "; ".join(left[:3]) + f" and {len(left) - 3} more" * bool(left[3:])
     return OK, f"none in {p.name}"
 
 
-def defence(p: Project) -> tuple[str, str]:
+def defence(p: Project) -> Answer:
     section = p.find("defence|defense|答辩|交流")
     where = section.at if section else "no defence map in the report"
     return NOTE, f"{where}; after handing in, write to the TA for a time"
 
 
-def commands_shown(p: Project) -> tuple[str, str]:
+def commands_shown(p: Project) -> Answer:
     blocks = [m[0] for m in FENCED.finditer(p.raw)]
     if not all(any(command in b for b in blocks) for command in ("pip install", "python -m lib run")):
         return GAP, "README.md does not show `pip install -r requirements.txt` and `python -m lib run` in a code block"
@@ -258,7 +240,7 @@ def commands_shown(p: Project) -> tuple[str, str]:
     return OK, f"README.md, {len(blocks)} code blocks"
 
 
-def package(p: Project) -> tuple[str, str]:
+def package(p: Project) -> Answer:
     due = "mid-term, 10 %, due 19 May (week 13)" if p.midterm else "final, 90 %, due 9 June (week 16)"
     path = p.root / "build" / ("midterm.zip" if p.midterm else "final.zip")
     command = f"`python -m lib pack{' --midterm' * p.midterm}`"
