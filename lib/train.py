@@ -11,9 +11,10 @@ import json
 import math
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -22,27 +23,29 @@ from filelock import FileLock, Timeout
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    EarlyStoppingCallback,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import AutoModelForCausalLM, EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import set_seed
 from transformers.utils import logging as transformers_logging
 
-from lib import profile
-from lib.callbacks import Bar, StepClock, history_of
+from lib import packing, profile, tasks
 from lib.fast import fuse_activations, fuse_dropout, peak_megabytes, reset_peak_memory, summed_cross_entropy
 from lib.hub import quiet as silenced
 from lib.metrics import bits_per_byte, score_encoded
-from lib.packing import Encoded, document_attention, flatten, rows
-from lib.packing import draw as drawn_at_random
+from lib.packing import Encoded, document_attention
 from lib.results import device_name, write_json
-from lib.tasks import Task, encode
+
+# what notebooks 02 and 03 and `python -m lib finetune` share; each number as (fast, cpu, full)
+BUDGET = {
+    "seeds": ((0, 1), (0,), (0, 1, 2)),
+    "methods": (("full", "lora"), ("full", "lora"), ("full", "lora")),  # with every seed; the others once
+    "train_tokens": (12_000, 40_000, 80_000),  # prompt + target tokens that one run sees
+    "e2e_train_tokens": (12_000, 20_000, 320_000),  # the published rows of E2E saw the whole set five times
+    "pack_length": (640, 2_048, 2_048),  # tokens in one forward pass
+    "batch_tokens": (1_280, 2_048, 2_048),  # tokens behind one optimizer step
+    "evaluations": (3, 4, 6),  # held-out evaluations of a run, with a checkpoint each
+    "validation_documents": (16, 32, 64),  # behind each of them
+}
 
 
 @dataclass(frozen=True)
@@ -63,27 +66,6 @@ class Settings:
     patience: int = 3  # evaluations without a better held-out loss before the run stops
     gradient_checkpointing: bool = False
     lora_rank: int = 16
-
-    def __post_init__(self) -> None:
-        if self.lora_rank < 1:
-            raise ValueError(f"lora_rank={self.lora_rank} must be 1 or more.")
-
-
-# what notebooks 02 and 03 and `python -m lib finetune` share; each number as (fast, cpu, full)
-BUDGET = {
-    "seeds": ((0, 1), (0,), (0, 1, 2)),
-    "methods": (("full", "lora"), ("full", "lora"), ("full", "lora")),  # with every seed; the others once
-    "train_tokens": (12_000, 40_000, 80_000),  # prompt + target tokens that one run sees
-    "e2e_train_tokens": (12_000, 20_000, 320_000),  # the published rows of E2E saw the whole set five times
-    "pack_length": (640, 2_048, 2_048),  # tokens in one forward pass
-    "batch_tokens": (1_280, 2_048, 2_048),  # tokens behind one optimizer step
-    "evaluations": (3, 4, 6),  # held-out evaluations of a run, with a checkpoint each
-    "validation_documents": (16, 32, 64),  # behind each of them
-}
-
-# Fields that came after runs had been published under their hash: at its default, one of them is left out
-# of the identity, so that those runs are still found.
-LATER_FIELDS = ("lora_rank",)
 
 
 # --- methods: model, settings -> model whose trainable parameters are the ones to train
@@ -123,22 +105,16 @@ def train_last_blocks(model: nn.Module, settings: Settings) -> nn.Module:
     return model
 
 
-@dataclass(frozen=True)
-class Method:
-    prepare: Callable[[nn.Module, Settings], nn.Module]
-    learning_rate: float
+METHODS = {"full": train_full, "lora": train_lora, "last_blocks": train_last_blocks}
+LEARNING_RATES = {"full": 1e-4, "lora": 1e-3, "last_blocks": 2e-4}
 
 
-METHODS = {
-    "full": Method(train_full, 1e-4),
-    "lora": Method(train_lora, 1e-3),
-    "last_blocks": Method(train_last_blocks, 2e-4),
-}
+# --- the loss
 
 
 def collate(batch: Sequence[Sequence[Encoded]]) -> dict[str, torch.Tensor]:
     """Packed rows to one packed batch, labels (1, T) with -100 off target, as Trainer counts them."""
-    inputs = flatten([document for row in batch for document in row])
+    inputs = packing.flatten([document for row in batch for document in row])
     del inputs["document"]
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[0, inputs["logits_to_keep"] + 1] = inputs["labels"][0]
@@ -158,13 +134,48 @@ class CompletionTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         scores = score_encoded(self.model, self.eval_dataset, desc="held-out")
-        metrics = {
-            "eval_loss": scores["nats"].sum() / scores["tokens"].sum(),
-            "eval_bits_per_byte": bits_per_byte(scores),
-        }
+        loss = scores["nats"].sum() / scores["tokens"].sum()
+        metrics = {"eval_loss": loss, "eval_bits_per_byte": bits_per_byte(scores)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+# --- what a run shows and records while it goes on
+
+
+class Bar(ProgressCallback):
+    """Trainer's progress bar; the newest held-out number stands behind it instead of a line per logged step."""
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if self.training_bar is not None and logs and "eval_bits_per_byte" in logs:
+            self.training_bar.set_postfix_str(f"held out {logs['eval_bits_per_byte']:.3f} bits/byte")
+
+
+class StepClock(TrainerCallback):
+    """Seconds spent in optimizer steps, evaluations and checkpoints left out."""
+
+    seconds, steps = 0.0, 0
+
+    def on_step_begin(self, args, state, control, **_):
+        self._begin = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **_):
+        if profile.device().type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - self._begin
+        self.steps += 1
+
+
+def history_of(log: Sequence[dict], tokens_per_step: float) -> list[dict]:
+    """Trainer's log as one flat row per logged step: step, tokens, train_loss, held_out_loss, bits_per_byte."""
+    names = {"loss": "train_loss", "eval_loss": "held_out_loss", "eval_bits_per_byte": "bits_per_byte"}
+    by_step: dict[int, dict] = {}
+    for entry in log:
+        row = by_step.setdefault(entry["step"], {"step": entry["step"]})
+        row["tokens"] = round(entry["step"] * tokens_per_step)
+        row |= {names[k]: value for k, value in entry.items() if k in names}
+    return [by_step[s] for s in sorted(by_step)]
 
 
 # --- the run
@@ -180,46 +191,27 @@ class Finetuned:
     path: Path
 
 
-def settings_for(method: str, seed: int, task: Task, **overrides) -> Settings:
+def settings_for(method: str, seed: int, task: tasks.Task, **overrides) -> Settings:
     """The profile's settings for a run. Raises ValueError for an unknown method or setting."""
     if method not in METHODS:
         raise ValueError(f"Method {method!r} is unknown; choose one of {', '.join(METHODS)}.")
-    p = profile.budget(**BUDGET)
-    chosen = {
-        "train_tokens": p.e2e_train_tokens if task.name == "e2e" else p.train_tokens,
-        "learning_rate": METHODS[method].learning_rate,
-        "pack_length": p.pack_length,
-        "batch_tokens": p.batch_tokens,
-        "evaluations": p.evaluations,
-        "validation_documents": p.validation_documents,
-    } | overrides
-    unknown = set(chosen) - set(Settings.__dataclass_fields__)
-    if unknown:
-        raise ValueError(f"Setting {min(unknown)!r} is unknown; known: {', '.join(Settings.__dataclass_fields__)}.")
+    known = Settings.__dataclass_fields__
+    budget = vars(profile.budget(**BUDGET))
+    chosen = {name: number for name, number in budget.items() if name in known}
+    chosen |= {"train_tokens": budget["e2e_train_tokens"]} if task.name == "e2e" else {}
+    chosen |= {"learning_rate": LEARNING_RATES[method]} | overrides
+    if unknown := set(chosen) - set(known):
+        raise ValueError(f"Setting {min(unknown)!r} is unknown; known: {', '.join(known)}.")
+    if chosen.get("lora_rank", 1) < 1:
+        raise ValueError(f"lora_rank={chosen['lora_rank']} must be 1 or more.")
     return Settings(method, seed, **chosen)
 
 
-def parse_overrides(pairs: Sequence[str]) -> dict:
-    """["learning_rate=5e-5", ...] to Settings fields in their types. Raises ValueError for a bad pair."""
-    kinds = {name: field.type for name, field in Settings.__dataclass_fields__.items()}
-    out = {}
-    for pair in pairs:
-        name, _, text = pair.partition("=")
-        if name not in kinds or name in ("method", "seed"):
-            raise ValueError(f"Setting {name!r} is unknown; known: {', '.join(kinds)}.")
-        try:
-            out[name] = text == "True" if kinds[name] is bool else kinds[name](text)
-        except ValueError:
-            raise ValueError(f"{pair!r}: {text!r} is not {kinds[name].__name__}.") from None
-    return out
-
-
-def run_path(base, task: Task, settings: Settings, variant: str = "") -> Path:
-    """data/runs/<task>-<method>-seed<seed>-<hash>: another model, dataset or setting is another folder."""
-    defaults = {f.name: f.default for f in fields(Settings) if f.name in LATER_FIELDS}
-    chosen = {k: v for k, v in asdict(settings).items() if k not in defaults or v != defaults[k]}
-    if variant:
-        chosen["variant"] = variant
+def run_path(base, task: tasks.Task, settings: Settings, variant: str = "") -> Path:
+    """data/runs/<task>-<method>-seed<seed>-<hash>: another model, dataset, setting or variant is another folder."""
+    chosen = asdict(settings) | ({"variant": variant} if variant else {})
+    if settings.lora_rank == 16:
+        del chosen["lora_rank"]  # runs were published before there was a choice
     identity = [chosen, task.sha256, base.name, base.revision, base.parameters]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     name = f"{task.name}-{settings.method}-seed{settings.seed}-{digest}"
@@ -228,7 +220,7 @@ def run_path(base, task: Task, settings: Settings, variant: str = "") -> Path:
 
 def finetune(
     base,
-    task: Task,
+    task: tasks.Task,
     method: str = "full",
     seed: int = 0,
     *,
@@ -245,57 +237,100 @@ def finetune(
     across them. `overrides` replace fields of Settings. `draw` (documents, tokens, seed) puts other documents into the
     run or another order, `optimizer` builds another than fused AdamW; `variant` names what these or a callback change
     (all that decides the outcome belongs in it), and is another run. Also runs on several processes under
-    `accelerate launch -m lib finetune ...`. Raises ValueError for an unknown method or setting, a change without a name or a
-    document longer than a row, OSError for a folder that can't be written or a disk too small.
+    `accelerate launch -m lib finetune ...`. Raises ValueError for an unknown method or setting, a change without a
+    name or a document longer than a row, OSError for a folder that can't be written or a disk too small.
     """
     settings = settings_for(method, seed, task, **overrides)
     if (draw or optimizer) and not variant:
         raise ValueError("Another draw or optimizer is another run: name the change in variant.")
     path = run_path(base, task, settings, variant)
-    if (path / "run.json").exists():
-        if not quiet:
-            print(f"Run {path.name}: finished before, loaded.")
-        return load(base, path)
-    ensure_room(path, base.parameters)
-    lock = FileLock(path / ".lock", timeout=0)
-    try:
-        if int(os.environ.get("RANK", "0")) == 0:
-            lock.acquire()
-        _train(base, task, settings, path, draw or drawn_at_random, optimizer, callbacks, quiet)
-    except Timeout:
-        raise RuntimeError(
-            f"{path} is being trained by another process: wait for it, or stop it and run again."
-        ) from None
-    finally:
-        lock.release()
+    if not (path / "run.json").exists():
+        ensure_room(path, base.parameters)
+        lock = FileLock(path / ".lock", timeout=0)
+        try:
+            if int(os.environ.get("RANK", "0")) == 0:
+                lock.acquire()
+            _train(base, task, settings, path, draw or packing.draw, optimizer, callbacks, quiet)
+        except Timeout:
+            why = f"{path} is being trained by another process: wait for it, or stop it and run again."
+            raise RuntimeError(why) from None
+        finally:
+            lock.release()
+    elif not quiet:
+        print(f"Run {path.name}: finished before, loaded.")
     return load(base, path)
 
 
-def _train(base, task: Task, settings: Settings, path: Path, draw, optimizer, callbacks, quiet: bool) -> None:
+def _train(base, task, settings: Settings, path: Path, draw, optimizer, callbacks, quiet: bool) -> None:
     reset_peak_memory()
     set_seed(settings.seed)
-    model = METHODS[settings.method].prepare(fuse_dropout(copy.deepcopy(base.model)), settings)
+    model = METHODS[settings.method](fuse_dropout(copy.deepcopy(base.model)), settings)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    train = encode(base.tokenizer, task.train, base.context)
-    held_out = encode(base.tokenizer, task.validation[: settings.validation_documents], base.context)
+    documents = tasks.encode(base.tokenizer, task["train"], base.context)
+    held_out = tasks.head(task["validation"], settings.validation_documents)
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    pack_length = max(settings.pack_length, max(len(d.input_ids) for d in train))
+    pack_length = max(settings.pack_length, max(len(d.input_ids) for d in documents))
     rows_per_step = max(settings.batch_tokens // pack_length, 1)
     if rows_per_step % world:
         raise ValueError(
             f"{rows_per_step} rows a step cannot be shared by {world} processes: "
             "set batch_tokens to pack_length times a multiple of the processes."
         )
-    data = rows(draw(train, settings.train_tokens, settings.seed), pack_length, rows_per_step)
+    data = packing.rows(draw(documents, settings.train_tokens, settings.seed), pack_length, rows_per_step)
     steps = max(len(data) // rows_per_step, 1)
-    interval = max(steps // settings.evaluations, 1)
-    dtype = profile.autocast_dtype()
-    args = TrainingArguments(
-        output_dir=str(path / "checkpoints"),
-        num_train_epochs=1,  # `data` already holds every epoch in its order
+    args = _arguments(settings, path / "checkpoints", steps, rows_per_step // world, quiet)
+    clock = StepClock()
+    trainer = CompletionTrainer(
+        model=model,
+        args=args,
+        data_collator=collate,
+        train_dataset=data,
+        eval_dataset=tasks.encode(base.tokenizer, held_out, base.context),
+        compute_loss_func=completion_loss,
+        optimizers=(optimizer(model, settings) if optimizer else None, None),  # None: Trainer's own
+        callbacks=[clock, EarlyStoppingCallback(settings.patience), *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)  # what `quiet` puts in place of the progress bar
+    if trainer.pop_callback(ProgressCallback):  # a terminal; notebooks have a callback of their own
+        trainer.add_callback(Bar)
+    transformers_logging.disable_progress_bar()  # a bar per checkpoint would hide the training's own
+    with document_attention(model), silenced(bars=True):
+        trainer.train(resume_from_checkpoint=last_checkpoint(path / "checkpoints"))
+    if args.should_save:
+        tokens = sum(len(d.input_ids) for row in data for d in row)
+        targets = sum(len(d.input_ids) - d.prompt_length for row in data for d in row)
+        done = trainer.state.global_step / steps  # less than 1 after an early stop
+        rate = tokens / steps * clock.steps / max(clock.seconds, 1e-9)
+        summary = {
+            **asdict(settings),
+            "task": task.name,
+            "base_model": base.name,
+            "base_parameters": base.parameters,
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "steps": trainer.state.global_step,
+            "tokens": round(tokens * done),
+            "target_tokens": round(targets * done),
+            "tokens_per_second": rate,
+            "seconds": tokens * done / rate,  # of training steps, evaluations and checkpoints left out
+            "peak_megabytes": peak_megabytes(),
+            "processes": world,
+            "device": device_name(),
+            "best_step": trainer.state.best_global_step,
+            "held_out_loss": trainer.state.best_metric,
+        }
+        _keep(path, model, {"summary": summary, "history": history_of(trainer.state.log_history, tokens / steps)})
+    trainer.accelerator.wait_for_everyone()  # the other processes load what the first has written
+
+
+def _arguments(settings: Settings, folder: Path, steps: int, rows: int, quiet: bool) -> TrainingArguments:
+    """For `steps` steps of `rows` packed rows on each process."""
+    interval, dtype, device = max(steps // settings.evaluations, 1), profile.autocast_dtype(), profile.device().type
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,  # the data already hold every epoch in its order
         per_device_train_batch_size=1,  # one packed row
-        gradient_accumulation_steps=rows_per_step // world,
+        gradient_accumulation_steps=rows,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(round(settings.warmup_share * steps), 1),
@@ -304,7 +339,7 @@ def _train(base, task: Task, settings: Settings, path: Path, draw, optimizer, ca
         optim="adamw_torch_fused",
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,  # Trainer scales the loss: float16 gradients underflow unscaled
-        use_cpu=profile.device().type == "cpu",
+        use_cpu=device == "cpu",
         eval_strategy="steps",
         eval_steps=interval,
         eval_on_start=True,
@@ -316,61 +351,18 @@ def _train(base, task: Task, settings: Settings, path: Path, draw, optimizer, ca
         logging_steps=max(steps // 40, 1),
         seed=settings.seed,
         remove_unused_columns=False,
-        dataloader_pin_memory=profile.device().type == "cuda",
+        dataloader_pin_memory=device == "cuda",
         ddp_find_unused_parameters=False,
         report_to="none",
         disable_tqdm=quiet,
     )
-    clock = StepClock()
-    trainer = CompletionTrainer(
-        model=model,
-        args=args,
-        data_collator=collate,
-        train_dataset=data,
-        eval_dataset=held_out,
-        compute_loss_func=completion_loss,
-        optimizers=(optimizer(model, settings) if optimizer else None, None),  # None: Trainer's own
-        callbacks=[clock, EarlyStoppingCallback(settings.patience), *callbacks],
-    )
-    trainer.remove_callback(PrinterCallback)  # what `quiet` puts in place of the progress bar
-    if trainer.pop_callback(ProgressCallback):  # a terminal; notebooks have a callback of their own
-        trainer.add_callback(Bar)
-    transformers_logging.disable_progress_bar()  # a bar per checkpoint would hide the training's own
-    with document_attention(model), silenced(bars=True):
-        trainer.train(resume_from_checkpoint=last_checkpoint(path / "checkpoints"))
-    tokens = sum(len(d.input_ids) for row in data for d in row)
-    targets = sum(len(d.input_ids) - d.prompt_length for row in data for d in row)
-    done = trainer.state.global_step / steps  # less than 1 after an early stop
-    rate = tokens / steps * clock.steps / max(clock.seconds, 1e-9)
-    summary = {
-        **asdict(settings),
-        "task": task.name,
-        "base_model": base.name,
-        "base_parameters": base.parameters,
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "steps": trainer.state.global_step,
-        "tokens": round(tokens * done),
-        "target_tokens": round(targets * done),
-        "tokens_per_second": rate,
-        "seconds": tokens * done / rate,  # of training steps, evaluations and checkpoints left out
-        "peak_megabytes": peak_megabytes(),
-        "processes": world,
-        "device": device_name(),
-        "best_step": trainer.state.best_global_step,
-        "held_out_loss": trainer.state.best_metric,
-    }
-    if args.should_save:
-        history = history_of(trainer.state.log_history, tokens / steps)
-        _keep(path, model, {"summary": summary, "history": history})
-    trainer.accelerator.wait_for_everyone()  # the other processes load what the first has written
 
 
 def _keep(path: Path, model, record: dict) -> None:
-    partial = path / "model.part"
     with silenced():
-        model.save_pretrained(partial)
+        model.save_pretrained(path / "model.part")
     shutil.rmtree(path / "model", ignore_errors=True)
-    os.replace(partial, path / "model")
+    os.replace(path / "model.part", path / "model")
     write_json(path / "run.json", record)  # the mark of a finished run
     shutil.rmtree(path / "checkpoints", ignore_errors=True)
 
@@ -390,23 +382,18 @@ def load(base, path: Path) -> Finetuned:
             f"not from {base.name} ({base.parameters:,}): set BASE_MODEL to the former or train again."
         )
     try:
-        with silenced():
-            model = _load_weights(base, path / "model")
+        with silenced(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's
+            if (path / "model" / "adapter_config.json").exists():
+                model = PeftModel.from_pretrained(copy.deepcopy(base.model), path / "model").merge_and_unload()
+            else:
+                local = {"use_safetensors": True, "local_files_only": True}
+                model = AutoModelForCausalLM.from_pretrained(path / "model", dtype=torch.float32, **local)
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(f"{path / 'model'} is damaged ({error}): delete the folder, run again.") from error
     model = fuse_activations(model.to(profile.device()).eval())
     model.generation_config = copy.deepcopy(base.model.generation_config)
     return Finetuned(model, summary, pd.DataFrame(record["history"]), path)
-
-
-def _load_weights(base, folder: Path) -> nn.Module:
-    if (folder / "adapter_config.json").exists():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            return PeftModel.from_pretrained(copy.deepcopy(base.model), folder).merge_and_unload()
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -433,12 +420,9 @@ def ensure_room(path: Path, parameters: int) -> None:
         path.mkdir(parents=True, exist_ok=True)
         (path / ".lock").touch()
     except OSError as error:
-        raise OSError(
-            error.errno, f"{path} can't be written ({error.strerror}); make the folder writable or move the project"
-        ) from error
+        why = f"{path} can't be written ({error.strerror}); make the folder writable or move the project"
+        raise OSError(error.errno, why) from error
     needed, free = 7 * 4 * parameters, shutil.disk_usage(path).free
     if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"{path} needs {needed / 1e9:.1f} GB for checkpoints and has {free / 1e9:.1f} GB: free some space",
-        )
+        why = f"{path} needs {needed / 1e9:.1f} GB for checkpoints and has {free / 1e9:.1f} GB: free some space"
+        raise OSError(errno.ENOSPC, why)

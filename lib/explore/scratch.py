@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from lib import profile
-from lib.callbacks import Bar, StepClock
+from lib.train import Bar, StepClock
 from lib.explore.attention import use_attention
 from lib.explore.encodings import Encoding, train_encoding
 from lib.explore.positions import use_position
