@@ -1,176 +1,119 @@
 """The command line: `python -m lib --help` lists what there is."""
 
 import argparse
+import importlib
 import os
 import sys
 from pathlib import Path
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lib", description="GPT-2 fine-tuning coursework")
-    commands = parser.add_subparsers(dest="command", required=True)
+def finetune(task: str | None, method: str, seed: int, pairs: list[str]) -> None:
+    from lib import models, tasks, train
 
-    fetch = commands.add_parser("fetch", help="base model and outside data to local folders, for offline use")
-    fetch.add_argument("what", nargs="*", help="model, e2e, wikitext2, lambada, blimp; all by default")
-
-    run = commands.add_parser("run", help="execute notebooks; results, figures and outputs are kept")
-    run.add_argument("notebooks", nargs="*", help="numbers or names, such as 01 02 03; all by default")
-
-    train = commands.add_parser("finetune", help="one fine-tuning run; also under accelerate launch")
-    train.add_argument("--task", help="debian, e2e or a .jsonl file; TASK or debian by default")
-    train.add_argument("--method", default="full")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="replace a setting, such as --set learning_rate=5e-5",
-    )
-
-    bench = commands.add_parser(
-        "bench", help="training, evaluation and generation against other libraries; the table of notebook 11"
-    )
-    bench.add_argument("what", nargs="*", help="training, evaluation, generation, ceiling; all by default")
-    bench.add_argument("--runs", type=int, help="of each measurement; the profile's by default")
-
-    for name, what in (
-        ("compress", "a text file with the language model"),
-        ("decompress", "what compress wrote; exact, or refused"),
-    ):
-        files = commands.add_parser(name, help=what)
-        files.add_argument("file", type=Path, nargs="+" if name == "decompress" else None)
-        files.add_argument("-o", "--out", type=Path, help="what to write; beside FILE by default")
-        files.add_argument(
-            "--run", help="a folder in data/runs; the base model by default, or what the compressed file names"
-        )
-
-    report = commands.add_parser("report", help="fill report.md in place from data/results")
-    report.add_argument("--check", action="store_true", help="change nothing, say what is wrong")
-
-    checked = commands.add_parser(
-        "check", help="the assignment's rubric: where each point is satisfied, or what is missing"
-    )
-    exported = commands.add_parser(
-        "export", help="the report as HTML, Word and PDF, the notebooks as HTML, into build/"
-    )
-    exported.add_argument("what", nargs="*", help="html, docx, pdf, notebooks; all by default")
-    packed = commands.add_parser("pack", help="one zip to hand in, into build/")
-    for command in (checked, exported, packed):
-        command.add_argument("--midterm", action="store_true", help="README.md as the mid-term report")
-    for command in (exported, packed):
-        command.add_argument(
-            "--draft",
-            action="store_true",
-            help="with a watermark" + (", in spite of gaps" if command is packed else ""),
-        )
-
-    commands.add_parser("colab", help="install what a Colab session lacks; its torch and numpy stay")
-
-    chosen = parser.parse_args(arguments)
-    try:
-        return COMMANDS[chosen.command](chosen) or 0
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    chosen, fields = {}, train.Settings.__dataclass_fields__
+    for name, _, text in (pair.partition("=") for pair in pairs):
+        if name in ("method", "seed"):
+            raise ValueError(f"--set {name}={text}: use --{name} {text}.")
+        kind = fields[name].type if name in fields else str  # finetune lists the known
+        try:
+            chosen[name] = text == "True" if kind is bool else kind(text)
+        except ValueError:
+            raise ValueError(f"--set {name}={text}: {text!r} is not {kind.__name__}.") from None
+    summary = train.finetune(models.load_base(), tasks.load_task(task), method, seed, **chosen).summary
+    for name in ("steps", "tokens", "tokens_per_second", "seconds", "peak_megabytes", "held_out_loss"):
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{name:18} {summary[name]:,.{4 * isinstance(summary[name], float)}f}")
 
 
-def run_fetch(chosen) -> int:
-    from lib.hub import fetch
-
-    return fetch(chosen.what)
-
-
-def run_colab(chosen) -> None:
-    from lib.colab import setup
-
-    setup()
-
-
-def run_notebooks(chosen) -> None:
-    from lib import notebooks
-
-    notebooks.run(chosen.notebooks)
-
-
-def run_finetune(chosen) -> None:
-    from lib.models import load_base
-    from lib.tasks import load_task
-    from lib.train import finetune, parse_overrides
-
-    overrides = parse_overrides(chosen.set)
-    result = finetune(load_base(), load_task(chosen.task), chosen.method, chosen.seed, **overrides)
-    shown = ["steps", "tokens", "tokens_per_second", "seconds", "peak_megabytes", "held_out_loss"]
-    for name in shown if os.environ.get("RANK", "0") == "0" else ():
-        value = result.summary[name]
-        print(f"{name:18} {value:,.4f}" if isinstance(value, float) else f"{name:18} {value:,}")
-
-
-def run_bench(chosen) -> None:
+def bench(kinds: list[str], runs: int | None) -> None:
     from lib.explore import bench
 
-    kinds = chosen.what or bench.KINDS
-    raw = bench.measure(kinds, chosen.runs)
-    bench.keep(raw, kinds, chosen.runs)
+    raw = bench.measure(kinds or bench.KINDS, runs)
+    bench.keep(raw, kinds or bench.KINDS, runs)
     print(bench.shown(bench.tables(raw)))
 
 
-def run_compress(chosen) -> None:
-    from lib.explore.compress_files import BASE, compress_file
+def compress(files: list[Path], out: Path | None, run: str | None, back: bool = False) -> None:
+    from lib.explore import compress_files
 
-    compress_file(chosen.file, chosen.out, chosen.run or BASE)
-
-
-def run_decompress(chosen) -> None:
-    from lib.explore.compress_files import decompress_file
-
-    if chosen.out and len(chosen.file) > 1:
-        raise ValueError(f"-o names one place for {len(chosen.file)} files: leave it out.")
-    for file in chosen.file:
-        decompress_file(file, chosen.out, chosen.run)
+    if out and len(files) > 1:
+        raise ValueError(f"-o names one place for {len(files)} files: leave it out.")
+    for file in files:
+        if back:
+            compress_files.decompress_file(file, out, run)
+        else:
+            compress_files.compress_file(file, out, run or compress_files.BASE)
 
 
-def run_report(chosen) -> int:
+def report(check: bool) -> bool:
     from lib.report import fill
 
-    wrong = fill.check() if chosen.check else fill.fill()
+    wrong = fill.check() if check else fill.fill()
     print(*(wrong or ["report.md and README.md agree with data/results."]), sep="\n")
-    return int(bool(wrong))
+    return bool(wrong)
 
 
-def run_check(chosen) -> int:
+def rubric(midterm: bool) -> bool:
     from lib.report import rubric
 
-    answers = rubric.check(chosen.midterm)
+    answers = rubric.check(midterm)
     print(rubric.show(answers))
     return bool(rubric.gaps(answers))
 
 
-def run_export(chosen) -> None:
-    from lib.report.export import export
-
-    export(chosen.what, chosen.midterm, chosen.draft)
-
-
-def run_pack(chosen) -> None:
-    from lib.report.pack import pack
-
-    pack(chosen.midterm, chosen.draft)
-
-
-COMMANDS = {
-    "bench": run_bench,
-    "colab": run_colab,
-    "fetch": run_fetch,
-    "run": run_notebooks,
-    "finetune": run_finetune,
-    "compress": run_compress,
-    "decompress": run_decompress,
-    "report": run_report,
-    "check": run_check,
-    "export": run_export,
-    "pack": run_pack,
+MANY, FLAG = {"nargs": "*"}, {"action": "store_true"}
+MIDTERM = {"--midterm": FLAG | {"help": "README.md as the mid-term report"}}
+DRAFT = {"--draft": FLAG | {"help": "with a watermark; pack: in spite of gaps"}}
+FILES = {
+    "file": {"nargs": "+", "type": Path},
+    "--out": {"type": Path, "help": "what to write; beside the file by default"},
+    "--run": {"help": "a folder in data/runs; the base model by default, or what the compressed file names"},
 }
+TRAINING = {
+    "--task": {"help": "debian, e2e or a .jsonl file; TASK or debian by default"},
+    "--method": {"default": "full"},
+    "--seed": {"type": int, "default": 0},
+    "--set": {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "such as learning_rate=5e-5"},
+}
+SOURCES = {"what": MANY | {"help": "model, e2e, wikitext2, lambada, blimp; all by default"}}
+KINDS = {"what": MANY | {"help": "training, evaluation, generation, ceiling; all by default"}}
+RUNS = {"--runs": {"type": int, "help": "of each measurement; the profile's by default"}}
+CHECK = {"--check": FLAG | {"help": "change nothing, say what is wrong"}}
+FORMS = {"what": MANY | {"help": "html, docx, pdf, notebooks; all by default"}}
+COMMANDS = {  # name: (what is called with the options in their order, what it does, options)
+    "fetch": ("lib.hub.fetch", "model and outside data to local folders, for offline use", SOURCES),
+    "run": ("lib.run.run", "execute notebooks, such as 01 02 03; all by default", {"notebooks": MANY}),
+    "finetune": (finetune, "one fine-tuning run; also under accelerate launch", TRAINING),
+    "bench": (bench, "against other libraries; the table of notebook 11", KINDS | RUNS),
+    "compress": (compress, "text files with the language model", FILES),
+    "decompress": (lambda *given: compress(*given, back=True), "what compress wrote; exact, or refused", FILES),
+    "report": (report, "fill report.md and README.md from data/results", CHECK),
+    "check": (rubric, "the assignment's rubric: where each point is satisfied, or what is missing", MIDTERM),
+    "export": ("lib.report.export.export", "report and notebooks as documents, into build/", FORMS | MIDTERM | DRAFT),
+    "pack": ("lib.report.pack.pack", "one zip to hand in, into build/", MIDTERM | DRAFT),
+    "colab": ("lib.colab.setup", "install what a Colab session lacks; its torch and numpy stay", {}),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lib", description="GPT-2 fine-tuning coursework")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (_, text, options) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        for option, about in options.items():
+            command.add_argument(*(["-o"] if option == "--out" else []), option, **about)
+    chosen = vars(parser.parse_args(arguments))
+    function, _, options = COMMANDS[chosen.pop("command")]
+    try:
+        if isinstance(function, str):
+            module, _, name = function.rpartition(".")
+            function = getattr(importlib.import_module(module), name)
+        done = function(*(chosen[option.removeprefix("--")] for option in options))
+        return int(done) if isinstance(done, int) else 0
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
 
 if __name__ == "__main__":
     sys.exit(main())

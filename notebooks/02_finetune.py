@@ -33,16 +33,23 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
+import functools
 import inspect
+import json
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import display
+from transformers import TrainerCallback
 
-from lib import callbacks, packing, plots, profile, results, tasks, train
+from lib import packing, plots, profile, tasks, train
 from lib.models import load_base
+from lib.results import Results, interval, markdown_table, number
 
-started = results.start()
-budget = profile.current()
+budget = profile.budget(**train.BUDGET)
 base = load_base()
+results = Results("02_finetune", base=base, seeds=budget.seeds)
+pd.DataFrame(train.BUDGET, index=profile.NAMES).T  # shared with notebook 03 and `python -m lib finetune`
 
 # %% [markdown]
 # ## The data
@@ -53,27 +60,30 @@ base = load_base()
 
 # %%
 task = tasks.load_task()
-statistics = tasks.token_statistics(task, base.tokenizer)
+statistics = results.table("statistics", lambda: tasks.token_statistics(task, base.tokenizer))
 statistics
 
 # %% [markdown]
 # - One document, as the model sees it: everything up to `Description:` is the prompt.
 
 # %%
-example = task.train[0]
-print(example.prompt + "«" + example.target + "»")
+example = task["train"][0]
+print(example["prompt"] + "«" + example["target"] + "»")
+
+# %% [markdown]
+# - How `debian` came about: packages left after each step of `data/build_debian.py`.
+
+# %%
+cards = {path.parent.name: json.loads(path.read_text("utf-8")) for path in profile.DATA.glob("*/card.json")}
+pd.Series(cards["debian"]["stages"], name="packages").to_frame()
 
 # %% [markdown]
 # - Lengths in tokens of the loaded model's tokenizer. All fit one row, so no document is cut.
 
 # %%
-lengths = {
-    split: [len(d.input_ids) for d in tasks.encode(base.tokenizer, getattr(task, split), base.context)]
-    for split in tasks.SPLITS
-}
-figure = plots.histogram(lengths)
-provenance = results.provenance(base, budget.seeds)
-path = plots.save_figure(figure, "02_lengths", f"Document lengths of the task {task.name}, in tokens of {base.name}.")
+encoded = {split: tasks.encode(base.tokenizer, task[split], base.context) for split in tasks.SPLITS}
+figure = plots.histogram({split: [len(d.input_ids) for d in documents] for split, documents in encoded.items()})
+results.figure(figure, "02_lengths", f"Document lengths of the task {task.name}, in tokens.", seeds=())
 
 # %% [markdown]
 # ## The loss
@@ -95,8 +105,7 @@ print(inspect.getsource(packing.attend_within_documents))
 # - A packed row of this task: how many documents share it, and how much of it is target.
 
 # %%
-encoded = tasks.encode(base.tokenizer, task.train[:200], base.context)
-row = packing.rows(encoded, budget.pack_length, 1)[0]
+row = packing.rows(encoded["train"][:200], budget.pack_length, 1)[0]
 batch = train.collate([row])
 share = (batch["labels"] != -100).float().mean().item()
 print(f"{len(row)} documents, {batch['input_ids'].shape[1]} tokens, {share:.0%} of them targets, no padding")
@@ -110,48 +119,58 @@ print(f"{len(row)} documents, {batch['input_ids'].shape[1]} tokens, {share:.0%} 
 #   progress end a run. Held-out means the validation split: the test split is not looked at here.
 
 # %%
-for method in train.METHODS.values():
-    print(inspect.getsource(method.prepare))
+for prepare in train.METHODS.values():
+    print(inspect.getsource(prepare))
 pd.DataFrame([vars(train.settings_for(m, 0, task)) for m in train.METHODS]).T
 
 # %% [markdown]
 # ## The runs
 #
-# - One run per method and seed. A seed decides the order of the documents and LoRA's random start.
-# - The curve redraws at each evaluation. A finished run is loaded, an interrupted one goes on.
-
-# %%
-live = callbacks.LiveCurve()
-runs = {}
-for seed in budget.seeds:
-    for method in budget.methods:
-        show = live.follow(method, seed)
-        runs[method, seed] = train.finetune(base, task, method, seed, callbacks=[show])
-        runs[method, seed].model = None  # reloaded where it is needed: nine models would not fit a laptop
-
-# %% [markdown]
-# - The remaining methods run with one seed: enough to show what they cost, not to rank them.
-
-# %%
-for method in (m for m in train.METHODS if m not in budget.methods):
-    show = live.follow(method, budget.seeds[0])
-    run = train.finetune(base, task, method, budget.seeds[0], callbacks=[show])
-    runs[method, budget.seeds[0]] = run
-    run.model = None
-
-# %% [markdown]
+# - One run per method and seed. A seed decides the order of the documents and LoRA's random start. The methods that
+#   the budget does not name run with one seed: enough to show what they cost, not to rank them.
 # - E2E NLG has published rows to stand beside; notebook 03 compares. It comes from `DATA_MIRROR` or the hub.
 
 # %%
+plan = [(task, method, seed) for seed in budget.seeds for method in budget.methods]
+plan += [(task, method, budget.seeds[0]) for method in train.METHODS if method not in budget.methods]
 try:
-    e2e = tasks.load_task("e2e") if task.name == "debian" else None
-    note = "" if e2e else "E2E NLG runs beside the default task only."
+    plan += [(tasks.load_task("e2e"), "full", 0)] if task.name == "debian" else []
 except tasks.TaskUnavailable as reason:
-    e2e, note = None, f"Skipped: {reason}"
-if e2e:
-    runs["e2e", 0] = train.finetune(base, e2e, "full", 0, callbacks=[live.follow("e2e full", 0)])
-    runs["e2e", 0].model = None
-print(note)
+    print(f"Skipped: {reason}")
+pd.DataFrame([(t.name, method, seed) for t, method, seed in plan], columns=["task", "method", "seed"])
+
+# %% [markdown]
+# - The curve redraws at each evaluation. A finished run is loaded, an interrupted one goes on.
+
+
+# %%
+class LiveCurve(TrainerCallback):
+    """One figure for all runs, drawn anew at each held-out evaluation."""
+
+    frames, shown = {}, display(display_id=True)
+
+    def __init__(self, name: str, seed: int):
+        self.run = {"method": name, "seed": seed}
+
+    def on_evaluate(self, args, state, control, **_):
+        curve = pd.DataFrame(train.history_of(state.log_history, 0)).assign(**self.run)
+        self.frames[tuple(self.run.values())] = curve
+        figure = plots.loss_curves(pd.concat(self.frames.values()), x="step")
+        self.shown.update(figure)
+        plt.close(figure)
+
+
+@functools.cache
+def trained() -> list[train.Finetuned]:
+    runs = []
+    for t, method, seed in plan:
+        curve = LiveCurve(method if t is task else f"{t.name} {method}", seed)
+        runs.append(train.finetune(base, t, method, seed, callbacks=[curve]))
+        runs[-1].model = None  # reloaded where it is needed: nine models would not fit a laptop
+    return runs
+
+
+print("RESULTS=stored: nothing is trained." if results.stored else f"{len(trained())} runs")
 
 # %% [markdown]
 # ## What it cost
@@ -160,25 +179,26 @@ print(note)
 #   padding to count. `peak_megabytes` is the process's (on a GPU: the device's) high-water mark.
 
 # %%
-summary = pd.DataFrame([run.summary for run in runs.values()])
+summary = results.table("runs", lambda: [run.summary for run in trained()])
 shown = ["task", "method", "seed", "trainable_parameters", "steps", "tokens", "tokens_per_second"]
 summary[[*shown, "seconds", "peak_megabytes", "held_out_loss"]].round(3)
+
 
 # %% [markdown]
 # - Held-out bits per byte against training tokens: seeds thin, their mean bold.
 
+
 # %%
-history = pd.concat(
-    [
-        run.history.assign(task=run.summary["task"], method=run.summary["method"], seed=run.summary["seed"])
-        for run in runs.values()
-    ]
-)
+def curves() -> pd.DataFrame:
+    about = ("task", "method", "seed")
+    return pd.concat([run.history.assign(**{name: run.summary[name] for name in about}) for run in trained()])
+
+
+history = results.table("curves", curves)
 main = history[history["task"] == task.name]
 figure = plots.loss_curves(main)
 text = f"Held-out bits per byte of {task.name} during fine-tuning; last_blocks with one seed."
-caption = plots.caption(text, provenance, budget.train_tokens)
-path = plots.save_figure(figure, "02_curves", caption)
+results.figure(figure, "02_curves", text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # - What the training loss did, step by step, in nats per target token.
@@ -186,24 +206,15 @@ path = plots.save_figure(figure, "02_curves", caption)
 # %%
 figure = plots.loss_curves(main, "train_loss", ylabel="training loss, nats per target token")
 text = f"Training loss of {task.name}, per logged step."
-path = plots.save_figure(figure, "02_training_loss", plots.caption(text, provenance, budget.train_tokens))
-
-# %%
-tables = {"runs": summary, "curves": history, "statistics": statistics}
-data = {t.name: t.sha256 for t in (task, e2e) if t}
-path = results.save("02_finetune", tables, base=base, seeds=budget.seeds, data=data, started=started)
+results.figure(figure, "02_training_loss", text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # ## What we saw
-#
-# The next cell states it from this run's own numbers.
 
 # %%
-first = main.dropna(subset="bits_per_byte").groupby(["method", "seed"])["bits_per_byte"].first()
-best = main.groupby(["method", "seed"])["bits_per_byte"].min()
-for method, part in best.groupby("method", sort=False):
-    start = first[method].mean()
-    print(f"{method}: held-out bits per byte {start:.3f} -> {part.mean():.3f} (mean of {len(part)} seeds)")
+held_out = history.dropna(subset="bits_per_byte").groupby(["task", "method", "seed"], sort=False)["bits_per_byte"]
+learned = pd.DataFrame({"start": held_out.first(), "best": held_out.min()})
+learned.groupby(["task", "method"], sort=False).agg(["mean", "count"]).round(3)
 
 # %% [markdown]
 # ## What it does not show
@@ -222,3 +233,70 @@ for method, part in best.groupby("method", sort=False):
 # - Hu et al. 2021, LoRA, arXiv:2106.09685; Dettmers et al. 2023, QLoRA, arXiv:2305.14314 (all linear layers).
 # - Krell et al. 2021, packing without cross-contamination, arXiv:2107.02027.
 # - transformers' Trainer, peft, accelerate: the training loop is theirs.
+
+# %% [markdown]
+# ## For the report
+#
+# - Section 4: the example, the splits, how they came about, the other datasets.
+
+# %%
+name = base.name.removesuffix(" (stand-in)")
+results.value("model", f"the stand-in {name}" if base.stand_in else "GPT-2 117M")
+results.block("example", f"```\n{example['prompt']}{example['target']}\n```")
+header = ["split", "documents", "groups", "bytes", "tokens", "of targets", "median", "bytes per token"]
+counts = statistics[["documents", "groups", "bytes", "tokens", "target_tokens", "median_tokens"]].map("{:,.0f}".format)
+rows = pd.concat([statistics["split"], counts, statistics["bytes_per_token"].round(2)], axis=1).to_numpy()
+text = f"The task {task.name}, prompts and targets, but for “of targets”; the median is tokens per document."
+results.markdown("statistics", header, rows, text, seeds=())
+
+# %%
+card = cards["debian"]
+documents = sum(card["splits"].values())
+results.value("documents", f"{documents:,}")
+results.value("perl", f"{card['sections']['perl'] / documents:.0%}")
+text = f"Table: Packages left after each stage, Debian {card['release']['version']} “{card['suite']}”, main."
+rows = [[stage, f"{count:,}"] for stage, count in card["stages"].items()]
+results.block("stages", f"{markdown_table(['stage', 'packages'], rows)}\n\n{text}")
+counts = {name: [f"{cards[name]['splits'][split]:,}" for split in tasks.SPLITS] for name in ("tang", "idioms")}
+rows = [
+    ["`tang`", "title to Tang quatrain, simplified characters", *counts["tang"], "6.1, 6.4"],
+    ["`idioms`", "four-character idiom to its explanation", *counts["idioms"], "6.4"],
+    ["`release_notes`", "releases of Python packages of 2026", "-", "-", cards["release_notes"]["documents"], "6.7"],
+]
+header = ["dataset", "what", *tasks.SPLITS, "section"]
+results.block("others", f"{markdown_table(header, rows, 2)}\n\nTable: The other shipped datasets, in documents.")
+
+# %% [markdown]
+# - Section 5: the recipe, the runs, their cost.
+
+# %%
+own = summary[summary["task"] == task.name]
+settings, minutes = own.iloc[0], own["seconds"] / 60
+results.value("weight_decay", f"{settings['weight_decay']:g}")
+results.value("warmup", f"{settings['warmup_share']:.0%}")
+results.value("clip", f"{settings['max_grad_norm']:g}")
+results.value("batch", f"{settings['batch_tokens']:,.0f}")
+results.value("tokens", f"{own['tokens'].mean():,.0f}")
+results.value("train.tokens", f"{statistics['tokens'].iloc[0]:,}")
+results.value("share", f"{own['tokens'].mean() / statistics['tokens'].iloc[0]:.0%}")
+results.value("minutes", f"{minutes.min():.0f} to {minutes.max():.0f}")
+results.value("minutes.longest", f"{summary['seconds'].max() / 60:.0f}")
+results.value("device", results.provenance()["device"])
+lora = own[own["method"] == "lora"].iloc[0]
+results.value("lora.parameters", f"{lora['trainable_parameters']:,}")
+results.value("lora.share", f"{lora['trainable_parameters'] / lora['base_parameters']:.1%}")
+results.value("parameters", f"{lora['base_parameters']:,}")
+
+# %%
+rows = []
+for (name, method), runs in summary.groupby(["task", "method"], sort=False):
+    curve, one = learned.loc[name, method], runs.iloc[0]
+    about = [name, method, f"{one['trainable_parameters']:,}", f"{one['learning_rate']:g}", len(runs)]
+    cost = [f"{runs['tokens'].mean():,.0f}", f"{runs['steps'].mean():.0f}"]
+    rows.append([*about, *cost, number(curve["start"].mean()), interval(curve["best"])])
+header = ["task", "method", "trained", "rate", "seeds", "tokens", "steps", "start", "best"]
+text = "Fine-tuning runs; “start” and “best” are validation bits per byte, mean over seeds with 95 % t interval."
+results.markdown("runs", header, rows, text, left=2)
+
+# %%
+path = results.save(data={t.name: t.sha256 for t in {t.name: t for t, _, _ in plan}.values()})

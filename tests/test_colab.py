@@ -78,8 +78,8 @@ linux = pytest.mark.skipif(os.name == "nt", reason="Colab is Linux")
 def test_only_what_is_lacking_is_installed_and_never_torch_or_numpy(monkeypatch):
     versions = {"torch": "2.6.0", "numpy": "1.26.4", "pandas": "1.0.0", "tqdm": "4.67.1"}
     monkeypatch.setattr(colab, "installed", versions.get)
-    text = "# ranges\ntorch>=2.7\nnumpy>=2\npandas>=2.2,<3.2  # frames\ntqdm>=4.67,<5\npeft>=0.21\n-e .\n"
-    assert colab.lacking(text) == ["pandas>=2.2,<3.2", "peft>=0.21"]
+    text = "# ranges\ntorch>=2.7\nnumpy>=2\npandas>=2.2,<3.2  # frames\ntqdm>=4.67,<5\npeft\n-e .\n"
+    assert colab.lacking(text) == ["pandas<3.2,>=2.2", "peft"]
 
 
 def test_the_projects_own_requirements_parse_and_are_met_here():

@@ -12,12 +12,12 @@ import pytest
 import torch
 from filelock import FileLock
 
-from lib import profile, train
-from lib.explore.scaling import LAUNCH
+from lib import packing, profile, train
 from lib.models import load_base
 from lib.packing import flatten
-from lib.tasks import encode, load_task
+from lib.tasks import encode, head, load_task
 
+LAUNCH = ("-m", "accelerate.commands.launch", "--config_file", "lib/accelerate_ddp.yaml")
 LONG = ["--set", "train_tokens=40000", "--set", "batch_tokens=1300", "--set", "pack_length=650"]
 
 
@@ -29,7 +29,7 @@ def base():
 @pytest.fixture(scope="module")
 def task():
     whole = load_task("debian")
-    return replace(whole, train=whole.train[:300], validation=whole.validation[:16])
+    return whole.replace(train=head(whole["train"], 300), validation=head(whole["validation"], 16))
 
 
 def command(folder, *arguments, launcher=("-m", "lib")):
@@ -80,7 +80,7 @@ def test_a_finished_run_is_loaded_and_gives_the_same_model(base, task, capsys):
 
 
 def test_the_loss_is_the_mean_over_target_tokens(base, task):
-    docs = encode(base.tokenizer, task.train[:3], base.context)
+    docs = encode(base.tokenizer, head(task["train"], 3), base.context)
     batch = train.collate([docs[:2], docs[2:]])
     labels = batch.pop("labels")
     with train.document_attention(base.model), torch.no_grad():
@@ -145,8 +145,25 @@ def test_an_unknown_method_or_setting_lists_the_known(base, task):
         train.finetune(base, task, "adapter")
     with pytest.raises(ValueError, match="'lr' is unknown; known: method, seed"):
         train.finetune(base, task, "full", lr=1e-3)
-    with pytest.raises(ValueError, match="'fast' is not float"):
-        train.parse_overrides(["learning_rate=fast"])
+    with pytest.raises(ValueError, match="lora_rank=0 must be 1 or more"):
+        train.finetune(base, task, "lora", lora_rank=0)
+
+
+def test_a_variant_is_another_run_and_a_change_needs_its_name(base, task):
+    def backwards(documents, tokens, seed):
+        return packing.draw(documents, tokens, seed)[::-1]
+
+    with pytest.raises(ValueError, match="name the change in variant"):
+        train.finetune(base, task, draw=backwards)
+    options = {"train_tokens": 2_600, "batch_tokens": 640, "evaluations": 1, "quiet": True, "learning_rate": 3e-3}
+    plain = train.finetune(base, task, **options)
+    changed = train.finetune(base, task, variant="backwards", draw=backwards, **options)
+    sgd = train.finetune(
+        base, task, variant="sgd", optimizer=lambda m, s: torch.optim.SGD(m.parameters(), s.learning_rate), **options
+    )
+    assert len({run.path for run in (plain, changed, sgd)}) == 3
+    losses = [run.summary["held_out_loss"] for run in (plain, changed, sgd)]
+    assert losses[0] != losses[1] and losses[2] > losses[0] + 0.01, "SGD moves little at this rate"
 
 
 def test_rows_that_processes_cannot_share(base, task, monkeypatch):

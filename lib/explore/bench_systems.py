@@ -125,7 +125,9 @@ def train_ours(request: dict, base, **overrides) -> dict:
     settings = train.settings_for("full", 0, task, **chosen)
     with tempfile.TemporaryDirectory() as folder:
         return measured(
-            request, base, lambda clock, _: train._train(base, task, settings, Path(folder), draw, None, (clock,), quiet=True)
+            request,
+            base,
+            lambda clock, _: train._train(base, task, settings, Path(folder), draw, None, (clock,), quiet=True),
         )
 
 

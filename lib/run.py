@@ -22,8 +22,7 @@ def find(names: list[str]) -> list[Path]:
 
     Raises ValueError for a name that fits none, listing those there are.
     """
-    known = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
-    found = []
+    known, found = sorted(FOLDER.glob("[0-9][0-9]_*.py")), []
     for name in names:
         fits = [p for p in known if p.stem == Path(name).stem or p.stem[:2] == name.zfill(2)]
         if not fits:
@@ -32,29 +31,25 @@ def find(names: list[str]) -> list[Path]:
     return found or known
 
 
-def run(names: list[str]) -> list[Path]:
+def run(names: list[str]) -> None:
     """Execute notebooks in a kernel each, show their progress and text, write the .ipynb beside the source.
 
     Under `fast` the executed notebooks go to the temporary output folder. A notebook that fails raises
     RuntimeError and leaves its previous .ipynb as it was.
     """
-    return [_run(source) for source in find(names)]
+    for source in find(names):
+        execute(source)
 
 
-def _run(source: Path) -> Path:
+def execute(source: Path) -> Path:
+    """One notebook; returns the path of the .ipynb."""
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     began = time.monotonic()
-    print(f"\n=== {source.stem} (profile {profile.current().name}) ===", flush=True)
-    client = ShownClient(
-        notebook,
-        timeout=None,
-        kernel_name="python3",
-        store_widget_state=False,
-        # a kernel warns of its unencrypted loopback sockets, which is how every local notebook runs
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],
-        resources={"metadata": {"path": str(FOLDER)}},
-    )
+    print(f"\n=== {source.stem} (profile {profile.name()}) ===", flush=True)
+    # a kernel warns of its unencrypted loopback sockets, which is how every local notebook runs
+    options = {"extra_arguments": ["--IPKernelApp.log_level=ERROR"], "resources": {"metadata": {"path": str(FOLDER)}}}
+    client = ShownClient(notebook, timeout=None, kernel_name="python3", store_widget_state=False, **options)
     try:
         client.execute()
     except CellExecutionError as error:
@@ -86,21 +81,21 @@ class ShownClient(NotebookClient):
 
     def __init__(self, notebook, **kwargs):
         super().__init__(notebook, **kwargs)
-        code = [c for c in notebook.cells if c.cell_type == "code"]
-        self.bar = tqdm(total=len(code), unit="cell", desc="cells", dynamic_ncols=True)
+        cells = sum(c.cell_type == "code" for c in notebook.cells)
+        self.bar = tqdm(total=cells, unit="cell", desc="cells", dynamic_ncols=True)
 
     def process_message(self, msg, cell, cell_index):
         kind, content = msg["msg_type"], msg["content"]
+        data = content.get("data", {})
         if kind == "stream" and content["name"] == "stdout":
             self.bar.write(content["text"].rstrip("\n"))
         elif kind in ("display_data", "execute_result", "update_display_data"):
-            data = content["data"]
             if step := re.search(r"\[\s*(\d+/\d+ [^\]]*)\]", data.get("text/html", "")):
                 self.bar.set_postfix_str(f"training {step[1]}")
             elif (text := data.get("text/plain", "")) and not re.search(r"\d+%\||^<(IPython|Figure)", text):
                 self.bar.write(text)
         elif kind == "comm_msg":  # tqdm's widgets: the text right of the bar
-            value = content["data"].get("state", {}).get("value")
+            value = data.get("state", {}).get("value")
             if isinstance(value, str) and re.match(r"\s*\d+/\d+ \[", value):
                 self.bar.set_postfix_str(value.strip())
         elif kind == "status" and content["execution_state"] == "idle" and cell.cell_type == "code":

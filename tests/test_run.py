@@ -8,7 +8,8 @@ import jupytext
 import nbformat
 import pytest
 
-from lib import notebooks, profile
+from lib import profile
+from lib import run as notebooks
 
 SOURCES = sorted((profile.ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
 
@@ -27,13 +28,13 @@ def test_the_pair_agrees_and_was_executed_without_error(source):
 def test_the_form_of_a_notebook(source):
     cells = jupytext.read(source).cells
     prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
-    assert "## What we saw" in prose and "## What it does not show" in prose
+    assert "## What we saw" in prose and "## What it does not show" in prose and "## For the report" in prose
     for cell in (c for c in cells if c.cell_type == "code"):
         lines = cell.source.splitlines()
-        assert len(lines) <= 20, f"{source.stem}: a cell of {len(lines)} lines\n{cell.source}"
+        assert len(lines) <= 60, f"{source.stem}: a cell of {len(lines)} lines\n{cell.source}"
         for start in (i for i, line in enumerate(lines) if line.startswith("def ")):
             body = re.match(r"(?:    .*\n?|\n)*", "\n".join(lines[start + 1 :]))[0]
-            assert len(body.strip().splitlines()) <= 5, f"{source.stem}: {lines[start]} belongs in lib"
+            assert len(body.strip().splitlines()) <= 25, f"{source.stem}: {lines[start]} belongs in lib"
 
 
 def test_find_takes_numbers_and_names_and_lists_the_known():
@@ -51,17 +52,17 @@ def _source(tmp_path, code):
 
 def test_run_keeps_outputs_and_drops_progress(tmp_path, capsys):
     code = "import sys\nfrom tqdm import tqdm\nprint('kept')\nfor _ in tqdm(range(3)): pass\n"
-    target = notebooks._run(_source(tmp_path, code))
+    target = notebooks.execute(_source(tmp_path, code))
     outputs = nbformat.read(target, as_version=4).cells[0].outputs
     assert [o.text for o in outputs] == ["kept\n"]
     assert "kept" in capsys.readouterr().out
 
 
 def test_a_failing_notebook_leaves_the_previous_one(tmp_path):
-    target = notebooks._run(_source(tmp_path, "print(1)\n"))
+    target = notebooks.execute(_source(tmp_path, "print(1)\n"))
     before = target.read_bytes()
     with pytest.raises(RuntimeError, match="98_trial stopped: ZeroDivisionError"):
-        notebooks._run(_source(tmp_path, "print(2)\n1 / 0\n"))
+        notebooks.execute(_source(tmp_path, "print(2)\n1 / 0\n"))
     assert target.read_bytes() == before
 
 
