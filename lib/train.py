@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+import transformers
 from filelock import FileLock, Timeout
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
-from transformers import TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -323,10 +323,10 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
     trainer.accelerator.wait_for_everyone()  # the other processes load what the first has written
 
 
-def _arguments(settings: Settings, folder: Path, steps: int, rows: int, quiet: bool) -> TrainingArguments:
+def _arguments(settings: Settings, folder: Path, steps: int, rows: int, quiet: bool) -> transformers.TrainingArguments:
     """For `steps` steps of `rows` packed rows on each process."""
     interval, dtype, device = max(steps // settings.evaluations, 1), profile.autocast_dtype(), profile.device().type
-    return TrainingArguments(
+    return transformers.TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,  # the data already hold every epoch in its order
         per_device_train_batch_size=1,  # one packed row
@@ -388,7 +388,7 @@ def load(base, path: Path) -> Finetuned:
                 model = PeftModel.from_pretrained(copy.deepcopy(base.model), path / "model").merge_and_unload()
             else:
                 local = {"use_safetensors": True, "local_files_only": True}
-                model = AutoModelForCausalLM.from_pretrained(path / "model", dtype=torch.float32, **local)
+                model = transformers.AutoModelForCausalLM.from_pretrained(path / "model", dtype=torch.float32, **local)
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(f"{path / 'model'} is damaged ({error}): delete the folder, run again.") from error
     model = fuse_activations(model.to(profile.device()).eval())

@@ -28,7 +28,6 @@ from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from lib import profile
-from lib.train import Bar, StepClock
 from lib.explore.attention import use_attention
 from lib.explore.encodings import Encoding, train_encoding
 from lib.explore.positions import use_position
@@ -36,6 +35,7 @@ from lib.hub import quiet as silenced
 from lib.models import small_gpt2
 from lib.results import device_name, write_json
 from lib.tasks import load_task
+from lib.train import Bar, StepClock
 
 
 @dataclass(frozen=True)
