@@ -1,52 +1,217 @@
 """A pretrained model's softmax attention turned into linear attention, layer by layer.
 
-First the feature maps of all layers learn to give softmax attention's outputs (nothing else moves), then each layer
-is converted alone to see what that costs, then more and more layers together, the harmless ones first, with a brief
-fine-tuning of all parameters. Feature maps and measurements are kept in data/runs.
+The near `window` tokens keep softmax's weights, all earlier ones get phi(q) . phi(k) (LoLCATs: Zhang et al. 2024,
+arXiv:2410.10254, equation 6; phi: Hedgehog, Zhang et al. 2024, arXiv:2402.04347). First the feature maps of all layers
+learn to give softmax attention's outputs (`match`), then each layer is converted alone to see what that costs, then
+more and more layers together, the harmless ones first, with a brief fine-tuning of all parameters (`tune`).
 """
 
 import copy
-import hashlib
 import json
 import math
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
-import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, get_cosine_schedule_with_warmup
 
 from lib import profile
-from lib.explore.attention import attention_modules
-from lib.explore.hybrid import FORMS, NAME, FeatureMaps, converted, new_maps
+from lib.explore import attention
+from lib.explore.attention import Attention, attention_modules
 from lib.metrics import float32_logits, token_nats
 from lib.results import write_json
-from lib.tasks import Task
 
-MATCHING_RATE = 1e-2  # LoLCATs' for its feature maps; one of its own per head, so large steps do no harm
-TUNING_RATE = 1e-4  # lib.train's for all parameters
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What decides the outcome of a conversion, beside base model and data. Amounts in tokens."""
-
-    form: str  # a name in lib.explore.hybrid.FORMS
-    seed: int
-    length: int  # of a row: documents end to end, EOS between them
-    matching_tokens: int
-    tuning_tokens: int
-    damage_tokens: int  # validation text behind the order of the layers
-    eval_tokens: int  # test text
-    matching_rate: float = MATCHING_RATE
-    tuning_rate: float = TUNING_RATE
+FORMS = {  # what a converted layer computes: how many near tokens keep softmax, and whether it sees further
+    "linear": {"window": 0, "far": True},
+    "linear+window": {"window": 32, "far": True},
+    "window": {"window": 32, "far": False},  # a control: no linear part, nothing to learn
+}
 
 
-# --- text
+# --- the attention
+
+
+class FeatureMaps(nn.Module):
+    """phi(x) = [softmax(x W), softmax(-x W)] per head, one W for queries and one for keys; features F = 2 D.
+
+    query (H, D, D) and key (H_kv, D, D) start at the identity times D^-1/4, so that x W . y W starts as the score
+    x . y / sqrt(D). near (H,): log of how much more a near token's softmax weight counts than a far one's product.
+    """
+
+    def __init__(self, n_head: int, n_kv: int, head_dim: int) -> None:
+        super().__init__()
+        start = torch.eye(head_dim) * head_dim**-0.25
+        self.query = nn.Parameter(start.repeat(n_head, 1, 1))
+        self.key = nn.Parameter(start.repeat(n_kv, 1, 1))
+        self.near = nn.Parameter(torch.zeros(n_head))
+        self.error = None  # of the last pass under `matching`
+
+    def of_query(self, q: Tensor) -> Tensor:
+        """(B, H, T, D) -> (B, H, T, F)."""
+        return self._features(q @ self.query.to(q.dtype))
+
+    def of_key(self, k: Tensor) -> Tensor:
+        """(B, H_kv, T, D), or with heads repeated for grouped-query attention -> (B, same, T, F)."""
+        return self._features(k @ self.key.repeat_interleave(k.shape[1] // len(self.key), 0).to(k.dtype))
+
+    def _features(self, x: Tensor) -> Tensor:
+        return torch.cat([x.softmax(-1), (-x).softmax(-1)], dim=-1)
+
+    def of_scores(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """The near weights e^near exp(s - max s) where `mask`, else 0. scores (B, H, ..., T_q, T_k)."""
+        scores = scores.masked_fill(~mask, -torch.inf)
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()
+        return weights * self.near.exp().to(scores.dtype).view(-1, *[1] * (scores.ndim - 2))
+
+
+def hybrid_naive(q, k, v, scale, maps=None, window=32, far=True, **_) -> Tensor:
+    """Weights w_tj = e^near exp(s_tj - max s_t) for the last `window` tokens and phi(q_t) . phi(k_j) for earlier
+    ones, divided by their sum; with the (T, T) weights in memory. q, k, v (B, H, T, D) -> (B, H, T, D).
+    """
+    if maps is None:
+        return attention.softmax(q, k, v, scale)
+    if not far:
+        return attention.window_naive(q, k, v, scale, window=window)
+    seen = attention._causal(q, k)
+    distant = seen.tril(-window)
+    weights = maps.of_query(q) @ maps.of_key(k).mT * distant  # (B, H, T, T)
+    if window:
+        weights = weights + maps.of_scores(q @ k.mT * scale, seen & ~distant)
+    return weights @ v / weights.sum(-1, keepdim=True)
+
+
+def hybrid(q, k, v, scale, maps=None, window=32, far=True, **_) -> Tensor:
+    """`hybrid_naive` in O(T): blocks of `window` queries see their own block and the one before it, the far tokens
+    of which go through the feature maps; what lies further back is one running sum of phi(k)^T v.
+    """
+    if maps is None:
+        return attention.softmax_sdpa(q, k, v, scale)
+    if not far:
+        return attention.window(q, k, v, scale, window=window)
+    length = q.shape[2]
+    feature_q, feature_k = maps.of_query(q), maps.of_key(k)
+    if not window:
+        return attention.kernel(feature_q, feature_k, v, scale, phi=lambda x, **_: x)
+    w = min(window, length)
+    v = F.pad(v, (0, 1), value=1.0)  # a column of ones carries the denominator
+    q, k, v, feature_q, feature_k = (attention._chunks(x, w) for x in (q, k, v, feature_q, feature_k))
+    states = (feature_k.mT @ v).cumsum(2)  # (B, H, N, F, D + 1), sums up to each block
+    states = F.pad(states, (0, 0, 0, 0, 2, 0))[:, :, :-2]  # up to the block before the last one
+    # each block behind its predecessor, zeros before the first: (B, H, N, 2w, .)
+    k, v, feature_k = (torch.cat([F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x], dim=3) for x in (k, v, feature_k))
+    i = torch.arange(w, device=q.device)[:, None] + w
+    j = torch.arange(2 * w, device=q.device)
+    first = torch.arange(q.shape[2], device=q.device)[:, None, None] == 0
+    near = (j <= i) & (j > i - w) & ~(first & (j < w))  # (N, w, 2w): nothing stands before block 0
+    weights = maps.of_scores(q @ k.mT * scale, near) + feature_q @ feature_k.mT * (j <= i - w)
+    out = (feature_q @ states + weights @ v).flatten(2, 3)[:, :, :length]
+    return out[..., :-1] / out[..., -1:]
+
+
+def hybrid_step(state, q, k, v, scale, maps=None, window=32, far=True, **_) -> tuple[Tensor, tuple]:
+    """One token. q (B, H, 1, D), k and v (B, H_kv, 1, D) -> output (B, H, 1, D), state.
+
+    state: keys and values (B, H_kv, n, D) that softmax still needs (all of them without maps), and the sum
+    (B, H_kv, F, D + 1) of all that left the window; None at the start. What it holds is per key head.
+    """
+    keys, values, far_sum = state or (k[:, :, :0], v[:, :, :0], None)
+    keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
+    leaving = max(keys.shape[2] - window, 0) if maps is not None else 0
+    old_k, old_v = keys[:, :, :leaving], values[:, :, :leaving]
+    keys, values = keys[:, :, leaving:], values[:, :, leaving:]
+    if maps is None or not far:
+        out = F.scaled_dot_product_attention(q, keys, values, scale=scale, enable_gqa=True)
+        return out, (keys, values, None)
+    update = maps.of_key(old_k).mT @ F.pad(old_v, (0, 1), value=1.0)
+    far_sum = update if far_sum is None else far_sum + update
+    groups = q.shape[1] // k.shape[1]
+    feature_q = maps.of_query(q)[:, :, 0].unflatten(1, (-1, groups))  # (B, H_kv, G, F)
+    out = (feature_q @ far_sum).flatten(1, 2)[:, :, None]  # (B, H, 1, D + 1)
+    if window:
+        seen, shown = (x.repeat_interleave(groups, 1) for x in (keys, values))
+        scores = q @ seen.mT * scale
+        weights = maps.of_scores(scores, torch.ones_like(scores, dtype=torch.bool))
+        out = out + weights @ F.pad(shown, (0, 1), value=1.0)
+    return out[..., :-1] / out[..., -1:], (keys, values, far_sum)
+
+
+def matching(q, k, v, scale, maps, **options) -> Tensor:
+    """Softmax attention that also leaves maps.error: mean |hybrid - softmax|^2 / mean |softmax|^2 of the outputs.
+
+    All layers see the unconverted model's inputs, so that one pass trains the maps of all of them.
+    """
+    wanted = attention.softmax_sdpa(q, k, v, scale)
+    found = hybrid(q, k, v, scale, maps, **options)
+    maps.error = (found - wanted).square().mean() / wanted.square().mean()
+    return wanted
+
+
+# --- in a model
+
+ENTRIES = {"hybrid": Attention(hybrid, hybrid_naive, hybrid_step), "hybrid_matching": Attention(matching, matching)}
+
+
+def attend_step(module, query, key, value, attention_mask=None, scaling=None, **_):
+    """One token of a recurrent run, for transformers: the state is module.recurrent_state, None at the start."""
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    with torch.autocast(query.device.type, enabled=False):
+        q, k, v = (x.float() for x in (query, key, value))
+        out, module.recurrent_state = hybrid_step(module.recurrent_state, q, k, v, scale, **module.attention_options)
+    return out.to(query.dtype).transpose(1, 2), None
+
+
+AttentionInterface.register("hybrid_step", attend_step)
+AttentionMaskInterface.register("hybrid_step", lambda *_, **__: None)
+
+
+@contextmanager
+def converted(
+    model: PreTrainedModel, maps: Mapping[int, FeatureMaps], form: str, run: str = "hybrid"
+) -> Iterator[PreTrainedModel]:
+    """Inside, the layers in `maps` run `form` (a name in FORMS), the others softmax; then all softmax again.
+
+    `run`: "hybrid", "hybrid_matching" or "hybrid_step". Raises ValueError for an unknown form or layer.
+    """
+    if form not in FORMS:
+        raise ValueError(f"No form is called {form!r}: choose of {', '.join(FORMS)}.")
+    modules = {m.layer_idx: m for m in attention_modules(model)}
+    if unknown := set(maps) - set(modules):
+        raise ValueError(f"Layer {min(unknown)} does not exist: the model has {len(modules)} layers.")
+    before = model.config._attn_implementation
+    for layer, module in modules.items():
+        module.feature_maps = maps.get(layer)  # a child: inside, model.parameters() holds the maps as well
+        module.attention_options = FORMS[form] | {"maps": maps.get(layer)}
+        module.recurrent_state = None
+    if run in ENTRIES:
+        attention.register(run, ENTRIES[run])
+    model.set_attn_implementation(run)
+    try:
+        yield model
+    finally:
+        model.set_attn_implementation(before)
+        attention.ATTENTIONS.pop(run, None)  # not an attention that notebook 06 could choose
+        for module in modules.values():
+            del module.feature_maps, module.attention_options, module.recurrent_state
+        for m in maps.values():
+            m.error = None
+
+
+def new_maps(model: PreTrainedModel) -> dict[int, FeatureMaps]:
+    """Fresh feature maps for every layer."""
+    config, modules = model.config, attention_modules(model)
+    n_head = config.num_attention_heads
+    n_kv = getattr(config, "num_key_value_heads", None) or n_head
+    return {m.layer_idx: FeatureMaps(n_head, n_kv, m.head_dim).to(model.device) for m in modules}
+
+
+# --- text and training
 
 
 @dataclass(frozen=True)
@@ -57,26 +222,23 @@ class Rows:
     n_bytes: int  # UTF-8 bytes of the documents; EOS has none
 
 
-def rows(base, task: Task, split: str, tokens: int, length: int, seed: int | None = None) -> Rows:
+def rows(base, task, split: str, tokens: int, length: int, seed: int | None = None) -> Rows:
     """Whole documents of a split until `tokens` tokens are reached, in `seed`'s order (None: the task's)."""
-    examples = getattr(task, split)
-    order = range(len(examples))
+    documents, end = task[split], base.tokenizer.eos_token_id
+    order = range(len(documents))
     if seed is not None:
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
-    end = base.tokenizer.eos_token_id
+        order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
     ids, n_bytes = [end], 0
     for i in order:
-        text = examples[i].prompt + examples[i].target
-        ids += base.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        ids.append(end)
+        text = documents[i]["prompt"] + documents[i]["target"]
+        ids += [*base.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids, end]
         n_bytes += len(text.encode("utf-8"))
         if len(ids) > tokens:
             break
     else:
         raise ValueError(f"{task.name}'s {split} split holds {len(ids):,} tokens, not {tokens:,}: ask for fewer.")
-    stream = torch.tensor(ids)
-    starts = range(0, len(stream) - 1, length)
-    return Rows([stream[s : s + length + 1][None].to(base.model.device) for s in starts], n_bytes)
+    stream = torch.tensor(ids, device=base.model.device)
+    return Rows([stream[s : s + length + 1][None] for s in range(0, len(stream) - 1, length)], n_bytes)
 
 
 @torch.no_grad()
@@ -91,13 +253,9 @@ def bits_per_byte(model: PreTrainedModel, text: Rows) -> float:
     return nats / math.log(2) / text.n_bytes
 
 
-# --- training
-
-
 def _optimise(parameters, text: Rows, rate: float, loss_of: Callable[[Tensor], Tensor], desc: str) -> None:
     """One pass over `text`, a row a step: AdamW, a tenth of the steps warm-up, then a cosine to 0."""
-    parameters = list(parameters)
-    steps = len(text.ids)
+    parameters, steps = list(parameters), len(text.ids)
     optimizer = torch.optim.AdamW(parameters, rate, weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, max(steps // 10, 1), steps)
     half = profile.autocast_dtype() == torch.bfloat16  # float16 would need its loss scaled
@@ -116,21 +274,19 @@ def match(model: PreTrainedModel, text: Rows, form: str, rate: float, desc: str)
     LoLCATs, section 3.2). The model's own weights stay and get no gradient.
     """
     maps = new_maps(model)
-    needed = [p.requires_grad for p in model.parameters()]
+    needed = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
-    body, modules = model.base_model, attention_modules(model)
 
     def loss_of(row: Tensor) -> Tensor:
-        body(row[:, :-1], use_cache=False)
-        return torch.stack([m.matching_error for m in modules]).sum()
+        model.base_model(row[:, :-1], use_cache=False)
+        return torch.stack([m.error for m in maps.values()]).sum()
 
     try:
-        with converted(model, maps, form, f"{NAME}_matching"):
-            trained = [p for m in maps.values() for p in m.parameters()]
-            _optimise(trained, text, rate, loss_of, desc)
+        with converted(model, maps, form, "hybrid_matching"):
+            _optimise([p for m in maps.values() for p in m.parameters()], text, rate, loss_of, desc)
     finally:
-        for parameter, need in zip(model.parameters(), needed, strict=True):
-            parameter.requires_grad_(need)
+        for parameter in needed:
+            parameter.requires_grad_(True)
     return maps
 
 
@@ -138,10 +294,10 @@ def match(model: PreTrainedModel, text: Rows, form: str, rate: float, desc: str)
 def matching_errors(model: PreTrainedModel, maps: dict[int, FeatureMaps], form: str, text: Rows) -> list[float]:
     """Per layer |hybrid - softmax|^2 / |softmax|^2 of the outputs, mean over the rows; 0: equal, 1: as bad as 0."""
     errors = []
-    with converted(model, maps, form, f"{NAME}_matching"), profile.autocast():
+    with converted(model, maps, form, "hybrid_matching"), profile.autocast():
         for row in text.ids:
             model.base_model(row[:, :-1], use_cache=False)
-            errors.append(torch.stack([m.matching_error for m in attention_modules(model)]).cpu())
+            errors.append(torch.stack([m.error for m in maps.values()]).cpu())
     return torch.stack(errors).mean(0).tolist()
 
 
@@ -155,149 +311,71 @@ def tune(
 
     def loss_of(row: Tensor) -> Tensor:
         logits = model(row[:, :-1], use_cache=False).logits[0]
-        return torch.nn.functional.cross_entropy(logits.float(), row[0, 1:])
+        return F.cross_entropy(logits.float(), row[0, 1:])
 
     with converted(model, maps, form):
-        # inside, the maps are children of the attention modules: model.parameters() holds them
         _optimise(model.parameters(), text, rate, loss_of, desc)
     return model, maps
 
 
-# --- the experiment
+# --- measurements
 
 
-class Experiment:
-    """The conversion of one base model under one `Conversion`; every step is kept in `path` once it is done."""
+def kept(path: Path, make: Callable[[], dict]) -> dict:
+    """What `make` gave when the JSON file `path` was first asked for. Raises ValueError for a damaged file."""
+    if not path.exists():
+        write_json(path, make())
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, run again.") from error
 
-    def __init__(self, base, task: Task, settings: Conversion, ranking: "Experiment | None" = None) -> None:
-        """`ranking`: the experiment whose damage orders the layers, so that another form converts the same ones."""
-        self.base, self.task, self.settings = base, task, settings
-        self.ranking = ranking or self
-        identity = [
-            asdict(settings),
-            FORMS[settings.form],
-            asdict(self.ranking.settings),
-            task.sha256,
-            base.name,
-            base.revision,
-            base.parameters,
-        ]
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
-        name = f"convert-{task.name}-{settings.form}-seed{settings.seed}-{digest}"
-        self.path = profile.output_root() / "data" / "runs" / name
-        self.who = {"form": settings.form, "seed": settings.seed}
-        self.layers = len(attention_modules(base.model))
 
-    def _text(self, split: str, tokens: int, seed: int | None = None) -> Rows:
-        return rows(self.base, self.task, split, tokens, self.settings.length, seed)
+@torch.no_grad()
+def damage(model: PreTrainedModel, maps: dict[int, FeatureMaps], form: str, text: Rows) -> list[dict]:
+    """Per layer, converted alone: layer, error_unmatched and matching_error (`matching_errors` of fresh maps and of
+    `maps`), bits_per_byte of `text`, damage = that minus the unconverted model's.
+    """
+    with converted(model, {}, form):  # softmax in float32, as the other layers have it below
+        start = bits_per_byte(model, text)
+    errors = [matching_errors(model, m, form, text) for m in (new_maps(model), maps)]
+    found = []
+    for layer, unmatched, matched in zip(tqdm(maps, desc=f"{form}: one layer at a time"), *errors, strict=True):
+        with converted(model, {layer: maps[layer]}, form):
+            value = bits_per_byte(model, text)
+        row = {"layer": layer, "error_unmatched": unmatched, "matching_error": matched}
+        found.append(row | {"bits_per_byte": value, "damage": value - start})
+    return found
 
-    def _kept(self, name: str, make: Callable[[], dict]) -> dict:
-        """What `make` gave when it was first asked under this name."""
-        path = self.path / f"{name}.json"
-        if not path.exists():
-            write_json(path, make())
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it, run again.") from error
 
-    def maps(self) -> dict[int, FeatureMaps]:
-        """The matched feature maps; the window alone has nothing to match and keeps fresh ones."""
-        s = self.settings
-        if not FORMS[s.form]["far"]:
-            return new_maps(self.base.model)
-        path = self.path / "maps.safetensors"
-        if not path.exists():
-            text = self._text("train", s.matching_tokens, s.seed)
-            desc = f"{s.form}, seed {s.seed}: matching"
-            found = match(self.base.model, text, s.form, s.matching_rate, desc)
-            self.path.mkdir(parents=True, exist_ok=True)
-            tensors = {f"{i}.{k}": v.contiguous() for i, m in found.items() for k, v in m.state_dict().items()}
-            save_file(tensors, str(path.with_suffix(".part")))
-            os.replace(path.with_suffix(".part"), path)
-        stored, found = load_file(path), new_maps(self.base.model)
-        for i, m in found.items():
-            m.load_state_dict({k: stored[f"{i}.{k}"] for k in m.state_dict()})
-        return found
+@torch.no_grad()
+def decoding(base, form: str, share: float, contexts: Sequence[int], tokens: int = 12) -> list[dict]:
+    """One more token after `context` earlier ones, the whole model: form, share, context, milliseconds per token
+    (median of `tokens`), state_kilobytes (keys, values and sums of all layers, float32). Share 0 is the KV cache.
 
-    def damage(self) -> pd.DataFrame:
-        """Per layer, converted alone on validation text: form, seed, layer, matching_error before and after the
-        matching, bits_per_byte, damage = that minus the unconverted model's.
-        """
-        return pd.DataFrame(self._kept("damage", self._damage)["rows"])
-
-    def _damage(self) -> dict:
-        s, model, maps = self.settings, self.base.model, self.maps()
-        text = self._text("validation", s.damage_tokens)
-        with converted(model, {}, s.form):  # softmax in float32, as the other layers have it below
-            start = bits_per_byte(model, text)
-        unmatched = matching_errors(model, new_maps(model), s.form, text)
-        matched = matching_errors(model, maps, s.form, text)
-        found = []
-        for layer in tqdm(range(self.layers), desc=f"{s.form}, seed {s.seed}: one layer at a time"):
-            with converted(model, {layer: maps[layer]}, s.form):
-                value = bits_per_byte(model, text)
-            found.append(
-                {
-                    **self.who,
-                    "layer": layer,
-                    "error_unmatched": unmatched[layer],
-                    "matching_error": matched[layer],
-                    "bits_per_byte": value,
-                    "damage": value - start,
-                }
-            )
-        return {"rows": found}
-
-    def chosen(self, share: float, order: str = "least_damage") -> list[int]:
-        """The layers to convert: the `share` that cost least alone, or with "most_damage" the others' opposite."""
-        found = self.ranking.damage()
-        ranked = found.sort_values("damage", ascending=order == "least_damage")["layer"]
-        return sorted(ranked.tolist()[: round(share * self.layers)])
-
-    def plan(self) -> list[dict]:
-        """The rows that are measured, each as converted and fine-tuned: all shares of "linear+window", half and all of
-        the others' layers ("linear" is fine-tuned as a whole alone). Share 0 is softmax for every form. Of
-        "linear+window" also half of the layers in the opposite order, and the whole model without matching.
-        """
-        form = self.settings.form
-        shares = (0.0, 0.25, 0.5, 0.75, 1.0) if form == "linear+window" else (0.5, 1.0)
-        steps = [{"share": s, "stage": "converted"} for s in shares]
-        tuned = (1.0,) if form == "linear" else shares
-        steps += [{"share": s, "stage": "fine_tuned"} for s in tuned]
-        if form == "linear+window":
-            steps += [{"share": 0.5, "stage": "converted", "order": "most_damage"}]
-            steps += [{"share": 1.0, "stage": s, "matched": False} for s in ("converted", "fine_tuned")]
-        return steps
-
-    def row(self, share: float, stage: str, order: str = "least_damage", matched: bool = True) -> dict:
-        """One row of the results: bits_per_byte of test text at a share, stage "converted" or "fine_tuned"."""
-        name = f"{share:g}-{stage}-{order}-{'matched' if matched else 'unmatched'}"
-        return self._kept(name, lambda: self._row(share, stage, order, matched))
-
-    def _row(self, share: float, stage: str, order: str, matched: bool) -> dict:
-        s, model = self.settings, self.base.model
-        layers = self.chosen(share, order)
-        every = self.maps() if matched else new_maps(model)
-        maps = {i: every[i] for i in layers}
-        if stage == "fine_tuned":
-            text = self._text("train", s.tuning_tokens, 1_000 + s.seed)  # another order than the matching's
-            desc = f"{s.form}, {share:.0%}, seed {s.seed}: fine-tuning"
-            model, maps = tune(model, maps, s.form, text, s.tuning_rate, desc)
-        with converted(model, maps, s.form):
-            value = bits_per_byte(model, self._text("test", s.eval_tokens))
-        errors = self.ranking.damage().set_index("layer")["matching_error"]
-        known = self.ranking is self and matched and layers  # the errors are of the ranking's maps
-        learns = FORMS[s.form]["far"]  # the window alone has no maps to match
-        return {
-            **self.who,
-            "share": share,
-            "layers": len(layers),
-            "order": order,
-            "matched": matched,
-            "stage": stage,
-            "bits_per_byte": value,
-            "matching_error": float(errors[layers].mean()) if known else math.nan,
-            "matching_tokens": s.matching_tokens if matched and learns else 0,
-            "tuning_tokens": s.tuning_tokens if stage == "fine_tuned" else 0,
-        }
+    The context is filled with random keys and values, since time and size do not depend on what they are. Past the
+    model's positions the last position serves: quality is not measured here.
+    """
+    model, modules, found = base.model, attention_modules(base.model), []
+    n_kv = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
+    maps = {i: m for i, m in new_maps(model).items() if i < round(share * len(modules))}
+    with converted(model, maps, form, "hybrid_step"), profile.autocast():
+        for context in contexts:
+            for m in modules:
+                linear = m.feature_maps is not None
+                near = min(context, FORMS[form]["window"]) if linear else context
+                pair = torch.randn(2, 1, n_kv, near, m.head_dim, device=model.device)
+                far = torch.rand(1, n_kv, 2 * m.head_dim, m.head_dim + 1, device=model.device)
+                m.recurrent_state = (*pair, far if linear and FORMS[form]["far"] else None)
+            position = torch.tensor([[min(context, base.context - 1)]], device=model.device)
+            token, taken = torch.zeros_like(position), []
+            for _ in range(tokens + 2):  # the first two warm up
+                began = time.perf_counter()
+                model(token, position_ids=position, use_cache=False)
+                if profile.device().type == "cuda":
+                    torch.cuda.synchronize()
+                taken.append(1_000 * (time.perf_counter() - began))
+            size = sum(x.numel() * 4 for m in modules for x in m.recurrent_state if x is not None) / 1_000
+            row = {"form": form if share else "softmax", "share": share, "context": context}
+            found.append(row | {"milliseconds": statistics.median(taken[2:]), "state_kilobytes": size})
+    return found
