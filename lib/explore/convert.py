@@ -177,17 +177,14 @@ def converted(
 ) -> Iterator[PreTrainedModel]:
     """Inside, the layers in `maps` run `form` (a name in FORMS), the others softmax; then all softmax again.
 
-    `run`: "hybrid", "hybrid_matching" or "hybrid_step". Raises ValueError for an unknown form or layer.
+    `run`: "hybrid", "hybrid_matching" or "hybrid_step". Raises ValueError for an unknown form.
     """
     if form not in FORMS:
         raise ValueError(f"No form is called {form!r}: choose of {', '.join(FORMS)}.")
-    modules = {m.layer_idx: m for m in attention_modules(model)}
-    if unknown := set(maps) - set(modules):
-        raise ValueError(f"Layer {min(unknown)} does not exist: the model has {len(modules)} layers.")
-    before = model.config._attn_implementation
-    for layer, module in modules.items():
-        module.feature_maps = maps.get(layer)  # a child: inside, model.parameters() holds the maps as well
-        module.attention_options = FORMS[form] | {"maps": maps.get(layer)}
+    before, modules = model.config._attn_implementation, attention_modules(model)
+    for module in modules:
+        module.feature_maps = maps.get(module.layer_idx)  # a child: inside, model.parameters() holds the maps as well
+        module.attention_options = FORMS[form] | {"maps": module.feature_maps}
         module.recurrent_state = None
     if run in ENTRIES:
         attention.register(run, ENTRIES[run])
@@ -197,7 +194,7 @@ def converted(
     finally:
         model.set_attn_implementation(before)
         attention.ATTENTIONS.pop(run, None)  # not an attention that notebook 06 could choose
-        for module in modules.values():
+        for module in modules:
             del module.feature_maps, module.attention_options, module.recurrent_state
         for m in maps.values():
             m.error = None
@@ -329,23 +326,6 @@ def kept(path: Path, make: Callable[[], dict]) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, run again.") from error
-
-
-@torch.no_grad()
-def damage(model: PreTrainedModel, maps: dict[int, FeatureMaps], form: str, text: Rows) -> list[dict]:
-    """Per layer, converted alone: layer, error_unmatched and matching_error (`matching_errors` of fresh maps and of
-    `maps`), bits_per_byte of `text`, damage = that minus the unconverted model's.
-    """
-    with converted(model, {}, form):  # softmax in float32, as the other layers have it below
-        start = bits_per_byte(model, text)
-    errors = [matching_errors(model, m, form, text) for m in (new_maps(model), maps)]
-    found = []
-    for layer, unmatched, matched in zip(tqdm(maps, desc=f"{form}: one layer at a time"), *errors, strict=True):
-        with converted(model, {layer: maps[layer]}, form):
-            value = bits_per_byte(model, text)
-        row = {"layer": layer, "error_unmatched": unmatched, "matching_error": matched}
-        found.append(row | {"bits_per_byte": value, "damage": value - start})
-    return found
 
 
 @torch.no_grad()

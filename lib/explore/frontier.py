@@ -1,231 +1,155 @@
-"""What is gained on a task against what is forgotten of general text, for many ways to fine-tune one model.
+"""What is gained on a task against what is forgotten of general text: ways to fine-tune, and how they are compared.
 
-Every variant is lib.train's one loop with other settings, at one budget of tokens; weight interpolation comes free
-from the full runs. Measurements are kept beside each run.
+Each way is lib.train's one loop with a callback, an optimizer, a `draw` or another setting of its own; interpolating
+the weights between before and after costs nothing and is the control.
 """
 
+import copy
 import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
+import torch
+from torch import nn
+from transformers import TrainerCallback
 
-from lib import benchmarks, metrics, profile, train
-from lib.evaluate import out_of_reach
-from lib.explore.continual import PullToStart, interpolate, muon, no_muon, with_replay
+from lib import profile
+from lib.explore.convert import kept
 from lib.generate import generate
-from lib.packing import Encoded
-from lib.results import write_json
-from lib.tasks import Task
+from lib.metrics import mean_interval
+from lib.packing import Encoded, draw
 
-ALPHAS = (0.25, 0.5, 0.75)  # of the way from before to after
-GENERAL = {  # measure of general text -> what an axis calls it
-    "wikitext2_bits_per_byte": "WikiText-2, bits per byte",
-    "base_samples_bits_per_byte": "the base model's own text, bits per byte",
-}
 SAMPLE_LENGTH = 96  # new tokens of a text sampled from the base model
-VALIDATION = 4  # documents of lib.train's held-out curve, which decides nothing here: a run ends with its last step
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A way to fine-tune: `method` and `setting` name it in tables, `run` is one of lib.train.METHODS."""
-
-    method: str
-    setting: str
-    run: str
-    overrides: dict = field(default_factory=dict)
-    change: Callable | None = None  # base -> what train.finetune takes beside settings: draw, optimizer, callbacks
+# --- ways to fine-tune
 
 
-def replayed(base) -> dict:
-    """A quarter of the tokens from the base model's own text."""
-    general = general_text(base, profile.current().innovation.general_tokens, 0)
-    return {"draw": lambda documents, tokens, seed: with_replay(documents, general, tokens, 0.25, seed)}
+class PullToStart(TrainerCallback):
+    """L2-SP: the loss plus strength / 2 |theta - theta_0|^2, theta_0 the weights of `start` (Li et al. 2018, "Explicit
+    Inductive Bias for Transfer Learning with Convolutional Networks", arXiv:1802.01483).
+
+    The penalty's gradient is added right before the optimizer's step, behind the clipping of the loss's own.
+    """
+
+    def __init__(self, start: nn.Module, strength: float) -> None:
+        self.start, self.strength = dict(start.named_parameters()), strength
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - self.start[name].to(parameter), alpha=self.strength)
 
 
-VARIANTS = (
-    Variant("full", "lr 1e-4", "full"),
-    Variant("LoRA", "rank 4", "lora", {"lora_rank": 4}),
-    Variant("LoRA", "rank 16", "lora"),
-    Variant("LoRA", "rank 64", "lora", {"lora_rank": 64}),
-    Variant("last blocks", "last quarter", "last_blocks"),
-    # the loss's gradient, clipped to norm 1, is 1e-4 per weight and a run moves a weight by some 3e-4: the pull is
-    # then as strong as the loss
-    Variant("L2-SP", "strength 0.3", "full", change=lambda base: {"callbacks": [PullToStart(base.model, 0.3)]}),
-    Variant("replay", "25 % general", "full", change=replayed),
-    Variant(
-        "Muon",
-        "lr 1e-4",
-        "full",
-        change=lambda base: {"optimizer": lambda m, s: muon(m, s.learning_rate, s.weight_decay)},
-    ),
-)
+def replay(general: Sequence[Encoded], share: float) -> Callable[[Sequence[Encoded], int, int], list[Encoded]]:
+    """A `draw` for lib.train.finetune: a `share` of the tokens is of `general`, the rest of the task, shuffled together
+    (experience replay: Rolnick et al. 2019, arXiv:1811.11682).
+    """
+
+    def mixed(documents: Sequence[Encoded], tokens: int, seed: int) -> list[Encoded]:
+        both = draw(documents, round(tokens * (1 - share)), seed) + draw(general, round(tokens * share), seed)
+        generator = torch.Generator().manual_seed(seed)
+        return [both[i] for i in torch.randperm(len(both), generator=generator).tolist()]
+
+    return mixed
 
 
-def possible(variants: Sequence[Variant] = VARIANTS) -> list[Variant]:
-    """The variants that this torch can run; one line says which it cannot."""
-    if not (reason := no_muon()):
-        return list(variants)
-    print(f"Skipped: {reason}")
-    return [v for v in variants if v.method != "Muon"]
+class Muon(torch.optim.Optimizer):
+    """Muon for the matrices inside the blocks, AdamW for all else (Jordan et al. 2024; the split is theirs).
+
+    Muon replaces a matrix's Nesterov momentum (0.95) by a nearly orthogonal matrix, through 5 Newton-Schulz steps. Its
+    step is scaled to the size of AdamW's, 0.2 sqrt(longer side), so that a learning rate means the same for both (Liu
+    et al. 2025, arXiv:2502.16982). GPT-2's query, key and value are one matrix here, as they are stored. As in
+    Trainer's AdamW, weights of one dimension do not decay. A schedule and a checkpoint reach both parts. `settings`
+    are lib.train's: learning_rate, weight_decay. Raises ValueError where this torch has no Muon.
+    """
+
+    def __init__(self, model: nn.Module, settings) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"Muon needs torch 2.9 or newer and this is {torch.__version__}: update torch.")
+        blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
+        inside = {id(p) for p in blocks.parameters() if p.ndim == 2}
+        trained = [p for p in model.parameters() if p.requires_grad]
+        matrices = [p for p in trained if id(p) in inside]
+        tables = [p for p in trained if id(p) not in inside and p.ndim > 1]
+        vectors = [p for p in trained if p.ndim == 1]
+        at = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+        others = [{"params": tables}, {"params": vectors, "weight_decay": 0.0}]
+        self.parts = [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **at), torch.optim.AdamW(others, **at)]
+        super().__init__([g for part in self.parts for g in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """The parts' own groups are this optimizer's: what a schedule writes here, they read."""
+        self.param_groups = [g for part in self.parts for g in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._share()
+
+
+@torch.no_grad()
+def interpolate(before: nn.Module, after: nn.Module, alpha: float) -> nn.Module:
+    """A copy of `after` with weights (1 - alpha) before + alpha after (WiSE-FT: Wortsman et al. 2022,
+    arXiv:2109.01903). Tied weights are one parameter under its first name, and move once. Raises ValueError for
+    models that differ in their parameters.
+    """
+    model = copy.deepcopy(after)
+    start, own = (dict(m.named_parameters()) for m in (before, model))
+    if {k: v.shape for k, v in start.items()} != {k: v.shape for k, v in own.items()}:
+        raise ValueError("Weights of two architectures cannot be interpolated: pass one model's two states.")
+    for name, weight in own.items():
+        weight.lerp_(start[name].to(weight), 1 - alpha)
+    return model
 
 
 def general_text(base, tokens: int, seed: int) -> list[Encoded]:
     """Texts that the base model itself samples after EOS, at temperature 1: at least `tokens` tokens of what it
     knew before. EOS stands behind those that it ended itself, not behind those cut at SAMPLE_LENGTH. Kept in
     data/runs. (Rehearsal without the old data: Sun et al. 2020, arXiv:1909.03329; Huang et al. 2024,
-    arXiv:2403.01244.)
+    arXiv:2403.01244.) Raises ValueError for a model that ends every text at once.
     """
-    identity = [base.name, base.revision, base.parameters, tokens, seed, SAMPLE_LENGTH]
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:10]
-    path = profile.output_root() / "data" / "runs" / f"general-seed{seed}-{digest}.json"
-    if not path.exists():
+
+    def sample() -> dict:
         found, total, part = [], 0, 0
         while total < tokens:
-            texts = generate(
-                base.model,
-                base.tokenizer,
-                [""] * 32,
-                SAMPLE_LENGTH,
-                32,
-                1_000 * seed + part,
-                "sampling general text",
-                do_sample=True,
-                temperature=1.0,
-            )
-            found += (kept := [t for t in texts if t.strip()])
-            total += sum(len(base.tokenizer(t).input_ids) for t in kept)
-            part += 1
-            if not kept:
+            how = {"seed": 1_000 * seed + part, "desc": "sampling general text", "do_sample": True, "temperature": 1.0}
+            texts = generate(base.model, base.tokenizer, [""] * 32, SAMPLE_LENGTH, 32, **how)
+            if not (new := [t for t in texts if t.strip()]):
                 raise ValueError("The base model ends every text at once: there is nothing to replay.")
-        write_json(path, {"texts": found})
-    end = base.tokenizer.eos_token_id
-    documents, options = [], {"add_special_tokens": False, "split_special_tokens": True}
-    for i, text in enumerate(json.loads(path.read_text(encoding="utf-8"))["texts"]):
-        ids = base.tokenizer(text, **options).input_ids
+            found += new
+            total += sum(len(base.tokenizer(t).input_ids) for t in new)
+            part += 1
+        return {"texts": found}
+
+    identity = json.dumps([base.name, base.revision, base.parameters, tokens, seed, SAMPLE_LENGTH])
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
+    path = profile.output_root() / "data" / "runs" / f"general-seed{seed}-{digest}.json"
+    end, documents = base.tokenizer.eos_token_id, []
+    for i, text in enumerate(kept(path, sample)["texts"]):
+        ids = base.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         ended = [end] if len(ids) < SAMPLE_LENGTH else []
         documents.append(Encoded([end, *ids, *ended], 1, len(text.encode("utf-8")), f"general {i}"))
     return documents
 
 
-# --- one model
+# --- what a table of runs says: columns method, setting, seed, bits_per_byte (the task) and one of general text
 
 
-def measure(base, task: Task, model) -> dict:
-    """task: bits_per_byte; general text: wikitext2_bits_per_byte where it is within reach, and
-    base_samples_bits_per_byte always. The last one is the base model's own text under `model`: what it exceeds the
-    base model's value by is an estimate, from these samples, of KL(base || model) per byte of a text's first
-    SAMPLE_LENGTH tokens (empty texts left out, tokens as the tokenizer writes them).
-    """
-    p = profile.current().innovation
-    scores = metrics.score(model, base.tokenizer, task.test[: p.documents], "task")
-    own = metrics.score_encoded(model, general_text(base, p.general_tokens, 1), desc="general text")
-    out = {"bits_per_byte": metrics.bits_per_byte(scores), "base_samples_bits_per_byte": metrics.bits_per_byte(own)}
-    if out_of_reach("wikitext2") is None:
-        found = benchmarks.wikitext2(model, base.tokenizer, p.wikitext_tokens, articles=False)
-        out["wikitext2_bits_per_byte"] = found["token_bits_per_byte"]
-    return out
-
-
-def _kept(base, task: Task, folder: Path, name: str, model: Callable[[], object]) -> dict:
-    """`measure`, once per run and size of what is measured."""
-    p = profile.current().innovation
-    sizes = [
-        p.documents,
-        p.general_tokens,
-        p.wikitext_tokens,
-        task.sha256,
-        out_of_reach("wikitext2") is None,
-        base.name,
-        base.revision,
-    ]
-    key = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:10]
-    path = folder / f"frontier-{name}-{key}.json"
-    if not path.exists():
-        write_json(path, measure(base, task, model()))
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _overrides(variant: Variant) -> dict:
-    p = profile.current().innovation
-    return {
-        "train_tokens": p.frontier_tokens,
-        "batch_tokens": p.batch_tokens,
-        "pack_length": p.batch_tokens,
-        "evaluations": 1,
-        "validation_documents": VALIDATION,
-    } | variant.overrides
-
-
-def run(base, task: Task, variant: Variant, seed: int) -> list[dict]:
-    """Fine-tune (or find the run), measure, and for plain full fine-tuning measure the interpolations as well."""
-    overrides = _overrides(variant)
-    change = variant.change(base) | {"variant": f"{variant.method}, {variant.setting}"} if variant.change else {}
-    settings = train.settings_for(variant.run, seed, task, **overrides)
-    folder = train.run_path(base, task, settings, change.get("variant", ""))
-    loaded: list = []
-
-    def tuned():
-        if not loaded:
-            loaded.append(train.finetune(base, task, variant.run, seed, quiet=True, **change, **overrides))
-        return loaded[0]
-
-    if not (folder / "run.json").exists():
-        tuned()
-    summary = json.loads((folder / "run.json").read_text(encoding="utf-8"))["summary"]
-    about = {
-        "seed": seed,
-        "learning_rate": settings.learning_rate,
-        "tokens": summary["tokens"],
-        "trainable_parameters": summary["trainable_parameters"],
-    }
-    who = {"method": variant.method, "setting": variant.setting}
-    rows = [who | about | _kept(base, task, folder, "after", lambda: tuned().model)]
-    for alpha in ALPHAS if variant == VARIANTS[0] else ():
-        found = _kept(base, task, folder, f"alpha{alpha}", lambda a=alpha: interpolate(base.model, tuned().model, a))
-        rows.append({"method": "interpolation", "setting": f"alpha {alpha}"} | about | found)
-    return rows
-
-
-def table(base, task: Task, variants: Sequence[Variant], seeds: Sequence[int]) -> pd.DataFrame:
-    """One row per model: method, setting, seed, learning_rate, tokens, trainable_parameters and `measure`'s columns.
-    The first row is the base model, which has no seed of its own and stands under the first.
-    """
-    folder = profile.output_root() / "data" / "runs" / f"{task.name}-before-seed{seeds[0]}"
-    before = _kept(base, task, folder, "before", lambda: base.model)
-    rows = [
-        {
-            "method": "none",
-            "setting": "before",
-            "seed": seeds[0],
-            "learning_rate": 0.0,
-            "tokens": 0,
-            "trainable_parameters": 0,
-        }
-        | before
-    ]
-    for seed in seeds:
-        for variant in tqdm(variants, desc=f"seed {seed}: ways to fine-tune"):
-            rows += run(base, task, variant, seed)
-    return pd.DataFrame(rows)
-
-
-# --- what the table says
-
-
-def general_measure(df: pd.DataFrame) -> str:
-    """The column that stands for general text: WikiText-2 where it was measured, else the base model's samples."""
-    has = "wikitext2_bits_per_byte" in df and df["wikitext2_bits_per_byte"].notna().any()
-    return "wikitext2_bits_per_byte" if has else "base_samples_bits_per_byte"
-
-
-def summary(df: pd.DataFrame, general: str) -> pd.DataFrame:
+def front(df: pd.DataFrame, general: str) -> pd.DataFrame:
     """Per method and setting: means, 95 % t interval bounds, and `front`: no other setting's means are at least as
     good in both and better in one.
     """
@@ -233,48 +157,33 @@ def summary(df: pd.DataFrame, general: str) -> pd.DataFrame:
     for (method, setting), part in df.groupby(["method", "setting"], sort=False):
         row = {"method": method, "setting": setting, "seeds": len(part)}
         for name, column in (("task", "bits_per_byte"), ("general", general)):
-            row[name], row[f"{name}_low"], row[f"{name}_high"] = metrics.mean_interval(part[column])
+            row[name], row[f"{name}_low"], row[f"{name}_high"] = mean_interval(part[column])
         rows.append(row)
     points = np.array([[r["task"], r["general"]] for r in rows])
     for row, point in zip(rows, points, strict=True):
-        better = (points <= point).all(1) & (points < point).any(1)
-        row["front"] = bool(not better.any())
+        row["front"] = not ((points <= point).all(1) & (points < point).any(1)).any()
     return pd.DataFrame(rows)
 
 
 def against_interpolation(df: pd.DataFrame, general: str) -> pd.DataFrame:
     """The control that costs nothing: at the same task score, general text under a setting minus under the
-    interpolation between before and full fine-tuning, seed by seed. method, setting, difference, low, high; below 0:
-    less forgotten than interpolation forgets. `seeds` counts those behind it, `beyond` those that gain more than full
-    fine-tuning, where this way has ended; nan where no seed is left.
+    interpolation between before ("none") and full fine-tuning, seed by seed. method, setting, difference, low, high;
+    below 0: less forgotten than interpolation forgets. `seeds` counts those behind it, `beyond` those that gain more
+    than full fine-tuning, where this way has ended; nan where no seed is left.
     """
-    before = df[df["method"] == "none"].iloc[0]
-    full = VARIANTS[0]
+    start = df.loc[df["method"] == "none", ["bits_per_byte", general]].iloc[0]
     rows = []
     for (method, setting), part in df.groupby(["method", "setting"], sort=False):
-        if method in ("none", "interpolation") or (method, setting) == (full.method, full.setting):
+        if method in ("none", "interpolation", "full"):
             continue
         gaps, beyond = [], 0
         for row in part.itertuples():
-            same = df["seed"] == row.seed
-            ends = (df["method"] == full.method) & (df["setting"] == full.setting)
-            path = df[same & (ends | (df["method"] == "interpolation"))]
-            xy = [(before["bits_per_byte"], before[general])]
-            xy += list(path[["bits_per_byte", general]].itertuples(index=False, name=None))
-            x, y = np.array(sorted(xy)).T
+            path = df[(df["seed"] == row.seed) & df["method"].isin(["full", "interpolation"])]
+            x, y = np.array(sorted([tuple(start), *path[["bits_per_byte", general]].itertuples(index=False)])).T
             beyond += int(row.bits_per_byte < x[0])
             if x[0] <= row.bits_per_byte <= x[-1]:
                 gaps.append(getattr(row, general) - np.interp(row.bits_per_byte, x, y))
-        mean, low, high = metrics.mean_interval(gaps) if gaps else (math.nan,) * 3
-        rows.append(
-            {
-                "method": method,
-                "setting": setting,
-                "seeds": len(gaps),
-                "beyond": beyond,
-                "difference": mean,
-                "low": low,
-                "high": high,
-            }
-        )
+        mean, low, high = mean_interval(gaps) if gaps else (math.nan,) * 3
+        row = {"method": method, "setting": setting, "seeds": len(gaps), "beyond": beyond}
+        rows.append(row | {"difference": mean, "low": low, "high": high})
     return pd.DataFrame(rows)

@@ -1,14 +1,15 @@
-"""What common evaluation mistakes do to a ranking: small models of our own, ranked soundly and with each mistake.
+"""What common evaluation mistakes do to a ranking of small models, and `audit`, which finds them in a results table.
 
-All models are lib.explore.scratch's, trained here. Rows: trap, model, seed, sound (the sound measure), trapped (what the
-mistake measures instead); lower is better in both. `summary` turns them into rankings.
+All models are lib.explore.scratch's. Rows of `values`: trap, model, seed, sound (the sound measure), trapped (what the
+mistake measures instead); lower is better in both.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,75 +17,27 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from lib import profile, results, tasks
-from lib.explore import scratch
-from lib.explore.attention import ATTENTIONS, Attention, register, softmax
-from lib.explore.costs import leak
-from lib.explore.scratch import Recipe, Trained
+from lib import tasks
+from lib.explore import attention, scratch
+from lib.explore.scratch import Trained
 from lib.metrics import mean_interval
 
-LENGTH = 128  # tokens in a row
 LEAKED, LEAKING = "debian_leaked", "leaking"
-MODELS = {  # what differs from the plain recipe
-    "plain": {},
-    "one layer": {"n_layer": 1},
-    "half the text": {"train_bytes": 0.5},  # of the budget
-    "RoPE": {"position": "rope"},
-    "no positions": {"position": "none"},
-    "linear attention": {"position": "rope", "attention": "linear"},
-}
-ENCODINGS = {"bytes": None, "bpe 512": 512, "bpe 1024": 1_024, "bpe 4096": 4_096}
 
 
-def recipe(seed: int, **changes) -> Recipe:
-    """The plain recipe under the profile's budget; `train_bytes` below 1 is a share of it."""
-    p = profile.current().innovation
-    plain = Recipe(
-        seed=seed,
-        train_length=LENGTH,
-        n_positions=LENGTH,
-        train_bytes=p.trap_bytes,
-        n_layer=p.trap_layers,
-        n_embd=p.trap_width,
-    )
-    share = changes.get("train_bytes", 1)
-    return replace(plain, **changes | {"train_bytes": round(p.trap_bytes * share)})
-
-
-def train_models(seeds: Sequence[int]) -> dict[tuple[str, int], Trained]:
-    """(model, seed) -> run, for every entry of MODELS."""
-    wanted = [(name, seed) for seed in seeds for name in MODELS]
-    runs = scratch.train_all([recipe(seed, **MODELS[name]) for name, seed in wanted], "models")
-    return dict(zip(wanted, runs, strict=True))
-
-
-def held_out(split: str = "test") -> list[str]:
-    return scratch.documents("debian", split, profile.current().innovation.trap_eval_bytes)
+# --- measures: the sound one, then what mistakes measure
 
 
 def bits_per_byte(run: Trained, texts: Sequence[str]) -> float:
-    return scratch.score_stream(run.model, run.encoding, texts, LENGTH).bits_per_byte
-
-
-def _rows(trap: str, found) -> list[dict]:
-    columns = ("model", "seed", "sound", "trapped")
-    return [{"trap": trap} | dict(zip(columns, row, strict=True)) for row in found]
-
-
-# --- the mistakes, one function each
-
-
-def own_samples(runs: dict, texts: Sequence[str]) -> list[dict]:
-    """Perplexity of what the model itself wrote: low for a model that repeats itself."""
-    return _rows(
-        "own samples",
-        [(name, seed, bits_per_byte(run, texts), sample_perplexity(run)) for (name, seed), run in runs.items()],
-    )
+    """Of held-out text as one stream, in rows of the trained length."""
+    return scratch.score_stream(run.model, run.encoding, texts, run.recipe.train_length).bits_per_byte
 
 
 @torch.no_grad()
 def sample_perplexity(run: Trained, samples: int = 16) -> float:
-    """exp of the mean nats of the model's own samples (temperature 0.8, top-p 0.9), LENGTH - 1 tokens each."""
+    """Own samples: exp of the mean nats of what the model itself wrote (temperature 0.8, top-p 0.9), which is low for a
+    model that repeats itself.
+    """
     start = torch.full((samples, 1), run.encoding.eos_token_id, device=run.model.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.recipe.seed)
@@ -95,132 +48,31 @@ def sample_perplexity(run: Trained, samples: int = 16) -> float:
             temperature=0.8,
             top_p=0.9,
             top_k=0,
-            max_new_tokens=LENGTH - 1,
+            max_new_tokens=run.recipe.train_length - 1,
             use_cache=run.recipe.attention.startswith("softmax"),
         )
     logits = run.model(ids[:, :-1], use_cache=False).logits
     return math.exp(float(F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())))
 
 
-def padding_counted(runs: dict, texts: Sequence[str]) -> list[dict]:
-    """Labels are a copy of the padded input: EOS after EOS counts as text, the more the shorter a document is."""
-    return _rows(
-        "padding counted",
-        [(name, seed, bits_per_byte(run, texts), padded_perplexity(run, texts)) for (name, seed), run in runs.items()],
-    )
-
-
 @torch.no_grad()
 def padded_perplexity(run: Trained, texts: Sequence[str], counted: bool = True) -> float:
-    """exp of the mean nats over documents padded with EOS to LENGTH + 1 tokens (longer ones are cut), the padding
-    `counted` or masked.
+    """Padding counted: exp of the mean nats over documents padded with EOS to a row and one token (longer ones are
+    cut), where labels are a copy of the input; not `counted`: the padding masked.
     """
-    end = run.encoding.eos_token_id
-    coded = [[end, *d, end][: LENGTH + 1] for d in run.encoding.encode_batch(list(texts))]
-    ids = torch.tensor([d + [end] * (LENGTH + 1 - len(d)) for d in coded], device=run.model.device)
-    real = torch.tensor([[t < len(d) for t in range(1, LENGTH + 1)] for d in coded], device=ids.device)
+    end, length = run.encoding.eos_token_id, run.recipe.train_length
+    coded = [[end, *d, end][: length + 1] for d in run.encoding.encode_batch(list(texts))]
+    ids = torch.tensor([d + [end] * (length + 1 - len(d)) for d in coded], device=run.model.device)
+    real = torch.tensor([[t < len(d) for t in range(1, length + 1)] for d in coded], device=ids.device)
     logits = run.model(ids[:, :-1], use_cache=False).logits
     nats = F.cross_entropy(logits.mT.float(), ids[:, 1:], reduction="none")  # (N, T)
     return math.exp(float((nats if counted else nats[real]).mean()))
 
 
-def token_perplexity(seeds: Sequence[int], texts: Sequence[str]) -> tuple[list[dict], str]:
-    """Perplexity per token of models whose tokens differ in size, and where the rows are from: notebook 04's shipped
-    results where they are there, else models trained now.
-    """
-    trap = "token perplexity across tokenizers"
-    try:
-        kept = results.load("04_token_encoding", profile.ROOT / "data" / "results")
-        found = [r for r in kept["tables"]["encodings"] if (r["corpus"], r["budget"]) == ("debian", "bytes")]
-        names = [f"{r['encoding']} {r['vocab_size']}" for r in found]
-        rows = [(n, r["seed"], r["bits_per_byte"], r["perplexity"]) for n, r in zip(names, found, strict=True)]
-        return _rows(trap, rows), f"data/results/04_token_encoding.json, {kept['provenance']['profile']}"
-    except FileNotFoundError:
-        return _rows(trap, trained_encodings(seeds, texts)), "models trained in this notebook"
-
-
-def trained_encodings(seeds: Sequence[int], texts: Sequence[str]) -> list[tuple]:
-    """(model, seed, bits per byte, perplexity per token) of every entry of ENCODINGS at equal bytes."""
-    found = []
-    for seed, (name, size) in itertools.product(seeds, ENCODINGS.items()):
-        run = scratch.train(recipe(seed, encoding=name.split()[0], vocab_size=size))
-        score = scratch.score_stream(run.model, run.encoding, texts, LENGTH)
-        found.append((name, seed, score.bits_per_byte, math.exp(score.nats.mean())))
-    return found
-
-
-def overlap(runs: dict, seeds: Sequence[int]) -> list[dict]:
-    """Two models more, whose training text holds the test documents: ranked on those documents, and on others."""
-    names = ("plain", "one layer")
-    every = {key: run for key, run in runs.items() if key[0] in (*names, "half the text", "RoPE")}
-    with leaked_corpus():
-        for seed, name in itertools.product(seeds, names):
-            changes = MODELS[name] | {"corpus": LEAKED}
-            every[f"{name}, test text in training", seed] = scratch.train(recipe(seed, **changes))
-    sound, seen = held_out("validation"), held_out("test")
-    return _rows(
-        "overlapping train and test",
-        [(name, seed, bits_per_byte(run, sound), bits_per_byte(run, seen)) for (name, seed), run in every.items()],
-    )
-
-
-@contextmanager
-def leaked_corpus() -> Iterator[None]:
-    """Inside, a task LEAKED: debian whose training split is the held-out test text, and as much again of its own.
-    Each document is then seen several times, as a benchmark is that stands on many pages of the web. The encoding is
-    debian's own, as the other models have it.
-    """
-    debian = tasks.load_task("debian")
-    n_test, n_train = len(held_out("test")), len(held_out("train"))
-    train = debian.test[:n_test] + debian.train[:n_train]
-    name = f"{debian.sha256}, test {n_test} and train {n_train} in training"
-    leaked = replace(debian, name=LEAKED, train=train, sha256=name)
-    tasks.TASKS[LEAKED] = lambda: leaked
-    scratch.ENCODED_LIKE[LEAKED] = "debian"
-    try:
-        yield
-    finally:
-        del tasks.TASKS[LEAKED], scratch.ENCODED_LIKE[LEAKED]
-
-
-def leaking_attention(runs: dict, seeds: Sequence[int], texts: Sequence[str]) -> list[dict]:
-    """One model more, whose mask is off by one: a token sees the next. Soundly, a token is scored from its prefix."""
-    every = dict(runs)
-    with leaking_entry():
-        for seed in seeds:
-            run = scratch.train(recipe(seed, position="rope", attention=LEAKING))
-            every["mask off by one", seed] = run
-        return _rows(
-            "leaking attention",
-            [
-                (name, seed, prefix_bits_per_byte(run, texts), prefix_bits_per_byte(run, texts, False))
-                for (name, seed), run in every.items()
-            ],
-        )
-
-
-@contextmanager
-def leaking_entry() -> Iterator[None]:
-    """Inside, an attention LEAKING: softmax over everything up to the next token."""
-
-    def form(q, k, v, scale, **_):
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(1)
-        return softmax(q, k, v, scale, seen)
-
-    register(LEAKING, Attention(form, form))
-    try:
-        yield
-    finally:
-        del ATTENTIONS[LEAKING]
-
-
 @torch.no_grad()
-def prefix_bits_per_byte(
-    run: Trained, texts: Sequence[str], prefix: bool = True, rows: int = 16, length: int = 48
-) -> float:
-    """Bits per byte of `rows` rows of `length` tokens, each token from a text that ends before it; not `prefix`:
-    all of a row in one pass, which is the same for a causal model and only for one. Bytes are the stream's
-    average per token.
+def prefix_bits_per_byte(run: Trained, texts: Sequence[str], prefix=True, rows: int = 16, length: int = 48) -> float:
+    """Bits per byte of `rows` rows of `length` tokens, each token from a text that ends before it; not `prefix`: all of
+    a row in one pass, which is the same for a causal model and only for one. Bytes are the stream's average per token.
     """
     ids = scratch.stream(run.encoding, texts)
     per_token = sum(len(t.encode("utf-8")) for t in texts) / (len(ids) - 1)
@@ -235,11 +87,44 @@ def prefix_bits_per_byte(
     return float(nats) / math.log(2) / per_token
 
 
-def leaks(seeds: Sequence[int]) -> float:
-    """The future-leak test of the model whose mask is off by one."""
-    with leaking_entry():
-        run = scratch.train(recipe(seeds[0], position="rope", attention=LEAKING))
-        return leak(run.model, 40)
+# --- models that only a mistake has
+
+
+@contextmanager
+def leaked_corpus(n_bytes: int) -> Iterator[None]:
+    """Inside, a task LEAKED: debian whose training split is the test text of `n_bytes` bytes, and as much again of its
+    own. Each document is then seen several times, as a benchmark is that stands on many pages of the web. The encoding
+    is debian's own, as the other models have it.
+    """
+    debian = tasks.load_task("debian")
+    counts = {split: len(scratch.documents("debian", split, n_bytes)) for split in ("test", "train")}
+    train = [row for split, n in counts.items() for row in tasks.head(debian[split], n)]
+    splits = {"train": train, "validation": list(debian["validation"]), "test": list(debian["test"])}
+    leaked = tasks.Task(splits, LEAKED, f"{debian.sha256}, of its parts {counts} in training")
+    tasks.TASKS[LEAKED] = lambda: leaked
+    scratch.ENCODED_LIKE[LEAKED] = "debian"
+    try:
+        yield
+    finally:
+        del tasks.TASKS[LEAKED], scratch.ENCODED_LIKE[LEAKED]
+
+
+@contextmanager
+def leaking_attention() -> Iterator[None]:
+    """Inside, an attention LEAKING, whose mask is off by one: softmax over everything up to the next token."""
+
+    def form(q, k, v, scale, **_):
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(1)
+        return attention.softmax(q, k, v, scale, seen)
+
+    attention.register(LEAKING, attention.Attention(form, form))
+    try:
+        yield
+    finally:
+        del attention.ATTENTIONS[LEAKING]
+
+
+# --- rankings
 
 
 def one_seed(df: pd.DataFrame) -> list[dict]:
@@ -247,10 +132,8 @@ def one_seed(df: pd.DataFrame) -> list[dict]:
     if df["seed"].nunique() < 2:
         return []
     means = df.groupby("model")["bits_per_byte"].mean()
-    return _rows("one seed", [(r.model, r.seed, means[r.model], r.bits_per_byte) for r in df.itertuples()])
-
-
-# --- rankings
+    rows = df.itertuples(index=False, name=None)
+    return [{"trap": "one seed", "model": m, "seed": s, "sound": means[m], "trapped": x} for m, s, x in rows]
 
 
 def means(part: pd.DataFrame) -> pd.DataFrame:
@@ -261,6 +144,18 @@ def means(part: pd.DataFrame) -> pd.DataFrame:
         return part.groupby("model", sort=False)[["sound", "trapped"]].mean()
     alone = [own.set_index("model")[["sound", "trapped"]] for _, own in part.groupby("seed")]
     return max(alone, key=lambda m: flips(m["sound"], m["trapped"]))
+
+
+def flips(a: pd.Series, b: pd.Series) -> int:
+    """How many pairs of models the two measures order differently."""
+    pairs = itertools.combinations(range(len(a)), 2)
+    return sum((a.iloc[i] - a.iloc[j]) * (b.iloc[i] - b.iloc[j]) < 0 for i, j in pairs)
+
+
+def separable(wide: pd.DataFrame, a: str, b: str) -> bool:
+    """Whether the paired interval of a - b over seeds excludes 0; one seed separates nothing."""
+    _, low, high = mean_interval((wide[a] - wide[b]).dropna())
+    return bool(np.isfinite(low) and low * high > 0)
 
 
 def summary(values: pd.DataFrame) -> pd.DataFrame:
@@ -295,44 +190,159 @@ def summary(values: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def flips(a: pd.Series, b: pd.Series) -> int:
-    """How many pairs of models the two measures order differently."""
-    pairs = itertools.combinations(range(len(a)), 2)
-    return sum((a.iloc[i] - a.iloc[j]) * (b.iloc[i] - b.iloc[j]) < 0 for i, j in pairs)
-
-
 def no_interval(df: pd.DataFrame) -> dict:
-    """df: model, seed, bits_per_byte. The ranking by means alone against what paired 95 % t intervals over seeds
-    support: `flips` are the pairs that are ordered without their difference being shown.
+    """df: model, seed, bits_per_byte. A row of `summary`: the ranking by means alone against what paired 95 % t
+    intervals over seeds support; `flips` are the pairs that are ordered without their difference being shown.
     """
     wide = df.pivot(index="seed", columns="model", values="bits_per_byte")
     order = wide.mean().sort_values(kind="stable").index
-    unsure = {pair for pair in itertools.combinations(order, 2) if not separable(wide, *pair)}
-    text = order[0]
-    for a, b in itertools.pairwise(order):
-        text += f"{' = ' if (a, b) in unsure else ' < '}{b}"
+    pairs = list(itertools.combinations(order, 2))
+    unsure = {pair for pair in pairs if not separable(wide, *pair)}
+    signs = [" = " if pair in unsure else " < " for pair in itertools.pairwise(order)]
     return {
         "trap": "no interval",
         "models": len(order),
         "seeds": len(wide),
-        "ranking_sound": text,
+        "ranking_sound": order[0] + "".join(s + name for s, name in zip(signs, order[1:], strict=True)),
         "ranking_trap": " < ".join(order),
         "tau": math.nan,
-        "pairs": math.comb(len(order), 2),
+        "pairs": len(pairs),
         "flips": len(unsure),
-        "shown_pairs": math.comb(len(order), 2) - len(unsure),
+        "shown_pairs": len(pairs) - len(unsure),
         "shown_flips": 0,
-        "best_changes": (order[0], order[1]) in unsure,
+        "best_changes": pairs[0] in unsure,
     }
 
 
-def separable(wide: pd.DataFrame, a: str, b: str) -> bool:
-    """Whether the paired interval of a - b over seeds excludes 0; one seed separates nothing."""
-    _, low, high = mean_interval((wide[a] - wide[b]).dropna())
-    return bool(np.isfinite(low) and low * high > 0)
+# --- the audit
+
+MIN_SEEDS = 3  # two give a t interval 6 times as wide as their standard error, three 2.5 times
+LEAK_LIMIT = 1e-3  # of a logit; a causal model in float32 shows rounding, about 1e-5
+PER_TOKEN = ("perplexity", "nats_per_token", "bits_per_token", "token_perplexity", "loss")
+WAYS_OUT = {
+    "not declared": "Declare it in the Protocol.",
+    "own samples": "Score held-out text that people wrote.",
+    "overlapping train and test": "Split by document group, remove near-duplicates first, score the rest again.",
+    "padding counted": "Mask it, and divide by the target's own tokens or bytes.",
+    "token perplexity across tokenizers": "Compare bits per byte.",
+    "leaking attention": "Repair the mask, train again, and score by prefix until then.",
+    "one seed": f"Train {MIN_SEEDS} seeds or more and keep a row per run with its seed, or make no claim of it.",
+    "no interval": "Say that no difference is shown, or add seeds.",
+}
 
 
-def as_frame(runs: dict, measure: Callable[[Trained], float]) -> pd.DataFrame:
-    """model, seed, bits_per_byte."""
-    rows = [(name, seed, measure(run)) for (name, seed), run in runs.items()]
-    return pd.DataFrame(rows, columns=["model", "seed", "bits_per_byte"])
+@dataclass(frozen=True)
+class Protocol:
+    """What has to be known about a table, which rows cannot show. None: not declared, which `audit` reports.
+
+    `compare` names the columns whose values are compared with each other (a method, a model); `within` the columns
+    inside whose values they are (a task, a protocol).
+    """
+
+    metric: str = "bits_per_byte"
+    compare: tuple[str, ...] = ("method",)
+    within: tuple[str, ...] = ()
+    text: str | None = None  # "held-out", "training" or "own samples": what was scored
+    padding_counted: bool | None = None  # in the loss
+    overlap: int | None = None  # test documents that training also saw
+    tokenizer: str | None = None  # one name, or "column:NAME" of the column that tells
+    leak: float | None = None  # largest change of an earlier logit when later tokens change
+    exempt: Mapping[str, object] = field(default_factory=dict)  # rows without training: no seeds needed
+    only: Mapping[str, tuple] = field(default_factory=dict)  # values of a column whose rows take part
+
+
+class Finding(NamedTuple):
+    trap: str  # a key of WAYS_OUT
+    where: str  # the row, the column or the declaration
+    problem: str
+    way_out: str
+
+    def __str__(self) -> str:
+        return f"{self.trap}: {self.where}: {self.problem} {self.way_out}"
+
+
+def audit(rows: pd.DataFrame | Sequence[Mapping], protocol: Protocol) -> list[Finding]:
+    """All findings of a results table (flat rows, one measurement each), none for a sound one. Raises ValueError for an
+    empty table or a column that it does not have.
+    """
+    df, p = pd.DataFrame(rows), protocol
+    named = [p.metric, *p.compare, *p.within, *p.exempt, *p.only]
+    if p.tokenizer and p.tokenizer.startswith("column:"):
+        named.append(p.tokenizer.removeprefix("column:"))
+    if missing := [c for c in named if len(df) and c not in df]:
+        raise ValueError(f"The table has no column {missing[0]!r}; it has {', '.join(map(str, df))}.")
+    for column, allowed in p.only.items() if len(df) else ():
+        df = df[df[column].isin(allowed)]
+    if df.empty:
+        raise ValueError("An audit of no row: pass the rows of a results table, and check `only`.")
+    trained = df[df[p.metric].notna()]
+    for column, value in p.exempt.items():
+        trained = trained[trained[column] != value]
+    found = itertools.chain(_declared(df, p), _ratios(df), _seeds(trained, p), _intervals(trained, p))
+    return [Finding(*f, WAYS_OUT[f[0]]) for f in found]
+
+
+def _declared(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
+    for name in ("text", "padding_counted", "overlap", "tokenizer", "leak"):
+        if getattr(p, name) is None:
+            yield "not declared", name, f"nothing says what Protocol({name}=...) is."
+    if p.text == "own samples":
+        yield p.text, p.metric, "a model was scored on text that it wrote itself."
+    if p.overlap or p.text == "training":
+        seen = f"{p.overlap} test" if p.overlap else "the scored"
+        yield "overlapping train and test", "overlap", f"training saw {seen} documents."
+    if p.padding_counted:
+        yield "padding counted", p.metric, "padding is in the mean."
+    leaks = {"leak": p.leak} if p.leak is not None else {}
+    if "future_leak" in df:
+        leaks |= {f"row {i}, future_leak": value for i, value in df["future_leak"].dropna().items()}
+    for where, value in leaks.items():
+        if not abs(value) <= LEAK_LIMIT:  # a nan is a finding too
+            yield "leaking attention", where, f"later tokens change earlier logits by {value:.3g}."
+    if p.metric in PER_TOKEN and p.tokenizer and p.tokenizer.startswith("column:"):
+        column = df[p.tokenizer.removeprefix("column:")]
+        names = max((column[part.index].unique() for _, part in _groups(df, p.within)), key=len)
+        if len(names) > 1:
+            problem = f"a measure per token is compared between {', '.join(map(str, names))}."
+            yield "token perplexity across tokenizers", p.metric, problem
+
+
+def _ratios(df: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """Where numerator and denominator stand beside a ratio, they must give it."""
+    forms = {"perplexity": ("tokens", math.exp), "bits_per_byte": ("bytes", lambda x: x / math.log(2))}
+    for ratio, (parts, form) in forms.items():
+        known = df.dropna(subset=[ratio, "nats", parts]) if {ratio, "nats", parts} <= set(df) else df[:0]
+        for i, row in known.iterrows():
+            if row[parts] <= 0 or not math.isclose(row[ratio], form(row["nats"] / row[parts]), rel_tol=1e-3):
+                problem = f"{row[ratio]:.4g} is not what nats and {parts} of the row give."
+                yield "padding counted", f"row {i}, {ratio}", problem
+
+
+def _groups(df: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """("column=value, ...", rows) for the values of `columns`; all rows for none."""
+    for key, part in df.groupby(list(columns), sort=False, dropna=False) if columns else [((), df)]:
+        yield ", ".join(f"{c}={v}" for c, v in zip(columns, key, strict=True)), part
+
+
+def _seeds(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
+    if "seed" not in df:
+        yield "one seed", "seed", "no column tells the seed, so runs were averaged or there is one."
+        return
+    for name, part in _groups(df, [*p.within, *p.compare]):
+        n = part["seed"].nunique()
+        if n < MIN_SEEDS:
+            yield "one seed", name, f"{n} seed{'s' * (n > 1)}."
+        if len(part) > n:
+            yield "one seed", name, f"{len(part)} rows for {n} seeds: name what differs in `compare` or `within`."
+
+
+def _intervals(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
+    for name, part in _groups(df, p.within) if "seed" in df else ():
+        wide = part.pivot_table(index="seed", columns=list(p.compare), values=p.metric, aggfunc="mean")
+        for a, b in itertools.combinations(wide.columns, 2):
+            mean, low, high = mean_interval((wide[a] - wide[b]).dropna())
+            if not np.isfinite(low) or low * high <= 0:
+                span = f"[{low:+.3g}, {high:+.3g}]" if np.isfinite(low) else "of one seed"
+                pair = " against ".join(" / ".join(map(str, x)) if isinstance(x, tuple) else str(x) for x in (a, b))
+                problem = f"the paired difference of {p.metric} is {mean:+.3g}, its 95 % interval {span}."
+                yield "no interval", f"{name}: {pair}".removeprefix(": "), problem
