@@ -1,24 +1,223 @@
-"""lib.explore.convert, lib.explore.recurrent: matching, order of layers, fine-tuning, what is kept, and the cost of decoding."""
+"""lib.explore.convert: linear attention with learned feature maps and a softmax window, in GPT-2 and Llama; matching,
+fine-tuning, what is kept, and the cost of decoding.
+"""
 
 import copy
-import itertools
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib.explore import convert, findings
-from lib.explore.convert import Conversion, Experiment, bits_per_byte, match, matching_errors, rows, tune
-from lib.explore.hybrid import FORMS, converted, new_maps
-from lib.explore.recurrent import DECODED, decoding, decoding_table, with_decoding
-from lib.models import load_base
-from lib.tasks import load_task
+from lib import profile
+from lib.explore import convert
+from lib.explore.attention import ATTENTIONS, attention_modules, softmax
+from lib.explore.convert import (
+    FORMS,
+    FeatureMaps,
+    bits_per_byte,
+    converted,
+    decoding,
+    hybrid,
+    hybrid_naive,
+    hybrid_step,
+    kept,
+    match,
+    matching_errors,
+    new_maps,
+    rows,
+    tune,
+)
+from lib.explore.costs import leak
+from lib.models import load_base, small_gpt2
+from lib.packing import Encoded, document_attention, flatten
+from lib.tasks import head, load_task
 
-SIZES = {"length": 48, "matching_tokens": 400, "tuning_tokens": 200, "damage_tokens": 100, "eval_tokens": 100}
+WINDOW = 6  # several blocks in a short row
+SHORT = {name: o | {"window": min(o["window"], WINDOW)} for name, o in FORMS.items()}
+
+
+def random_maps(maps, seed=0, size=0.5):
+    """Maps away from their start, where query and key maps would be alike."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in maps.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return maps
+
+
+def heads(length, n_kv=2, width=8):
+    generator = torch.Generator().manual_seed(length)
+    shapes = ((2, 4, length, width), (2, n_kv, length, width), (2, n_kv, length, width))
+    return [torch.randn(s, generator=generator, dtype=torch.float64) * 2 for s in shapes]
+
+
+def repeated(q, k, v):
+    return q, *(x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+
+
+def gpt2():
+    return sharpened(small_gpt2(97, 3, 2, 32, 160))
+
+
+def llama():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    grouped = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return sharpened(LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes, **grouped)).eval())
+
+
+def sharpened(model):
+    """Larger weights: initial ones give attention close to a plain mean."""
+    with torch.no_grad():
+        for module in attention_modules(model):
+            for parameter in module.parameters():
+                parameter.mul_(8)
+    return model
+
+
+MODELS = {"gpt2": gpt2, "llama": llama}
+both = pytest.mark.parametrize("family", MODELS)
+each = pytest.mark.parametrize("form", FORMS)
+
+
+def tokens(length, seed=0):
+    return torch.randint(1, 97, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def short_windows(monkeypatch):
+    for name, options in SHORT.items():
+        monkeypatch.setitem(FORMS, name, options)
+
+
+@each
+@pytest.mark.parametrize("length", [1, 5, 6, 7, 13, 40])
+def test_the_blocks_equal_the_naive_form_in_outputs_and_gradients(form, length):
+    maps = random_maps(FeatureMaps(4, 2, 8)).double()
+    found = []
+    for run in (hybrid, hybrid_naive):
+        q, k, v = (x.requires_grad_() for x in heads(length))
+        out = run(*repeated(q, k, v), 8**-0.5, maps=maps, **SHORT[form])
+        wanted = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+        weights = list(maps.parameters()) if form != "window" else []
+        gradients = torch.autograd.grad((out * wanted).sum(), [q, k, v, *weights], allow_unused=True)
+        found.append([out, *gradients])
+    for a, b in zip(*found, strict=True):
+        if a is None or b is None:  # without a window, its weight has no part
+            assert form == "linear"
+            a, b = (torch.zeros(1) if x is None else x for x in (a, b))
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+@each
+def test_the_step_equals_the_naive_form_with_shared_key_heads(form):
+    maps = random_maps(FeatureMaps(4, 2, 8)).double()
+    q, k, v = heads(21)
+    whole = hybrid_naive(*repeated(q, k, v), 8**-0.5, maps=maps, **SHORT[form])
+    state, out = None, []
+    for t in range(21):
+        one = (x[:, :, t : t + 1] for x in (q, k, v))
+        o, state = hybrid_step(state, *one, 8**-0.5, maps=maps, **SHORT[form])
+        out.append(o)
+    torch.testing.assert_close(torch.cat(out, 2), whole, atol=1e-9, rtol=1e-9)
+    assert state[0].shape[2] == SHORT[form]["window"]  # the state does not grow
+
+
+def test_far_weights_are_products_of_features_and_sum_to_one_with_the_near_ones():
+    maps = random_maps(FeatureMaps(1, 1, 4)).double()
+    q, k, _ = (x[:1, :1] for x in heads(9, width=4))
+    weights = hybrid(q, k, torch.eye(9, dtype=torch.float64)[None, None], 0.5, maps=maps, window=3)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(1, 1, 9, dtype=torch.float64))
+    phi_q, phi_k = maps.of_query(q)[0, 0, 8], maps.of_key(k)[0, 0, :6]
+    ratio = weights[0, 0, 8, :6] / (phi_k @ phi_q)
+    torch.testing.assert_close(ratio, ratio[:1].expand(6))
+    near = (q[0, 0, 8] @ k[0, 0, 6:].T * 0.5).exp()
+    torch.testing.assert_close(weights[0, 0, 8, 6:] / near, (weights[0, 0, 8, 6] / near[0]).expand(3))
+
+
+@both
+@each
+def test_no_layer_sees_the_future_with_and_without_padding(family, form):
+    model = MODELS[family]()
+    maps = {i: random_maps(m, i) for i, m in new_maps(model).items() if i != 1}  # a mixed model
+    with converted(model, maps, form), torch.no_grad():
+        scale = float(model(tokens(40)).logits.abs().max())
+        assert leak(model, 40, padding=5) < 1e-5 * scale
+
+
+@both
+def test_left_padding_changes_nothing(family):
+    model = MODELS[family]()
+    ids, pad = tokens(25), 9
+    mask = torch.cat([torch.zeros(1, pad, dtype=torch.long), torch.ones_like(ids)], 1)
+    padded = {
+        "input_ids": torch.cat([torch.zeros(1, pad, dtype=torch.long), ids], 1),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+    }
+    with converted(model, new_maps(model), "linear+window"), torch.no_grad():
+        a, b = model(ids).logits, model(**padded).logits[:, pad:]
+    torch.testing.assert_close(a, b, atol=1e-4 * float(a.abs().max()), rtol=0)
+
+
+@both
+@each
+def test_a_whole_model_decodes_step_by_step_as_it_reads(family, form):
+    model = MODELS[family]()
+    maps = {i: random_maps(m, i) for i, m in new_maps(model).items() if i != 0}
+    ids = tokens(22)
+    with torch.no_grad():
+        with converted(model, maps, form):
+            whole = model(ids, use_cache=False).logits
+        with converted(model, maps, form, "hybrid_step"):
+            steps = [
+                model(ids[:, t : t + 1], position_ids=torch.tensor([[t]]), use_cache=False).logits for t in range(22)
+            ]
+    torch.testing.assert_close(torch.cat(steps, 1), whole, atol=1e-4 * float(whole.abs().max()), rtol=0)
+
+
+@both
+def test_without_maps_it_is_the_model_itself_and_afterwards_too(family):
+    model = MODELS[family]()
+    with torch.no_grad():
+        before = model(tokens(30)).logits
+        with converted(model, {}, "linear"):
+            inside = model(tokens(30)).logits
+        with converted(model, new_maps(model), "linear"):
+            changed = model(tokens(30)).logits
+        after = model(tokens(30)).logits
+    scale = float(before.abs().max())
+    torch.testing.assert_close(inside, before, atol=1e-4 * scale, rtol=0)
+    assert torch.equal(after, before)
+    assert float((changed - before).abs().max()) > 1e-2 * scale
+    assert not any("feature_maps" in name for name, _ in model.named_parameters())
+
+
+def test_a_window_as_long_as_the_row_is_softmax():
+    maps = random_maps(FeatureMaps(4, 4, 8)).double()
+    q, k, v = heads(20, n_kv=4)
+    out = hybrid(q, k, v, 8**-0.5, maps=maps, window=20)
+    torch.testing.assert_close(out, softmax(q, k, v, 8**-0.5), atol=1e-9, rtol=1e-9)
+
+
+def test_packed_rows_and_unknown_forms_are_refused():
+    model = gpt2()
+    packed = flatten([Encoded([1, 2, 3], 1, 1), Encoded([4, 5, 6], 1, 1)])
+    with converted(model, new_maps(model), "linear"), pytest.raises(ValueError, match="one document a row"):
+        model(input_ids=packed["input_ids"], position_ids=packed["position_ids"])
+    with pytest.raises(ValueError, match="choose of linear, linear"), converted(model, {}, "quadratic"):
+        pass
+    with document_attention(model):  # still usable
+        pass
+    assert not any("hybrid" in name for name in ATTENTIONS)  # nothing that notebook 06 could choose
+
+
+# --- matching, tuning, measuring
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +235,13 @@ def task():
     return load_task("debian")
 
 
-@pytest.fixture(scope="module")
-def experiment(base, task):
-    return Experiment(base, task, Conversion("linear+window", 0, **SIZES))
-
-
 def test_rows_hold_whole_documents_and_each_token_is_a_target_once(base, task):
     text = rows(base, task, "validation", 150, 48)
     stream = torch.cat([r[0, :-1] for r in text.ids] + [text.ids[-1][0, -1:]])
     end = base.tokenizer.eos_token_id
     assert stream[0] == end and stream[-1] == end and len(stream) > 150
     documents = base.tokenizer.decode(stream[1:-1]).split(base.tokenizer.eos_token)
-    wanted = [e.prompt + e.target for e in task.validation[: len(documents)]]
+    wanted = [e["prompt"] + e["target"] for e in head(task["validation"], len(documents))]
     assert documents == wanted
     assert text.n_bytes == sum(len(t.encode()) for t in wanted)
     targets = torch.cat([r[0, 1:] for r in text.ids])
@@ -86,9 +280,7 @@ def test_a_matching_error_is_the_relative_square_of_the_outputs(base, task, monk
     monkeypatch.setitem(FORMS, "exact", {"window": 10_000, "far": True})  # a window over everything
     exact = matching_errors(base.model, new_maps(base.model), "exact", text)
     assert max(exact) < 1e-6
-    from lib.explore import hybrid
-
-    monkeypatch.setattr(hybrid, "hybrid", lambda q, k, v, *_, **__: torch.zeros_like(v))
+    monkeypatch.setattr(convert, "hybrid", lambda q, k, v, *_, **__: torch.zeros_like(v))
     nothing = matching_errors(base.model, new_maps(base.model), "linear", text)
     assert nothing == pytest.approx([1.0] * len(nothing))
 
@@ -107,153 +299,27 @@ def test_tuning_learns_in_a_copy(base, task):
     assert torch.equal(maps[0].query, new_maps(base.model)[0].query)
 
 
-def test_layers_go_by_their_damage_and_the_control_takes_the_same(experiment, base, task):
-    fake = pd.DataFrame({"layer": [0, 1, 2, 3], "damage": [0.3, 0.1, 0.4, 0.2]})
-    owner = SimpleNamespace(damage=lambda: fake, settings=experiment.settings)
-    control = Experiment(base, task, Conversion("window", 0, **SIZES), ranking=owner)
-    control.layers = 4
-    assert control.chosen(0.5) == [1, 3] and control.chosen(0.75) == [0, 1, 3]
-    assert control.chosen(0.5, "most_damage") == [0, 2]
-    assert control.chosen(0.0) == [] and control.chosen(1.0) == [0, 1, 2, 3]
-    alone = Experiment(base, task, Conversion("window", 0, **SIZES))
-    assert alone.path != control.path
-
-
-def test_damage_is_what_one_layer_costs(experiment, base, task):
-    damage = experiment.damage()
-    text = rows(base, task, "validation", SIZES["damage_tokens"], SIZES["length"])
-    maps = experiment.maps()
-    with converted(base.model, {1: maps[1]}, "linear+window"):
-        wanted = bits_per_byte(base.model, text) - bits_per_byte_of_softmax(base, text)
-    assert damage.set_index("layer").loc[1, "damage"] == pytest.approx(wanted, abs=1e-6)
-    assert list(damage["layer"]) == [0, 1]
-    assert (damage["matching_error"] < damage["error_unmatched"]).all()
-
-
-def bits_per_byte_of_softmax(base, text):
-    with converted(base.model, {}, "linear+window"):  # float32, where autocast's bfloat16 rounds
-        return bits_per_byte(base.model, text)
-
-
-def test_rows_of_the_results_and_that_they_are_kept(experiment, base, task, monkeypatch):
-    zero = experiment.row(0.0, "converted")
-    text = rows(base, task, "test", SIZES["eval_tokens"], SIZES["length"])
-    wanted = bits_per_byte_of_softmax(base, text)
-    assert zero["bits_per_byte"] == pytest.approx(wanted, abs=1e-6)
-    assert wanted == pytest.approx(bits_per_byte(base.model, text), rel=1e-3)
-    whole = experiment.row(1.0, "fine_tuned")
-    assert whole["layers"] == 2 and whole["tuning_tokens"] == 200 and zero["layers"] == 0
-    unmatched = experiment.row(1.0, "converted", matched=False)
-    assert unmatched["matching_tokens"] == 0
-    assert unmatched["bits_per_byte"] != experiment.row(1.0, "converted")["bits_per_byte"]
-
-    def refuse(*_, **__):
-        raise AssertionError("computed again")
-
-    for name in ("match", "tune", "bits_per_byte"):
-        monkeypatch.setattr(convert, name, refuse)
-    again = Experiment(base, task, experiment.settings)
-    assert again.row(1.0, "fine_tuned") == whole and len(again.damage()) == 2
-    with pytest.raises(AssertionError, match="again"):
-        Experiment(base, task, Conversion("linear+window", 1, **SIZES)).row(0.0, "fine_tuned")
-    (again.path / "damage.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"damage.json is damaged .* delete it, run again"):
-        again.damage()
-    (again.path / "damage.json").unlink()
-
-
-def test_the_plan_has_both_controls():
-    plans = {f: Experiment.plan(SimpleNamespace(settings=SimpleNamespace(form=f))) for f in FORMS}
-    assert {"share": 0.0, "stage": "fine_tuned"} in plans["linear+window"]
-    assert {"share": 1.0, "stage": "fine_tuned", "matched": False} in plans["linear+window"]
-    assert {"share": 1.0, "stage": "fine_tuned"} in plans["window"]
-    for form, plan in plans.items():  # share 0 is one model, measured once
-        assert ({"share": 0.0, "stage": "converted"} in plan) == (form == "linear+window")
-    assert not any("matched" in step for step in plans["window"])  # it has nothing to match
+def test_what_was_measured_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(profile, "output_root", lambda: tmp_path)
+    assert kept("test", [1], lambda: {"x": 1}) == {"x": 1}
+    assert kept("test", [1], lambda: {"x": 2}) == {"x": 1}
+    assert kept("test", [2], lambda: {"x": 2}) == {"x": 2}
+    for path in (tmp_path / "data" / "runs").glob("test-*.json"):
+        path.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"is damaged .* delete it, run again"):
+        kept("test", [2], dict)
 
 
 def test_the_state_has_the_size_of_its_formula(base):
     heads, width, layers = base.model.config.n_head, 64 // base.model.config.n_head, 2
-    cache = decoding(base, "linear", 0.0, (40, 80), 1)
+    cache = pd.DataFrame(decoding(base, "linear", 0.0, (40, 80), 1))
     one = layers * heads * 2 * width * 4 / 1_000
     assert cache["state_kilobytes"].tolist() == pytest.approx([one * 41 + 2 * one, one * 81 + 2 * one])
-    linear = decoding(base, "linear", 1.0, (40, 80), 1)
+    linear = pd.DataFrame(decoding(base, "linear", 1.0, (40, 80), 1))
     state = layers * heads * 2 * width * (width + 1) * 4 / 1_000
     assert linear["state_kilobytes"].tolist() == pytest.approx([state, state])
-    both = decoding(base, "linear+window", 1.0, (40, 80), 1)["state_kilobytes"]
-    assert both.tolist() == pytest.approx([state + 32 * one] * 2)
-    half = decoding(base, "linear", 0.5, (40,), 1)["state_kilobytes"].iloc[0]
+    both = [r["state_kilobytes"] for r in decoding(base, "linear+window", 1.0, (40, 80), 1)]
+    assert both == pytest.approx([state + WINDOW * one] * 2)
+    half = decoding(base, "linear", 0.5, (40,), 1)[0]["state_kilobytes"]
     assert half == pytest.approx(cache["state_kilobytes"].iloc[0] / 2 + state / 2)
     assert (cache["milliseconds"] > 0).all() and (cache["form"] == "softmax").all()
-
-
-def conversion_table(decoded, seeds):
-    table = []
-    for seed, form, stage, share, matched, order in itertools.product(
-        seeds, FORMS, ("converted", "fine_tuned"), (0.0, 0.5, 1.0), (True, False), ("least_damage", "most_damage")
-    ):
-        value = 1 + share + 0.01 * seed + (not matched) * 0.5 + (order == "most_damage") * 0.25
-        value += (form == "window") * seed * share
-        table.append(
-            {
-                "form": form,
-                "seed": seed,
-                "stage": stage,
-                "share": share,
-                "matched": matched,
-                "order": order,
-                "bits_per_byte": value,
-            }
-        )
-    return with_decoding(pd.DataFrame(table), decoded)
-
-
-@pytest.fixture(scope="module")
-def decoded(base):
-    return decoding_table(base, (16, 32))
-
-
-DAMAGE = pd.DataFrame(
-    {
-        "form": "linear",
-        "layer": [0, 1] * 3,
-        "seed": [0, 0, 1, 1, 2, 2],
-        "damage": [0.1, 0.3] * 3,
-        "matching_error": 0.1,
-        "error_unmatched": 0.5,
-    }
-)
-
-
-def test_sentences_follow_the_numbers(decoded):
-    assert len(decoded) == 2 * len(DECODED)
-    table = conversion_table(decoded, range(3))
-    assert table.loc[table["share"] == 0, "milliseconds"].notna().all()
-    said = "\n".join(findings.conversion_findings(table, DAMAGE, decoded))
-    assert "from +0.1000 (layer 0) to +0.3000 bits per byte (layer 1)" in said
-    assert "the costliest 1 of 2 layers make 75% of what all cost" in said
-    assert "linear+window, 50% of the layers" in said and "+0.5000 [+0.5000, +0.5000] bits per byte, shown" in said
-    assert "with matching against without it: -0.5000" in said
-    assert "the window alone: -1.0000" in said and "not shown" in said
-    assert "harmful ones first: -0.2500" in said
-    assert "Negative result, no gain shown. All layers, fine-tuned, with the linear part against" in said
-    assert "Negative result, no gain shown. All layers, fine-tuned, with matching" not in said
-    assert said.startswith("Finding: no share tried (50%, 100%) is converted at a cost of less")
-    assert "over 3 seeds; mean costs by share 50%: +49.5%, 100%: +99.0%; all" in said.split("\n")[0]
-
-
-def test_the_headline_takes_the_largest_share_whose_cost_is_small(decoded):
-    table = conversion_table(decoded, range(3))
-    table.loc[table["share"] == 0.5, "bits_per_byte"] = 1.04 + 0.01 * table["seed"]
-    said = findings.conversion_findings(table, DAMAGE, decoded)[0]
-    assert said.startswith("Finding: 50% is the largest share of layers whose conversion costs")
-
-
-def test_one_seed_gives_no_interval_and_no_nan(decoded):
-    table = conversion_table(decoded, (0,))
-    said = findings.conversion_findings(table, DAMAGE[:2], decoded)
-    assert "by the mean of 1 seed;" in said[0]
-    assert "-0.5000 bits per byte, one seed, no interval." in "\n".join(said)
-    assert not any("nan" in sentence for sentence in said)
-    free = findings.conversion_findings(table, DAMAGE.assign(damage=-0.1), decoded)
-    assert "; none costs anything. Matching" in free[1]

@@ -1,21 +1,24 @@
-"""lib.explore.frontier: the front, the free control, general text, and what is kept of a measurement."""
+"""lib.explore.frontier: pull, replay, Muon and interpolation; general text; the front and the free control."""
 
+import copy
 import math
-from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
-from lib import profile
-from lib.explore import findings, frontier, innovation_plots
-from lib.explore.frontier import VARIANTS, Variant, against_interpolation, general_text, summary
-from lib.models import load_base
-from lib.tasks import load_task
+from lib import train
+from lib.explore import frontier
+from lib.explore.frontier import Muon, PullToStart, against_interpolation, front, general_text, interpolate, replay
+from lib.metrics import bits_per_byte, score_encoded
+from lib.models import load_base, small_gpt2
+from lib.packing import Encoded
+from lib.tasks import encode, head, load_task
 
-
-@pytest.fixture(autouse=True)
-def nothing_from_outside(monkeypatch):
-    monkeypatch.setattr(frontier, "out_of_reach", lambda name: "not in this test")
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 brings Muon")
+BUDGET = {"train_tokens": 2_600, "batch_tokens": 640, "pack_length": 640, "evaluations": 1, "quiet": True}
 
 
 @pytest.fixture(scope="module")
@@ -26,119 +29,169 @@ def base():
 @pytest.fixture(scope="module")
 def task():
     whole = load_task("debian")
-    return replace(whole, train=whole.train[:60], validation=whole.validation[:4], test=whole.test[:4])
+    return whole.replace(train=head(whole["train"], 60), validation=head(whole["validation"], 4))
 
 
-def row(method, setting, seed, task, general):
-    return {
-        "method": method,
-        "setting": setting,
-        "seed": seed,
-        "bits_per_byte": task,
-        "wikitext2_bits_per_byte": general,
-    }
+def gpt2():
+    return small_gpt2(61, 2, 2, 16, 32)
 
 
-def made(extra=()):
-    """Before at (2.0, 1.0), full at (1.0, 2.0), and the interpolation bowed towards the corner."""
-    rows = [row("none", "before", 0, 2.0, 1.0)]
-    for seed in range(3):
-        shift = 0.01 * seed
-        rows.append(row("full", "lr 1e-4", seed, 1.0 + shift, 2.0))
-        rows += [row("interpolation", f"alpha {a}", seed, 2 - a + shift * a, 1 + a**2) for a in frontier.ALPHAS]
-    return pd.DataFrame([*rows, *extra])
+def at(learning_rate, weight_decay=0.0):
+    return SimpleNamespace(learning_rate=learning_rate, weight_decay=weight_decay)
 
 
-def test_the_front_holds_what_nothing_beats_in_both():
-    extra = [row("LoRA", "rank 4", s, 1.5, 1.26) for s in range(3)]  # worse than alpha 0.5 in general alone
-    extra += [row("replay", "x", s, 1.2, 1.1 + 0.01 * s) for s in range(3)]
-    table = summary(made(extra), "wikitext2_bits_per_byte").set_index(["method", "setting"])
-    front = {k for k, on in table["front"].items() if on}
-    assert front == {("none", "before"), ("full", "lr 1e-4"), ("interpolation", "alpha 0.25"), ("replay", "x")}
-    assert table.loc[("replay", "x"), "general"] == pytest.approx(1.11)
-    half = 4.302653 * 0.01 / math.sqrt(3)
-    assert table.loc[("replay", "x"), "general_high"] == pytest.approx(1.11 + half, abs=1e-6)
-    assert math.isnan(table.loc[("none", "before"), "general_low"])
+# --- ways to fine-tune
 
 
-def test_a_tie_is_on_the_front_and_a_double_is_not_beaten_by_itself():
-    df = pd.DataFrame([row("none", "before", 0, 1.0, 1.0), row("a", "", 0, 1.0, 1.0), row("b", "", 0, 1.0, 1.1)])
-    assert summary(df, "wikitext2_bits_per_byte")["front"].tolist() == [True, True, False]
+def test_the_pull_adds_the_gradient_of_the_penalty_to_tied_weights_once():
+    model = gpt2()
+    pull = PullToStart(copy.deepcopy(model), 0.7)
+    start = [p.detach().clone() for p in model.parameters()]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p))
+    ids = torch.arange(12)[None]
+    model(ids, labels=ids).loss.backward()
+    pull.on_pre_optimizer_step(None, None, None, model)
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    loss = model(ids, labels=ids).loss
+    for p, s in zip(model.parameters(), start, strict=True):
+        loss = loss + 0.35 * (p - s).square().sum()
+    loss.backward()
+    for a, p in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad, atol=1e-5, rtol=1e-4)
 
 
-def test_the_control_is_read_off_at_the_same_gain_of_the_same_seed():
-    extra = [row("LoRA", "rank 4", s, 1.75 + 0.0025 * s, 1.0 + 0.25**2 + 0.2) for s in range(3)]  # at alpha 0.25
-    extra += [row("Muon", "y", s, 0.5, 1.0) for s in range(3)]  # gains more than the way goes
-    extra += [row("replay", "x", 0, 1.625, 1.0)]  # half-way between alpha 0.25 and 0.5
-    found = against_interpolation(made(extra), "wikitext2_bits_per_byte").set_index("method")
-    assert found.loc["LoRA", "difference"] == pytest.approx(0.2)
-    assert found.loc["LoRA", "low"] == pytest.approx(0.2) and found.loc["LoRA", "seeds"] == 3
-    assert found.loc["Muon", "seeds"] == 0 and math.isnan(found.loc["Muon", "difference"])
-    assert found.loc["replay", "difference"] == pytest.approx(1.0 - (1.0625 + 1.25) / 2)
-    assert "full" not in found.index and "none" not in found.index
-    assert found["beyond"].to_dict() == {"LoRA": 0, "Muon": 3, "replay": 0}
+def distance(a, b):
+    return sum(float((p - q).detach().square().sum()) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def sentences(extra, seeds=range(3)):
-    table = made(extra)
-    table = table[table["seed"].isin(seeds)]
-    column = "wikitext2_bits_per_byte"
-    against = against_interpolation(table, column)
-    return findings.frontier_findings(table, summary(table, column), against, column)
+def test_a_run_with_the_pull_stays_nearer_to_its_start(base, task):
+    pulled = {"variant": "pull", "callbacks": [PullToStart(base.model, 30.0)]}
+    far, near = (train.finetune(base, task, learning_rate=3e-3, **BUDGET, **c).model for c in ({}, pulled))
+    assert distance(near, base.model) < 0.7 * distance(far, base.model)
 
 
-def test_sentences_say_what_the_free_control_supports():
-    extra = [row("LoRA", "rank 4", s, 1.75 + 0.0025 * s, 1.2625) for s in range(3)]
-    extra += [row("LoRA", "rank 64", s, 1.75 + 0.0025 * s, 1.0 + 0.01 * s) for s in range(3)]
-    extra += [row("Muon", "lr 1e-4", s, 0.5, 1.0) for s in range(3)]
-    extra += [row("L2-SP", "x", s, 2.5, 1.0) for s in range(3)]
-    extra += [row("replay", "x", s, 1.75 + 0.0025 * s, 1.0625 + 0.1 * (s - 1)) for s in range(3)]
-    said = sentences(extra)
-    assert said[0] == (
-        "Finding: shown to forget less general text than the free control, interpolation, at the same gain: LoRA, "
-        "rank 64 (5 settings tried on 3 seeds, intervals not corrected for their number: forgets less 1, forgets "
-        "more 1, no difference shown 1, gains more than full fine-tuning 1, gains nothing 1)."
-    )
-    assert said[1] == (
-        "Negative result, not shown to beat the free control: LoRA, rank 4; Muon, lr 1e-4; L2-SP, x; replay, x."
-    )
-    assert said[2].startswith("Full fine-tuning against before: task -0.9900 [")
-    assert said[2].endswith("WikiText-2 +1.0000 [+1.0000, +1.0000] bits per byte, shown.")
-    said = "\n".join(said)
-    assert "LoRA, rank 4, against interpolation at the same gain: +0.2000 [" in said
-    assert "Muon, lr 1e-4: gains more than full fine-tuning, where the control's way ends" in said
-    assert "Muon, lr 1e-4, against full, lr 1e-4, AdamW: task -0.5100 [" in said
-    assert "general text -1.0000 [-1.0000, -1.0000] bits per byte, shown" in said
-    assert "LoRA, rank 64, against LoRA, rank 4: task +0.0000 [" in said
-    assert "L2-SP, x: gains nothing, so there is nothing to compare." in said
+def test_replay_takes_its_share_of_the_tokens():
+    own = [Encoded([1] * 10, 2, 8, f"own {i}") for i in range(50)]
+    general = [Encoded([2] * 7, 1, 6, f"general {i}") for i in range(50)]
+    draw = replay(general, 0.25)
+    mixed = draw(own, 400, 3)
+    count = sum(len(d.input_ids) for d in mixed if d.id.startswith("general"))
+    assert 100 <= count < 107 and 300 <= sum(len(d.input_ids) for d in mixed) - count < 310
+    assert {d.id.split()[0] for d in mixed[:20]} == {"own", "general"}  # shuffled together
+    assert mixed == draw(own, 400, 3) != draw(own, 400, 4)
 
 
-def test_one_seed_shows_nothing_and_says_so():
-    extra = [row("LoRA", "rank 4", 0, 1.75, 1.0), row("replay", "x", 0, 1.75, 1.2)]
-    said = sentences(extra, (0,))
-    assert said[0].startswith("Finding: one seed shows no method to forget less general text")
-    assert "below it, without an interval: LoRA, rank 4 (2 settings tried)." in said[0]
-    assert said[1].endswith("not shown to beat the free control: LoRA, rank 4; replay, x.")
-    assert not any("nan" in sentence for sentence in said)
+def test_a_run_with_replay_keeps_more_of_what_it_replays(base, task):
+    """The base model never saw this text: a run learns it only if it is really in the batches."""
+    rows = [row | {"prompt": "x\n", "target": "abc abc abc " * 12} for row in head(task["train"], 40)]
+    general = encode(base.tokenizer, rows, base.context)
+    mixed = {"variant": "replay of abc", "draw": replay(general, 0.5)}
+    runs = [train.finetune(base, task, learning_rate=3e-3, **BUDGET, **c) for c in ({}, mixed)]
+    plain, kept = (bits_per_byte(score_encoded(r.model, general[:2])) for r in runs)
+    assert kept < plain - 0.2
+    assert runs[0].path != runs[1].path
 
 
-def test_where_nothing_is_forgotten_the_sentences_say_that():
-    table = made().replace({"wikitext2_bits_per_byte": {2.0: 0.9}})
-    against = against_interpolation(table, "wikitext2_bits_per_byte")
-    means = summary(table, "wikitext2_bits_per_byte")
-    said = findings.frontier_findings(
-        table,
-        means,
-        against.reindex(columns=["seeds", "beyond", "method", "setting", "low", "high", "difference"]),
-        "wikitext2_bits_per_byte",
-    )
-    assert any(s.startswith("Negative result, no forgetting shown") for s in said)
+@needs_muon
+def test_muon_moves_matrices_of_the_blocks_along_an_orthogonal_matrix_and_the_rest_by_adamw():
+    torch.manual_seed(0)
+    model = gpt2()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = Muon(model, at(1e-2))
+    ids = torch.randint(61, (4, 20))
+    model(ids, labels=ids).loss.backward()
+    optimizer.step()
+    moved = {k: (v - before[k]) for k, v in model.state_dict().items()}
+    matrix = moved["transformer.h.1.mlp.c_fc.weight"] / 1e-2  # (16, 64)
+    values = torch.linalg.svdvals(matrix)
+    scale = 0.2 * 64**0.5  # Liu et al. 2025: RMS of the step 0.2, as AdamW's
+    assert 0.6 * scale < values.median() and values.max() < 1.3 * scale
+    assert values.min() > 0.2 * values.max()  # a gradient's own are orders of magnitude apart
+    table = moved["transformer.wte.weight"]  # AdamW's first step: the rate, with the gradient's sign
+    assert float(table.abs().max()) == pytest.approx(1e-2, rel=1e-3)
+    vector = moved["transformer.h.0.ln_1.weight"]
+    assert float(vector.abs().max()) == pytest.approx(1e-2, rel=1e-3)
 
 
-def test_general_text_is_what_was_measured():
-    assert frontier.general_measure(made()) == "wikitext2_bits_per_byte"
-    without = made().rename(columns={"wikitext2_bits_per_byte": "base_samples_bits_per_byte"})
-    assert frontier.general_measure(without) == "base_samples_bits_per_byte"
+@needs_muon
+def test_muon_takes_every_weight_once_and_decays_what_trainers_adamw_decays(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    model = gpt2()
+    groups = Muon(model, at(1e-3, 0.1)).param_groups
+    names = {id(p): n for n, p in model.named_parameters()}  # a tied weight under its first name
+    found = [names[id(p)] for g in groups for p in g["params"]]
+    assert sorted(found) == sorted(names.values())
+    decayed = {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]}
+    trainer = Trainer(model, TrainingArguments(tmp_path, report_to="none", use_cpu=True))
+    assert decayed == set(trainer.get_decay_parameter_names(model)) & set(names.values())
+
+
+@needs_muon
+def test_muon_hears_the_schedule_and_goes_on_from_a_checkpoint():
+    def gradients(model, step):
+        generator = torch.Generator().manual_seed(step)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+
+    straight = gpt2()
+    optimizer = Muon(straight, at(1e-2, 0.01))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1 / (1 + s))
+    for step in range(4):
+        gradients(straight, step)
+        optimizer.step()
+        schedule.step()
+        if step == 1:
+            kept = copy.deepcopy((straight.state_dict(), optimizer.state_dict(), schedule.state_dict()))
+    resumed = gpt2()
+    resumed.load_state_dict(kept[0])
+    second = Muon(resumed, at(1e-2, 0.01))
+    again = torch.optim.lr_scheduler.LambdaLR(second, lambda s: 1 / (1 + s))
+    second.load_state_dict(kept[1])
+    again.load_state_dict(kept[2])
+    for step in (2, 3):
+        gradients(resumed, step)
+        second.step()
+        again.step()
+    assert {g["lr"] for p in second.parts for g in p.param_groups} == {1e-2 / 5}
+    for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
+    assert distance(straight, gpt2()) > 0
+
+
+@needs_muon
+def test_a_run_with_muon_learns(base, task):
+    run = train.finetune(base, task, optimizer=Muon, variant="Muon", learning_rate=3e-3, **BUDGET)
+    curve = run.history["held_out_loss"].dropna()
+    assert curve.iloc[-1] < curve.iloc[0] - 0.05
+
+
+def test_without_muon_the_sentence_says_what_to_do(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ValueError, match=r"Muon needs torch 2.9 or newer .* update torch"):
+        Muon(nn.Linear(2, 2), at(1e-3))
+
+
+def test_interpolation_goes_from_before_to_after_and_moves_tied_weights_once():
+    before, after = gpt2(), gpt2()
+    assert after.lm_head.weight is after.transformer.wte.weight  # in GPT-2, and in the stand-in
+    with torch.no_grad():
+        for p in after.parameters():
+            p.add_(torch.randn_like(p))
+    kept = copy.deepcopy(after.state_dict())
+    for alpha in (0.0, 0.25, 1.0):
+        mixed = interpolate(before, after, alpha).state_dict()
+        for k, v in mixed.items():
+            wanted = (1 - alpha) * before.state_dict()[k] + alpha * kept[k]
+            torch.testing.assert_close(v, wanted, atol=1e-6, rtol=1e-5)
+    mixed = interpolate(before, after, 0.5)
+    assert mixed.lm_head.weight is mixed.transformer.wte.weight
+    assert all(torch.equal(v, kept[k]) for k, v in after.state_dict().items())
+    with pytest.raises(ValueError, match="two architectures"):
+        interpolate(small_gpt2(61, 1, 2, 16, 32), after, 0.5)
 
 
 def test_general_text_comes_from_the_base_model_once(base, monkeypatch):
@@ -161,36 +214,54 @@ def test_general_text_comes_from_the_base_model_once(base, monkeypatch):
     assert general_text(base, 300, 0) == first
 
 
-def test_a_table_of_two_ways_is_measured_once(base, task, monkeypatch):
-    ways = [VARIANTS[0], Variant("replay", "25 % general", "full", change=frontier.replayed)]
-    table = frontier.table(base, task, ways, (0,))
-    assert table["method"].tolist() == ["none", "full", *["interpolation"] * 3, "replay"]
-    assert (table["base_samples_bits_per_byte"] > 0).all() and table["seed"].eq(0).all()
-    full = table[table["method"] == "full"].iloc[0]
-    p = profile.current().innovation
-    assert full["learning_rate"] == 1e-4 and full["tokens"] > 0.5 * p.frontier_tokens
-    ordered = table.set_index("setting").loc[["before", "alpha 0.25", "alpha 0.75", "lr 1e-4"], "bits_per_byte"]
-    assert ordered.is_monotonic_decreasing  # on the way from before to after
-
-    def refuse(*_, **__):
-        raise AssertionError("again")
-
-    monkeypatch.setattr(frontier, "measure", refuse)
-    monkeypatch.setattr(frontier.train, "finetune", refuse)
-    pd.testing.assert_frame_equal(frontier.table(base, task, ways, (0,)), table)
+# --- what the table says
 
 
-def test_without_muon_the_others_run(monkeypatch, capsys):
-    monkeypatch.setattr(frontier, "no_muon", lambda: "optimizer='muon' needs torch 2.9")
-    assert [v.method for v in frontier.possible()] == [v.method for v in VARIANTS if v.method != "Muon"]
-    assert "Skipped: optimizer='muon' needs torch 2.9" in capsys.readouterr().out
+def row(method, setting, seed, task, general):
+    return {
+        "method": method,
+        "setting": setting,
+        "seed": seed,
+        "bits_per_byte": task,
+        "wikitext2_bits_per_byte": general,
+    }
 
 
-def test_the_figure_marks_the_front_and_labels_every_point():
-    table = summary(made([row("LoRA", "rank 4", s, 1.5, 1.6) for s in range(3)]), "wikitext2_bits_per_byte")
-    figure = innovation_plots.front(table, "general")
-    texts = {t.get_text() for t in figure.axes[0].texts}
-    assert {"before", "full, lr 1e-4", "interpolation, alpha 0.5", "LoRA, rank 4"} <= texts
-    points = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", "", None)]
-    filled = sum(line.get_markerfacecolor() != "white" for line in points)
-    assert filled == table["front"].sum() and len(points) == len(table)
+def made(extra=()):
+    """Before at (2.0, 1.0), full at (1.0, 2.0), and the interpolation bowed towards the corner."""
+    rows = [row("none", "before", 0, 2.0, 1.0)]
+    for seed in range(3):
+        shift = 0.01 * seed
+        rows.append(row("full", "lr 1e-4", seed, 1.0 + shift, 2.0))
+        rows += [row("interpolation", f"alpha {a}", seed, 2 - a + shift * a, 1 + a**2) for a in (0.25, 0.5, 0.75)]
+    return pd.DataFrame([*rows, *extra])
+
+
+def test_the_front_holds_what_nothing_beats_in_both():
+    extra = [row("LoRA", "rank 4", s, 1.5, 1.26) for s in range(3)]  # worse than alpha 0.5 in general alone
+    extra += [row("replay", "x", s, 1.2, 1.1 + 0.01 * s) for s in range(3)]
+    table = front(made(extra), "wikitext2_bits_per_byte").set_index(["method", "setting"])
+    best = {k for k, on in table["front"].items() if on}
+    assert best == {("none", "before"), ("full", "lr 1e-4"), ("interpolation", "alpha 0.25"), ("replay", "x")}
+    assert table.loc[("replay", "x"), "general"] == pytest.approx(1.11)
+    half = 4.302653 * 0.01 / math.sqrt(3)
+    assert table.loc[("replay", "x"), "general_high"] == pytest.approx(1.11 + half, abs=1e-6)
+    assert math.isnan(table.loc[("none", "before"), "general_low"])
+
+
+def test_a_tie_is_on_the_front_and_a_double_is_not_beaten_by_itself():
+    df = pd.DataFrame([row("none", "before", 0, 1.0, 1.0), row("a", "", 0, 1.0, 1.0), row("b", "", 0, 1.0, 1.1)])
+    assert front(df, "wikitext2_bits_per_byte")["front"].tolist() == [True, True, False]
+
+
+def test_the_control_is_read_off_at_the_same_gain_of_the_same_seed():
+    extra = [row("LoRA", "rank 4", s, 1.75 + 0.0025 * s, 1.0 + 0.25**2 + 0.2) for s in range(3)]  # at alpha 0.25
+    extra += [row("Muon", "y", s, 0.5, 1.0) for s in range(3)]  # gains more than the way goes
+    extra += [row("replay", "x", 0, 1.625, 1.0)]  # half-way between alpha 0.25 and 0.5
+    found = against_interpolation(made(extra), "wikitext2_bits_per_byte").set_index("method")
+    assert found.loc["LoRA", "difference"] == pytest.approx(0.2)
+    assert found.loc["LoRA", "low"] == pytest.approx(0.2) and found.loc["LoRA", "seeds"] == 3
+    assert found.loc["Muon", "seeds"] == 0 and math.isnan(found.loc["Muon", "difference"])
+    assert found.loc["replay", "difference"] == pytest.approx(1.0 - (1.0625 + 1.25) / 2)
+    assert "full" not in found.index and "none" not in found.index
+    assert found["beyond"].to_dict() == {"LoRA": 0, "Muon": 3, "replay": 0}

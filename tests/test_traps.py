@@ -1,41 +1,38 @@
-"""lib.explore.traps: what each mistake measures, and rankings on hand-made values."""
+"""lib.explore.traps: what each mistake measures, rankings on hand-made values, and the audit of hand-made tables."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lib import profile, results, tasks
-from lib.explore import innovation_plots, scratch, traps
+from lib import tasks
+from lib.explore import scratch, traps
 from lib.explore.attention import ATTENTIONS
-from lib.explore.findings import trap_findings
+from lib.explore.costs import leak
+from lib.explore.traps import Protocol, audit
 
-SEED = 0
+SEED, N_BYTES = 0, 3_000
+
+
+def trained(**changes):
+    sizes = {"train_length": 128, "n_positions": 128, "train_bytes": 96_000, "n_layer": 2, "n_embd": 32}
+    return scratch.train(scratch.Recipe(**{"seed": SEED} | sizes | changes))
 
 
 @pytest.fixture(scope="module")
-def runs():
-    names = ("plain", "one layer", "linear attention")
-    return {(n, SEED): scratch.train(traps.recipe(SEED, **traps.MODELS[n])) for n in names}
+def run():
+    return trained()
 
 
 @pytest.fixture(scope="module")
 def texts():
-    return traps.held_out()[:6]
+    return scratch.documents("debian", "test", N_BYTES)[:6]
 
 
-def test_recipes_differ_in_what_their_name_says():
-    plain = traps.recipe(3)
-    p = profile.current().innovation
-    assert plain.seed == 3 and plain.train_bytes == p.trap_bytes and plain.n_layer == p.trap_layers
-    assert traps.recipe(3, **traps.MODELS["half the text"]).train_bytes == p.trap_bytes // 2
-    assert traps.recipe(3, **traps.MODELS["one layer"]).n_layer == 1
-
-
-def test_padding_counts_only_where_it_is_counted(runs, texts):
-    run = runs["plain", SEED]
+def test_padding_counts_only_where_it_is_counted(run, texts):
     short = [t[:60] for t in texts]
     counted, masked = (traps.padded_perplexity(run, short, c) for c in (True, False))
     assert counted != pytest.approx(masked, rel=0.05)
@@ -48,75 +45,42 @@ def test_padding_counts_only_where_it_is_counted(runs, texts):
     assert masked == pytest.approx(math.exp(float(torch.cat(nats).mean())), rel=1e-4)
 
 
-def test_own_samples_are_the_models_own_and_seeded(runs):
-    run = runs["plain", SEED]
+def test_own_samples_are_the_models_own_and_seeded(run, texts):
     first = traps.sample_perplexity(run, 4)
     assert first == traps.sample_perplexity(run, 4)
-    held_out = traps.padded_perplexity(run, traps.held_out(), counted=False)
+    held_out = traps.padded_perplexity(run, texts, counted=False)
     assert first < held_out  # truncated sampling picks likely tokens
 
 
-def test_scoring_from_prefixes_is_one_pass_for_a_causal_model_and_not_for_a_leaking_one(runs, texts):
-    for run in runs.values():
-        both = [traps.prefix_bits_per_byte(run, texts, p, 4, 20) for p in (True, False)]
-        assert both[0] == pytest.approx(both[1], rel=1e-4)
-    rows = traps.leaking_attention(runs, (SEED,), texts)
-    leaking = next(r for r in rows if r["model"] == "mask off by one")
-    assert leaking["trapped"] < 0.95 * leaking["sound"]  # the others differ by rounding
-    assert all(r["trapped"] == pytest.approx(r["sound"], rel=1e-3) for r in rows if r is not leaking)
-    assert traps.leaks((SEED,)) > 0.01
+def test_scoring_from_prefixes_is_one_pass_for_a_causal_model_and_not_for_a_leaking_one(run, texts):
+    with traps.leaking_attention():
+        leaking = trained(position="rope", attention=traps.LEAKING)
+        seen, prefix = (traps.prefix_bits_per_byte(leaking, texts, p, 4, 20) for p in (False, True))
+        assert seen < 0.95 * prefix
+        assert leak(leaking.model, 40) > 0.01
     assert traps.LEAKING not in ATTENTIONS  # gone after use
+    seen, prefix = (traps.prefix_bits_per_byte(run, texts, p, 4, 20) for p in (False, True))
+    assert seen == pytest.approx(prefix, rel=1e-4)
 
 
-def test_the_leaked_corpus_holds_the_test_text_and_goes_again(runs):
+def test_the_leaked_corpus_holds_the_test_text_and_goes_again(run):
     before = tasks.load_task("debian")
-    with traps.leaked_corpus():
+    split = {name: scratch.documents("debian", name, N_BYTES) for name in ("validation", "test")}
+    with traps.leaked_corpus(N_BYTES):
         leaked = tasks.load_task(traps.LEAKED)
-        held_out = {e.id for e in before.test[: len(traps.held_out())]}
-        assert held_out <= {e.id for e in leaked.train}
-        assert leaked.sha256 != before.sha256 and leaked.test == before.test
-        assert {e.id for e in leaked.train}.isdisjoint(e.id for e in before.validation)
-        mine = traps.recipe(SEED, corpus=traps.LEAKED)
-        assert scratch.encoding_of(mine.corpus, mine.encoding, mine.vocab_size) is scratch.encoding_of(
-            "debian", mine.encoding, mine.vocab_size
-        )  # one thing changes
+        ids = {row["id"] for row in leaked["train"]}
+        assert {row["id"] for row in tasks.head(before["test"], len(split["test"]))} <= ids
+        assert ids.isdisjoint(row["id"] for row in before["validation"])
+        assert leaked.sha256 != before.sha256 and list(leaked["test"]) == list(before["test"])
+        encodings = [scratch.encoding_of(corpus, "bpe", 1_024) for corpus in (traps.LEAKED, "debian")]
+        assert encodings[0] is encodings[1]  # one thing changes
+        seen = trained(corpus=traps.LEAKED)
     assert traps.LEAKED not in tasks.TASKS and traps.LEAKED not in scratch.ENCODED_LIKE
-    rows = pd.DataFrame(traps.overlap(runs, (SEED,)))
-    names = set(rows["model"])
-    assert {"plain", "plain, test text in training", "one layer, test text in training"} <= names
-    clean = next(r for r in rows.itertuples() if r.model == "plain")
-    seen = next(r for r in rows.itertuples() if r.model == "plain, test text in training")
-    assert seen.trapped - seen.sound < clean.trapped - clean.sound  # it knows what it saw
+    gaps = [traps.bits_per_byte(r, split["test"]) - traps.bits_per_byte(r, split["validation"]) for r in (seen, run)]
+    assert gaps[0] < gaps[1]  # it knows what it saw
 
 
-def test_tokens_of_several_sizes_come_from_notebook_04_or_are_trained(texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(profile, "ROOT", tmp_path)
-    folder = tmp_path / "data" / "results"
-    row = {
-        "corpus": "debian",
-        "budget": "bytes",
-        "encoding": "bpe",
-        "vocab_size": 512,
-        "seed": 1,
-        "bits_per_byte": 2.0,
-        "perplexity": 30.0,
-    }
-    kept = {
-        "notebook": "04_token_encoding",
-        "provenance": {"profile": "full"},
-        "tables": {"encodings": [row, {**row, "corpus": "tang"}, {**row, "budget": "compute"}]},
-    }
-    results.write_json(folder / "04_token_encoding.json", kept)
-    rows, source = traps.token_perplexity((SEED,), texts)
-    assert rows == [
-        {"trap": "token perplexity across tokenizers", "model": "bpe 512", "seed": 1, "sound": 2.0, "trapped": 30.0}
-    ]
-    assert "04_token_encoding" in source
-    (folder / "04_token_encoding.json").unlink()
-    monkeypatch.setattr(traps, "ENCODINGS", {"bytes": None, "bpe 512": 512})
-    rows, source = traps.token_perplexity((SEED,), texts)
-    assert {r["model"] for r in rows} == {"bytes", "bpe 512"} and "trained" in source
-    assert all(r["trapped"] > 1 and r["sound"] > 0 for r in rows)
+# --- rankings
 
 
 def values(trap, sound, trapped, seeds=(0, 1)):
@@ -139,31 +103,12 @@ def test_flips_and_tau_of_known_rankings():
     assert table.loc["last two", "ranking_trap"] == "a < c < b" and (table["pairs"] == 3).all()
 
 
-def test_sentences_count_what_changed():
-    sound = {"a": 1.0, "b": 2.0, "c": 3.0}
-    rows = values("same", sound, sound) + values("last two", sound, {"a": 1, "b": 3, "c": 2})
-    rows += values("reversed", sound, {"a": 3, "b": 2, "c": 1})
-    said = trap_findings(traps.summary(pd.DataFrame(rows)))
-    assert said[0].startswith("Finding: 2 of 3 mistakes turn round a pair of models that the control")
-    assert said[0].endswith("2 change the order of some pair, 1 the best model.")
-    assert (
-        "last two: 1 of 3 pairs ordered differently, 1 of the 3 that the sound measure tells apart; the best model "
-        "stays." in said
-    )
-    assert said[-1] == "Negative result, mistakes that left this ranking as it was: same."
-
-
 def test_a_flip_of_models_that_the_seeds_do_not_tell_apart_is_not_shown():
     rows = values("x", {"a": 1.0, "b": 1.1}, {"a": 2, "b": 1}, range(3))
     for r, noise in zip(rows, (0.0, 0.2, 0.3, -0.2, -0.3, 0.1), strict=True):
         r["sound"] += noise
     table = traps.summary(pd.DataFrame(rows))
     assert table[["flips", "shown_pairs", "shown_flips"]].iloc[0].tolist() == [1, 0, 0]
-    single = traps.summary(pd.DataFrame(values("x", {"a": 1.0, "b": 2}, {"a": 2, "b": 1}, (0,))))
-    for each in (table, single):
-        said = trap_findings(each)[0]
-        assert said.startswith("Finding: 1 of 1 mistakes change the order of some pair of models")
-        assert "tell no pair apart, so chance may have done it" in said
 
 
 def test_one_seed_shows_the_seed_that_differs_most():
@@ -188,9 +133,133 @@ def test_an_order_without_interval_is_not_an_order():
     assert traps.no_interval(single)["flips"] == 1  # one seed orders nothing
 
 
-def test_the_figure_has_a_panel_per_trap_and_both_ranks():
-    rows = values("x", {"a": 1, "b": 2}, {"a": 2, "b": 1}) + values("y", {"a": 1, "b": 2}, {"a": 1, "b": 2})
-    figure = innovation_plots.rankings(pd.DataFrame(rows))
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["x", "y"]
-    texts = [t.get_text() for t in figure.axes[0].texts]
-    assert "a  1" in texts and "b  2" in texts and texts.count("1") == 1
+# --- the audit
+
+SOUND = Protocol(text="held-out", padding_counted=False, overlap=0, tokenizer="gpt2", leak=1e-6)
+
+
+def table(**columns):
+    """Two methods, three seeds, clearly apart; nats, tokens and bytes agree with both ratios."""
+    rows = []
+    for method, level in (("full", 1.0), ("lora", 1.2)):
+        for seed in range(3):
+            nats = (level + 0.01 * seed) * 1_000 * math.log(2)
+            rows.append(
+                {
+                    "method": method,
+                    "seed": seed,
+                    "nats": nats,
+                    "bytes": 1_000,
+                    "tokens": 300,
+                    "bits_per_byte": nats / 1_000 / math.log(2),
+                    "perplexity": math.exp(nats / 300),
+                }
+            )
+    return pd.DataFrame(rows).assign(**columns)
+
+
+def found_in(rows, protocol=SOUND):
+    return {f.trap for f in audit(rows, protocol)}
+
+
+def test_a_sound_table_has_no_finding():
+    assert audit(table(), SOUND) == []
+    assert audit(table().to_dict("records"), SOUND) == []
+    before = pd.DataFrame([{"method": "none", "seed": 0, "bits_per_byte": 2.0}])
+    both = pd.concat([table(), before], ignore_index=True)
+    assert audit(both, replace(SOUND, exempt={"method": "none"})) == []
+    assert found_in(both) == {"one seed", "no interval"}  # without the exemption
+
+
+@pytest.mark.parametrize(
+    ("change", "trap"),
+    [
+        ({"text": "own samples"}, "own samples"),
+        ({"padding_counted": True}, "padding counted"),
+        ({"overlap": 12}, "overlapping train and test"),
+        ({"text": "training"}, "overlapping train and test"),
+        ({"leak": 0.3}, "leaking attention"),
+        ({"leak": math.nan}, "leaking attention"),
+    ],
+)
+def test_a_declared_mistake_is_one_finding_with_a_way_out(change, trap):
+    (finding,) = audit(table(), replace(SOUND, **change))
+    assert finding.trap == trap and finding.way_out and str(finding).startswith(f"{trap}: ")
+
+
+@pytest.mark.parametrize("name", ["text", "padding_counted", "overlap", "tokenizer", "leak"])
+def test_what_is_not_declared_is_asked_for(name):
+    (finding,) = audit(table(), replace(SOUND, **{name: None}))
+    assert finding.trap == "not declared" and finding.where == name
+    assert f"Protocol({name}=...)" in finding.problem
+
+
+@pytest.mark.parametrize("column", ["perplexity", "bits_per_byte"])
+def test_a_ratio_that_its_parts_do_not_give_names_its_row(column):
+    rows = table()
+    rows.loc[4, column] *= 0.9  # as if padding had been divided by
+    found = [f for f in audit(rows, SOUND) if f.trap == "padding counted"]
+    assert [f.where for f in found] == [f"row 4, {column}"]
+
+
+def test_perplexity_per_token_is_refused_across_tokenizers_and_fine_within_one():
+    rows = table(encoding=["bytes"] * 3 + ["bpe"] * 3)
+    per_token = replace(SOUND, metric="perplexity", tokenizer="column:encoding")
+    (finding,) = [f for f in audit(rows, per_token) if "token" in f.trap]
+    assert finding.trap == "token perplexity across tokenizers" and "bytes, bpe" in finding.problem
+    assert "token perplexity across tokenizers" not in found_in(rows, replace(per_token, metric="bits_per_byte"))
+    assert audit(table(), replace(SOUND, metric="perplexity")) == []
+    inside = replace(per_token, within=("encoding",))
+    assert "token perplexity across tokenizers" not in found_in(rows, inside)
+
+
+def test_a_leak_in_a_row_is_named():
+    rows = table(future_leak=[0, 1e-5, 0, 0, 0.2, math.nan])
+    (finding,) = audit(rows, SOUND)
+    assert finding.trap == "leaking attention" and finding.where == "row 4, future_leak"
+
+
+def test_too_few_seeds_and_seeds_that_are_no_column():
+    rows = table().query("not (method == 'lora' and seed == 2)")
+    (finding,) = [f for f in audit(rows, SOUND) if f.trap == "one seed"]
+    assert finding.where == "method=lora" and "2 seeds" in finding.problem
+    (finding,) = audit(table().drop(columns="seed").iloc[[0, 3]], SOUND)
+    assert finding.trap == "one seed" and finding.where == "seed"
+    twice = pd.concat([table(), table()], ignore_index=True)
+    assert any("6 rows for 3 seeds" in f.problem for f in audit(twice, SOUND))
+
+
+def test_a_difference_inside_its_interval_is_named_and_pairing_counts():
+    rows = table()
+    rows["bits_per_byte"] = [1.0, 1.1, 1.2, 1.15, 1.05, 1.25]
+    rows = rows.drop(columns=["nats"])
+    (finding,) = audit(rows, SOUND)
+    assert finding.trap == "no interval" and finding.where == "full against lora"
+    rows["bits_per_byte"] = [1.0, 1.5, 2.0, 1.01, 1.51, 2.01]  # far apart by seed, always by the same
+    assert audit(rows, SOUND) == []
+
+
+def test_comparisons_stay_inside_their_groups():
+    rows = pd.concat([table(task="a"), table(task="b").assign(method=lambda d: d["method"] + "2")])
+    inside = replace(SOUND, within=("task",))
+    assert audit(rows, inside) == []
+    rows.loc[rows["task"] == "b", "bits_per_byte"] = 1.0  # equal
+    rows = rows.drop(columns="nats")
+    assert {f.where for f in audit(rows, inside)} == {"task=b: full2 against lora2"}
+
+
+def test_only_some_rows_take_part():
+    rows = pd.concat([table(measure="x"), table(measure="y").iloc[:1]], ignore_index=True)
+    assert found_in(rows, replace(SOUND, within=("measure",))) == {"one seed"}
+    assert audit(rows, replace(SOUND, within=("measure",), only={"measure": ("x",)})) == []
+    with pytest.raises(ValueError, match="of no row"):
+        audit(rows, replace(SOUND, only={"measure": ("z",)}))
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="An audit of no row"):
+        audit([], SOUND)
+    with pytest.raises(ValueError, match=r"no column 'chrf'; it has method, seed"):
+        audit(table(), replace(SOUND, metric="chrf"))
+    with pytest.raises(ValueError, match="no column 'words'"):
+        audit(table(), replace(SOUND, tokenizer="column:words"))

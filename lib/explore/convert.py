@@ -7,6 +7,7 @@ more and more layers together, the harmless ones first, with a brief fine-tuning
 """
 
 import copy
+import hashlib
 import json
 import math
 import statistics
@@ -14,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -318,8 +318,12 @@ def tune(
 # --- measurements
 
 
-def kept(path: Path, make: Callable[[], dict]) -> dict:
-    """What `make` gave when the JSON file `path` was first asked for. Raises ValueError for a damaged file."""
+def kept(name: str, identity: Sequence, make: Callable[[], dict]) -> dict:
+    """What `make` gave when it was first asked for: data/runs/<name>-<hash of identity>.json, so that an interrupted
+    notebook goes on where it was. Raises ValueError for a damaged file.
+    """
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:10]
+    path = profile.output_root() / "data" / "runs" / f"{name}-{digest}.json"
     if not path.exists():
         write_json(path, make())
     try:

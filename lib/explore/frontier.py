@@ -5,8 +5,6 @@ the weights between before and after costs nothing and is the control.
 """
 
 import copy
-import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,7 +14,6 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from lib import profile
 from lib.explore.convert import kept
 from lib.generate import generate
 from lib.metrics import mean_interval
@@ -135,11 +132,9 @@ def general_text(base, tokens: int, seed: int) -> list[Encoded]:
             part += 1
         return {"texts": found}
 
-    identity = json.dumps([base.name, base.revision, base.parameters, tokens, seed, SAMPLE_LENGTH])
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
-    path = profile.output_root() / "data" / "runs" / f"general-seed{seed}-{digest}.json"
+    identity = [base.name, base.revision, base.parameters, tokens, seed, SAMPLE_LENGTH]
     end, documents = base.tokenizer.eos_token_id, []
-    for i, text in enumerate(kept(path, sample)["texts"]):
+    for i, text in enumerate(kept(f"general-seed{seed}", identity, sample)["texts"]):
         ids = base.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         ended = [end] if len(ids) < SAMPLE_LENGTH else []
         documents.append(Encoded([end, *ids, *ended], 1, len(text.encode("utf-8")), f"general {i}"))
