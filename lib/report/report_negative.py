@@ -6,14 +6,12 @@ Each names what would have been a success and what was not shown to be one; the 
 
 from lib.explore.bench_findings import missed_marks
 from lib.explore.chinese_tables import differences, rate
-from lib.explore.findings import NEGATIVE, TOLERATED, conversion_costs
 from lib.explore.private import named
 from lib.report.report_blocks import Notebook, value
 from lib.report.report_chinese import METHODS, NAME
 from lib.report.report_encodings import ENCODED, against_bytes
 from lib.report.report_evaluation import MEASURED, compared, worse_than_before
 from lib.report.report_forms import by_seed, listed, shown
-from lib.report.report_innovation import OWN, frontier_said
 from lib.report.report_inside import ATTENDED, POSITIONED, SOFTMAX, USABLE, nystrom_errors, stretched
 from lib.report.report_model import main_task
 from lib.report.report_performance import PERFORMANCE
@@ -120,23 +118,6 @@ def private(n: Notebook) -> str:
         "Weights that may not be shared: "
         f"{listed([f'“{x}”' for x in closed])}."
     )
-
-
-@value("innovation.negative", OWN)
-def innovation(n: Notebook) -> str:
-    found = conversion_costs(n["conversion"])
-    costly = [f"{r.share:.0%}" for r in found.itertuples() if r.bound >= TOLERATED]
-    table = n["traps"]
-    table = table[table["trap"] != "no interval"]  # it claims what is not shown and reorders nothing
-    harmless = table.loc[table["shown_flips"] == 0, "trap"].tolist()
-    parts = [
-        f"Shares of layers not shown to cost less than {TOLERATED:.0%} more bits per byte when converted: "
-        f"{listed(costly)}."
-    ]
-    negative = [s.removeprefix(f"{NEGATIVE}, ") for s in frontier_said(n) if s.startswith(NEGATIVE)]
-    parts.append(" ".join(f"{s[0].upper()}{s[1:].split('. ')[0].rstrip('.')}." for s in negative))
-    parts.append(f"Mistakes that turned round no pair told apart: {listed(harmless)}.")
-    return " ".join(f"({letter}) {part}" for letter, part in zip("abc", parts, strict=True))
 
 
 @value("scenario.negative", SCENARIO)
