@@ -6,7 +6,6 @@ import copy
 import math
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from lib.explore.convert import (
     FeatureMaps,
     bits_per_byte,
     converted,
-    decoding,
+    fill_states,
     hybrid,
     hybrid_naive,
     hybrid_step,
@@ -29,6 +28,7 @@ from lib.explore.convert import (
     matching_errors,
     new_maps,
     rows,
+    state_bytes,
     tune,
 )
 from lib.explore.costs import leak
@@ -310,16 +310,20 @@ def test_what_was_measured_is_kept(monkeypatch, tmp_path):
         kept("test", [2], dict)
 
 
-def test_the_state_has_the_size_of_its_formula(base):
-    heads, width, layers = base.model.config.n_head, 64 // base.model.config.n_head, 2
-    cache = pd.DataFrame(decoding(base, "linear", 0.0, (40, 80), 1))
-    one = layers * heads * 2 * width * 4 / 1_000
-    assert cache["state_kilobytes"].tolist() == pytest.approx([one * 41 + 2 * one, one * 81 + 2 * one])
-    linear = pd.DataFrame(decoding(base, "linear", 1.0, (40, 80), 1))
+def test_the_state_has_the_size_of_its_formula_and_only_the_caches_grows(base):
+    def kilobytes(form, layers, context):
+        maps = {i: m for i, m in new_maps(base.model).items() if i < layers}
+        with converted(base.model, maps, form, "hybrid_step"), torch.no_grad():
+            fill_states(base.model, context)
+            base.model(torch.zeros(1, 1, dtype=torch.long), position_ids=torch.tensor([[9]]), use_cache=False)
+            return state_bytes(base.model) / 1_000
+
+    heads, layers = base.model.config.n_head, base.model.config.n_layer
+    width = base.model.config.n_embd // heads
+    one = layers * heads * 2 * width * 4 / 1_000  # a token's keys and values
     state = layers * heads * 2 * width * (width + 1) * 4 / 1_000
-    assert linear["state_kilobytes"].tolist() == pytest.approx([state, state])
-    both = [r["state_kilobytes"] for r in decoding(base, "linear+window", 1.0, (40, 80), 1)]
-    assert both == pytest.approx([state + WINDOW * one] * 2)
-    half = decoding(base, "linear", 0.5, (40,), 1)[0]["state_kilobytes"]
-    assert half == pytest.approx(cache["state_kilobytes"].iloc[0] / 2 + state / 2)
-    assert (cache["milliseconds"] > 0).all() and (cache["form"] == "softmax").all()
+    for context in (40, 80):
+        assert kilobytes("linear", 0, context) == pytest.approx(one * (context + 1))
+        assert kilobytes("linear", layers, context) == pytest.approx(state)
+        assert kilobytes("linear+window", layers, context) == pytest.approx(state + WINDOW * one)
+        assert kilobytes("linear", layers // 2, context) == pytest.approx((one * (context + 1) + state) / 2)

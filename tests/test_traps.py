@@ -32,23 +32,30 @@ def texts():
     return scratch.documents("debian", "test", N_BYTES)[:6]
 
 
-def test_padding_counts_only_where_it_is_counted(run, texts):
+def nats_of(run, text, padded_to=0):
+    """Per token, one document at a time, EOS among them."""
+    end = run.encoding.eos_token_id
+    row = [end, *run.encoding.encode_batch([text])[0], end]
+    row = torch.tensor([row + [end] * (padded_to + 1 - len(row))])
+    with torch.no_grad():
+        return F.cross_entropy(run.model(row[:, :-1]).logits[0], row[0, 1:], reduction="none")
+
+
+def perplexity(run, texts, padded_to=0):
+    return math.exp(float(torch.cat([nats_of(run, t, padded_to) for t in texts]).mean()))
+
+
+def test_padding_counts_in_the_trap_and_changes_it(run, texts):
     short = [t[:60] for t in texts]
-    counted, masked = (traps.padded_perplexity(run, short, c) for c in (True, False))
-    assert counted != pytest.approx(masked, rel=0.05)
-    end, nats = run.encoding.eos_token_id, []
-    for ids in run.encoding.encode_batch(short):  # one document at a time has no padding
-        row = torch.tensor([[end, *ids, end]])
-        with torch.no_grad():
-            logits = run.model(row[:, :-1]).logits[0]
-        nats.append(F.cross_entropy(logits, row[0, 1:], reduction="none"))
-    assert masked == pytest.approx(math.exp(float(torch.cat(nats).mean())), rel=1e-4)
+    counted = traps.padded_perplexity(run, short)
+    assert counted == pytest.approx(perplexity(run, short, 128), rel=1e-4)
+    assert counted != pytest.approx(perplexity(run, short), rel=0.05)
 
 
 def test_own_samples_are_the_models_own_and_seeded(run, texts):
     first = traps.sample_perplexity(run, 4)
     assert first == traps.sample_perplexity(run, 4)
-    held_out = traps.padded_perplexity(run, texts, counted=False)
+    held_out = perplexity(run, [t[:200] for t in texts])
     assert first < held_out  # truncated sampling picks likely tokens
 
 
@@ -114,13 +121,12 @@ def test_a_flip_of_models_that_the_seeds_do_not_tell_apart_is_not_shown():
 def test_one_seed_shows_the_seed_that_differs_most():
     df = pd.DataFrame(
         [("a", 0, 1.0), ("b", 0, 2.0), ("a", 1, 1.0), ("b", 1, 2.0), ("a", 2, 1.6), ("b", 2, 1.5)],
-        columns=["model", "seed", "bits_per_byte"],
+        columns=["model", "seed", "trapped"],
     )
-    table = traps.summary(pd.DataFrame(traps.one_seed(df)))
-    assert table["flips"].item() == 1 and table["ranking_trap"].item() == "b < a"
-    assert table["ranking_sound"].item() == "a < b" and table["seeds"].item() == 3
-    assert table["shown_pairs"].item() == 0
-    assert traps.one_seed(df[df["seed"] == 0]) == []
+    df = df.assign(trap="one seed", sound=df.groupby("model")["trapped"].transform("mean"))
+    row = traps.summary(df).iloc[0]
+    assert row["flips"] == 1 and row["ranking_trap"] == "b < a"
+    assert row["ranking_sound"] == "a < b" and row["seeds"] == 3 and row["shown_pairs"] == 0
 
 
 def test_an_order_without_interval_is_not_an_order():

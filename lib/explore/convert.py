@@ -10,8 +10,6 @@ import copy
 import hashlib
 import json
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,11 +143,12 @@ def hybrid_step(state, q, k, v, scale, maps=None, window=32, far=True, **_) -> t
 def matching(q, k, v, scale, maps, **options) -> Tensor:
     """Softmax attention that also leaves maps.error: mean |hybrid - softmax|^2 / mean |softmax|^2 of the outputs.
 
-    All layers see the unconverted model's inputs, so that one pass trains the maps of all of them.
+    All layers see the unconverted model's inputs, so that one pass trains the maps of all of them, and only the maps.
     """
     wanted = attention.softmax_sdpa(q, k, v, scale)
-    found = hybrid(q, k, v, scale, maps, **options)
-    maps.error = (found - wanted).square().mean() / wanted.square().mean()
+    with torch.enable_grad():
+        found = hybrid(q.detach(), k.detach(), v.detach(), scale, maps, **options)
+        maps.error = (found - wanted).square().mean() / wanted.square().mean()
     return wanted
 
 
@@ -206,6 +205,24 @@ def new_maps(model: PreTrainedModel) -> dict[int, FeatureMaps]:
     n_head = config.num_attention_heads
     n_kv = getattr(config, "num_key_value_heads", None) or n_head
     return {m.layer_idx: FeatureMaps(n_head, n_kv, m.head_dim).to(model.device) for m in modules}
+
+
+def fill_states(model: PreTrainedModel, context: int) -> None:
+    """Inside `converted(..., "hybrid_step")`: give every layer the recurrent state after `context` tokens with random
+    keys and values, since time and size do not depend on what they are.
+    """
+    n_kv = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
+    for m in attention_modules(model):
+        options, far = m.attention_options, None
+        near = context if m.feature_maps is None else min(context, options["window"])
+        if m.feature_maps is not None and options["far"]:
+            far = torch.rand(1, n_kv, 2 * m.head_dim, m.head_dim + 1, device=model.device)
+        m.recurrent_state = (*torch.randn(2, 1, n_kv, near, m.head_dim, device=model.device), far)
+
+
+def state_bytes(model: PreTrainedModel) -> int:
+    """Keys, values and sums of all layers, float32."""
+    return sum(4 * x.numel() for m in attention_modules(model) for x in m.recurrent_state if x is not None)
 
 
 # --- text and training
@@ -271,19 +288,14 @@ def match(model: PreTrainedModel, text: Rows, form: str, rate: float, desc: str)
     LoLCATs, section 3.2). The model's own weights stay and get no gradient.
     """
     maps = new_maps(model)
-    needed = [p for p in model.parameters() if p.requires_grad]
-    model.requires_grad_(False)
 
     def loss_of(row: Tensor) -> Tensor:
-        model.base_model(row[:, :-1], use_cache=False)
+        with torch.no_grad():
+            model.base_model(row[:, :-1], use_cache=False)
         return torch.stack([m.error for m in maps.values()]).sum()
 
-    try:
-        with converted(model, maps, form, "hybrid_matching"):
-            _optimise([p for m in maps.values() for p in m.parameters()], text, rate, loss_of, desc)
-    finally:
-        for parameter in needed:
-            parameter.requires_grad_(True)
+    with converted(model, maps, form, "hybrid_matching"):
+        _optimise([p for m in maps.values() for p in m.parameters()], text, rate, loss_of, desc)
     return maps
 
 
@@ -315,9 +327,6 @@ def tune(
     return model, maps
 
 
-# --- measurements
-
-
 def kept(name: str, identity: Sequence, make: Callable[[], dict]) -> dict:
     """What `make` gave when it was first asked for: data/runs/<name>-<hash of identity>.json, so that an interrupted
     notebook goes on where it was. Raises ValueError for a damaged file.
@@ -330,36 +339,3 @@ def kept(name: str, identity: Sequence, make: Callable[[], dict]) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, run again.") from error
-
-
-@torch.no_grad()
-def decoding(base, form: str, share: float, contexts: Sequence[int], tokens: int = 12) -> list[dict]:
-    """One more token after `context` earlier ones, the whole model: form, share, context, milliseconds per token
-    (median of `tokens`), state_kilobytes (keys, values and sums of all layers, float32). Share 0 is the KV cache.
-
-    The context is filled with random keys and values, since time and size do not depend on what they are. Past the
-    model's positions the last position serves: quality is not measured here.
-    """
-    model, modules, found = base.model, attention_modules(base.model), []
-    n_kv = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
-    maps = {i: m for i, m in new_maps(model).items() if i < round(share * len(modules))}
-    with converted(model, maps, form, "hybrid_step"), profile.autocast():
-        for context in contexts:
-            for m in modules:
-                linear = m.feature_maps is not None
-                near = min(context, FORMS[form]["window"]) if linear else context
-                pair = torch.randn(2, 1, n_kv, near, m.head_dim, device=model.device)
-                far = torch.rand(1, n_kv, 2 * m.head_dim, m.head_dim + 1, device=model.device)
-                m.recurrent_state = (*pair, far if linear and FORMS[form]["far"] else None)
-            position = torch.tensor([[min(context, base.context - 1)]], device=model.device)
-            token, taken = torch.zeros_like(position), []
-            for _ in range(tokens + 2):  # the first two warm up
-                began = time.perf_counter()
-                model(token, position_ids=position, use_cache=False)
-                if profile.device().type == "cuda":
-                    torch.cuda.synchronize()
-                taken.append(1_000 * (time.perf_counter() - began))
-            size = sum(x.numel() * 4 for m in modules for x in m.recurrent_state if x is not None) / 1_000
-            row = {"form": form if share else "softmax", "share": share, "context": context}
-            found.append(row | {"milliseconds": statistics.median(taken[2:]), "state_kilobytes": size})
-    return found

@@ -6,7 +6,7 @@ mistake measures instead); lower is better in both.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -41,32 +41,23 @@ def sample_perplexity(run: Trained, samples: int = 16) -> float:
     start = torch.full((samples, 1), run.encoding.eos_token_id, device=run.model.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.recipe.seed)
-        ids = run.model.generate(
-            start,
-            attention_mask=torch.ones_like(start),
-            do_sample=True,
-            temperature=0.8,
-            top_p=0.9,
-            top_k=0,
-            max_new_tokens=run.recipe.train_length - 1,
-            use_cache=run.recipe.attention.startswith("softmax"),
-        )
+        how = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0}
+        how |= {"max_new_tokens": run.recipe.train_length - 1, "use_cache": run.recipe.attention.startswith("softmax")}
+        ids = run.model.generate(start, attention_mask=torch.ones_like(start), **how)
     logits = run.model(ids[:, :-1], use_cache=False).logits
     return math.exp(float(F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())))
 
 
 @torch.no_grad()
-def padded_perplexity(run: Trained, texts: Sequence[str], counted: bool = True) -> float:
+def padded_perplexity(run: Trained, texts: Sequence[str]) -> float:
     """Padding counted: exp of the mean nats over documents padded with EOS to a row and one token (longer ones are
-    cut), where labels are a copy of the input; not `counted`: the padding masked.
+    cut), where the labels are a copy of the input.
     """
     end, length = run.encoding.eos_token_id, run.recipe.train_length
     coded = [[end, *d, end][: length + 1] for d in run.encoding.encode_batch(list(texts))]
     ids = torch.tensor([d + [end] * (length + 1 - len(d)) for d in coded], device=run.model.device)
-    real = torch.tensor([[t < len(d) for t in range(1, length + 1)] for d in coded], device=ids.device)
     logits = run.model(ids[:, :-1], use_cache=False).logits
-    nats = F.cross_entropy(logits.mT.float(), ids[:, 1:], reduction="none")  # (N, T)
-    return math.exp(float((nats if counted else nats[real]).mean()))
+    return math.exp(float(F.cross_entropy(logits.mT.float(), ids[:, 1:])))
 
 
 @torch.no_grad()
@@ -127,15 +118,6 @@ def leaking_attention() -> Iterator[None]:
 # --- rankings
 
 
-def one_seed(df: pd.DataFrame) -> list[dict]:
-    """df: model, seed, bits_per_byte. The mean over seeds, against each seed by itself; nothing where there is one."""
-    if df["seed"].nunique() < 2:
-        return []
-    means = df.groupby("model")["bits_per_byte"].mean()
-    rows = df.itertuples(index=False, name=None)
-    return [{"trap": "one seed", "model": m, "seed": s, "sound": means[m], "trapped": x} for m, s, x in rows]
-
-
 def means(part: pd.DataFrame) -> pd.DataFrame:
     """Per model of one trap's values sound and trapped, means over seeds; for "one seed" the seed whose own ranking
     differs most from the mean's.
@@ -143,13 +125,13 @@ def means(part: pd.DataFrame) -> pd.DataFrame:
     if part["trap"].iloc[0] != "one seed":
         return part.groupby("model", sort=False)[["sound", "trapped"]].mean()
     alone = [own.set_index("model")[["sound", "trapped"]] for _, own in part.groupby("seed")]
-    return max(alone, key=lambda m: flips(m["sound"], m["trapped"]))
+    return max(alone, key=lambda m: flips(m, itertools.combinations(m.index, 2)))
 
 
-def flips(a: pd.Series, b: pd.Series) -> int:
-    """How many pairs of models the two measures order differently."""
-    pairs = itertools.combinations(range(len(a)), 2)
-    return sum((a.iloc[i] - a.iloc[j]) * (b.iloc[i] - b.iloc[j]) < 0 for i, j in pairs)
+def flips(found: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> int:
+    """How many of these pairs of models `sound` and `trapped` order differently."""
+    gaps = (found.loc[a] - found.loc[b] for a, b in pairs)
+    return sum(bool(gap["sound"] * gap["trapped"] < 0) for gap in gaps)
 
 
 def separable(wide: pd.DataFrame, a: str, b: str) -> bool:
@@ -167,26 +149,17 @@ def summary(values: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for trap, part in values.groupby("trap", sort=False):
         found = means(part)
-        sound, trapped = found["sound"], found["trapped"]
-        orders = [x.sort_values(kind="stable").index for x in (sound, trapped)]
         # for "one seed" `sound` is the mean, and the seeds' own values stand in `trapped`
         wide = part.pivot(index="seed", columns="model", values="trapped" if trap == "one seed" else "sound")
-        apart = [list(p) for p in itertools.combinations(found.index, 2) if separable(wide, *p)]
-        rows.append(
-            {
-                "trap": trap,
-                "models": len(found),
-                "seeds": part["seed"].nunique(),
-                "ranking_sound": " < ".join(orders[0]),
-                "ranking_trap": " < ".join(orders[1]),
-                "tau": float(stats.kendalltau(sound, trapped).statistic),
-                "pairs": math.comb(len(found), 2),
-                "flips": flips(sound, trapped),
-                "shown_pairs": len(apart),
-                "shown_flips": sum(flips(sound[pair], trapped[pair]) for pair in apart),
-                "best_changes": orders[0][0] != orders[1][0],
-            }
-        )
+        pairs = list(itertools.combinations(found.index, 2))
+        apart = [pair for pair in pairs if separable(wide, *pair)]
+        sound, trapped = (found[c].sort_values(kind="stable").index for c in ("sound", "trapped"))
+        row = {"trap": trap, "models": len(found), "seeds": len(wide)}
+        row |= {"ranking_sound": " < ".join(sound), "ranking_trap": " < ".join(trapped)}
+        row |= {"tau": float(stats.kendalltau(found["sound"], found["trapped"]).statistic)}
+        row |= {"pairs": len(pairs), "flips": flips(found, pairs)}
+        row |= {"shown_pairs": len(apart), "shown_flips": flips(found, apart)}
+        rows.append(row | {"best_changes": sound[0] != trapped[0]})
     return pd.DataFrame(rows)
 
 
@@ -199,19 +172,10 @@ def no_interval(df: pd.DataFrame) -> dict:
     pairs = list(itertools.combinations(order, 2))
     unsure = {pair for pair in pairs if not separable(wide, *pair)}
     signs = [" = " if pair in unsure else " < " for pair in itertools.pairwise(order)]
-    return {
-        "trap": "no interval",
-        "models": len(order),
-        "seeds": len(wide),
-        "ranking_sound": order[0] + "".join(s + name for s, name in zip(signs, order[1:], strict=True)),
-        "ranking_trap": " < ".join(order),
-        "tau": math.nan,
-        "pairs": len(pairs),
-        "flips": len(unsure),
-        "shown_pairs": len(pairs) - len(unsure),
-        "shown_flips": 0,
-        "best_changes": pairs[0] in unsure,
-    }
+    sound = order[0] + "".join(s + name for s, name in zip(signs, order[1:], strict=True))
+    row = {"trap": "no interval", "models": len(order), "seeds": len(wide), "ranking_sound": sound}
+    row |= {"ranking_trap": " < ".join(order), "tau": math.nan, "pairs": len(pairs), "flips": len(unsure)}
+    return row | {"shown_pairs": len(pairs) - len(unsure), "shown_flips": 0, "best_changes": pairs[0] in unsure}
 
 
 # --- the audit
