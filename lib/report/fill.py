@@ -80,7 +80,7 @@ def check(root: Path = profile.ROOT, names: Sequence[str] = FILES) -> list[str]:
     published = _read(root / "report.md") if (root / "report.md").exists() else ""
     for name in names:
         text = _read(root / name)
-        faults = _marks(text, found) + _places(text, root)
+        faults = _marks(text, found) + places(text, root)
         faults += _typed_numbers(text, published, only_decimals=name == "README.md")
         wrong += [f"{name}, line {text.count(chr(10), 0, at) + 1}: {what}" for at, what in sorted(faults)]
     return wrong
@@ -118,7 +118,7 @@ def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
     return wrong
 
 
-def _places(text: str, root: Path) -> list[tuple[int, str]]:
+def places(text: str, root: Path) -> list[tuple[int, str]]:
     """Figures that are missing; files and names in the code that the text points to and that are not there."""
     wrong = []
     for m in REFERENCE.finditer(blank(text, FENCED)):
