@@ -30,10 +30,8 @@ from lib.tasks import encode
 
 
 def token_nats(logits: torch.Tensor, labels: torch.Tensor, rows: int = 0) -> torch.Tensor:
-    """Negative log-likelihood in nats, float32. logits (N, V), labels (N,) -> (N,).
-
-    `rows` at a time (0: what stays in a cache), so that the probabilities never exist whole.
-    """
+    """Negative log-likelihood in nats, float32: logits (N, V), labels (N,) -> (N,). `rows` at a time (0: what stays in
+    a cache), so that the probabilities never exist whole."""
     rows = rows or rows_at_a_time(logits)
     parts = zip(logits.split(rows), labels.split(rows), strict=True)
     return torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in parts])
@@ -57,20 +55,6 @@ def float32_logits(model: PreTrainedModel) -> Iterator[None]:
         del head.forward
 
 
-def without_last(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`flatten`'s batch less each document's last token, from which nothing is predicted: a window of one token of
-    context and a full model's length of targets then fits the model's positions."""
-    bounds, owner = batch["cu_seq_lens_q"], batch["document"]
-    stay = torch.ones(int(bounds[-1]), dtype=torch.bool)
-    stay[bounds[1:].long() - 1] = False
-    return batch | {
-        "input_ids": batch["input_ids"][:, stay],
-        "position_ids": batch["position_ids"][:, stay],
-        "cu_seq_lens_q": bounds - torch.arange(len(bounds), dtype=bounds.dtype),
-        "logits_to_keep": batch["logits_to_keep"] - owner,
-    }
-
-
 @torch.no_grad()
 def token_scores(
     model: PreTrainedModel, encoded: Sequence[Encoded], pack_length: int = 2_048, desc: str = "scoring"
@@ -79,11 +63,9 @@ def token_scores(
     probable token, bool (n,). Documents share rows of `pack_length` tokens without seeing each other. The first token
     of a document without a prompt has nothing before it and is not scored. Raises ValueError for fewer than 2 tokens.
     """
-    for i, e in enumerate(encoded):
-        if len(e.input_ids) < 2:
-            raise ValueError(f"Document {e.id or i} has fewer than 2 tokens: there is none to score.")
-    longest = max((len(e.input_ids) for e in encoded), default=0)
-    packs = pack(encoded, max(pack_length, longest))
+    if short := [e.id or i for i, e in enumerate(encoded) if len(e.input_ids) < 2]:
+        raise ValueError(f"Document {short[0]} has fewer than 2 tokens: there is none to score.")
+    packs = pack(encoded, max([pack_length, *(len(e.input_ids) for e in encoded)]))
     device = next(model.parameters()).device
     out: list = [None] * len(encoded)
     was_training = model.training
@@ -91,8 +73,9 @@ def token_scores(
     try:
         with document_attention(model), float32_logits(model), profile.autocast():
             for indices in tqdm(packs, desc=desc, disable=len(packs) < 8):
-                batch = without_last(flatten([encoded[i] for i in indices]))
-                batch = {k: v.to(device) for k, v in batch.items()}
+                batch = {k: v.to(device) for k, v in flatten([encoded[i] for i in indices]).items()}
+                # The last token predicts nothing: a window of one more token than the model has positions fits.
+                batch["position_ids"].clamp_(max=model.config.max_position_embeddings - 1)
                 labels, document = batch.pop("labels")[0], batch.pop("document").cpu()
                 logits = model(**batch).logits[0]  # (N, V)
                 nats = token_nats(logits, labels).cpu()
@@ -153,9 +136,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     x = np.asarray(values, dtype=float)
     if x.size == 0:
         raise ValueError("The mean of no value: pass one value per seed.")
-    if x.size == 1:
-        return float(x[0]), math.nan, math.nan
-    half = stats.t.ppf((1 + confidence) / 2, x.size - 1) * stats.sem(x)
+    half = stats.t.ppf((1 + confidence) / 2, x.size - 1) * stats.sem(x) if x.size > 1 else math.nan
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 

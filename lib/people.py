@@ -4,7 +4,6 @@ Left and right are shuffled per rater and item, since people favour a side; a ju
 judges do (Zheng et al. 2023, arXiv:2306.05685). Interval: Wilson 1927. Agreement: Cohen 1960.
 """
 
-import contextlib
 import datetime
 import hashlib
 import html
@@ -53,20 +52,15 @@ class Pair:
 
 
 def append_line(path: Path, row: Mapping) -> None:
-    """Add `row` to a JSON-lines file, on a line of its own even where an interruption cut the last one short."""
+    """Add `row` to a JSON-lines file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b", buffering=0) as file:
-        cut = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
-        file.write((b"\n" if cut else b"") + json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The rows that `append_line` wrote, less a line that was cut short; none where there is no file."""
-    rows = []
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
+    """The rows that `append_line` wrote; none where there is no file."""
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line] if path.exists() else []
 
 
 # --- people
@@ -204,15 +198,13 @@ def judge_client(timeout: float = 60.0, retries: int = 4) -> tuple[openai.OpenAI
     return openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries, http_client=http), model
 
 
-def _ask(client: openai.OpenAI, model: str, question: str) -> dict:
-    """reply, prompt_tokens, completion_tokens. Raises JudgeUnavailable `from None`: the client's own errors hold the
-    request and what the service said, the key among it."""
+def _ask(client: openai.OpenAI, model: str, question: str) -> str:
+    """The reply. Raises JudgeUnavailable `from None`: the client's errors hold the request, and the key in it."""
     messages = [{"role": "system", "content": RUBRIC}, {"role": "user", "content": question}]
     host = client.base_url.host  # the whole address may hold a password
     try:
         answer = client.chat.completions.create(model=model, messages=messages, temperature=0)
-        text, used = answer.choices[0].message.content, answer.usage
-        tokens = {k: getattr(used, k, None) or 0 for k in ("prompt_tokens", "completion_tokens")}
+        return str(answer.choices[0].message.content or "")
     except openai.APIStatusError as error:
         final = "check JUDGE_API_KEY" if error.status_code in (401, 403) else "check JUDGE_BASE_URL and JUDGE_MODEL"
         hint = "try again later" if error.status_code == 429 or error.status_code >= 500 else final
@@ -221,12 +213,11 @@ def _ask(client: openai.OpenAI, model: str, question: str) -> dict:
         raise JudgeUnavailable(f"The judge at {host} gave no answer ({type(error).__name__}): try later.") from None
     except (openai.OpenAIError, ValueError, AttributeError, LookupError, TypeError):
         raise JudgeUnavailable(f"{host} is no OpenAI-compatible endpoint: does JUDGE_BASE_URL end in /v1?") from None
-    return {"reply": text if isinstance(text, str) else "", **tokens}
 
 
 def judge(pairs: Sequence[Pair], workers: int = 4, **options) -> tuple[pd.DataFrame, dict]:
-    """A row per pair (id, winner, before_first, after_first, agreed, prompt_tokens, completion_tokens) and `win_rate`
-    over the pairs with two verdicts, with the share whose two orders disagree, unparsable pairs, tokens and requests.
+    """A row per pair (id, winner, before_first, after_first, agreed) and `win_rate` over the pairs with two verdicts,
+    with the share whose two orders disagree, unparsable pairs and requests made.
 
     before_first and after_first: the verdict with that text shown as A; None where the reply holds none. winner: what
     both say, "tie" where they differ, None where one is missing. Answers are kept by content in data/runs/judge.jsonl,
@@ -234,7 +225,7 @@ def judge(pairs: Sequence[Pair], workers: int = 4, **options) -> tuple[pd.DataFr
     """
     client, model = judge_client(**options)
     cache, lock = profile.output_root() / "data" / "runs" / "judge.jsonl", threading.Lock()
-    known = {r["key"]: r for r in read_lines(cache) if "key" in r}
+    known = {row["key"]: row["reply"] for row in read_lines(cache)}
     form = "<prompt>\n{}\n</prompt>\n<A>\n{}\n</A>\n<B>\n{}\n</B>"
     both = [order for p in pairs for order in ((p.prompt, p.before, p.after), (p.prompt, p.after, p.before))]
     questions = [form.format(*order) for order in both]
@@ -243,10 +234,10 @@ def judge(pairs: Sequence[Pair], workers: int = 4, **options) -> tuple[pd.DataFr
     todo = {k: q for k, q in zip(keys, questions, strict=True) if k not in known}
 
     def answer(key: str) -> None:
-        row = {"key": key, **_ask(client, model, todo[key])}
+        reply = _ask(client, model, todo[key])
         with lock:
-            append_line(cache, row)
-            known[key] = row
+            append_line(cache, {"key": key, "reply": reply})
+            known[key] = reply
 
     with client, ThreadPoolExecutor(workers) as pool:  # after a failure `map` cancels what was not asked yet
         list(tqdm(pool.map(answer, todo), "Judging", len(todo), disable=not todo))
@@ -257,20 +248,17 @@ def judge(pairs: Sequence[Pair], workers: int = 4, **options) -> tuple[pd.DataFr
         **win_rate([SCORE[row["winner"]] for row in rated]),
         "disagreement_rate": sum(not row["agreed"] for row in rated) / len(rated) if rated else None,
         "unparsable": len(rows) - len(rated),
-        "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
-        "completion_tokens": sum(row["completion_tokens"] for row in rows),
         "requests": len(todo),
     }
 
 
-def _verdict(pair: Pair, asked: Mapping, swapped: Mapping) -> dict:
-    told = [parse(asked["reply"]), parse(swapped["reply"])]
-    first = {"A": "before", "B": "after"}.get(told[0], told[0])
-    second = {"A": "after", "B": "before"}.get(told[1], told[1])
+def _verdict(pair: Pair, asked: str, swapped: str) -> dict:
+    first, second = parse(asked), parse(swapped)
+    first = {"A": "before", "B": "after"}.get(first, first)
+    second = {"A": "after", "B": "before"}.get(second, second)
     agreed = first is not None and first == second
     winner = first if agreed else "tie" if first and second else None
-    tokens = {k: asked[k] + swapped[k] for k in ("prompt_tokens", "completion_tokens")}
-    return {"id": pair.id, "winner": winner, "before_first": first, "after_first": second, "agreed": agreed, **tokens}
+    return {"id": pair.id, "winner": winner, "before_first": first, "after_first": second, "agreed": agreed}
 
 
 def parse(reply: str) -> str | None:

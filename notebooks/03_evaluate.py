@@ -539,8 +539,8 @@ results.value("e2e.train_tokens", f"{budget.e2e_train_tokens:,}" if len(tuned) e
 results.value("e2e.bleu", number(tuned["bleu"].mean(), 1) if len(tuned) else "not measured")
 results.value("e2e.gap", number(abs(gap), 1) if len(tuned) else "not measured")
 
-results.claim("the base model is a stand-in", made["stand_in"])
-results.claim("the stand-in is SmolLM2", made["stand_in"] and "SmolLM2" in made["base_model"])
+results.claim("stand-in", made["stand_in"])
+results.claim("stand-in is SmolLM2-135M-Instruct", made["stand_in"] and "SmolLM2-135M-Instruct" in made["base_model"])
 main = tests[(tests["task"] == task.name) & (tests["measure"] == "bits_per_byte")].set_index("method")
 for method in budget.methods:
     results.claim(f"{method} beats before", bool(main.loc[method, "shown"] and main.loc[method, "better"]))

@@ -1,8 +1,5 @@
 """Batched generation equals one at a time; seeds, stops and errors; odds and beams against transformers."""
 
-import math
-import re
-
 import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -31,20 +28,15 @@ def model(request, tokenizer):
     """Random weights, wide enough apart that greedy text varies and some of it ends."""
     if request.param == "gpt2":
         return small_gpt2(len(tokenizer), n_positions=96, initializer_range=0.3, seed=3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=96,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "max_position_embeddings": 96}
+    sizes |= {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+        "vocab_size": len(tokenizer),
+    }
     torch.manual_seed(5)
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(LlamaConfig(**sizes, bos_token_id=None, eos_token_id=None)).eval()
 
 
 def one_at_a_time(model, tokenizer, prompt, steps):
@@ -105,9 +97,8 @@ def test_own_generation_config_is_set_aside_and_restored(model, tokenizer, caplo
         model.eval()
         model.generation_config = before
     for decoding in g.DECODING.values():
-        g.generate(model, tokenizer, PROMPTS, 4, **decoding)
-    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
-    assert not caplog.records
+        g.generate(model, tokenizer, PROMPTS[:2], 4, **decoding)
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)] and not caplog.records
 
 
 def test_a_setting_not_named_is_off(tokenizer):
@@ -167,13 +158,8 @@ def test_beam_trace_ends_where_transformers_ends(model, tokenizer, prompt, beams
     trace = g.beam_trace(model, tokenizer, prompt, beams, steps=8)
     last = trace["step"] == trace["step"].max()
     best = trace[trace["finished"] | last].sort_values("score").iloc[-1]
-    expected = g.generate(model, tokenizer, [prompt], 8, num_beams=beams)[0]
-    assert best["text"] == expected
+    assert best["text"] == g.generate(model, tokenizer, [prompt], 8, num_beams=beams)[0]
     assert (trace.groupby("step")["logprob"].diff().dropna() <= 0).all()
-    greedy = g.beam_trace(model, tokenizer, prompt, 1, steps=8)
-    ended = greedy["finished"].to_numpy()
-    chain = greedy if not ended.any() else greedy.iloc[: ended.argmax() + 1]
-    assert chain["text"].iloc[0] == one_at_a_time(model, tokenizer, prompt, 1)
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.2, 0.5])
@@ -212,7 +198,4 @@ def test_beam_trace_with_finished_beams(tokenizer, gap):
 
 def test_token_text_shows_bytes_of_broken_characters():
     tokenizer = tiny_tokenizer(["plain ascii text"] * 3, 280)
-    shown = [g.token_text(tokenizer, i) for i in tokenizer("月a").input_ids]
-    assert shown == ["<E6>", "<9C>", "<88>", "a"]
-    assert all(re.fullmatch(r"<[0-9A-F]{2}>", s) for s in shown[:3])
-    assert math.isclose(len("月".encode()), 3)
+    assert [g.token_text(tokenizer, i) for i in tokenizer("月a").input_ids] == ["<E6>", "<9C>", "<88>", "a"]
