@@ -82,7 +82,7 @@ def check(root: Path = profile.ROOT, names: Sequence[str] = FILES) -> list[str]:
         text = _read(root / name)
         faults = _marks(text, found) + places(text, root)
         faults += _typed_numbers(text, published, only_decimals=name == "README.md")
-        wrong += [f"{name}, line {text.count(chr(10), 0, at) + 1}: {what}" for at, what in sorted(faults)]
+        wrong += [f"{name}, line {text.count(chr(10), 0, at) + 1}: {what}" for at, what in sorted(set(faults))]
     return wrong
 
 
