@@ -46,19 +46,20 @@ from lib.models import load_base
 from lib.results import Results, interval, listed, number, span
 
 # Every number as (fast, cpu, full); what a training sees is notebook 02's.
-budget = profile.budget(
-    **train.BUDGET,
-    eval_documents=(12, 100, 200),  # test documents scored
-    generated=(4, 24, 64),  # and generated for, greedily; by sampling half as many
-    e2e_generated=(4, 24, 630),  # all of E2E's test inputs, as its published rows
-    max_new_tokens=(24, 120, 160),
-    wikitext_tokens=(2_048, 8_192, 16_384),  # leading parts of the benchmarks
-    lambada_documents=(8, 100, 300),
-    blimp_pairs=(1, 2, 10),  # of each paradigm
-)
+BUDGET = train.BUDGET | {
+    "eval_documents": (12, 100, 200),  # test documents scored
+    "generated": (4, 24, 64),  # and generated for, greedily; by sampling half as many
+    "e2e_generated": (4, 24, 630),  # all of E2E's test inputs, as its published rows
+    "max_new_tokens": (24, 120, 160),
+    "wikitext_tokens": (2_048, 8_192, 16_384),  # leading parts of the benchmarks
+    "lambada_documents": (8, 100, 300),
+    "blimp_pairs": (1, 2, 10),  # of each paradigm
+}
+budget = profile.budget(**BUDGET)
 base = load_base()
 results = Results("03_evaluate", base=base, seeds=budget.seeds)
 task = tasks.load_task()
+pd.DataFrame(BUDGET, index=profile.NAMES).T
 
 # %% [markdown]
 # ## Measure
@@ -90,7 +91,8 @@ try:
     note = "" if e2e else "E2E NLG runs beside the default task only."
 except tasks.TaskUnavailable as reason:
     e2e, note = None, f"Skipped: {reason}"
-print(note)
+if note:
+    print(note)
 if e2e and not results.stored:
     run = train.finetune(base, e2e, "full", 0)
     for model in (None, run):
@@ -119,7 +121,7 @@ def who(m):
 def row(m):
     """Every number of one model, by the same functions before and after."""
     rows, texts = rows_of[m.task], [text.strip() for text in m.texts]
-    references = [list(row["references"]) for row in rows]
+    references = [list(r["references"]) for r in rows]
     overlap = measures.longest_overlap(texts, train_of[m.task])
     checks = evaluate.CHECKS.get(m.task, lambda rows, texts: {})
     return {
@@ -199,7 +201,7 @@ def comparisons():
 
 significance = results.table("significance", lambda: list(comparisons()))
 holm = multipletests(significance["p_value"], method="holm")[1]
-significance.assign(holm=holm).round(4)
+significance.assign(holm=holm).map(lambda x: f"{x:.4g}" if isinstance(x, float) else x)
 
 # %% [markdown]
 # ## The task's own checks
@@ -240,7 +242,9 @@ PUBLISHED = [  # ROUGE-L there is coco-caption's, not ours; no slot errors were 
 ]
 e2e_table = table[table["task"] == "e2e"]
 if len(e2e_table):
-    display(pd.concat([e2e_table[["stage", "method", "bleu", "nist", "rouge_l", "ser"]], pd.DataFrame(PUBLISHED)]))
+    ours = e2e_table.assign(system=e2e_table["stage"] + ", " + e2e_table["method"], source="this run")
+    both = pd.concat([ours, pd.DataFrame(PUBLISHED)], ignore_index=True)
+    display(both[["system", "bleu", "nist", "rouge_l", "ser", "source"]].round(3))
 if e2e:
     pairs = [(r["prompt"], text) for r in rows_of["e2e"] for text in r["references"]]
     print(f"People, by the same check: {slot_errors(*zip(*pairs, strict=True))['ser']:.1%} slot errors.")
