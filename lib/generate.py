@@ -11,12 +11,9 @@ from contextlib import contextmanager
 
 import pandas as pd
 import torch
+import transformers
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers import LogitsProcessorList as Warpers
-from transformers import TemperatureLogitsWarper as Temperature
-from transformers import TopKLogitsWarper as TopK
-from transformers import TopPLogitsWarper as TopP
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lib import profile
@@ -28,12 +25,12 @@ DECODING = {
     "beam": {"do_sample": False, "num_beams": 4, "length_penalty": 1.0},
 }
 NEXT_TOKEN_SETTINGS = {
-    "greedy": {"top_k": 1},
-    "temperature 0.7": {"temperature": 0.7},
-    "temperature 1.0": {},
-    "temperature 1.3": {"temperature": 1.3},
-    "top-k 5": {"top_k": 5},
-    "top-p 0.9": {"top_p": 0.9},
+    "greedy": transformers.TopKLogitsWarper(1),
+    "temperature 0.7": transformers.TemperatureLogitsWarper(0.7),
+    "temperature 1.0": lambda ids, logits: logits,
+    "temperature 1.3": transformers.TemperatureLogitsWarper(1.3),
+    "top-k 5": transformers.TopKLogitsWarper(5),
+    "top-p 0.9": transformers.TopPLogitsWarper(0.9),
 }
 OTHERS = "all other tokens"
 # EOS, and the padding that transformers appends after it, are special tokens.
@@ -84,28 +81,17 @@ def generate(
 
 
 def next_token_distribution(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    settings: Mapping[str, Mapping[str, float]] | None = None,
-    top: int = 8,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, top: int = 8
 ) -> pd.DataFrame:
-    """What decoding settings make of the next token after `prompt`: columns setting, token, probability.
-
-    `settings` maps a name to temperature, top_k and top_p, applied in this order, as transformers does (default:
-    NEXT_TOKEN_SETTINGS). Every setting lists the same tokens, the `top` of the untouched distribution, most probable
-    first; a last row OTHERS makes each setting sum to 1.
-    """
+    """What NEXT_TOKEN_SETTINGS make of the next token after `prompt`: columns setting, token, probability. Each lists
+    the same tokens, the `top` of the untouched distribution, most probable first; a last row OTHERS sums the rest."""
     ids = torch.tensor(_prompt_ids(model, tokenizer, [prompt], 1))  # (1, T)
     with _evaluating(model, tokenizer, 1, {}), torch.no_grad():
         logits = model(ids.to(model.device)).logits[:, -1].float().cpu()  # (1, V)
     shown = logits[0].topk(top).indices
-    kinds, rows = {"temperature": Temperature, "top_k": TopK, "top_p": TopP}, []
-    for name, setting in (NEXT_TOKEN_SETTINGS if settings is None else settings).items():
-        if unknown := set(setting) - set(kinds):
-            raise ValueError(f"Unknown setting {sorted(unknown)}: choose among {', '.join(kinds)}.")
-        warpers = Warpers([kind(setting[k]) for k, kind in kinds.items() if k in setting])
-        probabilities = warpers(ids, logits.clone()).softmax(-1)[0]  # (V,)
+    rows = []
+    for name, warper in NEXT_TOKEN_SETTINGS.items():
+        probabilities = warper(ids, logits.clone()).softmax(-1)[0]  # (V,)
         for i in shown.tolist():
             rows.append((name, token_text(tokenizer, i), probabilities[i].item()))
         rows.append((name, OTHERS, max(0.0, 1 - probabilities[shown].sum().item())))

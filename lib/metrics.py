@@ -113,19 +113,11 @@ def bits_per_byte(scores: pd.DataFrame) -> float:
     return float(scores["nats"].sum() / (math.log(2) * scores["bytes"].sum()))
 
 
-def perplexity(scores: pd.DataFrame) -> float:
-    """Token perplexity: exp(sum of nats / sum of target tokens), EOS in both sums. Depends on the tokenizer. Raises
-    ValueError where there is no token."""
-    if not scores["tokens"].sum():
-        raise ValueError("Perplexity of no text: the targets hold no token; score some documents.")
-    return float(math.exp(scores["nats"].sum() / scores["tokens"].sum()))
-
-
 def describe(scores: pd.DataFrame) -> dict[str, float]:
-    """Both ratios and their three sums, the columns of a results table."""
-    sums = {"nats": float(scores["nats"].sum()), "tokens": int(scores["tokens"].sum())}
-    sums |= {"bytes": int(scores["bytes"].sum()), "documents": len(scores)}
-    return {"bits_per_byte": bits_per_byte(scores), "perplexity": perplexity(scores)} | sums
+    """Bits per byte, token perplexity (EOS in both its sums; depends on the tokenizer) and the sums behind them."""
+    nats, tokens, size = (scores[column].sum().item() for column in ("nats", "tokens", "bytes"))
+    ratios = {"bits_per_byte": bits_per_byte(scores), "perplexity": math.exp(nats / tokens)}
+    return ratios | {"nats": nats, "tokens": tokens, "bytes": size, "documents": len(scores)}
 
 
 # --- how sure
@@ -178,7 +170,7 @@ def paired(
     The measure is scale * sum(numerator) / sum(denominator); the defaults make it bits per byte. For a metric with one
     value per document (chrF), name its column and pass `denominator=None`. Documents are the sampling unit, not seeds:
     of a list of frames (one per seed) each document's values are averaged over the seeds first. The interval is a 95 %
-    percentile bootstrap over groups, both models resampled together (Efron and Tibshirani 1993; Koehn 2004); the
+    percentile bootstrap over groups, both models resampled together (Efron and Tibshirani 1993); the
     p-value is Wilcoxon's signed-rank test on the per-document ratios. Raises ValueError where the documents differ.
     """
     if scale is None:
@@ -193,14 +185,10 @@ def paired(
     def difference(gap: np.ndarray, d: np.ndarray, axis: int = -1) -> np.ndarray:
         return scale * gap.sum(axis) / d.sum(axis)
 
-    drawn = (
-        stats.bootstrap(
-            (sums["gap"], sums["d"]), difference, n_resamples=10_000, paired=True, method="percentile", rng=seed
-        )
-        if len(sums) > 1
-        else None
-    )
-    low, high = drawn.confidence_interval if drawn else (math.nan, math.nan)
+    low = high = math.nan
+    if len(sums) > 1:
+        how = {"n_resamples": 10_000, "paired": True, "method": "percentile", "rng": seed}
+        low, high = stats.bootstrap((sums["gap"], sums["d"]), difference, **how).confidence_interval
     deltas = ((a["n"] - b["n"]) / b["d"]).to_numpy()
     p = float(stats.wilcoxon(deltas).pvalue) if deltas.any() else 1.0
     x, y = (float(scale * f["n"].sum() / f["d"].sum()) for f in (b, a))

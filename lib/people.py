@@ -12,9 +12,7 @@ import json
 import math
 import os
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,20 +137,14 @@ def win_rate(scores: Sequence[float]) -> dict:
     n, wins, losses = len(scores), sum(s > 0.5 for s in scores), sum(s < 0.5 for s in scores)
     low, high = map(float, proportion_confint(sum(scores), n, method="wilson")) if n else (None, None)
     p = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else None
-    found = {
-        "n": n,
-        "after": wins,
-        "before": losses,
-        "tie": n - wins - losses,
-        "win_rate": sum(scores) / n if n else None,
-    }
-    return found | {"low": low, "high": high, "p_value": p}
+    counts = {"n": n, "after": wins, "before": losses, "tie": n - wins - losses}
+    return counts | {"win_rate": sum(scores) / n if n else None, "low": low, "high": high, "p_value": p}
 
 
 def summarise(ratings: Iterable[Mapping]) -> dict:
     """`win_rate` over items (an item's score is the mean of its raters', who are no independent items), with ratings,
-    skipped, raters, common_items, and agreement (share of equal choices) and kappa, both averaged over the pairs of
-    raters that share items; nan where there is none, or (kappa) both always made one and the same choice."""
+    skipped, raters, agreement (share of equal choices) and kappa, both averaged over the pairs of raters that share
+    items; nan where there is none, or (kappa) both always made one and the same choice."""
     # The last rating of an item counts; texts that changed since are another item.
     latest = {(r["rater"], f"{r['id']} {r.get('digest')}"): r["choice"] for r in ratings}
     rows = [(rater, item, choice) for (rater, item), choice in latest.items() if choice in SCORE]
@@ -165,15 +157,10 @@ def summarise(ratings: Iterable[Mapping]) -> dict:
             equal.append((a == b).mean())
             chance = sum((a == c).mean() * (b == c).mean() for c in SCORE)
             kappas.append((equal[-1] - chance) / (1 - chance) if chance < 1 else math.nan)
-    return {
-        **win_rate(table["choice"].map(SCORE).astype(float).groupby(table["item"]).mean().tolist()),
-        "ratings": len(rows),
-        "skipped": len(latest) - len(rows),
-        "raters": wide.shape[1],
-        "common_items": int((wide.count(axis=1) > 1).sum()),
-        "agreement": float(pd.Series(equal, dtype=float).mean()),
-        "kappa": float(pd.Series(kappas, dtype=float).mean()),
-    }
+    scores = table["choice"].map(SCORE).astype(float).groupby(table["item"]).mean().tolist()
+    raters = {"ratings": len(rows), "skipped": len(latest) - len(rows), "raters": wide.shape[1]}
+    agreement, kappa = (float(pd.Series(x, dtype=float).mean()) for x in (equal, kappas))
+    return win_rate(scores) | raters | {"agreement": agreement, "kappa": kappa}
 
 
 # --- a model as judge
@@ -215,7 +202,7 @@ def _ask(client: openai.OpenAI, model: str, question: str) -> str:
         raise JudgeUnavailable(f"{host} is no OpenAI-compatible endpoint: does JUDGE_BASE_URL end in /v1?") from None
 
 
-def judge(pairs: Sequence[Pair], workers: int = 4, **options) -> tuple[pd.DataFrame, dict]:
+def judge(pairs: Sequence[Pair], **options) -> tuple[pd.DataFrame, dict]:
     """A row per pair (id, winner, before_first, after_first, agreed) and `win_rate` over the pairs with two verdicts,
     with the share whose two orders disagree, unparsable pairs and requests made.
 
@@ -224,32 +211,22 @@ def judge(pairs: Sequence[Pair], workers: int = 4, **options) -> tuple[pd.DataFr
     so that an interrupted run pays nothing twice. `options` of `judge_client`. Raises JudgeUnavailable.
     """
     client, model = judge_client(**options)
-    cache, lock = profile.output_root() / "data" / "runs" / "judge.jsonl", threading.Lock()
+    cache = profile.output_root() / "data" / "runs" / "judge.jsonl"
     known = {row["key"]: row["reply"] for row in read_lines(cache)}
     form = "<prompt>\n{}\n</prompt>\n<A>\n{}\n</A>\n<B>\n{}\n</B>"
     both = [order for p in pairs for order in ((p.prompt, p.before, p.after), (p.prompt, p.after, p.before))]
     questions = [form.format(*order) for order in both]
-    settings = [str(client.base_url), model, RUBRIC]
-    keys = [hashlib.sha256(json.dumps([*settings, q]).encode()).hexdigest() for q in questions]
+    asked = [json.dumps([str(client.base_url), model, RUBRIC, question]) for question in questions]
+    keys = [hashlib.sha256(text.encode()).hexdigest() for text in asked]
     todo = {k: q for k, q in zip(keys, questions, strict=True) if k not in known}
-
-    def answer(key: str) -> None:
-        reply = _ask(client, model, todo[key])
-        with lock:
-            append_line(cache, {"key": key, "reply": reply})
-            known[key] = reply
-
-    with client, ThreadPoolExecutor(workers) as pool:  # after a failure `map` cancels what was not asked yet
-        list(tqdm(pool.map(answer, todo), "Judging", len(todo), disable=not todo))
+    for key, question in tqdm(todo.items(), "Judging", disable=not todo):
+        known[key] = _ask(client, model, question)
+        append_line(cache, {"key": key, "reply": known[key]})
     rows = [_verdict(p, known[a], known[b]) for p, a, b in zip(pairs, keys[::2], keys[1::2], strict=True)]
     rated = [row for row in rows if row["winner"]]
-    return pd.DataFrame(rows), {
-        "judge": model,
-        **win_rate([SCORE[row["winner"]] for row in rated]),
-        "disagreement_rate": sum(not row["agreed"] for row in rated) / len(rated) if rated else None,
-        "unparsable": len(rows) - len(rated),
-        "requests": len(todo),
-    }
+    differ = sum(not row["agreed"] for row in rated) / len(rated) if rated else None
+    more = {"disagreement_rate": differ, "unparsable": len(rows) - len(rated), "requests": len(todo)}
+    return pd.DataFrame(rows), {"judge": model} | win_rate([SCORE[row["winner"]] for row in rated]) | more
 
 
 def _verdict(pair: Pair, asked: str, swapped: str) -> dict:

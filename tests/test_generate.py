@@ -148,8 +148,6 @@ def test_next_token_distribution(model, tokenizer):
     assert values["top-k 5"] == pytest.approx([*kept, 0, 0], rel=1e-4, abs=1e-6)
     n = int((p.cumsum(0) < 0.9).sum()) + 1  # the smallest set that reaches 0.9
     assert values["top-p 0.9"][0] == pytest.approx((p[0] / p[:n].sum()).item(), rel=1e-4)
-    with pytest.raises(ValueError, match="top_z"):
-        g.next_token_distribution(model, tokenizer, "a", {"x": {"top_z": 1}})
 
 
 @pytest.mark.parametrize("beams", [2, 4])

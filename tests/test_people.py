@@ -93,9 +93,9 @@ def test_position_biased_judge_wins_nothing(serve):
 def test_interrupted_judging_pays_once(serve, tmp_path):
     seen = serve(lambda q, n: fair(q, n) if n <= 5 else (400, "{}"))
     with pytest.raises(p.JudgeUnavailable, match="400"):
-        p.judge(PAIRS, workers=1)
+        p.judge(PAIRS)
     cache = tmp_path / "data" / "runs" / "judge.jsonl"
-    assert len(p.read_lines(cache)) == 5 and len(seen) < 12
+    assert len(p.read_lines(cache)) == 5 and len(seen) == 6
     failing = len(seen)
     _, summary = p.judge(PAIRS[:2])  # its four answers are kept: the server is not asked
     assert (summary["requests"], len(seen), summary["n"]) == (0, failing, 2)
@@ -106,28 +106,28 @@ def test_interrupted_judging_pays_once(serve, tmp_path):
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_tries_again_and_gives_up_with_a_sentence(serve, status):
     seen = serve(lambda q, n: (status, KEY, SOON) if n <= 2 else fair(q, n))
-    table, _ = p.judge(PAIRS[:1], workers=1)
+    table, _ = p.judge(PAIRS[:1])
     assert table["winner"].item() == "after" and len(seen) == 4
     seen = serve(lambda *_: (status, KEY, SOON))
     with pytest.raises(p.JudgeUnavailable, match=f"answered {status}: try again") as error:
-        p.judge(PAIRS[:1], workers=1, retries=2)
-    assert len(seen) in (3, 6) and KEY not in str(error.value)  # the second question may be on its way
+        p.judge(PAIRS[:1], retries=2)
+    assert len(seen) == 3 and KEY not in str(error.value)
 
 
 def test_timeout(serve):
     seen = serve(lambda q, n: (time.sleep(0.6 if n == 1 else 0), fair(q, n))[1])
-    assert p.judge(PAIRS[:1], workers=1, timeout=0.3)[0]["winner"].item() == "after" and len(seen) == 3
+    assert p.judge(PAIRS[:1], timeout=0.3)[0]["winner"].item() == "after" and len(seen) == 3
     serve(lambda q, n: (time.sleep(0.6), fair(q, n))[1])
     with pytest.raises(p.JudgeUnavailable, match="gave no answer"):
-        p.judge(PAIRS[:1], workers=1, timeout=0.2, retries=0)
+        p.judge(PAIRS[:1], timeout=0.2, retries=0)
 
 
 @pytest.mark.parametrize("status, hint", [(401, "JUDGE_API_KEY"), (404, "JUDGE_MODEL")])
 def test_refusal_hides_the_key(serve, status, hint):
     seen = serve(lambda *_: (status, json.dumps({"error": {"message": f"wrong key {KEY}"}})))
     with pytest.raises(p.JudgeUnavailable, match=f"{status}.*{hint}") as error:
-        p.judge(PAIRS[:1], workers=1)
-    assert len(seen) <= 2, "a refusal is final"
+        p.judge(PAIRS[:1])
+    assert len(seen) == 1, "a refusal is final"
     assert KEY not in f"{error.value} {error.value.__cause__}" and error.value.__suppress_context__
 
 
@@ -136,7 +136,7 @@ def test_key_does_not_follow_a_redirect(serve):
     elsewhere = p.judge_client()[0].base_url.join("chat/completions")
     serve(lambda *_: (302, "", ("Location", str(elsewhere))))
     with pytest.raises(p.JudgeUnavailable, match="302"):
-        p.judge(PAIRS[:1], workers=1)
+        p.judge(PAIRS[:1])
     assert not seen
 
 
@@ -242,7 +242,7 @@ def test_summary_of_ratings():
     assert (summary["n"], summary["after"], summary["before"], summary["tie"]) == (10, 8, 1, 1)
     assert (summary["win_rate"], summary["skipped"]) == (0.85, 1)
     assert summary["p_value"] == pytest.approx(2 * (9 + 1) / 2**9)
-    assert math.isnan(summary["kappa"]) and summary["common_items"] == 0
+    assert math.isnan(summary["kappa"])
     half = p.win_rate([1.0, 0.0] * 5)
     assert (half["low"], half["high"]) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # Wilson's own form
     changed = p.summarise(rate("Ann", ["after"]) + rate("Ann", ["before"]))
@@ -257,7 +257,7 @@ def test_agreement():
     bob = ["after"] * 20 + ["before"] * 5 + ["after"] * 10 + ["before"] * 15
     summary = p.summarise(rate("Ann", ann) + rate("Bob", bob))
     assert summary["kappa"] == pytest.approx(0.4) and summary["agreement"] == pytest.approx(0.7)
-    assert (summary["n"], summary["ratings"], summary["common_items"]) == (50, 100, 50)
+    assert (summary["n"], summary["ratings"], summary["raters"]) == (50, 100, 2)
     assert summary["tie"] == 15  # items that the two see differently
     same = p.summarise(rate("Ann", ["after"] * 4) + rate("Bob", ["after"] * 4))
     assert same["agreement"] == 1.0 and math.isnan(same["kappa"])
