@@ -1,6 +1,5 @@
 """One model's measurements: what they hold, and that they are read back instead of made again."""
 
-from types import SimpleNamespace
 
 import pytest
 
@@ -45,14 +44,6 @@ def test_a_model_is_measured_once(task, monkeypatch):
     assert again.texts == first.texts and again.scores.equals(first.scores)
     with pytest.raises(TypeError):  # other settings are another measurement
         evaluate.measure(base, task, general={"blimp": 1}, **SIZES | {"generated": 2})
-
-
-def test_a_run_is_measured_beside_its_weights(task, tmp_path):
-    base = tiny_base()
-    run = SimpleNamespace(model=base.model, summary={"method": "full", "seed": 3}, path=tmp_path / "run")
-    found = evaluate.measure(base, task, run, **SIZES)
-    assert (found.stage, found.method, found.seed, found.forgetting) == ("after", "full", 3, {})
-    assert [path.name.split("-")[0] for path in (tmp_path / "run").iterdir()] == ["measured"]
 
 
 def test_what_is_out_of_reach_is_left_out_and_said(task, monkeypatch):
