@@ -1,6 +1,5 @@
 """One model's measurements: what they hold, and that they are read back instead of made again."""
 
-
 import pytest
 
 from lib import evaluate
