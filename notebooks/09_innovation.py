@@ -37,6 +37,7 @@ if "google.colab" in sys.modules:
 # %%
 import functools
 import inspect
+import itertools
 import math
 import statistics
 import time
@@ -50,6 +51,7 @@ from tqdm.auto import tqdm
 from lib import benchmarks, metrics, plots, profile, tasks, train
 from lib.evaluate import out_of_reach
 from lib.explore import convert, frontier, scratch, traps
+from lib.explore.attention import attention_modules
 from lib.explore.costs import leak
 from lib.metrics import mean_interval
 from lib.models import load_base
@@ -79,14 +81,11 @@ budget = profile.budget(
 )
 base, task = load_base(), tasks.load_task("debian")
 results = Results("09_innovation", base=base, seeds=budget.seeds)
-# what every measurement of this notebook hangs on: kept ones are found again under it
-measured_with = [
-    task.sha256,
-    base.name,
-    base.revision,
-    base.parameters,
-    {k: v for k, v in vars(budget).items() if k != "seeds"},
-]
+MATCHING_RATE = 1e-2  # LoLCATs' for its feature maps: one of its own per head, so large steps do no harm
+TUNING_RATE = 1e-4  # lib.train's for all parameters
+# what the measurements of this notebook hang on: kept ones are found again under it
+measured_with = [task.sha256, base.name, base.revision, base.parameters, convert.FORMS, MATCHING_RATE, TUNING_RATE]
+measured_with += [[name, amount] for name, amount in vars(budget).items() if name != "seeds"]
 
 # %% [markdown]
 # # 1 Model: from softmax to linear attention
@@ -141,8 +140,7 @@ def maps_of(form, seed):
     if not convert.FORMS[form]["far"]:
         return convert.new_maps(base.model)
     text = rows("train", budget.matching_tokens, seed)
-    # LoLCATs' rate for its feature maps: one of its own per head, so large steps do no harm
-    return convert.match(base.model, text, form, rate=1e-2, desc=f"{form}, seed {seed}: matching")
+    return convert.match(base.model, text, form, rate=MATCHING_RATE, desc=f"{form}, seed {seed}: matching")
 
 
 # %% [markdown]
@@ -207,9 +205,10 @@ def decoding_rows(tokens=12):
                     if profile.device().type == "cuda":
                         torch.cuda.synchronize()
                     taken.append(1_000 * (time.perf_counter() - began))
+                states = [x for m in attention_modules(base.model) for x in m.recurrent_state if x is not None]
                 row = {"form": form if share else "softmax", "share": share, "context": context}
                 row["milliseconds"] = statistics.median(taken[2:])  # the first two warm up
-                found.append(row | {"state_kilobytes": convert.state_bytes(base.model) / 1_000})
+                found.append(row | {"state_kilobytes": sum(4 * x.numel() for x in states) / 1_000})
     return found
 
 
@@ -263,7 +262,7 @@ def conversion_row(form, seed, share, stage, order, matched):
         if stage == "fine_tuned":
             text = rows("train", budget.tuning_tokens, 1_000 + seed)  # another order than the matching's
             desc = f"{form}, {share:.0%}, seed {seed}: fine-tuning"
-            model, maps = convert.tune(model, maps, form, text, rate=1e-4, desc=desc)  # lib.train's rate for all
+            model, maps = convert.tune(model, maps, form, text, rate=TUNING_RATE, desc=desc)
         with convert.converted(model, maps, form):
             return {"bits_per_byte": convert.bits_per_byte(model, rows("test", budget.eval_tokens))}
 
@@ -378,11 +377,11 @@ def measured(model):
     return out
 
 
-def frontier_row(method, setting, seed, summary, model):
+def frontier_row(method, setting, seed, name, summary, model):
     """`measured`, once per run and budget."""
     who = {"method": method, "setting": setting, "seed": seed}
     who |= {k: summary[k] for k in ("learning_rate", "tokens", "trainable_parameters")}
-    identity = [*who.values(), out_of_reach("wikitext2") is None, *measured_with]
+    identity = [name, *who.values(), out_of_reach("wikitext2") is None, *measured_with]
     return who | convert.kept(f"frontier-seed{seed}", identity, lambda: measured(model()))
 
 
@@ -391,16 +390,16 @@ def frontier_rows():
     # a held-out curve decides nothing here: a run ends with its last step
     sizes |= {"pack_length": budget.batch_tokens, "evaluations": 1, "validation_documents": 4}
     before = {"learning_rate": 0.0, "tokens": 0, "trainable_parameters": 0}
-    found = [frontier_row("none", "before", budget.seeds[0], before, lambda: base.model)]
+    found = [frontier_row("none", "before", budget.seeds[0], "before", before, lambda: base.model)]
     for seed in budget.seeds:
         for method, setting, kind, change in tqdm(ways(), desc=f"seed {seed}: ways to fine-tune"):
             if {"draw", "optimizer", "callbacks"} & set(change):
                 change["variant"] = f"{method}, {setting}"
             run = train.finetune(base, task, kind, seed, quiet=True, **sizes, **change)
-            found.append(frontier_row(method, setting, seed, run.summary, lambda run=run: run.model))
+            found.append(frontier_row(method, setting, seed, run.path.name, run.summary, lambda run=run: run.model))
             for alpha in (0.25, 0.5, 0.75) if method == "full" else ():
                 mixed = functools.partial(frontier.interpolate, base.model, run.model, alpha)
-                found.append(frontier_row("interpolation", f"alpha {alpha}", seed, run.summary, mixed))
+                found.append(frontier_row("interpolation", f"alpha {alpha}", seed, run.path.name, run.summary, mixed))
     return found
 
 
@@ -599,8 +598,23 @@ values = results.table("trap_values", trap_rows)
 sound = values[values["trap"] == "own samples"][["model", "seed", "sound"]].rename(columns={"sound": "bits_per_byte"})
 sound.groupby("model", sort=False)["bits_per_byte"].agg(["mean", "std", "count"]).round(3)
 
+
 # %%
-trap_table = results.table("traps", lambda: [*traps.summary(values).to_dict("records"), traps.no_interval(sound)])
+def no_interval(df):
+    """The ranking by means alone, against what paired intervals over seeds support; a flip is a pair that is ordered
+    without its difference being shown."""
+    wide = df.pivot(index="seed", columns="model", values="bits_per_byte")
+    order = wide.mean().sort_values(kind="stable").index
+    pairs = list(itertools.combinations(order, 2))
+    unsure = {pair for pair in pairs if not traps.separable(wide, *pair)}
+    signs = [" = " if pair in unsure else " < " for pair in itertools.pairwise(order)]
+    shown_order = order[0] + "".join(sign + name for sign, name in zip(signs, order[1:], strict=True))
+    row = {"trap": "no interval", "models": len(order), "seeds": len(wide), "ranking_sound": shown_order}
+    row |= {"ranking_trap": " < ".join(order), "tau": math.nan, "pairs": len(pairs), "flips": len(unsure)}
+    return row | {"shown_pairs": len(pairs) - len(unsure), "shown_flips": 0, "best_changes": pairs[0] in unsure}
+
+
+trap_table = results.table("traps", lambda: [*traps.summary(values).to_dict("records"), no_interval(sound)])
 trap_table
 
 # %% [markdown]
@@ -657,7 +671,7 @@ for finding in traps.audit(bad, traps.Protocol("trapped", ("model",), **declared
 
 # %%
 SOUND = {"text": "held-out", "padding_counted": False, "overlap": 0, "leak": 0.0}
-OWN = SOUND | {"tokenizer": "base model's", "exempt": {"method": "none"}}
+OWN = SOUND | {"tokenizer": "base model's"}
 GENERAL_TEXT = ("wikitext2_token_bits_per_byte", "lambada_word_accuracy", "blimp_accuracy")
 PROTOCOLS = {
     ("02_finetune", "runs"): {
@@ -667,12 +681,7 @@ PROTOCOLS = {
         **SOUND,
     },
     ("03_evaluate", "before_after"): {"within": ("task",), **OWN},
-    ("03_evaluate", "forgetting"): {
-        "metric": "value",
-        "within": ("task", "measure"),
-        "only": {"measure": GENERAL_TEXT},
-        **OWN,
-    },
+    ("03_evaluate", "forgetting"): {"metric": "value", "within": ("task", "measure"), **OWN},
     ("04_token_encoding", "encodings"): {
         "compare": ("encoding", "vocab_size"),
         "within": ("corpus", "budget"),
@@ -694,7 +703,9 @@ def audited_rows():
     found = []
     for (notebook, name), protocol in PROTOCOLS.items():
         path = profile.ROOT / "data" / "results" / f"{notebook}.json"
-        measured = load(notebook, path.parent)["tables"].get(name) if path.exists() else None
+        measured = load(notebook, path.parent)["tables"].get(name, []) if path.exists() else []
+        # what was not trained needs no seeds, and of general text one measure per benchmark takes part
+        measured = [r for r in measured if r.get("method") != "none" and r.get("measure", "") in ("", *GENERAL_TEXT)]
         if measured:  # else not run, or its benchmark was not within reach
             where = {"notebook": notebook, "table": name}
             clean = [traps.Finding("none", "", "", "")]

@@ -13,24 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib import profile
 from lib.explore import convert
-from lib.explore.attention import ATTENTIONS, attention_modules, softmax
-from lib.explore.convert import (
-    FORMS,
-    FeatureMaps,
-    bits_per_byte,
-    converted,
-    fill_states,
-    hybrid,
-    hybrid_naive,
-    hybrid_step,
-    kept,
-    match,
-    matching_errors,
-    new_maps,
-    rows,
-    state_bytes,
-    tune,
-)
+from lib.explore.attention import ATTENTIONS, attention_modules
+from lib.explore.convert import FORMS, FeatureMaps, converted, hybrid, hybrid_naive, hybrid_step, new_maps, rows
 from lib.explore.costs import leak
 from lib.models import load_base, small_gpt2
 from lib.packing import Encoded, document_attention, flatten
@@ -198,13 +182,6 @@ def test_without_maps_it_is_the_model_itself_and_afterwards_too(family):
     assert not any("feature_maps" in name for name, _ in model.named_parameters())
 
 
-def test_a_window_as_long_as_the_row_is_softmax():
-    maps = random_maps(FeatureMaps(4, 4, 8)).double()
-    q, k, v = heads(20, n_kv=4)
-    out = hybrid(q, k, v, 8**-0.5, maps=maps, window=20)
-    torch.testing.assert_close(out, softmax(q, k, v, 8**-0.5), atol=1e-9, rtol=1e-9)
-
-
 def test_packed_rows_and_unknown_forms_are_refused():
     model = gpt2()
     packed = flatten([Encoded([1, 2, 3], 1, 1), Encoded([4, 5, 6], 1, 1)])
@@ -257,7 +234,7 @@ def test_bits_per_byte_is_the_sum_over_all_rows(base, task):
     with torch.no_grad():
         nats = sum(float(F.cross_entropy(base.model(r[:, :-1]).logits[0], r[0, 1:], reduction="sum")) for r in text.ids)
     wanted = nats / math.log(2) / text.n_bytes
-    assert bits_per_byte(base.model, text) == pytest.approx(wanted, rel=5e-3)  # autocast
+    assert convert.bits_per_byte(base.model, text) == pytest.approx(wanted, rel=5e-3)  # autocast
 
 
 @pytest.mark.parametrize("form", ["linear", "linear+window"])
@@ -265,9 +242,9 @@ def test_matching_lowers_every_layers_error_and_moves_nothing_else(base, task, f
     before = copy.deepcopy(base.model.state_dict())
     held_out = rows(base, task, "validation", 100, 48)
     text = rows(base, task, "train", 2_000, 48, 0)
-    maps = match(base.model, text, form, 1e-2, "matching")
-    start = matching_errors(base.model, new_maps(base.model), form, held_out)
-    end = matching_errors(base.model, maps, form, held_out)
+    maps = convert.match(base.model, text, form, 1e-2, "matching")
+    start = convert.matching_errors(base.model, new_maps(base.model), form, held_out)
+    end = convert.matching_errors(base.model, maps, form, held_out)
     assert all(b < 0.95 * a for a, b in zip(start, end, strict=True)), (start, end)
     after = base.model.state_dict()
     assert before.keys() == after.keys()
@@ -278,22 +255,22 @@ def test_matching_lowers_every_layers_error_and_moves_nothing_else(base, task, f
 def test_a_matching_error_is_the_relative_square_of_the_outputs(base, task, monkeypatch):
     text = rows(base, task, "validation", 40, 48)
     monkeypatch.setitem(FORMS, "exact", {"window": 10_000, "far": True})  # a window over everything
-    exact = matching_errors(base.model, new_maps(base.model), "exact", text)
+    exact = convert.matching_errors(base.model, new_maps(base.model), "exact", text)
     assert max(exact) < 1e-6
     monkeypatch.setattr(convert, "hybrid", lambda q, k, v, *_, **__: torch.zeros_like(v))
-    nothing = matching_errors(base.model, new_maps(base.model), "linear", text)
+    nothing = convert.matching_errors(base.model, new_maps(base.model), "linear", text)
     assert nothing == pytest.approx([1.0] * len(nothing))
 
 
 def test_tuning_learns_in_a_copy(base, task):
     before = copy.deepcopy(base.model.state_dict())
     maps, text = new_maps(base.model), rows(base, task, "train", 1_500, 48, 0)
-    model, moved = tune(base.model, maps, "linear+window", text, 3e-3, "tuning")
+    model, moved = convert.tune(base.model, maps, "linear+window", text, 3e-3, "tuning")
     held_out = rows(base, task, "validation", 100, 48)
     with converted(base.model, maps, "linear+window"):
-        start = bits_per_byte(base.model, held_out)
+        start = convert.bits_per_byte(base.model, held_out)
     with converted(model, moved, "linear+window"):
-        assert bits_per_byte(model, held_out) < start - 0.05
+        assert convert.bits_per_byte(model, held_out) < start - 0.05
     assert all(torch.equal(v, base.model.state_dict()[k]) for k, v in before.items())
     assert not torch.equal(moved[0].query, maps[0].query)  # the feature maps move as well
     assert torch.equal(maps[0].query, new_maps(base.model)[0].query)
@@ -301,22 +278,23 @@ def test_tuning_learns_in_a_copy(base, task):
 
 def test_what_was_measured_is_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(profile, "output_root", lambda: tmp_path)
-    assert kept("test", [1], lambda: {"x": 1}) == {"x": 1}
-    assert kept("test", [1], lambda: {"x": 2}) == {"x": 1}
-    assert kept("test", [2], lambda: {"x": 2}) == {"x": 2}
+    assert convert.kept("test", [1], lambda: {"x": 1}) == {"x": 1}
+    assert convert.kept("test", [1], lambda: {"x": 2}) == {"x": 1}
+    assert convert.kept("test", [2], lambda: {"x": 2}) == {"x": 2}
     for path in (tmp_path / "data" / "runs").glob("test-*.json"):
         path.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"is damaged .* delete it, run again"):
-        kept("test", [2], dict)
+        convert.kept("test", [2], dict)
 
 
 def test_the_state_has_the_size_of_its_formula_and_only_the_caches_grows(base):
     def kilobytes(form, layers, context):
         maps = {i: m for i, m in new_maps(base.model).items() if i < layers}
         with converted(base.model, maps, form, "hybrid_step"), torch.no_grad():
-            fill_states(base.model, context)
+            convert.fill_states(base.model, context)
             base.model(torch.zeros(1, 1, dtype=torch.long), position_ids=torch.tensor([[9]]), use_cache=False)
-            return state_bytes(base.model) / 1_000
+            states = [x for m in attention_modules(base.model) for x in m.recurrent_state if x is not None]
+            return sum(x.numel() * 4 for x in states) / 1_000
 
     heads, layers = base.model.config.n_head, base.model.config.n_layer
     width = base.model.config.n_embd // heads

@@ -218,13 +218,8 @@ def test_general_text_comes_from_the_base_model_once(base, monkeypatch):
 
 
 def row(method, setting, seed, task, general):
-    return {
-        "method": method,
-        "setting": setting,
-        "seed": seed,
-        "bits_per_byte": task,
-        "wikitext2_bits_per_byte": general,
-    }
+    row = {"method": method, "setting": setting, "seed": seed, "bits_per_byte": task}
+    return row | {"wikitext2_bits_per_byte": general}
 
 
 def made(extra=()):

@@ -129,16 +129,6 @@ def test_one_seed_shows_the_seed_that_differs_most():
     assert row["ranking_sound"] == "a < b" and row["seeds"] == 3 and row["shown_pairs"] == 0
 
 
-def test_an_order_without_interval_is_not_an_order():
-    rows = [("a", s, 1.0 + 0.1 * s) for s in range(3)] + [("b", s, 1.01 + 0.1 * s) for s in range(3)]
-    rows += [("c", s, (1.0, 1.4, 1.2)[s]) for s in range(3)]
-    found = traps.no_interval(pd.DataFrame(rows, columns=["model", "seed", "bits_per_byte"]))
-    assert found["ranking_sound"] == "a < b = c" and found["ranking_trap"] == "a < b < c"
-    assert found["flips"] == 2 and found["pairs"] == 3 and not found["best_changes"]
-    single = pd.DataFrame([("a", 0, 1.0), ("b", 0, 2.0)], columns=["model", "seed", "bits_per_byte"])
-    assert traps.no_interval(single)["flips"] == 1  # one seed orders nothing
-
-
 # --- the audit
 
 SOUND = Protocol(text="held-out", padding_counted=False, overlap=0, tokenizer="gpt2", leak=1e-6)
@@ -150,17 +140,8 @@ def table(**columns):
     for method, level in (("full", 1.0), ("lora", 1.2)):
         for seed in range(3):
             nats = (level + 0.01 * seed) * 1_000 * math.log(2)
-            rows.append(
-                {
-                    "method": method,
-                    "seed": seed,
-                    "nats": nats,
-                    "bytes": 1_000,
-                    "tokens": 300,
-                    "bits_per_byte": nats / 1_000 / math.log(2),
-                    "perplexity": math.exp(nats / 300),
-                }
-            )
+            row = {"method": method, "seed": seed, "nats": nats, "bytes": 1_000, "tokens": 300}
+            rows.append(row | {"bits_per_byte": nats / 1_000 / math.log(2), "perplexity": math.exp(nats / 300)})
     return pd.DataFrame(rows).assign(**columns)
 
 
@@ -173,8 +154,7 @@ def test_a_sound_table_has_no_finding():
     assert audit(table().to_dict("records"), SOUND) == []
     before = pd.DataFrame([{"method": "none", "seed": 0, "bits_per_byte": 2.0}])
     both = pd.concat([table(), before], ignore_index=True)
-    assert audit(both, replace(SOUND, exempt={"method": "none"})) == []
-    assert found_in(both) == {"one seed", "no interval"}  # without the exemption
+    assert found_in(both) == {"one seed", "no interval"}
 
 
 @pytest.mark.parametrize(
@@ -252,14 +232,6 @@ def test_comparisons_stay_inside_their_groups():
     rows.loc[rows["task"] == "b", "bits_per_byte"] = 1.0  # equal
     rows = rows.drop(columns="nats")
     assert {f.where for f in audit(rows, inside)} == {"task=b: full2 against lora2"}
-
-
-def test_only_some_rows_take_part():
-    rows = pd.concat([table(measure="x"), table(measure="y").iloc[:1]], ignore_index=True)
-    assert found_in(rows, replace(SOUND, within=("measure",))) == {"one seed"}
-    assert audit(rows, replace(SOUND, within=("measure",), only={"measure": ("x",)})) == []
-    with pytest.raises(ValueError, match="of no row"):
-        audit(rows, replace(SOUND, only={"measure": ("z",)}))
 
 
 def test_bad_input_is_named():

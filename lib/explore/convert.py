@@ -209,7 +209,7 @@ def new_maps(model: PreTrainedModel) -> dict[int, FeatureMaps]:
 
 def fill_states(model: PreTrainedModel, context: int) -> None:
     """Inside `converted(..., "hybrid_step")`: give every layer the recurrent state after `context` tokens with random
-    keys and values, since time and size do not depend on what they are.
+    keys and values (module.recurrent_state), since time and size do not depend on what they are.
     """
     n_kv = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
     for m in attention_modules(model):
@@ -218,11 +218,6 @@ def fill_states(model: PreTrainedModel, context: int) -> None:
         if m.feature_maps is not None and options["far"]:
             far = torch.rand(1, n_kv, 2 * m.head_dim, m.head_dim + 1, device=model.device)
         m.recurrent_state = (*torch.randn(2, 1, n_kv, near, m.head_dim, device=model.device), far)
-
-
-def state_bytes(model: PreTrainedModel) -> int:
-    """Keys, values and sums of all layers, float32."""
-    return sum(4 * x.numel() for m in attention_modules(model) for x in m.recurrent_state if x is not None)
 
 
 # --- text and training

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -163,21 +163,6 @@ def summary(values: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def no_interval(df: pd.DataFrame) -> dict:
-    """df: model, seed, bits_per_byte. A row of `summary`: the ranking by means alone against what paired 95 % t
-    intervals over seeds support; `flips` are the pairs that are ordered without their difference being shown.
-    """
-    wide = df.pivot(index="seed", columns="model", values="bits_per_byte")
-    order = wide.mean().sort_values(kind="stable").index
-    pairs = list(itertools.combinations(order, 2))
-    unsure = {pair for pair in pairs if not separable(wide, *pair)}
-    signs = [" = " if pair in unsure else " < " for pair in itertools.pairwise(order)]
-    sound = order[0] + "".join(s + name for s, name in zip(signs, order[1:], strict=True))
-    row = {"trap": "no interval", "models": len(order), "seeds": len(wide), "ranking_sound": sound}
-    row |= {"ranking_trap": " < ".join(order), "tau": math.nan, "pairs": len(pairs), "flips": len(unsure)}
-    return row | {"shown_pairs": len(pairs) - len(unsure), "shown_flips": 0, "best_changes": pairs[0] in unsure}
-
-
 # --- the audit
 
 MIN_SEEDS = 3  # two give a t interval 6 times as wide as their standard error, three 2.5 times
@@ -211,8 +196,6 @@ class Protocol:
     overlap: int | None = None  # test documents that training also saw
     tokenizer: str | None = None  # one name, or "column:NAME" of the column that tells
     leak: float | None = None  # largest change of an earlier logit when later tokens change
-    exempt: Mapping[str, object] = field(default_factory=dict)  # rows without training: no seeds needed
-    only: Mapping[str, tuple] = field(default_factory=dict)  # values of a column whose rows take part
 
 
 class Finding(NamedTuple):
@@ -226,23 +209,17 @@ class Finding(NamedTuple):
 
 
 def audit(rows: pd.DataFrame | Sequence[Mapping], protocol: Protocol) -> list[Finding]:
-    """All findings of a results table (flat rows, one measurement each), none for a sound one. Raises ValueError for an
-    empty table or a column that it does not have.
+    """All findings of a results table (flat rows, one measurement each), none for a sound one. Rows without training,
+    such as a base model's, need no seeds: leave them out. Raises ValueError for an empty table or a missing column.
     """
     df, p = pd.DataFrame(rows), protocol
-    named = [p.metric, *p.compare, *p.within, *p.exempt, *p.only]
-    if p.tokenizer and p.tokenizer.startswith("column:"):
-        named.append(p.tokenizer.removeprefix("column:"))
-    if missing := [c for c in named if len(df) and c not in df]:
-        raise ValueError(f"The table has no column {missing[0]!r}; it has {', '.join(map(str, df))}.")
-    for column, allowed in p.only.items() if len(df) else ():
-        df = df[df[column].isin(allowed)]
     if df.empty:
-        raise ValueError("An audit of no row: pass the rows of a results table, and check `only`.")
-    trained = df[df[p.metric].notna()]
-    for column, value in p.exempt.items():
-        trained = trained[trained[column] != value]
-    found = itertools.chain(_declared(df, p), _ratios(df), _seeds(trained, p), _intervals(trained, p))
+        raise ValueError("An audit of no row: pass the rows of a results table.")
+    column = p.tokenizer.removeprefix("column:") if p.tokenizer and p.tokenizer.startswith("column:") else p.metric
+    if missing := [c for c in (p.metric, *p.compare, *p.within, column) if c not in df]:
+        raise ValueError(f"The table has no column {missing[0]!r}; it has {', '.join(map(str, df))}.")
+    measured = df[df[p.metric].notna()]
+    found = itertools.chain(_declared(df, p), _ratios(df), _seeds(measured, p), _intervals(measured, p))
     return [Finding(*f, WAYS_OUT[f[0]]) for f in found]
 
 
