@@ -1,12 +1,10 @@
 """Sequence packing without padding and without attention across documents.
 
-Whole documents are laid end to end in one row; each keeps its own `position_ids` from 0 and attends
-to itself alone. That is exact: the logits equal those of one document at a time (tests/test_packing.py).
-Packing by first fit decreasing: Krell et al. 2021, "Efficient sequence packing without
-cross-contamination", arXiv:2107.02027.
+Whole documents are laid end to end in one row; each keeps its own `position_ids` from 0 and attends to itself alone.
+That is exact: the logits equal those of one document at a time (tests/test_packing.py). First fit decreasing: Krell et
+al. 2021, "Efficient sequence packing without cross-contamination", arXiv:2107.02027.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,17 +30,13 @@ def attend_within_documents(
 ):
     """Causal attention inside each document of a packed row, for transformers' AttentionInterface.
 
-    query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D). `cu_seq_lens_q` are the document
-    bounds 0 .. T, as DataCollatorWithFlattening names them. One call of torch's SDPA per document: the
-    masked (T, T) alternative spends a third of a CPU step on scores that the mask throws away.
+    query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D). `cu_seq_lens_q` are the document bounds 0 .. T.
+    One call per document: a masked (T, T) would spend a third of a CPU step on scores that the mask throws away.
     """
-    bounds = cu_seq_lens_q.tolist()
-    lengths = [end - start for start, end in itertools.pairwise(bounds)]
+    lengths = cu_seq_lens_q.diff().tolist()
     grouped = query.shape[1] != key.shape[1]
-    out = [
-        causal_attention(q, k, v, scaling, dropout, grouped)
-        for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    ]
+    parts = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    out = [causal_attention(q, k, v, scaling, dropout, grouped) for q, k, v in parts]
     return torch.cat(out, dim=2).transpose(1, 2), None
 
 
@@ -73,18 +67,14 @@ def pack(documents: Sequence[Encoded], pack_length: int) -> list[list[int]]:
     for i in sorted(range(len(documents)), key=lambda i: -len(documents[i].input_ids)):
         n = len(documents[i].input_ids)
         if n > pack_length:
-            raise ValueError(
-                f"Document {documents[i].id or i} is {n} tokens long and the row {pack_length}: "
-                "shorten it or split it into several."
-            )
-        for r, free in enumerate(room):
-            if n <= free:
-                rows[r].append(i)
-                room[r] -= n
-                break
-        else:
-            rows.append([i])
-            room.append(pack_length - n)
+            name = documents[i].id or i
+            raise ValueError(f"Document {name} is {n} tokens long and the row {pack_length}: shorten it or split it.")
+        r = next((r for r, free in enumerate(room) if n <= free), len(rows))
+        if r == len(rows):
+            rows.append([])
+            room.append(pack_length)
+        rows[r].append(i)
+        room[r] -= n
     return rows
 
 
@@ -133,15 +123,15 @@ def rows(drawn: Sequence[Encoded], pack_length: int, multiple: int) -> list[list
 
     Packed in windows of about 16 rows, so that the order stays the drawn one up to a window.
     """
-    out: list[list[Encoded]] = []
-    window: list[Encoded] = []
-    for document in [*drawn, None]:
-        full = sum(len(d.input_ids) for d in window) >= 16 * pack_length
-        if window and (document is None or full):
-            out += [[window[i] for i in row] for row in pack(window, pack_length)]
-            window = []
-        if document is not None:
-            window.append(document)
+    windows: list[list[Encoded]] = [[]]
+    total = 0
+    for document in drawn:
+        if total >= 16 * pack_length:
+            windows.append([])
+            total = 0
+        windows[-1].append(document)
+        total += len(document.input_ids)
+    out = [[window[i] for i in row] for window in windows for row in pack(window, pack_length)]
     fullest = sorted(range(len(out)), key=lambda r: -sum(len(d.input_ids) for d in out[r]))
     keep = max(len(out) // multiple * multiple, min(multiple, len(out)))
     return [out[r] for r in sorted(fullest[:keep])]
