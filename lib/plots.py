@@ -16,6 +16,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib import font_manager
@@ -54,38 +55,10 @@ def cjk_font() -> str | None:
     return None
 
 
-def style() -> None:
-    """Apply the project's rcParams; done when this module is imported."""
-    cjk = cjk_font()
-    mpl.rcParams |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK)
-    mpl.rcParams |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), GREY)
-    mpl.rcParams |= {
-        "font.family": ["DejaVu Sans"] + ([cjk] if cjk else []),  # the second where the first has no glyph
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.titlelocation": "left",
-        "axes.labelsize": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#E6E6E6",
-        "grid.linewidth": 0.6,
-        "lines.linewidth": 1.8,
-        "axes.prop_cycle": mpl.cycler(color=COLORS, linestyle=LINES),
-        "image.cmap": "cividis",
-        "figure.figsize": (6.4, 3.6),
-        "figure.constrained_layout.use": True,
-        "figure.dpi": 110,
-        "savefig.dpi": 200,
-        "savefig.bbox": "tight",
-        "savefig.facecolor": "white",
-        "svg.fonttype": "path",  # outlines: the figure looks the same where the font is missing
-        "svg.hashsalt": "gpt2-coursework",  # the same data gives the same bytes
-    }
-
-
-style()
+mpl.style.use(Path(__file__).with_name("figures.mplstyle"))
+mpl.rcParams["axes.prop_cycle"] = mpl.cycler(color=COLORS, linestyle=LINES)
+# the second where the first has no glyph
+mpl.rcParams["font.family"] = ["DejaVu Sans", *filter(None, [cjk_font()])]
 
 
 def look(i: int) -> dict:

@@ -79,17 +79,12 @@ def train_full(model: nn.Module, settings: Settings) -> nn.Module:
 def train_lora(model: nn.Module, settings: Settings) -> nn.Module:
     """Low-rank updates of every linear map (Hu et al. 2021, arXiv:2106.09685), alpha twice the rank.
 
-    All linear layers rather than the paper's query and value alone: Dettmers et al. 2023 (QLoRA,
-    arXiv:2305.14314, figure 2) find that needed to match full fine-tuning.
+    All linear layers rather than the paper's query and value alone: Dettmers et al. 2023 (QLoRA, arXiv:2305.14314,
+    figure 2) find that needed to match full fine-tuning.
     """
-    config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=2 * settings.lora_rank,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        fan_in_fan_out=model.config.model_type == "gpt2",  # GPT-2's Conv1D stores (in, out)
-        task_type="CAUSAL_LM",
-    )
+    transposed = model.config.model_type == "gpt2"  # GPT-2's Conv1D stores (in, out)
+    shape = {"r": settings.lora_rank, "lora_alpha": 2 * settings.lora_rank, "fan_in_fan_out": transposed}
+    config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
         return get_peft_model(model, config)
@@ -281,6 +276,7 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
     steps = max(len(data) // rows_per_step, 1)
     args = _arguments(settings, path / "checkpoints", steps, rows_per_step // world, quiet)
     clock = StepClock()
+    built = optimizer(model, settings) if optimizer else None  # None: Trainer's own
     trainer = CompletionTrainer(
         model=model,
         args=args,
@@ -288,7 +284,7 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
         train_dataset=data,
         eval_dataset=tasks.encode(base.tokenizer, held_out, base.context),
         compute_loss_func=completion_loss,
-        optimizers=(optimizer(model, settings) if optimizer else None, None),  # None: Trainer's own
+        optimizers=(built, None),
         callbacks=[clock, EarlyStoppingCallback(settings.patience), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)  # what `quiet` puts in place of the progress bar
@@ -302,23 +298,14 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
         targets = sum(len(d.input_ids) - d.prompt_length for row in data for d in row)
         done = trainer.state.global_step / steps  # less than 1 after an early stop
         rate = tokens / steps * clock.steps / max(clock.seconds, 1e-9)
-        summary = {
-            **asdict(settings),
-            "task": task.name,
-            "base_model": base.name,
-            "base_parameters": base.parameters,
-            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "steps": trainer.state.global_step,
-            "tokens": round(tokens * done),
-            "target_tokens": round(targets * done),
-            "tokens_per_second": rate,
-            "seconds": tokens * done / rate,  # of training steps, evaluations and checkpoints left out
-            "peak_megabytes": peak_megabytes(),
-            "processes": world,
-            "device": device_name(),
-            "best_step": trainer.state.best_global_step,
-            "held_out_loss": trainer.state.best_metric,
-        }
+        summary = asdict(settings) | {"task": task.name, "base_model": base.name, "base_parameters": base.parameters}
+        summary["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        summary |= {"steps": trainer.state.global_step, "tokens": round(tokens * done)}
+        summary |= {"target_tokens": round(targets * done), "tokens_per_second": rate}
+        # of training steps, evaluations and checkpoints left out
+        summary |= {"seconds": tokens * done / rate, "peak_megabytes": peak_megabytes()}
+        summary |= {"processes": world, "device": device_name()}
+        summary |= {"best_step": trainer.state.best_global_step, "held_out_loss": trainer.state.best_metric}
         _keep(path, model, {"summary": summary, "history": history_of(trainer.state.log_history, tokens / steps)})
     trainer.accelerator.wait_for_everyone()  # the other processes load what the first has written
 
@@ -326,36 +313,25 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
 def _arguments(settings: Settings, folder: Path, steps: int, rows: int, quiet: bool) -> transformers.TrainingArguments:
     """For `steps` steps of `rows` packed rows on each process."""
     interval, dtype, device = max(steps // settings.evaluations, 1), profile.autocast_dtype(), profile.device().type
-    return transformers.TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=1,  # the data already hold every epoch in its order
-        per_device_train_batch_size=1,  # one packed row
-        gradient_accumulation_steps=rows,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(round(settings.warmup_share * steps), 1),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch_fused",
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,  # Trainer scales the loss: float16 gradients underflow unscaled
-        use_cpu=device == "cpu",
-        eval_strategy="steps",
-        eval_steps=interval,
-        eval_on_start=True,
-        save_strategy="steps",
-        save_steps=interval,
-        save_total_limit=1,  # and the best one, which load_best_model_at_end keeps
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        logging_steps=max(steps // 40, 1),
-        seed=settings.seed,
-        remove_unused_columns=False,
-        dataloader_pin_memory=device == "cuda",
-        ddp_find_unused_parameters=False,
-        report_to="none",
-        disable_tqdm=quiet,
-    )
+    # one epoch: the data already hold every epoch in its order
+    size = {"num_train_epochs": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}
+    warmup = max(round(settings.warmup_share * steps), 1)
+    rate = {"learning_rate": settings.learning_rate, "lr_scheduler_type": "cosine", "warmup_steps": warmup}
+    step = {
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "optim": "adamw_torch_fused",
+    }
+    # Trainer scales the loss in float16, whose gradients underflow unscaled
+    machine = {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16, "use_cpu": device == "cpu"}
+    machine |= {"dataloader_pin_memory": device == "cuda", "ddp_find_unused_parameters": False}
+    evaluation = {"eval_strategy": "steps", "eval_steps": interval, "eval_on_start": True}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    saving = {"save_strategy": "steps", "save_steps": interval, "save_total_limit": 1} | best  # the last and the best
+    shown = {"logging_steps": max(steps // 40, 1), "report_to": "none", "disable_tqdm": quiet}
+    other = {"seed": settings.seed, "remove_unused_columns": False}
+    every = size | rate | step | machine | evaluation | saving | shown | other
+    return transformers.TrainingArguments(output_dir=str(folder), **every)
 
 
 def _keep(path: Path, model, record: dict) -> None:
