@@ -1,12 +1,12 @@
 """Causal attention variants in one registry, for transformers' AttentionInterface.
 
-Each is a function of queries, keys and values alone, so the same name works in a small GPT-2 trained
-from scratch (lib.explore.scratch) and in a pretrained model (`use_attention`). Every entry has a fast `form` and
-a `naive` one of the same function; tests/test_attention.py compares them in outputs and gradients and
-checks that none sees the future.
+A variant is one function of queries, keys and values and one line of ATTENTIONS; the same name works in a small GPT-2
+trained from scratch (lib.explore.scratch) and in a pretrained model (`use_attention`). A fast `form` has a readable
+`naive` one beside it; tests/test_attention.py compares the two and checks that no variant sees the future.
 
-Padding: what is causal needs no padding mask if the padding comes last. `_attend` therefore moves each row's
-real tokens to the front, runs the plain causal form and moves its outputs back.
+All take q (B, H, T_q, D), k and v (B, H, T_k, D), the queries being the last T_q positions, and give (B, H, T_q, D).
+What is causal needs no padding mask if the padding comes last: `_moved` brings each row's real tokens to the front,
+runs the plain causal form and moves its outputs back.
 """
 
 import math
@@ -22,22 +22,17 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 CHUNK = 64  # tokens per chunk: quadratic work inside it is then as large as a head's state, 64 x 64
 
 
-# --- softmax: GPT-2's own
-
-
 def softmax(q, k, v, scale, mask=None, bias=None, dropout=0.0, **_) -> Tensor:
     """softmax(q k^T scale + bias) v with the (T_q, T_k) scores in memory (Vaswani et al. 2017, 1706.03762).
 
-    q (B, H, T_q, D), k and v (B, H, T_k, D), the queries being the last T_q positions; mask (B, 1, T_q, T_k),
-    True: seen; bias (H, T_q, T_k). A query that sees nothing gives 0. -> (B, H, T_q, D).
+    mask (B, 1, T_q, T_k), True: seen; bias(T_q, T_k, device) -> (H, T_q, T_k). A query that sees nothing gives 0.
     """
     mask = _causal(q, k) if mask is None else mask
     scores = q @ k.mT * scale  # (B, H, T_q, T_k)
     if bias is not None:
-        scores = scores + bias(q.shape[2], k.shape[2])
+        scores = scores + bias(q.shape[2], k.shape[2], q.device)
     weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
-    weights = F.dropout(weights * mask.any(-1, keepdim=True), dropout)
-    return weights @ v
+    return F.dropout(weights * mask.any(-1, keepdim=True), dropout) @ v
 
 
 def softmax_sdpa(q, k, v, scale, mask=None, bias=None, dropout=0.0, **_) -> Tensor:
@@ -45,22 +40,16 @@ def softmax_sdpa(q, k, v, scale, mask=None, bias=None, dropout=0.0, **_) -> Tens
     if mask is None and bias is None and q.shape[2] == k.shape[2]:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout)
     seen = _causal(q, k) if mask is None else mask
-    if bias is None:
-        scores = seen
-    else:
-        scores = bias(q.shape[2], k.shape[2]).to(q.dtype)
-        scores = scores.masked_fill(~seen, torch.finfo(q.dtype).min)
-    out = F.scaled_dot_product_attention(q, k, v, scores, scale=scale, dropout_p=dropout)
+    if bias is not None:
+        seen = bias(q.shape[2], k.shape[2], q.device).to(q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
+    out = F.scaled_dot_product_attention(q, k, v, seen, scale=scale, dropout_p=dropout)
     return out if mask is None else out.masked_fill(~mask.any(-1, keepdim=True), 0.0)
 
 
 def _causal(q: Tensor, k: Tensor) -> Tensor:
-    """(T_q, T_k), True where the key is not after the query; the queries are the last T_q positions."""
+    """(T_q, T_k), True where the key is not after the query."""
     n_q, n_k = q.shape[2], k.shape[2]
     return torch.ones(n_q, n_k, dtype=torch.bool, device=q.device).tril(n_k - n_q)
-
-
-# --- sliding window
 
 
 def window_naive(q, k, v, scale, bias=None, window=64, **_) -> Tensor:
@@ -78,17 +67,13 @@ def window(q, k, v, scale, bias=None, window=64, **_) -> Tensor:
     k, v = (torch.cat(pair, dim=3) for pair in zip(before, (k, v), strict=True))  # (B, H, N, 2w, D)
     i = torch.arange(w, device=q.device)[:, None] + w
     j = torch.arange(2 * w, device=q.device)
-    seen = (j <= i) & (j > i - w)  # (w, 2w)
     first = torch.arange(q.shape[2], device=q.device)[:, None, None] == 0
-    seen = seen & ~(first & (j < w))  # (N, w, 2w): nothing stands before the first block
+    seen = (j <= i) & (j > i - w) & ~(first & (j < w))  # (N, w, 2w): nothing stands before the first block
     if bias is not None:
-        offsets = bias(w, 2 * w).to(q.dtype).view(n_head, 1, w, 2 * w)  # the same in every block
+        offsets = bias(w, 2 * w, q.device).to(q.dtype).view(n_head, 1, w, 2 * w)  # the same in every block
         seen = offsets.masked_fill(~seen, torch.finfo(offsets.dtype).min)
     out = F.scaled_dot_product_attention(q, k, v, seen, scale=scale)
     return out.flatten(2, 3)[:, :, :length]
-
-
-# --- linear attention: similarity phi(q) . phi(k)
 
 
 def elu_features(x: Tensor, **_) -> Tensor:
@@ -97,12 +82,9 @@ def elu_features(x: Tensor, **_) -> Tensor:
 
 
 def favor_features(x: Tensor, is_query=False, scale=1.0, features=64, **_) -> Tensor:
-    """FAVOR+: exp(w.x' - |x'|^2 / 2), whose products estimate exp(q.k scale) without bias.
-
-    x' = x sqrt(scale), w the orthogonal Gaussian rows of `_projection`. A query's features are divided by
-    their largest, which cancels in the ratio; keys are not, since their maximum would depend on later
-    tokens. (Choromanski et al. 2021, "Rethinking Attention with Performers", 2009.14794.) The rows are drawn
-    once and not redrawn during training.
+    """FAVOR+: exp(w.x' - |x'|^2 / 2) with x' = x sqrt(scale) and w the rows of `_projection`, whose products estimate
+    exp(q.k scale) without bias (Choromanski et al. 2021, "Rethinking Attention with Performers", 2009.14794). A query's
+    are divided by their largest, which cancels in the ratio; a key's maximum would depend on later tokens.
     """
     x = x * scale**0.5
     exponent = x @ _projection(x.shape[-1], features).to(x).mT - x.square().sum(-1, keepdim=True) / 2
@@ -113,11 +95,8 @@ def favor_features(x: Tensor, is_query=False, scale=1.0, features=64, **_) -> Te
 
 @cache
 def _projection(head_dim: int, features: int) -> Tensor:
-    """(features, head_dim): orthogonal in blocks of head_dim rows, each row as long as a Gaussian's.
-
-    QR fixes its signs by convention; only with r's diagonal made positive are the rows uniform (Mezzadri 2007,
-    math-ph/0609050), and the estimate without bias.
-    """
+    """(features, head_dim): orthogonal in blocks of head_dim rows, each row as long as a Gaussian's. QR fixes its signs
+    by convention; only with r's diagonal made positive are the rows uniform (Mezzadri 2007, math-ph/0609050)."""
     generator = torch.Generator().manual_seed(0)
     blocks = []
     for _ in range(-(-features // head_dim)):
@@ -135,10 +114,8 @@ def kernel_naive(q, k, v, scale, phi=elu_features, **options) -> Tensor:
 
 
 def kernel(q, k, v, scale, phi=elu_features, **options) -> Tensor:
-    """`kernel_naive` in O(T): products inside chunks, running sums phi(k)^T v between them.
-
-    A column of ones beside v carries the denominator. The sums before a chunk are shifted running sums, not a
-    difference of two, so that nothing of a later token enters by rounding.
+    """`kernel_naive` in O(T): products inside chunks, running sums phi(k)^T v between them. A column of ones beside v
+    carries the denominator; the sums are shifted, not differences, so that rounding brings in no later token.
     """
     length = q.shape[2]
     v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
@@ -150,7 +127,7 @@ def kernel(q, k, v, scale, phi=elu_features, **options) -> Tensor:
 
 
 def kernel_step(state, q, k, v, scale, phi=elu_features, **options) -> tuple[Tensor, Tensor]:
-    """One token: q, k, v (B, H, 1, D), state (B, H, F, D + 1) or None -> output (B, H, 1, D), state."""
+    """One token: q, k, v (B, H, 1, D), state (B, H, F, D + 1) or None -> output, state."""
     q, k = phi(q, is_query=True, scale=scale, **options), phi(k, scale=scale, **options)
     update = k.mT @ F.pad(v, (0, 1), value=1.0)
     state = update if state is None else state + update
@@ -158,33 +135,22 @@ def kernel_step(state, q, k, v, scale, phi=elu_features, **options) -> tuple[Ten
     return out[..., :-1] / out[..., -1:], state
 
 
-# --- delta rule
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Length 1: then beta = 1 replaces what a key holds, and smaller ones go a part of the way."""
-    return F.normalize(x, dim=-1)
-
-
 def delta_naive(q, k, v, scale, beta=None, **_) -> Tensor:
-    """S_t = S_t-1 + beta_t k_t (v_t - S_t-1^T k_t)^T, o_t = S_t^T q_t, token by token.
-
-    Linear attention that first takes away what is stored under a key and then writes (Schlag et al. 2021,
-    "Linear Transformers Are Secretly Fast Weight Programmers", 2102.11174). beta (B, H, T): writing strength.
-    Queries and keys have length 1, as in Yang et al. 2024 (2406.06484), whose SiLU before and RMS norm behind are
-    left out: on 0.7 MB of text (one seed, lib.explore.scratch) both cost, 2.258 bits per byte against 2.393.
+    """S_t = S_t-1 + beta_t k_t (v_t - S_t-1^T k_t)^T, o_t = S_t^T q_t, token by token, with the writing strength
+    beta (B, H, T): takes away what is stored under a key before it writes (Schlag et al. 2021, "Linear Transformers Are
+    Secretly Fast Weight Programmers", 2102.11174). Queries and keys have length 1, as in Yang et al. 2024 (2406.06484),
+    whose SiLU before and RMS norm behind are left out: here both cost.
     """
     state, out = None, []
     for t in range(q.shape[2]):
-        now = slice(t, t + 1)
-        o, state = delta_step(state, q[:, :, now], k[:, :, now], v[:, :, now], scale, beta[:, :, now])
+        o, state = delta_step(state, *(x[:, :, t : t + 1] for x in (q, k, v)), scale, beta[:, :, t : t + 1])
         out.append(o)
     return torch.cat(out, dim=2)
 
 
 def delta_step(state, q, k, v, scale, beta=None, **_) -> tuple[Tensor, Tensor]:
     """One token: q, k, v (B, H, 1, D), beta (B, H, 1), state (B, H, D, D) or None -> output, state."""
-    q, k = _unit(q), _unit(k)
+    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     old = 0.0 if state is None else k @ state  # (B, H, 1, D)
     update = k.mT @ ((v - old) * beta[..., None])
     state = update if state is None else state + update
@@ -192,14 +158,12 @@ def delta_step(state, q, k, v, scale, beta=None, **_) -> tuple[Tensor, Tensor]:
 
 
 def delta(q, k, v, scale, beta=None, **_) -> Tensor:
-    """`delta_naive` by chunks: the writes of a chunk solve one triangular system.
-
-    With U the values that are really written, (I + tril(beta k k^T, -1)) U = beta (v - k S) for the state S
-    before the chunk (the WY form of Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule
-    over Sequence Length", 2406.06484).
+    """`delta_naive` by chunks: the values U that a chunk really writes solve one triangular system,
+    (I + tril(beta k k^T, -1)) U = beta (v - k S) for the state S before it (the WY form of Yang et al. 2024).
     """
     length, width = q.shape[2], v.shape[-1]
-    q, k, v, beta = (_chunks(x, CHUNK) for x in (_unit(q), _unit(k), v, beta[..., None]))
+    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    q, k, v, beta = (_chunks(x, CHUNK) for x in (q, k, v, beta[..., None]))
     system = (beta * (k @ k.mT)).tril(-1)  # (B, H, N, C, C); the solver adds the unit diagonal
     solved = torch.linalg.solve_triangular(system, torch.cat([beta * v, beta * k], -1), upper=False, unitriangular=True)
     values, keys = solved.split([width, k.shape[-1]], dim=-1)
@@ -213,25 +177,18 @@ def delta(q, k, v, scale, beta=None, **_) -> Tensor:
     return torch.cat(out, dim=2)[:, :, :length]
 
 
-# --- Nystrom attention in a causal form
-
-
 def nystrom_naive(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
     """Exact softmax near a query, Nystrom's approximation for the segments before its own.
 
-    Nystromformer (Xiong et al. 2021, 2102.03902) writes softmax(q k^T) as F A^-1 B, with landmarks that are
-    segment means over the whole sequence: an encoder's, since every token's landmarks hold later tokens.
-    The causal form is this project's own. For a query in segment i the landmarks l_m are the mean keys
-    of the segments m < i, which are complete, and
-        F = softmax(q l^T), A = softmax(l l^T), B = softmax(l k^T) over segments < i,
-        far = F A^-1 B v, near = softmax over the row's first token and the query's segment up to itself,
+    Nystromformer (Xiong et al. 2021, 2102.03902) writes softmax(q k^T) as F A^-1 B with landmarks that are segment
+    means over the whole sequence, so tokens see later ones. The causal form is this project's own: for a query in
+    segment i the landmarks l_m are the mean keys of the finished segments m < i,
+        F = softmax(q l^T), A = softmax(l l^T), B = softmax(l k^T) over segments < i, far = F A^-1 B v,
+        near = softmax over the row's first token and the query's segment up to itself,
         out = near w + far (1 - w), w = sigmoid(lse_near - lse_far),
-    with lse the log-sum-exp of the scores, for `far` estimated as log(segment) + lse(q l^T). The first token is
-    in no segment: pretrained models park a large share of their attention on it (Xiao et al. 2023,
-    2309.17453), which a mean would blur. Landmarks are of keys alone, since a KV cache holds no earlier
-    queries, and segments have a fixed length, so an output does not change when the text grows. Weights sum
-    to 1. With segment = 1 and no ridge the form is softmax itself; the ridge keeps A invertible where
-    landmarks are alike, as those of pretrained keys are.
+    lse being the log-sum-exp of the scores, for `far` estimated as log(segment) + lse(q l^T). The first token is in no
+    segment, since pretrained models park much attention on it (Xiao et al. 2023, 2309.17453). With segment = 1 and no
+    ridge this is softmax itself; the ridge keeps A invertible where landmarks are alike.
     """
     outputs = []
     for t in range(q.shape[2]):
@@ -243,8 +200,7 @@ def nystrom_naive(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
         if start > 1:
             past = k[:, :, 1:start]
             marks = past.unflatten(2, (-1, segment)).mean(3)  # (B, H, M, D)
-            a = (marks @ marks.mT * scale).softmax(-1)
-            b = (marks @ past.mT * scale).softmax(-1)
+            a, b = ((marks @ x.mT * scale).softmax(-1) for x in (marks, past))
             eye = torch.eye(a.shape[-1], device=q.device, dtype=q.dtype)
             solved = torch.linalg.solve(a + ridge * eye, b @ v[:, :, 1:start]) * (1 + ridge)
             marked = query @ marks.mT
@@ -256,17 +212,15 @@ def nystrom_naive(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
 
 
 def nystrom(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
-    """`nystrom_naive` with one batch of systems, A per segment: O(T segment + T M + M^4) for M = T / segment.
-
-    The systems are the leading parts of one (M, M) matrix of scores, filled up with ones on the diagonal.
+    """`nystrom_naive` with one batch of systems, the leading parts of one (M, M) matrix of scores, filled up with ones
+    on the diagonal: O(T segment + T M + M^4) for M = T / segment.
     """
-    length = q.shape[2] - 1
+    length, lowest = q.shape[2] - 1, torch.finfo(q.dtype).min
     if not length:
         return v
     first_k, first_v = k[:, :, None, :1], v[:, :, None, :1]  # (B, H, 1, 1, D)
     q, k, v = (_chunks(x[:, :, 1:], segment) for x in (q * scale, k, v))  # (B, H, N, c, D)
     n = q.shape[2]
-    lowest = torch.finfo(q.dtype).min
     late = torch.ones(segment, segment, dtype=torch.bool, device=q.device).triu(1)
     scores = torch.cat([q @ first_k.mT, (q @ k.mT).masked_fill(late, lowest)], -1)  # (.., c, 1 + c)
     weights = scores.softmax(-1)
@@ -286,8 +240,7 @@ def nystrom(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
         marked = torch.einsum("bhncd,bhmd->bhncm", q, marks).masked_fill(~before[:, None], lowest)
         far_mass = math.log(segment) + marked.logsumexp(-1, keepdim=True)
         share = torch.sigmoid(scores.logsumexp(-1, keepdim=True) - far_mass)
-        none_before = torch.arange(n, device=q.device)[:, None, None] == 0
-        share = share.masked_fill(none_before, 1.0)
+        share = share.masked_fill(torch.arange(n, device=q.device)[:, None, None] == 0, 1.0)  # nothing before
         near = near * share + marked.softmax(-1) @ solved * (1 - share)
     return torch.cat([first_v[:, :, 0], near.flatten(2, 3)[:, :, :length]], dim=2)
 
@@ -297,82 +250,72 @@ def _chunks(x: Tensor, size: int) -> Tensor:
     return F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
 
 
-# --- the registry
-
-
 @dataclass(frozen=True)
 class Attention:
-    """A variant: `form` is what models run, `naive` the readable reference, `step` the recurrent form."""
+    """A variant: `form` is what models run, `naive` its readable reference, `step` the recurrent form."""
 
     form: Callable[..., Tensor]
-    naive: Callable[..., Tensor]
+    naive: Callable[..., Tensor] | None = None  # None: the form itself is readable
     step: Callable | None = None
     takes_bias: bool = False  # there are scores that ALiBi and T5 can be added to
     takes_mask: bool = False  # else rows are moved so that padding comes last
     options: Mapping[str, object] = field(default_factory=dict)
-    gates: Callable[[int], dict[str, nn.Module]] | None = None  # extra parameters, of n_head * D
-
-
-def delta_gates(n_head: int, head_dim: int) -> dict[str, nn.Module]:
-    """beta's linear map, from all heads' keys: a linear map of the layer's input, as in the paper."""
-    return {"beta": nn.Linear(n_head * head_dim, n_head)}
+    gated: bool = False  # takes beta (B, H, T), a sigmoid of a linear map of all heads' keys
 
 
 ATTENTIONS = {
-    "softmax": Attention(softmax, softmax, takes_bias=True, takes_mask=True),
+    "softmax": Attention(softmax, takes_bias=True, takes_mask=True),
     "softmax_sdpa": Attention(softmax_sdpa, softmax, takes_bias=True, takes_mask=True),
     "window": Attention(window, window_naive, takes_bias=True, options={"window": 64}),
     "linear": Attention(kernel, kernel_naive, kernel_step, options={"phi": elu_features}),
     "performer": Attention(kernel, kernel_naive, kernel_step, options={"phi": favor_features, "features": 64}),
-    "delta": Attention(delta, delta_naive, delta_step, gates=delta_gates),
+    "delta": Attention(delta, delta_naive, delta_step, gated=True),
     "nystrom": Attention(nystrom, nystrom_naive, options={"segment": 32, "ridge": 0.5}),
 }
 
 
-def attention(name: str) -> Attention:
-    """The entry called `name`. Raises ValueError for another name, listing the known ones."""
-    if name not in ATTENTIONS:
-        raise ValueError(f"No attention is called {name!r}: choose of {', '.join(ATTENTIONS)}.")
-    return ATTENTIONS[name]
+def register(name: str, entry: Attention) -> None:
+    """Make `name` known here and to transformers: one line per new variant."""
+    ATTENTIONS[name] = entry
+    AttentionInterface.register(name, _attend(name))
+    AttentionMaskInterface.register(name, _padding)
 
 
 def use_attention(model: PreTrainedModel, name: str, **options) -> PreTrainedModel:
     """Make `model`, pretrained or not, run the attention `name`, and return it.
 
     `options` replace the variant's own (window, features, segment, ridge). New parameters (delta's beta) start
-    from fixed seeds. Raises ValueError for an unknown variant or option, or one that the model's position
-    encoding does not fit.
+    from fixed seeds. Raises ValueError for an unknown variant or option, or one that the model's position code does
+    not fit.
     """
-    entry = attention(name)
+    if name not in ATTENTIONS:
+        raise ValueError(f"No attention is called {name!r}: choose of {', '.join(ATTENTIONS)}.")
+    entry = ATTENTIONS[name]
     if unknown := set(options) - set(entry.options):
-        known = ", ".join(entry.options) or "none"
-        raise ValueError(f"attention {name!r} has no option {min(unknown)!r}: it takes {known}.")
-    for key in {"window", "segment", "features"} & set(options):
-        if not options[key] >= 1:
-            raise ValueError(f"attention {name!r}: {key}={options[key]} must be 1 or more.")
-    config = model.config
-    n_head = config.num_attention_heads
+        raise ValueError(f"{name!r} has no option {min(unknown)!r}: it takes {', '.join(entry.options) or 'none'}.")
+    if small := [key for key in {"window", "segment", "features"} & set(options) if options[key] < 1]:
+        raise ValueError(f"{name!r}: {small[0]}={options[small[0]]} must be 1 or more.")
     for module in attention_modules(model):
         check_fit(name, module.__dict__.get("position"))
         module.attention_options = dict(options)
-        if entry.gates is not None:
+        if entry.gated:
+            n_head = model.config.num_attention_heads
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(module.layer_idx)
-                for key, gate in entry.gates(n_head, module.head_dim).items():
-                    nn.init.normal_(gate.weight, std=config.initializer_range)
-                    nn.init.zeros_(gate.bias)
-                    module.add_module(key, gate.to(model.device))
+                gate = nn.Linear(n_head * module.head_dim, n_head)
+                nn.init.normal_(gate.weight, std=model.config.initializer_range)
+                nn.init.zeros_(gate.bias)
+                module.add_module("beta", gate.to(model.device))
     model.set_attn_implementation(name)
     return model
 
 
 def check_fit(name: str, position: nn.Module | None) -> None:
     """Raises ValueError for a position that adds to scores and an attention `name` that has none."""
-    if position is not None and position.biases_scores and not ATTENTIONS[name].takes_bias:
-        fitting = ", ".join(n for n, e in ATTENTIONS.items() if e.takes_bias)
+    if position is not None and position.bias is not None and not ATTENTIONS[name].takes_bias:
         raise ValueError(
-            f"position {position.name!r} adds to attention scores, which attention {name!r} does not "
-            f"have: choose of {fitting}, or another position."
+            f"position {position.name!r} adds to attention scores, which attention {name!r} does not have: choose of "
+            f"{', '.join(n for n, e in ATTENTIONS.items() if e.takes_bias)}, or another position."
         )
 
 
@@ -395,45 +338,31 @@ def _attend(name: str) -> Callable:
     entry = ATTENTIONS[name]
 
     def attend(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, position_ids=None, **_):
-        """query (B, H, T_q, D), key and value (B, H_kv, T_k, D), mask (B, T_k) -> (B, T_q, H, D).
-
-        Dropout acts on softmax weights; the other variants have no weights and leave it out.
-        """
-        _check_inputs(name, module, attention_mask, position_ids)
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:  # grouped-query attention: H_kv heads serve H queries
+        """query (B, H, T_q, D), key and value (B, H_kv, T_k, D), mask (B, T_k) -> (B, T_q, H, D). Dropout acts on
+        softmax weights; the other variants have none."""
+        position = module.__dict__.get("position")
+        check_fit(name, position)
+        if entry.gated and not hasattr(module, "beta"):
+            raise ValueError(f"attention {name!r} has parameters of its own: set it with use_attention.")
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError(f"attention {name!r} takes a padding mask (B, T), not {tuple(attention_mask.shape)}.")
+        alone = module.layer_idx or attention_mask is not None or position_ids is None
+        if not alone and bool((position_ids.diff() != 1).any()):
+            raise ValueError(f"attention {name!r} takes one document a row: lib.packing has one for packed rows.")
+        groups = query.shape[1] // key.shape[1]  # grouped-query attention: H_kv heads serve H queries
+        if groups > 1:
             key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        position = module.__dict__.get("position")
-        run = _masked if entry.takes_mask else _moved
         given = entry.options | getattr(module, "attention_options", {})
         if entry.takes_mask:
             given = given | {"dropout": dropout}
-        if position is not None and position.biases_scores:
+        if position is not None and position.bias is not None:
             given = given | {"bias": position.bias}
+        run = _masked if entry.takes_mask else _moved
         out = run(entry, module, position, query, key, value, attention_mask, scale, given)
         return out.transpose(1, 2), None
 
     return attend
-
-
-def _check_inputs(name, module, mask, position_ids) -> None:
-    check_fit(name, module.__dict__.get("position"))
-    if mask is not None and mask.ndim != 2:
-        raise ValueError(
-            f"attention {name!r} takes a padding mask (B, T), not one of shape {tuple(mask.shape)}: "
-            "pass the tokenizer's attention_mask."
-        )
-    first = module.layer_idx == 0 and mask is None and position_ids is not None
-    if first and bool((position_ids.diff() != 1).any()):
-        raise ValueError(
-            f"attention {name!r} takes one document a row, and position_ids start anew inside this one: "
-            "lib.packing's document_attention is for packed rows."
-        )
-    if ATTENTIONS[name].gates is not None and not hasattr(module, "beta"):
-        raise ValueError(
-            f"attention {name!r} has parameters of its own: set it with lib.explore.attention.use_attention."
-        )
 
 
 def _masked(entry, module, position, q, k, v, mask, scale, given) -> Tensor:
@@ -453,10 +382,9 @@ def _moved(entry, module, position, q, k, v, mask, scale, given) -> Tensor:
         if mask is not None:
             order = (~mask).int().argsort(dim=1, stable=True)  # (B, T_k)
             q, k, v = (_take(x, order) for x in (q, k, v))
-        if entry.gates is not None:
+        if entry.gated:
             written = k.transpose(1, 2).flatten(2).to(module.beta.weight.dtype)
-            strength = module.beta(written).float().sigmoid()  # (B, T, H)
-            given = given | {"beta": strength.transpose(1, 2)}
+            given = given | {"beta": module.beta(written).float().sigmoid().transpose(1, 2)}
         if position is not None:
             q, k = position.rotate(q, k)
         out = entry.form(q, k, v, scale, **given)
@@ -468,13 +396,6 @@ def _moved(entry, module, position, q, k, v, mask, scale, given) -> Tensor:
 def _take(x: Tensor, order: Tensor) -> Tensor:
     """x (B, H, T, D) with its tokens in `order` (B, T)."""
     return x.gather(2, order[:, None, :, None].expand_as(x))
-
-
-def register(name: str, entry: Attention) -> None:
-    """Make `name` known here and to transformers."""
-    ATTENTIONS[name] = entry
-    AttentionInterface.register(name, _attend(name))
-    AttentionMaskInterface.register(name, _padding)
 
 
 for _name, _entry in ATTENTIONS.items():
