@@ -10,19 +10,20 @@ from safetensors.torch import load_model, save_model
 from transformers import GPT2Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from lib.explore import positions
+from lib.explore import scratch
 from lib.explore.attention import ATTENTIONS, attention_modules, use_attention
-from lib.explore.positions import POSITIONS, Alibi, Rope, Sinusoidal, T5Bias, alibi_slopes, t5_bucket, use_position
-from lib.explore.scratch import build
+from lib.explore.positions import POSITIONS, Code, Position, rope, shift_test, t5_bucket, use_position
+from lib.explore.scratch import Recipe, build
 from lib.models import small_gpt2
 
-ABSOLUTE = ("learned", "sinusoidal")  # added to the embeddings; the others act on distances, or not at all
+ABSOLUTE = tuple(n for n, code in POSITIONS.items() if code.add)  # the others act on distances, or not at all
+CPU = torch.device("cpu")
 
 each = pytest.mark.parametrize("name", POSITIONS)
 
 
-def config(**fields):
-    return GPT2Config(**{"vocab_size": 97, "n_embd": 32, "n_head": 2, "n_positions": 64, **fields})
+def position(name, **fields):
+    return Position(name, GPT2Config(**{"vocab_size": 97, "n_embd": 32, "n_head": 2, "n_positions": 64, **fields}))
 
 
 def sharpened(model):
@@ -36,9 +37,9 @@ def sharpened(model):
     return model
 
 
-def gpt2(position, attention="softmax_sdpa", **options):
-    sizes = {"n_positions": 64, "n_layer": 2, "n_head": 2, "n_embd": 32}
-    return sharpened(build(97, position, attention, **sizes, **options))
+def gpt2(name, attention="softmax_sdpa"):
+    options = {"window": 8} if attention == "window" else {}
+    return sharpened(build(97, name, attention, options=options, n_positions=64, n_layer=2, n_head=2, n_embd=32))
 
 
 def row(length, seed=0):
@@ -47,11 +48,6 @@ def row(length, seed=0):
 
 def close(a, b):
     torch.testing.assert_close(a, b, atol=2e-5 * max(float(b.abs().max()), 1.0), rtol=0)
-
-
-def test_six_positions():
-    assert list(POSITIONS) == ["learned", "sinusoidal", "none", "rope", "alibi", "t5"]
-    assert all(cls.name == name for name, cls in POSITIONS.items())
 
 
 # --- the shift test: what two tokens are to each other depends on their distance alone
@@ -64,12 +60,15 @@ def spread_along_diagonals(scores):
     return max(float(d.max() - d.min()) for d in below) / scale
 
 
-def test_ropes_scores_depend_on_the_distance_alone():
-    q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
-    q, k = Rope(config()).rotate(q.expand(1, 1, 40, 16), k.expand(1, 1, 40, 16))
-    scores = (q @ k.mT)[0, 0]
+@pytest.mark.parametrize("name", [n for n, code in POSITIONS.items() if code.rotate])
+def test_ropes_scores_depend_on_the_distance_alone(name):
+    q, k = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(0)).expand(2, 1, 1, 40, 16)
+    turned, keys = position(name).rotate(q, k)
+    scores = (turned @ keys.mT)[0, 0]
     assert spread_along_diagonals(scores) < 1e-5
     assert scores[-1].std() > 0.1  # and do depend on it
+    last, same = position(name).rotate(q[:, :, -2:], k)  # behind a KV cache
+    assert torch.equal(last, turned[:, :, -2:]) and torch.equal(same, keys)
 
 
 def test_a_broken_rope_fails_the_shift_test():
@@ -85,36 +84,29 @@ def test_a_broken_rope_fails_the_shift_test():
     assert turned.norm(dim=-1).std() > 0.01 * turned.norm(dim=-1).mean()
 
 
-@pytest.mark.parametrize("cls", [Alibi, T5Bias])
-def test_biases_depend_on_the_distance_alone(cls):
-    position = cls(config())
-    bias = position.bias(50, 50)
+@pytest.mark.parametrize("name", [n for n, code in POSITIONS.items() if code.bias])
+def test_biases_depend_on_the_distance_alone(name):
+    code = position(name)
+    bias = code.bias(50, 50, CPU)
     assert bias.shape == (2, 50, 50)
     assert torch.equal(bias[:, 1:, 1:], bias[:, :-1, :-1])
     assert bias[0, -1].std() > 0
     assert not torch.equal(bias[0], bias[1])
-    assert torch.equal(position.bias(7, 50), bias[:, -7:])  # behind a KV cache
-
-
-def test_rope_behind_a_cache_turns_the_last_queries():
-    q, k = torch.randn(2, 1, 2, 9, 8)
-    whole, keys = Rope(config()).rotate(q, k)
-    last, same = Rope(config()).rotate(q[:, :, -2:], k)
-    assert torch.equal(last, whole[:, :, -2:]) and torch.equal(same, keys)
+    assert torch.equal(code.bias(7, 50, CPU), bias[:, -7:])  # behind a KV cache
 
 
 @pytest.mark.parametrize(
     ("name", "attention"),
     [
         (name, attention)
-        for name, position in POSITIONS.items()
+        for name, code in POSITIONS.items()
         for attention in ("softmax", "softmax_sdpa", "window", "linear")
-        if ATTENTIONS[attention].takes_bias or not position.biases_scores
+        if ATTENTIONS[attention].takes_bias or not code.bias
     ],
 )
 @torch.no_grad()
 def test_only_absolute_positions_notice_uncorrected_left_padding(name, attention):
-    model, tokens = (gpt2(name, attention, **({"window": 8} if attention == "window" else {})), row(25))
+    model, tokens = gpt2(name, attention), row(25)
     alone = model(tokens[None]).logits[0]
     ids = torch.cat([torch.zeros(11, dtype=torch.long), tokens])[None]
     mask = (ids > 0).long()
@@ -155,7 +147,7 @@ def test_word_order_counts(name):
 @pytest.mark.parametrize("attention", ["softmax", "softmax_sdpa", "window"])
 @torch.no_grad()
 def test_left_padding_and_kv_cache_change_nothing(name, attention):
-    model = gpt2(name, attention, **({"window": 8} if attention == "window" else {}))
+    model = gpt2(name, attention)
     rows = [row(26, 1), row(15, 2)]
     ids = torch.stack([torch.nn.functional.pad(r, (26 - len(r), 0)) for r in rows])
     mask = (ids > 0).long()
@@ -180,32 +172,34 @@ def test_left_padding_and_kv_cache_change_nothing(name, attention):
 
 
 def test_rope_turns_a_pair_by_its_position():
-    x = torch.tensor([1.0, 0.0]).expand(1, 1, 5, 2)
-    turned, _ = Rope(config(n_embd=2, n_head=1)).rotate(x, x)
+    turned = rope(torch.tensor([1.0, 0.0]).expand(1, 1, 5, 2), torch.arange(5))
     for t in range(5):
         torch.testing.assert_close(turned[0, 0, t], torch.tensor([math.cos(t), math.sin(t)]))
     x = torch.tensor([0.0, 1.0, 0.0, 0.0]).expand(1, 1, 5, 4)  # the second pair: 10,000^(-2/4)
-    turned, _ = Rope(config(n_embd=4, n_head=1)).rotate(x, x)
     expected = torch.tensor([0.0, math.cos(0.04), 0.0, math.sin(0.04)])
-    torch.testing.assert_close(turned[0, 0, 4], expected)
+    torch.testing.assert_close(rope(x, torch.arange(5))[0, 0, 4], expected)
 
 
 def test_rope_keeps_lengths_and_leaves_position_0():
-    q, k = torch.randn(2, 2, 3, 60, 16, generator=torch.Generator().manual_seed(0))
-    for before, after in zip((q, k), Rope(config()).rotate(q, k), strict=True):
-        torch.testing.assert_close(after.norm(dim=-1), before.norm(dim=-1))
-        assert torch.equal(after[:, :, 0], before[:, :, 0])
-        assert (after[:, :, 1:] - before[:, :, 1:]).abs().amax(-1).min() > 1e-3
+    x = torch.randn(2, 3, 60, 16, generator=torch.Generator().manual_seed(0))
+    turned = rope(x, torch.arange(60))
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    assert torch.equal(turned[:, :, 0], x[:, :, 0])
+    assert (turned[:, :, 1:] - x[:, :, 1:]).abs().amax(-1).min() > 1e-3
 
 
-def test_alibi_slopes_are_the_papers():
-    assert alibi_slopes(8) == [2**-i for i in range(1, 9)]
-    assert alibi_slopes(16) == [2 ** (-i / 2) for i in range(1, 17)]
-    assert alibi_slopes(12) == [2**-i for i in range(1, 9)] + [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]
-    assert alibi_slopes(1) == [2**-8]
-    bias = Alibi(config(n_embd=64, n_head=8)).bias(4, 4)
-    assert bias[0, 3, :4].tolist() == [-1.5, -1.0, -0.5, 0.0]
-    assert bias[7, 3, 0] == -3 / 256
+@pytest.mark.parametrize(
+    ("heads", "slopes"),
+    [
+        (8, [2**-i for i in range(1, 9)]),
+        (16, [2 ** (-i / 2) for i in range(1, 17)]),
+        (12, [2**-i for i in range(1, 9)] + [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]),
+        (1, [2**-8]),
+    ],
+)
+def test_alibis_slopes_are_the_papers(heads, slopes):
+    bias = position("alibi", n_embd=4 * heads, n_head=heads).bias(4, 4, CPU)
+    torch.testing.assert_close(bias[:, 3, :4], torch.tensor([[-3 * m, -2 * m, -m, 0] for m in slopes]))
 
 
 def test_t5_buckets_are_transformers():
@@ -216,14 +210,13 @@ def test_t5_buckets_are_transformers():
 
 
 def test_t5s_bias_is_its_tables_row():
-    position = T5Bias(config())
-    bias = position.bias(40, 40)
-    assert torch.equal(bias[:, 39, 39], position.weight[0])
-    assert torch.equal(bias[:, 39, 34], position.weight[5])
-    assert position.weight.shape == (32, 2)
+    code = position("t5")
+    bias = code.bias(40, 40, CPU)
+    assert torch.equal(bias[:, 39, 39], code.weight[0])
+    assert torch.equal(bias[:, 39, 34], code.weight[5])
 
 
-@pytest.mark.parametrize("attention", [n for n, e in ATTENTIONS.items() if e.takes_bias])
+@pytest.mark.parametrize("attention", ["softmax", "softmax_sdpa"])
 def test_t5s_table_learns(attention):
     model = gpt2("t5", attention)
     model(row(20)[None]).logits.square().sum().backward()
@@ -232,8 +225,7 @@ def test_t5s_table_learns(attention):
 
 
 def test_sinusoids_are_the_papers_at_gpt2s_size():
-    position = Sinusoidal(config(n_embd=6))
-    rows = position(torch.arange(50)[None])[0]
+    rows = position("sinusoidal", n_embd=6)(torch.arange(50)[None])[0]
     assert rows.shape == (50, 6)
     for t in (0, 1, 17):
         for i in range(3):
@@ -305,14 +297,14 @@ def test_an_unknown_name_lists_the_known_ones():
         use_position(small_gpt2(97), "xpos")
 
 
-def test_rope_needs_pairs():
-    with pytest.raises(ValueError, match=r"head size of 3 \(n_embd 12 / n_head 4\)"):
-        build(97, "rope", n_layer=1, n_head=4, n_embd=12)
-
-
-def test_sinusoids_need_an_even_width():
-    with pytest.raises(ValueError, match="even n_embd, not 15"):
-        build(97, "sinusoidal", n_layer=1, n_head=3, n_embd=15)
+@pytest.mark.parametrize(
+    ("name", "n_head", "n_embd", "message"),
+    [("rope", 4, 12, r"head size \(n_embd / n_head\) of 3"), ("sinusoidal", 3, 15, "even n_embd, not 15")],
+)
+def test_pairs_need_an_even_width(name, n_head, n_embd, message):
+    model = build(97, name, n_layer=1, n_head=n_head, n_embd=n_embd)
+    with pytest.raises(ValueError, match=message):
+        model(row(5)[None])
 
 
 @each
@@ -325,7 +317,7 @@ def test_only_the_learned_table_ends(name):
         assert run().logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [n for n, p in POSITIONS.items() if p.biases_scores])
+@pytest.mark.parametrize("name", [n for n, code in POSITIONS.items() if code.bias])
 def test_a_bias_is_not_set_where_there_are_no_scores(name):
     model = use_attention(small_gpt2(97), "linear")
     with pytest.raises(ValueError, match=f"'{name}' adds .*'linear' does not have"):
@@ -340,13 +332,19 @@ def test_an_attention_that_would_leave_the_code_out_is_refused(name):
         model(torch.arange(8)[None])
 
 
-def test_the_notebooks_tables_of_codes_and_shifts():
-    shapes = positions.shapes(positions=16, n_head=4, head_dim=8)
-    alibi = shapes[(shapes["code"] == "alibi") & (shapes["line"] == "head 1")]
-    assert alibi["value"].tolist() == pytest.approx([-0.25 * d for d in range(16)])
-    rope = shapes[shapes["code"] == "rope"]["value"].tolist()
-    frequencies = [10_000 ** (-i / 8) for i in range(0, 8, 2)]
-    assert rope[3] == pytest.approx(sum(math.cos(3 * f) for f in frequencies) / 4, abs=1e-5)
-    shift = positions.shift_test(list(positions.POSITIONS)).set_index("position")["max_difference"]
-    assert (shift[["none", "rope", "alibi", "t5"]] < 1e-5).all()
-    assert (shift[["learned", "sinusoidal"]] > 1e-3).all()
+def test_the_notebooks_shift_test():
+    shift = shift_test(list(POSITIONS)).set_index("position")["max_difference"]
+    for name, code in POSITIONS.items():
+        assert shift[name] > 1e-3 if code.add else shift[name] < 1e-5
+
+
+def test_a_new_position_is_one_function_and_one_line(monkeypatch):
+    def nearby(distance, weight, config):
+        """Keys more than eight tokens back count a hundredth."""
+        return -math.log(100) * (distance > 8).float().expand(config.n_head, -1, -1)
+
+    monkeypatch.setitem(POSITIONS, "nearby", Code(bias=nearby))
+    assert shift_test(["nearby"])["max_difference"][0] < 1e-5
+    small_run = {"train_length": 32, "train_bytes": 6_000, "vocab_size": 300, "n_layer": 1, "n_embd": 32}
+    run = scratch.train(Recipe(seed=0, position="nearby", **small_run))
+    assert scratch.score_stream(run.model, run.encoding, ["some text"], 32).bits_per_byte < 8

@@ -198,7 +198,8 @@ ENCODINGS: dict[str, Callable[[list[str], int | None], Encoding]] = {
     "wordpiece": wordpiece,
     "unigram": unigram,
 }
-UNTRAINED, OWN_SIZE, TRAINED_TO_SIZE = ("bytes", "gpt2"), ("bytes", "characters", "gpt2"), ("bpe", "wordpiece", "unigram")
+UNTRAINED, OWN_SIZE = ("bytes", "gpt2"), ("bytes", "characters", "gpt2")
+TRAINED_TO_SIZE = ("bpe", "wordpiece", "unigram")
 _PATTERN = pre_tokenizers.Split(Regex(PATTERN), "isolated")
 _WORDS = [_PATTERN, pre_tokenizers.FixedLength(WORD_LIMIT)]
 
