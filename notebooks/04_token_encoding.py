@@ -35,33 +35,37 @@ import inspect
 import json
 import math
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 
+import matplotlib.pyplot as plt
 import pandas as pd
-from IPython.display import Markdown, display
+import torch
+from IPython.display import Code, display
 
-from lib import plots, profile, results, tasks
-from lib.explore import curves, encodings, scratch
+from lib import plots, profile, tasks
+from lib.explore import costs, encodings, scratch
+from lib.explore.encodings import encoding_statistics, train_encoding
 from lib.metrics import mean_interval
+from lib.results import Results, by_seed, interval, listed, number, shown
 
-started = results.start()
-settings, budget = profile.current(), profile.current().scratch
 pd.set_option("display.max_colwidth", 160, "display.max_rows", 80)
 
+# %% [markdown]
+# - The budget: (fast, cpu, full). Text in UTF-8 bytes. In `cpu` GPT-2's own 50,257 tokens are not trained: its output
+#   layer makes that run several times as long as any other. `fast` only shows that the notebook runs.
 
 # %%
-def show(*functions) -> None:
-    code = "\n\n".join(inspect.getsource(f) for f in functions)
-    display(Markdown(f"```python\n{code}```"))
-
-
-def keep(figure, name: str, text: str) -> None:
-    plots.save_figure(figure, name, plots.caption(text, results.provenance(seeds=budget.seeds)))
-
-
-def label(name: str, size: int | None) -> str:
-    return f"{name} {size:,}" if size else name
-
+budget = profile.budget(
+    seeds=((0, 1), (0, 1), (0, 1, 2)),
+    train_bytes=(12_000, 150_000, 500_000),  # that a run sees
+    eval_bytes=(4_000, 30_000, 50_000),  # leading held-out text
+    vocab_sizes=((300, 400), (512, 1_024, 4_096), (512, 1_024, 2_048, 4_096, 8_192)),  # of the BPEs
+    gpt2=(False, False, True),  # train with GPT-2's tokens, too
+    n_layer=(1, 4, 4),
+    n_embd=(32, 128, 128),
+)
+results = Results("04_token_encoding", seeds=budget.seeds)
 
 # %% [markdown]
 # ## 1 The principle
@@ -78,24 +82,32 @@ def label(name: str, size: int | None) -> str:
 # - **UNK** must cost something, else the encoding that drops the hard characters wins. Here each lost stretch is
 #   spelled out at 8 bits a byte and 8 for its end, and the bits are added to the model's.
 
+
 # %%
+def show(*functions) -> None:
+    display(Code("\n\n".join(inspect.getsource(f) for f in functions), language="python"))
+
+
 show(encodings.Encoding.unknown_bits, encodings.Encoding.lost)
 
 # %% [markdown]
-# - The conditions, as data. In profile `cpu` GPT-2's own 50,257 tokens are not trained: its output layer makes
-#   that run several times as long as any other. `fast` only shows that the notebook runs.
+# - The conditions, as data: (encoding, vocabulary size); None where the encoding has its own.
 
 # %%
 sizes = budget.vocab_sizes
 learned = [(name, 4_096) for name in ("wordpiece", "unigram") if 4_096 in sizes]
+fixed = [("bytes", None), ("characters", None)]
 CONDITIONS = {
-    "debian": [("bytes", None), ("characters", None), *(("bpe", v) for v in sizes), *learned],
-    "tang": [("bytes", None), ("characters", None), *(("bpe", v) for v in (1_024, 4_096))],
+    "debian": [*fixed, *(("bpe", v) for v in sizes), *learned, *[("gpt2", None)] * budget.gpt2],
+    "tang": [*fixed, *(("bpe", v) for v in (1_024, 4_096) if v in sizes), *learned],
 }
-CONDITIONS["tang"] = [c for c in CONDITIONS["tang"] if c[1] in (None, *sizes)] + learned
-if settings.name == "full":
-    CONDITIONS["debian"].append(("gpt2", None))
 LANGUAGES = {"debian": "English (debian)", "tang": "Chinese (tang)"}
+
+
+def label(name: str, size: int | None) -> str:
+    return name if name in encodings.OWN_SIZE else f"{name} {size:,}"
+
+
 {corpus: [label(*c) for c in conditions] for corpus, conditions in CONDITIONS.items()}
 
 # %% [markdown]
@@ -109,7 +121,7 @@ cut = {
     LANGUAGES[corpus]: {label(*c): scratch.encoding_of(corpus, *c).tokens(EXAMPLES[corpus]) for c in SHOWN[corpus]}
     for corpus in CONDITIONS
 }
-keep(plots.strips(cut), "04_tokens", "A line of a package description and a verse, as tokens.")
+results.figure(plots.strips(cut), "04_tokens", "A line of a package description and a verse, as tokens.")
 
 # %% [markdown]
 # ## 2 BPE, step by step
@@ -135,19 +147,24 @@ def seen(piece: bytes) -> str:
 
 
 steps = list(encodings.bpe_steps(TOY))
-merges = pd.DataFrame([(s.step, *map(seen, s.pair), s.count, seen(s.symbol)) for s in steps])
-merges.columns = ["step", "left", "right", "count", "symbol"]
+merges = results.table(
+    "merges",
+    lambda: [
+        {"step": i, "left": seen(a), "right": seen(b), "count": count, "symbol": seen(a + b)}
+        for i, ((a, b), count) in enumerate(steps, 1)
+    ],
+)
 merges
 
 # %% [markdown]
 # - A word that the text did not hold, encoded with those merges, and decoded again.
 
 # %%
-show(encodings._encode_steps, encodings._merged, encodings.bpe_decode)
-pairs = [s.pair for s in steps]
-for pieces in encodings.bpe_encode_steps(" lowest", pairs):
+show(encodings.bpe_encode_steps, encodings.merged)
+ranks = {pair: rank for rank, (pair, _) in enumerate(steps)}
+for pieces in encodings.bpe_encode_steps(" lowest", ranks):
     print(" | ".join(map(seen, pieces)))
-assert encodings.bpe_decode(pieces) == " lowest"
+assert b"".join(pieces).decode() == " lowest"
 
 # %% [markdown]
 # - Is it right? On the same text the `tokenizers` library must learn the same merges in the same order and
@@ -156,7 +173,7 @@ assert encodings.bpe_decode(pieces) == " lowest"
 # %%
 sample, other = (scratch.documents("debian", split, 20_000) for split in ("train", "test"))
 pairs = encodings.bpe_train(sample, 150)
-library = encodings.train_encoding("bpe", sample, 257 + len(pairs))  # 256 bytes, the merges, EOS
+library = train_encoding("bpe", sample, 257 + len(pairs))  # 256 bytes, the merges, EOS
 theirs = json.loads(library.tokenizer.to_str())["model"]["merges"]
 ours = [["".join(encodings.BYTE_CHARACTERS[b] for b in part) for part in pair] for pair in pairs]
 ids = encodings.bpe_vocabulary(pairs)
@@ -172,9 +189,9 @@ print(f"{len(pairs)} merges and the ids of {len(other)} held-out documents are t
 gpt2, pairs = scratch.encoding_of("tang", "gpt2", None), encodings.gpt2_merges()
 ids = encodings.bpe_vocabulary(pairs)
 for corpus in CONDITIONS:
-    text = "\n".join(scratch.held_out(corpus, 8_000))
+    text = "\n".join(scratch.documents(corpus, "test", 8_000))
     pieces = encodings.bpe_encode(text, pairs)
-    assert [ids[p] for p in pieces] == gpt2.encode(text) and encodings.bpe_decode(pieces) == text
+    assert [ids[p] for p in pieces] == gpt2.encode(text) and b"".join(pieces).decode() == text
     print(f"{corpus}: {len(pieces):,} tokens, the same as GPT-2's.")
 
 # %% [markdown]
@@ -185,15 +202,22 @@ for corpus in CONDITIONS:
 # - WordPiece spends two entries on a character, alone and inside a word, and at most half of its table on
 #   them: of 4,096 entries that is 1,024 characters. In Chinese the price of UNK decides its result.
 
-
 # %%
+texts = {corpus: scratch.documents(corpus, "test", budget.eval_bytes) for corpus in CONDITIONS}
+
+
+def labelled(df: pd.DataFrame) -> pd.DataFrame:
+    return df.assign(label=[label(r.encoding, r.vocab_size) for r in df.itertuples()])
+
+
 def statistics(corpus: str, name: str, size: int | None) -> dict:
-    encoding = scratch.encoding_of(corpus, name, size)
-    row = encodings.encoding_statistics(encoding, scratch.held_out(corpus, budget.eval_bytes))
-    return {"corpus": corpus, "encoding": name, "label": label(name, size), **row}
+    found = encoding_statistics(scratch.encoding_of(corpus, name, size), texts[corpus])
+    return {"corpus": corpus, "encoding": name, **found}
 
 
-facts = pd.DataFrame([statistics(corpus, *c) for corpus in SHOWN for c in SHOWN[corpus]])
+facts = labelled(
+    results.table("statistics", lambda: [statistics(corpus, *c) for corpus in SHOWN for c in SHOWN[corpus]])
+)
 columns = [c for c in facts if c.endswith(("_token", "_percent", "_per_byte"))]
 facts.set_index(["corpus", "label"])[["vocab_size", *columns]].round(2)
 
@@ -202,7 +226,7 @@ facts.set_index(["corpus", "label"])[["vocab_size", *columns]].round(2)
 #   three pieces, and the model must write the bytes in the right order before a character appears.
 
 # %%
-verses = scratch.held_out("tang", 1)[0].splitlines()
+verses = texts["tang"][0].splitlines()
 poem = pd.DataFrame({"verse": verses, "tokens": [" ".join(gpt2.tokens(v)) for v in verses]})
 poem["characters_per_token"] = [len(v) / len(gpt2.encode(v)) for v in verses]
 row = facts[(facts.corpus == "tang") & (facts.encoding == "gpt2")].iloc[0]
@@ -230,7 +254,7 @@ show(scratch.length_for, scratch.stream)
 #   `lib/explore/encodings.py`, and one name in the recipe chooses.
 
 # %%
-show(encodings._bpe, encodings._unigram)
+show(encodings.bpe, encodings.unigram)
 
 
 # %%
@@ -238,59 +262,131 @@ def recipe(seed: int, corpus: str, name: str, size: int | None) -> scratch.Recip
     n = scratch.length_for(scratch.encoding_of(corpus, name, size), corpus, 512)
     what = {"seed": seed, "corpus": corpus, "encoding": name, "vocab_size": size}
     shape = {"position": "rope", "n_layer": budget.n_layer, "n_embd": budget.n_embd}
-    amount = {"train_length": n, "rows": 2, "train_bytes": budget.encoding_bytes}
-    return scratch.Recipe(**what, **shape, **amount)
+    return scratch.Recipe(**what, **shape, train_length=n, rows=2, train_bytes=budget.train_bytes)
 
 
-conditions = [(corpus, *c) for corpus in CONDITIONS for c in CONDITIONS[corpus]]
-recipes = [recipe(seed, *c) for seed in budget.seeds for c in conditions]
-runs = scratch.train_all(recipes)
+@cache
+def recipes() -> list[scratch.Recipe]:
+    return [recipe(seed, corpus, *c) for seed in budget.seeds for corpus in CONDITIONS for c in CONDITIONS[corpus]]
+
+
+@cache
+def runs() -> list[scratch.Trained]:
+    return scratch.train_all(recipes())
+
 
 # %% [markdown]
 # ## 5 The same at equal compute
 #
 # At equal bytes the longer sequence also gets more compute. Per token, training costs about
 # $6 N + 6 V d + 6 L d T$ floating-point operations: $N$ parameters in the blocks, the output layer, and causal
-# attention over rows of $T$ tokens ($L$ layers of width $d$; Kaplan et al. 2020).
+# attention over rows of $T$ tokens ($L$ layers of width $d$; Kaplan et al. 2020): 2 per weight forward and 4 backward.
 #
 # - The cost of BPE near 1,024 at full bytes is what everybody gets; the amount of text follows.
 
+
 # %%
-show(scratch.flops, scratch.at_equal_compute)
+def encoding_of(r: scratch.Recipe) -> encodings.Encoding:
+    return scratch.encoding_of(r.corpus, r.encoding, r.vocab_size)
+
+
+def flops(r: scratch.Recipe, tokens: int) -> float:
+    """Floating-point operations of training on `tokens` tokens, a multiplication and an addition as two."""
+    blocks = r.n_layer * (12 * r.n_embd**2 + 13 * r.n_embd)  # GPT-2's: weights, then biases and norms
+    return 6.0 * tokens * (blocks + encoding_of(r).vocab_size * r.n_embd + r.n_layer * r.n_embd * r.train_length)
+
+
+def expected_tokens(r: scratch.Recipe) -> int:
+    """Tokens, EOS included, of `train_bytes` of text; a run's own count differs a little, by its documents."""
+    drawn = scratch.documents(r.corpus, "train", r.train_bytes)
+    n_bytes = sum(len(t.encode("utf-8")) for t in drawn)
+    return round(r.train_bytes * (len(scratch.stream(encoding_of(r), drawn)) - 1) / n_bytes)
+
+
+def at_equal_compute(r: scratch.Recipe, cost: float) -> scratch.Recipe:
+    """`r` with the text, in whole 1,000 bytes, on which its training costs `cost` operations."""
+    share = cost / flops(r, expected_tokens(r))
+    return replace(r, train_bytes=1_000 * max(round(r.train_bytes * share / 1_000), 1))
+
 
 # %%
 middle = min(sizes, key=lambda v: abs(v - 1_024))
-reference = recipe(budget.seeds[0], "debian", "bpe", middle)
-cost = scratch.flops(reference, scratch.expected_tokens(reference))
-swept = [r for r in recipes if r.corpus == "debian" and r.encoding in ("bytes", "bpe")]
-scaled = [scratch.at_equal_compute(r, cost) for r in swept]
-scaled_runs = scratch.train_all(scaled, desc="equal compute")
-print(f"{cost:.2e} floating-point operations per run.")
+
+
+@cache
+def scaled_runs() -> list[scratch.Trained]:
+    reference = recipe(budget.seeds[0], "debian", "bpe", middle)
+    cost = flops(reference, expected_tokens(reference))
+    print(f"{cost:.2e} floating-point operations per run.")
+    swept = [r for r in recipes() if r.corpus == "debian" and r.encoding in ("bytes", "bpe")]
+    return scratch.train_all([at_equal_compute(r, cost) for r in swept], desc="equal compute")
+
 
 # %% [markdown]
 # ## 6 Bits per byte
 #
-# - The same held-out text for all, in blocks of 512 bytes on average, UNK priced in.
+# - The same held-out text for all, in blocks of 512 bytes on average, UNK priced in. Training speed is timed here, not
+#   taken from the runs, which may have shared the machine: random ids, since a step takes as long for any text; the
+#   conditions take turns; medians.
+
 
 # %%
-KEPT = ["corpus", "seed", "train_bytes", "tokens", "parameters", "non_embedding_parameters"]
-
-
 def measure(run: scratch.Trained, kind: str) -> dict:
-    r, texts = run.recipe, scratch.held_out(run.recipe.corpus, budget.eval_bytes)
-    score = scratch.score_stream(run.model, run.encoding, texts, r.train_length, batch_tokens=2_048)
-    row = {"label": label(r.encoding, r.vocab_size), "budget": kind}
-    row |= {"bits_per_byte": score.bits_per_byte, "perplexity": math.exp(score.nats.mean())}
-    return row | {k: run.summary[k] for k in KEPT}
+    r = run.recipe
+    score = scratch.score_stream(run.model, run.encoding, texts[r.corpus], r.train_length, batch_tokens=2_048)
+    found = {"corpus": r.corpus, "encoding": r.encoding, "vocab_size": run.encoding.vocab_size}
+    found |= {"seed": r.seed, "budget": kind}
+    found |= {"bits_per_byte": score.bits_per_byte, "perplexity": math.exp(score.nats.mean())}
+    kept = ["train_bytes", "tokens", "parameters", "non_embedding_parameters"]
+    return found | {k: run.summary[k] for k in kept} | {"flops": flops(r, run.summary["tokens"])}
+
+
+def timer(r: scratch.Recipe):
+    """A function that trains n steps of the recipe."""
+    model = scratch.model_of(r).train()
+    optimizer = torch.optim.AdamW(model.parameters(), r.learning_rate, fused=True)
+    ids = torch.randint(model.config.vocab_size, (r.rows, r.train_length + 1), device=model.device)
+
+    def steps(n: int = 8) -> None:
+        for _ in range(n):
+            scratch.shifted_loss(model(ids[:, :-1], use_cache=False), ids[:, 1:]).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    steps(2)  # first steps allocate and are slower
+    return steps
+
+
+def training_speed() -> list[dict]:
+    one_seed = [r for r in recipes() if r.seed == budget.seeds[0]]
+    rows = []
+    for r, taken in costs.by_turns({r: timer(r) for r in one_seed}, rounds=3).items():
+        speed = 8 * r.rows * r.train_length / pd.Series(taken).median()
+        row = {"corpus": r.corpus, "encoding": r.encoding, "vocab_size": encoding_of(r).vocab_size}
+        row |= {"train_length": r.train_length, "tokens_per_second": speed}
+        rows.append(row | {"bytes_per_second": speed * r.train_bytes / expected_tokens(r)})
+    return rows
+
+
+speed = labelled(results.table("speed", training_speed))
 
 
 # %%
-rows = [measure(r, "bytes") for r in runs] + [measure(r, "compute") for r in scaled_runs]
-for row, run in zip(rows, [*runs, *scaled_runs], strict=True):
-    row["flops"] = scratch.flops(run.recipe, run.summary["tokens"])
-about = ["encoding", "vocab_size", "bytes_per_token", "lossless_percent", "unknown_bits_per_byte"]
-table = pd.DataFrame(rows).merge(facts[["corpus", "label", *about]], on=["corpus", "label"])
-assert table[table.budget == "bytes"].non_embedding_parameters.nunique() == 1
+def measured() -> pd.DataFrame:
+    df = pd.DataFrame([measure(r, "bytes") for r in runs()] + [measure(r, "compute") for r in scaled_runs()])
+    keys = ["corpus", "encoding", "vocab_size"]
+    known = facts.rename(columns={"lossless_percent": "lossless"})[[*keys, "bytes_per_token", "lossless", PRICE]]
+    df = df.merge(known, on=keys).merge(speed[[*keys, "tokens_per_second"]], on=keys)
+    first = [*keys, "seed", "budget", "bytes_per_token", "lossless"]
+    last = [PRICE, "tokens_per_second"]
+    return df[[*first, *(c for c in df if c not in [*first, *last]), *last]]
+
+
+PRICE = "unknown_bits_per_byte"
+table = labelled(results.table("encodings", measured))
+equal = table[table.budget == "bytes"]
+assert (equal.non_embedding_parameters == budget.n_layer * (12 * budget.n_embd**2 + 13 * budget.n_embd)).all()
 
 # %% [markdown]
 # - Mean over seeds; `interval` is half the width of the 95 % t interval.
@@ -305,12 +401,12 @@ summary.round(3)
 # - Every seed as a dot, the mean with its interval.
 
 # %%
-equal = table[table.budget == "bytes"]
-amount = f"Small GPT-2s from scratch, {budget.encoding_bytes:,} bytes of text per run"
+amount = f"Small GPT-2s from scratch, {budget.train_bytes:,} bytes of text per run"
+figure = plots.dots(
+    equal, "bits_per_byte", "label", "corpus", LANGUAGES, family="encoding", xlabel="bits per byte (lower is better)"
+)
 text = f"Bits per byte of held-out text by encoding. {amount}; 95 % t intervals over seeds."
-axis = "bits per byte (lower is better)"
-figure = plots.dots(equal, "bits_per_byte", "label", "corpus", LANGUAGES, family="encoding", xlabel=axis)
-keep(figure, "04_encodings", text)
+results.figure(figure, "04_encodings", text)
 
 # %% [markdown]
 # - Against the size of the vocabulary, English, bytes at the left. Equal bytes favours whoever takes more
@@ -318,40 +414,66 @@ keep(figure, "04_encodings", text)
 
 # %%
 sweep = table[(table.corpus == "debian") & table.encoding.isin(["bytes", "bpe"])]
-names = {"bytes": "equal bytes", "compute": "equal compute"}
+fig, ax = plt.subplots()
+for i, kind in enumerate(("bytes", "compute")):
+    parts = sweep[sweep.budget == kind].groupby("vocab_size")["bits_per_byte"]
+    spots = [v * (0.985, 1.015)[i] for v in parts.groups]  # the intervals of two lines stand side by side
+    means, low, high = zip(*(mean_interval(values) for _, values in parts), strict=True)
+    ax.vlines(spots, low, high, color=plots.COLORS[i], linewidth=4, alpha=0.35)
+    for x, (_, values) in zip(spots, parts, strict=True):
+        ax.plot([x] * len(values), values, "o", color=plots.COLORS[i], markersize=2.5)
+    ax.plot(spots, means, label=f"equal {kind}", marker=plots.MARKERS[i], markersize=5, **plots.look(i))
+ticks = sorted(sweep.vocab_size.unique())
+ax.set_xscale("log", base=2)
+ax.set_xticks(ticks, [f"{v:,}" if n else f"bytes\n{v:,}" for n, v in enumerate(ticks)])
+ax.minorticks_off()
+ax.set(xlabel="vocabulary size", ylabel="held-out bits per byte")
+plots.label_lines(ax)
 text = f"BPE in English: bits per byte against vocabulary size. {amount}, or the compute of BPE {middle:,}."
-keep(curves.by_vocabulary(sweep, names), "04_vocabulary", text)
+results.figure(fig, "04_vocabulary", text)
 
 # %% [markdown]
 # - Against bytes, paired by seed: the same seed draws the same documents. Below 0: better than bytes.
 
 
 # %%
-def against_bytes(corpus: str, kind: str) -> pd.DataFrame:
-    part = table[(table.corpus == corpus) & (table.budget == kind)]
-    wide = part.pivot(index="seed", columns="label", values="bits_per_byte")[part.label.unique()]
-    gaps = {name: mean_interval(wide[name] - wide["bytes"]) for name in wide.columns[1:]}
-    frame = pd.DataFrame(gaps, index=["difference", "low", "high"]).T.rename_axis("label")
-    return frame.reset_index().assign(corpus=corpus, budget=kind)
+def gaps(corpus: str, kind: str = "bytes") -> dict[str, pd.Series]:
+    wide = by_seed(table[(table.corpus == corpus) & (table.budget == kind)], "label")
+    return {name: wide[name] - wide["bytes"] for name in wide.columns.drop("bytes")}
 
 
-cases = [("debian", "bytes"), ("tang", "bytes"), ("debian", "compute")]
-differences = pd.concat([against_bytes(*case) for case in cases], ignore_index=True)
+def against_bytes() -> list[dict]:
+    rows = []
+    for corpus, kind in (("debian", "bytes"), ("tang", "bytes"), ("debian", "compute")):
+        for name, gap in gaps(corpus, kind).items():
+            found = dict(zip(("difference", "low", "high"), mean_interval(gap), strict=True))
+            rows.append({"label": name, **found, "corpus": corpus, "budget": kind})
+    return rows
+
+
+differences = results.table("against_bytes", against_bytes)
 differences.round(3)
 
 # %% [markdown]
 # - The control that decided for RoPE: the same runs with GPT-2's learned positions, one seed. What lies between the
 #   two columns is not the encoding's: at this budget the position table is still being learned.
 
+
 # %%
-tabled = [
-    replace(r, position="learned", n_positions=r.train_length)
-    for r in swept
-    if r.seed == budget.seeds[0] and r.vocab_size in (None, middle)
-]
-control = pd.DataFrame([measure(r, "bytes") for r in scratch.train_all(tabled, "learned")])
-same = equal[equal.seed == budget.seeds[0]].set_index(["corpus", "label"]).bits_per_byte
-control["with_rope"] = [same[c.corpus, c.label] for c in control.itertuples()]
+def learned_positions() -> list[dict]:
+    plain = [recipe(budget.seeds[0], "debian", *c) for c in (("bytes", None), ("bpe", middle))]
+    tabled = [replace(r, position="learned", n_positions=r.train_length) for r in plain]
+    rope = equal[equal.seed == budget.seeds[0]].set_index(["corpus", "label"]).bits_per_byte
+    rows = []
+    for run in scratch.train_all(tabled, "learned"):
+        found = measure(run, "bytes")
+        name = label(found.pop("encoding"), found.pop("vocab_size"))
+        found.pop("flops")
+        rows.append({"label": name} | found | {"with_rope": rope["debian", name]})
+    return rows
+
+
+control = results.table("learned_positions", learned_positions)
 control[["label", "seed", "bits_per_byte", "with_rope"]].round(3)
 
 # %% [markdown]
@@ -373,67 +495,20 @@ trap.sort_values(["corpus", "perplexity"]).round(3)
 # %% [markdown]
 # ## 8 Training speed
 #
-# - Timed here, not taken from the runs, which may have shared the machine. The conditions take turns; medians.
-#   Tokens per second is the wrong unit for the same reason as perplexity: bytes per second is what text costs.
+# - Tokens per second is the wrong unit for the same reason as perplexity: bytes per second is what text costs.
 
 # %%
-one_seed = [r for r in recipes if r.seed == budget.seeds[0]]
-speed = scratch.training_speed(one_seed)
-speed["label"] = [label(r.encoding, r.vocab_size) for r in one_seed]
-timed = ["corpus", "label", "vocab_size", "train_length", "tokens_per_second", "bytes_per_second"]
-speed[timed].round(0)
-
-# %% [markdown]
-# ## 9 Results
-
-# %%
-final = table.merge(speed[["corpus", "label", "tokens_per_second"]], on=["corpus", "label"])
-final = final.rename(columns={"lossless_percent": "lossless"}).drop(columns="label")
-first = ["corpus", "encoding", "vocab_size", "seed", "budget", "bytes_per_token", "lossless"]
-tables = {
-    "encodings": final[[*first, *(c for c in final if c not in first)]],
-    "against_bytes": differences,
-    "learned_positions": control,
-    "statistics": facts.drop(columns="label"),
-    "speed": speed.drop(columns=["label", "position", "attention"]),
-    "merges": merges,
-}
-data = {corpus: tasks.load_task(corpus).sha256 for corpus in CONDITIONS}
-path = results.save("04_token_encoding", tables, seeds=budget.seeds, data=data, started=started)
+speed[["corpus", "label", "train_length", "tokens_per_second", "bytes_per_second"]].round(0)
 
 # %% [markdown]
 # ## What we saw
 #
-# The next cell states it from this run's own numbers, with the conditions computed.
+# - Each comparison with bytes; "shown" is an interval over seeds that excludes 0.
 
 # %%
-for d in differences.itertuples():
-    sure = "excludes 0" if d.low * d.high > 0 else "includes 0: not shown"
-    side = "fewer" if d.difference < 0 else "more"
-    print(
-        f"{d.corpus}, equal {d.budget}: {d.label} needs {abs(d.difference):.3f} bits per byte {side} "
-        f"than bytes, difference [{d.low:+.3f}, {d.high:+.3f}], {len(budget.seeds)} seeds: {sure}"
-    )
-
-# %%
-lines = []
-for (kind, corpus), part in summary.groupby(["budget", "corpus"], sort=False):
-    best, of_bytes = part.bits_per_byte.idxmin()[2], part.bits_per_byte[kind, corpus, "bytes"]
-    lead = f"{part.bits_per_byte.min():.3f} bits per byte against {of_bytes:.3f} for bytes"
-    verdict = "bytes win" if best == "bytes" else f"bytes lose at this budget: {lead}"
-    lines.append(f"- {corpus}, equal {kind}: the lowest mean is that of {best}; {verdict}.")
-for kind, part in sweep[sweep.encoding == "bpe"].groupby("budget"):
-    best = part.groupby("vocab_size")["bits_per_byte"].mean().idxmin()
-    turn = "the largest tried: no turning point" if best == max(sizes) else "larger ones lose again"
-    lines.append(f"- BPE in English, equal {kind}: {best:,} entries are best, {turn}.")
-for corpus, (wrong, count) in misjudged.items():
-    lines.append(f"- {corpus}: token perplexity misjudges {wrong} of {count} pairs of encodings.")
-for f in facts[facts.unknown_percent > 0].itertuples():
-    lines.append(
-        f"- {f.corpus}, {f.label}: {f.unknown_percent:.2f} % of the characters become UNK, which costs "
-        f"{f.unknown_bits_per_byte:.3f} bits per byte."
-    )
-display(Markdown("\n".join(lines)))
+for corpus, kind in (("debian", "bytes"), ("tang", "bytes"), ("debian", "compute")):
+    for name, gap in gaps(corpus, kind).items():
+        print(f"{corpus}, equal {kind:7} {name:15} {interval(gap, sign=True):26} shown: {bool(shown(gap))}")
 
 # %% [markdown]
 # - Nothing is missing from bytes: a model of them can in principle be as good as any. Where they lose above, the
@@ -458,7 +533,76 @@ display(Markdown("\n".join(lines)))
 # - The price of UNK is an upper bound by an escape code, not what a model would pay.
 # - The encodings learned on the whole training split, also where the model saw a part of it. `gpt2` learned on
 #   other text. Downstream quality was not measured: bits per byte is about prediction alone.
+
+# %% [markdown]
+# ## For the report
 #
+# - The tables of section 6.1: one row per encoding.
+
+# %%
+HEADER = ["encoding", "vocabulary", "parameters", "bytes per token", "bits per byte", "minus bytes, by seed"]
+for corpus, name in (("debian", "English (Debian descriptions)"), ("tang", "Chinese (Tang quatrains)")):
+    gap, rows = gaps(corpus), []
+    for key, part in equal[equal.corpus == corpus].groupby("label", sort=False):
+        r = part.iloc[0]
+        cells = [r.encoding, f"{r.vocab_size:,}", f"{r.parameters / 1e6:.2f} M", number(r.bytes_per_token, 2)]
+        rows.append([*cells, interval(part.bits_per_byte), interval(gap[key], sign=True) if key in gap else ""])
+    text = f"{name}, {budget.train_bytes:,} bytes per run, held-out bits per byte; mean, 95 % t interval."
+    results.markdown(name.split()[0].lower(), HEADER, rows, text, scratch=True)
+
+# %% [markdown]
+# - The values and claims behind its sentences: the best encoding that was trained here, the sweep, UNK, the control.
+
+# %%
+wide, english = by_seed(equal[equal.corpus == "debian"], "label"), gaps("debian")
+best = wide.drop(columns="gpt2", errors="ignore").mean().idxmin()
+results.value("best", best)
+results.value("best.bits", number(wide[best].mean()))
+results.value("bytes.bits", number(wide["bytes"].mean()))
+results.value("best.gap", interval(english[best], sign=True))
+results.value("seeds", len(budget.seeds))
+results.claim("the best needs fewer bits than bytes", shown(english[best]) < 0)
+
+for kind, part in sweep[sweep.encoding == "bpe"].groupby("budget"):
+    heights = part.groupby("vocab_size")["bits_per_byte"]
+    size = heights.mean().idxmin()
+    results.value(f"sweep.{kind}", f"{size:,}")
+    results.value(f"sweep.{kind}.bits", interval(heights.get_group(size)))
+    results.claim(f"the largest vocabulary is best at equal {kind}", size == max(sizes))
+
+sides = {(c, s): [n for n, gap in gaps(c).items() if shown(gap) == s] for c in CONDITIONS for s in (-1, 0, 1)}
+for corpus, language in (("debian", "english"), ("tang", "chinese")):
+    for side, name in ((-1, "fewer"), (0, "level"), (1, "more")):
+        results.value(f"{language}.{name}", listed(sides[corpus, side]))
+    results.value(f"{language}.misjudged", misjudged[corpus][0])
+    results.value(f"{language}.pairs", misjudged[corpus][1])
+results.claim("in English none needs more bits than bytes", not sides["debian", 1])
+results.claim(
+    "in Chinese small BPE and WordPiece need more bits", {"bpe 1,024", "wordpiece 4,096"} == {*sides["tang", 1]}
+)
+
+for r in facts[(facts.corpus == "tang") & (facts.unknown_percent > 0)].itertuples():
+    results.value(f"unknown.{r.encoding}", number(r.unknown_percent, 2))
+    results.value(f"unknown.{r.encoding}.price", number(r.unknown_bits_per_byte))
+results.claim("English loses nothing to UNK", not (facts[facts.corpus == "debian"].unknown_percent > 0).any())
+
+for r, name in zip(control.itertuples(), ("bytes", "bpe"), strict=True):
+    results.value(f"learned.{name}", number(r.bits_per_byte))
+    results.value(f"learned.{name}.more", number(r.bits_per_byte - r.with_rope))
+results.value("learned.size", f"{middle:,}")
+results.claim("learned positions cost more than RoPE", (control.bits_per_byte > control.with_rope).all())
+results.claim(
+    "learned positions cost bytes more than BPE", (control.bits_per_byte - control.with_rope).is_monotonic_decreasing
+)
+
+results.value("layers", budget.n_layer)
+results.value("width", budget.n_embd)
+results.value("blocks", f"{equal.non_embedding_parameters.iloc[0]:,}")
+
+# %%
+path = results.save(data={corpus: tasks.load_task(corpus).sha256 for corpus in CONDITIONS})
+
+# %% [markdown]
 # ## Sources
 #
 # - BPE: Sennrich et al. 2016, arXiv:1508.07909; on bytes, and the pattern: Radford et al. 2019, *Language Models
