@@ -33,17 +33,32 @@ if "google.colab" in sys.modules:
 
 # %%
 import inspect
+from functools import cache
 
+import pandas as pd
+import torch
 from IPython.display import Code, display
+from transformers import GPT2Config
 
-from lib import plots, profile, results, tasks
+from lib import plots, profile, tasks
 from lib.explore import positions, scratch
-from lib.metrics import mean_interval
-from lib.explore.positions import POSITIONS
-from lib.explore.scratch import Recipe
+from lib.explore.positions import POSITIONS, Position
+from lib.results import Results, by_seed, interval, listed, number, shown
 
-started, budget = results.start(), profile.current().scratch
-length = budget.position_length
+# %% [markdown]
+# - The budget: (fast, cpu, full). Text in UTF-8 bytes, lengths in tokens.
+
+# %%
+budget = profile.budget(
+    seeds=((0, 1), (0, 1), (0, 1, 2)),
+    train_length=(32, 128, 128),  # evaluated at up to 8 times as many
+    train_bytes=(12_000, 400_000, 1_000_000),
+    eval_bytes=(4_000, 30_000, 50_000),  # leading held-out text
+    n_layer=(1, 4, 4),
+    n_embd=(32, 128, 128),
+)
+results = Results("05_position_encoding", seeds=budget.seeds)
+length = budget.train_length
 
 # %% [markdown]
 # ## The principle
@@ -63,18 +78,23 @@ length = budget.position_length
 # - `wpe` is gone in the last four: a test checks that it has no parameters and that position ids change nothing.
 
 # %% [markdown]
-# - The change itself: GPT-2's `wpe` is replaced by a module, which attention also asks to rotate or to bias.
+# - The change itself. A code is one function and one line of the registry, which says where it acts: `add` to the
+#   embeddings, `rotate` queries and keys, `bias` the scores.
 
 # %%
-display(Code(inspect.getsource(positions.Rope), language="python"))
-display(Code(inspect.getsource(positions.Alibi), language="python"))
+for function in (positions.rope, positions.alibi):
+    display(Code(inspect.getsource(function), language="python"))
+places = ("add", "rotate", "bias")
+pd.DataFrame(
+    {name: {at: f.__name__ if (f := getattr(code, at)) else "" for at in places} for name, code in POSITIONS.items()}
+)
 
 # %% [markdown]
-# - Where a variant enters: queries and keys on their way into attention (`lib/explore/attention.py`). The distance is
-#   counted inside the row, so left padding and a KV cache need no care.
+# - Where it enters: a module in `wpe`'s place, which attention also asks to rotate or to bias
+#   (`lib/explore/attention.py`). The distance is counted inside the row, so left padding and a KV cache need no care.
 
 # %%
-display(Code(inspect.getsource(positions.use_position), language="python"))
+display(Code(inspect.getsource(positions.Position), language="python"))
 
 # %% [markdown]
 # ## What the codes look like
@@ -82,14 +102,32 @@ display(Code(inspect.getsource(positions.use_position), language="python"))
 # - What a query at position 63 adds to its score with each earlier key: 0 for all without a code; ALiBi's lines,
 #   one per head; RoPE's score of a fixed query with itself; sinusoidal vectors compared with each other.
 
+
 # %%
-shapes = positions.shapes(positions=64, n_head=4, head_dim=32)
-figure = plots.lines(
-    shapes, "distance", "value", "line", panel="what", logx=False, ylabel="see the panel", sharey=False
-)
-provenance = results.provenance(None, budget.seeds)
+def codes(length: int = 64, n_head: int = 4, head_dim: int = 32) -> list[dict]:
+    """What the untrained codes make of the distance between query and key."""
+    config = GPT2Config(n_head=n_head, n_embd=n_head * head_dim)
+    places, ones = torch.arange(length), torch.ones(1, 1, length, head_dim)
+    turned = positions.rope(ones, places)[0, 0]
+    vectors = Position("sinusoidal", config)(places[None])[0]
+    bias = Position("alibi", config).bias(1, length, ones.device)[:, 0].flip(1)
+    far = torch.arange(2 * positions.T5_MAX_DISTANCE)
+    lines = [("alibi", "added to the score", f"head {h + 1}", bias[h]) for h in range(n_head)]
+    lines += [("rope", "score of q = k = (1, ..., 1)", "", (turned[-1:] @ turned.T)[0].flip(0) / head_dim)]
+    lines += [("sinusoidal", "cosine of the vectors", "", torch.cosine_similarity(vectors[-1:], vectors).flip(0))]
+    lines += [("t5", "bucket", "", positions.t5_bucket(far))]
+    return [
+        {"code": code, "line": line, "distance": d, "value": float(v), "what": f"{code}: {what}"}
+        for code, what, line, values in lines
+        for d, v in enumerate(values)
+    ]
+
+
+shapes = results.table("codes", codes)
+look = {"logx": False, "ylabel": "see the panel", "sharey": False}
+figure = plots.lines(shapes, "distance", "value", "line", panel="what", **look)
 text = "What four position codes do to a score, by the distance between query and key. Computed, not trained."
-path = plots.save_figure(figure, "05_codes", text)
+results.figure(figure, "05_codes", text)
 
 # %% [markdown]
 # ## Is it what it says?
@@ -98,7 +136,7 @@ path = plots.save_figure(figure, "05_codes", text)
 #   ids. Relative codes: 0 up to rounding. Absolute ones: not 0. The full set is `tests/test_positions.py`.
 
 # %%
-shift = positions.shift_test(list(POSITIONS))
+shift = results.table("shift", lambda: positions.shift_test(list(POSITIONS)))
 shift
 
 # %% [markdown]
@@ -108,24 +146,18 @@ shift
 #   the encoding a BPE with 1,024 entries. GPT-2's table has rows for every evaluated length, so that it can be
 #   asked; the rows past the trained length never got a gradient.
 
+
 # %%
-recipes = [
-    Recipe(
-        seed=seed,
-        position=name,
-        train_length=length,
-        rows=8,
-        n_positions=8 * length,
-        train_bytes=budget.position_bytes,
-        n_layer=budget.n_layer,
-        n_embd=budget.n_embd,
-    )
-    for seed in budget.seeds
-    for name in POSITIONS
-]
-runs = scratch.train_all(recipes)
-one = runs[0].summary
-print(f"{len(runs)} runs: {one['steps']} steps, {one['tokens']:,} tokens, {one['train_length']} in a row.")
+def recipe(seed: int, name: str) -> scratch.Recipe:
+    lengths = {"train_length": length, "rows": 8, "n_positions": 8 * length}
+    shape = {"n_layer": budget.n_layer, "n_embd": budget.n_embd}
+    return scratch.Recipe(seed=seed, position=name, train_bytes=budget.train_bytes, **lengths, **shape)
+
+
+@cache
+def runs() -> list[scratch.Trained]:
+    return scratch.train_all([recipe(seed, name) for seed in budget.seeds for name in POSITIONS])
+
 
 # %% [markdown]
 # - Evaluated at 1, 2, 4 and 8 times the trained length, in two ways that tell different stories. `blocks`: the text
@@ -133,30 +165,35 @@ print(f"{len(runs)} runs: {one['steps']} steps, {one['tokens']:,} tokens, {one['
 #   window moves by a quarter, so at every length nearly all tokens have a long context.
 
 # %%
-texts = scratch.held_out("debian", budget.eval_bytes)
-table = scratch.extrapolation(runs, texts)
+texts = scratch.documents("debian", "test", budget.eval_bytes)
+
+
+def extrapolation() -> list[dict]:
+    rows = []
+    for run in runs():
+        for eval_length in (length, 2 * length, 4 * length, 8 * length):
+            for protocol, stride in (("blocks", eval_length), ("sliding", max(eval_length // 4, 1))):
+                score = scratch.score_stream(run.model, run.encoding, texts, eval_length, stride)
+                row = {"position": run.recipe.position, "train_length": length, "eval_length": eval_length}
+                row |= {"protocol": protocol, "seed": run.recipe.seed}
+                rows.append(row | {"bits_per_byte": score.bits_per_byte})
+    return rows
+
+
+table = results.table("positions", extrapolation)
 keys = ["protocol", "eval_length", "position"]
-summary = table.groupby(keys, sort=False)["bits_per_byte"].mean().unstack("position")
-summary.round(3)
+table.groupby(keys, sort=False)["bits_per_byte"].mean().unstack("position").round(3)
 
 # %% [markdown]
 # - Mean of the seeds, band from the lowest to the highest seed. The line that leaves the panel says how far it goes.
 
 # %%
 trained = table[(table["eval_length"] == length) & (table["protocol"] == "blocks")]
+look = {"xlabel": "evaluated length (tokens)", "ylabel": "bits per byte (lower is better)"}
 top = trained["bits_per_byte"].max() + 0.35
-figure = plots.lines(
-    table,
-    "eval_length",
-    "bits_per_byte",
-    "position",
-    panel="protocol",
-    top=top,
-    xlabel="evaluated length (tokens)",
-    ylabel="bits per byte (lower is better)",
-)
+figure = plots.lines(table, "eval_length", "bits_per_byte", "position", panel="protocol", top=top, **look)
 text = f"Small GPT-2s trained from scratch on debian at {length} tokens, evaluated at up to {8 * length}."
-path = plots.save_figure(figure, "05_extrapolation", plots.caption(text, provenance, one["tokens"]))
+results.figure(figure, "05_extrapolation", text, scratch=True)
 
 # %% [markdown]
 # ## Where in the block the loss is made
@@ -165,25 +202,12 @@ path = plots.save_figure(figure, "05_extrapolation", plots.caption(text, provena
 #   code that extrapolates goes on down or stays; one that does not jumps after the trained length, the first step.
 
 # %%
-by_position = scratch.loss_by_position(runs, texts, 8 * length)
-limit = by_position.loc[by_position["seen"] < length, "bits_per_token"].max() + 1
-figure = plots.lines(
-    by_position,
-    "seen",
-    "bits_per_token",
-    "position",
-    logx=False,
-    top=limit,
-    xlabel="tokens seen before",
-    ylabel="bits per token",
-)
+by_position = results.table("loss_by_position", lambda: scratch.loss_by_position(runs(), texts, 8 * length))
+look = {"logx": False, "xlabel": "tokens seen before", "ylabel": "bits per token"}
+top = by_position.loc[by_position["seen"] < length, "bits_per_token"].max() + 1
+figure = plots.lines(by_position, "seen", "bits_per_token", "position", top=top, **look)
 text = f"Loss by position in blocks of {8 * length} tokens, trained at {length}."
-path = plots.save_figure(figure, "05_loss_by_position", plots.caption(text, provenance, one["tokens"]))
-
-# %%
-tables = {"positions": table, "loss_by_position": by_position, "shift": shift, "codes": shapes}
-data = {"debian": tasks.load_task("debian").sha256}
-path = results.save("05_position_encoding", tables, seeds=budget.seeds, data=data, started=started)
+results.figure(figure, "05_loss_by_position", text, scratch=True)
 
 # %% [markdown]
 # ## What we saw
@@ -191,21 +215,16 @@ path = results.save("05_position_encoding", tables, seeds=budget.seeds, data=dat
 # - At the trained length, mean over seeds with its 95 % t interval, and what eight times the length costs.
 
 # %%
-for name in POSITIONS:
-    own = table[table["position"] == name].set_index(["protocol", "eval_length", "seed"])["bits_per_byte"]
-    mean, low, high = mean_interval(own["blocks", length])
-    far = {p: own[p, 8 * length].mean() - own[p, length].mean() for p in ("blocks", "sliding")}
-    print(
-        f"{name:10} {mean:.3f} [{low:.3f}, {high:.3f}]; at 8x: blocks {far['blocks']:+.3f}, "
-        f"sliding {far['sliding']:+.3f}"
-    )
-
-# %%
-gain = (summary.loc["blocks"].iloc[0] - summary.loc["blocks"].iloc[-1])["alibi"]
-slide = (summary.loc["sliding"].iloc[0] - summary.loc["sliding"].iloc[-1])["alibi"]
-broken = summary.loc["blocks"].iloc[-1]["learned"] > summary.loc["blocks"].iloc[0]["learned"]
-print(f"Learned positions {'break' if broken else 'do not break'} past the trained length.")
-print(f"ALiBi's gain from 8x: {gain:+.3f} bits per byte in blocks, {slide:+.3f} sliding.")
+at = {key: by_seed(part, "position") for key, part in table.groupby(["eval_length", "protocol"])}
+short = at[length, "blocks"]
+change = {protocol: at[8 * length, protocol] - at[length, protocol] for protocol in ("blocks", "sliding")}
+pd.DataFrame(
+    {
+        f"at {length}": short.apply(interval),
+        "8 times as long, blocks": change["blocks"].apply(lambda gap: interval(gap, sign=True)),
+        "8 times as long, sliding": change["sliding"].apply(lambda gap: interval(gap, sign=True)),
+    }
+)
 
 # %% [markdown]
 # - A gain that shrinks with a sliding window came from the short contexts at the start of each block,
@@ -219,7 +238,64 @@ print(f"ALiBi's gain from 8x: {gain:+.3f} bits per byte in blocks, {slide:+.3f} 
 #   learned table needs more steps than a code that is built in.
 # - Descriptions are short, so that little can be gained from a long context here; what can be lost is visible.
 # - Nothing that was done to repair RoPE afterwards (position interpolation, other bases) is tried.
+
+# %% [markdown]
+# ## For the report
 #
+# - The two tables of section 6.2: absolute values, then changes.
+
+# %%
+far = 8 * length
+rows = []
+for p in short:
+    cells = [interval(at[key][p]) for key in ((length, "blocks"), (far, "blocks"), (far, "sliding"))]
+    rows.append([f"`{p}`", *cells, "" if p == "learned" else interval(short[p] - short["learned"], sign=True)])
+header = ["position", f"at {length:,}", f"at {far:,}, blocks", f"at {far:,}, sliding", f"at {length:,}, minus learned"]
+text = f"Held-out bits per byte after training at {length} tokens; mean, 95 % t interval."
+results.markdown("table", header, rows, text, scratch=True)
+
+rows = [[f"`{p}`", *(interval(change[kind][p], sign=True) for kind in ("blocks", "sliding"))] for p in short]
+text = f"Bits per byte at {far:,} tokens minus those at {length:,}, paired by seed; mean, 95 % t interval."
+results.markdown("change", ["position", "change, blocks", "change, sliding window"], rows, text, scratch=True)
+
+# %% [markdown]
+# - The values and claims behind its sentences.
+
+# %%
+moved = shift.set_index("position")["max_difference"]
+relative = moved[moved < 1e-4]
+absolute = moved.drop(relative.index)
+results.value("shift.relative", listed(relative.index, code=True))
+results.value("shift.relative.most", f"{relative.max():.0e}")
+results.value("shift.absolute", listed(absolute.index, code=True))
+results.value("shift.absolute.least", number(absolute.min(), 2))
+results.claim("all codes but learned and sinusoidal are relative", {*absolute.index} == {"learned", "sinusoidal"})
+
+order = list(short.mean().sort_values().index)
+best, slide = order[0], change["sliding"]
+flat = slide.mean().abs().idxmin()
+results.value("best", f"`{best}`")
+results.value("best.bits", interval(short[best]))
+results.value("seeds", len(budget.seeds))
+results.value("level", listed([p for p in order[1:] if not shown(short[p] - short[best])], code=True))
+ahead = [p for p in short.columns.drop("learned") if shown(short[p] - short["learned"]) < 0]
+results.value("ahead", listed(ahead, code=True))
+results.value("length", f"{length:,}")
+results.value("far", f"{far:,}")
+results.value("flat", f"`{flat}`")
+results.value("flat.change", interval(slide[flat], sign=True))
+results.value("worse", listed([p for p in slide if shown(slide[p]) > 0], code=True))
+results.value("better", listed([p for p in slide if shown(slide[p]) < 0], code=True))
+results.value("alibi.blocks", interval(change["blocks"]["alibi"], sign=True))
+results.value("alibi.sliding", interval(slide["alibi"], sign=True))
+results.claim("ALiBi gains in blocks", shown(change["blocks"]["alibi"]) < 0)
+results.claim("ALiBi does not gain with a sliding window", shown(slide["alibi"]) >= 0)
+results.claim("RoPE is ahead of the learned table", "rope" in ahead)
+
+# %%
+path = results.save(data={"debian": tasks.load_task("debian").sha256})
+
+# %% [markdown]
 # ## Sources
 #
 # - Learned: Radford et al. 2018. Sinusoidal: Vaswani et al. 2017, arXiv:1706.03762. None: Haviv et al. 2022,

@@ -35,19 +35,37 @@ if "google.colab" in sys.modules:
 # %%
 import copy
 import inspect
+from functools import cache
 
 import pandas as pd
 import torch
 from IPython.display import Code, display
 
-from lib import hub, models, plots, profile, results, tasks
+from lib import hub, models, plots, profile, tasks
 from lib.explore import attention, costs, scratch
-from lib.explore.attention import ATTENTIONS
-from lib.metrics import mean_interval
-from lib.explore.scratch import Recipe
+from lib.explore.attention import ATTENTIONS, Attention
+from lib.results import Results, by_seed, interval, listed, number, shown
 
-started, budget = results.start(), profile.current().scratch
-NAMES, SEEDS = list(ATTENTIONS), budget.attention_seeds
+# %% [markdown]
+# - The budget: (fast, cpu, full). Text in UTF-8 bytes, lengths in tokens. On a GPU the timings go on to 65,536; on
+#   a CPU the quadratic forms take minutes a pass from 16,384 on.
+
+# %%
+lengths = (256, 512, 1_024, 2_048, 4_096, 8_192)
+budget = profile.budget(
+    seeds=((0, 1), (0, 1), (0, 1, 2, 3, 4)),  # the variants lie close together
+    train_bytes=(12_000, 400_000, 1_200_000),
+    eval_bytes=(4_000, 30_000, 50_000),  # leading held-out text
+    n_layer=(1, 4, 4),
+    n_embd=(32, 128, 128),
+    lengths=((64, 128, 256), lengths, lengths),  # of the timings
+    repeats=(2, 3, 5),  # of each timing
+    heads_tokens=(64, 512, 512),  # real queries and keys, for Nystrom's error
+)
+if profile.device().type == "cuda" and profile.name() != "fast":
+    budget.lengths += (16_384, 32_768, 65_536)
+results = Results("06_attention", seeds=budget.seeds)
+NAMES, SOFTMAX = list(ATTENTIONS), "softmax_sdpa"
 
 # %% [markdown]
 # ## The principle
@@ -71,68 +89,96 @@ NAMES, SEEDS = list(ATTENTIONS), budget.attention_seeds
 # - The change, in code: the linear form (chunks, with running sums between them) and our causal Nystrom, naive.
 
 # %%
-display(Code(inspect.getsource(attention.kernel), language="python"))
-display(Code(inspect.getsource(attention.nystrom_naive), language="python"))
+for function in (attention.kernel, attention.nystrom_naive):
+    display(Code(inspect.getsource(function), language="python"))
 
 # %% [markdown]
 # - They enter through transformers' AttentionInterface: one name in a config, no copied model file, and the same
-#   name works on a pretrained model (`use_attention`).
+#   name works on a pretrained model (`use_attention`). A new variant is one function and one line of the registry.
 
 # %%
-display(Code(inspect.getsource(attention.use_attention), language="python"))
+for function in (attention.Attention, attention.use_attention):
+    display(Code(inspect.getsource(function), language="python"))
 
 # %% [markdown]
 # - The weights that each gives one and the same set of random queries and keys (32 tokens; rows are queries, blue
-#   positive, red negative). Small window and segments, to see them.
+#   positive, red negative): with one-hot values an output is its row of weights. Keys lean towards their neighbours',
+#   so that there is something to see; small window and segments.
+
 
 # %%
-pictures = costs.weights(NAMES[1:], length=32, window=8, segment=8)
-figure = plots.matrices(pictures, columns=3)
+@torch.no_grad()
+def weights(name: str, length: int = 32, head_dim: int = 16):
+    generator = torch.Generator().manual_seed(1)
+    k = torch.randn(1, 1, length, head_dim, generator=generator).cumsum(2)
+    k = 3 * torch.nn.functional.normalize(k, dim=-1) * head_dim**0.25
+    q = k + 0.3 * torch.randn(k.shape, generator=generator)
+    small = {key: 8 for key in ("window", "segment") if key in ATTENTIONS[name].options}
+    beta = {"beta": torch.full((1, 1, length), 0.9)} if ATTENTIONS[name].gated else {}
+    values = torch.eye(length)[None, None]
+    return ATTENTIONS[name].form(q, k, values, head_dim**-0.5, **ATTENTIONS[name].options | small | beta)[0, 0].numpy()
+
+
+figure = plots.matrices({name: weights(name) for name in NAMES[1:]}, columns=3)
 text = "Attention weights of each variant for the same random queries (rows) and keys (columns), 32 tokens."
-path = plots.save_figure(figure, "06_weights", text)
+results.figure(figure, "06_weights", text, scratch=True)
 
 # %% [markdown]
 # ## Quality at an equal budget
 #
 # - One thing changes, the attention. Text, order, seeds, steps, learning rate and all other weights are equal;
 #   positions are RoPE in all. `softmax` is trained as `softmax_sdpa`, the same function by the fused kernel (a test
-#   holds outputs and gradients equal).
+#   holds outputs and gradients equal). Held-out windows of the trained length slide by half.
 
 # %%
-shared = {"train_bytes": budget.attention_bytes, "n_layer": budget.n_layer, "n_embd": budget.n_embd}
-recipes = [Recipe(seed=seed, attention=name, position="rope", **shared) for seed in SEEDS for name in NAMES[1:]]
-runs = scratch.train_all(recipes)
-one = runs[0].summary
-print(f"{len(runs)} runs: {one['steps']} steps, {one['tokens']:,} tokens, {one['train_length']} in a row.")
+texts = scratch.documents("debian", "test", budget.eval_bytes)
+shared = {"train_bytes": budget.train_bytes, "n_layer": budget.n_layer, "n_embd": budget.n_embd}
 
-# %%
-texts = scratch.held_out("debian", budget.eval_bytes)
-quality = scratch.quality(runs, texts)
-figure = plots.dots(quality, "bits_per_byte", "attention", xlabel="bits per byte (lower is better)")
-provenance = results.provenance(None, SEEDS)
+
+@cache
+def runs() -> list[scratch.Trained]:
+    return scratch.train_all(
+        [scratch.Recipe(seed=s, attention=name, position="rope", **shared) for s in budget.seeds for name in NAMES[1:]]
+    )
+
+
+def measure(run: scratch.Trained) -> dict:
+    r, length = run.recipe, run.recipe.train_length
+    score = scratch.score_stream(run.model, run.encoding, texts, length, length // 2)
+    row = {"attention": r.attention, "position": r.position, "seed": r.seed, "bits_per_byte": score.bits_per_byte}
+    return row | {key: run.summary[key] for key in ("tokens", "parameters")}
+
+
+quality = results.table("quality", lambda: [measure(run) for run in runs()])
+tokens = int(quality["tokens"].iloc[0])
+figure = plots.dots(
+    quality, "bits_per_byte", "attention", titles={None: "debian"}, xlabel="bits per byte (lower is better)"
+)
 text = "Small GPT-2s trained from scratch on debian, one attention each. Dots: seeds; bar: 95 % t interval."
-path = plots.save_figure(figure, "06_quality", plots.caption(text, provenance, one["tokens"]))
+results.figure(figure, "06_quality", text, tokens=tokens, scratch=True)
 
 # %% [markdown]
 # - Where in a row of 256 tokens the difference arises: bits per token by how many tokens were seen, the same text in
 #   every step. A line that goes on falling uses the longer context; one that rises is disturbed by it.
 
 # %%
-by_position = scratch.loss_by_position(runs, texts, one["train_length"])
-figure = plots.lines(
-    by_position, "seen", "bits_per_token", "attention", logx=False, xlabel="tokens seen before", ylabel="bits per token"
-)
-text = "Loss by position inside a row."
-path = plots.save_figure(figure, "06_loss_by_position", plots.caption(text, provenance, one["tokens"]))
+by_position = results.table("loss_by_position", lambda: scratch.loss_by_position(runs(), texts, 256))
+look = {"logx": False, "xlabel": "tokens seen before", "ylabel": "bits per token"}
+figure = plots.lines(by_position, "seen", "bits_per_token", "attention", **look)
+results.figure(figure, "06_loss_by_position", "Loss by position inside a row.", tokens=tokens, scratch=True)
 
 # %% [markdown]
 # - The same with GPT-2's learned positions, one seed: at this budget the position table is still being learned and
 #   decides more than the attention does. Kept as a negative result, and the reason for RoPE above.
 
+
 # %%
-learned = [Recipe(seed=0, attention=name, **shared) for name in ("softmax_sdpa", "linear")]
-control = scratch.quality(scratch.train_all(learned), texts)
-control.round(3)
+def learned_positions() -> list[dict]:
+    recipes = [scratch.Recipe(seed=0, attention=name, **shared) for name in (SOFTMAX, "linear")]
+    return [measure(run) for run in scratch.train_all(recipes)]
+
+
+results.table("learned_positions", learned_positions).round(3)
 
 # %% [markdown]
 # ## Does any see the future?
@@ -140,34 +186,79 @@ control.round(3)
 # - Change all tokens after t: outputs up to t must stay. On the trained models, whole rows, rows with padding on
 #   the left and on the right, around the edges of chunks, windows and segments. 0 is what causal means.
 
+
 # %%
-first = {r.recipe.attention: r.model for r in runs if r.recipe.seed == SEEDS[0]}
-eager = attention.use_attention(copy.deepcopy(first["softmax_sdpa"]), "softmax")
-tested = {"softmax": eager, **first}
-leaks = pd.DataFrame([{"attention": n, "max_difference": costs.leak(m, 150)} for n, m in tested.items()])
-leaks
+def leaks() -> list[dict]:
+    first = {run.recipe.attention: run.model for run in runs() if run.recipe.seed == budget.seeds[0]}
+    first = {"softmax": attention.use_attention(copy.deepcopy(first[SOFTMAX]), "softmax")} | first
+    return [{"attention": name, "max_difference": costs.leak(model, 150)} for name, model in first.items()]
+
+
+leak = results.table("leak", leaks)
+leak
 
 # %% [markdown]
 # - The test must be able to fail: the paper's Nystrom, and softmax without its mask, in the same model.
 
+
 # %%
-controls = costs.leaking(first["softmax_sdpa"], 150)
+def leaking() -> list[dict]:
+    forms = {
+        "nystromformer": lambda q, k, v, scale, **_: costs.nystromformer(q, k, v, scale, landmarks=8),
+        "softmax without a mask": lambda q, k, v, scale, **_: (q @ k.mT * scale).softmax(-1) @ v,
+    }
+    model, rows = copy.deepcopy(runs()[0].model), []
+    for name, form in forms.items():
+        attention.register("leaking", Attention(form))
+        model.set_attn_implementation("leaking")
+        rows.append({"attention": name, "max_difference": costs.leak(model, 150)})
+    del ATTENTIONS["leaking"]
+    return rows
+
+
+controls = results.table("leak_controls", leaking)
 controls
 
 # %% [markdown]
 # ## What a state can hold
 #
-# - No training: random keys are written with random values, then asked for. `overwrite` writes every key twice and
-#   wants the newer value. Softmax keeps everything and finds it, but has no way to prefer the newer; the
-#   delta rule erases before it writes, until more keys are stored than a head has dimensions (64).
+# - No training: random keys are written with random values, then asked for; an answer is right if the value with the
+#   largest product with the output is the one written. `overwrite` writes every key twice and wants the newer value
+#   (after Schlag et al. 2021, section 6.1). Softmax keeps everything and finds it, but has no way to prefer the newer;
+#   the delta rule erases before it writes, until more keys are stored than a head has dimensions (64).
+
 
 # %%
-recall = costs.recall(["softmax", "linear", "performer", "delta"], (4, 8, 16, 32, 64, 128), SEEDS)
-figure = plots.lines(
-    recall, "pairs", "accuracy", "attention", panel="task", xlabel="pairs written", ylabel="share retrieved"
+@torch.no_grad()
+def accuracy(name: str, pairs: int, writes: int, seed: int, heads: int = 16) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randn(1, heads, pairs, costs.HEAD_DIM, generator=generator)
+    values = torch.randn(1, heads, writes * pairs, costs.HEAD_DIM, generator=generator)
+    asked = torch.zeros_like(keys)  # a question writes nothing: its own key and value are 0
+    q, k = (torch.cat([keys.repeat(1, 1, writes, 1), last], dim=2) for last in (keys, asked))
+    given = dict(ATTENTIONS[name].options)
+    if ATTENTIONS[name].gated:
+        given["beta"] = torch.ones(1, heads, k.shape[2])
+        given["beta"][:, :, -pairs:] = 0.0
+    out = ATTENTIONS[name].form(q, k, torch.cat([values, asked], dim=2), costs.HEAD_DIM**-0.5, **given)
+    found = (out[:, :, -pairs:] @ values.mT).argmax(-1)  # (1, heads, pairs)
+    return float((found == torch.arange((writes - 1) * pairs, writes * pairs)).float().mean())
+
+
+recall = results.table(
+    "recall",
+    lambda: [
+        {"attention": name, "task": task, "pairs": n, "seed": seed, "accuracy": accuracy(name, n, writes, seed)}
+        for name in ("softmax", "linear", "performer", "delta")
+        for task, writes in (("recall", 1), ("overwrite", 2))
+        for n in (4, 8, 16, 32, 64, 128)
+        for seed in budget.seeds
+    ],
 )
+look = {"panel": "task", "xlabel": "pairs written", "ylabel": "share retrieved"}
+figure = plots.lines(recall, "pairs", "accuracy", "attention", **look)
 text = f"Associative recall in one head of {costs.HEAD_DIM} dimensions, random keys and values."
-path = plots.save_figure(figure, "06_recall", plots.caption(text, provenance))
+results.figure(figure, "06_recall", text, scratch=True)
 
 # %% [markdown]
 # ## Time and memory against length
@@ -176,49 +267,81 @@ path = plots.save_figure(figure, "06_recall", plots.caption(text, provenance))
 #   plot a slope of 2 is quadratic, 1 is linear. Peak memory is what the pass adds.
 
 # %%
-lengths = costs.lengths(budget.scaling_lengths)
-scaling = costs.scaling(NAMES, lengths, budget.repeats)
-figure = plots.lines(
-    scaling, "length", "milliseconds", "attention", panel="pass", logy=True, xlabel="tokens", ylabel="milliseconds"
-)
-text = f"Time of one attention operation, medians of {budget.repeats}, on {provenance['device']}."
-path = plots.save_figure(figure, "06_scaling", text)
+scaling = results.table("scaling", lambda: costs.scaling(NAMES, budget.lengths, budget.repeats))
+device = results.provenance()["device"]
+look = {"panel": "pass", "logy": True, "xlabel": "tokens"}
+figure = plots.lines(scaling, "length", "milliseconds", "attention", ylabel="milliseconds", **look)
+text = f"Time of one attention operation, medians of {budget.repeats}, on {device}."
+results.figure(figure, "06_scaling", text, scratch=True)
 
 # %%
-figure = plots.lines(
-    scaling[scaling["peak_megabytes"] > 1],
-    "length",
-    "peak_megabytes",
-    "attention",
-    panel="pass",
-    logy=True,
-    xlabel="tokens",
-    ylabel="peak megabytes",
-)
-text = f"Peak memory of one attention operation above its inputs, on {provenance['device']}."
-path = plots.save_figure(figure, "06_memory", text)
+measurable = scaling[scaling["peak_megabytes"] > 1]
+figure = plots.lines(measurable, "length", "peak_megabytes", "attention", ylabel="peak megabytes", **look)
+text = f"Peak memory of one attention operation above its inputs, on {device}."
+results.figure(figure, "06_memory", text, scratch=True)
 
 # %% [markdown]
-# - Fitted exponents over the three longest lengths, and from which length on each is faster than softmax, against
-#   the naive form and against the fused kernel.
+# - Fitted exponents over the three longest lengths, and from which length on each is faster than softmax (both passes),
+#   against the naive form and against the fused kernel (nan: not within the lengths measured).
+
 
 # %%
-fitted = costs.summary(scaling)
+def fits() -> list[dict]:
+    rows = []
+    for name, own in scaling.groupby("attention", sort=False):
+        row = {"attention": name}
+        for what, value in (("time", "milliseconds"), ("memory", "peak_megabytes")):
+            for kind in costs.PASSES:
+                row[f"{what}_exponent_{kind}"] = costs.exponent(own[own["pass"] == kind], value)
+        for against in ("softmax", SOFTMAX):
+            start = float("nan") if name == against else costs.crossover(scaling, name, against)
+            row[f"faster_than_{against}_from"] = start
+        rows.append(row)
+    return rows
+
+
+fitted = results.table("fitted", fits)
 fitted.round(2)
 
 # %% [markdown]
 # ## Decoding
 #
-# - One more token after a context: the recurrent form has a state of fixed size, a KV cache grows.
+# - One more token after a context, one attention operation: the recurrent form has a state of fixed size, a KV cache
+#   grows by concatenation, as transformers' does, and a window keeps its last tokens.
+
 
 # %%
-names = ["softmax_sdpa", "window", "linear", "performer", "delta"]
-decoding = costs.decoding(names, (*lengths, 8 * lengths[-1]))
-figure = plots.lines(
-    decoding, "context", "milliseconds", "attention", logy=True, xlabel="tokens before", ylabel="milliseconds per token"
+@torch.no_grad()
+def decoding_row(name: str, context: int, tokens: int = 20) -> dict:
+    entry, scale = ATTENTIONS[name], costs.HEAD_DIM**-0.5
+    (q, k, v), given = costs.inputs(name, 1)
+    if entry.step:
+        _, state = entry.step(None, q, k, v, scale, **given)
+        held = [state]
+    else:
+        kept = min(context, entry.options.get("window", context + 1) - 1)  # and the new one
+        held = costs.inputs(name, kept)[0][1:]
+
+    def one_token():
+        if entry.step:
+            return entry.step(held[0], q, k, v, scale, **given)
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(held, (k, v), strict=True))
+        return attention.softmax_sdpa(q, keys, values, scale)
+
+    one_token()  # warms up
+    milliseconds = 1_000 * pd.Series([costs.seconds(one_token) for _ in range(tokens)]).median()
+    row = {"attention": name, "form": "recurrent" if entry.step else "kv_cache", "context": context}
+    return row | {"milliseconds": milliseconds, "state_kilobytes": sum(x.numel() * 4 for x in held) / 1_000}
+
+
+names = [SOFTMAX, "window", "linear", "performer", "delta"]
+contexts = (*budget.lengths, 8 * budget.lengths[-1])
+decoding = results.table("decoding", lambda: [decoding_row(name, context) for context in contexts for name in names])
+look = {"logy": True, "xlabel": "tokens before", "ylabel": "milliseconds per token"}
+figure = plots.lines(decoding, "context", "milliseconds", "attention", **look)
+results.figure(
+    figure, "06_decoding", f"One token of one attention operation after a context, on {device}.", scratch=True
 )
-text = f"One token of one attention operation after a context, on {provenance['device']}."
-path = plots.save_figure(figure, "06_decoding", text)
 decoding.pivot(index="context", columns="attention", values="state_kilobytes").round(0)
 
 # %% [markdown]
@@ -227,70 +350,41 @@ decoding.pivot(index="context", columns="attention", values="state_kilobytes").r
 # - Real queries, keys and values of every layer, one text. `paper`: the encoder's form against softmax without a
 #   mask. `causal`: ours against causal softmax. `near_only`: ours without its approximated part.
 
+
 # %%
-base, errors = None, pd.DataFrame()
-try:
-    base = models.load_base()
-except hub.Unavailable as reason:
-    print(f"Skipped: {reason}")
-if base:
+def nystrom_error() -> pd.DataFrame:
+    try:
+        results.base = models.load_base()
+    except hub.Unavailable as reason:
+        print(f"Skipped: {reason}")
+        return pd.DataFrame()
+    base = results.base
     ids = torch.tensor([base.tokenizer("\n\n".join(texts)).input_ids[: budget.heads_tokens]])
     heads = costs.real_heads(base.model, ids.to(base.model.device))
-    marks = [m for m in (4, 8, 16, 32, 64, 128) if m <= budget.heads_tokens // 4]
-    errors = costs.nystrom_error(heads, marks)
+    return costs.nystrom_error(heads, [m for m in (4, 8, 16, 32, 64, 128) if m <= budget.heads_tokens // 4])
 
-# %%
-if base:
-    shown = errors.rename(columns={"layer": "seed"})  # the band is over layers here
-    figure = plots.lines(shown, "landmarks", "error", "form", logy=True, ylabel="relative error of the output")
+
+errors = results.table("nystrom_error", nystrom_error)
+if len(errors):
+    by_layer = errors.rename(columns={"layer": "seed"})  # the band is over layers here
+    figure = plots.lines(by_layer, "landmarks", "error", "form", logy=True, ylabel="relative error of the output")
     text = f"Nystrom's error on {budget.heads_tokens} tokens of debian text; line: mean over layers, band: all layers."
-    source = results.provenance(base)
-    plots.save_figure(figure, "06_nystrom_error", plots.caption(text, source))
-
-# %%
-tables = {
-    "quality": quality,
-    "loss_by_position": by_position,
-    "learned_positions": control,
-    "leak": leaks,
-    "leak_controls": controls,
-    "recall": recall,
-    "scaling": scaling,
-    "fitted": fitted,
-    "decoding": decoding,
-    "nystrom_error": errors,
-}
-data = {"debian": tasks.load_task("debian").sha256}
-path = results.save("06_attention", tables, base=base, seeds=SEEDS, data=data, started=started)
+    results.figure(figure, "06_nystrom_error", text)
 
 # %% [markdown]
 # ## What we saw
-#
-# - Stated from this run's numbers, with the conditions computed.
 
 # %%
-wide = quality.pivot(index="seed", columns="attention", values="bits_per_byte")[NAMES[1:]]
-for name in wide:
-    mean, low, high = mean_interval(wide[name] - wide["softmax_sdpa"])
-    sure = "" if name == "softmax_sdpa" else f"; to softmax {mean:+.3f} [{low:+.3f}, {high:+.3f}], by seed"
-    print(f"{name:13} {wide[name].mean():.3f} bits per byte{sure}")
-wanted = ["softmax_sdpa", "delta", "linear"]
-order = wide.mean()[wanted].sort_values().index.tolist()
-print(f"Order: {' < '.join(order)}; known from larger runs: {' < '.join(wanted)}.")
-
-# %%
-for row in fitted.itertuples():
-    start = row.faster_than_softmax_sdpa_from
-    when = f"faster than the fused softmax from {start:,.0f} tokens" if start == start else ""
-    print(f"{row.attention:13} time grows as T^{row[3]:.2f} (both passes)", when)
-at = recall[(recall["pairs"] == 64) & (recall["task"] == "recall")].groupby("attention")["accuracy"]
-print("64 pairs, share retrieved:", at.mean().round(2).to_dict())
-grow = decoding.pivot(index="context", columns="attention", values="milliseconds")
-ratio = grow.iloc[-1] / grow.iloc[0]
-print(f"Decoding, {grow.index[-1]:,} against {grow.index[0]:,} tokens before:", ratio.round(1).to_dict())
-if base:
-    best = errors.groupby(["form", "landmarks"])["error"].mean().unstack("form")
-    print("Nystrom's error, mean over layers:", best.round(2).to_dict("index"))
+wide = by_seed(quality, "attention")
+against = {name: wide[name] - wide[SOFTMAX] for name in wide.columns.drop(SOFTMAX)}
+for name, gap in against.items():
+    print(f"{name:10} {wide[name].mean():.3f} bits per byte; to softmax {interval(gap, sign=True)}, by seed")
+times = decoding.pivot(index="context", columns="attention", values="milliseconds")[names]
+slower = times.iloc[-1] / times.iloc[0]
+print(f"Decoding, {times.index[-1]:,} against {times.index[0]:,} tokens before:", slower.round(1).to_dict())
+if len(errors):
+    mean_error = errors.groupby(["form", "landmarks"])["error"].mean().unstack("form")
+    print("Nystrom's error, mean over layers:", mean_error.round(2).to_dict("index"))
 
 # %% [markdown]
 # How to read it:
@@ -311,7 +405,83 @@ if base:
 # - Timings are of PyTorch code on this machine. Fused kernels (flash-linear-attention) move every crossover, and a
 #   GPU moves them again; the exponents stay.
 # - Performer's features are drawn once; the paper redraws them during training.
+
+# %% [markdown]
+# ## For the report
 #
+# - The table of section 6.3: quality, and how time grows. A claim per sentence that hangs on the numbers.
+
+# %%
+longest, fit, rows = scaling["length"].max(), fitted.set_index("attention"), []
+power, faster = fit["time_exponent_forward+backward"], fit[f"faster_than_{SOFTMAX}_from"]
+for name in wide:
+    start = f"{faster[name]:,.0f} tokens" if faster[name] == faster[name] else f"not up to {longest:,}"
+    gap = interval(against[name], sign=True) if name in against else ""
+    rows.append([f"`{name}`", interval(wide[name]), gap, number(power[name], 2), start if name in against else ""])
+text = (
+    f"Held-out bits per byte after {tokens:,} training tokens; “time exponent” is that of the length, forward and "
+    f"backward, on {device}; mean, 95 % t interval."
+)
+header = ["attention", "bits per byte", "minus softmax, by seed", "time exponent", "faster from"]
+results.markdown("quality", header, rows, text, scratch=True)
+
+# %%
+results.value("seeds", len(budget.seeds))
+for side, name in ((-1, "ahead"), (0, "level"), (1, "behind")):
+    results.value(name, listed([a for a, gap in against.items() if shown(gap) == side], code=True))
+order = list(wide.mean()[[SOFTMAX, "delta", "linear"]].sort_values().index)
+results.value("order", " < ".join(f"`{name}`" for name in order))
+results.value("linear.minus_delta", interval(wide["linear"] - wide["delta"], sign=True))
+results.claim("softmax, delta and linear in the published order", order == [SOFTMAX, "delta", "linear"])
+results.claim("the window is not behind softmax", shown(against["window"]) <= 0)
+
+pairs = recall["pairs"].max() // 2
+asked = recall[(recall["pairs"] == pairs) & (recall["task"] == "recall")]
+results.value("recall.pairs", pairs)
+for name, part in asked.groupby("attention")["accuracy"]:
+    results.value(f"recall.{name}", interval(part, 2))
+    results.value(f"recall.{name}.percent", f"{part.mean():.0%}")
+retrieved = by_seed(asked, "attention", "accuracy")
+results.claim("delta retrieves more than linear", shown(retrieved["delta"] - retrieved["linear"]) > 0)
+
+results.value("decoding.short", f"{times.index[0]:,}")
+results.value("decoding.long", f"{times.index[-1]:,}")
+for name, ratio in slower.items():
+    results.value(f"decoding.{name}", number(ratio, 1))
+for name in (SOFTMAX, "linear"):
+    results.value(f"exponent.{name}", number(power[name], 2))
+results.value("longest", f"{longest:,}")
+results.value("never_faster", listed([name for name in against if faster[name] != faster[name]], code=True))
+results.claim("Nystrom's time grows faster than softmax's", power["nystrom"] > power[SOFTMAX])
+results.claim("linear time grows more slowly than softmax's", power["linear"] < power[SOFTMAX])
+
+results.value("leak", f"{leak['max_difference'].max():.0e}" if leak["max_difference"].any() else 0)
+results.value("leak.mechanisms", len(leak))
+for row in controls.itertuples():
+    results.value(f"leak.{row.attention.split()[0]}", number(row.max_difference, 1))
+results.claim("no attention sees the future", leak["max_difference"].max() < 1e-3)
+results.claim("the leak test finds both controls", controls["max_difference"].min() > 0.1)
+
+# %% [markdown]
+# - Nystrom on a pretrained model. Above a relative error of 0.1 the rest of a model has not seen the like.
+
+# %%
+USABLE = 0.1
+results.value("nystrom.usable", USABLE)
+results.value("nystrom.model", results.provenance()["base_model"])
+for form in ("causal", "near_only"):
+    by_landmarks = (
+        errors[errors["form"] == form].groupby("landmarks")["error"].mean() if len(errors) else pd.Series([None])
+    )
+    for what, value in (("least", by_landmarks.min()), ("most", by_landmarks.max())):
+        results.value(f"nystrom.{form}.{what}", number(value, 2) if len(errors) else "not measured")
+usable = len(errors) and errors[errors["form"] == "causal"].groupby("landmarks")["error"].mean().min() <= USABLE
+results.claim("Nystrom's error is too large at every number of landmarks", len(errors) and not usable)
+
+# %%
+path = results.save(data={"debian": tasks.load_task("debian").sha256})
+
+# %% [markdown]
 # ## Sources
 #
 # - Softmax: Vaswani et al. 2017, arXiv:1706.03762; fused: Dao et al. 2022, arXiv:2205.14135. Window: Child et al. 2019,
