@@ -290,7 +290,6 @@ results.value("alibi.blocks", interval(change["blocks"]["alibi"], sign=True))
 results.value("alibi.sliding", interval(slide["alibi"], sign=True))
 results.claim("ALiBi gains in blocks", shown(change["blocks"]["alibi"]) < 0)
 results.claim("ALiBi does not gain with a sliding window", shown(slide["alibi"]) >= 0)
-results.claim("RoPE is ahead of the learned table", "rope" in ahead)
 
 # %%
 path = results.save(data={"debian": tasks.load_task("debian").sha256})
