@@ -9,10 +9,8 @@ from lib.explore.chinese_tables import differences, rate
 from lib.explore.private import named
 from lib.report.report_blocks import Notebook, value
 from lib.report.report_chinese import METHODS, NAME
-from lib.report.report_encodings import ENCODED, against_bytes
 from lib.report.report_evaluation import MEASURED, compared, worse_than_before
-from lib.report.report_forms import by_seed, listed, shown
-from lib.report.report_inside import ATTENDED, POSITIONED, SOFTMAX, USABLE, nystrom_errors, stretched
+from lib.report.report_forms import listed, shown
 from lib.report.report_model import main_task
 from lib.report.report_performance import PERFORMANCE
 from lib.report.report_private import PRIVATE
@@ -36,46 +34,6 @@ def evaluation(n: Notebook) -> str:
         own = n["before_after"].query("method == 'full' and task == @task", local_dict={"task": main_task(n)})
         people = n["human"]["tags_reflected"].iloc[0]
         said += f" They reflect {own['tags_reflected'].mean():.0%} of the tags, people {people:.0%}."
-    return said
-
-
-@value("encodings.negative", ENCODED)
-def encodings(n: Notebook) -> str:
-    sides: dict[int, list[str]] = {0: [], 1: []}
-    for corpus, language in (("debian", "English"), ("tang", "Chinese")):
-        for label, gap in against_bytes(n, corpus).items():
-            sides.get(shown(gap), []).append(f"{label} ({language})")
-    return (
-        f"Shown to need more bits per byte than plain bytes: {listed(sides[1])}; not shown to differ from them: "
-        f"{listed(sides[0])}."
-    )
-
-
-@value("positions.negative", POSITIONED)
-def positions(n: Notebook) -> str:
-    longest = n["positions"]["eval_length"].max()
-    gaps = stretched(n)
-    sides = {s: [f"`{p}`" for p, gap in gaps.items() if shown(gap) == s] for s in (-1, 1)}
-    return (
-        f"With a sliding window of {longest:,} tokens, shown to be worse than at the trained length: "
-        f"{listed(sides[1])}; shown to be better, which a longer memory would be: {listed(sides[-1])}."
-    )
-
-
-@value("attention.negative", ATTENDED)
-def attention(n: Notebook) -> str:
-    wide = by_seed(n["quality"], "attention")
-    behind = [f"`{a}`" for a in wide.columns.drop(SOFTMAX) if shown(wide[a] - wide[SOFTMAX]) > 0]
-    longest = n["scaling"]["length"].max()
-    start = n["fitted"].set_index("attention")["faster_than_softmax_sdpa_from"].drop(SOFTMAX)
-    never = [f"`{a}`" for a in start.index[start.isna()] if a in wide]
-    said = (
-        f"Shown to predict worse than softmax: {listed(behind)}; not faster than it even at {longest:,} tokens: "
-        f"{listed(never)}."
-    )
-    errors = nystrom_errors(n)
-    if errors and errors["causal"].min() > USABLE:
-        said += " In a pretrained model, Nyström's error is too large at every number of landmarks."
     return said
 
 

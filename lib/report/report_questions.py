@@ -3,10 +3,8 @@
 from lib.explore.chinese_tables import percent, rate
 from lib.explore.memorise import UNSEEN
 from lib.report.report_blocks import Notebook, value
-from lib.report.report_encodings import ENCODED, misjudged
 from lib.report.report_evaluation import worse_than_before
-from lib.report.report_forms import interval, seeds, shown
-from lib.report.report_inside import ATTENDED, SOFTMAX
+from lib.report.report_forms import seeds
 from lib.report.report_model import MEASURED, TRAINED, main_task
 
 
@@ -25,12 +23,6 @@ def lora(n: Notebook) -> str:
     df = n["runs"].query("method == 'lora'")
     own, whole = int(df["trainable_parameters"].iloc[0]), int(df["base_parameters"].iloc[0])
     return f"For {n.model} these are {own:,} trained parameters, {own / whole:.1%} of {whole:,}."
-
-
-@value("answer.misjudged", ENCODED)
-def misjudged_pairs(n: Notebook) -> str:
-    wrong, pairs = misjudged(n, "debian")
-    return f"Among our own encodings of English, token perplexity orders {wrong} of {pairs} pairs the wrong way round."
 
 
 @value("answer.difference", MEASURED)
@@ -75,39 +67,6 @@ def model(n: Notebook) -> str:
 def bleu(n: Notebook) -> str:
     df = n["before_after"].query("stage == 'after' and method == 'full'").groupby("task", sort=False)["bleu"].mean()
     return f"After full fine-tuning BLEU is {' and '.join(f'{x:.1f} on {task}' for task, x in df.items())}."
-
-
-@value("answer.alibi", "05_position_encoding")
-def alibi(n: Notebook) -> str:
-    df = (
-        n["positions"]
-        .query("position == 'alibi'")
-        .set_index(["protocol", "eval_length", "seed"])["bits_per_byte"]
-        .sort_index()
-    )
-    lengths = n["positions"]["eval_length"]
-    gaps = {p: df[p, lengths.max()] - df[p, lengths.min()] for p in ("blocks", "sliding")}
-    gained = "a gain" if shown(gaps["sliding"]) < 0 else "no gain"
-    return (
-        f"From {lengths.min()} to {lengths.max():,} tokens its bits per byte move by "
-        f"{interval(gaps['blocks'], sign=True)} in blocks and "
-        f"{interval(gaps['sliding'], sign=True)} with a sliding window, {gained} from reading further back."
-    )
-
-
-@value("answer.exponents", ATTENDED)
-def exponents(n: Notebook) -> str:
-    df = n["fitted"].set_index("attention")["time_exponent_forward+backward"]
-    linear, fused = df["linear"], df[SOFTMAX]
-    return f"The time of `linear` grows as the length to the {linear:.2f}, that of fused softmax to the {fused:.2f}."
-
-
-@value("answer.recall", ATTENDED)
-def recall(n: Notebook) -> str:
-    df = n["recall"].query("task == 'recall'")
-    pairs = df["pairs"].max() // 2
-    at = df[df["pairs"] == pairs].groupby("attention")["accuracy"].mean()
-    return f"Of {pairs} stored pairs it retrieves {at['delta']:.0%}, the plain sum {at['linear']:.0%}."
 
 
 @value("answer.rhyme", "07_chinese")
