@@ -31,7 +31,6 @@ from lib.explore.positions import use_position
 from lib.models import small_gpt2
 from lib.results import write_json
 from lib.tasks import load_task
-from lib.train import Bar, StepClock
 
 
 @dataclass(frozen=True)
