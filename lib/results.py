@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from lib import profile
 from lib.metrics import mean_interval
@@ -61,9 +62,7 @@ class Results:
 
     def provenance(self) -> dict:
         """Of the run that measured the tables: model, profile, seeds, machine, commit, versions."""
-        return (
-            self._file["provenance"] if self.stored else provenance(self.base, self.seeds) | {"git_commit": self.commit}
-        )
+        return self._file["provenance"] if self.stored else provenance(self.base, self.seeds)
 
     def caption(
         self, text: str, tokens: int | None = None, scratch: bool = False, seeds: Sequence[int] | None = None
@@ -112,11 +111,8 @@ class Results:
         root = profile.kept_root()
         value = dict(self._file) if self.stored else {"notebook": self.notebook}
         if not self.stored:
-            value["provenance"] = self.provenance() | {
-                "wall_seconds": round(time.monotonic() - self.began, 1),
-                "data": dict(data or {}),
-            }
-            value["tables"] = self.tables
+            made = provenance(self.base, self.seeds, data, self.began) | {"git_commit": self.commit}
+            value |= {"provenance": made, "tables": self.tables}
         for name, content in self._figures.items():
             write_bytes(root / "figures" / name, content)
         path = root / "data" / "results" / f"{self.notebook}.json"
@@ -171,9 +167,7 @@ def listed(names: Sequence[str], code: bool = False) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
 
 
-def start() -> float:
-    """A started clock for `save`: call it in a notebook's first cell."""
-    return time.monotonic()
+# --- files, each whole or not at all
 
 
 def write_text(path: Path, text: str) -> None:
@@ -184,8 +178,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `path` whole or not at all: a temporary file beside it, flushed to disk, then renamed.
 
-    Raises OSError with one sentence when the disk is full or the folder can't be written; what stood
-    at `path` before stays.
+    Raises OSError with one sentence when the disk is full or the folder can't be written; what stood at `path` stays.
     """
     temporary = None
     try:
@@ -197,17 +190,13 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the results from a group's other members
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise OSError(
-            error.errno, f"{path} was not written ({reason}); free space or choose a folder you own"
-        ) from error
-    except BaseException:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise
+        if not isinstance(error, OSError):
+            raise
+        why = f"{path} was not written ({error.strerror or error}); free space or choose a folder you own"
+        raise OSError(error.errno, why) from error
 
 
 def write_json(path: Path, value) -> None:
@@ -221,89 +210,14 @@ def _plain(value):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def git_commit() -> str:
-    """The checkout's commit, with "+changes" where tracked files differ from it; "unknown" without git."""
-
-    def run(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=profile.ROOT, capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
-
-    try:
-        changed = run("status", "--porcelain", "--untracked-files=no", "--", "lib", "notebooks/*.py")
-        return run("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def device_name() -> str:
-    """The GPU's name, or the processor's with its thread count."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"CPU, {names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def provenance(
-    base=None, seeds: Sequence[int] = (), data: Mapping[str, str] | None = None, started: float | None = None
-) -> dict:
-    """Where the numbers come from: model, profile, seeds, machine, commit, versions, data hashes."""
-    return {
-        "base_model": base.name if base else None,
-        "stand_in": base.stand_in if base else None,
-        "parameters": base.parameters if base else None,
-        "profile": profile.current().name,
-        "seeds": list(seeds),
-        "device": device_name(),
-        "dtype": str(profile.autocast_dtype()).removeprefix("torch."),
-        "git_commit": git_commit(),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "wall_seconds": round(time.monotonic() - started, 1) if started is not None else None,
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
-        "data": dict(data or {}),
-    }
-
-
-def save(
-    notebook: str,
-    tables: Mapping[str, pd.DataFrame | Sequence[Mapping]],
-    *,
-    base=None,
-    seeds: Sequence[int] = (),
-    data: Mapping[str, str] | None = None,
-    started: float | None = None,
-) -> Path:
-    """Write data/results/<notebook>.json and return its path.
-
-    `tables` are lists of flat rows or data frames; `base` the lib.models.Base behind them; `data` the
-    sha256 of each dataset; `started` what `start()` returned. Raises ValueError for a row that is not
-    flat, OSError where the file can't be written (the previous one stays).
-    """
-    rows = {name: _rows(name, table) for name, table in tables.items()}
-    path = profile.kept_root() / "data" / "results" / f"{notebook}.json"
-    value = {"notebook": notebook, "provenance": provenance(base, seeds, data, started), "tables": rows}
-    write_json(path, value)
-    root = profile.kept_root()
-    print(f"Results: {path.relative_to(root)} ({', '.join(f'{k} {len(v)}' for k, v in rows.items())} rows)")
-    return path
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rows(name: str, table) -> list[dict]:
     rows = _plain(table.to_dict("records") if isinstance(table, pd.DataFrame) else list(table))
     for i, row in enumerate(rows):
-        nested = [k for k, v in row.items() if isinstance(v, Mapping | list | tuple | set)]
-        if nested:
+        if nested := [k for k, v in row.items() if isinstance(v, Mapping | list | tuple | set)]:
             raise ValueError(f"Table {name!r}, row {i}: {nested[0]!r} is nested; results rows are flat.")
     return rows
 
@@ -318,7 +232,70 @@ def load(notebook: str, folder: Path | None = None) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): {way_out} again.") from error
-    missing = [k for k in ("notebook", "provenance", "tables") if k not in value]
-    if missing:
-        raise ValueError(f"{path} has no {missing[0]!r}: {way_out} again.")
+    if missing := {"notebook", "provenance", "tables"} - set(value):
+        raise ValueError(f"{path} has no {min(missing)!r}: {way_out} again.")
     return value
+
+
+# --- where the numbers come from
+
+
+def git_commit() -> str:
+    """The checkout's commit, with "+changes" where tracked files differ from it; "unknown" without git."""
+
+    def git(*arguments: str) -> str:
+        options = {"cwd": profile.ROOT, "capture_output": True, "text": True, "check": True, "timeout": 20}
+        return subprocess.run(["git", *arguments], **options).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "lib", "notebooks/*.py")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's with its thread count."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"CPU, {names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def provenance(
+    base=None, seeds: Sequence[int] = (), data: Mapping[str, str] | None = None, started: float | None = None
+) -> dict:
+    """Model, profile, seeds, machine, commit, versions, and the sha256 of each dataset."""
+    return {
+        "base_model": base.name if base else None,
+        "stand_in": base.stand_in if base else None,
+        "parameters": base.parameters if base else None,
+        "profile": profile.name(),
+        "seeds": list(seeds),
+        "device": device_name(),
+        "dtype": str(profile.autocast_dtype()).removeprefix("torch."),
+        "git_commit": git_commit(),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "wall_seconds": round(time.monotonic() - started, 1) if started is not None else None,
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+        "data": dict(data or {}),
+    }
+
+
+# --- until every notebook has a Results
+
+
+def start() -> float:
+    """A started clock for `save`: call it in a notebook's first cell."""
+    return time.monotonic()
+
+
+def save(notebook: str, tables: Mapping, *, base=None, seeds=(), data=None, started=None) -> Path:
+    """Write data/results/<notebook>.json and return its path."""
+    kept = Results(notebook, base, seeds)
+    kept.began = started or kept.began
+    for name, table in tables.items():
+        kept.table(name, lambda table=table: table)
+    return kept.save(data=data)

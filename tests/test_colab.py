@@ -10,7 +10,7 @@ import jupytext
 import packaging
 import pytest
 
-from lib import colab, profile, results
+from lib import colab, profile
 
 # Of googlecolab/backend-info, pip-freeze.gpu.txt, June 2026: what requirements.txt or its dependencies name.
 IMAGE = {
@@ -84,18 +84,6 @@ def test_only_what_is_lacking_is_installed_and_never_torch_or_numpy(monkeypatch)
 
 def test_the_projects_own_requirements_parse_and_are_met_here():
     assert colab.lacking((profile.ROOT / "requirements.txt").read_text()) == []
-
-
-def test_results_are_kept_on_drive_where_it_is_mounted_and_checkpoints_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(profile, "DRIVE", tmp_path)
-    monkeypatch.setenv("PROFILE", "fast")  # a test never writes there
-    assert profile.kept_root() == profile.output_root() != profile.ROOT
-    monkeypatch.setenv("PROFILE", "cpu")
-    saved = results.save("99_drive", {"t": [{"x": 1}]})
-    assert saved == tmp_path / "gpt2-coursework/data/results/99_drive.json" and saved.is_file()
-    assert profile.output_root() == profile.ROOT
-    monkeypatch.setattr(profile, "DRIVE", tmp_path / "not mounted")
-    assert profile.kept_root() == profile.ROOT
 
 
 @pytest.fixture(scope="module")

@@ -1,38 +1,110 @@
+"""What a notebook hands on: rows as they were measured, written whole or not at all, read back under RESULTS=stored."""
+
 import errno
 import json
+import math
 import os
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from lib import profile, results
+from lib.results import Results
+
+ROWS = [{"seed": 0, "x": 1.5, "name": "a"}, {"seed": 1, "x": math.nan, "name": None}]
 
 
-def test_save_and_load_keep_rows_flat_and_nan_as_null():
-    path = results.save("99_test", {"t": pd.DataFrame([{"seed": 0, "x": float("nan")}]), "u": [{"a": 1}]})
-    assert str(profile.ROOT) not in str(path), "fast must not touch the checkout's results"
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAST_OUTPUT", str(tmp_path))
+    monkeypatch.delenv("RESULTS", raising=False)
+    return tmp_path
+
+
+def notebook(measure) -> Results:
+    """A small notebook's run, from the first cell to the last."""
+    kept = Results("99_test", seeds=(0, 1))
+    table = kept.table("t", measure)
+    kept.value("mean", results.number(table["x"].mean()))
+    kept.claim("x is large", table["x"].mean() > 1)
+    kept.markdown("t", ["seed", "x"], table[["seed", "x"]].to_numpy(), "The rows.")
+    kept.figure(plt.figure(), "99_x", "A [figure].", tokens=1_000)
+    kept.save(data={"debian": "abc"})
+    return kept
+
+
+def test_rows_are_kept_flat_with_nan_as_null_and_where_they_come_from(folder):
+    notebook(lambda: pd.DataFrame(ROWS))
     value = results.load("99_test")
-    assert value["tables"] == {"t": [{"seed": 0, "x": None}], "u": [{"a": 1}]}
-    wanted = {
-        "base_model",
-        "stand_in",
-        "parameters",
-        "profile",
-        "seeds",
-        "device",
-        "dtype",
-        "git_commit",
-        "created",
-        "wall_seconds",
-        "versions",
-        "data",
-    }
-    assert wanted == set(value["provenance"])
+    assert value["tables"] == {"t": [ROWS[0], {"seed": 1, "x": None, "name": None}]}
+    made = value["provenance"]
+    assert made["seeds"] == [0, 1] and made["data"] == {"debian": "abc"} and made["wall_seconds"] >= 0
+    assert {"base_model", "stand_in", "profile", "device", "dtype", "git_commit", "created", "versions"} <= set(made)
+    assert (folder / "figures" / "99_x.svg").is_file() and (folder / "figures" / "99_x.png").is_file()
+
+
+def test_the_report_gets_values_claims_tables_and_figures(folder):
+    notebook(lambda: ROWS)
+    report = results.load("99_test")["report"]
+    assert report["values"] == {"mean": "1.500"} and report["claims"] == {"x is large": True}
+    assert report["tables"]["t"].endswith("Table: The rows. Seeds 0, 1.")
+    figure = "![A (figure). Seeds 0, 1; 1,000 training tokens per run.](figures/99_x.png)"
+    assert report["tables"]["figure.x"] == figure
+
+
+def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeypatch):
+    measured = notebook(lambda: ROWS)
+    first = results.load("99_test")
+    monkeypatch.setenv("RESULTS", "stored")
+    (folder / "figures" / "99_x.svg").unlink()
+
+    def refuse():
+        raise AssertionError("measured")
+
+    stored = notebook(refuse)
+    assert results.load("99_test") == first and (folder / "figures" / "99_x.svg").is_file()
+    again = stored.table("t", refuse)
+    pd.testing.assert_frame_equal(again, measured.table("t", lambda: ROWS))
+    with pytest.raises(ValueError, match="has no table 'u': run without RESULTS=stored"):
+        stored.table("u", refuse)
+    monkeypatch.setenv("PROFILE", "cpu")
+    monkeypatch.setattr(profile, "kept_root", lambda: folder)
+    with pytest.raises(ValueError, match="was measured with PROFILE=fast: set it beside RESULTS=stored"):
+        Results("99_test")
+
+
+def test_nothing_is_written_before_the_last_cell(folder):
+    Results("99_test").table("t", lambda: ROWS)
+    assert not list(folder.iterdir())
+
+
+def test_a_caption_tells_seeds_budget_and_stand_in():
+    base = type("Base", (), {"name": "SmolLM2 (stand-in)", "stand_in": True, "parameters": 1})
+    kept = Results("99_test", base, (0, 2))
+    assert kept.caption("Loss.", tokens=80_000) == (
+        "Loss. Seeds 0, 2; 80,000 training tokens per run; SmolLM2 (stand-in), not GPT-2 117M."
+    )
+    assert (
+        kept.caption("Loss.", scratch=True) == "Loss. Seeds 0, 2." and kept.caption("Loss.", seeds=()).count(";") == 0
+    )
+    base.stand_in = False
+    assert "not GPT-2" not in kept.caption("Loss.")
 
 
 def test_a_nested_row_is_refused():
     with pytest.raises(ValueError, match="'runs', row 0: 'history' is nested"):
-        results.save("99_test", {"runs": [{"history": [1, 2]}]})
+        Results("99_test").table("runs", lambda: [{"history": [1, 2]}])
+
+
+def test_forms_of_numbers():
+    assert results.number(1234.5678, 1) == "1,234.6" and results.number(math.nan) == "-"
+    assert results.interval([1.0, 2.0, 3.0], 2) == "2.00 [-0.48, 4.48]" and results.interval([1.0]) == "1.000"
+    assert results.interval([0.5, 0.5, 0.5], 1, sign=True) == "+0.5 [+0.5, +0.5]"
+    assert [results.shown(d) for d in ([1, 1.1, 0.9], [-1, -1.1, -0.9], [1, -1, 0], [5])] == [1, -1, 0, 0]
+    assert results.listed(["a", "b", "c"]) == "a, b and c" and results.listed(["a"], code=True) == "`a`"
+    assert results.listed([]) == "none"
+    assert results.markdown_table(["a", "b"], [["x|y", 1]]).splitlines()[2] == r"| x\|y | 1 |"
 
 
 def test_a_full_disk_leaves_the_previous_file(tmp_path, monkeypatch):
@@ -65,15 +137,8 @@ def test_missing_and_damaged_results_name_the_way_out(tmp_path):
         results.load("98_none", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["quick", "FULL"])
-def test_an_unknown_profile_lists_the_known(monkeypatch, name):
-    monkeypatch.setenv("PROFILE", name)
-    with pytest.raises(ValueError, match="choose one of fast, cpu, full"):
-        profile.current()
-
-
 def test_shipped_results_follow_the_contract():
-    for path in sorted((profile.DATA / "results").glob("*.json")):
+    for path in sorted((profile.DATA / "results").glob("[0-9][0-9]_*.json")):
         value = results.load(path.stem, path.parent)
         assert value["notebook"] == path.stem
         assert value["provenance"]["profile"] == "full", f"{path.name} is not of the full profile"
