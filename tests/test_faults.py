@@ -1,41 +1,126 @@
-"""Faults on purpose: nothing is lost, and each harness sees a loss where there is one."""
+"""What happens to students, done on purpose: kills, full disks, changed clocks, two runs at once. Nothing may be lost,
+no file damaged, no result off by a bit. Work that is to be killed runs in forked children, which start in milliseconds.
 
-import inspect
+Quick by default; `FAULTS_OUT=data/faults.json pytest -m fault` injects ten times as many and counts them (conftest.py).
+"""
+
+import contextlib
+import functools
+import hashlib
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
+from conftest import ELSEWHERE, OUT
+from transformers import TrainerCallback
 
-from lib import profile, results
-from lib.explore import faults
+from lib import notebooks, profile, results, train
+from lib.models import load_base
+from lib.tasks import head, load_task
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="faults are injected into forked children")
+TIMES = 20 if OUT else 2
+SETTINGS = {"train_tokens": 8_000, "pack_length": 640, "batch_tokens": 1_280, "evaluations": 3, "learning_rate": 3e-3}
+DONE, DIED = 0, 1
+random = torch.Generator().manual_seed(0)
 
 
-def generator():
-    return torch.Generator().manual_seed(0)
+def uniform() -> float:
+    return float(torch.rand((), generator=random))
 
 
-@pytest.mark.parametrize("name", [n for n in faults.FAULTS if n not in ("kill during a write of results",)])
-def test_nothing_is_lost(name):
-    (row,) = faults.inject([name], moments=2)
-    assert row["injected"] >= 1 and row["lost"] == 0, row
+def child(work) -> int:
+    """The id of a forked process that does `work` in one thread and silence, and leaves without cleaning up."""
+    if pid := os.fork():
+        return pid
+    code = DIED
+    try:
+        torch.set_num_threads(1)  # OpenMP's threads don't survive a fork
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1), os.dup2(nowhere, 2)
+        work()
+        code = DONE
+    finally:
+        os._exit(code)
 
 
-def test_twenty_kills_during_writes_lose_nothing():
-    (row,) = faults.inject(["kill during a write of results"], moments=20)
-    assert (row["injected"], row["lost"]) == (20, 0)
+def ended(pid: int) -> int:
+    """Wait for a child: its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-# --- each harness can fail
+def killed_after(pid: int, seconds: float) -> bool:
+    """SIGKILL a child after `seconds`; whether it still ran."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    return ended(pid) == -signal.SIGKILL
+
+
+@functools.cache  # before the first fork: children find it loaded
+def tiny():
+    task = load_task("debian")
+    return load_base(), task.replace(train=head(task["train"], 200), validation=head(task["validation"], 8))
+
+
+def tiny_run(folder: Path, callbacks=(), **options) -> None:
+    """In a child: a tiny random GPT-2 fine-tuned for a few steps, its run below `folder`."""
+    profile.output_root = lambda: folder
+    settings = {**SETTINGS, "validation_documents": 4, **options}
+    train.finetune(*tiny(), "full", 0, quiet=True, callbacks=callbacks, **settings)
+
+
+def outcome(folder: Path) -> str | None:
+    """The hash of a finished run's weights and held-out loss; None where there is none."""
+    for path in folder.glob("data/runs/*/run.json"):
+        loss = json.loads(path.read_text(encoding="utf-8"))["summary"]["held_out_loss"]
+        weights = (path.parent / "model" / "model.safetensors").read_bytes()
+        return hashlib.sha256(weights + repr(loss).encode()).hexdigest()
+    return None
+
+
+def finished(folder: Path) -> str | None:
+    """The outcome of a tiny run given in `folder`, whatever lies there; None where it fails."""
+    return outcome(folder) if ended(child(lambda: tiny_run(folder))) == DONE else None
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[str, float]:
+    """What a tiny run ends with, and its seconds."""
+    tiny()
+    began, found = time.monotonic(), finished(tmp_path_factory.mktemp("undisturbed"))
+    assert found, "the undisturbed run failed: pytest tests/test_train.py"
+    return found, time.monotonic() - began
+
+
+def small_disk(room: int) -> None:
+    """In a child: from here on no file grows past `room` bytes, writing fails as on a full disk."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+
+def is_one_of(path: Path, values: list) -> bool:
+    with contextlib.suppress(ValueError):  # half a file
+        return json.loads(path.read_text(encoding="utf-8")) in values
+    return False
+
+
+# --- files: each check is also given a careless writer, and must find it
 
 
 def careless(path: Path, value) -> None:
-    """Into the file itself, slowly enough to be killed in the middle."""
+    """Into the file itself, slowly enough to be caught in the middle."""
     text = json.dumps(value)
     with path.open("w") as file:
         for start in range(0, len(text), 20_000):
@@ -44,123 +129,250 @@ def careless(path: Path, value) -> None:
             time.sleep(0.001)
 
 
-def test_kills_find_a_writer_that_is_not_atomic():
-    assert faults.kill_results(20, generator(), write=careless)[1] > 0
+def kills_during_writes(folder: Path, write, times: int) -> int:
+    path, value = folder / "r.json", [{"i": i, "x": i / 7} for i in range(20_000)]  # 1 MB: a write takes a while
+
+    def forever():
+        while True:
+            write(path, value)
+
+    write(path, value)
+    lost = 0
+    for _ in range(times):
+        killed_after(child(forever), 0.02 + 0.3 * uniform())
+        lost += not is_one_of(path, [value])
+    return lost
 
 
-def test_a_full_disk_finds_a_writer_that_is_not_atomic(monkeypatch):
-    monkeypatch.setattr(results, "write_json", careless)
-    assert faults.full_disk_results(3, generator())[1] == 3
+@pytest.mark.fault("kill during a write of results")
+def test_a_kill_during_a_write_leaves_the_old_file_or_the_new(tmp_path, record_property):
+    record_property("injected", 20)
+    assert kills_during_writes(tmp_path, results.write_json, 20) == 0
 
 
-def test_two_writers_find_a_writer_that_is_not_atomic(monkeypatch):
-    monkeypatch.setattr(results, "write_json", careless)
-    assert faults.two_writers(200, generator())[1] > 0
+def full_disks(folder: Path, write, times: int) -> int:
+    path, lost = folder / "r.json", 0
+    write(path, {"old": True})
+
+    def cramped():
+        small_disk(int(10_000 * uniform()))
+        with pytest.raises(OSError, match="was not written"):
+            write(path, list(range(10_000)))
+
+    for _ in range(times):
+        code = ended(child(cramped))
+        lost += code != DONE or not is_one_of(path, [{"old": True}]) or len(list(folder.iterdir())) > 1
+    return lost
 
 
-def test_a_seed_that_is_not_kept_is_found(monkeypatch):
-    draws = iter(range(100))
-    monkeypatch.setattr(faults, "undisturbed", lambda: (str(next(draws)), 0.0))
-    assert faults.same_seed(2, generator()) == (2, 2)
+@pytest.mark.fault("disk full at a write of results")
+def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, record_property):
+    record_property("injected", TIMES)
+    assert full_disks(tmp_path, results.write_json, TIMES) == 0
 
 
-def test_growing_memory_is_found(monkeypatch):
-    kept = []
-    real = faults.Resident.on_step_end
-
-    def leaking(self, *args, **kwargs):
-        kept.append(torch.ones(1 << 20))  # 4 MB a step
-        return real(self, *args, **kwargs)
-
-    monkeypatch.setattr(faults.Resident, "on_step_end", leaking)
-    assert faults.memory_growth(20) > faults.FLAT
-
-
-def test_the_outcome_of_no_run_is_none(tmp_path):
-    assert faults.outcome(tmp_path) is None
+def two_writers(folder: Path, write, times: int) -> int:
+    path, values = folder / "r.json", [[name] * 5_000 for name in ("a", "b")]
+    write(path, values[0])
+    pids, lost = [child(lambda v=v: [write(path, v) for _ in range(times)]) for v in values], 0
+    for pid in pids:
+        while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            lost += not is_one_of(path, values)
+        lost += ended(pid) != DONE
+    return lost + len(list(folder.iterdir())) - 1
 
 
-def test_the_counted_tests_exist():
-    for group in faults.TESTS.values():
-        for name in group:
-            file, _, test = name.partition("::")
-            assert f"def {test}(" in (profile.ROOT / "tests" / file).read_text(encoding="utf-8")
+@pytest.mark.fault("two writers of one file")
+def test_a_reader_finds_one_of_two_writers_files_whole(tmp_path, record_property):
+    record_property("injected", 40)
+    assert two_writers(tmp_path, results.write_json, 20) == 0
 
 
-def test_tests_are_counted_by_case_and_one_that_does_not_pass_is_a_loss(monkeypatch):
-    monkeypatch.setenv("PROFILE", "cpu")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as notebooks' kernels do
-    monkeypatch.setattr(
-        faults,
-        "TESTS",
-        {
-            "pickle": ("test_models.py::test_base_model_that_is_a_pickle",),
-            "rows": ("test_tasks.py::test_custom_bad_files_say_where",),
-        },
+@pytest.mark.parametrize(("harness", "times"), [(kills_during_writes, 20), (full_disks, 3), (two_writers, 200)])
+def test_a_writer_that_is_not_atomic_is_found(harness, times, tmp_path):
+    assert harness(tmp_path, careless, times) > 0
+
+
+# --- trainings: the same command again ends at the same bits
+
+
+@pytest.mark.fault("kill during a training")
+def test_a_killed_training_given_again_ends_at_the_same_bits(undisturbed, tmp_path, record_property):
+    whole, seconds = undisturbed
+    record_property("injected", TIMES)
+    killed = 0
+    for i in range(10 * TIMES):
+        folder = tmp_path / str(i)
+        hit = killed_after(child(lambda folder=folder: tiny_run(folder)), seconds * uniform())
+        assert finished(folder) == whole
+        killed += hit  # a run that was over before its moment counts for nothing
+        seconds *= 1 if hit else 0.8
+        if killed == TIMES:
+            return
+    pytest.fail(f"only {killed} of {10 * TIMES} trainings were hit")
+
+
+@pytest.mark.fault("disk full in a training")
+def test_a_training_on_a_full_disk_goes_on_when_there_is_room(undisturbed, tmp_path, record_property):
+    times = max(TIMES // 4, 1)
+    record_property("injected", times)
+    for i in range(times):
+        folder, room = tmp_path / str(i), int(2_000 + 600_000 * uniform())
+
+        def cramped(folder=folder, room=room):
+            small_disk(room)
+            tiny_run(folder)
+
+        assert ended(child(cramped)) != DONE
+        assert finished(folder) == undisturbed[0]
+
+
+@pytest.mark.fault("two runs at once")
+def test_two_trainings_of_one_run_give_one_result(undisturbed, tmp_path, record_property):
+    times = max(TIMES // 5, 1)
+    record_property("injected", times)
+    for i in range(times):
+        folder = tmp_path / str(i)
+        pair = [child(lambda folder=folder: tiny_run(folder)) for _ in range(2)]
+        codes = sorted(map(ended, pair))
+        # one trains; the other is told so, or finds it finished
+        assert codes[0] == DONE and codes[1] in (DONE, DIED) and outcome(folder) == undisturbed[0]
+
+
+@pytest.mark.fault("clock and time zone change")
+def test_a_jumping_clock_changes_no_bit(undisturbed, tmp_path, record_property):
+    times = max(TIMES // 7, 1)
+    record_property("injected", times)
+    for i in range(times):
+        folder, zone = tmp_path / str(i), ("Asia/Shanghai", "America/St_Johns")[i % 2]
+
+        def work(folder=folder, zone=zone):
+            real = time.time
+            time.time = lambda: real() + 3.15e7 * (2 * uniform() - 1)  # by up to a year at each look
+            os.environ["TZ"] = zone
+            time.tzset()
+            tiny_run(folder)
+
+        assert ended(child(work)) == DONE and outcome(folder) == undisturbed[0]
+
+
+@pytest.mark.fault("same seed again")
+def test_the_same_seed_gives_the_same_bits_and_another_gives_others(undisturbed, tmp_path, record_property):
+    times = max(TIMES // 5, 1)
+    record_property("injected", times)
+    for i in range(times):
+        assert finished(tmp_path / str(i)) == undisturbed[0]
+    other = tmp_path / "other"
+    assert ended(child(lambda: tiny_run(other, learning_rate=2e-3))) == DONE and outcome(other) != undisturbed[0]
+
+
+class Resident(TrainerCallback):
+    """The process's resident megabytes at the end of every step; from step `leaking` on 4 MB are kept at each."""
+
+    def __init__(self, leaking: int) -> None:
+        self.megabytes, self.leaking, self.kept = [], leaking, []
+
+    def on_step_end(self, args, state, control, **_):
+        self.kept.append(torch.ones(1 << 20 if len(self.megabytes) >= self.leaking else 0))
+        self.megabytes.append(psutil.Process().memory_info().rss / 1e6)
+
+
+WARM = 120  # steps until the allocator's caches have what a step needs
+FLAT = 16.0  # megabytes: a hidden state kept at every step would be 33 in 200; the allocator jumps by less than 10
+
+
+@pytest.mark.fault("long run (steps)")
+def test_memory_stays_flat_and_a_leak_is_found(tmp_path, record_property):
+    """The second half of the steps against the first, medians; then the same of 20 steps that leak."""
+    steps, path = 10 * TIMES, tmp_path / "memory.json"
+    record_property("injected", steps)
+    tiny()
+
+    def work():
+        # oneDNN keeps its code for the last 1,024 shapes of a product and takes 250 steps to have met so many
+        os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "8"
+        seen = Resident(WARM + steps)
+        tiny_run(tmp_path, (seen,), train_tokens=640 * (WARM + steps + 20), batch_tokens=640, evaluations=1)
+        path.write_text(json.dumps(seen.megabytes))
+
+    def growth(megabytes):
+        first, second = torch.tensor(megabytes).chunk(2)
+        return float(second.median() - first.median())
+
+    assert ended(child(work)) == DONE
+    seen = json.loads(path.read_text())
+    assert growth(seen[WARM : WARM + steps]) < FLAT < growth(seen[WARM + steps :])
+
+
+# --- whole processes
+
+
+@pytest.mark.fault("other locale")
+def test_the_command_line_trains_on_chinese_text_in_another_locale(tmp_path, record_property):
+    others = [
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},  # files open as ASCII by default
+        {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"},  # "i" and "I" are no pair there
+    ]
+    others, losses = others[: 2 if OUT else 1], []
+    record_property("injected", len(others))
+    for i, more in enumerate(({}, *others)):
+        environment = {**os.environ, **more, "FAST_OUTPUT": str(tmp_path / str(i))}
+        command = [sys.executable, "-m", "lib", "finetune", "--task", "tang", "--set", "train_tokens=3000"]
+        subprocess.run(command, cwd=profile.ROOT, env=environment, capture_output=True, check=True)
+        (found,) = tmp_path.glob(f"{i}/data/runs/*/run.json")
+        losses.append(json.loads(found.read_text(encoding="utf-8"))["summary"]["held_out_loss"])
+    assert len(set(losses)) == 1
+
+
+@pytest.mark.fault("notebook killed and run again")
+def test_a_notebook_killed_in_mid_cell_leaves_its_twin_whole(tmp_path, record_property):
+    source, flag, target = tmp_path / "97_trial.py", tmp_path / "running", tmp_path / "notebooks" / "97_trial.ipynb"
+    times = max(TIMES // 7, 1)
+    record_property("injected", times)
+    source.write_text(
+        f"# %%\nimport pathlib, time\nflag = pathlib.Path({str(flag)!r})\n"
+        "if flag.exists():\n    flag.unlink()\n    time.sleep(60)\nprint('whole')\n"
     )
-    rows = {r["fault"]: r for r in faults.tested()}
-    assert rows["pickle"] == {"fault": "pickle", "injected": 1, "lost": 0}
-    assert rows["rows"]["injected"] > 10 and rows["rows"]["lost"] == 0
-    monkeypatch.setattr(
-        faults.subprocess,
-        "run",
-        lambda *a, **k: SimpleNamespace(
-            stdout="PASSED tests/test_models.py::test_base_model_that_is_a_pickle\n"
-            "FAILED tests/test_tasks.py::test_custom_bad_files_say_where[x] - no\n",
-            stderr="",
-        ),
-    )
-    assert [r["lost"] for r in faults.tested()] == [0, 1]
+
+    def work():
+        profile.output_root = lambda: tmp_path
+        notebooks._run(source)
+
+    def outputs():
+        return [cell.get("outputs") for cell in json.loads(target.read_text(encoding="utf-8"))["cells"]]
+
+    assert ended(child(work)) == DONE
+    for _ in range(times):
+        before, told = target.read_bytes(), outputs()
+        flag.touch()
+        pid, deadline = child(work), time.monotonic() + 120
+        while flag.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert killed_after(pid, 0.5 * uniform()) and target.read_bytes() == before
+        assert ended(child(work)) == DONE and outputs() == told
 
 
-def test_tests_that_do_not_run_are_no_result(monkeypatch):
-    monkeypatch.setenv("PROFILE", "cpu")
-    monkeypatch.setattr(faults, "TESTS", {"x": ("test_models.py::test_that_is_not_there",)})
-    with pytest.raises(RuntimeError, match="did not run: ERROR: not found"):
-        faults.tested()
+# --- what is counted, and what no test could undo
 
 
-# --- security
+def test_the_tests_that_are_counted_exist():
+    text = "".join(p.read_text(encoding="utf-8") for p in (profile.ROOT / "tests").glob("test_*.py"))
+    assert [name for name in ELSEWHERE if f"def {name}(" not in text] == []
+
+
+FORBIDDEN = re.compile(
+    r"import pickle|pickle\.load|torch\.load\(|joblib|dill\b|trust_remote_code=True|shell=True|(?<![\w.])eval\(|"
+    r"os\.system|allow_pickle=True|yaml\.load\("
+)
 
 
 def test_no_module_loads_pickles_or_remote_code():
-    for path in sorted((profile.ROOT / "lib").glob("*.py")) + sorted((profile.ROOT / "data").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        for word in (
-            "import pickle",
-            "pickle.load",
-            "torch.load(",
-            "joblib",
-            "dill",
-            "trust_remote_code=True",
-            "shell=True",
-            "eval(",
-            "os.system",
-            "allow_pickle=True",
-            "yaml.load(",
-        ):
-            found = [
-                line
-                for line in text.splitlines()
-                if word in line and ".eval(" not in line and "literal_eval(" not in line
-            ]
-            assert not found, f"{path.name}: {found[0]}"
+    for path in [*(profile.ROOT / "lib").rglob("*.py"), *profile.DATA.glob("*.py")]:
+        assert not (found := FORBIDDEN.search(path.read_text(encoding="utf-8"))), f"{path.name}: {found[0]}"
 
 
 def test_weights_are_loaded_as_safetensors_alone():
-    for path in sorted((profile.ROOT / "lib").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        for start in [i for i in range(len(text)) if text.startswith("ModelForCausalLM.from_pretrained(", i)]:
-            call = text[start : text.index(")\n", start)]
+    for path in (profile.ROOT / "lib").rglob("*.py"):
+        for call in path.read_text(encoding="utf-8").split("ModelForCausalLM.from_pretrained(")[1:]:
             # GGUF holds tensors and no code either
-            assert "use_safetensors=True" in call or "gguf_file=" in call, f"{path.name}: {call[:80]}"
-
-
-def test_checkpoints_are_written_as_safetensors():
-    from transformers import TrainingArguments
-
-    assert "save_safetensors" not in TrainingArguments.__dataclass_fields__  # always, since transformers 5
-
-
-def test_docstrings_tell_what_a_fault_is():
-    assert all(inspect.getdoc(f) for f in faults.FAULTS.values())
+            assert re.search(r"use_safetensors=True|gguf_file=", call[:300]), f"{path.name}: {call[:80]}"

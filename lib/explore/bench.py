@@ -1,370 +1,380 @@
 """`python -m lib bench`: this project's training, evaluation and generation against what a user would take instead.
 
-Every measurement is a process of its own (lib.explore.bench_systems) on one machine; the systems take turns, run by run,
-so that a slow minute meets all of them. A ratio is taken within a run; shown are the median and the range.
-Budget: under 30 minutes on two quiet cores for GPT-2 117M's configuration (profile `cpu`), peers installed.
+Every measurement is a process of its own; the systems take turns, run by run, so that a slow minute meets all of them,
+and a ratio is taken within a run. All get the same weights, documents in token ids, and labels: the target and its EOS
+count, prompts and padding do not. Sources of the peers' settings: trl, docs/source/sft_trainer.md;
+transformers, docs/source/en/perplexity.md and pipeline_tutorial.md; lm-evaluation-harness, docs/interface.md.
 """
 
+import contextlib
 import json
+import logging
+import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pandas as pd
 import torch
-from tokenizers import decoders
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
-from lib import profile
-from lib.explore import bench_peers
-from lib.explore.bench_systems import MARK, SYSTEMS, System
-from lib.explore.encodings import train_encoding
-from lib.hub import Unavailable, quiet
-from lib.models import END, Base, _load, _shipped_tokenizer, small_gpt2
-from lib.results import device_name, write_text
-from lib.tasks import encode, load_task
+from lib import profile, train
+from lib.generate import generate
+from lib.hub import quiet
+from lib.memory import peak_megabytes
+from lib.metrics import score_encoded
+from lib.models import END, load_base, small_gpt2
+from lib.packing import Encoded, draw
+from lib.results import device_name
+from lib.tasks import encode, head, load_task
 
-KINDS = tuple(SYSTEMS)
-TIMEOUT = 900  # seconds for one measurement
+BUDGET = {  # (fast, cpu, full); the weights are random, speed does not depend on them
+    "runs": (1, 5, 5),  # of each measurement
+    "n_layer": (2, 12, 12),
+    "n_embd": (64, 768, 768),
+    "train_tokens": (12_000, 24_000, 24_000),  # drawn for a training; more than any run reaches
+    "seconds": (0.2, 10.0, 10.0),  # a training run ends with the step in which they are over
+    "padded": (512, 512, 512),  # tokens that the tutorial pads every document to
+    "documents": (8, 500, 500),  # scored, a share of them in each run
+    "continuations": (8, 256, 256),  # written, a share of them in each run
+    "new_tokens": (4, 6, 6),  # of each of them
+    "product_tokens": (128, 512, 512),  # rows of the matrix products behind the ceiling
+}
 SPEED = {"training": "useful_tokens_per_second", "evaluation": "tokens_per_second", "generation": "tokens_per_second"}
-MARKS = {  # what issue 6 wants ours to be, times the other
+KINDS = (*SPEED, "ceiling")
+MARKS = {  # set before measuring: what ours is to be, times the other
     ("training", "trl", "default"): 2.0,
     ("training", "trl", "best"): 1.1,
     ("training", "tutorial", "default"): 4.0,
     ("evaluation", "tutorial", "default"): 5.0,
     ("generation", "pipeline", "default"): 2.0,
 }
+PEERS = {"trl": "trl==1.16.0", "lm_eval": "lm-eval==0.4.13"}  # released October and August 2026
+LEARNING_RATE = 5e-4  # for random weights, in every system
+STEPS = 3  # at least: the first sets up and is not timed
+MARK = "RESULT "  # what the line of a process's answer begins with
 
 
 def model_folder() -> Path:
-    """A folder with the model that all systems load: GPT-2 117M's configuration, random weights of seed 0, GPT-2's
-    tokenizer (`fast`: a tiny one). Made once, whole or not at all.
-    """
-    p = profile.current().performance
-    folder = profile.output_root() / "data" / "runs" / f"bench-{p.n_layer}x{p.n_embd}"
-    if (folder / "config.json").exists():
-        return folder
-    tokenizer = gpt2_tokenizer() if p.gpt2_tokens else _shipped_tokenizer()
-    end = tokenizer.eos_token_id
-    model = small_gpt2(
-        len(tokenizer), p.n_layer, p.n_embd // 64 or 1, p.n_embd, 1_024, bos_token_id=end, eos_token_id=end
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with quiet(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as new:
-        tokenizer.save_pretrained(f"{new}/model")
-        model.save_pretrained(f"{new}/model")
-        os.replace(f"{new}/model", folder)
+    """GPT-2 117M's configuration with random weights of seed 0 and GPT-2's tokenizer (`fast`: a small one), which all
+    systems load. Made once, whole or not at all."""
+    b = profile.budget(**BUDGET)
+    folder = profile.output_root() / "data" / "runs" / f"bench-{b.n_layer}x{b.n_embd}"
+    if not (folder / "config.json").exists():
+        tokenizer = gpt2_tokenizer()
+        ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
+        model = small_gpt2(len(tokenizer), b.n_layer, b.n_embd // 64, b.n_embd, 1_024, **ends)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with quiet(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as new:
+            tokenizer.save_pretrained(f"{new}/model")
+            model.save_pretrained(f"{new}/model")
+            os.replace(f"{new}/model", folder)
     return folder
 
 
-def random_base() -> Base:
-    """The model of `model_folder`, loaded and named for what it is."""
-    return _load(model_folder(), "random weights", None)
+def gpt2_tokenizer() -> PreTrainedTokenizerFast:
+    """GPT-2's own, from its merges in data/gpt2_bpe: 256 bytes, 50,000 merges and <|endoftext|>."""
+    lines = (profile.DATA / "gpt2_bpe" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    merges = [tuple(line.split(" ")) for line in lines]
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges), END]
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **ends)
 
 
-def gpt2_tokenizer():
-    """GPT-2's own, from its merges in data/gpt2_bpe: 50,257 entries, the last <|endoftext|>."""
-    from transformers import PreTrainedTokenizerFast
-
-    own = train_encoding("gpt2", []).tokenizer
-    own.decoder = decoders.ByteLevel()  # lib.explore.encodings decodes by itself
-    return PreTrainedTokenizerFast(
-        tokenizer_object=own,
-        bos_token=END,
-        eos_token=END,
-        unk_token=END,
-        pad_token=END,
-        clean_up_tokenization_spaces=False,
-    )
+def random_base():
+    """`model_folder` as `load_base` loads it."""
+    with mock.patch.dict(os.environ, BASE_MODEL=str(model_folder())), quiet():
+        return load_base()
 
 
-def available(kinds: Sequence[str] = KINDS) -> dict[tuple[str, str, str], str]:
-    """(kind, system, setting) -> the interpreter that runs it; says in one sentence each what is left out.
-
-    Raises ValueError for an unknown kind.
-    """
-    if unknown := set(kinds) - set(SYSTEMS):
-        raise ValueError(f"Nothing is called {min(unknown)!r}: choose of {', '.join(SYSTEMS)}.")
-    found, told = {}, set(bench_peers.LEFT_OUT.values() if "training" in kinds else ())
-    for kind in kinds:
-        for (system, setting), entry in SYSTEMS[kind].items():
-            try:
-                found[kind, system, setting] = _interpreter(entry)
-            except Unavailable as reason:
-                told.add(str(reason))
-    for sentence in sorted(told):
-        print(sentence)
-    return found
+# --- training: every system gets (base, documents, clock, budget) and trains until the clock raises Enough
 
 
-def _interpreter(entry: System) -> str:
-    if entry.needs == "gpu":
-        if not torch.cuda.is_available():
-            raise Unavailable("torch.compile's loop is left out: it is measured on a GPU.")
-        return sys.executable
-    if entry.needs and profile.current().name == "fast":
-        raise Unavailable(f"{entry.needs} is left out: the fast profile installs nothing.")
-    return bench_peers.python(entry.needs) if entry.needs else sys.executable
+class Enough(Exception):
+    """Raised out of a training that was measured: saving its weights would tell nothing."""
 
 
-def one(key: tuple[str, str, str], run: int, interpreter: str, model: Path) -> dict:
-    """One measurement in a fresh process. Raises RuntimeError with the end of what it wrote when it fails."""
-    kind, system, setting = key
-    request = {
-        "kind": kind,
-        "system": system,
-        "setting": setting,
-        "run": run,
-        "model": str(model),
-        "load": asdict(profile.current().performance),
-    }
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(profile.ROOT),
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "PROFILE": profile.current().name,
-    }
-    done = subprocess.run(
-        [interpreter, "-m", "lib.explore.bench_systems", json.dumps(request)],
-        cwd=profile.ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
+class Clock(TrainerCallback):
+    """Wall seconds and target tokens at the end of each step; ends the training when `seconds` are over."""
+
+    def __init__(self, seconds: float):
+        self.limit, self.tokens, self.begin, self.steps = seconds, 0, None, []
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        model.register_forward_pre_hook(self.count, with_kwargs=True)
+
+    def count(self, module, args, given) -> None:
+        if module.training:  # ours passes the positions of the targets, the others labels
+            kept, labels = given.get("logits_to_keep"), given.get("labels")
+            self.tokens += int((labels != -100).sum()) if labels is not None else len(kept)
+
+    def on_step_begin(self, args, state, control, **_):
+        self.begin = self.begin or time.perf_counter()
+
+    def on_step_end(self, args, state, control, **_):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.steps.append((time.perf_counter() - self.begin, self.tokens))
+        if len(self.steps) >= STEPS and self.steps[-1][0] >= self.limit:
+            raise Enough
+
+
+def training_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
+    """Target tokens learned from a second; the first step, which sets up, is left out."""
+    clock = Clock(b.seconds)
+    documents = draw(encode(base.tokenizer, load_task("debian")["train"], base.context), b.train_tokens, seed=0)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
+        system(base, documents, clock, b, folder)
+    if len(clock.steps) < STEPS:
+        raise RuntimeError(f"{len(clock.steps)} steps are too few to measure: raise train_tokens.")
+    (began, first), (ended, last) = clock.steps[0], clock.steps[-1]
+    return {"useful_tokens_per_second": (last - first) / (ended - began)}
+
+
+def train_ours(base, documents, clock, b, folder) -> None:
+    """lib.train.finetune with its own packing."""
+    settings = {"train_tokens": b.train_tokens, "evaluations": 1, "validation_documents": 1}
+    with mock.patch.object(profile, "output_root", return_value=Path(folder)):  # the run goes with the folder
+        task, more = load_task("debian"), {"learning_rate": LEARNING_RATE, "callbacks": (clock,), "quiet": True}
+        train.finetune(base, task, "full", 0, **settings, **more)
+
+
+def labelled(document: Encoded) -> dict:
+    """input_ids and labels of a document, -100 on its prompt."""
+    ids, n = document.input_ids, max(document.prompt_length, 1)
+    return {"input_ids": ids, "labels": [-100] * n + ids[n:]}
+
+
+def _shared() -> dict:
+    cpu = {"use_cpu": not torch.cuda.is_available(), "learning_rate": LEARNING_RATE, "num_train_epochs": 1}
+    return {**cpu, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+
+
+def train_trl(base, documents, clock, b, folder, **options) -> None:
+    """trl's SFTTrainer; what is not named is its default."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    class Counted(SFTTrainer):  # it takes the labels out before the model sees them
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            clock.tokens += int((inputs["labels"] != -100).sum())
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    clock.count = lambda *_: None
+    data, arguments = Dataset.from_list(list(map(labelled, documents))), SFTConfig(folder, **_shared(), **options)
+    given = {"train_dataset": data, "processing_class": base.tokenizer, "callbacks": [clock]}
+    Counted(model=base.model, args=arguments, **given).train()
+
+
+def train_tutorial(base, documents, clock, b, folder, **options) -> None:
+    """transformers' Trainer as its tutorials use it: every document padded to one length, float32."""
+
+    def padded(document: Encoded) -> dict:
+        row, n = labelled(document), b.padded - len(document.input_ids)
+        pads = {"input_ids": base.tokenizer.pad_token_id, "labels": -100}
+        mask = [1] * len(document.input_ids) + [0] * n
+        return {"attention_mask": mask} | {key: row[key] + [pad] * n for key, pad in pads.items()}
+
+    data, arguments = map(padded, (d for d in documents if len(d.input_ids) <= b.padded)), TrainingArguments
+    Trainer(base.model, arguments(folder, **_shared(), **options), train_dataset=[*data], callbacks=[clock]).train()
+
+
+# --- evaluation and generation: a system is prepared and gives the function that is timed
+
+
+def evaluation_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
+    """Tokens (targets and EOS) a second over this run's share of the held-out documents, and their bits per byte."""
+    examples = head(load_task("debian")["test"], b.documents)[run :: b.runs]
+    documents, score = encode(base.tokenizer, examples, base.context), system(base)
+    score(documents[:2])
+    begin = time.perf_counter()
+    nats = sum(score(documents))
+    seconds = time.perf_counter() - begin
+    tokens = sum(len(d.input_ids) - d.prompt_length for d in documents)
+    bits_per_byte = nats / math.log(2) / sum(d.target_bytes for d in documents)
+    return {"bits_per_byte": bits_per_byte, "tokens_per_second": tokens / seconds}
+
+
+def evaluate_ours(base) -> Callable:
+    """lib.metrics.score_encoded: packed rows, logits of the targets alone."""
+    return lambda documents: score_encoded(base.model, documents)["nats"]
+
+
+def evaluate_tutorial(base) -> Callable:
+    """One document at a time through the model's own loss, float32."""
+
+    @torch.no_grad()
+    def nats(document: Encoded) -> float:
+        ids, labels = (torch.tensor([x], device=base.model.device) for x in labelled(document).values())
+        return float(base.model(ids, labels=labels).loss) * int((labels != -100).sum())
+
+    return lambda documents: [nats(d) for d in documents]
+
+
+def evaluate_harness(base, **options) -> Callable:
+    """lm-evaluation-harness' HFLM on the same token ids; the default is one document at a time."""
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(os.environ["BASE_MODEL"], tokenizer=base.tokenizer, device=str(profile.device()), **options)
+
+    def score(documents: list[Encoded]) -> list[float]:
+        asked = [(("", ""), d.input_ids[: d.prompt_length], d.input_ids[d.prompt_length :]) for d in documents]
+        return [-x for x, _ in model._loglikelihood_tokens(asked, disable_tqdm=True)]
+
+    return score
+
+
+def generation_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
+    """New tokens a second for this run's share of the prompts, every continuation of one length."""
+    prompts = [row["prompt"] for row in head(load_task("debian")["test"], b.continuations)][run :: b.runs]
+    write = system(base)
+    write(prompts[:2], 2)
+    begin = time.perf_counter()
+    write(prompts, b.new_tokens)
+    return {"tokens_per_second": len(prompts) * b.new_tokens / (time.perf_counter() - begin)}
+
+
+def generate_ours(base) -> Callable:
+    """lib.generate: batches of 32 by length, KV cache, bfloat16 where the machine has it."""
+    return lambda prompts, n: generate(base.model, base.tokenizer, prompts, n, min_new_tokens=n)
+
+
+def generate_pipeline(base, dtype: str = "float32", **options) -> Callable:
+    """transformers' pipeline("text-generation"), greedy; the default is one prompt at a time, float32."""
+    from transformers import pipeline
+
+    model = base.model.to(getattr(torch, dtype))
+    pipe = pipeline("text-generation", model=model, tokenizer=base.tokenizer, device=profile.device(), **options)
+    return lambda prompts, n: pipe(prompts, max_new_tokens=n, min_new_tokens=n, do_sample=False)
+
+
+def ceiling_of(dtype: Callable, base, b: SimpleNamespace, run: int) -> dict:
+    """GFLOP a second of the matrix products of one training step, forward and both backward ones: each layer's four
+    shapes and the output layer; one product of 2 m n k FLOP per shape is timed and counts as often as a step has it."""
+    m, c, flop, seconds = b.product_tokens, b.n_embd, 0.0, 0.0
+    shapes = [(b.n_layer, *shape) for shape in ((c, 3 * c), (c, c), (c, 4 * c), (4 * c, c))]
+    for times, k, n in (*shapes, (1, c, base.model.config.vocab_size)):
+        x, w, y = (torch.randn(s, device=profile.device()).to(dtype()) for s in ((m, k), (k, n), (m, n)))
+        for left, right in ((x, w), (y, w.T), (x.T, y)):  # output, gradient of the input, of the weight
+            for _ in range(2):  # the first warms up
+                begin = time.perf_counter()
+                left @ right
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                took = time.perf_counter() - begin
+            flop, seconds = flop + times * 2 * m * k * n, seconds + times * took
+    return {"gflops": flop / seconds / 1e9}
+
+
+# The fastest of ten settings tried here: batches of 1 to 16, grouped by length or not, packed, without padding
+BEST_TRL = {"bf16": True, "gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
+SYSTEMS: dict[tuple[str, str, str], tuple] = {  # (kind, system, setting) -> what runs, its options, the peer it needs
+    ("training", "ours", "default"): (train_ours, {}, ""),
+    ("training", "trl", "default"): (train_trl, {}, "trl"),
+    ("training", "trl", "best"): (train_trl, BEST_TRL, "trl"),
+    # 2 rows of 512 tokens, not Trainer's 8, which take half of a minute a step on two cores
+    ("training", "tutorial", "default"): (train_tutorial, {"per_device_train_batch_size": 2}, ""),
+    ("evaluation", "ours", "default"): (evaluate_ours, {}, ""),
+    ("evaluation", "tutorial", "default"): (evaluate_tutorial, {}, ""),
+    ("evaluation", "lm-eval", "default"): (evaluate_harness, {}, "lm_eval"),
+    ("evaluation", "lm-eval", "best"): (evaluate_harness, {"batch_size": 16, "dtype": "bfloat16"}, "lm_eval"),
+    ("generation", "ours", "default"): (generate_ours, {}, ""),
+    ("generation", "pipeline", "default"): (generate_pipeline, {}, ""),
+    ("generation", "pipeline", "best"): (generate_pipeline, {"batch_size": 32, "dtype": "bfloat16"}, ""),
+    ("ceiling", "products", "float32"): (lambda: torch.float32, {}, ""),
+    ("ceiling", "products", "bfloat16"): (lambda: torch.bfloat16, {}, ""),
+}
+KIND = {"training": training_of, "evaluation": evaluation_of, "generation": generation_of, "ceiling": ceiling_of}
+
+
+def answer(kind: str, system: str, setting: str, run: int, **changes) -> dict:
+    """One measurement; `changes` of the budget are for tests."""
+    function, options, _ = SYSTEMS[kind, system, setting]
+    b, base = SimpleNamespace(**vars(profile.budget(**BUDGET)) | changes), random_base()
+    with mock.patch.dict(os.environ, BASE_MODEL=str(model_folder())), quiet(bars=True):
+        if system != "ours":  # the others get transformers' model as it comes
+            model = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32, use_safetensors=True)
+            base = replace(base, model=model.eval().to(profile.device()))
+        got = KIND[kind](partial(function, **options), base, b, run)
+    return got if kind == "ceiling" else got | {"peak_megabytes": peak_megabytes()}
+
+
+# --- measurements and their tables
+
+
+def one(kind: str, system: str, setting: str, run: int) -> dict:
+    """`answer` from a fresh process. Raises RuntimeError with the end of what it wrote when it fails."""
+    settings = {"PYTHONPATH": str(profile.ROOT), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    request = [sys.executable, "-m", "lib.explore.bench", kind, system, setting, str(run)]
+    given = {"cwd": profile.ROOT, "env": {**os.environ, **settings}, "capture_output": True, "encoding": "utf-8"}
+    done = subprocess.run(request, **given, timeout=900)
     answers = [x for x in done.stdout.splitlines() if x.startswith(MARK)]
     if done.returncode or not answers:
         raise RuntimeError(f"{system} ({setting}), {kind}: {(done.stderr or done.stdout)[-1500:]}")
     return json.loads(answers[-1].removeprefix(MARK))
 
 
-def measure(kinds: Sequence[str] = KINDS, runs: int | None = None) -> dict[str, pd.DataFrame]:
-    """The raw answers per kind, a row per system, setting and run. A peer that fails is left out with its reason;
-    ours failing raises.
-    """
-    todo, model = available(kinds), model_folder()
-    rows: dict[str, list] = {kind: [] for kind in kinds}
-    count = runs or profile.current().performance.runs
-    turns = [(run, key) for run in range(count) for key in todo]
-    failed = set()
-    for run, key in tqdm(turns, desc="measurements"):
-        if key in failed:
-            continue
+def measure(kinds: Sequence[str] = KINDS) -> dict[str, pd.DataFrame]:
+    """A table per kind, a row per system, setting and run, and `ratios`. A peer that is not installed or fails is left
+    out with its reason; ours failing raises, and an unknown kind (ValueError)."""
+    if unknown := set(kinds) - set(KINDS):
+        raise ValueError(f"Nothing is called {min(unknown)!r}: choose of {', '.join(KINDS)}.")
+    model_folder()
+    for module, name in PEERS.items():
+        if not find_spec(module):
+            print(f"{module} is left out: `pip install {name}` brings it.")
+    todo = [key for key, (*_, peer) in SYSTEMS.items() if key[0] in kinds and (not peer or find_spec(peer))]
+    made = {kind: [] for kind in kinds}
+    for run, key in tqdm([(r, k) for r in range(profile.budget(**BUDGET).runs) for k in todo], desc="measurements"):
         try:
-            got = one(key, run, todo[key], model)
+            got = one(*key, run)
         except (RuntimeError, subprocess.TimeoutExpired) as reason:
             if key[1] == "ours":
                 raise
-            failed.add(key)
             tqdm.write(f"Left out: {reason}")
             continue
-        rows[key[0]].append({"system": key[1], "setting": key[2], "device": device_name(), "run": run, **got})
-    return {kind: pd.DataFrame(r) for kind, r in rows.items()}
-
-
-# --- raw answers to the tables of the results file
-
-
-def training(raw: pd.DataFrame) -> pd.DataFrame:
-    """system, setting, device, run, useful_tokens_per_second, peak_megabytes, seconds_to_loss, steps_to_loss.
-
-    Useful tokens are the targets' and their EOS, counted once each time a training step learns from one; prompts and
-    padding are none. Their rate leaves the first step out, which sets up. Memory is the process's peak in 10^6
-    bytes (on a GPU, the allocated). The step that first brings the held-out documents to the fixed loss is found in
-    a system's first run, since steps repeat and only their seconds vary; seconds_to_loss is that step's end in each
-    run, at the run's own seconds per step where it was shorter; null where the loss wasn't reached.
-    """
-    loss = profile.current().performance.loss
-    needed = {}
-    for row in raw[raw["run"] == 0].to_dict("records"):
-        reached = [i for i, s in enumerate(row["steps"]) if s["loss"] <= loss]
-        needed[row["system"], row["setting"]] = reached[0] if reached else None
-    rows = []
-    for row in raw.to_dict("records"):
-        steps, last = row.pop("steps"), needed.get((row["system"], row["setting"]))
-        seconds = steps[-1]["seconds"] - steps[0]["seconds"]
-        each = seconds / (len(steps) - 1)
-        tokens = steps[-1]["tokens"] - steps[0]["tokens"]
-        row["useful_tokens_per_second"] = tokens / seconds
-        short = None if last is None else max(last - len(steps) + 1, 0)
-        row["seconds_to_loss"] = None if last is None else steps[min(last, len(steps) - 1)]["seconds"] + short * each
-        row["steps_to_loss"] = None if last is None else last + 1
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def evaluation(raw: pd.DataFrame) -> pd.DataFrame:
-    """system, setting, device, run, tokens_per_second, bits_per_byte (of the run's documents), peak_megabytes."""
-    bits = raw["nats"] / raw["bytes"] / 0.6931471805599453  # ln 2
-    return _rate(raw.assign(bits_per_byte=bits))
-
-
-def generation(raw: pd.DataFrame) -> pd.DataFrame:
-    """system, setting, device, run, tokens_per_second (new tokens), peak_megabytes."""
-    return _rate(raw)
-
-
-def _rate(raw: pd.DataFrame) -> pd.DataFrame:
-    out = raw.assign(tokens_per_second=raw["tokens"] / raw["seconds"])
-    return out.drop(columns=["seconds", "tokens", "nats", "bytes"], errors="ignore")
-
-
-def ceiling(raw: pd.DataFrame) -> pd.DataFrame:
-    """device, dtype, run, gflops."""
-    return raw.rename(columns={"setting": "dtype"}).drop(columns="system")
-
-
-TABLES = {"training": training, "evaluation": evaluation, "generation": generation, "ceiling": ceiling}
-
-
-def tables(raw: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """All tables of one `measure`, with `ratios` and `limits` where their parts are there."""
-    made = {kind: TABLES[kind](frame) for kind, frame in raw.items() if len(frame)}
-    made["ratios"] = ratios(made)
-    if "ceiling" in made:
-        made["limits"] = limits(made)
-    return made
+        who = {"dtype": key[2]} if key[0] == "ceiling" else {"system": key[1], "setting": key[2]}
+        made[key[0]].append({**who, "device": device_name(), "run": run, **got})
+    made = {kind: pd.DataFrame(found) for kind, found in made.items()}
+    return made | {"ratios": ratios(made)}
 
 
 def ratios(made: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Ours over each other system, run by run: kind, system, setting, ratio (median), low, high (range), mark."""
-    rows = []
-    for kind, column in SPEED.items():
-        if kind not in made:
-            continue
-        wide = made[kind].pivot(index="run", columns=["system", "setting"], values=column)
+    out = []
+    for kind in (k for k in SPEED if k in made):
+        wide = made[kind].pivot(index="run", columns=["system", "setting"], values=SPEED[kind])
         for system, setting in (c for c in wide if c[0] != "ours"):
             ratio = (wide["ours", "default"] / wide[system, setting]).dropna()
-            rows.append(
-                {
-                    "kind": kind,
-                    "system": system,
-                    "setting": setting,
-                    "ratio": ratio.median(),
-                    "low": ratio.min(),
-                    "high": ratio.max(),
-                    "mark": MARKS.get((kind, system, setting)),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def flop_per_useful_token(kind: str = "training") -> float:
-    """Model FLOP behind one target token of the task `debian` in `training` or `evaluation`, its prompt's share in it.
-
-    Forward 2 FLOP per weight and token, backward twice that (Kaplan et al. 2020, arXiv:2001.08361, section 2.1); the
-    output layer for targets alone; attention's two products over half a document on average. Embeddings look up.
-    """
-    p, task = profile.current().performance, load_task("debian")
-    tokenizer = gpt2_tokenizer() if p.gpt2_tokens else _shipped_tokenizer()
-    examples, passes = (task.train[:500], 3) if kind == "training" else (task.test[: p.documents], 1)
-    documents = encode(tokenizer, examples, 1_024)
-    targets = sum(len(d.input_ids) - d.prompt_length for d in documents)
-    lengths = [len(d.input_ids) for d in documents]
-    body = 2 * 12 * p.n_layer * p.n_embd**2 * sum(lengths)
-    attention = 2 * p.n_layer * p.n_embd * sum(n * n for n in lengths)
-    return passes * ((body + attention) / targets + 2 * p.n_embd * len(tokenizer))
-
-
-def limits(made: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Model FLOP of trainings and evaluations against the ceiling of the same run: kind, system, setting, run, gflops,
-    share.
-
-    Padding, recomputation and logits that no loss needs are time and no model FLOP: MFU in the sense of Chowdhery et
-    al. 2022, arXiv:2204.02311, appendix B, with the machine's own matrix products as its peak: the faster format's.
-    """
-    top = made["ceiling"].groupby("run")["gflops"].max()
-    parts = []
-    for kind in ("training", "evaluation"):
-        if kind in made:
-            out = made[kind][["system", "setting", "run"]].copy()
-            out.insert(0, "kind", kind)
-            out["gflops"] = made[kind][SPEED[kind]] * flop_per_useful_token(kind) / 1e9
-            parts.append(out.assign(share=out["gflops"] / out["run"].map(top)))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+            row = {"kind": kind, "system": system, "setting": setting, "ratio": ratio.median()}
+            out.append(row | {"low": ratio.min(), "high": ratio.max(), "mark": MARKS.get((kind, system, setting))})
+    return pd.DataFrame(out)
 
 
 def summary(made: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """What the command prints: kind, system, setting, tokens per second, peak GB, seconds to the loss, ours over it."""
-    found = made["ratios"].set_index(["kind", "system", "setting"]) if len(made["ratios"]) else None
-    rows = []
-    for kind, column in SPEED.items():
-        groups: Iterable = made[kind].groupby(["system", "setting"], sort=False) if kind in made else ()
-        for (system, setting), part in groups:
-            row = {
-                "kind": kind,
-                "system": system,
-                "setting": setting,
-                "tokens_per_second": round(part[column].median(), 1),
-                "peak_gigabytes": round(part["peak_megabytes"].median() / 1_000, 2),
-                "seconds_to_loss": _median(part.get("seconds_to_loss")),
-            }
-            if found is not None and (key := (kind, system, setting)) in found.index:
-                r = found.loc[key]
-                row["ours_over_it"] = f"{r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
-            rows.append(row)
-    table = pd.DataFrame(rows).astype(object)
-    return table.where(table.notna(), "")
+    """Medians over runs: kind, system, setting, tokens per second, peak GB, ours over it [range], the mark."""
+    parts = []
+    for kind in (k for k in SPEED if k in made):
+        part = made[kind].groupby(["system", "setting"], sort=False)[[SPEED[kind], "peak_megabytes"]].median()
+        part.columns = ["tokens_per_second", "peak_gigabytes"]
+        parts.append(part.assign(kind=kind, peak_gigabytes=part["peak_gigabytes"] / 1_000).reset_index())
+    return pd.concat(parts).merge(made["ratios"], on=["kind", "system", "setting"], how="left")
 
 
-def _median(values: pd.Series | None) -> float | None:
-    known = pd.to_numeric(values).dropna() if values is not None else ()
-    return round(float(known.median()), 1) if len(known) else None
-
-
-def shown(made: dict[str, pd.DataFrame]) -> str:
-    """`summary` and the ceiling as text."""
-    lines = [summary(made).to_string(index=False)]
-    if "ceiling" in made:
-        for dtype, part in made["ceiling"].groupby("dtype"):
-            lines.append(f"ceiling, {dtype}: {statistics.median(part['gflops']):.0f} GFLOP/s")
-    if len(made.get("limits", ())):
-        groups = made["limits"].groupby(["kind", "system", "setting"], sort=False)
-        for (kind, system, setting), part in groups:
-            lines.append(f"{kind}, {system} ({setting}): {part['share'].median():.0%} of the faster ceiling")
-    return "\n".join(lines)
-
-
-def measured() -> dict[str, pd.DataFrame]:
-    """The answers that a whole `python -m lib bench` left on this machine with these budgets, else new ones."""
-    path = _kept()
-    if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["conditions"] == _conditions(KINDS, None):
-            print(f"Measured by `python -m lib bench`, {kept['measured']}; that command measures again.")
-            return {kind: pd.DataFrame(rows) for kind, rows in kept["answers"].items()}
-    raw = measure()
-    keep(raw, KINDS, None)
-    return raw
-
-
-def keep(raw: dict[str, pd.DataFrame], kinds: Sequence[str], runs: int | None) -> None:
-    """The answers beside the runs, so that notebook 11 need not measure again."""
-    kept = {
-        "conditions": _conditions(kinds, runs),
-        "measured": datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        "answers": {kind: frame.to_dict("records") for kind, frame in raw.items()},
-    }
-    write_text(_kept(), json.dumps(kept))
-
-
-def _kept() -> Path:
-    return profile.output_root() / "data" / "runs" / "bench.json"
-
-
-def _conditions(kinds: Sequence[str], runs: int | None) -> dict:
-    load = profile.current().performance
-    return {
-        "load": json.loads(json.dumps(asdict(load))),
-        "kinds": sorted(kinds),
-        "runs": runs or load.runs,
-        "device": device_name(),
-        "torch": torch.__version__,
-    }
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    print(MARK + json.dumps(answer(*sys.argv[1:4], run=int(sys.argv[4]))), flush=True)

@@ -1,23 +1,24 @@
-"""Lossless compression of text with a language model and a range coder.
+"""Lossless compression of text with a language model and a range coder: `python -m lib compress`.
 
-A model that gives the next token the probability p lets an arithmetic coder spend -log2 p bits on it
-(Rissanen 1976; Delétang et al. 2024, "Language Modeling Is Compression", arXiv:2309.10668): the sum over
-a text is its cross-entropy, in real bytes. The coder is constriction's range coder (Bamler 2022,
-arXiv:2201.01741). It rounds each distribution to fixed point of 24 bits and leaves every token at least
-2**-24, so that any text can be coded: 0.3 % of the probability, 0.004 bits a token, for GPT-2's 50,257.
+A model that gives the next token the probability p lets an arithmetic coder spend -log2 p bits on it (Rissanen 1976;
+Delétang et al. 2024, "Language Modeling Is Compression", arXiv:2309.10668): the sum over a text is its cross-entropy,
+in real bytes. The coder is constriction's range coder (Bamler 2022, arXiv:2201.01741).
 
-The decoder has to see bit by bit the distributions that the encoder saw, and floating-point sums depend
-on the order in which they are added: on the shape of the batch, on the number of threads, on whether a
-cache is read or a text is passed at once. So `walk`, one token at a time for a fixed batch in float32, is
-the only computation here, and both directions run it; the file records batch, window and threads.
+The decoder has to see bit by bit the distributions that the encoder saw, and floating-point sums depend on the order
+in which they are added: on batch shape, threads, and whether a cache is read. So `walk`, one token at a time for a
+fixed batch in float32, is the only computation, both directions run it, and the file records batch, window and threads.
 """
 
 import hashlib
+import io
 import json
+import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 import constriction
 import numpy as np
@@ -25,57 +26,71 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lib.explore.container import DIGEST, Archive, digest_of, group_bounds, read, write
-from lib.explore.escapes import join, split, to_ids, to_text
+from lib import profile, train
+from lib.models import load_base
+from lib.results import write_bytes
 
-# fixed point by rounding: the optimal one would cost O(V log V)
+# Fixed point of 24 bits by rounding (the optimal one costs O(V log V)): every token keeps at least 2**-24, so that any
+# text can be coded, at 0.004 bits a token for a vocabulary of 50,257.
 FAMILY = constriction.stream.model.Categorical(perfect=False)
+SUFFIX, BASE = ".lmz", "base"
+MAGIC, VERSION = b"LMZ", 2
+DIGEST = 8  # bytes of a SHA-256: damage by chance passes once in 2**64
 
 
 @dataclass(frozen=True)
 class Codec:
-    """A model as one half of a compressor. `name` is "base" or the folder of a run in data/runs.
+    """A model (float32, eval mode) as one half of a compressor; `name` is "base" or a run's folder in data/runs.
 
-    `batch` documents are coded side by side, with `window` tokens of context: GPT-2's 1,024, whatever
-    the model could do. Both directions need the same; decoding takes them from the file.
+    `batch` documents are coded side by side, with `window` tokens of context; decoding takes both from the file.
     """
 
-    model: PreTrainedModel  # float32, eval mode
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    name: str = "base"
+    name: str = BASE
     batch: int = 64
     window: int = 1024
 
     @cached_property
     def fingerprint(self) -> bytes:
-        return fingerprint(self.model, self.tokenizer)
+        """8 bytes of the SHA-256 over every weight (name, shape, bytes) and the tokenizer's definition."""
+        total = hashlib.sha256()
+        for name, weight in sorted(self.model.named_parameters()):
+            total.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            total.update(weight.detach().cpu().contiguous().numpy().data)
+        definition = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for passing in ("padding", "truncation"):  # set by the last call, no part of the tokenizer
+            definition.pop(passing, None)
+        total.update(json.dumps(definition, sort_keys=True).encode())
+        return total.digest()[:DIGEST]
+
+    @property
+    def platform(self) -> str:
+        """What the last bits of a float depend on, beside batch and threads."""
+        device = self.model.device.type
+        kind = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+        return f"torch {torch.__version__} {device} {kind}"
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """`data` is the file. `bits` (documents,): -sum log2 p of the tokens, what an ideal coder would spend.
+    """`data` is the file; bits (documents,) are -sum log2 p of the tokens, what an ideal coder would spend;
     `escaped_bytes` stand beside the coded text; `header_bytes` are those of an archive of nothing."""
 
     data: bytes
     bits: np.ndarray
-    tokens: np.ndarray  # (documents,)
+    tokens: np.ndarray
     escaped_bytes: int
     header_bytes: int
 
 
 def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing") -> Compressed:
-    """`documents` in one archive; any bytes at all, an empty document too.
-
-    Documents do not see each other. What the tokenizer can't give back byte for byte is stored beside.
-    Raises ValueError for a window that the model's positions can't hold.
-    """
-    halves = [split(d, codec.tokenizer) for d in documents]
-    ids = [to_ids(codec.tokenizer, text) for text, _ in halves]
-    escapes = [one for _, one in halves]
-    bits, groups = np.zeros(len(ids)), []
-    lengths = [len(i) for i in ids]
+    """`documents`, any bytes at all, in one archive; they do not see each other. What the tokenizer can't give back
+    byte for byte is stored whole beside. Raises ValueError for a window that the model's positions can't hold."""
+    ids = [to_ids(codec.tokenizer, d) for d in documents]
+    lengths, bits, coded = [len(i) for i in ids], np.zeros(len(ids)), []
     with _progress(sum(lengths), desc) as bar:
-        for rows in group_bounds(lengths, codec.batch):
+        for rows in groups(lengths, codec.batch):
             encoder = constriction.stream.queue.RangeEncoder()
 
             def code(step, p, rows=rows, encoder=encoder):
@@ -87,41 +102,30 @@ def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing"
                 return symbols
 
             walk(codec, [lengths[i] for i in rows], code)
-            groups.append(encoder.get_compressed().astype("<u4").tobytes())
-    archive = Archive(
-        codec.fingerprint,
-        torch.get_num_threads(),
-        codec.batch,
-        codec.window,
-        platform_of(codec.model),
-        codec.name,
-        lengths,
-        sum(map(len, documents)),
-        digest_of(documents),
-        escapes,
-        groups,
-    )
-    escaped = sum(len(data) for one in escapes for _, data in one)
-    data = write(archive)
-    return Compressed(data, bits, np.array(lengths), escaped, archive.header_bytes)
+            coded.append(encoder.get_compressed().astype("<u4").tobytes())
+    beside = {i: d for i, d in enumerate(documents) if d and not ids[i]}
+    settings = torch.get_num_threads(), codec.batch, codec.window, codec.platform, codec.name
+    content = sum(map(len, documents)), digest_of(documents)
+    data = write(Archive(codec.fingerprint, *settings, lengths, *content, beside, coded))
+    header = len(write(Archive(codec.fingerprint, *settings, [], *content, {}, [])))
+    return Compressed(data, bits, np.array(lengths), sum(map(len, beside.values())), header)
 
 
 def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[bytes]:
-    """The documents of an archive, in order; batch, window and threads are the file's.
-
-    Raises ValueError for a damaged file, for one that another model wrote, and where this machine's
-    arithmetic differs from the writer's: never returns anything but the documents that went in.
-    """
+    """The documents of an archive, in order. Raises ValueError for a damaged file, for one that another model wrote,
+    and where this machine's arithmetic differs from the writer's: never returns anything but what went in."""
     archive = read(data)
-    check_model(codec, archive)
+    if archive.fingerprint != codec.fingerprint:
+        raise ValueError(
+            f"The file was compressed with the model {archive.name!r} (fingerprint {archive.fingerprint.hex()}), "
+            f"and {codec.name!r} has {codec.fingerprint.hex()}: load that model."
+        )
     here = replace(codec, batch=archive.batch, window=archive.window)
     ids: list[list[int]] = [[] for _ in archive.tokens]
-    groups = group_bounds(archive.tokens, archive.batch)
     try:
         with use_threads(archive.threads), _progress(sum(archive.tokens), desc) as bar:
-            for rows, coded in zip(groups, archive.groups, strict=True):
-                words = np.frombuffer(coded, "<u4").astype(np.uint32)
-                decoder = constriction.stream.queue.RangeDecoder(words)
+            for rows, coded in zip(groups(archive.tokens, archive.batch), archive.coded, strict=True):
+                decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(coded, "<u4").astype(np.uint32))
 
                 def code(step, p, rows=rows, decoder=decoder):
                     symbols = decoder.decode(FAMILY, p)
@@ -131,41 +135,30 @@ def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[b
                     return symbols
 
                 walk(here, [archive.tokens[i] for i in rows], code)
-        documents = [join(to_text(codec.tokenizer, i), one) for i, one in zip(ids, archive.escapes, strict=True)]
+        documents = [archive.beside.get(n) or to_bytes(codec.tokenizer, i) for n, i in enumerate(ids)]
         sound = digest_of(documents) == archive.content
     except (AssertionError, IndexError):  # constriction's word for bits that no symbol explains
         sound = False
     if not sound:
         raise ValueError(
             f"The model computed other numbers here than where the file was made ({archive.platform}; here "
-            f"{platform_of(codec.model)}), so the text is lost on this machine: decompress it there."
+            f"{codec.platform}), so the text is lost on this machine: decompress it there."
         )
     return documents
-
-
-def check_model(codec: Codec, archive: Archive) -> None:
-    """Raises ValueError where `archive` was written with another model or tokenizer than `codec` has."""
-    if archive.fingerprint != codec.fingerprint:
-        raise ValueError(
-            f"The file was compressed with the model {archive.name!r} (fingerprint "
-            f"{archive.fingerprint.hex()}), and {codec.name!r} has {codec.fingerprint.hex()}: load that model."
-        )
 
 
 @torch.no_grad()
 def walk(codec: Codec, lengths: Sequence[int], code: Callable) -> None:
     """Token by token through documents of `lengths` tokens, longest first, side by side.
 
-    `code(step, p)` gets the distributions (rows still running, V), float32, and returns those rows'
-    tokens (int32): it writes them, or reads them from a file. A full window is begun again with its later half,
-    and rows that ended leave once a quarter of the batch has: when depends on the lengths alone.
+    `code(step, p)` gets the distributions (rows still running, V), float32, and returns those rows' tokens (int32): it
+    writes them, or reads them from a file. A full window is begun again with its later half, and rows that ended leave
+    once a quarter of the batch has: when depends on the lengths alone.
     """
     model, device = codec.model, codec.model.device
-    if codec.window > (model.config.max_position_embeddings or codec.window) or codec.window < 2:
-        raise ValueError(
-            f"A window of {codec.window} tokens: the model has {model.config.max_position_embeddings} positions; "
-            "choose between 2 and those."
-        )
+    most = model.config.max_position_embeddings or codec.window
+    if not 2 <= codec.window <= most:
+        raise ValueError(f"A window of {codec.window} tokens: the model has {most} positions; choose 2 to {most}.")
     start = codec.tokenizer.eos_token_id  # before every document; rows that ended idle on it
     history = torch.full((len(lengths), 1), start)
     cache, cached = None, 0
@@ -187,27 +180,11 @@ def walk(codec: Codec, lengths: Sequence[int], code: Callable) -> None:
         history = torch.cat([history, new], dim=1)
 
 
-# --- who computed, and where
-
-
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bytes:
-    """8 bytes of the SHA-256 over every weight (name, shape, bytes) and the tokenizer's definition."""
-    total = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        total.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        total.update(weight.detach().cpu().contiguous().numpy().data)
-    definition = json.loads(tokenizer.backend_tokenizer.to_str())
-    for passing in ("padding", "truncation"):  # set by the last call, no part of the tokenizer
-        definition.pop(passing, None)
-    total.update(json.dumps(definition, sort_keys=True).encode())
-    return total.digest()[:DIGEST]
-
-
-def platform_of(model: PreTrainedModel) -> str:
-    """What the last bits of a float depend on, beside batch and threads."""
-    device = model.device.type
-    kind = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return f"torch {torch.__version__} {device} {kind}"
+def groups(tokens: Sequence[int], batch: int) -> list[list[int]]:
+    """Indices of the documents that share a batch, longest first: of similar length, so that few rows idle. Documents
+    without a token (empty, or escaped whole) are in none."""
+    order = sorted((i for i in range(len(tokens)) if tokens[i]), key=lambda i: -tokens[i])
+    return [order[start : start + batch] for start in range(0, len(order), batch)]
 
 
 @contextmanager
@@ -222,3 +199,149 @@ def use_threads(count: int) -> Iterator[None]:
 
 def _progress(tokens: int, desc: str) -> tqdm:
     return tqdm(total=tokens, desc=desc, unit="token", disable=tokens < 2_000)
+
+
+def to_ids(tokenizer: PreTrainedTokenizerBase, data: bytes) -> list[int]:
+    """Token ids that give `data` back byte for byte, [] where none do (no UTF-8, a tokenizer that rewrites)."""
+    # the name of a special token inside a document is text
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    text = data.decode("utf-8", "replace")
+    ids = tokenizer(text, **options).input_ids if text else []
+    return ids if to_bytes(tokenizer, ids) == data else []
+
+
+def to_bytes(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bytes:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False).encode()
+
+
+# --- the file: MAGIC, VERSION, the fields of Archive in order, a checksum of all before. Numbers are LEB128 (7 bits a
+# byte, the high bit: one more follows), a block is its length and its bytes; what is kept beside is deflated
+
+
+@dataclass(frozen=True)
+class Archive:
+    fingerprint: bytes  # of model and tokenizer
+    threads: int
+    batch: int
+    window: int
+    platform: str  # where it was made
+    name: str  # of the model: where to look for it
+    tokens: list[int]  # per document
+    n_bytes: int  # of all documents
+    content: bytes  # `digest_of` the documents: tells a model that computed other numbers
+    beside: dict[int, bytes]  # documents that the tokenizer can't give back
+    coded: list[bytes]  # range coder words, one entry per batch
+
+
+def digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()[:DIGEST]
+
+
+def digest_of(documents: Sequence[bytes]) -> bytes:
+    """Of the documents' bytes and of where each ends."""
+    return digest(b"".join(map(_block, documents)))
+
+
+def _number(value: int) -> bytes:
+    more, low = value >> 7, value & 127
+    return bytes([low | 128]) + _number(more) if more else bytes([low])
+
+
+def _block(data: bytes) -> bytes:
+    return _number(len(data)) + data
+
+
+def write(archive: Archive) -> bytes:
+    """`archive` as the bytes of a file."""
+    fingerprint, *settings, platform, name, tokens, n_bytes, content, beside, coded = astuple(archive)
+    kept = zlib.compress(b"".join(_number(i) + _block(d) for i, d in beside.items()), 9) if beside else b""
+    parts = [MAGIC, bytes([VERSION]), fingerprint, *map(_number, settings), _block(platform.encode())]
+    parts += [_block(name.encode()), *map(_number, (len(tokens), *tokens, n_bytes)), content]
+    body = b"".join([*parts, *map(_block, [kept, *coded])])
+    return body + digest(body)
+
+
+class _Reader(io.BytesIO):
+    def number(self) -> int:
+        (byte,) = self.read(1)
+        return byte if byte < 128 else byte - 128 + (self.number() << 7)
+
+    def block(self) -> bytes:
+        return self.read(self.number())
+
+
+def read(data: bytes) -> Archive:
+    """The content of a file. Raises ValueError for another kind or version of file, and for damage."""
+    if data[: len(MAGIC)] != MAGIC:
+        raise ValueError("This is no file of `python -m lib compress`: it does not begin with LMZ.")
+    body = data[:-DIGEST]
+    if len(body) <= len(MAGIC) or digest(body) != data[-DIGEST:]:
+        raise ValueError(
+            "The compressed file is damaged or cut short (its checksum differs), so nothing of it was decoded: get "
+            "another copy of it."
+        )
+    if body[len(MAGIC)] != VERSION:
+        raise ValueError(
+            f"The compressed file is of format {body[len(MAGIC)]} and this program reads {VERSION}: use the checkout "
+            "that wrote it."
+        )
+    file = _Reader(body[len(MAGIC) + 1 :])
+    head = file.read(DIGEST), file.number(), file.number(), file.number(), file.block().decode(), file.block().decode()
+    tokens = [file.number() for _ in range(file.number())]
+    content = file.number(), file.read(DIGEST)
+    kept, beside = file.block(), {}
+    flat = _Reader(zlib.decompress(kept) if kept else b"")
+    while flat.tell() < len(flat.getvalue()):
+        i = flat.number()
+        beside[i] = flat.block()
+    return Archive(*head, tokens, *content, beside, [file.block() for _ in groups(tokens, head[2])])
+
+
+# --- files
+
+
+@lru_cache(maxsize=1)  # several files of one model load it once
+def codec_of(name: str = BASE) -> Codec:
+    """The base model, or the finished run `name` of data/runs. Raises FileNotFoundError for a missing run."""
+    base = load_base()
+    run = base if name == BASE else train.load(base, profile.output_root() / "data" / "runs" / name)
+    return Codec(run.model, base.tokenizer, name)
+
+
+def compress_file(path: Path, out: Path | None = None, run: str = BASE) -> Path:
+    """`path`, any file, as the one document of an archive, by default beside it."""
+    data, out = path.read_bytes(), _free(out or path.with_name(path.name + SUFFIX))
+    codec, began = codec_of(run), time.monotonic()
+    made = compress(codec, [data])
+    write_bytes(out, made.data)
+    print(f"{path}: {len(data):,} bytes to {len(made.data):,} in {time.monotonic() - began:.1f} s: {out}")
+    return out
+
+
+def decompress_file(path: Path, out: Path | None = None, run: str | None = None) -> Path:
+    """The document of an archive, by default without the suffix; of several a folder, one file each.
+
+    The model is the one that the archive names, or `run`. Raises ValueError, with the file's name, for what
+    `decompress` refuses; then nothing is written.
+    """
+    if out is None and path.suffix != SUFFIX:
+        raise ValueError(f"{path} does not end in {SUFFIX}: name the file to write with -o.")
+    out, data = _free(out or path.with_suffix("")), path.read_bytes()
+    try:
+        codec = codec_of(run or read(data).name)  # damage is told before a model is loaded
+        codec.fingerprint  # noqa: B018  hashing the weights belongs to loading, not to decoding
+        began = time.monotonic()
+        documents = decompress(codec, data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    seconds = time.monotonic() - began
+    for i, document in enumerate(documents):
+        write_bytes(out if len(documents) == 1 else out / f"{i:06d}", document)
+    print(f"{path}: {len(documents)} document(s), {sum(map(len, documents)):,} bytes in {seconds:.3f} s: {out}")
+    return out
+
+
+def _free(out: Path) -> Path:
+    if out.exists():
+        raise ValueError(f"{out} exists: move it away, or name another place with -o.")
+    return out

@@ -1,0 +1,259 @@
+"""E2E NLG: does a text say what its meaning representation asks for? And texts written from examples in the prompt.
+
+The slot check is by rules, the measure that of Dušek et al. 2019, arXiv:1911.03905; the patterns are ours, written on
+train.txt and valid.txt. Neither they nor people are perfect: over the human references the error rate is 8.7 % of the
+slots on train, 7.1 % on valid and 8.2 % on test; a model's rate stands beside that. Few-shot prompts after Brown et al.
+2020, arXiv:2005.14165.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+
+import numpy as np
+
+from lib import profile
+from lib.generate import generate
+from lib.results import write_json
+from lib.tasks import Task, encode, head
+from lib.train import Finetuned
+
+# E2E's restaurants and landmarks: a closed list in all three splits of the dataset
+VENUES = (
+    "Alimentum|Aromi|Bibimbap House|Blue Spice|Browns Cambridge|Clowns|Cocum|Cotto|Fitzbillies|Giraffe|Green Man|"
+    "Loch Fyne|Midsummer House|Strada|Taste of Cambridge|The Cambridge Blue|The Cricketers|The Dumpling Tree|The Eagle|"
+    "The Golden Curry|The Golden Palace|The Mill|The Olive Grove|The Phoenix|The Plough|The Punter|The Rice Boat|"
+    "The Twenty Two|The Vaults|The Waterman|The Wrestlers|Travellers Rest Beefeater|Wildwood|Zizzi|"
+    "All Bar One|Avalon|Burger King|Café Adriatic|Café Brazil|Café Rouge|Café Sicilia|Clare Hall|Crowne Plaza Hotel|"
+    "Express by Holiday Inn|Rainbow Vegetarian Café|Raja Indian Cuisine|Ranch|The Bakers|The Portland Arms|"
+    "The Six Bells|The Sorrento|Yippee Noodle Bar"
+)
+# Between an adjective and its noun: up to three words of the same clause, no other adjective among them
+_STOP = (
+    r"(?:pric|cost|expens|rat|review|custom|and|but|with|that|which|is|are|has|low|poor|high|good|great|average|mid|"
+    r"moderate|fair|place|food|pub|coffee|restaurant)"
+)
+_GAP = rf"(?:[^\w.;,]+(?!{_STOP})\w+){{0,3}}?[^\w.;,]+"
+_LINK = (
+    r"(?:[^\w.;,]+(?:is|are|was|of|a|an|the|ranges?|ratings?|quite|very|rather|fairly|at|in|from|be|been|it|as|has|"
+    r"being|customers?|seem|tend|to)){0,4}[^\w.;,]+"
+)
+_PRICE = r"(?:pric\w*|costs?|expens\w*)"
+_RATE = r"(?:rat(?:ed?|ings?|es)|ranked|reviews?|reviewed|scores?|customers?|satisfaction|feedback)"
+_UNDER = r"(?:less|lower|cheaper|under|below|up to|within|beneath|not more|no more|maximum)"
+_OVER = r"(?:more|over|above|starts?|starting|from|at least|exceed\w*|higher|greater|upwards?|minimum)"
+
+
+def _about(noun: str, adjectives: str) -> str:
+    return rf"\b(?:{adjectives}){_GAP}{noun}|{noun}{_LINK}(?:{adjectives})\b"
+
+
+# slot -> value -> pattern. The verbal and the numeric scale of a slot share a value: people write "low rating" for 1
+# out of 5 and "cheap" for less than £ 20, and mean the same by it.
+PATTERNS = {
+    "Type": {
+        "pub": r"\bpubs?\b|\bpublic house|\btavern",
+        "coffee shop": r"\bcoffee|\bcafes?\b|\btea ?room",
+        "restaurant": r"\brestaurants?\b|\beater(?:y|ies)\b|\bdiner\b|\bdining|\bbistro\b",
+    },
+    "food": {
+        "English": r"\benglish|\bbritish",
+        "Japanese": r"\bjapan\w*|\bsushi",
+        "French": r"\bfrench|\bfrance",
+        "Italian": r"\bital(?:y|ian)\w*|\bpasta|\bspaghetti|\bpizza",
+        "Indian": r"\bindian?\b|\bcurr(?:y|ies)",
+        "Chinese": r"\bchin(?:ese|a)\b",
+        "Fast food": r"\bfast\W*foods?",
+    },
+    "price": {
+        "low": r"\bcheap\w*|\binexpensive|\baffordab\w*|\beconomical|\blow\W+cost|"
+        rf"{_UNDER}(?:\W+(?:than|of))?\W+(?:20|twenty)|\b20\W+(?:pounds\W+)?or (?:less|under|below)|"
+        + _about(_PRICE, r"low|lower|lowest|lowly"),
+        "mid": r"20(?:\W+pounds)?\W+(?:(?:to|and|or|through)\W+)?(?:pounds\W+)?25|"
+        r"\bmid\w*\W+(?:rang|pric|level)\w*|\bmoderate\w*\W+(?:rang|pric|cost)\w*|"
+        + _about(_PRICE, r"average|medium|moderate\w*|mid|reasonabl\w*"),
+        "high": rf"{_OVER}(?:\W+(?:than|of|at|from|around|about))*\W+(?:30|thirty)|"
+        r"\b30\W+(?:pounds\W+)?(?:or (?:more|above|over)|and (?:up|over|above|more)|plus|upwards)|\b30 ?\+|"
+        r"(?<!in)(?<!not )\bexpensive|\bpric(?:ey|y|ier)\b|\bcostly|\boverpriced|"
+        + _about(_PRICE, r"high|higher|highly"),
+    },
+    "customer rating": {
+        "low": r"\b(?:1|one)\W+star|" + _about(_RATE, r"low|lower|lowest|lowly|poor|poorly|bad|badly"),
+        "mid": r"\b(?:3|three)\W+star|" + _about(_RATE, r"average|averagely|mediocre|moderate\w*"),
+        "high": r"\b(?:5|five)\W+star|" + _about(_RATE, r"high|higher|highest|highly|great|good|well"),
+    },
+    "area": {
+        "riverside": r"\briver\w*|\bwaterfront|\bwaterside",
+        "city centre": r"\b(?:city|town)\W*(?:centre|center)|\b(?:centre|center) of|\bdowntown",
+    },
+}
+# Enough to say a slot that the input has; too vague to contradict it, or to be an addition
+VAGUE = {
+    "Type": {"pub": r"\bbars?\b", "restaurant": r"\bplace to eat|\bserv(?:es?|ing)\b"},
+    "food": {
+        "English": r"\bfish and chips|\btraditional .{0,12}(?:food|fare|breakfast)",
+        "French": r"\bwines?\b.*\bcheese|\bcheeses?\b.*\bwine",
+        "Fast food": r"\bburgers?\b|\bfries\b|\bjunk food|\bsnacks?\b",
+        "Chinese": r"\bnoodles?\b",
+    },
+    "price": {
+        "low": r"\bbudget|\bbargain|\b(?:reasonabl|modest|good|great|small|well|fair)\w*\W+(?:pric|cost)\w*|"
+        r"\b(?:20|twenty)\b(?!.*25)",
+        "mid": r"\bmiddle|\b(?:reasonabl|fair|decent|modest|standard|normal)\w*\b|\bmoderat\w*|\baverage",
+        "high": r"\bhigh\W+(?:end|class)|\bupscale|\bupmarket|\bspendy|\b30\b|\bthirty|"
+        r"\bup(?:per)?\W+pric|\bfine dining",
+    },
+    "customer rating": {
+        "low": r"\bpoor|\bbad\b|\bterrible|\bnegative|\bnot recommended|\blow\b",
+        "mid": r"\bdecent|\baverage|\bmedium|\bfair|\bok(?:ay)?\b|\b(?:3|three)\b",
+        "high": r"\bexcellent|\bperfect|\bgreat|\bpopular|\brecommend\w*|\bpraised|\bhigh quality|\btop\b|\bpositive|"
+        r"\bbest\b|\b(?:5|five)\b",
+    },
+    "area": {"riverside": r"\bwater\b", "city centre": r"\bcit(?:y|ies)\b|\bcentral\w*\b|\b(?:centre|center)\b"},
+}
+_PRICES = {"cheap": "low", "less than £ 20": "low", "moderate": "mid", "£ 20 - 25": "mid", "more than £ 30": "high"}
+_RATINGS = {"1 out of 5": "low", "average": "mid", "3 out of 5": "mid", "5 out of 5": "high"}
+SCALES = {"price": _PRICES, "customer rating": _RATINGS}  # "low" and "high" are what they are
+_FAMILY = re.compile(r"\bfamil\w*|\bkids?\b|\bchild\w*|\byoungsters?\b|\ball age|\b(?:infants|toddlers)\b")
+_NOT = (
+    r"\bn(?:o|ot(?! far)|on|ever|either|or)\b|n ?'? ?t\b(?<= t|'t)|\bun(?!der|til|ique|ion|less)\w+|\bwithout|"
+    r"\bdiscourag\w*|\bprohibit\w*|\bavoid|\binappropriate|\bforbid\w*|\bbann?\w*|\bexclud\w*|\blacks?\b|\bcannot|"
+    r"\bcant\b|\bleave\b"
+)
+_BEFORE = re.compile(rf"(?:{_NOT})(?:[^\w.;,]+(?!but\b)[\w']+){{0,6}}[^\w.;,]*$")
+_AFTER = re.compile(rf"^(?:[^\w.;,]+(?!and\b|but\b|with\b)[\w']+){{0,5}}?[^\w.;,]*(?:{_NOT})")
+_ADULT = re.compile(r"\badults?\b|\bmature\b|\bgrown\W?ups?\b|\bover 18")
+_GOOD = r"(?:\W+(?:get|have|has|a|an|the|very|so|too|receive|been))*\W+(?:good|great|well|highly|high)\b"
+_REWRITES = [  # phrases that the patterns would misread
+    (r"\b(\d|one|two|three|four|five)\W+(?:(?:out|our|of|in)\W+|/\W*)+(?:5|five)\b", r"\1 star"),
+    (r"(?:less|lower|below|cheaper)(?:\W+than)?\W+(?:the\W+)?average", "low"),
+    (r"(?:more|higher|above)(?:\W+than)?\W+(?:the\W+)?average", "high"),
+    (rf"(?:{_NOT}){_GOOD}(?=\W+(?:\w+\W+)?{_RATE})", "poor"),
+    (r"\b(?:north|outside|outskirts|edge|away)\W+(?:\w+\W+){0,2}?(?:city|town)(?:\W*(?:centre|center))?", ""),
+]
+
+
+def parse_slots(meaning: str) -> dict[str, str]:
+    """`name : Blue Spice | Type : pub ||` -> {"name": "Blue Spice", "Type": "pub"}. ValueError names a part that is no
+    `slot : value`."""
+    slots = {}
+    for part in meaning.strip().removesuffix("||").split(" | "):
+        key, separator, value = part.strip().partition(" : ")
+        if not separator:
+            raise ValueError(f"{part!r} is not `slot : value`: not an E2E meaning representation.")
+        slots[key] = value.strip()
+    return slots
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\s+", " ", text.casefold().replace("é", "e").replace("’", "'"))
+
+
+def _venue(name: str) -> str:
+    return re.sub(r"\W+", " ", _plain(name).strip().removeprefix("the "))
+
+
+@cache
+def _venue_pattern(more: frozenset[str]) -> re.Pattern:
+    ordered = sorted({*map(_venue, VENUES.split("|")), *more}, key=len, reverse=True)
+    return re.compile(r"\b(?:" + "|".join(v.replace(" ", r"\W+") for v in ordered) + r")\b")
+
+
+def mentioned(text: str, venues: Iterable[str] = ()) -> tuple[dict, dict]:
+    """What `text` states: slot -> its values, and the same for the vague wordings. The slot "venue" holds the names
+    met, E2E's own and `venues`."""
+    text, pattern = _plain(text), _venue_pattern(frozenset(map(_venue, venues)))
+    rest = pattern.sub("venue", text)  # "Raja Indian Cuisine" serves no Indian food by its name
+    for old, new in _REWRITES:
+        rest = re.sub(old, new, rest)
+    stated, vague = (
+        {slot: {value for value, p in values.items() if re.search(p, rest)} for slot, values in patterns.items()}
+        for patterns in (PATTERNS, VAGUE)
+    )
+    negated = [
+        bool(_BEFORE.search(rest[: m.start()]) or _AFTER.search(rest[m.end() :])) for m in _FAMILY.finditer(rest)
+    ]
+    # "not for families; couples without children like it": one denial decides
+    no = any(negated) or (not negated and bool(_ADULT.search(rest)))
+    stated["family friendly"] = {"no"} if no else {"yes"} if negated else set()
+    return stated | {"venue": {_venue(m) for m in pattern.findall(text)}}, vague
+
+
+def slot_check(meaning: str, text: str) -> dict[str, int]:
+    """Errors of one text: missing (a slot is not said), wrong (another value of it is), added (a slot, or a second
+    value of one, that the input lacks), slots (in the input)."""
+    slots = parse_slots(meaning)
+    count = len(slots)
+    places = {_venue(slots.pop(k)) for k in ("name", "near") if k in slots}
+    stated, vague = mentioned(text, places)
+    venues = stated.pop("venue")
+    lost, strange = len(places - venues), len(venues - places)
+    wrong = min(lost, strange)  # one venue in place of another
+    missing, added = lost - wrong, strange - wrong
+    for slot in stated.keys() | slots.keys():
+        value = slots.get(slot)
+        wanted = SCALES.get(slot, {}).get(value, value)
+        # "restaurant" is E2E's word for any place: it contradicts nothing
+        others = stated.get(slot, set()) - {wanted, "restaurant"}
+        if value is None or wanted in stated.get(slot, set()):
+            added += bool(others)
+        elif others:
+            wrong += 1
+        elif wanted not in vague.get(slot, set()):
+            missing += 1
+    return {"missing": missing, "wrong": wrong, "added": added, "slots": count}
+
+
+def slot_errors(meanings: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+    """Totals over the texts, and SER = (missing + wrong + added) / slots of the inputs. `perfect`: the share of texts
+    without an error."""
+    if not texts or len(meanings) != len(texts):
+        raise ValueError(f"{len(meanings)} inputs and {len(texts)} texts: pass one text per input.")
+    checks = np.array([list(slot_check(m, t).values()) for m, t in zip(meanings, texts, strict=True)])
+    missing, wrong, added, slots = checks.sum(0).tolist()
+    totals = {"missing": missing, "wrong": wrong, "added": added, "slots": slots}
+    perfect = float((checks[:, :3].sum(1) == 0).mean())
+    return {**totals, "ser": (missing + wrong + added) / slots, "perfect": perfect}
+
+
+# --- examples in the prompt
+
+
+def draw_examples(task: Task, shots: int, seed: int) -> list[Mapping]:
+    """`shots` training rows of different inputs; the first ones of a seed's order, so that more shots add to fewer.
+    Raises ValueError for more than there are inputs."""
+    train, drawn = task["train"], {}
+    for i in np.random.default_rng(seed).permutation(len(train)):
+        if len(drawn) == shots:
+            break
+        row = train[int(i)]
+        drawn.setdefault(row["group"], row)
+    if len(drawn) < shots:
+        raise ValueError(f"{shots} examples of {len(drawn)} different inputs: ask for fewer.")
+    return list(drawn.values())
+
+
+def few_shot_prompt(examples: Sequence[Mapping], prompt: str) -> str:
+    """The examples, a line each, and the input in the same form."""
+    return "".join(f"{e['prompt']}{e['target']}\n" for e in examples) + prompt
+
+
+def write_texts(
+    base, task: Task, inputs: int, run: Finetuned | None = None, shots: int = 0, seed: int = 0, most_tokens: int = 64
+) -> list[str]:
+    """Greedy texts for the leading `inputs` of the test split, by `run` or by the base model with `shots` examples
+    drawn by `seed`: of each the first line, since a model that was not fine-tuned goes on with the next example. What
+    was written before under the same settings is read back from data/runs."""
+    prompts = [few_shot_prompt(draw_examples(task, shots, seed), row["prompt"]) for row in head(task["test"], inputs)]
+    targets = [len(d.input_ids) - d.prompt_length for d in encode(base.tokenizer, task["validation"], 10**9)]
+    most_tokens = min(most_tokens, max(targets))
+    about = [task.sha256, base.name, base.revision, base.parameters, prompts, most_tokens]
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:10]
+    folder = run.path if run else profile.output_root() / "data" / "runs" / "e2e-few-shot"
+    path = folder / f"written-{shots}-shot-seed{seed}-{key}.json"
+    if not path.exists():
+        texts = generate((run or base).model, base.tokenizer, prompts, most_tokens, 64, seed, desc=path.stem)
+        write_json(path, {"texts": [t.strip().partition("\n")[0].strip() for t in texts]})
+    return json.loads(path.read_text(encoding="utf-8"))["texts"]

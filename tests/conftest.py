@@ -1,0 +1,52 @@
+"""Faults on purpose, counted: `FAULTS_OUT=data/faults.json pytest -m fault` writes the rows that notebook 11 shows."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lib import results
+
+OUT = os.environ.get("FAULTS_OUT")
+ELSEWHERE = {  # tests of other files that inject a fault each -> its kind
+    "test_download_that_breaks_off_goes_on": "network cut in mid-download",
+    "test_fetch_model_goes_on_and_ends_whole": "network cut in mid-download",
+    "test_wrong_bytes_are_thrown_away": "wrong bytes from the network",
+    "test_bytes_too_few_are_thrown_away": "wrong bytes from the network",
+    "test_tampered_wheel_is_refused": "wrong bytes from the network",
+    "test_another_file_on_the_hub_is_not_written": "wrong bytes from the network",
+    "test_hub_out_of_reach_is_decided_in_five_seconds": "slow or silent server",
+    "test_broken_folder": "damaged model or run",
+    "test_truncated_download_by_hand_is_not_passed_over": "damaged model or run",
+    "test_damaged_runs_say_what_to_delete": "damaged model or run",
+    "test_a_half_written_checkpoint_is_dropped": "damaged model or run",
+    "test_base_model_that_is_a_pickle": "pickle instead of weights",
+    "test_every_damaged_byte_and_every_cut_is_refused": "damaged byte or cut in a compressed file",
+    "test_custom_bad_files_say_where": "bad row in a task file",
+}
+rows: dict[str, dict] = {}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if kind := ELSEWHERE.get(getattr(item, "originalname", None)):
+            item.add_marker(pytest.mark.fault(kind))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failed test is a loss; a test that injects several says how many by `record_property("injected", n)`."""
+    report = (yield).get_result()
+    mark = item.get_closest_marker("fault")
+    if mark and (report.when == "call" or report.failed) and not report.skipped:
+        row = rows.setdefault(mark.args[0], {"fault": mark.args[0], "injected": 0, "lost": 0, "seconds": 0.0})
+        row["injected"] += dict(item.user_properties).get("injected", 1) if report.when == "call" else 0
+        row["lost"] += int(report.failed)
+        row["seconds"] = round(row["seconds"] + report.duration, 1)
+
+
+def pytest_sessionfinish():
+    if OUT and rows:
+        made = {key: value for key, value in results.provenance().items() if key in ("device", "git_commit", "created")}
+        results.write_json(Path(OUT), {"provenance": made, "faults": list(rows.values())})
