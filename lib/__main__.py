@@ -25,24 +25,22 @@ def finetune(task: str | None, method: str, seed: int, pairs: list[str]) -> None
             print(f"{name:18} {summary[name]:,.{4 * isinstance(summary[name], float)}f}")
 
 
-def bench(kinds: list[str], runs: int | None) -> None:
+def bench(kinds: list[str]) -> None:
     from lib.explore import bench
 
-    raw = bench.measure(kinds or bench.KINDS, runs)
-    bench.keep(raw, kinds or bench.KINDS, runs)
-    print(bench.shown(bench.tables(raw)))
+    print(bench.summary(bench.measure(kinds or bench.KINDS)).round(2).to_string(index=False, na_rep=""))
 
 
 def compress(files: list[Path], out: Path | None, run: str | None, back: bool = False) -> None:
-    from lib.explore import compress_files
+    from lib.explore import compress
 
     if out and len(files) > 1:
         raise ValueError(f"-o names one place for {len(files)} files: leave it out.")
     for file in files:
         if back:
-            compress_files.decompress_file(file, out, run)
+            compress.decompress_file(file, out, run)
         else:
-            compress_files.compress_file(file, out, run or compress_files.BASE)
+            compress.compress_file(file, out, run or compress.BASE)
 
 
 def report(check: bool) -> bool:
@@ -77,14 +75,13 @@ TRAINING = {
 }
 SOURCES = {"what": MANY | {"help": "model, e2e, wikitext2, lambada, blimp; all by default"}}
 KINDS = {"what": MANY | {"help": "training, evaluation, generation, ceiling; all by default"}}
-RUNS = {"--runs": {"type": int, "help": "of each measurement; the profile's by default"}}
 CHECK = {"--check": FLAG | {"help": "change nothing, say what is wrong"}}
 FORMS = {"what": MANY | {"help": "html, docx, pdf, notebooks; all by default"}}
 COMMANDS = {  # name: (what is called with the options in their order, what it does, options)
     "fetch": ("lib.hub.fetch", "model and outside data to local folders, for offline use", SOURCES),
     "run": ("lib.run.run", "execute notebooks, such as 01 02 03; all by default", {"notebooks": MANY}),
     "finetune": (finetune, "one fine-tuning run; also under accelerate launch", TRAINING),
-    "bench": (bench, "against other libraries; the table of notebook 11", KINDS | RUNS),
+    "bench": (bench, "against other libraries; the table of notebook 11", KINDS),
     "compress": (compress, "text files with the language model", FILES),
     "decompress": (lambda *given: compress(*given, back=True), "what compress wrote; exact, or refused", FILES),
     "report": (report, "fill report.md and README.md from data/results", CHECK),

@@ -1,8 +1,12 @@
-"""lib.explore.compress and lib.explore.container: any bytes in, the same bytes out, or a clear refusal."""
+"""lib.explore.compress: any bytes in, the same bytes out, or a clear refusal; and the texts of data/release_notes."""
 
 import dataclasses
-import itertools
+import hashlib
+import importlib.util
+import json
 import random
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -10,11 +14,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from lib.__main__ import main
 from lib.explore import compress as module
-from lib.explore import compress_checks, container
-from lib.explore.compress import Codec, compress, decompress, fingerprint, walk
-from lib.explore.escapes import join, split, to_ids
+from lib.explore.compress import Codec, compress, decompress, walk
 from lib.models import load_base, small_gpt2
+from lib.profile import DATA
 
 ODD = [
     b"",
@@ -63,10 +67,10 @@ def test_random_bytes_come_back(codec):
 
 def test_the_real_bytes_are_the_cross_entropy(codec, made):
     eos = codec.tokenizer.eos_token_id
-    ids = to_ids(codec.tokenizer, "hello world")
+    ids = module.to_ids(codec.tokenizer, b"hello world")
     nats = [-np.log(direct(codec, [eos, *ids[:t]])[i]) for t, i in enumerate(ids)]
     assert made.bits[1] == pytest.approx(sum(nats) / np.log(2), rel=1e-4)
-    groups = container.read(made.data).groups
+    groups = module.read(made.data).coded
     spent = 8 * sum(map(len, groups))
     # each group ends in whole words of 32 bits, of which the coder needs at most two
     assert made.bits.sum() <= spent <= made.bits.sum() * 1.002 + 64 * len(groups)
@@ -106,43 +110,22 @@ def test_a_window_that_does_not_fit_is_refused(codec, window):
         compress(dataclasses.replace(codec, window=window), [b"text"])
 
 
-# --- what a tokenizer loses
-
-
-def words_tokenizer(normalizer=None) -> PreTrainedTokenizerFast:
-    """Characters a-z and blank: all else is unknown."""
+def rewriting_tokenizer() -> PreTrainedTokenizerFast:
+    """Characters a-z and blank; all else is unknown, and capitals come back small."""
     alphabet = ["<unk>", "<end>", *"abcdefghijklmnopqrstuvwxyz "]
     made = Tokenizer(models.WordLevel({c: i for i, c in enumerate(alphabet)}, unk_token="<unk>"))
+    made.normalizer, made.decoder = normalizers.Lowercase(), decoders.Fuse()
     made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    made.decoder = decoders.Fuse()
-    if normalizer:
-        made.normalizer = normalizer
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="<end>")
 
 
-def test_unknown_characters_are_cut_out_with_their_place():
-    text, escapes = split("ab春眠c!d".encode() + b"\xff", words_tokenizer())
-    assert (text, escapes) == ("abcd", [(2, "春眠".encode()), (3, b"!"), (4, b"\xff")])
-    assert join(text, escapes) == "ab春眠c!d".encode() + b"\xff"
-
-
-@pytest.mark.parametrize(
-    ("normalizer", "text", "kept"),
-    [
-        (normalizers.Lowercase(), "Ab C", "b "),
-        (normalizers.Replace("ab", "c"), "xab", ""),  # each character survives alone
-        (normalizers.Strip(), " ab ", "ab"),
-    ],
-    ids=["lowercase", "replace", "strip"],
-)
-def test_a_tokenizer_that_rewrites_loses_nothing(normalizer, text, kept):
-    tokenizer = words_tokenizer(normalizer)
-    assert split(text.encode(), tokenizer)[0] == kept
+def test_a_tokenizer_that_rewrites_loses_nothing():
+    tokenizer = rewriting_tokenizer()
     codec = Codec(small_gpt2(len(tokenizer), n_positions=64), tokenizer, window=64)
-    documents = [text.encode(), b"plain", b"\x00\xff"]
+    documents = ["ab春眠".encode(), b"Ab", b"plain", b"\x00\xff", b""]
     made = compress(codec, documents)
     assert decompress(codec, made.data) == documents
-    assert made.escaped_bytes == len(text.encode()) - len(kept.encode()) + 2
+    assert made.tokens.tolist() == [0, 0, 5, 0, 0] and made.escaped_bytes == 8 + 2 + 2
 
 
 # --- damage, other models, other numbers
@@ -160,10 +143,10 @@ def test_every_damaged_byte_and_every_cut_is_refused(codec, made):
 
 
 def test_another_version_is_named(made):
-    body = bytearray(made.data[: -container.DIGEST])
+    body = bytearray(made.data[: -module.DIGEST])
     body[3] = 9
-    with pytest.raises(ValueError, match="format 9 and this program reads 1"):
-        container.read(bytes(body) + container.digest(bytes(body)))
+    with pytest.raises(ValueError, match="format 9 and this program reads 2"):
+        module.read(bytes(body) + module.digest(bytes(body)))
 
 
 def test_another_model_is_refused_by_name(codec, made):
@@ -190,8 +173,8 @@ def test_decoding_takes_batch_window_and_threads_from_the_file(codec, made, monk
         seen.append((here.batch, here.window, torch.get_num_threads()))
         return walk(here, lengths, code)
 
-    archive = container.read(made.data)
-    data = container.write(dataclasses.replace(archive, threads=other))
+    archive = module.read(made.data)
+    data = module.write(dataclasses.replace(archive, threads=other))
     monkeypatch.setattr(module, "walk", watched)
     try:
         decompress(dataclasses.replace(codec, batch=64, window=512), data)
@@ -203,61 +186,115 @@ def test_decoding_takes_batch_window_and_threads_from_the_file(codec, made, monk
 
 def test_the_fingerprint_is_of_weights_and_tokenizer(codec):
     model, tokenizer = small_gpt2(300, seed=0), codec.tokenizer
-    first = fingerprint(model, tokenizer)
+    first = Codec(model, tokenizer).fingerprint
     tokenizer("x", padding="max_length", max_length=5, truncation=True)  # leaves its settings behind
-    assert fingerprint(model, tokenizer) == first
-    assert fingerprint(model, words_tokenizer()) != first
+    assert Codec(model, tokenizer).fingerprint == first
+    assert Codec(model, rewriting_tokenizer()).fingerprint != first
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.bias[3] += 1e-6
-    assert fingerprint(model, tokenizer) != first
+    assert Codec(model, tokenizer).fingerprint != first
 
 
-# --- the container
+# --- the file
 
 
-def test_the_container_keeps_every_field():
-    archive = container.Archive(
+def test_the_file_keeps_every_field():
+    archive = module.Archive(
         b"12345678",
         2,
-        64,
+        2,
         1_024,
         "torch 2 cpu",
         "base",
         [0, 127, 128, 70_000],
         300_000,
         b"abcdefgh",
-        [[(0, b"\xff")], [], [(5, b""), (200, b"\x00" * 300)], []],
+        {0: b"\xff", 3: b"\x00" * 300},
         [b"one", b""],
     )
-    archive = dataclasses.replace(archive, batch=2)
-    assert container.read(container.write(archive)) == archive
-    assert archive.header_bytes < 70
+    assert module.read(module.write(archive)) == archive
+    assert len(module.write(dataclasses.replace(archive, tokens=[], beside={}, coded=[]))) < 70
 
 
 def test_documents_of_one_batch_are_of_similar_length():
-    tokens = [3, 0, 9, 3, 7]
-    groups = container.group_bounds(tokens, 2)
-    assert groups == [[2, 4], [0, 3]]  # the empty document is in none
-    assert [tokens[i] for i in itertools.chain(*groups)] == [9, 7, 3, 3]
+    assert module.groups([3, 0, 9, 3, 7], 2) == [[2, 4], [0, 3]]  # the empty document is in none
 
 
 def test_the_digest_tells_where_documents_end():
-    assert container.digest_of([b"ab", b"c"]) != container.digest_of([b"a", b"bc"])
+    assert module.digest_of([b"ab", b"c"]) != module.digest_of([b"a", b"bc"])
 
 
-# --- what the notebook shows of it
+def test_the_command_line_writes_beside_and_refuses(tmp_path, capsys):
+    file = tmp_path / "note.txt"
+    file.write_bytes(b"a note \xff\n")
+    assert main(["compress", str(file)]) == 0
+    packed = tmp_path / "note.txt.lmz"
+    assert packed.exists() and main(["compress", str(file)]) == 1  # never over what is there
+    assert re.search(r"note\.txt\.lmz exists: .*-o", capsys.readouterr().err)
+    file.unlink()
+    assert main(["decompress", str(packed)]) == 0 and file.read_bytes() == b"a note \xff\n"
+    packed.write_bytes(packed.read_bytes()[:-9])
+    assert main(["decompress", str(packed), "-o", str(tmp_path / "out")]) == 1
+    assert re.search(r"note\.txt\.lmz: .*damaged or cut short", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+    assert main(["decompress", str(packed), str(packed), "-o", str(tmp_path / "out")]) == 1
+    assert "-o names one place for 2 files" in capsys.readouterr().err
+    assert main(["decompress", str(file)]) == 1
+    assert "does not end in .lmz" in capsys.readouterr().err
+    assert main(["compress", str(file), "-o", str(tmp_path / "x"), "--run", "no-such-run"]) == 1
+    assert "no-such-run holds no finished run" in capsys.readouterr().err
 
 
-def test_token_bits_are_those_of_the_archive(codec):
-    text = "hello world, a text"
-    table = compress_checks.token_bits(codec, text)
-    assert "".join(table["token"]) == text
-    assert table["bits"].sum() == pytest.approx(compress(codec, [text.encode()]).bits[0], rel=1e-5)
+def test_an_archive_of_several_documents_becomes_a_folder_of_files(tmp_path):
+    base = load_base()
+    documents = [b"one text", b"", b"bytes \xff\xfe"]
+    (tmp_path / "a.lmz").write_bytes(compress(Codec(base.model, base.tokenizer), documents).data)
+    folder = module.decompress_file(tmp_path / "a.lmz")
+    assert [f.read_bytes() for f in sorted(folder.iterdir())] == documents
 
 
-def test_bit_identity_compares_the_same_positions(codec):
-    documents = [f"the package number {i} is a tool for the console".encode() for i in range(4)]
-    table = compress_checks.bit_identity(codec, documents, 6).set_index("arrangement")
-    assert table["positions"].tolist() == [24, 12, 24, 24]
-    assert table.loc["the same again", "identical"] == 1
-    assert (table["largest_difference"] < 1e-4).all()  # the same model, up to rounding
+# --- data/release_notes
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, DATA / f"{name}.py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script("build_debian")
+build = script("build_release_notes")
+
+
+def test_the_release_notes_are_of_2026_and_as_their_card_says():
+    card = json.loads((DATA / "release_notes" / "card.json").read_text())
+    data = (DATA / "release_notes" / "documents.jsonl").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == card["files_sha256"]["documents.jsonl"]
+    rows = [json.loads(line) for line in data.splitlines()]
+    assert len(rows) == card["documents"] == len({r["id"] for r in rows})
+    low, high = card["lengths_bytes"]
+    for row in rows:
+        assert row["date"].startswith("2026-") and row["date"] in row["text"]
+        assert low <= len(row["text"].encode()) <= high
+        assert not re.search(r"[\w.]+@\w+\.\w+", row["text"])  # no address of anybody
+
+
+def test_releases_end_where_the_next_begins_and_undated_ones_are_left():
+    text = (
+        "Unreleased\n==========\n\n- nothing\n\n3.2 (2026-05-01)\n================\n\n- new in 3.2\n\n----\n\n"
+        ".. _changes_3-1:\n\nVersion 3.1\n-----------\n\nReleased 2026-01-02\n\n- new in 3.1\n\n"
+        "3.0 (2025-12-31)\n================\n\n- old\n"
+    )
+    found = build.releases(text)
+    assert [(v, d) for v, d, _ in found] == [("3.2", "2026-05-01"), ("3.1", "2026-01-02")]
+    assert found[0][2] == "3.2 (2026-05-01)\n================\n\n- new in 3.2\n"
+    assert found[1][2].endswith("- new in 3.1\n")
+    markdown = "## [26.1.0](https://x/26.1.0) - 2026-03-19\n\n### Added\n\n- a\n\n## [25.4.0](https://x) - 2025-10-06\n"
+    assert [v for v, _, _ in build.releases(markdown)] == ["26.1.0"]
+
+
+def test_other_bytes_than_the_pinned_are_refused(tmp_path):
+    (tmp_path / "pip-26.3.tar.gz").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"pip-26\.3\.tar\.gz has sha256 .*, not 6c36ae7d"):
+        build.changelog(tmp_path / "pip-26.3.tar.gz")

@@ -7,7 +7,6 @@ import pytest
 from nltk.translate.nist_score import corpus_nist
 
 from lib import texts as t
-from lib.explore import slots
 
 PREDICTIONS = ["the cat sat on the mat .", "a dog, barked at 3.50 pounds"]
 REFERENCES = [["The cat sat on a mat .", "a cat was sitting on the mat ."], ["a dog barked loudly, at 3.50 pounds"]]
@@ -130,91 +129,6 @@ def test_longest_overlap_equals_the_naive_search():
 
 def test_copied():
     assert t.copied(["a  b\nc", "a b", "d"], ["a b c", "d "]) == pytest.approx(2 / 3)
-
-
-MEANING = (
-    "name : Blue Spice | Type : pub | food : Indian | price : more than £ 30 | customer rating : "
-    "low | area : riverside | family friendly : no | near : Crowne Plaza Hotel ||"
-)
-RIGHT = (
-    "Blue Spice is a pub with Indian food at prices of more than £ 30 . It has a low customer rating , "
-    "is not family - friendly and lies by the river near the Crowne Plaza Hotel ."
-)
-
-
-def errors(text, meaning=MEANING):
-    check = slots.slot_check(meaning, text)
-    return check["missing"], check["wrong"], check["added"]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ("", "", (0, 0, 0)),
-        ("pub", "place", (1, 0, 0)),
-        ("pub", "coffee shop", (0, 1, 0)),
-        ("Indian", "Italian", (0, 1, 0)),
-        ("with Indian food ", "", (1, 0, 0)),
-        ("more than £ 30", "less than £ 20", (0, 1, 0)),
-        ("at prices of more than £ 30", "", (1, 0, 0)),
-        ("low customer rating", "high customer rating", (0, 1, 0)),
-        ("low customer rating", "customer rating of 1 out of 5 stars", (0, 0, 0)),
-        ("low customer rating", "customer rating of 5 out of 5", (0, 1, 0)),
-        ("by the river", "in the city centre", (0, 1, 0)),
-        ("by the river", "by the river in the city centre", (0, 0, 1)),
-        ("is not family", "is family", (0, 1, 0)),
-        ("is not family - friendly and", "doesn 't welcome children and", (0, 0, 0)),
-        ("near the Crowne Plaza Hotel", "", (1, 0, 0)),
-        ("Crowne Plaza Hotel", "Burger King", (0, 1, 0)),
-        ("Crowne Plaza Hotel", "Crowne Plaza Hotel and Burger King", (0, 0, 1)),
-        ("Blue Spice", "The Punter", (0, 1, 0)),
-        ("Blue Spice", "It", (1, 0, 0)),
-    ],
-)
-def test_slots_on_hand_made_errors(old, new, expected):
-    assert old in RIGHT
-    assert errors(RIGHT.replace(old, new, 1)) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "meaning", "expected"),
-    [
-        ("Cotto is cheap .", "name : Cotto | customer rating : low", (1, 0, 1)),
-        ("Cotto is near Raja Indian Cuisine .", "name : Cotto | near : Raja Indian Cuisine", (0, 0, 0)),
-        (
-            "The cotto has high prices and a low rating .",
-            "name : Cotto | price : high | customer rating : 1 out of 5",
-            (0, 0, 0),
-        ),
-        (
-            "Cotto has a low price and high customer rating .",
-            "name : Cotto | price : cheap | customer rating : high",
-            (0, 0, 0),
-        ),
-        ("Cotto is a restaurant .", "name : Cotto", (0, 0, 0)),
-        ("Cotto has a price range of £ 20 - 25 .", "name : Cotto | price : moderate", (0, 0, 0)),
-        (
-            "Cotto costs under £ 20 and is family friendly .",
-            "name : Cotto | price : less than £ 20 | family friendly : yes",
-            (0, 0, 0),
-        ),
-        ("New Place is a pub .", "name : New Place | Type : pub", (0, 0, 0)),
-        ("", "name : Cotto | Type : pub", (2, 0, 0)),
-    ],
-)
-def test_slots_are_told_apart(text, meaning, expected):
-    assert errors(text, meaning) == expected
-
-
-def test_slot_error_rate():
-    result = slots.slot_errors([MEANING, "name : Cotto"], [RIGHT.replace("pub", "place"), "Cotto !"])
-    assert (result["missing"], result["slots"]) == (1, 9)
-    assert result["ser"] == pytest.approx(1 / 9)
-    assert result["perfect"] == 0.5
-    with pytest.raises(ValueError, match="one text per input"):
-        slots.slot_errors([MEANING], [])
-    with pytest.raises(ValueError, match="not `slot : value`"):
-        slots.slot_check("name Cotto", "Cotto")
 
 
 PROMPT = (

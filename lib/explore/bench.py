@@ -30,9 +30,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
 from lib import profile, train
+from lib.fast import peak_megabytes
 from lib.generate import generate
 from lib.hub import quiet
-from lib.memory import peak_megabytes
 from lib.metrics import score_encoded
 from lib.models import END, load_base, small_gpt2
 from lib.packing import Encoded, draw

@@ -1,4 +1,4 @@
-"""E2E NLG: does a text say what its meaning representation asks for? And texts written from examples in the prompt.
+"""E2E NLG: does a text say what its meaning representation asks for? And examples for a prompt.
 
 The slot check is by rules, the measure that of Dušek et al. 2019, arXiv:1911.03905; the patterns are ours, written on
 train.txt and valid.txt. Neither they nor people are perfect: over the human references the error rate is 8.7 % of the
@@ -6,19 +6,13 @@ slots on train, 7.1 % on valid and 8.2 % on test; a model's rate stands beside t
 2020, arXiv:2005.14165.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
 
-from lib import profile
-from lib.generate import generate
-from lib.results import write_json
-from lib.tasks import Task, encode, head
-from lib.train import Finetuned
+from lib import evaluate, texts
 
 # E2E's restaurants and landmarks: a closed list in all three splits of the dataset
 VENUES = (
@@ -206,12 +200,12 @@ def slot_check(meaning: str, text: str) -> dict[str, int]:
     return {"missing": missing, "wrong": wrong, "added": added, "slots": count}
 
 
-def slot_errors(meanings: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+def slot_errors(meanings: Sequence[str], outputs: Sequence[str]) -> dict[str, float]:
     """Totals over the texts, and SER = (missing + wrong + added) / slots of the inputs. `perfect`: the share of texts
     without an error."""
-    if not texts or len(meanings) != len(texts):
-        raise ValueError(f"{len(meanings)} inputs and {len(texts)} texts: pass one text per input.")
-    checks = np.array([list(slot_check(m, t).values()) for m, t in zip(meanings, texts, strict=True)])
+    if not outputs or len(meanings) != len(outputs):
+        raise ValueError(f"{len(meanings)} inputs and {len(outputs)} texts: pass one text per input.")
+    checks = np.array([list(slot_check(m, t).values()) for m, t in zip(meanings, outputs, strict=True)])
     missing, wrong, added, slots = checks.sum(0).tolist()
     totals = {"missing": missing, "wrong": wrong, "added": added, "slots": slots}
     perfect = float((checks[:, :3].sum(1) == 0).mean())
@@ -221,7 +215,7 @@ def slot_errors(meanings: Sequence[str], texts: Sequence[str]) -> dict[str, floa
 # --- examples in the prompt
 
 
-def draw_examples(task: Task, shots: int, seed: int) -> list[Mapping]:
+def draw_examples(task, shots: int, seed: int) -> list[Mapping]:
     """`shots` training rows of different inputs; the first ones of a seed's order, so that more shots add to fewer.
     Raises ValueError for more than there are inputs."""
     train, drawn = task["train"], {}
@@ -240,20 +234,10 @@ def few_shot_prompt(examples: Sequence[Mapping], prompt: str) -> str:
     return "".join(f"{e['prompt']}{e['target']}\n" for e in examples) + prompt
 
 
-def write_texts(
-    base, task: Task, inputs: int, run: Finetuned | None = None, shots: int = 0, seed: int = 0, most_tokens: int = 64
-) -> list[str]:
-    """Greedy texts for the leading `inputs` of the test split, by `run` or by the base model with `shots` examples
-    drawn by `seed`: of each the first line, since a model that was not fine-tuned goes on with the next example. What
-    was written before under the same settings is read back from data/runs."""
-    prompts = [few_shot_prompt(draw_examples(task, shots, seed), row["prompt"]) for row in head(task["test"], inputs)]
-    targets = [len(d.input_ids) - d.prompt_length for d in encode(base.tokenizer, task["validation"], 10**9)]
-    most_tokens = min(most_tokens, max(targets))
-    about = [task.sha256, base.name, base.revision, base.parameters, prompts, most_tokens]
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:10]
-    folder = run.path if run else profile.output_root() / "data" / "runs" / "e2e-few-shot"
-    path = folder / f"written-{shots}-shot-seed{seed}-{key}.json"
-    if not path.exists():
-        texts = generate((run or base).model, base.tokenizer, prompts, most_tokens, 64, seed, desc=path.stem)
-        write_json(path, {"texts": [t.strip().partition("\n")[0].strip() for t in texts]})
-    return json.loads(path.read_text(encoding="utf-8"))["texts"]
+def checks(rows: Sequence[Mapping], outputs: Sequence[str]) -> dict[str, float]:
+    """E2E's own measures of one text per row: NIST and the slot errors."""
+    found = slot_errors([row["prompt"] for row in rows], outputs)
+    return {"nist": texts.nist(outputs, [list(row["references"]) for row in rows]), **found}
+
+
+getattr(evaluate, "CHECKS", {})["e2e"] = checks

@@ -1,0 +1,119 @@
+"""lib.explore.e2e: slot errors as counted by hand, and the examples of a prompt."""
+
+import pytest
+
+from lib.explore import e2e
+
+MEANING = (
+    "name : Blue Spice | Type : pub | food : Indian | price : more than £ 30 | customer rating : "
+    "low | area : riverside | family friendly : no | near : Crowne Plaza Hotel ||"
+)
+RIGHT = (
+    "Blue Spice is a pub with Indian food at prices of more than £ 30 . It has a low customer rating , "
+    "is not family - friendly and lies by the river near the Crowne Plaza Hotel ."
+)
+
+
+def errors(text, meaning=MEANING):
+    check = e2e.slot_check(meaning, text)
+    return check["missing"], check["wrong"], check["added"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("", "", (0, 0, 0)),
+        ("pub", "place", (1, 0, 0)),
+        ("pub", "coffee shop", (0, 1, 0)),
+        ("Indian", "Italian", (0, 1, 0)),
+        ("with Indian food ", "", (1, 0, 0)),
+        ("more than £ 30", "less than £ 20", (0, 1, 0)),
+        ("at prices of more than £ 30", "", (1, 0, 0)),
+        ("low customer rating", "high customer rating", (0, 1, 0)),
+        ("low customer rating", "customer rating of 1 out of 5 stars", (0, 0, 0)),
+        ("low customer rating", "customer rating of 5 out of 5", (0, 1, 0)),
+        ("by the river", "in the city centre", (0, 1, 0)),
+        ("by the river", "by the river in the city centre", (0, 0, 1)),
+        ("is not family", "is family", (0, 1, 0)),
+        ("is not family - friendly and", "doesn 't welcome children and", (0, 0, 0)),
+        ("near the Crowne Plaza Hotel", "", (1, 0, 0)),
+        ("Crowne Plaza Hotel", "Burger King", (0, 1, 0)),
+        ("Crowne Plaza Hotel", "Crowne Plaza Hotel and Burger King", (0, 0, 1)),
+        ("Blue Spice", "The Punter", (0, 1, 0)),
+        ("Blue Spice", "It", (1, 0, 0)),
+    ],
+)
+def test_slots_on_hand_made_errors(old, new, expected):
+    assert old in RIGHT
+    assert errors(RIGHT.replace(old, new, 1)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning", "expected"),
+    [
+        ("Cotto is cheap .", "name : Cotto | customer rating : low", (1, 0, 1)),
+        ("Cotto is near Raja Indian Cuisine .", "name : Cotto | near : Raja Indian Cuisine", (0, 0, 0)),
+        (
+            "The cotto has high prices and a low rating .",
+            "name : Cotto | price : high | customer rating : 1 out of 5",
+            (0, 0, 0),
+        ),
+        (
+            "Cotto has a low price and high customer rating .",
+            "name : Cotto | price : cheap | customer rating : high",
+            (0, 0, 0),
+        ),
+        ("Cotto is a restaurant .", "name : Cotto", (0, 0, 0)),
+        ("Cotto has a price range of £ 20 - 25 .", "name : Cotto | price : moderate", (0, 0, 0)),
+        (
+            "Cotto costs under £ 20 and is family friendly .",
+            "name : Cotto | price : less than £ 20 | family friendly : yes",
+            (0, 0, 0),
+        ),
+        ("New Place is a pub .", "name : New Place | Type : pub", (0, 0, 0)),
+        ("", "name : Cotto | Type : pub", (2, 0, 0)),
+    ],
+)
+def test_slots_are_told_apart(text, meaning, expected):
+    assert errors(text, meaning) == expected
+
+
+def test_slot_error_rate():
+    result = e2e.slot_errors([MEANING, "name : Cotto"], [RIGHT.replace("pub", "place"), "Cotto !"])
+    assert (result["missing"], result["slots"]) == (1, 9)
+    assert result["ser"] == pytest.approx(1 / 9)
+    assert result["perfect"] == 0.5
+    with pytest.raises(ValueError, match="one text per input"):
+        e2e.slot_errors([MEANING], [])
+    with pytest.raises(ValueError, match="not `slot : value`"):
+        e2e.slot_check("name Cotto", "Cotto")
+
+
+REFERENCES = ["Cotto is a pub .", "A pub is Cotto ."]
+ROW = {"prompt": "name : Cotto | Type : pub ||", "target": " Cotto is a pub .", "references": REFERENCES}
+
+
+def test_checks_of_a_task_are_nist_and_slot_errors_over_all_rows():
+    found = e2e.checks([ROW, ROW], ["Cotto is a pub .", "Cotto !"])
+    assert (found["missing"], found["slots"], found["ser"], found["perfect"]) == (1, 4, 0.25, 0.5)
+    assert found["nist"] > e2e.checks([ROW, ROW], ["Cotto !", "Cotto !"])["nist"]
+
+
+TASK = {"train": [{"prompt": f"name : Cocum | food : {f} ||", "target": " Yes .", "group": f} for f in "AABBCCD"]}
+
+
+def test_examples_are_of_different_inputs_and_nested():
+    for seed in range(5):
+        four = e2e.draw_examples(TASK, 4, seed)
+        assert len({row["group"] for row in four}) == 4
+        assert e2e.draw_examples(TASK, 2, seed) == four[:2]
+    assert e2e.draw_examples(TASK, 0, 0) == []
+    assert len({tuple(row["group"] for row in e2e.draw_examples(TASK, 4, s)) for s in range(5)}) > 1
+    with pytest.raises(ValueError, match="5 examples of 4 different inputs"):
+        e2e.draw_examples(TASK, 5, 0)
+
+
+def test_the_prompt_shows_examples_in_the_form_of_the_input():
+    prompt = e2e.few_shot_prompt(TASK["train"][1:3], "name : X ||")
+    assert prompt == "name : Cocum | food : A || Yes .\nname : Cocum | food : B || Yes .\nname : X ||"
+    assert e2e.few_shot_prompt([], "name : X ||") == "name : X ||"
