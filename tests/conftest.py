@@ -12,17 +12,15 @@ ELSEWHERE = {  # tests of other files that inject a fault each -> its kind
     "test_download_that_breaks_off_goes_on": "network cut in mid-download",
     "test_fetch_model_goes_on_and_ends_whole": "network cut in mid-download",
     "test_wrong_bytes_are_thrown_away": "wrong bytes from the network",
-    "test_bytes_too_few_are_thrown_away": "wrong bytes from the network",
     "test_tampered_wheel_is_refused": "wrong bytes from the network",
-    "test_another_file_on_the_hub_is_not_written": "wrong bytes from the network",
     "test_hub_out_of_reach_is_decided_in_five_seconds": "slow or silent server",
     "test_broken_folder": "damaged model or run",
-    "test_truncated_download_by_hand_is_not_passed_over": "damaged model or run",
     "test_damaged_runs_say_what_to_delete": "damaged model or run",
     "test_a_half_written_checkpoint_is_dropped": "damaged model or run",
     "test_base_model_that_is_a_pickle": "pickle instead of weights",
     "test_every_damaged_byte_and_every_cut_is_refused": "damaged byte or cut in a compressed file",
-    "test_custom_bad_files_say_where": "bad row in a task file",
+    "test_bad_json_lines_say_where": "bad row in a task file",
+    "test_bad_tables_say_where": "bad row in a task file",
 }
 rows: dict[str, dict] = {}
 

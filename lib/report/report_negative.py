@@ -4,7 +4,6 @@ Each names what would have been a success and what was not shown to be one; the 
 “none” where nothing fell short.
 """
 
-from lib.explore.bench_findings import missed_marks
 from lib.explore.chinese_tables import differences, rate
 from lib.explore.private import named
 from lib.report.report_blocks import Notebook, value
@@ -12,9 +11,7 @@ from lib.report.report_chinese import METHODS, NAME
 from lib.report.report_evaluation import MEASURED, compared, worse_than_before
 from lib.report.report_forms import listed, shown
 from lib.report.report_model import main_task
-from lib.report.report_performance import PERFORMANCE
 from lib.report.report_private import PRIVATE
-from lib.report.report_scenario import SCENARIO, compression_findings
 
 
 @value("evaluation.negative", MEASURED)
@@ -75,28 +72,4 @@ def private(n: Notebook) -> str:
         f"chrF not shown to rise: {listed([f'“{x}”' for x in flat])}; its mean fell in {fell} of {len(groups)}. "
         "Weights that may not be shared: "
         f"{listed([f'“{x}”' for x in closed])}."
-    )
-
-
-@value("scenario.negative", SCENARIO)
-def scenario(n: Notebook) -> str:
-    said = compression_findings(n)
-    worse = [s.split(":")[0] for s in said if s.endswith("fine-tuning takes more bits.")]
-    text = f"Compression shown to be worse after fine-tuning: {listed(worse)}. {said[-1]}"
-    if "e2e" not in n.tables:
-        return text
-    bleu = n["e2e"].groupby(["kind", "system"])["bleu"].mean().groupby("kind").max()
-    gaps = {kind: bleu["published"] - bleu[kind] for kind in ("ours", "longer") if kind in bleu}
-    names = {"ours": "The best system of this section", "longer": "the longer run of section 5"}
-    below = [f"{names[kind]} ends {gap:.1f}" for kind, gap in gaps.items() if gap > 0]
-    return f"{listed(below)} BLEU below the best published row. {text}" if below else text
-
-
-@value("performance.negative", PERFORMANCE)
-def performance(n: Notebook) -> str:
-    faults = n["faults"]
-    lost = faults.loc[faults["lost"] > 0, "fault"].tolist()
-    return (
-        f"Marks that were set before measuring and not met: {listed(missed_marks(n))}. Faults that lost something: "
-        f"{listed(lost)}."
     )

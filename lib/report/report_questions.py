@@ -88,10 +88,3 @@ def exposure(n: Notebook) -> str:
         f"{most['exposure'].mean():.1f} bits in the mean, controls of the same models that "
         f"were never inserted {controls.mean():.1f}, and no trace means {UNSEEN:.2f}."
     )
-
-
-@value("answer.archives", "10_new_scenario")
-def archives(n: Notebook) -> str:
-    df = n["compression"].query("stage != 'none'")
-    same, count = int(df["identical_documents"].sum()), int(df["documents"].sum())
-    return f"{same} of {count} documents came back byte for byte in another process."
