@@ -86,23 +86,20 @@ def test_no_padding_reaches_the_model(model, tokenizer, monkeypatch):
 def test_window_of_one_more_token_than_the_model_has_positions(model):
     ids = np.random.default_rng(1).integers(1, 250, 129).tolist()
     row = metrics.score_encoded(model, [Encoded(ids, 1, 5)]).iloc[0]
-    assert row["tokens"] == 128
     with torch.no_grad():
         log_p = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
     expected = -log_p[torch.arange(128), torch.tensor(ids[1:])].sum().item()
-    assert row["nats"] == pytest.approx(expected, abs=1e-3)
+    assert row["tokens"] == 128 and row["nats"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_training_mode_attention_and_head_are_restored(model, tokenizer):
+@pytest.mark.parametrize("training", [True, False])
+def test_training_mode_attention_and_head_are_restored(model, tokenizer, training):
     before = model.config._attn_implementation
-    model.train()
+    model.train(training)
     metrics.score(model, tokenizer, examples()[:2])
-    assert model.training
-    assert model.config._attn_implementation == before
+    assert model.training == training and model.config._attn_implementation == before
     assert "forward" not in vars(model.get_output_embeddings())
     model.eval()
-    metrics.score(model, tokenizer, examples()[:2])
-    assert not model.training
 
 
 def test_logits_are_float32_under_bfloat16_autocast(model, tokenizer, monkeypatch):
@@ -184,9 +181,8 @@ def test_paired_resamples_groups_not_documents():
 
 def test_paired_averages_seeds_within_documents_first():
     before = frame([10.0, 20.0, 30.0])
-    seeds = [frame([9.0, 21.0, 30.0]), frame([7.0, 15.0, 24.0])]
     one = metrics.paired(before, frame([8.0, 18.0, 27.0]), seed=3)
-    assert metrics.paired(before, seeds, seed=3) == one
+    assert metrics.paired(before, [frame([9.0, 21.0, 30.0]), frame([7.0, 15.0, 24.0])], seed=3) == one
     assert one.documents == 3  # and not 6
 
 

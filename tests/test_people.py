@@ -90,24 +90,20 @@ def test_position_biased_judge_wins_nothing(serve):
     assert (summary["disagreement_rate"], summary["win_rate"], summary["p_value"]) == (1.0, 0.5, None)
 
 
-def test_interrupted_judging_pays_once(serve, tmp_path):
+def test_interrupted_judging_pays_once(serve):
     seen = serve(lambda q, n: fair(q, n) if n <= 5 else (400, "{}"))
     with pytest.raises(p.JudgeUnavailable, match="400"):
         p.judge(PAIRS)
-    cache = tmp_path / "data" / "runs" / "judge.jsonl"
-    assert len(p.read_lines(cache)) == 5 and len(seen) == 6
-    failing = len(seen)
     _, summary = p.judge(PAIRS[:2])  # its four answers are kept: the server is not asked
-    assert (summary["requests"], len(seen), summary["n"]) == (0, failing, 2)
+    assert (summary["requests"], summary["n"], len(seen)) == (0, 2, 6)
     with pytest.raises(p.JudgeUnavailable):
         p.judge([p.Pair("p0", "prompt 0 提示", "bad text 0", "another good text")])
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [429, 503])
 def test_tries_again_and_gives_up_with_a_sentence(serve, status):
     seen = serve(lambda q, n: (status, KEY, SOON) if n <= 2 else fair(q, n))
-    table, _ = p.judge(PAIRS[:1])
-    assert table["winner"].item() == "after" and len(seen) == 4
+    assert p.judge(PAIRS[:1])[0]["winner"].item() == "after" and len(seen) == 4
     seen = serve(lambda *_: (status, KEY, SOON))
     with pytest.raises(p.JudgeUnavailable, match=f"answered {status}: try again") as error:
         p.judge(PAIRS[:1], retries=2)

@@ -13,22 +13,18 @@ REFERENCES = [["The cat sat on a mat .", "a cat was sitting on the mat ."], ["a 
 
 
 def test_bleu_equals_the_sacrebleu_command(tmp_path):
-    def command(pairs, *options):
-        width = max(len(r) for _, r in pairs)
-        files = []
-        for k in range(width):
-            files.append(tmp_path / f"ref{k}")
-            files[-1].write_text("".join(f"{r[k] if k < len(r) else ''}\n" for _, r in pairs))
-        (tmp_path / "out").write_text("".join(f"{p}\n" for p, _ in pairs))
-        run = [sys.executable, "-m", "sacrebleu", *files, "-i", tmp_path / "out", "-b", "-w", "6"]
-        return float(subprocess.run([*run, *options], capture_output=True, text=True, check=True).stdout)
+    lists = [REFERENCES[0], REFERENCES[1] * 2]
+    files = [tmp_path / name for name in ("reference 1", "reference 2", "out")]
+    for file, lines in zip(files, [*zip(*lists, strict=True), PREDICTIONS], strict=True):
+        file.write_text("".join(f"{line}\n" for line in lines))
 
-    pairs = [(PREDICTIONS[0], REFERENCES[0]), (PREDICTIONS[1], REFERENCES[1] * 2)]
-    texts, lists = [p for p, _ in pairs], [r for _, r in pairs]
-    assert t.bleu(texts, lists) == pytest.approx(command(pairs), abs=1e-5)
-    lower = command(pairs, "-lc")
-    assert t.bleu(texts, lists, lowercase=True) == pytest.approx(lower, abs=1e-5)
-    assert lower > t.bleu(texts, lists)
+    def command(*options):
+        run = [sys.executable, "-m", "sacrebleu", *files[:2], "-i", files[2], "-b", "-w", "6", *options]
+        return float(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+
+    assert t.bleu(PREDICTIONS, lists) == pytest.approx(command(), abs=1e-5)
+    lower = t.bleu(PREDICTIONS, lists, lowercase=True)
+    assert lower == pytest.approx(command("-lc"), abs=1e-5) and lower > t.bleu(PREDICTIONS, lists)
 
 
 def test_bleu_by_hand():
@@ -46,12 +42,10 @@ def test_references_of_different_number():
         assert metric(PREDICTIONS, REFERENCES) == pytest.approx(same)
 
 
-@pytest.mark.parametrize("name", ["bleu", "chrf", "rouge_l"])
-def test_identical_and_disjoint(name):
-    metric, best = getattr(t, name), 1.0 if name == "rouge_l" else 100.0
+@pytest.mark.parametrize(("metric", "best"), [(t.bleu, 100), (t.chrf, 100), (t.rouge_l, 1)])
+def test_identical_and_disjoint(metric, best):
     texts = ["one two three four five", "six seven eight nine ten"]
-    assert metric(texts, texts) == pytest.approx(best)
-    assert metric(["zzz qqq"], ["aaa bbb"]) == pytest.approx(0.0)
+    assert metric(texts, texts) == pytest.approx(best) and metric(["zzz qqq"], ["aaa bbb"]) == 0
 
 
 def test_rouge_l_takes_the_best_reference_and_reads_chinese():
@@ -61,9 +55,8 @@ def test_rouge_l_takes_the_best_reference_and_reads_chinese():
 
 
 def test_chrf_per_document_is_each_alone():
-    values = t.chrf_per_document(PREDICTIONS, REFERENCES)
     alone = [t.chrf([p], [r]) for p, r in zip(PREDICTIONS, REFERENCES, strict=True)]
-    assert values == pytest.approx(alone)
+    assert t.chrf_per_document(PREDICTIONS, REFERENCES) == pytest.approx(alone)
 
 
 def test_nist_equals_nltk_with_one_reference():
@@ -105,15 +98,9 @@ def test_diversity_by_hand():
 
 
 def naive_overlap(text, train):
-    words, best = text.split(), 0
-    for start in range(len(words)):
-        for end in range(start + 1, len(words) + 1):
-            run = words[start:end]
-            for other in train:
-                t = other.split()
-                if any(t[k : k + len(run)] == run for k in range(len(t) - len(run) + 1)):
-                    best = max(best, len(run))
-    return best
+    words, spaced = text.split(), [f" {' '.join(other.split())} " for other in train]
+    runs = [words[a:b] for a in range(len(words)) for b in range(a + 1, len(words) + 1)]
+    return max((len(run) for run in runs if any(f" {' '.join(run)} " in other for other in spaced)), default=0)
 
 
 def test_longest_overlap_equals_the_naive_search():
@@ -158,10 +145,8 @@ def test_debian_form(synopsis, failed):
 
 
 def test_debian_long_description_and_empty_output():
-    assert not t.debian_checks(PROMPT, "a tool")["has_long_description"]
-    assert not t.debian_checks(PROMPT, "tool\n \n")["has_long_description"]
-    empty = t.debian_checks(PROMPT, "")
-    assert not empty["synopsis_form"] and not empty["has_long_description"]
+    assert not any(t.debian_checks(PROMPT, x)["has_long_description"] for x in ("a tool", "tool\n \n", ""))
+    assert not t.debian_checks(PROMPT, "")["synopsis_form"]
 
 
 def test_debian_tags():
