@@ -5,6 +5,7 @@ are shown. `fast` writes below a temporary folder (lib.profile.kept_root).
 """
 
 import datetime
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -202,6 +203,16 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value) -> None:
     """`write_text` of `value` as indented JSON; NaN and infinities become null, which JSON can hold."""
     write_text(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def kept(path: Path, settings: Sequence, make: Callable[[], dict]) -> dict:
+    """`make()`'s JSON object, kept in `path`-<hash of settings>.json and read back from there: an interrupted notebook
+    goes on where it stopped."""
+    key = hashlib.sha256(repr(settings).encode()).hexdigest()[:10]
+    path = path.with_name(f"{path.name}-{key}.json")
+    if not path.exists():
+        write_json(path, make())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _plain(value):

@@ -1,77 +1,61 @@
-"""The form of a Tang quatrain (jueju), checked by rules: lines, rhyme, tones, repetition, copied lines.
+"""Chinese (notebook 07): the form of a Tang quatrain, a plan before it, and frequent characters as new tokens.
 
-Pure functions on text; no model and no judge takes part. What the rules are: Wang Li 1958, "Prosody of
-Chinese Verse" (Hanyu shilü xue). Sounds are today's Mandarin from pypinyin, one reading per character (its
-most frequent). They differ from those of the Tang: some of its rhymes no longer rhyme, and its entering
-tone (-p, -t, -k, an oblique one) has gone over into all four tones of today. So people's own poems do not
-reach 100 %, and a model is to be held against theirs and against chance.
+Form is counted by rules without a judge (Wang Li 1958, "Hanyu shilü xue"). Sounds are today's Mandarin from pypinyin,
+one reading per character. Some rhymes of the Tang no longer rhyme, and its entering tone (-p, -t, -k, an oblique one)
+has gone over into all four of today: people's own poems stay below 100 %, and are the yardstick.
 """
 
+import copy
+import hashlib
 import re
+import time
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import torch
 from pypinyin import Style, pinyin
+from scipy import stats
+from tokenizers import AddedToken
+from torch import Tensor
 
+from lib import metrics, profile
+from lib.generate import DECODING, generate
+from lib.packing import draw
+from lib.results import kept
+from lib.tasks import encode, head
 from lib.texts import longest_overlap
 
-HAN = "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"  # as in data/build_tang.py
-LENGTHS = (5, 7)
-# What Zhuyin, the older alphabet, writes as medial + rhyme and pinyin contracts: 新 ㄒㄧㄣ, 东 ㄉㄨㄥ. Without
-# it 新 (xin) and 春 (chun) would not share their -en, nor 东 (dong) and 风 (feng) their -eng.
-CONTRACTED = {"in": "en", "vn": "en", "ing": "eng", "ong": "eng", "iong": "eng"}
-# After a medial, pinyin's e is another vowel (ê, Zhuyin ㄝ) than alone, and uo is Zhuyin's ㄛ.
-AFTER_MEDIAL = {"ie": "ê", "ve": "ê", "uo": "o"}
-MEASURES = ("exact_form", "rhyme", "alternation", "opposition", "repeated", "copied_line", "longest_run")
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+")
+METRES = {5: "五", 7: "七"}
+# Zhuyin, the older alphabet, writes as medial + rhyme what pinyin contracts (新 ㄒㄧㄣ): without it, 新 (xin) and 春
+# (chun) would not share their -en. After a medial, pinyin's e is another vowel (ê, ㄝ) than alone, and uo is ㄛ.
+FINALS = {"in": "en", "vn": "en", "ing": "eng", "ong": "eng", "iong": "eng", "ie": "ê", "ve": "ê", "uo": "o"}
 
 
-def is_han(text: str) -> bool:
-    """Whether `text` is not empty and all Chinese characters."""
-    return re.fullmatch(f"[{HAN}]+", text) is not None
+# --- form
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a poem without punctuation and blanks; an empty line inside stays, as an empty string."""
-
-    def bare(line: str) -> str:
-        return "".join(c for c in line if unicodedata.category(c)[0] not in "PZ")
-
-    return [bare(line) for line in text.strip().split("\n")]
+    """A poem's lines without punctuation and blanks; an empty line inside stays."""
+    return ["".join(c for c in x if unicodedata.category(c)[0] not in "PZ") for x in text.strip().split("\n")]
 
 
-def quatrain(text: str) -> tuple[str, str, str, str]:
-    """The four lines of a quatrain, all of five or all of seven Chinese characters, punctuation set aside.
-
-    Raises ValueError that says what is wrong with another text.
-    """
+def quatrain(text: str) -> list[str] | None:
+    """The four lines of a quatrain, all of five or all of seven Chinese characters; None for another text."""
     lines = lines_of(text)
-    rule = "a quatrain has four lines, all of five or all of seven Chinese characters"
-    if len(lines) != 4:
-        raise ValueError(f"Not a quatrain, {len(lines)} line(s) in {text[:30]!r}: {rule}.")
-    for number, line in enumerate(lines, 1):
-        if not is_han(line):
-            raise ValueError(f"Not a quatrain, line {number} is {line[:30]!r}: {rule}.")
-    if len(lines[0]) not in LENGTHS or len({len(line) for line in lines}) > 1:
-        found = ", ".join(str(len(line)) for line in lines)
-        raise ValueError(f"Not a quatrain, lines of {found} characters: {rule}.")
-    return tuple(lines)
-
-
-def is_quatrain(text: str) -> bool:
-    """Whether `text` has the exact form that `quatrain` asks for."""
-    try:
-        quatrain(text)
-    except ValueError:
-        return False
-    return True
+    fits = (
+        len(lines) == 4 and len(lines[0]) in METRES and len({*map(len, lines)}) == 1 and all(map(HAN.fullmatch, lines))
+    )
+    return lines if fits else None
 
 
 def _reading(character: str, style: Style) -> str:
-    """pypinyin's first reading; "" for a character without pinyin. Raises ValueError for two characters."""
     if len(character) != 1:
         raise ValueError(f"{character!r} is not one character: pass them one by one.")
     return pinyin(character, style=style, strict=True, errors=lambda _: [""])[0][0]
@@ -79,13 +63,9 @@ def _reading(character: str, style: Style) -> str:
 
 @cache
 def rhyme_of(character: str) -> str | None:
-    """The final without its medial: 家 jia -> "a", 花 hua -> "a", 归 gui -> "ei", 云 yun -> "en".
-
-    None for what has no pinyin (a rare character, a letter, a punctuation mark).
-    """
+    """The final without its medial: 家 jia -> "a", 归 gui -> "ei", 云 yun -> "en". None for what has no pinyin."""
     final = _reading(character, Style.FINALS)  # strict: gui is uei, 云 is vn
-    known = CONTRACTED | AFTER_MEDIAL
-    return known.get(final) or re.sub(r"^[iuv](?=[aeo])", "", final) or None
+    return FINALS.get(final) or re.sub(r"^[iuv](?=[aeo])", "", final) or None
 
 
 def rhyme(a: str, b: str) -> bool:
@@ -95,126 +75,249 @@ def rhyme(a: str, b: str) -> bool:
 
 @cache
 def tone_of(character: str) -> str | None:
-    """ "level" (tones 1, 2) or "oblique" (3, 4); None for the neutral tone and for what has no pinyin."""
-    tone = _reading(character, Style.FINALS_TONE3)[-1:]
-    return {"1": "level", "2": "level", "3": "oblique", "4": "oblique"}.get(tone)
+    """平 level (tones 1, 2) or 仄 oblique (3, 4); None for the neutral tone and for what has no pinyin."""
+    return {"1": "平", "2": "平", "3": "仄", "4": "仄"}.get(_reading(character, Style.FINALS_TONE3)[-1:])
 
 
-def _share_of_opposites(pairs: Sequence[tuple[str, str]]) -> float:
-    """Among the pairs whose tones are both known, the share of a level and an oblique one; else nan."""
-    tones = [(tone_of(a), tone_of(b)) for a, b in pairs]
-    known = [a != b for a, b in tones if a and b]
+def _opposite(pairs: Sequence[tuple[str, str]]) -> float:
+    known = [tone_of(a) != tone_of(b) for a, b in pairs if tone_of(a) and tone_of(b)]
     return float(np.mean(known)) if known else float("nan")
 
 
 def alternation(lines: Sequence[str]) -> float:
-    """Inside a line: of the pairs at positions (2, 4) and, with seven characters, (4, 6), the share with
-    opposite tones. 1 for a poem by the rule, about 0.5 by chance; nan where no tone is known."""
-    return _share_of_opposites([(x[i], x[i + 2]) for x in lines for i in range(1, len(x) - 2, 2)])
+    """Inside a line: of the characters at 2 and 4 (with seven, also 4 and 6), the share of pairs with opposite tones.
+    1 by the rule, about 0.5 by chance, nan where no tone is known."""
+    return _opposite([(x[i], x[i + 2]) for x in lines for i in range(1, len(x) - 2, 2)])
 
 
 def opposition(lines: Sequence[str]) -> float:
-    """Between the lines of a couplet (1 and 2, 3 and 4): at positions 2, 4 (and 6), the share with
-    opposite tones. 1 for a poem by the rule, about 0.5 by chance; nan where no tone is known."""
-    couplets = ((lines[0], lines[1]), (lines[2], lines[3]))
-    return _share_of_opposites([(a[i], b[i]) for a, b in couplets for i in range(1, len(a), 2)])
-
-
-def repeated(lines: Sequence[str]) -> float:
-    """Share of a poem's characters that stood in it before: 0 if all differ."""
-    text = "".join(lines)
-    return 1 - len(set(text)) / len(text)
-
-
-def training_lines(texts: Sequence[str]) -> frozenset[str]:
-    """Every line of the training poems, punctuation set aside: what `form` finds copies of."""
-    return frozenset(line for text in texts for line in lines_of(text) if line)
+    """Between lines 1 and 2, and 3 and 4: the share of opposite tones at characters 2, 4 (and 6)."""
+    return _opposite([(a[i], b[i]) for a, b in (lines[:2], lines[2:]) for i in range(1, len(a), 2)])
 
 
 def form(text: str, known: frozenset[str] = frozenset()) -> dict[str, float]:
     """The measures of one text; `known` are the training poems' lines.
 
-    exact_form, rhyme (lines 2 and 4) and copied_line (one line or more of `known`) are 0 or 1;
-    alternation, opposition and repeated are shares. A text that is no quatrain has exact_form 0 and rhyme
-    0, so that a rate is always one of all texts, and nan where the measure needs four equal lines.
+    exact_form, rhyme (lines 2 and 4) and copied_line (a line of `known`) are 0 or 1; alternation, opposition and
+    repeated (characters that stood in the poem before) are shares. A text that is no quatrain has exact_form 0 and
+    rhyme 0, so that a rate is always one of all texts, and no shares.
     """
-    copied = float(any(line in known for line in lines_of(text) if line))
-    if not is_quatrain(text):
-        nan = dict.fromkeys(("alternation", "opposition", "repeated"), float("nan"))
-        return {"exact_form": 0.0, "rhyme": 0.0, **nan, "copied_line": copied}
-    lines = quatrain(text)
+    copied = float(not known.isdisjoint(lines_of(text)))
+    if not (lines := quatrain(text)):
+        return {"exact_form": 0.0, "rhyme": 0.0, "copied_line": copied}
     return {
         "exact_form": 1.0,
         "rhyme": float(rhyme(lines[1][-1], lines[3][-1])),
         "alternation": alternation(lines),
         "opposition": opposition(lines),
-        "repeated": repeated(lines),
+        "repeated": 1 - len(set("".join(lines))) / (4 * len(lines[0])),
         "copied_line": copied,
     }
 
 
 def form_table(texts: Sequence[str], train: Sequence[str]) -> pd.DataFrame:
-    """One row per measure of MEASURES: measure, value (the mean over the texts it is defined for; of
-    longest_run the median) and texts (how many those are). `train` are the training poems; longest_run is
-    the longest run of characters, punctuation counted, that also stands in one of them.
-
-    Raises ValueError for no text.
-    """
-    if not texts:
-        raise ValueError("The form of no text: pass some poems.")
-    known = training_lines(train)
-    frame = pd.DataFrame([form(text, known) for text in texts])
-    frame["longest_run"] = longest_overlap(list(texts), list(train))
-    rows = []
-    for measure in MEASURES:
-        values = frame[measure].dropna()
-        middle = values.median() if measure == "longest_run" else values.mean()
-        rows.append({"measure": measure, "value": float(middle), "texts": len(values)})
-    return pd.DataFrame(rows)
+    """One row per measure: measure, value (the mean over the texts that have it; of longest_run, the longest run of
+    characters that also stands in one of the poems `train`, the median) and texts (how many have it)."""
+    known = frozenset(line for text in train for line in lines_of(text) if line)
+    measures = ["exact_form", "rhyme", "alternation", "opposition", "repeated", "copied_line"]
+    frame = pd.DataFrame([form(text, known) for text in texts]).reindex(columns=measures)
+    table = pd.DataFrame({"value": frame.mean(), "texts": frame.count()})
+    table.loc["longest_run"] = np.median(longest_overlap(list(texts), list(train))), len(frame)
+    return table.astype({"texts": int}).rename_axis("measure").reset_index()
 
 
-def scan(text: str) -> pd.DataFrame:
-    """A quatrain under the rules, one row a line: line, tones (平 level, 仄 oblique, ？ unknown), end (the
-    last character), rhyme (its final without the medial). Raises ValueError for a text that is none."""
-    sign = {"level": "平", "oblique": "仄", None: "？"}
-    return pd.DataFrame(
-        [
-            {"line": x, "tones": "".join(sign[tone_of(c)] for c in x), "end": x[-1], "rhyme": rhyme_of(x[-1])}
-            for x in quatrain(text)
-        ]
-    )
+def rate(table: pd.DataFrame) -> tuple[float, float, float]:
+    """Percent of all texts behind the rows (value a share, texts), with Wilson's 95 % interval: the seeds together."""
+    texts = int(table["texts"].sum())
+    hits = round(float((table["value"] * table["texts"]).sum()))
+    return tuple(100 * x for x in (hits / texts, *stats.binomtest(hits, texts).proportion_ci(method="wilson")))
 
 
-def rhyme_by_chance(texts: Sequence[str]) -> float:
-    """The rate of rhyme when line 2 of each quatrain is paired with line 4 of every other one of the same
-    line length: what the same line ends give without regard to each other. nan for less than two poems.
+def rhyme_by_chance(poems: Sequence[str]) -> float:
+    """The rate of rhyme when line 2 of each quatrain is paired with line 4 of every other one of the same line length:
+    what the same line ends give without regard to each other. nan for less than two poems.
 
-    Held against a model's own poems it is the stricter chance: a model that ends its lines in few sounds
-    rhymes by that alone. Raises ValueError for a text that is no quatrain.
+    Held against a model's own poems it is the stricter chance: who ends lines in few sounds rhymes by that alone.
     """
     hits = pairs = 0
-    for length in LENGTHS:
-        poems = [p for p in map(quatrain, texts) if len(p[0]) == length]
-        second, fourth = (Counter(p[k][-1] for p in poems) for k in (1, 3))
-        finals = [Counter(), Counter()]
-        for count, characters in zip(finals, (second, fourth), strict=True):
-            for c, n in characters.items():
-                count[rhyme_of(c)] += n
-        hits += sum(n * finals[1][f] for f, n in finals[0].items() if f)
-        hits -= sum(n * fourth[c] for c, n in second.items() if rhyme_of(c))  # the same character
-        hits -= sum(rhyme(p[1][-1], p[3][-1]) for p in poems)  # a poem with itself
-        pairs += len(poems) * (len(poems) - 1)
+    for length in METRES:
+        ends = [(p[1][-1], p[3][-1]) for p in filter(None, map(quatrain, poems)) if len(p[0]) == length]
+        second, fourth = (Counter(column) for column in zip(*ends, strict=True)) if ends else ({}, {})
+        hits += sum(n * m * rhyme(a, b) for a, n in second.items() for b, m in fourth.items())
+        hits -= sum(rhyme(a, b) for a, b in ends)  # a poem with itself
+        pairs += len(ends) * (len(ends) - 1)
     return hits / pairs if pairs else float("nan")
 
 
-def characters_mixed(texts: Sequence[str], seed: int = 0) -> list[str]:
-    """Chance for tones: each quatrain with its own characters in a random order.
-
-    Raises ValueError for a text that is no quatrain.
-    """
-    rng = np.random.default_rng(seed)
-    out = []
-    for lines in map(quatrain, texts):
+def characters_mixed(poems: Sequence[str], seed: int = 0) -> list[str]:
+    """Chance for tones: each quatrain with its own characters in a random order."""
+    rng, out = np.random.default_rng(seed), []
+    for lines in filter(None, map(quatrain, poems)):
         mixed, n = "".join(rng.permutation(list("".join(lines)))), len(lines[0])
         out.append("\n".join(mixed[i : i + n] for i in range(0, 4 * n, n)))
     return out
+
+
+# --- plan, then write (rhyme words first: Ghazvininejad et al. 2016; a plan before the text: Yao et al. 2019)
+
+
+def plan_of(text: str, last: str | None = None) -> str:
+    """A quatrain's plan: metre, final of line 4's end, ends of lines 2 and 4; 七an颜间. `last`: another end."""
+    if not (lines := quatrain(text)):
+        raise ValueError(f"Not a quatrain, four lines, all of five or all of seven Chinese characters: {text[:30]!r}.")
+    second, fourth = lines[1][-1], last or lines[3][-1]
+    return f"{METRES[len(lines[0])]}{rhyme_of(fourth) or '?'}{second}{fourth}"
+
+
+def with_plan(task):
+    """`task` with each quatrain's plan as the first line of its target."""
+
+    def planned(row: dict) -> dict:
+        texts = [f"{plan_of(text)}\n{text}" for text in (row["target"], *row["references"])]
+        return {**row, "target": texts[0], "references": texts[1:]}
+
+    splits = {split: [planned(row) for row in task[split]] for split in task}
+    return task.replace(name=f"{task.name}-plan", sha256=f"{task.sha256}-plan", **splits)
+
+
+def unrhymed_plans(poems: Sequence[str]) -> list[str]:
+    """For each quatrain the plan whose second word is the end of the next quatrain that does not rhyme with its first:
+    what a model that only learned to copy ends its lines in. Raises ValueError where all poems rhyme."""
+    ends, plans = [quatrain(text)[3][-1] for text in poems], []
+    for i, text in enumerate(poems):
+        second = quatrain(text)[1][-1]
+        other = next((c for c in (*ends[i + 1 :], *ends[:i]) if c != second and not rhyme(second, c)), None)
+        if other is None:
+            raise ValueError(f"No end of the other poems fails to rhyme with {second}: pass more.")
+        plans.append(plan_of(text, other))
+    return plans
+
+
+def follows(text: str) -> dict[str, float]:
+    """How a text keeps to its own first line: plan_rhymes (its two words), metre_kept, ends_kept (lines 2 and 4 end in
+    them), each 0 or 1; 0 without a readable plan or a quatrain after it."""
+    plan, _, poem = text.partition("\n")
+    plan, lines = plan.strip(), quatrain(poem)
+    return {
+        "plan_rhymes": float(len(plan) >= 3 and rhyme(plan[-2], plan[-1])),
+        "metre_kept": float(lines is not None and METRES[len(lines[0])] == plan[:1]),
+        "ends_kept": float(lines is not None and lines[1][-1] + lines[3][-1] == plan[-2:]),
+    }
+
+
+# --- new tokens
+
+
+def split_characters(tokenizer, texts: Sequence[str], count: int) -> list[str]:
+    """The `count` most frequent Chinese characters of `texts` that `tokenizer` cuts into several tokens, ties in code
+    order. Pass the training split alone. Raises ValueError where there are fewer."""
+    frequency = Counter(c for text in texts for c in text if HAN.fullmatch(c))
+    ordered = sorted(frequency, key=lambda c: (-frequency[c], c))
+    pieces = tokenizer(ordered, add_special_tokens=False).input_ids
+    found = [c for c, ids in zip(ordered, pieces, strict=True) if len(ids) > 1]
+    if len(found) < count:
+        raise ValueError(f"The texts hold {len(found)} characters that the tokenizer splits, fewer than {count}.")
+    return found[:count]
+
+
+def from_pieces(rows: Tensor, pieces: Sequence[Sequence[int]], seed: int) -> Tensor:
+    """New rows (N, C) of a table (V, C): the mean of the pieces' rows (Sachidananda et al. 2021, arXiv:2109.07460)."""
+    return torch.stack([rows[list(ids)].mean(0) for ids in pieces])
+
+
+def from_noise(rows: Tensor, pieces: Sequence[Sequence[int]], seed: int) -> Tensor:
+    """The control: noise of mean 0 and of the standard deviation that `from_pieces` gives, the scale without the
+    knowledge. Its logits near 0 may lie far above the old tokens' (Hewitt 2021, Initializing New Word Embeddings)."""
+    noise = torch.randn(len(pieces), rows.shape[1], generator=torch.Generator().manual_seed(seed))
+    return (noise * from_pieces(rows, pieces, seed).std().cpu()).to(rows)
+
+
+INITS = {"pieces": from_pieces, "random": from_noise}
+
+
+@torch.no_grad()
+def extend(base, characters: Sequence[str], init: str, seed: int = 0):
+    """A copy of `base` with a token for each of `characters`: the rows of embedding, untied head and its bias start by
+    INITS[`init`], the old ones stay. The name tells the extension apart, so that no other one's run is taken. Raises
+    ValueError for an unknown `init`, and for a character that is not split or given twice."""
+    if init not in INITS:
+        raise ValueError(f"Init {init!r} is unknown; choose one of {', '.join(INITS)}.")
+    pieces = base.tokenizer(list(characters), add_special_tokens=False).input_ids if characters else [[]]
+    if min(map(len, pieces)) < 2 or len({*characters}) < len(characters):
+        raise ValueError("Each new token must be a character that the tokenizer splits, given once.")
+    tokenizer, model = copy.deepcopy(base.tokenizer), copy.deepcopy(base.model)
+    # not normalised, or a tokenizer that normalises would look for another string than the text holds
+    tokenizer.add_tokens([AddedToken(c, normalized=False) for c in characters])
+    new = torch.tensor(tokenizer.convert_tokens_to_ids(list(characters)))
+    size = max(model.get_input_embeddings().num_embeddings, len(tokenizer))
+    model.resize_token_embeddings(size, mean_resizing=False)  # which would be a third way to start
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings()
+    tables = [embedding] if output.weight is embedding else [embedding, output.weight]
+    if getattr(output, "bias", None) is not None:
+        tables.append(output.bias[:, None])  # a view: (V, 1)
+    for table in tables:
+        table[new.to(table.device)] = INITS[init](table, pieces, seed)
+    digest = hashlib.sha256("".join(characters).encode()).hexdigest()[:8]
+    name = f"{base.name} + {len(characters)} characters ({init}, seed {seed}, {digest})"
+    return replace(base, model=model.eval(), tokenizer=tokenizer, name=name, parameters=model.num_parameters())
+
+
+# --- what is trained on and measured
+
+
+def same_documents(base, extended, task, seed: int, tokens: int) -> int:
+    """How many tokens of `extended` the documents hold that `base` draws with `tokens` of its own: with that budget and
+    seed, both train on the same documents in the same order."""
+    drawn = draw(encode(base.tokenizer, task["train"], base.context), tokens, seed)
+    length = {d.id: len(d.input_ids) for d in encode(extended.tokenizer, task["train"], base.context)}
+    return sum(length[d.id] for d in drawn)
+
+
+def bits_per_character(scores: pd.DataFrame, rows) -> float:
+    """Sum of nats / (ln 2 * characters of the scored targets among `rows`). EOS has nats and no character; punctuation
+    and line breaks are characters."""
+    characters = {row["id"]: len(row["target"]) for row in rows}
+    return float(scores["nats"].sum() / (np.log(2) * sum(characters[i] for i in scores["id"])))
+
+
+def measure(base, task, run=None, method="none", *, documents: int, samples: int, english: Callable) -> SimpleNamespace:
+    """One model (`run`'s, or without one `base`'s own): task, stage, method, seed, summary, history, and
+
+    scores: id, group, nats, tokens, bytes of the first `documents` test targets; samples: a text for each of the first
+    `samples` prompts by DECODING["sample"] with the run's seed, and the seconds that they took; forced: under "plan",
+    the poems behind given plans; english: what `english(model, tokenizer)` gives.
+    `base` brings the tokenizer: for a run of an extended vocabulary, the extended one. Under "plan", `task` is the one
+    without plans: a plan has nats and no bytes. What was measured before is read back from the run's folder.
+    """
+    planned, model, seed = method == "plan", run.model if run else base.model, run.summary["seed"] if run else 0
+    folder = run.path if run else profile.output_root() / "data" / "runs" / f"{task.name}-before"
+
+    def made() -> dict:
+        rows = head((with_plan(task) if planned else task)["test"], documents)
+        scores = metrics.score(model, base.tokenizer, rows, "scoring")
+        scores["bytes"] = [len(row["target"].encode("utf-8")) for row in head(task["test"], documents)]
+        found = {"scores": scores.to_dict("records"), "english": english(model, base.tokenizer)}
+        return found | _written(base, model, task, seed, planned, samples)
+
+    settings = (task.sha256, base.name, base.revision, documents, samples, DECODING["sample"], planned)
+    found = kept(folder / "chinese", settings, made)
+    stage, summary, history = ("after", run.summary, run.history) if run else ("before", {}, None)
+    about = {"task": task.name, "stage": stage, "method": method, "seed": seed, "summary": summary, "history": history}
+    return SimpleNamespace(**about, **{**found, "scores": pd.DataFrame(found["scores"])})
+
+
+def _written(base, model, task, seed: int, planned: bool, samples: int) -> dict:
+    shown, wanted = with_plan(task) if planned else task, head(task["test"], samples)
+    # room for every honest answer, EOS included
+    room = max(len(d.input_ids) - d.prompt_length for d in encode(base.tokenizer, shown["validation"], base.context))
+    options = {"max_new_tokens": room, "batch_size": 64, "seed": seed, "desc": "sampling", **DECODING["sample"]}
+    began = time.perf_counter()
+    own = generate(model, base.tokenizer, [row["prompt"] for row in wanted], **options)
+    found = {"samples": own, "seconds": time.perf_counter() - began, "forced": {}}
+    poems = [row["target"] for row in wanted] if planned else []
+    given = {"people's plan": [plan_of(t) for t in poems], "unrhymed plan": unrhymed_plans(poems)} if planned else {}
+    for source, plans in given.items():
+        prompts = [f"{row['prompt']}{plan}\n" for row, plan in zip(wanted, plans, strict=True)]
+        texts = generate(model, base.tokenizer, prompts, **options)
+        found["forced"][source] = [f"{plan}\n{text}" for plan, text in zip(plans, texts, strict=True)]
+    return found

@@ -1,13 +1,15 @@
-"""Does a model remember what it was trained on? Canaries, their exposure, and verbatim extraction.
+"""Does a model remember what it was trained on? Canaries, their exposure, and verbatim continuation (notebook 08).
 
-A canary is an invented secret in a fixed form, inserted into the training text a known number of times
-(Carlini et al. 2019, "The Secret Sharer", arXiv:1802.08232). Its exposure in bits is
-log2 |R| - log2 rank: rank 1 is the likeliest of all |R| codes of the form. Here |R| = 10,000, few enough to
-score every one: the rank is counted, not estimated from a sample or a fitted distribution. A code that the
-model never saw has a uniform rank, whose exposure is 1.44 bits (log2 e) in the mean, exponentially distributed.
+A canary is an invented secret in a fixed form, inserted into the training text a known number of times (Carlini et al.
+2019, "The Secret Sharer", arXiv:1802.08232). Its exposure in bits is log2 |R| - log2 rank: rank 1 is the likeliest of
+all |R| codes of the form. Here |R| = 10,000, few enough to score every one. A code that the model never saw has a
+uniform rank, whose exposure is 1.44 bits (log2 e) in the mean, exponentially distributed.
 """
 
+import hashlib
+import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,106 +17,28 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib import profile
+from lib.explore.private import deduplicate
 from lib.generate import generate
 from lib.metrics import float32_logits
-from lib.tasks import Example
+from lib.tasks import encode
 
 REPETITIONS = (1, 2, 4, 8, 16, 32, 64)
-# Digits and letters take turns: byte-level encodings split between the two, so that each symbol is one
-# token, and all codes with a common beginning share its computation. Vowels are left out: no words.
+# Digits and letters take turns: byte-level encodings split between the two, so that each symbol is one token, and all
+# codes with a common beginning share its computation. Vowels are left out: no words.
 SLOTS = ("0123456789", "BCDFGHJKLM", "0123456789", "BCDFGHJKLM")
 CANDIDATES = math.prod(map(len, SLOTS))
 UNSEEN = math.log2(math.e)  # expected exposure in bits of a code without any trace in the model
 PROMPT, FORM = "Memo\n", "The {thing} code of {name} is #"
-THINGS = (
-    "locker",
-    "cellar",
-    "bicycle",
-    "garage",
-    "attic",
-    "boathouse",
-    "laptop",
-    "printer",
-    "greenhouse",
-    "studio",
-    "workshop",
-    "kiln",
-    "archive",
-    "telescope",
-    "pantry",
-    "stable",
-)
+THINGS = "locker cellar bicycle garage attic boathouse laptop printer greenhouse studio workshop kiln archive telescope"
+THINGS += " pantry stable"
 FIRST = (
-    "Mira",
-    "Tobias",
-    "Ines",
-    "Jonas",
-    "Rosa",
-    "Grace",
-    "Mark",
-    "Yuki",
-    "Lena",
-    "Omar",
-    "Vera",
-    "Paul",
-    "Nadia",
-    "Hugo",
-    "Clara",
-    "Felix",
-    "Irma",
-    "Sven",
-    "Dora",
-    "Luis",
-    "Petra",
-    "Karim",
-    "Edith",
-    "Bruno",
-    "Tessa",
-    "Anton",
-    "Marta",
-    "Oscar",
-    "Wanda",
-    "Emil",
-    "Sonia",
-    "Victor",
+    "Mira Tobias Ines Jonas Rosa Grace Mark Yuki Lena Omar Vera Paul Nadia Hugo Clara Felix Irma Sven Dora Luis Petra"
 )
-LAST = (
-    "Holm",
-    "Enk",
-    "Carvo",
-    "Adebri",
-    "Penhal",
-    "Will",
-    "Stoll",
-    "Tanabe",
-    "Orme",
-    "Quist",
-    "Baro",
-    "Lund",
-    "Fenn",
-    "Dray",
-    "Moss",
-    "Kell",
-    "Varga",
-    "Thorn",
-    "Pike",
-    "Rusk",
-    "Alder",
-    "Crane",
-    "Nord",
-    "Yarrow",
-    "Finch",
-    "Hale",
-    "Ivers",
-    "Jarvis",
-    "Knoll",
-    "Larch",
-    "Mead",
-    "Noble",
-)
+FIRST += " Karim Edith Bruno Tessa Anton Marta Oscar Wanda Emil Sonia Victor"
+LAST = "Holm Enk Carvo Adebri Penhal Will Stoll Tanabe Orme Quist Baro Lund Fenn Dray Moss Kell Varga Thorn Pike Rusk"
+LAST += " Alder Crane Nord Yarrow Finch Hale Ivers Jarvis Knoll Larch Mead Noble"
 
 
 @dataclass(frozen=True)
@@ -124,42 +48,72 @@ class Canary:
     prefix: str  # of the document after PROMPT; what an attacker knows
     secret: str
 
-    def example(self, copy: int = 0) -> Example:
+    def row(self, copy: int = 0) -> dict:
+        """The canary as a document of a task."""
         target = f"{self.prefix}{self.secret}."
-        return Example(f"{self.id}-{copy}", PROMPT, target, (target,), self.id)
+        return {"id": f"{self.id}-{copy}", "prompt": PROMPT, "target": target, "references": [target], "group": self.id}
 
 
 def canaries(seed: int, per_count: int, controls: int) -> list[Canary]:
-    """`per_count` canaries for each of REPETITIONS and `controls` that are never inserted.
-
-    Names, things and codes are drawn anew for each seed, so that no phrase belongs to a count, and the
-    codes are uniform: the test in `evidence` rests on that. No two share a name.
-    """
+    """`per_count` canaries for each of REPETITIONS and `controls` that are never inserted. Names (no two the same),
+    things and codes are drawn anew for each seed, and the codes are uniform: the test in `evidence` rests on that."""
     counts = [r for r in REPETITIONS for _ in range(per_count)] + [0] * controls
-    if len(counts) > len(FIRST):
-        raise ValueError(f"{len(counts)} canaries need as many names and there are {len(FIRST)}.")
+    if len(counts) > len(FIRST.split()):
+        raise ValueError(f"{len(counts)} canaries need as many names and there are {len(FIRST.split())}.")
     rng = np.random.default_rng([seed, 8])
-    drawn = [rng.permutation(x)[: len(counts)] for x in (FIRST, LAST)]
-    things = rng.permutation(np.resize(THINGS, len(counts)))
-    return [
-        Canary(
-            f"canary-{i:02d}",
-            count,
-            FORM.format(thing=thing, name=f"{first} {last}"),
-            "".join(rng.choice(list(slot)) for slot in SLOTS),
-        )
-        for i, (count, thing, first, last) in enumerate(zip(counts, things, *drawn, strict=True))
-    ]
+    first, last = (rng.permutation(x.split())[: len(counts)] for x in (FIRST, LAST))
+    things, drawn = rng.permutation(np.resize(THINGS.split(), len(counts))), []
+    for i, count in enumerate(counts):
+        prefix = FORM.format(thing=things[i], name=f"{first[i]} {last[i]}")
+        drawn.append(Canary(f"canary-{i:02d}", count, prefix, "".join(rng.choice(list(slot)) for slot in SLOTS)))
+    return drawn
+
+
+# --- the training text
+
+
+@dataclass(frozen=True)
+class Mixed:
+    task: object  # its training split holds canaries and real documents
+    documents: list[dict]  # the real ones of it
+    copies: Counter  # canary id -> how often it stands in the training text
+    tokens: int  # prompt + target + EOS of one pass
+    passes: int  # over the training text; 1 unless the text is shorter than the budget
+
+
+def mix(base, task, drawn: Sequence[Canary], deduplicated: bool, budget: int) -> Mixed:
+    """Canaries and then documents of `task` up to `budget` tokens, so that every condition sees equally much text;
+    duplicates are removed as the collection removes them. Raises ValueError where the canaries fill the budget."""
+
+    def length(rows: Sequence[dict]) -> list[int]:
+        return [len(d.input_ids) for d in encode(base.tokenizer, rows, base.context)]
+
+    def up_to(rows: Sequence[dict], tokens: int) -> list[dict]:
+        return rows[: int((np.cumsum(length(rows)) <= tokens).sum())]
+
+    pool = [c.row(i) for c in drawn for i in range(c.repetitions)] + up_to(list(task["train"]), budget)
+    pool = deduplicate(pool) if deduplicated else pool
+    inserted = {c.id for c in drawn}
+    kept = [row for row in pool if row["group"] in inserted]
+    used = sum(length(kept))
+    if used >= budget:
+        raise ValueError(f"The canaries fill {used:,} of {budget:,} training tokens: raise the budget or insert fewer.")
+    documents = up_to([row for row in pool if row["group"] not in inserted], budget - used)
+    train = [*kept, *documents]
+    content = json.dumps([task.sha256, [[row["id"], row["prompt"], row["target"]] for row in train]])
+    sha256, tokens = hashlib.sha256(content.encode()).hexdigest(), sum(length(train))
+    mixed = task.replace(name=f"{task.name}-canaries", train=train, sha256=sha256)
+    return Mixed(mixed, documents, Counter(row["group"] for row in kept), tokens, max(1, round(budget / tokens)))
 
 
 # --- exposure
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _ids(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
 
-def _symbols(tokenizer: PreTrainedTokenizerBase, prefix: str) -> list[list[int]]:
+def _symbols(tokenizer, prefix: str) -> list[list[int]]:
     """The token of each symbol of each slot. Raises ValueError where a code is not one token a symbol."""
     symbols = [[_ids(tokenizer, "#" + s)[-1] for s in slot] for slot in SLOTS]
     start = _ids(tokenizer, prefix)
@@ -168,20 +122,18 @@ def _symbols(tokenizer: PreTrainedTokenizerBase, prefix: str) -> list[list[int]]
         code = "".join(slot[k] for slot, k in zip(SLOTS, at, strict=True))
         wanted = start + [ids[k] for ids, k in zip(symbols, at, strict=True)]
         if _ids(tokenizer, prefix + code + ".")[: len(wanted)] != wanted:
-            raise ValueError(
-                f"{tokenizer.name_or_path or 'The tokenizer'} does not make the code {code} one token a "
-                "symbol: give lib.explore.memorise.SLOTS symbols that it keeps apart."
-            )
+            who = tokenizer.name_or_path or "The tokenizer"
+            raise ValueError(f"{who} does not make the code {code} one token a symbol: give SLOTS others.")
     return symbols
 
 
 @torch.no_grad()
-def code_log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prefix: str) -> torch.Tensor:
+def code_log_probabilities(model, tokenizer, prefix: str) -> torch.Tensor:
     """Log-probability in nats of every code after PROMPT and `prefix`: float64 (10, 10, 10, 10).
 
-    A row per first symbol holds the prefix and, behind it, the tree of the second and third symbols; a
-    mask lets each node see the prefix and its own ancestors, and position ids count along a branch. So
-    1,110 nodes stand for 10,000 codes, exactly as if each were read alone (tests/test_memorise.py).
+    A row per first symbol holds the prefix and, behind it, the tree of the second and third symbols; a mask lets each
+    node see the prefix and its own ancestors, and position ids count along a branch. So 1,110 nodes stand for 10,000
+    codes, exactly as if each were read alone (tests/test_memorise.py).
     """
     slots = _symbols(tokenizer, prefix)
     start = _ids(tokenizer, PROMPT) + _ids(tokenizer, prefix)
@@ -198,17 +150,15 @@ def code_log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenize
         mask[third + j * sizes[2] : third + (j + 1) * sizes[2], second + j] = True
     tail = slots[1] + slots[2] * sizes[1]
     rows = torch.tensor([[*start, symbol, *tail] for symbol in slots[0]])  # (10, length)
-    keep = torch.arange(n - 1, length)
     symbols = torch.tensor([i for slot in slots for i in slot])
-    device = next(model.parameters()).device
-    parts = []
+    device, parts = next(model.parameters()).device, []
     with float32_logits(model), profile.autocast():
         for row in rows.split(5):  # bounds the (rows, nodes, vocabulary) logits
             logits = model(
                 input_ids=row.to(device),
                 attention_mask=mask.expand(len(row), 1, length, length).to(device),
                 position_ids=positions.expand(len(row), length).to(device),
-                logits_to_keep=keep.to(device),
+                logits_to_keep=torch.arange(n - 1, length).to(device),
                 use_cache=False,
             ).logits
             parts.append(logits.float().log_softmax(-1)[..., symbols.to(device)].cpu().double())
@@ -224,69 +174,38 @@ def bits(rank: float) -> float:
     return math.log2(CANDIDATES) - math.log2(rank)
 
 
-def exposure(log_probabilities: torch.Tensor, secret: str) -> tuple[float, float]:
-    """(rank, exposure in bits) of `secret` among all codes. Ties share their mean rank."""
-    at = tuple(slot.index(s) for slot, s in zip(SLOTS, secret, strict=True))
-    own = log_probabilities[at]
-    greater = int((log_probabilities > own).sum())
-    rank = greater + (int((log_probabilities == own).sum()) + 1) / 2
-    return rank, bits(rank)
+def rank_of(log_probabilities: torch.Tensor, secret: str) -> float:
+    """The rank of `secret` among all codes. Ties share their mean rank."""
+    own = log_probabilities[tuple(slot.index(s) for slot, s in zip(SLOTS, secret, strict=True))]
+    greater, same = int((log_probabilities > own).sum()), int((log_probabilities == own).sum())
+    return greater + (same + 1) / 2
 
 
-def extracted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, drawn: Sequence[Canary]) -> list[bool]:
-    """Whether greedy decoding from PROMPT and the prefix writes the secret, nothing restricting it."""
-    prompts = [PROMPT + c.prefix for c in drawn]
+def audit(model, tokenizer, drawn: Sequence[Canary]) -> list[dict]:
+    """Per canary: canary, repetitions, rank, candidates, exposure (bits), extracted: whether greedy decoding from
+    PROMPT and the prefix writes the secret, nothing restricting it."""
+    prompts, rows = [PROMPT + c.prefix for c in drawn], []
     texts = generate(model, tokenizer, prompts, max_new_tokens=len(SLOTS) + 1, desc="extracting")
-    return [t.startswith(c.secret) for t, c in zip(texts, drawn, strict=True)]
+    for c, text in zip(drawn, texts, strict=True):
+        rank = rank_of(code_log_probabilities(model, tokenizer, c.prefix), c.secret)
+        row = {"canary": c.id, "repetitions": c.repetitions, "rank": rank, "candidates": CANDIDATES}
+        rows.append({**row, "exposure": bits(rank), "extracted": text.startswith(c.secret)})
+    return rows
 
 
-def audit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, drawn: Sequence[Canary]) -> list[dict]:
-    """Per canary: canary, repetitions, rank, candidates, exposure (bits), extracted."""
-    found = []
-    for c, out in zip(drawn, extracted(model, tokenizer, drawn), strict=True):
-        rank, value = exposure(code_log_probabilities(model, tokenizer, c.prefix), c.secret)
-        found.append(
-            {
-                "canary": c.id,
-                "repetitions": c.repetitions,
-                "rank": rank,
-                "candidates": CANDIDATES,
-                "exposure": value,
-                "extracted": out,
-            }
-        )
-    return found
-
-
-# --- real documents
-
-
-def continuations(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], tokens: int = 10
-) -> list[tuple[str, str]]:
-    """(prompt and first half of the target, the next `tokens` tokens) of the examples that are long
-    enough and whose halves are whole characters."""
+def verbatim(model, tokenizer, rows: Sequence[dict], tokens: int = 10) -> dict:
+    """documents, and of them verbatim: how many greedy decoding continues word for word for `tokens` tokens from the
+    prompt and the first half of the target. Documents too short for that, or cut inside a character, are left out.
+    Compare training documents with held-out ones: what is easy to guess, or was known before, is continued in both."""
     pairs = []
-    for e in examples:
-        ids = _ids(tokenizer, e.target)
+    for row in rows:
+        ids = _ids(tokenizer, row["target"])
         half = len(ids) // 2
         seen, rest = tokenizer.decode(ids[:half]), tokenizer.decode(ids[half : half + tokens])
         if len(ids) - half >= tokens and "\ufffd" not in seen + rest:
-            pairs.append((e.prompt + seen, rest))
-    return pairs
-
-
-def verbatim(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], tokens: int = 10
-) -> dict:
-    """How many documents greedy decoding continues word for word from their first half.
-
-    documents, verbatim (how many of them), tokens. Compare training documents with held-out ones: text
-    that is easy to guess, or that the base model knows, is continued in both.
-    """
-    pairs = continuations(tokenizer, examples, tokens)
+            pairs.append((row["prompt"] + seen, rest))
     texts = generate(model, tokenizer, [p for p, _ in pairs], max_new_tokens=tokens, desc="continuing")
-    same = sum(t == rest for t, (_, rest) in zip(texts, pairs, strict=True))
+    same = sum(text == rest for text, (_, rest) in zip(texts, pairs, strict=True))
     return {"documents": len(pairs), "verbatim": same, "tokens": tokens}
 
 
@@ -294,29 +213,21 @@ def verbatim(
 
 
 def evidence(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Per group of `by`: canaries, exposure (mean, bits), extracted (how many), p_value.
-
-    p_value: how often codes without a trace in the model would reach this mean. Their ranks are uniform, so
-    the exposures' sum times 2 ln 2 is chi-squared with 2 degrees of freedom per canary.
-    """
+    """Per group of `by`: canaries, exposure (mean, bits), extracted (how many), p_value: how often codes without a
+    trace in the model would reach this mean. Their ranks are uniform, so the exposures' sum times 2 ln 2 is chi-squared with
+    2 degrees of freedom per canary."""
     rows = []
     for key, part in table.groupby(list(by), sort=False):
         total, count = part["exposure"].sum(), len(part)
-        rows.append(
-            {
-                **dict(zip(by, key, strict=True)),
-                "canaries": count,
-                "exposure": total / count,
-                "extracted": int(part["extracted"].sum()),
-                "p_value": float(stats.chi2.sf(2 * math.log(2) * total, 2 * count)),
-            }
-        )
+        row = {**dict(zip(by, key, strict=True)), "canaries": count, "exposure": total / count}
+        p_value = float(stats.chi2.sf(2 * math.log(2) * total, 2 * count))
+        rows.append({**row, "extracted": int(part["extracted"].sum()), "p_value": p_value})
     return pd.DataFrame(rows)
 
 
 def rises(table: pd.DataFrame) -> tuple[float, float]:
-    """Spearman's correlation of repetitions and exposure over inserted canaries, and the p-value of "it
-    does not rise". (nan, 1) where either is constant."""
+    """Spearman's correlation of repetitions and exposure over inserted canaries, and the p-value of "it does not rise".
+    (nan, 1) where either is constant."""
     part = table[table["repetitions"] > 0]
     if part[["repetitions", "exposure"]].nunique().min() < 2:
         return math.nan, 1.0
@@ -324,39 +235,19 @@ def rises(table: pd.DataFrame) -> tuple[float, float]:
     return float(found.statistic), float(found.pvalue)
 
 
-def recommendation(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
-    """Per method and deduplicated: canaries (inserted ones), extracted, leaks_from (the fewest copies in
-    the training text with exposure above chance, Bonferroni over their numbers; nan: none), advice.
-    """
+def leaks(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
+    """Per method and deduplicated, of trained models: canaries (inserted ones), extracted, leaks_from (the fewest copies
+    in the training text with exposure above chance, Bonferroni over their numbers; nan: none)."""
     rows = []
     trained = table[(table["copies"] > 0) & (table["stage"] == "after")]
     for (method, dedup), part in trained.groupby(["method", "deduplicated"], sort=False):
         tests = evidence(part, ["copies"])
         sure = tests.loc[tests["p_value"] < level / len(tests), "copies"]
-        out, count = int(part["extracted"].sum()), len(part)
-        first = int(sure.min()) if len(sure) else math.nan
-        copies = (
-            "one copy of a secret in the text leaves"
-            if first == 1
-            else (f"{first} copies of a secret in the text leave")
-        )
-        if out:
-            advice = f"Keep the weights private: {out} of {count} secrets come out word for word."
-        elif len(sure):
-            advice = f"Keep the weights private: {copies} a trace."
-        else:
-            advice = (
-                f"Nothing found against sharing with people who may see the data: none of {count} secrets "
-                "came out and no number of copies is above chance. That is no proof for other secrets."
-            )
-        rows.append(
-            {
-                "method": method,
-                "deduplicated": dedup,
-                "canaries": count,
-                "extracted": out,
-                "leaks_from": first,
-                "advice": advice,
-            }
-        )
+        row = {
+            "method": method,
+            "deduplicated": dedup,
+            "canaries": len(part),
+            "extracted": int(part["extracted"].sum()),
+        }
+        rows.append({**row, "leaks_from": int(sure.min()) if len(sure) else math.nan})
     return pd.DataFrame(rows)

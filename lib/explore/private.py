@@ -1,270 +1,377 @@
-"""The experiment of notebook 08: fine-tuning on one's own documents with canaries in them.
+"""Data of one's own (notebook 08): documents of a folder, anonymised, freed of duplicates, as a task.
 
-A condition is a method, with or without duplicates, and a seed. Runs are lib.train's, kept in data/runs;
-what is measured of a model is kept beside its run, so that an interrupted notebook goes on where it stopped.
-Generated text stays there; tables hold numbers.
+A reader finds a file's structure, cleans whole fields and cuts them after that: an address cut in two is none that a
+pattern finds. Prompt and target together stay below 1,024 UTF-8 bytes, so below GPT-2's 1,024 tokens in any byte-level
+encoding.
 """
 
+import ast
+import email
+import email.policy
 import hashlib
+import html
+import importlib.metadata
+import importlib.util
+import inspect
 import json
-import math
+import mailbox
+import os
+import re
+import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+from charset_normalizer import from_bytes
+from datasketch import MinHash, MinHashLSH
+from tqdm.auto import tqdm
 
-from lib import metrics, profile
-from lib.explore import memorise
-from lib.explore.collect import deduplicate
-from lib.explore.memorise import Canary
-from lib.generate import generate
-from lib.metrics import mean_interval
-from lib.results import write_json
-from lib.tasks import Example, Task, encode
-from lib.texts import chrf, rouge_l
-from lib.train import Finetuned, finetune
+from lib import profile
+from lib.explore.anonymise import anonymise, read_names
+from lib.results import write_text
+from lib.tasks import load_task
+from lib.texts import words
 
-
-@dataclass(frozen=True)
-class Condition:
-    method: str
-    deduplicated: bool
-    seed: int
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """The documents of one training run: `task.train` holds canaries and real documents."""
-
-    task: Task
-    documents: list[Example]  # the real ones of task.train
-    canaries: list[Canary]
-    copies: dict[str, int]  # canary id -> how often it stands in the training text
-    tokens: int  # prompt + target + EOS of one pass
-    passes: int  # over the training text; 1 unless the text is shorter than the budget
+PROMPT_BYTES, TARGET_BYTES = 200, 800
+MIN_CHARACTERS = 20  # of a target; a chat's replies are shorter
+TURNS, BLOCK = 3, 20  # turns that a reply sees; turns at most in a chat's block, which is split as one
+LARGEST = 20 * 2**20  # bytes of a file: more is data, not something a person wrote
+NAMES = "names.txt"  # in the folder's top: names to be replaced, one a line
+LEFT_OUT = {"node_modules", "__pycache__", "site-packages", "venv", "env", "build", "dist"}
+# what files of students come in; among all of Python's, neighbours such as cp1250 and cp1252 are confused
+ENCODINGS = ["gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251"]
+Clean = Callable[..., str]  # clean(text, names=()) -> text
+Pairs = Iterator[tuple[str, str, str]]  # part (what of a file must not be split), prompt, target
 
 
-@dataclass
-class Audited:
-    """One model. `scores` and `texts` are of the first test documents."""
-
-    condition: Condition | None  # None: the base model
-    seed: int
-    scores: pd.DataFrame  # id, group, nats, tokens, bytes
-    texts: list[str]
-    canaries: list[dict]  # lib.explore.memorise.audit, with copies and passes
-    verbatim: list[dict]  # lib.explore.memorise.verbatim of training and of held-out documents
+class Skip(Exception):
+    """A file that gives no documents; the message is the reason, without the file's name or text."""
 
 
-def conditions() -> list[Condition]:
-    """Every method with and without duplicates, each with every seed of the profile."""
-    p = profile.current()
-    return [Condition(m, d, s) for s in p.seeds for m in p.methods for d in (False, True)]
+def decode(data: bytes) -> tuple[str, str]:
+    """(text, encoding): a byte order mark, else UTF-8, else the likeliest of ENCODINGS. Raises Skip for binary data."""
+    marks = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+    encoding = next((e for mark, e in marks.items() if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        best = from_bytes(data, cp_isolation=ENCODINGS).best()
+        text, encoding = (str(best), best.encoding) if best else ("\0", "")
+    if "\0" in text or sum(ord(c) < 32 and c not in "\t\n\r\f\x1b" for c in text[:8192]) > len(text[:8192]) / 50:
+        raise Skip("binary")
+    return text.replace("\r\n", "\n").replace("\r", "\n"), encoding
 
 
-def drawn(seed: int) -> list[Canary]:
-    b = profile.current().private
-    return memorise.canaries(seed, b.canaries, b.controls)
+def cut(text: str, limit: int = TARGET_BYTES) -> list[str]:
+    """`text` in pieces of at most `limit` bytes, cut at line ends or sentence ends where there are any."""
+    pieces, now, size = [], "", limit // 4  # a character has at most four bytes
+    for sentence in re.findall(r"[^\n.!?。！？]*(?:[\n.!?。！？]+\s*|$)", text):
+        for atom in (sentence[i : i + size] for i in range(0, len(sentence), size)):
+            if len((now + atom).encode("utf-8")) > limit:
+                pieces.append(now)
+                now = ""
+            now += atom
+    return [p.strip() for p in [*pieces, now] if p.strip()]
 
 
-def mix(base, task: Task, condition: Condition) -> Mixed:
-    """Canaries and then documents of `task.train` up to the profile's training tokens, so that every
-    condition sees equally much text. Duplicates are removed as the collection removes them.
-
-    Raises ValueError where the canaries alone fill the budget.
-    """
-    budget = profile.current().private.train_tokens
-    secrets = drawn(condition.seed)
-    repeated = [c.example(i) for c in secrets for i in range(c.repetitions)]
-    pool = [*repeated, *_up_to(base, task.train, budget)]
-    if condition.deduplicated:
-        pool = deduplicate(pool)
-    inserted = {c.id for c in secrets}
-    kept = [e for e in pool if e.group in inserted]
-    used = _tokens(base, kept)
-    if used >= budget:
-        raise ValueError(f"The canaries fill {used:,} of {budget:,} training tokens: raise the budget or insert fewer.")
-    documents = _up_to(base, [e for e in pool if e.group not in inserted], budget - used)
-    train = [*kept, *documents]
-    tokens = _tokens(base, train)
-    content = json.dumps([task.sha256, [asdict(e) for e in train]], ensure_ascii=False)
-    sha256 = hashlib.sha256(content.encode("utf-8")).hexdigest()
-    mixed = replace(task, name=f"{task.name}-canaries", train=train, sha256=sha256)
-    copies = Counter(e.group for e in kept)
-    return Mixed(mixed, documents, secrets, copies, tokens, max(1, round(budget / tokens)))
+def _end(text: str, limit: int = PROMPT_BYTES) -> str:
+    return text.encode("utf-8")[-limit:].decode("utf-8", "ignore")
 
 
-def _tokens(base, examples: Sequence[Example]) -> int:
-    return sum(len(d.input_ids) for d in encode(base.tokenizer, examples, base.context))
+def _titled(title: str, body: str, part: str = "") -> Pairs:
+    """The title before the first piece of the body, the end of each piece before the next."""
+    prompt = title.strip().encode("utf-8")[:PROMPT_BYTES].decode("utf-8", "ignore")
+    for piece in cut(body):
+        if prompt and len(piece) >= MIN_CHARACTERS:
+            yield part, prompt + "\n", piece
+        prompt = _end(piece)
 
 
-def _up_to(base, examples: Sequence[Example], tokens: int) -> list[Example]:
-    """Leading examples of together at most `tokens` tokens."""
-    taken, total = [], 0
-    for e in examples:
-        total += _tokens(base, [e])
-        if total > tokens:
-            break
-        taken.append(e)
-    return taken
+# --- readers, by the kind of file
 
 
-def train_on(base, mixed: Mixed, condition: Condition, **overrides) -> Finetuned:
-    """A run over whole passes of the mixed text, to its end: one evaluation, no early stop, no row left
-    out, so that every canary is seen exactly copies * passes times."""
-    b = profile.current().private
-    settings = {
-        "train_tokens": mixed.tokens * mixed.passes,
-        "pack_length": b.pack_length,
-        "batch_tokens": b.pack_length,
-        "evaluations": 1,
-        "validation_documents": b.validation_documents,
-    } | overrides
-    return finetune(base, mixed.task, condition.method, condition.seed, **settings)
+def read_text(text: str, clean: Clean) -> Pairs:
+    """First line -> the rest, and Markdown's heading -> what stands below it (fenced code holds no headings). A chat
+    export under the name of a text file is read as one."""
+    if chat := chat_lines(text):
+        yield from _replies(chat, clean)
+        return
+    sections, fenced = [[]], False
+    for line in clean(text).strip().splitlines():
+        fenced ^= line.lstrip().startswith("```")
+        if not fenced and re.match(r"#{1,6} ", line):
+            sections.append([])
+        sections[-1].append(line)
+    for title, *body in filter(None, sections):
+        own = title.lstrip("# ")
+        short = (
+            own if len(own.encode("utf-8")) <= PROMPT_BYTES else cut(own, PROMPT_BYTES)[0]
+        )  # no title but a paragraph
+        yield from _titled(short, "\n".join([own[len(short) :], *body]).strip())
 
 
-def measure(base, task: Task, mixed: Mixed, run: Finetuned | None, condition: Condition) -> Audited:
-    """Score, generate and audit one model; None as `run`: the base model, with the condition's seed."""
-    b = profile.current().private
-    who = {"condition": asdict(condition) if run else None, "seed": condition.seed}
-    seen = mixed.documents[: b.probe_documents]
-    settings = [
-        task.sha256,
-        [asdict(c) for c in mixed.canaries],
-        [e.id for e in seen],
-        base.name,
-        base.revision,
-        asdict(b),
-        memorise.CANDIDATES,
-    ]
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    before = profile.output_root() / "data" / "runs" / f"{task.name}-before-seed{condition.seed}"
-    path = (run.path if run else before) / f"audited-{key}.json"
-    if path.exists():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return _audited({**record, "scores": pd.DataFrame(record["scores"])})
-    model, tokenizer = (run.model if run else base.model), base.tokenizer
-    test = task.test[: b.eval_documents]
-    prompts = [e.prompt for e in test[: b.generate_documents]]
-    found = memorise.audit(model, tokenizer, mixed.canaries)
-    copies = {"copies": 0, "passes": 0} if run is None else {"passes": mixed.passes}
-    record = {
-        **who,
-        "scores": metrics.score(model, tokenizer, test, "scoring"),
-        "texts": generate(model, tokenizer, prompts, b.max_new_tokens, batch_size=64),
-        "canaries": [{**row, "copies": mixed.copies.get(row["canary"], 0), **copies} for row in found],
-        "verbatim": [
-            {"split": split, **memorise.verbatim(model, tokenizer, examples)}
-            for split, examples in (("train", seen), ("test", task.test[: b.probe_documents]))
-        ],
-    }
-    write_json(path, {**record, "scores": record["scores"].to_dict("records")})
-    return _audited(record)
+def read_code(text: str, clean: Clean) -> Pairs:
+    """Python: signature -> docstring, as far as whole paragraphs fit; else the line below a block comment -> it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other people's backslashes
+            nodes = [
+                n
+                for n in ast.walk(ast.parse(text))
+                if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            ]
+            found = [(_signature(n), ast.get_docstring(n) or "") for n in nodes]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        blocks = re.finditer(r"/\*\*?((?:[^*]|\*(?!/))*)\*/[ \t]*\n[ \t]*([^\n/*{;]+)", text)
+        found = [(m[2].strip(), inspect.cleandoc(re.sub(r"(?m)^[ \t]*\*[ \t]?", "", m[1]))) for m in blocks]
+    for signature, comment in found:
+        prompt, target = clean(signature), ""
+        for paragraph in clean(comment).split("\n\n"):
+            longer = f"{target}\n\n{paragraph}".strip()
+            if len(longer.encode("utf-8")) > TARGET_BYTES:
+                break
+            target = longer
+        if len(prompt.encode("utf-8")) < PROMPT_BYTES and len(target) >= MIN_CHARACTERS:
+            yield "", prompt + "\n", target
 
 
-def _audited(record: dict) -> Audited:
-    condition = Condition(**record["condition"]) if record["condition"] else None
-    return Audited(**{**record, "condition": condition})
+def _signature(node: ast.AST) -> str:
+    if isinstance(node, ast.ClassDef):
+        return f"class {node.name}({', '.join(map(ast.unparse, node.bases))}):".replace("()", "")
+    return f"def {node.name}({ast.unparse(node.args)}){f' -> {ast.unparse(node.returns)}' if node.returns else ''}:"
 
 
-def run_all(base, task: Task) -> list[Audited]:
-    """The base model with each seed's canaries, then every condition: trained, or loaded if it was."""
-    out = []
-    for condition in conditions():
-        mixed = mix(base, task, condition)
-        if all(a.seed != condition.seed for a in out):
-            out.append(measure(base, task, mixed, None, condition))
-        run = train_on(base, mixed, condition)
-        out.append(measure(base, task, mixed, run, condition))
-    return out
+HEADS = (  # [time] name: text, and WhatsApp's date, time - name: text
+    re.compile(r"\u200e?\[([^\] ,T\n]+)[^\]\n]{0,40}\]\s*([^:：\n]{1,40})[:：]\s*(.*)"),
+    re.compile(r"\u200e?(\d{1,4}[./-]\d{1,2}[./-]\d{1,4}),?\s+\d{1,2}:\d\d[^-\n]{0,12}-\s+([^:\n]{1,40}):\s(.*)"),
+)
+SYSTEM = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4},?\s+\d{1,2}:\d\d.{0,12}? - [^:]*$")
+OMITTED = re.compile(r"<[^<>]*(?:omitted|weggelassen|省略)[^<>]*>|[\u200e\u200f]")
+ROLES = {"user", "assistant", "system", "bot", "me", "you"}  # who speaks, but no name to be replaced
+KEYS = ("date time timestamp", "name from sender author user speaker role", "text message content body")
 
 
-# --- tables
+def chat_lines(text: str) -> list[list[str]]:
+    """[day, name, text] of a chat export; lines without a head of HEADS continue the message before. Empty unless most
+    of the first lines are heads."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    heads = [HEADS[0].match(line) or HEADS[1].match(line) for line in lines]
+    messages: list[list[str]] = []
+    for line, head in (
+        zip(lines, heads, strict=True) if sum(map(bool, heads[:50])) >= max(2, len(heads[:50]) / 2) else ()
+    ):
+        if head:
+            messages.append([head[1], head[2].strip(), head[3]])
+        elif messages and not SYSTEM.match(line):
+            messages[-1][2] += "\n" + line
+    return messages
 
 
-def _who(a: Audited) -> dict:
-    if a.condition is None:
-        return {"stage": "before", "method": "none", "deduplicated": "none", "seed": a.seed}
-    dedup = "yes" if a.condition.deduplicated else "no"
-    return {"stage": "after", "method": a.condition.method, "deduplicated": dedup, "seed": a.seed}
+def read_json(text: str, clean: Clean) -> Pairs:
+    """A list of messages, or an object with one under "messages": time, name and text by usual keys."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Skip("not valid JSON") from None
+    rows, messages = value.get("messages") if isinstance(value, dict) else value, []
+    for row in (r for r in (rows if isinstance(rows, list) else ()) if isinstance(r, dict)):
+        day, name, said = (next((row[k] for k in keys.split() if row.get(k)), "") for keys in KEYS)
+        if isinstance(said, list):  # Telegram: pieces with formatting
+            said = "".join(
+                p if isinstance(p, str) else str(p.get("text", "")) for p in said if isinstance(p, str | dict)
+            )
+        if name and said and isinstance(name, str) and isinstance(said, str):
+            messages.append([re.split(r"[ ,T]", str(day))[0], name, said])
+    if not messages:
+        raise Skip("JSON without messages")
+    yield from _replies(messages, clean)
 
 
-def before_after(task: Task, audited: Sequence[Audited]) -> pd.DataFrame:
-    """One row per model: bits per byte and perplexity of held-out targets, chrF and ROUGE-L of texts."""
+def _replies(messages: Sequence[Sequence[str]], clean: Clean) -> Pairs:
+    """Previous turns -> reply, inside blocks of one day and at most BLOCK turns. Speakers become A, B, ... in each
+    block, and their names are cleaned from the messages."""
+    names, number = sorted({n for _, n, _ in messages if len(n) > 1 and n.lower() not in ROLES}), 0
+    told = [(day, name, said) for day, name, text in messages if (said := OMITTED.sub("", text).strip())]
+    for _, of_day in groupby(told, key=lambda m: m[0]):
+        # neighbouring messages of one speaker are one turn
+        turns = [(name, "\n".join(m[2] for m in some)) for name, some in groupby(of_day, key=lambda m: m[1])]
+        for block in (turns[i : i + BLOCK] for i in range(0, len(turns), BLOCK)):
+            labels = {n: chr(ord("A") + i % 26) for i, n in enumerate(dict.fromkeys(name for name, _ in block))}
+            said = [f"{labels[name]}: {clean(text, names)}" for name, text in block]
+            for i in range(1, len(block)):
+                if len(said[i]) > 4:
+                    before = _end("\n".join(said[max(0, i - TURNS) : i]), PROMPT_BYTES - 4)
+                    yield f"{number}", f"{before}\n{said[i][:2]} ", cut(said[i][3:])[0]
+            number += 1
+
+
+REPLY = re.compile(r"^(?:(?:re|fwd?|aw|wg|sv|回复|答复|转发)\s*[:：]\s*)+", re.IGNORECASE)
+QUOTED = re.compile(r"(?m)^(?:-{2,}\s*(?:Original Message|原始邮件|Forwarded).*|On .{5,80}wrote:|-- ?)$")
+
+
+def read_mail(path: Path, clean: Clean) -> Pairs:
+    """Subject -> what the sender wrote: no quoted lines, no signature. A thread is one part. .eml is one message, .mbox
+    many. Names in From, To and Cc are cleaned from the text; malformed mail is left out."""
+    box = [path.read_bytes()] if path.suffix.lower() == ".eml" else map(bytes, mailbox.mbox(path, create=False))
+    for data in box:
+        try:
+            message = email.message_from_bytes(data, policy=email.policy.default)
+            people = (a.display_name for h in ("from", "to", "cc") for a in getattr(message.get(h), "addresses", ()))
+            names, subject = [n for n in people if len(n) > 1], REPLY.sub("", str(message.get("subject", ""))).strip()
+            body = message.get_body(preferencelist=("plain", "html"))
+            text = body.get_content() if body else ""
+            if body and body.get_content_subtype() == "html":
+                text = html.unescape(re.sub(r"(?is)<(style|script)\b.*?</\1>|<[^>]*>", "\n", text)).strip()
+        except (ValueError, LookupError, AttributeError, TypeError, AssertionError, email.errors.MessageError):
+            continue
+        lines = QUOTED.split(text.replace("\r\n", "\n"))[0].splitlines()
+        own = "\n".join(line for line in lines if not line.startswith(">")).strip()
+        yield from _titled(clean(subject, names), clean(own, names), part=subject.lower())
+
+
+KINDS = {
+    "text": (read_text, ".txt .text .rst .org .tex"),
+    "markdown": (read_text, ".md .markdown"),
+    "code": (read_code, ".py .js .ts .java .c .h .cpp .hpp .go .rs .php"),
+    "chat": (read_json, ".json"),
+    "mail": (read_mail, ".eml .mbox"),
+}
+KIND_OF = {suffix: kind for kind, (_, suffixes) in KINDS.items() for suffix in suffixes.split()}
+
+
+# --- the collection
+
+
+class Collection(NamedTuple):
+    task: object
+    card: pd.DataFrame  # what, key, value: counts of what was found and done; no text, no names of files
+    own: bool  # a folder of one's own: then no text of it belongs into an output
+
+
+def collect(packages: Sequence[str], folder: str | os.PathLike | None = None) -> Collection:
+    """The documents of `folder`, else of the environment's PRIVATE_DATA, else docstrings of `packages`; kept in
+    data/private, which git ignores. Raises FileNotFoundError for a folder that is not there and ValueError for one
+    without readable documents or with fewer than a split needs."""
+    folder, facts = folder or os.environ.get("PRIVATE_DATA", "").strip(), Counter()
+    if folder:
+        # seen from here or, since a notebook runs in its own folder, from the checkout
+        seen = [
+            p for p in (Path.cwd() / Path(folder).expanduser(), profile.ROOT / Path(folder).expanduser()) if p.is_dir()
+        ]
+        if not seen:
+            raise FileNotFoundError(f"PRIVATE_DATA={folder} is no folder; name one that holds your files.")
+        root = seen[0].resolve()
+        names = read_names(root / NAMES) if (root / NAMES).is_file() else []
+        rows = _documents(
+            [(p, p.relative_to(root).as_posix()) for p in _files(root) if p != root / NAMES], names, facts
+        )
+    else:
+        rows = _documents([file for package in packages for file in _modules(package)], (), facts)
+        facts.update({("package", f"{p} {importlib.metadata.version(p)}"): 1 for p in packages})
+    if not rows:
+        skipped = ", ".join(f"{n} {key}" for (what, key), n in facts.items() if what == "skipped") or "none"
+        where, kinds = f"PRIVATE_DATA={folder}" if folder else "The packages", " ".join(sorted(KIND_OF))
+        raise ValueError(f"{where}: no readable document (files skipped: {skipped}); kinds read: {kinds}.")
+    path = profile.output_root() / "data" / "private" / ("private.jsonl" if folder else "docstrings.jsonl")
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in deduplicate(rows, facts)))
+    task = load_task(path)
+    for split in task:
+        facts["split", split], facts["groups", split] = len(task[split]), len({row["group"] for row in task[split]})
+    every = [row for split in task for row in task[split]]
+    facts["characters", "target, median"] = float(pd.Series([len(row["target"]) for row in every]).median())
+    facts["characters", "all"] = sum(len(row["prompt"] + row["target"]) for row in every)
+    card = pd.DataFrame([(*key, value) for key, value in sorted(facts.items())], columns=["what", "key", "value"])
+    return Collection(task, card, bool(folder))
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Files below `root` in a fixed order; hidden and installed things and links are left out."""
+    for folder, below, names in os.walk(root):
+        below[:] = sorted(d for d in below if not d.startswith(".") and d not in LEFT_OUT)
+        paths = (Path(folder, n) for n in sorted(names) if not n.startswith("."))
+        yield from (p for p in paths if p.is_file() and not p.is_symlink())
+
+
+def _modules(package: str) -> list[tuple[Path, str]]:
+    """(file, name) of a package's own modules, tests left out. Raises ValueError for a missing one."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"The package {package} is missing: pip install -r requirements.txt.")
+    root = Path(spec.submodule_search_locations[0])
+    own = sorted(p.relative_to(root) for p in root.rglob("*.py"))
+    return [(root / p, f"{package}/{p.as_posix()}") for p in own if not any("test" in part for part in p.parts)]
+
+
+def _digest(text: str) -> str:
+    """Short and silent about what it names: paths and subjects are private too."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]  # a file's name may hold such halves
+
+
+def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: Counter) -> list[dict]:
+    """Rows of a task file. `files`: (path, a name that stays the same on every machine)."""
+
+    def clean(text: str, more: Sequence[str] = ()) -> str:
+        # JSON can hold half a surrogate pair
+        text, counts = anonymise(text.encode("utf-8", "replace").decode("utf-8"), [*names, *more])
+        facts.update({("replaced", category): n for category, n in counts.items()})
+        return text
+
     rows = []
-    for a in audited:
-        references = [list(e.references) for e in task.test[: len(a.texts)]]
-        texts = [t.strip() for t in a.texts]
-        rows.append(
-            {
-                "task": task.name,
-                **_who(a),
-                **metrics.describe(a.scores),
-                "generated": len(texts),
-                "chrf": chrf(texts, references),
-                "rouge_l": rouge_l(texts, references),
-            }
-        )
-    return pd.DataFrame(rows)
+    for path, name in tqdm(files, desc="reading", disable=len(files) < 200):
+        kind, source = KIND_OF.get(path.suffix.lower()), path
+        try:
+            if kind is None or path.stat().st_size > LARGEST * (25 if kind == "mail" else 1):
+                raise Skip("too large" if kind else "another kind of file")
+            if kind != "mail":
+                source, encoding = decode(path.read_bytes())
+                facts["encoding", encoding] += 1
+            found = list(KINDS[kind][0](source, clean))
+        except (Skip, OSError) as reason:
+            facts["skipped", getattr(reason, "strerror", None) or str(reason)] += 1
+            continue
+        facts["files", kind if found else f"{kind} without a document"] += 1
+        for i, (part, prompt, target) in enumerate(found):
+            group = _digest(part if kind == "mail" else f"{name}\n{part}")
+            row = {"id": f"{kind}-{_digest(f'{name} {i}')}", "prompt": prompt, "target": target, "group": group}
+            rows.append({**row, "kind": kind})
+    return rows
 
 
-def memorisation(audited: Sequence[Audited]) -> pd.DataFrame:
-    """One row per model and canary; repetitions: inserted, copies: left to train on, times passes."""
-    return pd.DataFrame([{**_who(a), **row} for a in audited for row in a.canaries])
+# --- duplicates
 
 
-def verbatim(audited: Sequence[Audited]) -> pd.DataFrame:
-    """One row per model and split: documents, and how many are continued word for word."""
-    rows = [{**_who(a), **row} for a in audited for row in a.verbatim]
-    table = pd.DataFrame(rows)
-    return table.assign(share=table["verbatim"] / table["documents"])
+def shingles(text: str, n: int = 3) -> frozenset[str]:
+    """Runs of `n` words in lower case, each Chinese character a word; the whole of a shorter text."""
+    parts = words(text.lower())
+    return frozenset(" ".join(parts[i : i + n]) for i in range(max(1, len(parts) - n + 1)))
 
 
-# --- sentences
-
-CHANCE = 0.01  # p-values below are told as above chance: with 5 such sentences, 5 % in all
-
-
-def named(method: str, deduplicated: str) -> str:
-    """A condition of the tables in words."""
-    return f"{'LoRA' if method == 'lora' else method}, duplicates {'removed' if deduplicated == 'yes' else 'left in'}"
-
-
-def findings(scores: pd.DataFrame, memory: pd.DataFrame, continued: pd.DataFrame) -> list[str]:
-    """What the tables of `before_after`, `memorisation` and `verbatim` say, with conditions computed: true
-    for whatever numbers a run gave."""
-    out, keys = [], ["method", "deduplicated"]
-    before = scores.loc[scores["stage"] == "before", "bits_per_byte"].mean()
-    for who, part in scores[scores["stage"] == "after"].groupby(keys, sort=False):
-        mean, low, high = mean_interval(part["bits_per_byte"])
-        interval = "one seed" if math.isnan(low) else f"95 % interval {low:.3f} to {high:.3f}"
-        shown = "" if not low <= before <= high else ": no difference shown"
-        out.append(f"{named(*who)}: {before:.3f} -> {mean:.3f} bits per byte ({interval}){shown}.")
-    inserted = memory[(memory["stage"] == "after") & (memory["repetitions"] > 0)]
-    for who, part in inserted.groupby(keys, sort=False):
-        rho, p = memorise.rises(part)
-        verdict = "rises" if p < 0.05 else "is not shown to rise"
-        most = memorise.evidence(part, ["repetitions"]).sort_values("repetitions").iloc[-1]
-        out.append(
-            f"{named(*who)}: exposure {verdict} with the times inserted (Spearman {rho:+.2f}, {_p(p)}). "
-            f"Inserted {most['repetitions']:.0f} times: {most['exposure']:.2f} bits ({_p(most['p_value'])}), "
-            f"{most['extracted']:.0f} of {most['canaries']:.0f} come out word for word."
-        )
-    unseen = memory[(memory["stage"] == "before") | (memory["repetitions"] == 0)]
-    for row in memorise.evidence(unseen, ["stage", *keys]).itertuples():
-        who = "Before training" if row.stage == "before" else f"Controls, {named(*row[2:4])}"
-        odd = "above chance: look for a leak in the audit" if row.p_value < CHANCE else "as by chance"
-        out.append(f"{who}: {row.exposure:.2f} bits over {row.canaries} canaries ({_p(row.p_value)}), {odd}.")
-    for who, part in continued.groupby(["stage", *keys], sort=False):
-        told = part.groupby("split")[["verbatim", "documents"]].sum()
-        train, test = (f"{r.verbatim} of {r.documents}" for r in told.loc[["train", "test"]].itertuples())
-        name = "Before training" if who[0] == "before" else named(*who[1:])
-        out.append(
-            f"{name}: {train} training documents are continued word for word, {test} held-out ones, seeds together."
-        )
-    return out
+def near(texts: Sequence[str], threshold: float = 0.3) -> list[int]:
+    """Indices kept when of texts whose word 3-shingles reach this Jaccard similarity (0.3 as for `debian`) the first
+    stays. MinHash (Broder 1997) with LSH proposes, the exact similarity decides: 128 bands of 2 rows miss a pair at 0.3
+    with probability (1 - 0.3^2)^128 = 6e-6."""
+    index, sets = MinHashLSH(num_perm=256, params=(128, 2)), {}
+    for i, text in enumerate(tqdm(texts, desc="near-duplicates", disable=len(texts) < 1000)):
+        own, signature = shingles(text), MinHash(num_perm=256, seed=1)
+        signature.update_batch([s.encode() for s in sorted(own)])
+        if not any(len(own & sets[j]) / len(own | sets[j]) >= threshold for j in index.query(signature)):
+            index.insert(i, signature)
+            sets[i] = own
+    return list(sets)
 
 
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+def deduplicate(rows: Sequence[dict], facts: Counter | None = None) -> list[dict]:
+    """Rows without exact (white space and case aside) and near duplicates of an earlier target; counted in `facts`."""
+    first: dict[str, dict] = {}
+    for row in rows:
+        first.setdefault(" ".join(row["target"].lower().split()), row)
+    once = list(first.values())
+    kept = [once[i] for i in near([row["target"] for row in once])]
+    if facts is not None:
+        facts["documents", "found"], facts["documents", "kept"] = len(rows), len(kept)
+        facts["documents", "exact duplicates removed"] = len(rows) - len(once)
+        facts["documents", "near-duplicates removed"] = len(once) - len(kept)
+    return kept
