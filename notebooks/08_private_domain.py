@@ -32,17 +32,44 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
+import functools
 import inspect
 
 import pandas as pd
 from IPython.display import Code, display
+from scipy import stats
 
-from lib import plots, profile, results
-from lib.explore import anonymise, collect, detectors, memorise, private
+from lib import metrics, plots, profile, tasks, texts
+from lib.explore import anonymise, memorise, private
+from lib.generate import generate
 from lib.models import load_base
+from lib.results import Results, interval, kept, listed, shown, span
+from lib.train import finetune
 
-started, budget = results.start(), profile.current().private
+# pure Python, documented by many hands, and installed anyway
+DOCUMENTED = ("accelerate", "datasets", "huggingface_hub", "matplotlib", "nltk", "peft", "sacrebleu")
+METHODS = ("full", "lora")
+# each as (fast, cpu, full)
+budget = profile.budget(
+    seeds=((0, 1), (0,), (0, 1, 2)),
+    packages=(
+        ("datasketch", "sacrebleu", "tqdm"),
+        DOCUMENTED,
+        DOCUMENTED,
+    ),  # their docstrings are the default documents
+    train_tokens=(8_000, 12_000, 12_000),  # of one run, canaries among them
+    # short rows: what is remembered grows with the steps that a copy is part of, not with the tokens
+    pack_length=(640, 256, 256),
+    canaries=(1, 2, 2),  # different ones for each number of repetitions
+    controls=(2, 3, 3),  # canaries that are never inserted
+    validation_documents=(8, 8, 8),
+    eval_documents=(8, 40, 40),  # test documents scored
+    generate_documents=(4, 16, 16),  # test documents generated for
+    max_new_tokens=(12, 32, 32),
+    probe_documents=(8, 32, 32),  # training and test documents continued from their first half
+)
 base = load_base()
+results = Results("08_private_domain", base=base, seeds=budget.seeds)
 
 # %% [markdown]
 # ## The principle
@@ -75,38 +102,55 @@ pd.DataFrame({"rank": ranks, "exposure": [round(memorise.bits(r), 2) for r in ra
 #   are installed anyway serve: text by many hands, with some of their authors' addresses in it.
 
 # %%
-collection = collect.collect(budget.packages)
-task = collection.task
-print(collect.CONSENT if collection.own else "Public docstrings: nobody has to be asked.")
+CONSENT = """
+Before you train on this folder: every person whose words are in it must know and agree. Chats and mail hold other
+people's words as well as yours. The anonymiser replaces what it recognises and misses some of it: read samples in
+data/private before training. Nothing leaves this machine: collected text stays in data/private, weights and generated
+text in data/runs, both ignored by git. Treat a model trained on it as you would treat the text itself, and delete both
+when you are done.
+"""
+
+
+@functools.cache
+def collection() -> private.Collection:
+    return private.collect(budget.packages)
+
+
+if results.stored:
+    print("RESULTS=stored: the documents are not collected again.")
+else:
+    print(CONSENT if collection().own else "Public docstrings: nobody has to be asked.")
 
 # %% [markdown]
 # - The data card, written from what was found: what was read and skipped, in which encodings, what was replaced,
 #   what was removed as a duplicate, how the rest was split. No text, no names of files.
 
 # %%
-display(collection.card.set_index(["what", "key"])["value"].map("{:,.0f}".format).to_frame())
+card = results.table("card", lambda: collection().card)
+display(card.set_index(["what", "key"])["value"].map("{:,.0f}".format).to_frame())
 
 # %% [markdown]
 # - Near-duplicates are removed before the split, by the similarity of word 3-shingles; what the last column above
 #   names is in one split only.
 
 # %%
-display(Code(inspect.getsource(collect.near), language="python"))
+display(Code(inspect.getsource(private.near), language="python"))
 
 # %% [markdown]
 # - What a document looks like. Of a folder of one's own nothing is shown.
 
 # %%
-for example in [] if collection.own else task.test[:2]:
-    print(example.prompt + example.target, end="\n" + "-" * 80 + "\n")
+for row in [] if results.stored or collection().own else tasks.head(collection().task["test"], 2):
+    print(row["prompt"] + row["target"], end="\n" + "-" * 80 + "\n")
 
 # %% [markdown]
 # ## Anonymise
 #
-# - Rules that a program can check. One of them, and what it does to invented text:
+# - Rules that a program can check: a pattern, and for most a check of what it finds. One check, and what the rules do to
+#   invented text:
 
 # %%
-display(Code(inspect.getsource(detectors.resident_id), language="python"))
+display(Code(inspect.getsource(anonymise.resident_id), language="python"))
 text = "Mira Holm (mira@holm.example, +1 202-555-0143) logged in from 10.3.44.7, not from version 10.3.44.7."
 names = anonymise.read_names(anonymise.LABELLED / "names.txt")
 print(anonymise.anonymise(text, names)[0])
@@ -117,22 +161,43 @@ print(anonymise.anonymise(text, names)[0])
 #   half; this is the other half. An item counts if category and characters are exactly right.
 
 # %%
-labelled = anonymise.labelled("test")
-quality = anonymise.evaluate(labelled, names)
+labelled, items = anonymise.labelled("test"), []
+for text, wanted in labelled:
+    found = anonymise.find(text, names)
+    for item in sorted({*found, *wanted}):
+        about = {"category": item.category, "item": text[item.start : item.end], "text": text}
+        items.append({**about, "found": item in found, "labelled": item in wanted})
+items = pd.DataFrame(items)
+
+
+def measured_anonymiser() -> list[dict]:
+    rows = []
+    for category in (*anonymise.CATEGORIES, "all"):
+        part = items if category == "all" else items[items["category"] == category]
+        counts = {"found": part["found"].sum(), "labelled": part["labelled"].sum()}
+        row = {"category": category, **counts, "correct": (part["found"] & part["labelled"]).sum()}
+        for measure, total in (("precision", row["found"]), ("recall", row["labelled"])):
+            low, high = stats.binomtest(row["correct"], total).proportion_ci()  # exact, Clopper-Pearson
+            row |= {measure: row["correct"] / total, f"{measure}_low": low, f"{measure}_high": high}
+        rows.append(row)
+    return rows
+
+
+quality = results.table("anonymiser", measured_anonymiser)
 quality.set_index("category").round(3)
 
 # %%
-bars = quality.melt("category", ["precision", "recall"], "measure", "share")
-figure = plots.bars(bars.dropna(), "category", "share", panel="measure", columns=2)
-provenance = results.provenance(base, profile.current().seeds)
+shares = quality.melt("category", ["precision", "recall"], "measure", "share")
+figure = plots.bars(shares.dropna(), "category", "share", panel="measure", columns=2)
 text = f"The anonymiser on {len(labelled)} labelled texts that its rules were not tuned on. No model."
-path = plots.save_figure(figure, "08_anonymiser", text)
+results.figure(figure, "08_anonymiser", text, scratch=True, seeds=())
 
 # %% [markdown]
 # - Every mistake on that half: what was missed, what was taken wrongly.
 
 # %%
-mistakes = anonymise.mistakes(labelled, names)
+mistakes = items[items["found"] != items["labelled"]]
+mistakes = mistakes.assign(kind=mistakes["found"].map({True: "wrong", False: "missed"}))
 with pd.option_context("display.max_colwidth", None):
     display(mistakes[["kind", "category", "item", "text"]])
 
@@ -144,9 +209,9 @@ with pd.option_context("display.max_colwidth", None):
 #   there is enough of it: what the removal frees is filled with further documents. Controls are never inserted.
 
 # %%
-canaries = private.drawn(seed=0)
-shown = pd.DataFrame([(c.repetitions, c.example().target) for c in canaries], columns=["repetitions", "text"])
-shown.groupby("repetitions").first()
+canaries = memorise.canaries(0, budget.canaries, budget.controls)
+example = pd.DataFrame([(c.repetitions, c.row()["target"]) for c in canaries], columns=["repetitions", "text"])
+example.groupby("repetitions").first()
 
 # %% [markdown]
 # - Names, things and codes are drawn anew for every seed. The code that scores all 10,000 codes of one canary in one
@@ -155,11 +220,57 @@ shown.groupby("repetitions").first()
 # %%
 display(Code(inspect.getsource(memorise.code_log_probabilities), language="python"))
 
+# %% [markdown]
+# - A run goes over whole passes of the mixed text, to its end: one evaluation, no early stop, no row left out, so that
+#   every canary is seen exactly as often as it stands there, times the passes.
+# - Of each model: bits per byte of held-out targets, texts for held-out prompts, the canaries' exposure, and how many
+#   documents it continues word for word. Texts stay in data/runs.
+
+
 # %%
-audited = private.run_all(base, task)
-tokens = budget.train_tokens
-passes = audited[-1].canaries[0]["passes"]
-print(f"{len(private.conditions())} runs of about {tokens:,} training tokens, {passes} pass(es) over the text.")
+def train(mixed: memorise.Mixed, method: str, seed: int):
+    sizes = {"train_tokens": mixed.tokens * mixed.passes, "pack_length": budget.pack_length, "evaluations": 1}
+    sizes |= {"batch_tokens": budget.pack_length, "validation_documents": budget.validation_documents}
+    return finetune(base, mixed.task, method, seed, **sizes)
+
+
+def measure(mixed: memorise.Mixed, run, drawn: list[memorise.Canary], seed: int) -> dict:
+    task, tokenizer, model = collection().task, base.tokenizer, run.model if run else base.model
+    test = tasks.head(task["test"], max(budget.eval_documents, budget.probe_documents))
+    probes = {"train": mixed.documents[: budget.probe_documents], "test": test[: budget.probe_documents]}
+
+    def made() -> dict:
+        prompts = [row["prompt"] for row in test[: budget.generate_documents]]
+        return {
+            "scores": metrics.score(model, tokenizer, test[: budget.eval_documents], "scoring").to_dict("records"),
+            "texts": generate(model, tokenizer, prompts, budget.max_new_tokens, batch_size=64),
+            "canaries": memorise.audit(model, tokenizer, drawn),
+            "verbatim": [{"split": s, **memorise.verbatim(model, tokenizer, rows)} for s, rows in probes.items()],
+        }
+
+    folder = run.path if run else profile.output_root() / "data" / "runs" / f"{task.name}-before-seed{seed}"
+    settings = [task.sha256, mixed.task.sha256, base.name, base.revision, vars(budget)]
+    return kept(folder / "audited", settings, made)
+
+
+@functools.cache
+def audited() -> list[tuple[dict, dict]]:
+    """(stage, method, deduplicated, seed) and what was measured: the base model with each seed's canaries, then every
+    condition."""
+    out = []
+    for seed in budget.seeds:
+        drawn = memorise.canaries(seed, budget.canaries, budget.controls)
+        for method, clean in ((m, d) for m in METHODS for d in (False, True)):
+            mixed = memorise.mix(base, collection().task, drawn, clean, budget.train_tokens)
+            if (method, clean) == ("full", False):
+                before = {"stage": "before", "method": "none", "deduplicated": "none", "seed": seed}
+                found = measure(mixed, None, drawn, seed)
+                out.append((before, {**found, "copies": {}, "passes": 0}))
+            after = {"stage": "after", "method": method, "deduplicated": "yes" if clean else "no", "seed": seed}
+            found = measure(mixed, train(mixed, method, seed), drawn, seed)
+            out.append((after, {**found, "copies": mixed.copies, "passes": mixed.passes}))
+    return out
+
 
 # %% [markdown]
 # ## Before and after
@@ -167,18 +278,29 @@ print(f"{len(private.conditions())} runs of about {tokens:,} training tokens, {p
 # - Bits per byte of held-out targets: $\sum \text{nats} / (\ln 2 \cdot \sum \text{bytes})$, EOS a token and no byte.
 # - `deduplicated`: whether duplicates were removed. The same documents are scored and generated for everywhere.
 
+
 # %%
-table = private.before_after(task, audited)
+def before_after() -> list[dict]:
+    task, rows = collection().task, []
+    references = [row["references"] for row in tasks.head(task["test"], budget.generate_documents)]
+    for who, found in audited():
+        written = [text.strip() for text in found["texts"]]
+        measures = {"chrf": texts.chrf(written, references), "rouge_l": texts.rouge_l(written, references)}
+        scores = metrics.describe(pd.DataFrame(found["scores"]))
+        rows.append({"task": task.name, **who, **scores, "generated": len(written), **measures})
+    return rows
+
+
+table = results.table("before_after", before_after)
 measures = ["bits_per_byte", "perplexity", "chrf", "rouge_l"]
 table.groupby(["method", "deduplicated"], sort=False)[measures].mean().round(3)
 
 # %%
-clean = table[table["deduplicated"] != "no"]
 axes = {"bits_per_byte": "bits per byte (lower is better)", "chrf": "chrF (higher is better)"}
-figure = plots.before_after(clean, axes)
-scored, written = len(audited[0].scores), len(audited[0].texts)
-text = f"{task.name}, duplicates removed: {scored} held-out documents scored, {written} generated."
-path = plots.save_figure(figure, "08_before_after", plots.caption(text, provenance, tokens))
+figure = plots.before_after(table[table["deduplicated"] != "no"], axes)
+first = table.iloc[0]
+text = f"{first['task']}, duplicates removed: {first['documents']} held-out documents scored, {first['generated']} generated."
+results.figure(figure, "08_before_after", text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # ## What the model remembers
@@ -187,76 +309,123 @@ path = plots.save_figure(figure, "08_before_after", plots.caption(text, provenan
 #   seed. The dotted line is a code without a trace in the model. After duplicate removal every canary stands
 #   once, whatever it was inserted.
 
+
 # %%
-memory = private.memorisation(audited)
+def memorised() -> list[dict]:
+    rows = []
+    for who, found in audited():
+        for row in found["canaries"]:
+            rows.append({**who, **row, "copies": found["copies"].get(row["canary"], 0), "passes": found["passes"]})
+    return rows
+
+
+memory = results.table("memorisation", memorised)
 after = memory[(memory["stage"] == "after") & (memory["repetitions"] > 0)]
-keys = ["method", "deduplicated", "repetitions", "seed"]
-curve = after.groupby(keys, sort=False)["exposure"].mean().reset_index()
+curve = after.groupby(["method", "deduplicated", "repetitions", "seed"], sort=False)["exposure"].mean().reset_index()
 curve["duplicates"] = curve["deduplicated"].map({"no": "duplicates left in", "yes": "duplicates removed"})
-figure = plots.lines(
-    curve, "repetitions", "exposure", "method", panel="duplicates", ylabel="exposure (bits)", xlabel="times inserted"
-)
+labels = {"ylabel": "exposure (bits)", "xlabel": "times inserted"}
+figure = plots.lines(curve, "repetitions", "exposure", "method", panel="duplicates", **labels)
 for ax in figure.axes:
     ax.axhline(memorise.UNSEEN, color=plots.GREY, linestyle=":", linewidth=1)
     ax.set_ylim(0, memorise.bits(1) + 0.5)
-text = "Exposure of canaries among 10,000 codes (at most 13.3 bits); dotted: 1.44 bits, never seen."
-path = plots.save_figure(figure, "08_exposure", plots.caption(text, provenance, tokens))
+text = (
+    f"Exposure of canaries among {memorise.CANDIDATES:,} codes (at most {memorise.bits(1):.1f} bits); dotted: "
+    f"{memorise.UNSEEN:.2f} bits, never seen."
+)
+results.figure(figure, "08_exposure", text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # - Per condition and number of repetitions (0: controls): canaries, mean exposure, how many come out word for word by
 #   greedy decoding from their prefix, and the probability of such a mean for codes without a trace.
 
 # %%
-evidence = memorise.evidence(memory, ["method", "deduplicated", "repetitions"])
-shown = evidence.set_index(["method", "deduplicated", "repetitions"])
-shown.assign(p_value=shown["p_value"].map("{:.1e}".format)).round(2)
+keys = ["method", "deduplicated", "repetitions"]
+evidence = results.table("evidence", lambda: memorise.evidence(memory, keys))
+indexed = evidence.set_index(keys)
+indexed.assign(p_value=indexed["p_value"].map("{:.1e}".format)).round(2)
 
 # %% [markdown]
 # - Real documents, too: the share that greedy decoding continues word for word for ten tokens from their first
 #   half. Training documents against held-out ones: both hold text that is easy to guess or was known before.
 
 # %%
-verbatim = private.verbatim(audited)
+verbatim = results.table(
+    "verbatim",
+    lambda: [
+        {**who, **row, "share": row["verbatim"] / row["documents"]}
+        for who, found in audited()
+        for row in found["verbatim"]
+    ],
+)
 groups = verbatim.groupby(["method", "deduplicated", "split"], sort=False)
 groups[["verbatim", "documents"]].sum().assign(share=groups["share"].mean()).round(3)
 
+# %% [markdown]
+# ## What may be published
+#
+# - From these numbers, by a rule: a number of copies leaves a trace where its p-value stays significant after
+#   Bonferroni's correction for how many numbers were tried. The collected text itself: only if everyone in it agreed.
+
+
 # %%
-advice = memorise.recommendation(memory)
-tables = {
-    "before_after": table,
-    "anonymiser": quality,
-    "memorisation": memory,
-    "evidence": evidence,
-    "verbatim": verbatim,
-    "recommendation": advice,
-    "card": collection.card,
+def advised() -> pd.DataFrame:
+    def advice(row) -> str:
+        if row.extracted:
+            return f"Keep the weights private: {row.extracted} of {row.canaries} secrets come out word for word."
+        if row.leaks_from == row.leaks_from:  # not nan
+            copies = f"{row.leaks_from:.0f} copies of a secret in the text leave"
+            one = "one copy of a secret in the text leaves"
+            return f"Keep the weights private: {one if row.leaks_from == 1 else copies} a trace."
+        return (
+            f"Nothing found against sharing with people who may see the data: none of {row.canaries} secrets came out "
+            "and no number of copies is above chance. That is no proof for other secrets."
+        )
+
+    found = memorise.leaks(memory)
+    return found.assign(advice=[advice(row) for row in found.itertuples()])
+
+
+NAMED = {
+    (method, dedup): f"{'LoRA' if method == 'lora' else method}, duplicates {left}"
+    for method in METHODS
+    for dedup, left in (("no", "left in"), ("yes", "removed"))
 }
-seeds, data = profile.current().seeds, {task.name: task.sha256}
-path = results.save("08_private_domain", tables, base=base, seeds=seeds, data=data, started=started)
+advice = results.table("recommendation", advised)
+for row in advice.itertuples():
+    print(f"{NAMED[row.method, row.deduplicated]}. {row.advice}")
 
 # %% [markdown]
 # ## What we saw
-#
-# - Sentences from this run's own numbers, with the conditions computed.
+
 
 # %%
+def probability(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
 whole = quality.set_index("category").loc["all"]
+recall, precision = (span(whole[m], whole[f"{m}_low"], whole[f"{m}_high"]) for m in ("recall", "precision"))
 print(
-    f"Anonymiser: recall {whole.recall:.3f} [{whole.recall_low:.3f}, {whole.recall_high:.3f}], precision "
-    f"{whole.precision:.3f} [{whole.precision_low:.3f}, {whole.precision_high:.3f}]."
+    f"Anonymiser: recall {recall}, precision {precision}; missed {whole.labelled - whole.correct:.0f} of {whole.labelled:.0f}."
 )
-print(*private.findings(table, memory, verbatim), sep="\n")
-
-# %% [markdown]
-# - What may be published, from these numbers:
-
-# %%
-for row in advice.itertuples():
-    print(f"{private.named(row.method, row.deduplicated)}. {row.advice}")
-print(
-    f"The collected text itself: only if everyone in it agreed; of {whole.labelled:.0f} labelled items the "
-    f"anonymiser missed {whole.labelled - whole.correct:.0f}."
+rises = {key: memorise.rises(part) for key, part in after.groupby(["method", "deduplicated"], sort=False)}
+often = memory["repetitions"].max()
+most = memorise.evidence(after[after["repetitions"] == often], ["method", "deduplicated"]).set_index(
+    ["method", "deduplicated"]
 )
+for key, (rho, p) in rises.items():
+    row = most.loc[key]
+    print(
+        f"{NAMED[key]}: exposure and times inserted, Spearman {rho:+.2f} ({probability(p)}); inserted {often} times: ",
+        end="",
+    )
+    print(f"{row.exposure:.2f} bits ({probability(row.p_value)}), {row.extracted:.0f} of {row.canaries:.0f} come out.")
+unseen = memory[(memory["stage"] == "before") | (memory["repetitions"] == 0)]
+controls = memorise.evidence(unseen, ["stage", "method", "deduplicated"]).set_index(["stage", "method", "deduplicated"])
+for (stage, *key), row in controls.iterrows():
+    what = "before training" if stage == "before" else f"controls, {NAMED[tuple(key)]}"
+    print(f"{what}: {row.exposure:.2f} bits over {row.canaries:.0f} canaries ({probability(row.p_value)})")
+continued = verbatim.groupby(["stage", "method", "deduplicated", "split"], sort=False)[["verbatim", "documents"]].sum()
 
 # %% [markdown]
 # ## What it does not show
@@ -268,7 +437,115 @@ print(
 #   and whatever tells who someone is by what it says are not found.
 # - Little text at one learning rate per method: more passes act like more repetitions. Full fine-tuning and LoRA
 #   run at different rates, each its usual one, so their gap is not the method's alone.
+
+# %% [markdown]
+# ## For the report
 #
+# - Numbers for `report.md`, each under the name that its mark has there.
+
+# %%
+counted = card.set_index(["what", "key"])["value"]
+for name, key in {
+    "found": ("documents", "found"),
+    "exact": ("documents", "exact duplicates removed"),
+    "near": ("documents", "near-duplicates removed"),
+    "kept": ("documents", "kept"),
+    **{split: ("split", split) for split in ("train", "validation", "test")},
+}.items():
+    results.value(f"card.{name}", f"{counted[key]:,.0f}")
+results.value("card.replaced", f"{card[card['what'] == 'replaced']['value'].sum():,.0f}")
+results.value("model", f"the stand-in {base.name.removesuffix(' (stand-in)')}" if base.stand_in else "GPT-2 117M")
+results.value("anonymiser.recall", recall)
+results.value("anonymiser.precision", precision)
+results.value("anonymiser.labelled", f"{whole.labelled:.0f}")
+results.value("anonymiser.missed", f"{whole.labelled - whole.correct:.0f}")
+results.value("often", often)
+for key, (rho, p) in rises.items():
+    name, row = ".".join(key), most.loc[key]
+    results.value(f"rises.{name}", f"{rho:+.2f}, {probability(p)}")
+    results.value(f"most.{name}", f"{row.exposure:.2f} bits, {probability(row.p_value)}")
+    results.value(f"out.{name}", f"{row.extracted:.0f} of {row.canaries:.0f}")
+    results.claim(f"exposure rises, {name}", p < 0.05)
+    results.claim(f"exposure is not shown to rise, {name}", p >= 0.05)
+for (stage, *key), row in controls.iterrows():
+    results.value(
+        f"unseen.{stage if stage == 'before' else '.'.join(key)}",
+        f"{row.exposure:.2f} bits, {probability(row.p_value)}",
+    )
+results.value("unseen.before.canaries", f"{controls.loc['before'].canaries.sum():.0f}")
+results.value("unseen.controls", f"{controls.loc['after'].canaries.iloc[0]:.0f}")
+# below 0.01 is told as above chance: with these 5, 5 % in all
+results.claim("what was not inserted is as by chance", controls["p_value"].min() >= 0.01)
+for (stage, method, dedup, split), row in continued.iterrows():
+    name = "before" if stage == "before" else f"{method}.{dedup}"
+    results.value(f"verbatim.{name}.{split}", f"{row.verbatim} of {row.documents}")
+shares = continued["verbatim"].div(continued["documents"]).unstack("split")
+results.claim(
+    "no more documents continued than before", shares.loc["after", "train"].max() <= shares.loc["before", "train"].max()
+)
+for row in advice.itertuples():
+    name = f"{row.method}.{row.deduplicated}"
+    results.value(f"secrets.{name}", f"{row.extracted} of {row.canaries}")
+    results.claim(f"secrets come out, {name}", row.extracted > 0)
+    results.claim(
+        f"no secret comes out but one copy leaves a trace, {name}", row.extracted == 0 and row.leaks_from == 1
+    )
+    results.claim(f"nothing found, {name}", row.extracted == 0 and row.leaks_from != row.leaks_from)
+left_in = (
+    memory[(memory["stage"] == "after") & (memory["deduplicated"] == "no")].groupby("repetitions")["exposure"].mean()
+)
+results.value("left_in.most", f"{left_in[often]:.1f}")
+results.value("left_in.controls", f"{left_in[0]:.1f}")
+results.value("unseen", f"{memorise.UNSEEN:.2f}")
+start = table[table["method"] == "none"]["chrf"].iloc[0]
+chrf = {
+    NAMED[key]: part["chrf"] - start
+    for key, part in table[table["method"] != "none"].groupby(["method", "deduplicated"], sort=False)
+}
+results.claim("chrF is shown to rise nowhere", max(shown(gap) for gap in chrf.values()) <= 0)
+results.value("chrf.fell", f"{sum(gap.mean() < 0 for gap in chrf.values())} of {len(chrf)}")
+closed = [NAMED[row.method, row.deduplicated] for row in advice.itertuples() if row.advice.startswith("Keep")]
+results.value("closed", listed(f"“{name}”" for name in closed))
+
+# %% [markdown]
+# - Its tables, and the file with everything: `data/results/08_private_domain.json`.
+
+# %%
+rows = []
+for r in quality.itertuples():
+    precision = span(r.precision, r.precision_low, r.precision_high, 2)
+    rows.append([r.category, r.labelled, r.found, r.correct, precision, span(r.recall, r.recall_low, r.recall_high, 2)])
+header = ["category", "labelled", "found", "correct", "precision", "recall"]
+text = "The anonymiser on the labelled half that its rules were not tuned on; exact Clopper-Pearson 95 % intervals; no model."
+results.markdown("anonymiser", header, rows, text, scratch=True, seeds=())
+
+rows = []
+for (method, dedup), part in table.groupby(["method", "deduplicated"], sort=False):
+    part = part.head(1) if method == "none" else part  # one base model, no spread
+    cells = [
+        interval(part[column], digits) for column, digits in (("bits_per_byte", 3), ("perplexity", 2), ("chrf", 1))
+    ]
+    rows.append([method, dedup, *cells])
+header = ["method", "duplicates removed", "bits per byte", "token perplexity", "chrF"]
+text = "Held-out documents before (none) and after; mean, 95 % t interval."
+results.markdown("before_after", header, rows, text, left=2)
+
+rows, inserted = [], sorted(evidence["repetitions"].unique())
+for key, part in evidence.groupby(["method", "deduplicated"], sort=False):
+    cells = []
+    for r in part.set_index("repetitions").loc[inserted].itertuples():
+        out = f" ({r.extracted} of {r.canaries})" if r.extracted else ""
+        cells.append(f"{r.exposure:.1f}{'*' if r.p_value < 0.001 else ''}{out}")
+    rows.append([*key, *cells])
+text = (
+    "Mean exposure in bits by how often a canary was inserted (0: controls); \\*: such a mean without a trace has "
+    "p < 0.001; in brackets, how many come out word for word."
+)
+results.markdown("exposure", ["method", "duplicates removed", *map(str, inserted)], rows, text, left=2)
+
+path = results.save(data={} if results.stored else {collection().task.name: collection().task.sha256})
+
+# %% [markdown]
 # ## Sources
 #
 # - Exposure and canaries: Carlini et al. 2019, arXiv:1802.08232. Extraction: Carlini et al. 2021, arXiv:2012.07805.
