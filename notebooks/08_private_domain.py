@@ -93,7 +93,7 @@ results = Results("08_private_domain", base=base, seeds=budget.seeds)
 
 # %%
 ranks = [1, 2, 10, 100, 1_000, 5_000, memorise.CANDIDATES]
-pd.DataFrame({"rank": ranks, "exposure": [round(memorise.bits(r), 2) for r in ranks]}).T
+pd.DataFrame({"rank": ranks, "exposure": [round(memorise.exposure(r), 2) for r in ranks]}).T
 
 # %% [markdown]
 # ## Collect
@@ -146,8 +146,8 @@ for row in [] if results.stored or collection().own else tasks.head(collection()
 # %% [markdown]
 # ## Anonymise
 #
-# - Rules that a program can check: a pattern, and for most a check of what it finds. One check, and what the rules do to
-#   invented text:
+# - Rules that a program can check: a pattern, and for most a check of what it finds. One check, and what the rules do
+#   to invented text:
 
 # %%
 display(Code(inspect.getsource(anonymise.resident_id), language="python"))
@@ -299,7 +299,7 @@ table.groupby(["method", "deduplicated"], sort=False)[measures].mean().round(3)
 axes = {"bits_per_byte": "bits per byte (lower is better)", "chrf": "chrF (higher is better)"}
 figure = plots.before_after(table[table["deduplicated"] != "no"], axes)
 first = table.iloc[0]
-text = f"{first['task']}, duplicates removed: {first['documents']} held-out documents scored, {first['generated']} generated."
+text = f"{first.task}, duplicates removed: {first.documents} held-out documents scored, {first.generated} generated."
 results.figure(figure, "08_before_after", text, tokens=budget.train_tokens)
 
 # %% [markdown]
@@ -327,9 +327,9 @@ labels = {"ylabel": "exposure (bits)", "xlabel": "times inserted"}
 figure = plots.lines(curve, "repetitions", "exposure", "method", panel="duplicates", **labels)
 for ax in figure.axes:
     ax.axhline(memorise.UNSEEN, color=plots.GREY, linestyle=":", linewidth=1)
-    ax.set_ylim(0, memorise.bits(1) + 0.5)
+    ax.set_ylim(0, memorise.exposure(1) + 0.5)
 text = (
-    f"Exposure of canaries among {memorise.CANDIDATES:,} codes (at most {memorise.bits(1):.1f} bits); dotted: "
+    f"Exposure of canaries among {memorise.CANDIDATES:,} codes (at most {memorise.exposure(1):.1f} bits); dotted: "
     f"{memorise.UNSEEN:.2f} bits, never seen."
 )
 results.figure(figure, "08_exposure", text, tokens=budget.train_tokens)
@@ -406,7 +406,8 @@ def probability(value: float) -> str:
 whole = quality.set_index("category").loc["all"]
 recall, precision = (span(whole[m], whole[f"{m}_low"], whole[f"{m}_high"]) for m in ("recall", "precision"))
 print(
-    f"Anonymiser: recall {recall}, precision {precision}; missed {whole.labelled - whole.correct:.0f} of {whole.labelled:.0f}."
+    f"Anonymiser: recall {recall}, precision {precision}; missed {whole.labelled - whole.correct:.0f} of "
+    f"{whole.labelled:.0f}."
 )
 rises = {key: memorise.rises(part) for key, part in after.groupby(["method", "deduplicated"], sort=False)}
 often = memory["repetitions"].max()
@@ -513,10 +514,11 @@ results.value("closed", listed(f"“{name}”" for name in closed))
 # %%
 rows = []
 for r in quality.itertuples():
-    precision = span(r.precision, r.precision_low, r.precision_high, 2)
-    rows.append([r.category, r.labelled, r.found, r.correct, precision, span(r.recall, r.recall_low, r.recall_high, 2)])
+    precise = span(r.precision, r.precision_low, r.precision_high, 2)
+    complete = span(r.recall, r.recall_low, r.recall_high, 2)
+    rows.append([r.category, r.labelled, r.found, r.correct, precise, complete])
 header = ["category", "labelled", "found", "correct", "precision", "recall"]
-text = "The anonymiser on the labelled half that its rules were not tuned on; exact Clopper-Pearson 95 % intervals; no model."
+text = "The anonymiser on the labelled half that its rules were not tuned on; exact Clopper-Pearson 95 % intervals."
 results.markdown("anonymiser", header, rows, text, scratch=True, seeds=())
 
 rows = []

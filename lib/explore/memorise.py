@@ -169,7 +169,7 @@ def code_log_probabilities(model, tokenizer, prefix: str) -> torch.Tensor:
     return first[:, None, None, None] + middle[:, :, None, None] + leaves[0][..., None] + leaves[1]
 
 
-def bits(rank: float) -> float:
+def exposure(rank: float) -> float:
     """Exposure in bits of a code of this rank among all CANDIDATES."""
     return math.log2(CANDIDATES) - math.log2(rank)
 
@@ -189,7 +189,7 @@ def audit(model, tokenizer, drawn: Sequence[Canary]) -> list[dict]:
     for c, text in zip(drawn, texts, strict=True):
         rank = rank_of(code_log_probabilities(model, tokenizer, c.prefix), c.secret)
         row = {"canary": c.id, "repetitions": c.repetitions, "rank": rank, "candidates": CANDIDATES}
-        rows.append({**row, "exposure": bits(rank), "extracted": text.startswith(c.secret)})
+        rows.append({**row, "exposure": exposure(rank), "extracted": text.startswith(c.secret)})
     return rows
 
 
@@ -214,8 +214,8 @@ def verbatim(model, tokenizer, rows: Sequence[dict], tokens: int = 10) -> dict:
 
 def evidence(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Per group of `by`: canaries, exposure (mean, bits), extracted (how many), p_value: how often codes without a
-    trace in the model would reach this mean. Their ranks are uniform, so the exposures' sum times 2 ln 2 is chi-squared with
-    2 degrees of freedom per canary."""
+    trace in the model would reach this mean. Their ranks are uniform, so the exposures' sum times 2 ln 2 is chi-squared
+    with 2 degrees of freedom per canary."""
     rows = []
     for key, part in table.groupby(list(by), sort=False):
         total, count = part["exposure"].sum(), len(part)
@@ -236,8 +236,8 @@ def rises(table: pd.DataFrame) -> tuple[float, float]:
 
 
 def leaks(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
-    """Per method and deduplicated, of trained models: canaries (inserted ones), extracted, leaks_from (the fewest copies
-    in the training text with exposure above chance, Bonferroni over their numbers; nan: none)."""
+    """Per method and deduplicated, of trained models: canaries (inserted ones), extracted, leaks_from (the fewest
+    copies in the training text with exposure above chance, Bonferroni over their numbers; nan: none)."""
     rows = []
     trained = table[(table["copies"] > 0) & (table["stage"] == "after")]
     for (method, dedup), part in trained.groupby(["method", "deduplicated"], sort=False):

@@ -1,7 +1,5 @@
 """Numbers in the answers of report.md's appendix B."""
 
-from lib.explore.chinese_tables import percent, rate
-from lib.explore.memorise import UNSEEN
 from lib.report.report_blocks import Notebook, value
 from lib.report.report_evaluation import worse_than_before
 from lib.report.report_forms import seeds
@@ -67,24 +65,3 @@ def model(n: Notebook) -> str:
 def bleu(n: Notebook) -> str:
     df = n["before_after"].query("stage == 'after' and method == 'full'").groupby("task", sort=False)["bleu"].mean()
     return f"After full fine-tuning BLEU is {' and '.join(f'{x:.1f} on {task}' for task, x in df.items())}."
-
-
-@value("answer.rhyme", "07_chinese")
-def rhyme(n: Notebook) -> str:
-    form = n["form"]
-    chance = form[(form["source"] == "chance") & (form["measure"] == "rhyme")]["value"].mean()
-    people = percent(rate(form, "rhyme", "people"))
-    return f"People reach {people}, random pairs of line ends {100 * chance:.1f} %."
-
-
-@value("answer.exposure", "08_private_domain")
-def exposure(n: Notebook) -> str:
-    df = n["memorisation"]
-    left_in = df[(df["stage"] == "after") & (df["deduplicated"] == "no")]
-    controls = left_in[left_in["repetitions"] == 0]["exposure"]
-    most = left_in[left_in["repetitions"] == left_in["repetitions"].max()]
-    return (
-        f"With duplicates left in, canaries inserted {int(most['repetitions'].max())} times have "
-        f"{most['exposure'].mean():.1f} bits in the mean, controls of the same models that "
-        f"were never inserted {controls.mean():.1f}, and no trace means {UNSEEN:.2f}."
-    )
