@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lib.explore.collect import deduplicate
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lib import profile
 from lib.explore import memorise, private
-from lib.explore.collect import deduplicate
 from lib.explore.encodings import GPT2_MERGES
 from lib.explore.memorise import CANDIDATES, REPETITIONS, SLOTS, canaries, code_log_probabilities, exposure
 from lib.metrics import token_scores
