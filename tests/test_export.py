@@ -149,15 +149,11 @@ def test_what_cannot_be_shown_is_named(tmp_path, text, said):
         export.document(trial(tmp_path, text), "html" if "$" in text else "pdf")
 
 
-def test_missing_tools_are_one_sentence(tmp_path, monkeypatch):
-    path = trial(tmp_path, "text")
-    monkeypatch.setitem(sys.modules, "typst", None)
-    with pytest.raises(RuntimeError, match="typst is missing: `pip install"):
-        export.document(path, "pdf")
+def test_a_missing_pandoc_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pypandoc", None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(RuntimeError, match="pandoc is missing: `pip install pypandoc-binary`"):
-        export.document(path, "html")
+        export.document(trial(tmp_path, "text"), "html")
 
 
 def test_a_report_that_is_missing_or_not_utf8(tmp_path):

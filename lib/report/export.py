@@ -12,8 +12,10 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
+
+import matplotlib
+from matplotlib.ft2font import FT2Font
 
 from lib import profile
 from lib.report.rubric import language
@@ -117,11 +119,9 @@ def pandoc(text: str, folder: Path, *arguments: str) -> bytes:
 
 def typeset(source: bytes, root: Path, **options):
     """The PDF of a typst source whose pictures lie below `root`; `format="png"` gives pictures of the pages."""
-    try:
-        import typst
-    except ImportError:
-        raise RuntimeError("typst is missing: `pip install typst` brings it.") from None
-    fonts = typst.Fonts(include_system_fonts=False, font_paths=font_folders())
+    import typst
+
+    fonts = typst.Fonts(include_system_fonts=False, font_paths=[str(path) for path in font_folders()])
     try:
         # typst takes source given as bytes for a file in `root`, so that figures are found
         return typst.Compiler(root=root, font_paths=fonts, ignore_system_fonts=True).compile(input=source, **options)
@@ -129,23 +129,15 @@ def typeset(source: bytes, root: Path, **options):
         raise ValueError(f"typst: {' '.join(str(error).split())[:600]}") from error
 
 
-@cache
-def font_folders() -> list[str]:
-    """The fonts of the wheels mplfonts (Noto CJK) and matplotlib (DejaVu). Raises RuntimeError without."""
-    folders = []
-    for name, below in (("mplfonts", "fonts"), ("matplotlib", "mpl-data/fonts/ttf")):
-        wheel = importlib.util.find_spec(name)
-        if wheel is None:
-            raise RuntimeError(f"The PDF's fonts are missing: `pip install {name}` brings them.")
-        folders.append(str(Path(wheel.submodule_search_locations[0]) / below))
-    return folders
+def font_folders() -> tuple[Path, Path]:
+    """The fonts of the wheels mplfonts (Noto CJK; not imported, since that changes matplotlib) and matplotlib (DejaVu)."""
+    noto = Path(importlib.util.find_spec("mplfonts").submodule_search_locations[0])
+    return noto / "fonts", Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 def _check_glyphs(text: str) -> None:
     """Raise ValueError for characters that neither Noto CJK nor DejaVu has."""
-    from matplotlib.ft2font import FT2Font
-
-    noto, dejavu = map(Path, font_folders())
+    noto, dejavu = font_folders()
     missing = {c for c in text if c.isprintable() and c != " "}
     for file in (dejavu / "DejaVuSans.ttf", noto / "NotoSansCJKsc-Regular.otf"):
         font = FT2Font(str(file))

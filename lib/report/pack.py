@@ -20,7 +20,7 @@ from lib.results import write_bytes
 
 LAYOUT = (
     *("README.md", "requirements.txt", "pyproject.toml", "LICENSE", ".gitignore"),
-    *("notebooks/[0-9][0-9]_*.py", "notebooks/[0-9][0-9]_*.ipynb", "figures/[0-9][0-9]_*.*", "figures/*.json"),
+    *("notebooks/[0-9][0-9]_*.py", "notebooks/[0-9][0-9]_*.ipynb", "figures/[0-9][0-9]_*.*"),
     *("lib/**/*.py", "lib/*.yaml", "lib/report/templates/*.*", "tests/**/*.py", "tests/*.md"),
     *("data/README.md", "data/build_*.py", "data/results/*.json"),
     *(f"data/{name}/*.*" for name in ("debian", "tang", "idioms", "release_notes", "gpt2_bpe", "anonymiser")),
