@@ -130,7 +130,7 @@ def typeset(source: bytes, root: Path, **options):
 
 
 def font_folders() -> tuple[Path, Path]:
-    """The fonts of the wheels mplfonts (Noto CJK; not imported, since that changes matplotlib) and matplotlib (DejaVu)."""
+    """Where mplfonts keeps Noto CJK (it is not imported, which would change matplotlib), and matplotlib DejaVu."""
     noto = Path(importlib.util.find_spec("mplfonts").submodule_search_locations[0])
     return noto / "fonts", Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
