@@ -4,13 +4,13 @@ from functools import cache
 from itertools import islice, pairwise
 
 import pytest
+from tokenizers import models
 
-from lib.explore import encodings
+from lib.explore import encodings, scratch
 from lib.explore.encodings import (
     ENCODINGS,
     EOS,
     UNK,
-    bpe_decode,
     bpe_encode,
     bpe_encode_steps,
     bpe_steps,
@@ -21,7 +21,7 @@ from lib.explore.encodings import (
     split_words,
     train_encoding,
 )
-from lib.tasks import load_task
+from lib.explore.scratch import Recipe, documents
 
 POEMS = [
     "春晓\n春眠不觉晓，\n处处闻啼鸟。\n夜来风雨声，\n花落知多少。",
@@ -43,7 +43,7 @@ SIZES = {"bpe": 900, "wordpiece": 900, "unigram": 900}
 
 @cache
 def texts(n=150):
-    return tuple(e.prompt + e.target for e in load_task("debian").train[:n])
+    return tuple(documents("debian")[:n])
 
 
 @cache
@@ -59,9 +59,9 @@ def test_text_survives_the_round_trip(name):
     encoding = trained(name)
     for text in AWKWARD:
         assert encoding.decode(encoding.encode(text)) == text
-        if name in ("characters", "wordpiece", "unigram"):  # no broken characters among their pieces
+        if encoding.unk_token_id is not None:  # no broken characters among their pieces
             assert "".join(encoding.tokens(text)) == text
-    assert encoding.lossless(AWKWARD) == 1.0
+    assert encoding.encode_batch(AWKWARD) == [encoding.encode(t) for t in AWKWARD]
 
 
 @each
@@ -70,13 +70,6 @@ def test_eos_is_the_last_entry_and_no_text_makes_it(name):
     assert encoding.eos_token_id == encoding.vocab_size - 1
     assert encoding.eos_token_id not in encoding.encode(f"{EOS} {EOS}\n{EOS}")
     assert encoding.decode([*encoding.encode("a b"), encoding.eos_token_id]) == "a b"
-
-
-@each
-def test_a_batch_is_its_texts_one_by_one(name, monkeypatch):
-    monkeypatch.setattr(encodings, "CHUNK", 3)
-    encoding = trained(name)
-    assert encoding.encode_batch(AWKWARD) == [encoding.encode(t) for t in AWKWARD]
 
 
 @each
@@ -117,8 +110,6 @@ def test_a_character_seen_once_is_unknown():
     encoding = train_encoding("characters", ["aabbc"])
     assert [p.decode() for p in encoding.pieces] == ["\ufffd", "a", "b", ""]
     assert encoding.lost("abc") == ["c"]
-    capped = train_encoding("characters", ["aaabb"], vocab_size=3)
-    assert (capped.vocab_size, capped.lost("ab")) == (3, ["b"])
 
 
 def test_half_of_a_vocabulary_is_left_for_longer_pieces():
@@ -131,17 +122,11 @@ def test_half_of_a_vocabulary_is_left_for_longer_pieces():
 
 @pytest.mark.parametrize("name", SIZES)
 def test_chinese_pieces_grow_beyond_a_character(name):
-    poems = [e.prompt + e.target for e in load_task("tang").train[:1_000]]
+    poems = documents("tang")[:1_000]
     encoding = train_encoding(name, poems, 2_000)
     assert {"不知".encode(), "万里".encode()} <= set(encoding.pieces)
     row = encoding_statistics(encoding, poems)
     assert row["unknown_percent"] == 0 if name == "bpe" else 0 < row["unknown_percent"] < 30
-
-
-def test_unigram_ends_on_text_of_few_and_long_words():
-    """There the library's pruning would run for ever."""
-    with pytest.raises(ValueError, match="gave only"):
-        train_encoding("unigram", POEMS * 20, 90)
 
 
 def test_bytes_are_the_ids():
@@ -177,48 +162,52 @@ def test_statistics():
 
 
 @pytest.mark.parametrize(
-    "name, documents, size, message",
+    ("name", "corpus", "size", "message"),
     [
         ("bbpe", ["a"], 300, "'bbpe' is unknown: choose one of bytes, characters, bpe, gpt2"),
         ("bpe", [], 300, "No text to train bpe on"),
         ("characters", ["", ""], None, "No text to train characters on"),
-        ("bpe", "a text", 300, "one string: pass a list"),
+        ("bpe", "a text", 300, "pass a list of texts"),
         ("unigram", ["a text"], None, "unigram needs a vocab_size"),
         ("bpe", ["a text"], 256, "256 bytes and EOS already need 257"),
-        ("gpt2", ["a text"], 4096, "vocab_size is 50,257, not 4,096"),
-        ("wordpiece", [*POEMS, *POEMS], 40, "vocab_size=40 knows 10 of its training text's 78"),
+        ("gpt2", ["a text"], 4096, "gpt2 has its own vocabulary: leave vocab_size=4096 out"),
+        ("wordpiece", [*POEMS, *POEMS], 40, "An alphabet of 10 of the text's 78 characters"),
         ("unigram", [*POEMS, *POEMS], 20, "raise vocab_size or train on more text"),
-        ("characters", ["abab"], 0, "knows 0 of its training text's 2"),
+        ("characters", ["abc"], None, "An alphabet of 0 of the text's 3"),
         ("bpe", ["low low lower"], 4096, "13 bytes gave only 260 entries; lower vocab_size"),
         ("wordpiece", ["low low lower"], 4096, "needs more text: 13 bytes gave only"),
-        ("unigram", ["low low lower"], 4096, "needs more text: 13 bytes gave only"),
+        ("unigram", POEMS * 20, 90, "gave only"),  # few and long words: the library's pruning would run for ever
     ],
 )
-def test_bad_input_is_said_in_one_sentence(name, documents, size, message):
-    with pytest.raises(ValueError, match=message) as error:
-        train_encoding(name, documents, size)
-    assert "\n" not in str(error.value)
+def test_bad_input_is_said_in_one_sentence(name, corpus, size, message):
+    with pytest.raises(ValueError, match=message):
+        train_encoding(name, corpus, size)
 
 
-def test_missing_merges_of_gpt2_name_the_way_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(encodings, "GPT2_MERGES", tmp_path / "merges.txt")
-    with pytest.raises(FileNotFoundError, match="git checkout -- data/gpt2_bpe"):
-        train_encoding("gpt2", [])
+def test_a_new_encoding_is_one_function_and_one_line(monkeypatch):
+    def pairs_of_bytes(texts, vocab_size):
+        """One merge, of the most frequent pair."""
+        merge = bpe_train(texts, 1)[0]
+        letters = [[encodings.BYTE_CHARACTERS[b] for b in part] for part in merge]
+        vocabulary = {**encodings.CHARACTER_BYTES, "".join(a + b for a, b in zip(*letters, strict=True)): 256}
+        return encodings._byte_level("pair", models.BPE(vocabulary, [tuple("".join(part) for part in letters)]))
+
+    monkeypatch.setitem(ENCODINGS, "pair", pairs_of_bytes)
+    encoding = train_encoding("pair", ["the thin thing"])
+    assert encoding.tokens("with the") == ["w", "i", "th", " ", "th", "e"]
+    recipe = Recipe(seed=0, encoding="pair", vocab_size=None, train_length=32, train_bytes=6_000, n_layer=1, n_embd=32)
+    run = scratch.train(recipe)
+    assert run.model.config.vocab_size == 258 and run.encoding.decode(run.encoding.encode("é 春")) == "é 春"
 
 
 def test_bpe_of_the_paper():
     """The toy corpus of Sennrich et al. 2016, with GPT-2's blank in front of a word."""
     corpus = [" low" * 5 + " lower" * 2 + " newest" * 6 + " widest" * 3]
     steps = list(islice(bpe_steps(corpus), 4))
-    assert [(s.step, s.symbol, s.count) for s in steps] == [
-        (1, b"es", 9),
-        (2, b"est", 9),
-        (3, b"lo", 7),
-        (4, b" lo", 7),
-    ]
+    assert [(b"".join(pair), count) for pair, count in steps] == [(b"es", 9), (b"est", 9), (b"lo", 7), (b" lo", 7)]
     merges = bpe_train(corpus, 4)
-    assert merges == [s.pair for s in steps]
-    assert list(bpe_encode_steps(" lowest", merges)) == [
+    assert merges == [pair for pair, _ in steps]
+    assert list(bpe_encode_steps(" lowest", {pair: rank for rank, pair in enumerate(merges)})) == [
         [b" ", b"l", b"o", b"w", b"e", b"s", b"t"],
         [b" ", b"l", b"o", b"w", b"es", b"t"],
         [b" ", b"l", b"o", b"w", b"est"],
@@ -231,12 +220,10 @@ def test_bpe_of_the_paper():
 def test_bpe_counts_equal_a_recount_from_scratch():
     corpus = [*texts(10), "aaaaa aaaa"]
     merges = []
-    for step in islice(bpe_steps(corpus), 60):
-        pairs = Counter(
-            pair for text in corpus for word in split_words(text) for pair in pairwise(bpe_encode(word, merges))
-        )
-        assert (pairs[step.pair], max(pairs.values())) == (step.count, step.count)
-        merges.append(step.pair)
+    for pair, count in islice(bpe_steps(corpus), 60):
+        pairs = Counter(p for text in corpus for w in split_words(text) for p in pairwise(bpe_encode(w, merges)))
+        assert (pairs[pair], max(pairs.values())) == (count, count)
+        merges.append(pair)
 
 
 @pytest.mark.parametrize("corpus", [texts(), POEMS * 3, ["aaaa aaaaa abab babab " * 3]])
@@ -251,7 +238,7 @@ def test_bpe_equals_the_library(corpus):
     for text in [*corpus[:40], *AWKWARD]:
         pieces = bpe_encode(text, merges)
         assert [ids[p] for p in pieces] == library.encode(text)
-        assert bpe_decode(pieces) == text
+        assert b"".join(pieces).decode() == text
     if len(merges) < 300:  # it stopped where the library stops
         with pytest.raises(ValueError, match=f"gave only {size} entries"):
             train_encoding("bpe", corpus, size + 1)

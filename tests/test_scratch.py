@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 
 from lib import profile
 from lib.explore import scratch
@@ -18,7 +17,6 @@ from lib.explore.scratch import (
     build,
     documents,
     encoding_of,
-    held_out,
     length_for,
     loss_by_position,
     run_path,
@@ -27,19 +25,10 @@ from lib.explore.scratch import (
     train,
     train_all,
 )
-from lib.tasks import Example, Task, load_task
+from lib.tasks import Task, load_task
 
-TINY = Recipe(
-    seed=0,
-    encoding="bpe",
-    vocab_size=300,
-    train_length=32,
-    train_bytes=20_000,
-    n_positions=32,
-    n_layer=1,
-    n_head=2,
-    n_embd=32,
-)
+SHAPE = {"n_positions": 32, "n_layer": 1, "n_head": 2, "n_embd": 32}
+TINY = Recipe(seed=0, encoding="bpe", vocab_size=300, train_length=32, train_bytes=20_000, **SHAPE)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +38,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def texts():
-    return held_out("debian", 600)
+    return documents("debian", "test", 600)
 
 
 def weights(model):
@@ -72,7 +61,7 @@ def no_training(monkeypatch):
 
 
 def test_a_run_learns_and_says_what_it_was(run, texts):
-    untrained = build(run.encoding, n_positions=32, n_layer=1, n_head=2, n_embd=32, seed=0)
+    untrained = build(run.encoding, **SHAPE, seed=0)
     scores = [score_stream(m, run.encoding, texts, 32).bits_per_byte for m in (untrained, run.model)]
     per_byte = (len(stream(run.encoding, texts)) - 1) / sum(len(t.encode()) for t in texts)
     assert scores[0] == pytest.approx(math.log2(300) * per_byte, rel=0.02)  # a uniform guess
@@ -82,10 +71,9 @@ def test_a_run_learns_and_says_what_it_was(run, texts):
     assert run.summary["steps"] == tokens // 32 // 4
     assert run.summary["tokens"] == run.summary["steps"] * 4 * 32 <= tokens
     assert run.summary["parameters"] == sum(p.numel() for p in run.model.parameters())
-    assert run.summary["tokens_per_second"] > 0
     assert not run.model.training and run.model.config.use_cache
     assert run_path(TINY).is_relative_to(profile.output_root())
-    assert {p.name for p in run_path(TINY).iterdir()} - {".lock"} == {"run.json", "model.safetensors"}
+    assert {p.name for p in run_path(TINY).iterdir()} == {"run.json", "model.safetensors"}
 
 
 def test_the_same_recipe_gives_the_same_weights(run):
@@ -94,7 +82,7 @@ def test_the_same_recipe_gives_the_same_weights(run):
     torch.manual_seed(123)  # of no influence
     again = train(TINY)
     assert same(before, weights(again.model))
-    assert not same(before, weights(build(run.encoding, n_positions=32, n_layer=1, n_head=2, n_embd=32)))
+    assert not same(before, weights(build(run.encoding, **SHAPE)))
 
 
 def test_a_finished_run_is_loaded(run, no_training):
@@ -110,9 +98,7 @@ def test_a_finished_run_is_loaded(run, no_training):
 @pytest.mark.parametrize(("position", "attention"), [("t5", "window"), ("none", "delta")])
 def test_parameters_of_position_and_attention_are_trained_and_loaded(position, attention, texts):
     recipe = replace(TINY, position=position, attention=attention, train_bytes=6_000)
-    fresh = build(
-        encoding_of("debian", "bpe", 300), position, attention, n_positions=32, n_layer=1, n_head=2, n_embd=32
-    )
+    fresh = build(encoding_of("debian", "bpe", 300), position, attention, **SHAPE)
     first, second = train(recipe), train(recipe)
     assert same(weights(first.model), weights(second.model))
     own = [k for k in weights(fresh) if "wpe" in k or "beta" in k]
@@ -124,72 +110,19 @@ def test_parameters_of_position_and_attention_are_trained_and_loaded(position, a
         assert torch.equal(first.model(ids).logits, second.model(ids).logits)
 
 
-def test_another_field_gives_another_folder():
-    changed = {
-        "seed": 1,
-        "corpus": "tang",
-        "encoding": "unigram",
-        "position": "rope",
-        "attention": "linear",
-        "vocab_size": None,
-        "learning_rate": 1e-3,
-        "warmup_share": 0.2,
-    }
-    recipes = [TINY]
-    for field, value in asdict(TINY).items():
-        new = changed[field] if field in changed else value + 1
-        assert new != value
-        recipes.append(replace(TINY, **{field: new}))
-    assert len({run_path(r) for r in recipes}) == len(recipes)
-    assert run_path(TINY) == run_path(replace(TINY))
-
-
-def test_another_text_gives_another_folder(monkeypatch):
+def test_another_recipe_or_text_gives_another_folder(monkeypatch):
     before = run_path(TINY)
-    task = replace(load_task("debian"), sha256="0" * 64)
+    assert len({before, run_path(replace(TINY, seed=1)), run_path(replace(TINY, attention="linear"))}) == 3
+    task = load_task("debian").replace(sha256="0" * 64)
     monkeypatch.setattr(scratch, "_task", lambda corpus: task)
     assert run_path(TINY) != before
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: (path / "run.json").write_text('{"seed": 0,'),
-        lambda path: (path / "model.safetensors").write_bytes(b"\x10"),
-        lambda path: (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-9]),
-        lambda path: (path / "model.safetensors").unlink(),
-    ],
-    ids=["json", "short", "cut", "missing"],
-)
-def test_a_damaged_run_says_which_folder_to_delete(damage, run, tmp_path, monkeypatch):
-    path = tmp_path / "run"
-    shutil.copytree(run_path(TINY), path)
-    damage(path)
-    monkeypatch.setattr(scratch, "run_path", lambda recipe: path)
-    with pytest.raises(ValueError, match=r"run is damaged \(.*delete the folder, run again"):
-        train(TINY)
-
-
-def test_a_run_of_another_shape_is_damaged(run, monkeypatch):
-    path = run_path(TINY)
-    monkeypatch.setattr(scratch, "run_path", lambda recipe: path)
-    with pytest.raises(ValueError, match="is damaged"):
-        train(replace(TINY, n_embd=64))
-
-
 def test_too_little_text_for_a_step():
     recipe = replace(TINY, train_bytes=500, rows=64)
-    with pytest.raises(ValueError, match=r"rows of 32 tokens do not fill one step of 64: raise train_bytes"):
+    with pytest.raises(ValueError, match=r"rows of 32 do not fill one step: raise train_bytes"):
         train(recipe)
     assert not (run_path(recipe) / "run.json").exists()
-
-
-def test_two_processes_do_not_train_one_run():
-    recipe = replace(TINY, seed=99)
-    path = run_path(recipe)
-    path.mkdir(parents=True)
-    with FileLock(path / ".lock"), pytest.raises(RuntimeError, match="trained by another process"):
-        train(recipe)
 
 
 @pytest.mark.parametrize(
@@ -205,10 +138,10 @@ def test_unknown_names_are_refused(field, value, no_training):
 
 @pytest.fixture
 def five(monkeypatch):
-    examples = [Example(f"d{i}", f"{i}:", "é" * (i + 3), (), f"g{i}") for i in range(5)]
-    task = Task("five", examples, examples[:2], examples[:1], "", "")
+    rows = [{"id": i, "prompt": f"{i}:", "target": "é" * (i + 3), "references": (), "group": i} for i in range(5)]
+    task = Task({"train": rows, "validation": rows[:2], "test": rows[:1]}, "five")
     monkeypatch.setattr(scratch, "_task", lambda corpus: task)
-    return [e.prompt + e.target for e in examples]
+    return [row["prompt"] + row["target"] for row in rows]
 
 
 def test_documents_are_all_taken_once_before_any_is_taken_twice(five):
@@ -219,13 +152,8 @@ def test_documents_are_all_taken_once_before_any_is_taken_twice(five):
     assert set(drawn[:5]) == set(drawn[5:10]) == set(five)
     assert drawn[:5] != drawn[5:10]  # a new order each time round
     assert drawn[:3] == documents("five", n_bytes=sum(len(t.encode()) for t in drawn[:3]), seed=3)
+    assert documents("five") == five and documents("five", n_bytes=9) == five[:2]  # the task's own order
     assert len({tuple(documents("five", n_bytes=size, seed=s)) for s in range(6)}) > 3
-
-
-def test_documents_without_a_seed_keep_their_order(five):
-    assert documents("five") == five
-    assert documents("five", n_bytes=9) == five[:2]
-    assert documents("five", "validation", 1_000)[:5] == [*five[:2], *five[:2], five[0]]
 
 
 def test_every_encoding_sees_the_same_documents():
@@ -305,7 +233,7 @@ def test_a_shorter_first_block_moves_the_others(run, texts):
 
 
 def test_loss_by_position_is_not_about_which_text_stands_where(run):
-    texts = held_out("debian", 4_000)
+    texts = documents("debian", "test", 4_000)
     blind = copy.deepcopy(run.model)  # a model of the last token alone: no step is harder for it
     for block in blind.transformer.h:
         block.attn.c_proj.weight.data.zero_()
@@ -317,12 +245,6 @@ def test_loss_by_position_is_not_about_which_text_stands_where(run):
     assert spread[16] < 1e-3 * spread[1]
     with pytest.raises(ValueError, match="tokens fill one block of 512 at most"):
         loss_by_position([one], ["ab"], 512)
-
-
-def test_a_text_shorter_than_the_window_is_one_block(run):
-    score = score_stream(run.model, run.encoding, ["ab"], 32)
-    ids = stream(run.encoding, ["ab"])
-    np.testing.assert_allclose(score.nats, direct(run.model, ids[:-1], ids[1:]), atol=1e-5)
 
 
 def test_bits_per_byte_count_the_unknown():
@@ -344,12 +266,8 @@ def test_a_stride_that_skips_tokens_is_refused(stride, run, texts):
         score_stream(run.model, run.encoding, texts, 16, stride)
 
 
-def test_build_takes_the_vocabulary_and_options_and_repeats():
-    encoding = train_encoding("bytes", ["a"])
-    model = build(encoding, attention="window", n_layer=1, n_head=2, n_embd=32, window=7)
-    assert model.config.vocab_size == 257
-    assert model.transformer.h[0].attn.attention_options == {"window": 7}
+def test_weights_repeat_and_the_global_random_state_stays():
     state = torch.get_rng_state()
-    one, two, other = (build(97, "t5", "window", n_embd=32, seed=s) for s in (0, 0, 1))
+    one, two, other = (build(97, "t5", "window", seed=s, n_embd=32) for s in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert same(weights(one), weights(two)) and not same(weights(one), weights(other))

@@ -180,15 +180,14 @@ def delta(q, k, v, scale, beta=None, **_) -> Tensor:
 def nystrom_naive(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
     """Exact softmax near a query, Nystrom's approximation for the segments before its own.
 
-    Nystromformer (Xiong et al. 2021, 2102.03902) writes softmax(q k^T) as F A^-1 B with landmarks that are segment
-    means over the whole sequence, so tokens see later ones. The causal form is this project's own: for a query in
-    segment i the landmarks l_m are the mean keys of the finished segments m < i,
-        F = softmax(q l^T), A = softmax(l l^T), B = softmax(l k^T) over segments < i, far = F A^-1 B v,
+    Nystromformer (Xiong et al. 2021, 2102.03902) writes softmax(q k^T) as F A^-1 B with landmarks from the whole
+    sequence, so tokens see later ones. The causal form is our own: for a query in segment i the landmarks l are the
+    mean keys of the finished segments,
+        F = softmax(q l^T), A = softmax(l l^T) + ridge, B = softmax(l k^T) over segments < i, far = F A^-1 B v,
         near = softmax over the row's first token and the query's segment up to itself,
         out = near w + far (1 - w), w = sigmoid(lse_near - lse_far),
     lse being the log-sum-exp of the scores, for `far` estimated as log(segment) + lse(q l^T). The first token is in no
-    segment, since pretrained models park much attention on it (Xiao et al. 2023, 2309.17453). With segment = 1 and no
-    ridge this is softmax itself; the ridge keeps A invertible where landmarks are alike.
+    segment, since pretrained models park much attention on it (Xiao et al. 2023, 2309.17453).
     """
     outputs = []
     for t in range(q.shape[2]):
@@ -284,9 +283,8 @@ def register(name: str, entry: Attention) -> None:
 def use_attention(model: PreTrainedModel, name: str, **options) -> PreTrainedModel:
     """Make `model`, pretrained or not, run the attention `name`, and return it.
 
-    `options` replace the variant's own (window, features, segment, ridge). New parameters (delta's beta) start
-    from fixed seeds. Raises ValueError for an unknown variant or option, or one that the model's position code does
-    not fit.
+    `options` replace the variant's own. New parameters (delta's beta) start from fixed seeds. Raises ValueError for an
+    unknown variant or option, or one that the model's position code does not fit.
     """
     if name not in ATTENTIONS:
         raise ValueError(f"No attention is called {name!r}: choose of {', '.join(ATTENTIONS)}.")

@@ -65,12 +65,10 @@ def one_pass(name: str, kind: str, length: int) -> Callable[[], object]:
 
 
 def scaling(names: Sequence[str], lengths: Sequence[int], repeats: int = 5) -> pd.DataFrame:
-    """One attention operation, batch 1: attention, length, pass, milliseconds (median of `repeats` rounds, 2 or more,
-    in which the variants take turns), spread (half the distance of its quartiles), peak_megabytes.
-
-    Memory is what the pass adds to its inputs at its peak: allocated bytes on a GPU, resident memory on a CPU, where
-    less than a megabyte is noise. A variant that could outgrow the free memory at the next length is left out from
-    there on, with a printed line, rather than take the machine down.
+    """One attention operation: attention, length, pass, milliseconds (median of `repeats` >= 2 rounds by turns), spread
+    (half the distance of its quartiles), peak_megabytes: what the pass adds to its inputs, allocated on a GPU, resident
+    on a CPU, where less than a megabyte is noise. A variant that could outgrow the free memory at the next
+    length is left out from there on, with a printed line, rather than take the machine down.
     """
     rows, peaks = [], {}  # peaks: (name, pass) -> (length, MB) of the longest length that was run
     for length in tqdm(lengths, desc="lengths"):
@@ -127,9 +125,8 @@ def crossover(df: pd.DataFrame, name: str, against: str, kind: str = "forward+ba
 def leak(model: PreTrainedModel, length: int, cuts: Sequence[int] = (), padding: int = 5, seed: int = 0) -> float:
     """The future-leak test: the largest change of a logit up to token t when all tokens after t change; 0 is causal.
 
-    `cuts` are the values of t (default: around the edges of chunks and windows). Each is tried on a whole row, on
-    a row with `padding` padding tokens on the left (attention_mask and position_ids as `generate` passes them), and
-    on one with them on the right.
+    `cuts` are the values of t (default: around the edges of chunks and windows). Each is tried on a whole row, and with
+    `padding` padding tokens on the left and on the right (attention_mask and position_ids as `generate` passes them).
     """
     if length < 3:
         raise ValueError(f"length={length} leaves no later token to change: take 3 or more.")
@@ -147,8 +144,6 @@ def leak(model: PreTrainedModel, length: int, cuts: Sequence[int] = (), padding:
 
 def _logits(model: PreTrainedModel, ids: Tensor, left: int, right: int) -> Tensor:
     """Logits of the real tokens of `ids` (1, T) between `left` and `right` padding tokens."""
-    if not left + right:
-        return model(ids, use_cache=False).logits
     mask = F.pad(torch.ones_like(ids), (left, right))
     places = (mask.cumsum(1) - 1).clamp(min=0)
     logits = model(F.pad(ids, (left, right)), attention_mask=mask, position_ids=places, use_cache=False).logits

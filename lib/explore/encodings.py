@@ -28,17 +28,13 @@ GPT2_MERGES = DATA / "gpt2_bpe" / "merges.txt"
 MIN_COUNT = 2  # seen once is no pattern, and without rare characters training would never show UNK
 ALPHABET_SHARE = 0.5  # of a vocabulary may be single characters; the rest is left for longer pieces
 WORD_LIMIT = 200  # characters; longer words are cut: WordPiece would lose them, and its time is quadratic
-
 BYTE_CHARACTERS = bytes_to_unicode()  # byte -> the letter byte-level BPE writes it as
 CHARACTER_BYTES = {c: b for b, c in BYTE_CHARACTERS.items()}
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """One encoding: text to token ids and back.
-
-    `pieces[i]` are the UTF-8 bytes that id i stands for: U+FFFD for UNK, nothing for EOS, the last id.
-    """
+    """Text to token ids and back. `pieces[i]` are id i's UTF-8 bytes: U+FFFD for UNK, nothing for EOS, the last."""
 
     name: str
     pieces: tuple[bytes, ...]
@@ -81,10 +77,8 @@ class Encoding:
         return [text[start:end] for start, end in stretches]
 
     def unknown_bits(self, text: str) -> float:
-        """Bits that spell out what UNK hides, so that an encoding cannot win by losing text.
-
-        An escape code behind the UNKs of a stretch: 8 bits per UTF-8 byte and 8 for its end (a byte that UTF-8 never
-        uses). It needs no model, so it is an upper bound of what the stretches cost.
+        """Bits that spell out what UNK hides, so that an encoding cannot win by losing text: an escape code of 8 bits
+        per UTF-8 byte and 8 for a stretch's end. It needs no model, so it is an upper bound of what they cost.
         """
         return float(sum(8 * (len(s.encode("utf-8")) + 1) for s in self.lost(text)))
 
@@ -103,8 +97,7 @@ def train_encoding(name: str, texts: Sequence[str], vocab_size: int | None = Non
     """The encoding `name` of ENCODINGS, trained on `texts`; the same texts give the same encoding.
 
     `vocab_size` counts every entry, EOS and UNK included; TRAINED_TO_SIZE need it, OWN_SIZE take none. Raises
-    ValueError for an unknown name, no text, or a vocab_size that is missing, not theirs, too small for the alphabet or
-    larger than the texts can fill.
+    ValueError for an unknown name, no text, or a vocab_size that does not fit the encoding or the texts.
     """
     if name not in ENCODINGS:
         raise ValueError(f"Encoding {name!r} is unknown: choose one of {', '.join(ENCODINGS)}.")
@@ -155,18 +148,14 @@ def gpt2(texts: list[str], vocab_size: None) -> Encoding:
 
 
 def wordpiece(texts: list[str], vocab_size: int) -> Encoding:
-    """WordPiece as in BERT, but with blanks and newlines as text, and an unknown character alone becomes
-    UNK, not its word. The library picks pieces by BPE's counts, not by the papers' likelihood.
-    """
+    """As in BERT, but with blanks and newlines as text, and an unknown character alone becomes UNK, not its word. The
+    library picks pieces by BPE's counts, not by the papers' likelihood."""
     alphabet = _alphabet(texts, int(ALPHABET_SHARE * vocab_size / 2))  # a character takes two entries: "a" and "##a"
     split = [*_WORDS, pre_tokenizers.Split("#", "isolated")]  # alone, so that no word begins like a continuation
+    # named here because the library numbers them by the order of a hash table, which breaks ties
+    named = {"special_tokens": [UNK, *(f"##{c}" for c in alphabet if c != "#")], "initial_alphabet": alphabet}
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size - 1,
-        min_frequency=MIN_COUNT,
-        # named here because the library numbers them by the order of a hash table, which breaks ties
-        special_tokens=[UNK, *(f"##{c}" for c in alphabet if c != "#")],
-        initial_alphabet=alphabet,
-        show_progress=False,
+        vocab_size=vocab_size - 1, min_frequency=MIN_COUNT, show_progress=False, **named
     )
     trained = _train(models.WordPiece(unk_token=UNK), split, alphabet, trainer, texts)
     model = models.WordPiece(trained.get_vocab(), unk_token=UNK, max_input_chars_per_word=WORD_LIMIT)
@@ -251,11 +240,9 @@ def _by_id(tokenizer: Tokenizer) -> list[str]:
 
 
 def encoding_statistics(encoding: Encoding, texts: Sequence[str]) -> dict[str, float]:
-    """What `encoding` makes of `texts`; EOS is counted nowhere.
-
-    lossless_percent: of the texts, given back as they were; unknown_percent: of the characters, lost to UNK;
-    unknown_bits_per_byte: what spelling those out adds; invalid_percent: of the tokens in the text, those whose bytes
-    alone are not valid UTF-8. Raises ValueError without text.
+    """What `encoding` makes of `texts`, EOS not counted. lossless_percent: of the texts, given back as they were;
+    unknown_percent: of the characters, lost to UNK; unknown_bits_per_byte: what spelling those out adds;
+    invalid_percent: of the tokens, those whose bytes alone are not valid UTF-8. Raises ValueError without text.
     """
     n_bytes, n_characters = sum(len(t.encode("utf-8")) for t in texts), sum(map(len, texts))
     if not n_bytes:
@@ -264,18 +251,12 @@ def encoding_statistics(encoding: Encoding, texts: Sequence[str]) -> dict[str, f
     used = Counter(i for ids in batch for i in ids)
     same = sum(encoding.decode(ids) == t for t, ids in zip(texts, batch, strict=True))
     lost = [s for t, ids in zip(texts, batch, strict=True) if encoding.unk_token_id in ids for s in encoding.lost(t)]
-    return {
-        "vocab_size": encoding.vocab_size,
-        "bytes": n_bytes,
-        "characters": n_characters,
-        "tokens": used.total(),
-        "bytes_per_token": n_bytes / used.total(),
-        "characters_per_token": n_characters / used.total(),
-        "lossless_percent": 100 * same / len(texts),
-        "unknown_percent": 100 * sum(map(len, lost)) / n_characters,
-        "unknown_bits_per_byte": 8 * sum(len(s.encode("utf-8")) + 1 for s in lost) / n_bytes,
-        "invalid_percent": 100 * sum(n for i, n in used.items() if not is_text(encoding.pieces[i])) / used.total(),
-    }
+    tokens, invalid = used.total(), sum(n for i, n in used.items() if not is_text(encoding.pieces[i]))
+    row = {"vocab_size": encoding.vocab_size, "bytes": n_bytes, "characters": n_characters, "tokens": tokens}
+    row |= {"bytes_per_token": n_bytes / tokens, "characters_per_token": n_characters / tokens}
+    row |= {"lossless_percent": 100 * same / len(texts), "unknown_percent": 100 * sum(map(len, lost)) / n_characters}
+    row |= {"unknown_bits_per_byte": 8 * sum(len(s.encode("utf-8")) + 1 for s in lost) / n_bytes}
+    return row | {"invalid_percent": 100 * invalid / tokens}
 
 
 # --- BPE, step by step. A symbol is a byte string, a merge a pair of symbols.

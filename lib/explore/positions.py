@@ -27,10 +27,7 @@ def learned(position_ids: Tensor, weight: Tensor, config: GPT2Config) -> Tensor:
     """A trained vector per position, GPT-2's own (Radford et al. 2018). Raises ValueError past the table's end."""
     longest, rows = int(position_ids.max()) + 1, len(weight)
     if longest > rows:
-        raise ValueError(
-            f"A sequence of {longest} tokens is longer than the learned table of {rows} positions: cut it, "
-            "or choose a position that needs no table (sinusoidal, rope, alibi, t5, none)."
-        )
+        raise ValueError(f"{longest} tokens are more than the learned table's {rows} positions: cut the text.")
     return weight[position_ids]
 
 
@@ -97,8 +94,8 @@ def _frequencies(size: int, device) -> Tensor:
 
 @dataclass(frozen=True)
 class Code:
-    """Where a position code acts; without any function there is none (Haviv et al. 2022, 2203.16634, "NoPos"): a causal
-    model can still count, since the first token sees one token and the second two."""
+    """Where a position code acts. Without any, a causal model can still count, since the first token sees one token and
+    the second two (Haviv et al. 2022, 2203.16634, "NoPos")."""
 
     add: Callable | None = None  # (position_ids (B, T), weight, config) -> (B, T, n_embd), added to the embeddings
     rotate: Callable | None = None  # (x (B, H, T, D), positions (T,)) -> the same shape, for queries and keys
@@ -132,8 +129,7 @@ class Position(nn.Module):
         used = self.config._attn_implementation
         if (self.code.rotate or self.code.bias) and used not in ATTENTIONS:
             raise ValueError(
-                f"position {self.name!r} works inside attention, and {used!r} would leave it out: choose an "
-                f"attention of {', '.join(ATTENTIONS)}."
+                f"{used!r} leaves position {self.name!r} out: choose an attention of {', '.join(ATTENTIONS)}."
             )
         if self.code.add:
             return self.code.add(position_ids, self.weight, self.config)

@@ -1,14 +1,12 @@
 """Small GPT-2s trained from scratch, to compare encodings, positions and attentions one at a time.
 
 A `Recipe` names everything that decides a run; two recipes that differ in one field are a controlled experiment.
-Training runs on transformers' Trainer in float32 and is done once: a finished run is kept in data/runs, named after its
-recipe and data, and loaded the next time.
+Training runs on transformers' Trainer in float32 and is done once: a finished run is kept in data/runs.
 """
 
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments
@@ -156,17 +153,15 @@ def train(recipe: Recipe) -> Trained:
     """The model of `recipe`, trained now or loaded from data/runs. A run knows its recipe and data, not the code behind
     a variant's name: whoever changes that deletes the variant's runs.
 
-    Raises ValueError for unknown names, too little text, or a damaged folder of a run.
+    Raises ValueError for unknown names or too little text.
     """
     model, path = model_of(recipe), run_path(recipe)
+    encoding = encoding_of(recipe.corpus, recipe.encoding, recipe.vocab_size)
     if not (path / "run.json").exists():
-        _train(recipe, model, path)
-    try:
-        summary = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        load_model(model, path / "model.safetensors", device=str(profile.device()))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete the folder, run again.") from error
-    return Trained(model.eval(), encoding_of(recipe.corpus, recipe.encoding, recipe.vocab_size), recipe, summary)
+        _train(recipe, encoding, model, path)
+    summary = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    load_model(model, path / "model.safetensors", device=str(profile.device()))
+    return Trained(model.eval(), encoding, recipe, summary)
 
 
 def train_all(recipes: Sequence[Recipe], desc: str = "runs") -> list[Trained]:
@@ -189,35 +184,28 @@ def shifted_loss(outputs, labels, num_items_in_batch=None) -> torch.Tensor:
     return F.cross_entropy(outputs.logits.flatten(0, 1).float(), labels.flatten())
 
 
-def _train(recipe: Recipe, model: GPT2LMHeadModel, path: Path) -> None:
-    encoding = encoding_of(recipe.corpus, recipe.encoding, recipe.vocab_size)
+def _train(recipe: Recipe, encoding: Encoding, model: GPT2LMHeadModel, path: Path) -> None:
     texts = documents(recipe.corpus, "train", recipe.train_bytes, recipe.seed)
     data = _rows(stream(encoding, texts), recipe.train_length)
     steps = len(data) // recipe.rows
     if steps < 1:
-        raise ValueError(
-            f"{len(data)} rows of {recipe.train_length} tokens do not fill one step of {recipe.rows}: raise "
-            "train_bytes, or lower rows or train_length."
-        )
-    path.mkdir(parents=True, exist_ok=True)
+        raise ValueError(f"{len(data)} rows of {recipe.train_length} do not fill one step: raise train_bytes.")
+    # a run takes a minute or two: it starts again rather than resumes
+    silent = {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
     args = TrainingArguments(
-        output_dir=str(path / "trainer"),
+        str(path / "trainer"),
         max_steps=steps,
         per_device_train_batch_size=recipe.rows,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(round(recipe.warmup_share * steps), 1),
         weight_decay=0.1,
-        max_grad_norm=1.0,
         optim="adamw_torch_fused",
-        use_cpu=profile.device().type == "cpu",
-        save_strategy="no",  # a run takes a minute or two: it starts again rather than resumes
-        logging_strategy="no",
         seed=recipe.seed,
+        use_cpu=profile.device().type == "cpu",
         remove_unused_columns=False,
         dataloader_pin_memory=profile.device().type == "cuda",
-        report_to="none",
-        disable_tqdm=True,
+        **silent,
     )
     model.config.use_cache = False
     trainer = Trainer(model.train(), args, _collate, data, compute_loss_func=shifted_loss)
@@ -226,9 +214,8 @@ def _train(recipe: Recipe, model: GPT2LMHeadModel, path: Path) -> None:
     model.config.use_cache = True
     counts = {"steps": steps, "tokens": steps * recipe.rows * recipe.train_length, "parameters": model.num_parameters()}
     counts["non_embedding_parameters"] = sum(p.numel() for p in model.transformer.h.parameters())
-    part = path / f"model.{os.getpid()}.part"
-    save_model(model, str(part))
-    os.replace(part, path / "model.safetensors")
+    path.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(path / "model.safetensors"))
     write_json(path / "run.json", asdict(recipe) | counts)  # the mark of a finished run
     shutil.rmtree(path / "trainer", ignore_errors=True)
 
@@ -263,9 +250,8 @@ def score_stream(
 ) -> StreamScore:
     """Negative log-likelihood of `texts` as one stream, in windows of `length` tokens, the first one of `first`.
 
-    `stride` = `length` (the default): blocks without overlap, where a block's first tokens have little before them. A
-    smaller stride slides the window: each step scores `stride` new tokens, which see at least length - stride tokens
-    before them (Press et al. 2022, appendix B, compare the two).
+    `stride` = `length` (the default): blocks without overlap. A smaller one slides the window: each step scores that
+    many new tokens, which see at least length - stride before them (Press et al. 2022, appendix B, compare the two).
     """
     stride = length if stride is None else stride
     if not 1 <= stride <= length or not any(texts):
