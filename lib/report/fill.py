@@ -46,7 +46,8 @@ def answers(root: Path) -> dict[str, dict]:
             again = f"run `python -m lib run {number}` again"
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): {again}.") from error
     header = ["notebook", "base model", "profile", "seeds", "machine", "date"]
-    found["tables"]["all.provenance"] = markdown_table(header, origins, 6)
+    table = markdown_table(header, origins, 6)
+    found["tables"]["all.provenance"] = f"{table}\n\nTable: The run behind each notebook's numbers."
     return found
 
 
