@@ -24,13 +24,20 @@ SHORT = 512  # tokens; the scores kept for backward are 6 MB a layer of GPT-2 fo
 ONEDNN_ROWS = 128  # below, putting the weights into oneDNN's own order costs more than it gains
 
 
+def rows_at_a_time(logits: Tensor) -> int:
+    """Rows of `logits` (N, V) whose float32 copy stays in a cache."""
+    return max((GPU_NUMBERS if logits.is_cuda else CPU_NUMBERS) // logits.shape[1], 1)
+
+
 class _SummedCrossEntropy(torch.autograd.Function):
     """Float32 logits, softmax and gradient exist for a few rows at a time; the gradient takes the logits' place."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.save_for_backward(logits, targets)
-        return _nats(logits, targets)
+        rows = rows_at_a_time(logits)
+        parts = zip(logits.split(rows), targets.split(rows), strict=True)
+        return torch.stack([F.cross_entropy(x.float(), y, reduction="sum") for x, y in parts]).sum()
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -43,25 +50,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return logits, None
 
 
-def _nats(logits: Tensor, targets: Tensor) -> Tensor:
-    rows = rows_at_a_time(logits)
-    parts = zip(logits.split(rows), targets.split(rows), strict=True)
-    return torch.stack([F.cross_entropy(x.float(), y, reduction="sum") for x, y in parts]).sum()
-
-
-def rows_at_a_time(logits: Tensor) -> int:
-    """Rows of `logits` (N, V) whose float32 copy stays in a cache."""
-    return max((GPU_NUMBERS if logits.is_cuda else CPU_NUMBERS) // logits.shape[1], 1)
-
-
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Sum of -ln p(target) in nats, computed in float32. logits (N, V) of any float type, targets (N,) -> ().
 
     Backward overwrites `logits`: they can't be read after it, and a second backward raises RuntimeError.
     """
-    if logits.requires_grad and torch.is_grad_enabled():
-        return _SummedCrossEntropy.apply(logits, targets)
-    return _nats(logits, targets)
+    return _SummedCrossEntropy.apply(logits, targets)
 
 
 def fuse_activations(model: nn.Module) -> nn.Module:
@@ -133,8 +127,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None, p=0.0
 def fast_float32(rows: int) -> Iterator[None]:
     """Inside, float32 products of `rows` rows on a CPU go to oneDNN where that is no less exact than MKL.
 
-    MKL is slow on AMD's processors: 1.7 times the seconds for GPT-2's output layer on an EPYC. torch has one switch
-    for it, which elsewhere permits bfloat16 inside the product: there it stays off.
+    MKL takes 1.7 times the seconds for GPT-2's output layer on an EPYC. torch's one switch for it elsewhere permits
+    bfloat16 inside the product: there it stays off.
     """
     before = torch.get_float32_matmul_precision()
     if rows >= ONEDNN_ROWS and _onednn_keeps_float32():

@@ -108,21 +108,6 @@ def _grid(panels: int, columns: int, width: float, height: float, **options):
     return fig, axes
 
 
-def histogram(lengths: Mapping[str, Sequence[float]], xlabel="tokens per document", bins=40):
-    """One panel per name, below each other on one x axis; a line marks the median."""
-    fig, axes = plt.subplots(len(lengths), 1, sharex=True, squeeze=False, figsize=(6.4, 0.7 + 1.05 * len(lengths)))
-    edges = np.histogram_bin_edges(np.concatenate([np.asarray(v) for v in lengths.values()]), bins)
-    for ax, (name, values), color in zip(axes[:, 0], lengths.items(), COLORS, strict=False):
-        ax.hist(values, edges, color=color, edgecolor="white", linewidth=0.4)
-        middle = float(np.median(values))
-        ax.axvline(middle, color=INK, linewidth=1, linestyle="--")
-        note(ax, f"median {middle:g}", (middle, 1), (4, -2), xycoords=("data", "axes fraction"), va="top", fontsize=9)
-        ax.set_title(f"{name}  (n = {len(values):,})", fontsize=9)
-        ax.set_ylabel("documents")
-    axes[-1, 0].set_xlabel(xlabel)
-    return fig
-
-
 def loss_curves(df: pd.DataFrame, measure="bits_per_byte", x="tokens", ylabel="held-out bits per byte"):
     """Columns method, seed, `x`, `measure`: each seed thin, the mean over seeds bold and labelled."""
     fig, ax = plt.subplots()

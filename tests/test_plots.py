@@ -58,7 +58,6 @@ def dots():
 
 
 DRAW = {
-    "histogram": lambda: plots.histogram({"train": range(1, 90), "test": range(5, 50)}),
     "loss_curves": lambda: plots.loss_curves(curves()),
     "before_after": lambda: plots.before_after(stages(), {"bits_per_byte": "bits per byte", "chrf": "chrF"}),
     "dots": dots,
