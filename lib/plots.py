@@ -211,16 +211,6 @@ def dots(
     return fig
 
 
-def similarity(matrix, title="", xlabel="position", label="cosine similarity"):
-    """`matrix` (n, n) of cosine similarities, drawn from -1 to 1."""
-    fig, ax = plt.subplots(figsize=(4.6, 3.8))
-    image = ax.imshow(np.asarray(matrix), vmin=-1, vmax=1, interpolation="nearest")
-    ax.set(title=title, xlabel=xlabel, ylabel=xlabel)
-    ax.grid(False)
-    fig.colorbar(image, label=label, shrink=0.8, aspect=25).outline.set_visible(False)
-    return fig
-
-
 def matrices(panels: Mapping[str, np.ndarray], columns: int = 4):
     """Small square matrices side by side, red below 0 and blue above. Each has its own colour scale, which ends where
     3 % of its entries lie beyond: a few large ones would leave the rest white.

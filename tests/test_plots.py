@@ -61,7 +61,6 @@ DRAW = {
     "loss_curves": lambda: plots.loss_curves(curves()),
     "before_after": lambda: plots.before_after(stages(), {"bits_per_byte": "bits per byte", "chrf": "chrF"}),
     "dots": dots,
-    "similarity": lambda: plots.similarity(np.eye(16), "位置"),
     "bars": lambda: plots.bars(odds()),
     "strips": lambda: plots.strips({LINE: TOKENS, "costs $0": {"bpe": ["costs", " $0"]}}),
     "lines": lambda: plots.lines(curves(), "tokens", "bits_per_byte", "method", logx=False),
@@ -88,7 +87,7 @@ def test_missing_glyphs_would_be_noticed(monkeypatch):
         m.setitem(mpl.rcParams, "font.family", ["DejaVu Sans"])
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="Glyph"):
-            DRAW["similarity"]().draw_without_rendering()
+            dots().draw_without_rendering()
 
 
 def test_without_any_chinese_font_one_line_says_so(monkeypatch, capsys):
