@@ -42,11 +42,6 @@ class Measured:
     forgetting: dict
 
 
-def longest_text(tokenizer, task, most: int = 160) -> int:
-    """How many tokens a generation may have: the longest validation target's, at most `most`."""
-    return min(most, max(len(d.input_ids) - d.prompt_length for d in encode(tokenizer, task["validation"], 10**9)))
-
-
 def measure(
     base,
     task,
@@ -60,14 +55,14 @@ def measure(
     general: Mapping[str, int] | None = None,
 ) -> Measured:
     """Score the first `documents` test rows and write for the first `generated` and `sampled` of them with `run`'s
-    model, or without one the base model itself. `general`: benchmark (a function of lib.benchmarks) -> its size.
+    model, or without one the base model itself; a text has as many tokens as the longest validation target, or at most
+    `max_new_tokens`. `general`: benchmark (a function of lib.benchmarks) -> its size.
 
     What was measured before under the same settings is read back from the run's folder.
     """
-    model = run.model if run else base.model
-    who = {"stage": "before", "method": "none", "seed": seed}
+    model, who = base.model, {"stage": "before", "method": "none", "seed": seed}
     if run:
-        who = {"stage": "after", "method": run.summary["method"], "seed": run.summary["seed"]}
+        model, who = run.model, {"stage": "after", "method": run.summary["method"], "seed": run.summary["seed"]}
     sizes = {name: size for name, size in (general or {}).items() if out_of_reach(name) is None}
     settings = [task.sha256, base.name, base.revision, documents, generated, sampled, max_new_tokens, DECODING, sizes]
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
@@ -76,7 +71,8 @@ def measure(
         record = json.loads(path.read_text(encoding="utf-8"))
         return Measured(**record | {"scores": pd.DataFrame(record["scores"])})
     label = f"{task.name}, {who['method']}, seed {who['seed']}"
-    longest = longest_text(base.tokenizer, task, max_new_tokens)
+    encoded = encode(base.tokenizer, task["validation"], 10**9)
+    longest = min(max_new_tokens, max(len(d.input_ids) - d.prompt_length for d in encoded))
 
     def write(count: int, decoding: str) -> list[str]:
         prompts = [row["prompt"] for row in head(task["test"], count)]

@@ -86,11 +86,9 @@ class Rater:
 
     def choose(self, side: str) -> None:
         """Record "left", "right", "tie" or "skip" for the current pair and go on to the next one."""
-        if side not in ("left", "right", "tie", "skip"):
-            raise ValueError(f"{side!r} is no choice: left, right, tie or skip.")
         pair = self.open[0]
         left, right = self.order(pair)
-        choice = {"left": left, "right": right}.get(side, side)
+        choice = {"left": left, "right": right, "tie": "tie", "skip": "skip"}[side]
         time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         row = {"rater": self.name, "id": pair.id, "choice": choice, "left": left, "right": right}
         append_line(self.path, row | {"digest": pair.digest(), "time": time})

@@ -3,11 +3,10 @@
 `predictions` are texts, `references` for each prediction a list of texts, or one. The counting is done by the libraries
 that the field cites: sacrebleu (Post 2018) for BLEU and chrF, rouge-score for ROUGE-L.
 
-Beside the published E2E rows (scored by tuetschek/e2e-metrics, whose mteval-13a ignores case): `bleu` with
-`lowercase=True` and `nist` follow mteval's definition. Two differences stay: those rows may score detokenised text, and
-mteval counts the empty strings that its file format pads short reference lists with. ROUGE-L there is coco-caption's F
-with beta 1.2 over tokens of Stanford's tokenizer: not comparable. Left out: METEOR, which needs WordNet's files, and
-CIDEr, which needs Java.
+Beside the published E2E rows (tuetschek/e2e-metrics, whose mteval-13a ignores case): `bleu` with `lowercase=True` and
+`nist` follow mteval's definition, but those rows may score detokenised text, and mteval counts the empty strings that
+pad its files. ROUGE-L there is coco-caption's F with beta 1.2 over tokens of Stanford's tokenizer: not comparable. Left
+out: METEOR, which needs WordNet's files, and CIDEr, which needs Java.
 """
 
 import math
@@ -35,12 +34,9 @@ def ngrams(tokens: Sequence[str], n: int) -> Counter:
 
 def _lists(predictions: Sequence[str], references: Sequence) -> list[list[str]]:
     """References as lists. Raises ValueError where they do not go with the predictions."""
-    if not predictions or len(predictions) != len(references):
-        raise ValueError(
-            f"{len(predictions)} predictions and {len(references)} reference lists: pass one list of references "
-            "(or one) per prediction, and at least one."
-        )
     lists = [[r] if isinstance(r, str) else list(r) for r in references]
+    if not predictions or len(predictions) != len(lists):
+        raise ValueError(f"{len(predictions)} predictions and {len(lists)} reference lists: pass one list for each.")
     if not all(lists):
         raise ValueError(f"Prediction {lists.index([])} has no reference: give it one or leave it out.")
     return lists
@@ -86,16 +82,15 @@ def rouge_l(predictions: Sequence[str], references: Sequence) -> float:
 
 def nist(predictions: Sequence[str], references: Sequence, max_n: int = 5) -> float:
     """NIST (Doddington 2002) as mteval-v13a counts it, ignoring case: an n-gram matches if any reference holds it, and
-    the length goes against the references' average. (nltk's corpus_nist matches the single best reference, which is
-    lower with several; with one reference it is equal.)"""
+    the length goes against the references' average. (nltk's corpus_nist matches the single best reference.)"""
     tokenizer = BLEU(tokenize="13a").tokenizer
     split = cache(lambda text: tuple(tokenizer(text.lower()).split()))
     lists = _lists(predictions, references)
     counts: Counter = Counter()
-    for r in (r for rs in lists for r in rs):
+    for tokens in (split(r) for rs in lists for r in rs):
+        counts[()] += len(tokens)
         for n in range(1, max_n + 1):
-            counts.update(ngrams(split(r), n))
-    counts[()] = sum(len(split(r)) for rs in lists for r in rs)
+            counts.update(ngrams(tokens, n))
     score = 0.0
     for n in range(1, max_n + 1):
         gained, possible = 0.0, 0
@@ -223,10 +218,9 @@ def debian_checks(prompt: str, output: str) -> dict[str, float]:
     """Does one generated description keep Debian's form, and say what its tags say?
 
     The form is that of Debian Policy 5.6.13 and the Developer's Reference 6.2.2: a synopsis of at most 80 characters
-    without a leading article and without a full stop; `synopsis_form` is all three, and none for an empty one. All are
-    0 or 1 but `tags_reflected`: the share of the prompt's tags in CONTENT_FACETS that a word of the output says, nan
-    without such a tag. Human descriptions do not say all of theirs: their rate is the ceiling, that of other packages'
-    descriptions the chance.
+    without a leading article and without a full stop; `synopsis_form` is all three. All are 0 or 1 but tags_reflected:
+    the share of the prompt's tags in CONTENT_FACETS that a word of the output says, nan without such a tag. Human
+    descriptions do not say all of theirs: their rate is the ceiling, that of other packages' descriptions the chance.
     """
     synopsis, _, long = output.strip().partition("\n")
     synopsis = synopsis.strip()
