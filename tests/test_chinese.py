@@ -1,19 +1,25 @@
-"""lib.explore.chinese: the form of a quatrain by hand-made poems, by broken ones, and by the shipped ones."""
+"""lib.explore.chinese: form by hand-made, broken and shipped poems; plans; new tokens; equal text."""
 
+import copy
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from tokenizers import AddedToken
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib.explore import chinese, chinese_plots
-from lib.tasks import load_task
+from lib import profile
+from lib.explore import chinese
+from lib.models import Base, load_base, small_gpt2, tiny_tokenizer
+from lib.packing import draw
+from lib.tasks import encode, head, load_task
 
-HERON = "白日依山尽，\n黄河入海流。\n欲穷千里目，\n更上一层楼。"  # by the rule throughout, in Mandarin too
+HERON = "白日依山尽，\n黄河入海流。\n欲穷千里目，\n更上一层楼。"  # by the rule throughout, in Mandarin too; -ou
 LUSHAN = "日照香炉生紫烟，\n遥看瀑布挂前川。\n飞流直下三千尺，\n疑是银河落九天。"
+BEAN = "红豆生南国，\n春来发几枝。\n愿君多采撷，\n此物最相思。"  # 枝 zhi, 思 si: -i
 NO_PINYIN = "𬭭"
-LEVEL, OBLIQUE = "天", "地"
 
 
 @pytest.fixture(scope="module")
@@ -21,150 +27,121 @@ def tang():
     return load_task("tang")
 
 
+@pytest.fixture(scope="module")
+def base():
+    return load_base()
+
+
+@pytest.fixture(scope="module")
+def wide(base, tang):
+    characters = chinese.split_characters(base.tokenizer, [row["target"] for row in tang["train"]], 50)
+    return chinese.extend(base, characters, "pieces")
+
+
 def lines(*patterns: str) -> list[str]:
     """Lines of level and oblique characters from patterns such as "-|-||"."""
-    return [p.replace("-", LEVEL).replace("|", OBLIQUE) for p in patterns]
+    return [p.replace("-", "天").replace("|", "地") for p in patterns]
 
 
-# ---- the form
+# --- form
 
 
 def test_a_quatrain_is_read_without_its_punctuation():
-    assert chinese.quatrain(HERON) == ("白日依山尽", "黄河入海流", "欲穷千里目", "更上一层楼")
+    assert chinese.quatrain(HERON) == ["白日依山尽", "黄河入海流", "欲穷千里目", "更上一层楼"]
     assert [len(x) for x in chinese.quatrain(f"\n{LUSHAN} \n")] == [7, 7, 7, 7]
     bare = HERON.translate({ord(c): None for c in "，。"})
-    assert chinese.quatrain(bare) == chinese.quatrain(HERON)
-    assert chinese.is_quatrain(HERON.replace("，", "！").replace("。", "？"))
+    assert chinese.quatrain(bare) == chinese.quatrain(HERON) == chinese.quatrain(HERON.replace("，", "！"))
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    "text",
     [
-        ("", r"1 line\(s\)"),
-        ("\n".join(HERON.split("\n")[:3]), r"3 line\(s\)"),
-        (HERON + "\n更上一层楼。", r"5 line\(s\)"),
-        (HERON.replace("，\n", "，\n\n", 1), r"5 line\(s\)"),
-        (HERON.replace("\n", ""), r"1 line\(s\)"),
-        (HERON.replace("黄河", "黄"), "lines of 5, 4, 5, 5"),
-        ("\n".join(["白日依山尽去"] * 4), "lines of 6, 6, 6, 6"),
-        ("\n".join([*LUSHAN.split("\n")[:2], *HERON.split("\n")[2:]]), "lines of 7, 7, 5, 5"),
-        (HERON.replace("河", "X"), "line 2 is '黄X入海流'"),
-        (HERON.replace("楼", "\ufffd"), "line 4"),
-        (HERON.replace("流", "1"), "line 2"),
-        ("，。\n" * 4, "line 1 is ''"),
+        "",
+        "\n".join(HERON.split("\n")[:3]),
+        HERON + "\n更上一层楼。",
+        HERON.replace("，\n", "，\n\n", 1),
+        HERON.replace("\n", ""),
+        HERON.replace("黄河", "黄"),
+        "\n".join(["白日依山尽去"] * 4),
+        "\n".join([*LUSHAN.split("\n")[:2], *HERON.split("\n")[2:]]),
+        HERON.replace("河", "X"),
+        HERON.replace("楼", "\ufffd"),
+        "，。\n" * 4,
     ],
 )
-def test_what_is_no_quatrain_is_named_and_scores_nothing(text, reason):
-    with pytest.raises(ValueError, match=f"Not a quatrain, .*{reason}"):
-        chinese.quatrain(text)
-    assert not chinese.is_quatrain(text)
-    found = chinese.form(text)
-    assert found["exact_form"] == found["rhyme"] == 0
-    assert all(math.isnan(found[k]) for k in ("alternation", "opposition", "repeated"))
-
-
-# ---- sounds
+def test_what_is_no_quatrain_scores_nothing(text):
+    assert chinese.quatrain(text) is None
+    assert chinese.form(text) == {"exact_form": 0, "rhyme": 0, "copied_line": 0}
+    with pytest.raises(ValueError, match="Not a quatrain, four lines"):
+        chinese.plan_of(text)
 
 
 def test_finals_without_their_medials():
-    wanted = {
-        "a": "麻家花",
-        "o": "波多",
-        "e": "歌",
-        "ê": "月切",
-        "ai": "来怀",
-        "ei": "飞归",
-        "ao": "高遥",
-        "ou": "楼流",
-        "an": "山天川泉",
-        "en": "人新春云",
-        "ang": "香光长",
-        "eng": "风城情东穷",
-        "i": "衣知诗",
-        "u": "无孤",
-        "v": "鱼居",
-        "er": "儿",
-    }
-    found = {c: chinese.rhyme_of(c) for characters in wanted.values() for c in characters}
-    assert found == {c: f for f, characters in wanted.items() for c in characters}
+    wanted = (
+        "麻家花 a|波多 o|歌 e|月切 ê|来怀 ai|飞归 ei|高遥 ao|楼流 ou|山天川泉 an|人新春云 en|香光长 ang|风城情东穷 eng"
+    )
+    wanted += "|衣知诗 i|无孤 u|鱼居 v|儿 er"
+    for characters, final in (part.split() for part in wanted.split("|")):
+        assert {chinese.rhyme_of(c) for c in characters} == {final}
 
 
 def test_rhyme_needs_two_different_characters_that_sound_alike():
     assert chinese.rhyme("流", "楼") and chinese.rhyme("家", "花")
-    assert not chinese.rhyme("流", "天")
-    assert not chinese.rhyme("流", "流")
-    assert not chinese.rhyme("山", "香")  # -an, -ang
-
-
-def test_a_character_without_pinyin_has_no_sound_and_rhymes_with_nothing():
+    assert not chinese.rhyme("流", "天") and not chinese.rhyme("流", "流") and not chinese.rhyme("山", "香")
     for other in (NO_PINYIN, "a", "，", "\ufffd"):
         assert chinese.rhyme_of(other) is None and chinese.tone_of(other) is None
     assert not chinese.rhyme(NO_PINYIN, "𦶟")  # neither has a final: None is not equal to None
-    with_it = HERON.replace("流", NO_PINYIN)
-    assert chinese.form(with_it)["exact_form"] == 1 and chinese.form(with_it)["rhyme"] == 0
+    assert chinese.form(HERON.replace("流", NO_PINYIN))["rhyme"] == 0
     assert not math.isnan(chinese.form(HERON.replace("日", NO_PINYIN))["alternation"])
     with pytest.raises(ValueError, match="'流楼' is not one character"):
         chinese.rhyme_of("流楼")
 
 
-def test_tones_are_level_or_oblique():
-    assert [chinese.tone_of(c) for c in "天年"] == ["level", "level"]
-    assert [chinese.tone_of(c) for c in "马地"] == ["oblique", "oblique"]
-    assert chinese.tone_of("吗") is None  # neutral
-
-
 def test_tone_measures_of_a_poem_by_the_rule():
+    tones = ["".join(map(chinese.tone_of, line)) for line in chinese.quatrain(HERON)]
+    assert tones == ["平仄平平仄", "平平仄仄平", "仄平平仄仄", "仄仄平平平"]
+    assert chinese.tone_of("吗") is None  # neutral
     found = chinese.form(HERON)
     assert (found["rhyme"], found["alternation"], found["opposition"]) == (1, 1, 1)
-    scanned = chinese.scan(HERON)
-    assert list(scanned["tones"]) == ["平仄平平仄", "平平仄仄平", "仄平平仄仄", "仄仄平平平"]
-    assert list(scanned["rhyme"]) == ["en", "ou", "u", "ou"]
 
 
-def test_alternation_counts_the_pairs_inside_a_line():
+def test_alternation_counts_inside_a_line_and_opposition_in_a_couplet():
     assert chinese.alternation(lines("---|-", "-|---", "-----", "-|-|-")) == 0.5
     # positions 2, 4, 6: two pairs a line
     assert chinese.alternation(lines("---|---", "-|---|-", "-------", "-----|-")) == 5 / 8
-    # other positions do not count
-    assert chinese.alternation(lines("|-|-|", "|-|-|")) == 0
+    assert chinese.alternation(lines("|-|-|", "|-|-|")) == 0  # other positions do not count
+    assert chinese.opposition(lines("-----", "-|-|-", "-----", "-----")) == 0.5
+    assert chinese.opposition(lines("-----", "-----", "-|-|-", "-|-|-")) == 0  # between couplets
+    assert chinese.opposition(lines("-------", "-|-|-|-", "-------", "-----|-")) == 4 / 6
     unknown = [NO_PINYIN * 5] * 4
     assert math.isnan(chinese.alternation(unknown)) and math.isnan(chinese.opposition(unknown))
 
 
-def test_opposition_counts_the_pairs_of_a_couplet():
-    assert chinese.opposition(lines("-----", "-|-|-", "-----", "-----")) == 0.5
-    assert chinese.opposition(lines("-----", "-----", "-|-|-", "-|-|-")) == 0  # between couplets
-    assert chinese.opposition(lines("-------", "-|-|-|-", "-------", "-----|-")) == 4 / 6
-
-
-def test_repetition_is_the_share_of_characters_seen_before():
-    assert chinese.repeated(["天地玄黄宇", "宙洪荒日月", "盈昃辰宿列", "张寒来暑往"]) == 0
-    assert chinese.repeated(["天地玄黄宇"] * 4) == 0.75
-
-
-# ---- against the training poems
-
-
 def test_a_copied_line_is_one_of_the_training_lines_whole():
-    known = chinese.training_lines([LUSHAN])
-    assert len(known) == 4
+    known = frozenset(chinese.quatrain(LUSHAN))
     one_line = "\n".join([*HERON.split("\n")[:3], "疑是银河落九天！"])
     assert chinese.form(one_line, known)["copied_line"] == 1  # whatever the form and the mark
     assert chinese.form(HERON, known)["copied_line"] == 0
-    assert chinese.form(LUSHAN.replace("九", "青").replace("三", "几"), known)["copied_line"] == 1
     almost = "".join("云" if i % 9 == 3 else c for i, c in enumerate(LUSHAN))
     assert chinese.form(almost, known)["copied_line"] == 0
 
 
 def test_the_table_averages_what_is_defined_and_says_over_how_many():
     table = chinese.form_table([HERON, LUSHAN, "no poem"], [LUSHAN]).set_index("measure")
-    assert tuple(table.index) == chinese.MEASURES
     assert table.loc["exact_form", "value"] == pytest.approx(2 / 3)
     assert table.loc["copied_line", "value"] == pytest.approx(1 / 3)
     assert table.loc["alternation", "texts"] == 2 and table.loc["rhyme", "texts"] == 3
     assert chinese.form_table([LUSHAN], [LUSHAN]).set_index("measure").loc["longest_run", "value"] == 32
-    with pytest.raises(ValueError, match="form of no text"):
-        chinese.form_table([], [LUSHAN])
+    seven = chinese.form("\n".join(["天地玄黄宇"] * 4))
+    assert seven["repeated"] == 0.75 and chinese.form_table(["x"], [LUSHAN])["value"].isna().sum() == 3
+
+
+def test_a_rate_pools_the_texts_of_all_seeds_with_wilsons_interval():
+    table = pd.DataFrame({"value": [0.75, 0.25], "texts": [4, 4]})
+    # Wilson 1927 by hand: z = 1.96, n = 8, p = 1/2
+    z, n = 1.959964, 8
+    half = z / (1 + z * z / n) * math.sqrt(1 / (4 * n) + z * z / (4 * n * n))
+    assert chinese.rate(table) == pytest.approx((50, 50 - 100 * half, 50 + 100 * half), abs=0.01)
 
 
 def ending(second: str, fourth: str) -> str:
@@ -177,57 +154,237 @@ def test_rhyme_by_chance_pairs_every_poem_with_every_other():
     # lines 2 x 4 of other poems: 流-山, 流-流 (the same), 愁-楼 (rhymes), 愁-流 (rhymes), 𬭭-楼, 𬭭-山
     assert chinese.rhyme_by_chance(poems) == pytest.approx(2 / 6)
     assert math.isnan(chinese.rhyme_by_chance(poems[:1])) and math.isnan(chinese.rhyme_by_chance([]))
-    # only poems of the same line length are paired
-    assert chinese.rhyme_by_chance([*poems, LUSHAN]) == pytest.approx(2 / 6)
+    # only poems of the same line length are paired, and what is no poem is left out
+    assert chinese.rhyme_by_chance([*poems, LUSHAN, "no poem"]) == pytest.approx(2 / 6)
     # who ends in one sound rhymes by that alone
     assert chinese.rhyme_by_chance([ending("流", "楼"), ending("愁", "秋"), ending("州", "舟")]) == 1
-    with pytest.raises(ValueError, match="Not a quatrain"):
-        chinese.rhyme_by_chance([HERON, "no poem"])
-
-
-def test_mixed_characters_stay_in_their_poem(tang):
-    people = [e.target for e in tang.test[:300]]
-    shuffled = chinese.characters_mixed(people, seed=1)
-    for a, b in zip(people, shuffled, strict=True):
-        x, y = (chinese.quatrain(t) for t in (a, b))
-        assert sorted("".join(x)) == sorted("".join(y)) and len(x[0]) == len(y[0])
-        assert x != y
-    assert shuffled == chinese.characters_mixed(people, seed=1)
-    assert shuffled != chinese.characters_mixed(people, seed=2)
-    with pytest.raises(ValueError, match="Not a quatrain"):
-        chinese.characters_mixed([HERON, "no poem"])
 
 
 def test_people_rhyme_and_chance_does_not(tang):
-    people = [e.target for e in tang.test]
-    assert all(map(chinese.is_quatrain, people))
-
-    def rates(texts):
-        return pd.DataFrame([chinese.form(t) for t in texts]).mean()
-
-    found = rates(people)
+    people = [row["target"] for row in tang["test"]]
+    assert all(map(chinese.quatrain, people))
+    found = pd.DataFrame(map(chinese.form, people)).mean()
     assert 0.75 < found["rhyme"] < 0.9
     assert found["alternation"] > 0.75 and found["opposition"] > 0.75
     # chance once more, by shuffling
     poems = [p for p in map(chinese.quatrain, people) if len(p[0]) == 7]
-    rng = np.random.default_rng(0)
-    drawn = [
-        chinese.rhyme(poems[i][1][-1], poems[j][3][-1]) for i, j in rng.integers(0, len(poems), (20_000, 2)) if i != j
-    ]
-    sevens = ["\n".join(p) for p in poems]
-    assert chinese.rhyme_by_chance(sevens) == pytest.approx(np.mean(drawn), abs=0.01)
-    tones = rates(chinese.characters_mixed(people))
+    drawn = np.random.default_rng(0).integers(0, len(poems), (20_000, 2))
+    rate = np.mean([chinese.rhyme(poems[i][1][-1], poems[j][3][-1]) for i, j in drawn if i != j])
+    assert chinese.rhyme_by_chance(["\n".join(p) for p in poems]) == pytest.approx(rate, abs=0.01)
+    mixed = chinese.characters_mixed(people, seed=1)
+    tones = pd.DataFrame(map(chinese.form, mixed)).mean()
     assert tones["alternation"] == pytest.approx(0.5, abs=0.03)
     assert tones["opposition"] == pytest.approx(0.5, abs=0.03)
+    for a, b in zip(people, mixed, strict=True):
+        assert sorted("".join(chinese.quatrain(a))) == sorted(b.replace("\n", "")) and a != b
+    assert mixed == chinese.characters_mixed(people, seed=1) != chinese.characters_mixed(people, seed=2)
 
 
-def test_the_figure_shows_every_rate_and_says_where_there_is_none():
-    df = pd.DataFrame(
-        [("people", 0, 0.821), ("after", 0, 0.2), ("after", 1, 0.3), ("before", 0, np.nan)],
-        columns=["source", "seed", "value"],
-    ).assign(measure="rhyme")
-    sources = ["people", "chance", "before", "after"]  # chance has no row: its place stays empty
-    figure = chinese_plots.form_panels(df, {"rhyme": "rhyme"}, sources)
-    shown = [t.get_text() for ax in figure.axes for t in ax.texts]
-    assert shown == ["82.1 %", "no poem to measure", "25.0 %"]
-    plt.close(figure)
+# --- plans
+
+
+def test_a_planned_task_is_the_task_with_a_line_more(tang):
+    assert chinese.plan_of(BEAN) == "五i枝思" and chinese.plan_of(BEAN, last="楼") == "五ou枝楼"
+    planned = chinese.with_plan(tang)
+    assert planned.name == "tang-plan" and planned.sha256 != tang.sha256
+    for split in ("train", "validation", "test"):
+        for before, after in zip(tang[split], planned[split], strict=True):
+            assert after["prompt"] == before["prompt"] and after["id"] == before["id"]
+            assert after["target"] == f"{chinese.plan_of(before['target'])}\n{before['target']}"
+            assert [r.partition("\n")[2] for r in after["references"]] == list(before["references"])
+
+
+def test_given_plans_do_not_rhyme():
+    assert chinese.unrhymed_plans([BEAN, HERON, BEAN]) == ["五ou枝楼", "五i流思", "五ou枝楼"]  # never 枝 with 思
+    with pytest.raises(ValueError, match="fails to rhyme with 枝"):
+        chinese.unrhymed_plans([BEAN, BEAN])
+
+
+@pytest.mark.parametrize(
+    ("text", "rhymes", "metre", "ends"),
+    [
+        (f"五i枝思\n{BEAN}", 1, 1, 1),
+        (f"七i枝思\n{BEAN}", 1, 0, 1),
+        (f"五ou枝楼\n{BEAN}", 0, 1, 0),
+        (f"五i思枝\n{BEAN}", 1, 1, 0),
+        ("五i枝思\n红豆生南国，", 1, 0, 0),
+        (BEAN, 0, 0, 0),  # the plan was left out: the first line is read as one
+        ("", 0, 0, 0),
+    ],
+)
+def test_how_a_text_follows_its_plan(text, rhymes, metre, ends):
+    assert chinese.follows(text) == {"plan_rhymes": rhymes, "metre_kept": metre, "ends_kept": ends}
+
+
+# --- new tokens, for GPT-2's and Llama's architecture, tied and not
+
+CHARACTERS = ["山", "日", "香"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A byte-level BPE that knows English only, as GPT-2's nearly does."""
+    return tiny_tokenizer([row["target"] for row in head(load_task("debian")["train"], 100)], vocab_size=500)
+
+
+def llama(vocab_size: int, tied: bool) -> LlamaForCausalLM:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=vocab_size, num_key_value_heads=1, tie_word_embeddings=tied, **sizes)
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+MODELS = {
+    "gpt2 tied": lambda v: small_gpt2(v, 1, 2, 32),
+    "gpt2 untied": lambda v: small_gpt2(v, 1, 2, 32, tie_word_embeddings=False),
+    "gpt2 with spare rows": lambda v: small_gpt2(v + 64, 1, 2, 32),
+    "llama tied": lambda v: llama(v, True),
+    "llama untied": lambda v: llama(v, False),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def any_base(request, tokenizer) -> Base:
+    model = MODELS[request.param](len(tokenizer))
+    return Base(model, tokenizer, request.param, True, "a seed", None, model.num_parameters(), 256, "")
+
+
+def tables(model) -> list[torch.Tensor]:
+    """Embedding and head, once each."""
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return [embedding] if output is embedding else [embedding, output]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("init", chinese.INITS)
+def test_old_rows_stay_and_new_ones_start_as_named(any_base, init):
+    weights = copy.deepcopy(any_base.model.state_dict())
+    wide, size = chinese.extend(any_base, CHARACTERS, init, seed=3), len(any_base.tokenizer)
+    ids = wide.tokenizer.convert_tokens_to_ids(CHARACTERS)
+    assert ids == list(range(size, size + 3))
+    assert len(tables(wide.model)) == len(tables(any_base.model)) == (2 if "untied" in any_base.name else 1)
+    for old, new in zip(tables(any_base.model), tables(wide.model), strict=True):
+        assert torch.equal(new[:size], old[:size])
+        means = torch.stack(
+            [old[any_base.tokenizer(c, add_special_tokens=False).input_ids].mean(0) for c in CHARACTERS]
+        )
+        if init == "pieces":
+            assert torch.allclose(new[ids], means, atol=1e-7)
+        else:
+            assert not torch.allclose(new[ids], means, atol=1e-3)
+            assert new[ids].std() == pytest.approx(means.std(), rel=0.25)
+            assert abs(new[ids].mean()) < means.std() / 3
+    inputs = any_base.tokenizer("a tool for developers 水", return_tensors="pt")  # no new character in it
+    assert torch.allclose(
+        wide.model(**inputs).logits[..., :size], any_base.model(**inputs).logits[..., :size], atol=1e-5
+    )
+    wide.model.get_input_embeddings().weight.zero_()
+    now = any_base.model.state_dict()
+    assert len(any_base.tokenizer) == size and all(torch.equal(now[k], weights[k]) for k in weights)
+
+
+def test_name_and_count_tell_extensions_apart(any_base):
+    asked = [
+        (CHARACTERS, "pieces", 0),
+        (CHARACTERS, "random", 0),
+        (CHARACTERS, "random", 1),
+        (CHARACTERS[:2], "random", 0),
+    ]
+    made = [chinese.extend(any_base, *arguments) for arguments in [*asked, (["水", "日", "香"], "random", 0)]]
+    assert len({b.name for b in made} | {any_base.name}) == 6
+    assert made[0].parameters == made[0].model.num_parameters()
+    again = chinese.extend(any_base, CHARACTERS, "random", 1)
+    assert torch.equal(tables(again.model)[0], tables(made[2].model)[0])
+    assert not torch.equal(tables(again.model)[0], tables(made[1].model)[0])
+
+
+def test_any_text_survives_the_extended_tokenizer(tokenizer, tang):
+    model = small_gpt2(len(tokenizer), 1, 2, 32)
+    base = Base(model, tokenizer, "tiny", True, "", None, model.num_parameters(), 256, "")
+    characters = chinese.split_characters(tokenizer, [row["prompt"] + row["target"] for row in tang["train"]], 300)
+    wide = chinese.extend(base, characters, "pieces").tokenizer
+    odd = ["日", "山日山", " 日 x日x ", "a\n\n日,", "日<|endoftext|>山", "🙂日\ufffd", "𬭭日", "ｶ日ﬁ"]
+    for text in [*odd, *(row["prompt"] + row["target"] for row in head(tang["test"], 200))]:
+        ids = wide(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        assert wide.decode(ids, clean_up_tokenization_spaces=False) == text
+        shorter = sum(text.count(c) * (len(tokenizer(c).input_ids) - 1) for c in characters)
+        assert len(ids) <= len(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids) - shorter
+
+
+def test_split_characters_are_the_frequent_ones_that_the_tokenizer_splits(tokenizer):
+    known = copy.deepcopy(tokenizer)
+    known.add_tokens([AddedToken("山", normalized=False)])
+    texts = ["山山山山日日日，，，，，x", "香香水水"]
+    assert chinese.split_characters(tokenizer, texts, 3) == ["山", "日", "水"]
+    assert chinese.split_characters(known, texts, 3) == ["日", "水", "香"]
+    with pytest.raises(ValueError, match=r"hold 4 characters .* fewer than 5"):
+        chinese.split_characters(tokenizer, texts, 5)
+
+
+def test_bad_extensions_are_refused(base):
+    with pytest.raises(ValueError, match="'mean' is unknown; choose one of pieces, random"):
+        chinese.extend(base, CHARACTERS, "mean")
+    for characters in (["日", "a"], ["日", "日"], []):
+        with pytest.raises(ValueError, match="a character that the tokenizer splits, given once"):
+            chinese.extend(base, characters, "pieces")
+
+
+# --- what is trained on and measured
+
+
+def test_an_extended_vocabulary_sees_the_same_poems_in_the_same_order(base, wide, tang):
+    for tokens in (3_000, 20_000):
+        own = draw(encode(base.tokenizer, tang["train"], base.context), tokens, 5)
+        budget = chinese.same_documents(base, wide, tang, 5, tokens)
+        other = draw(encode(wide.tokenizer, tang["train"], base.context), budget, 5)
+        assert [d.id for d in other] == [d.id for d in own]
+        assert sum(len(d.input_ids) for d in other) == budget < tokens + 200
+
+
+@torch.no_grad()
+def test_bits_per_character_equals_a_loop_over_single_documents(base, tang):
+    found = chinese.measure(base, tang, documents=8, samples=2, english=lambda *_: {})
+    nats = characters = 0
+    for row in head(tang["test"], 8):
+        prompt, target = (base.tokenizer(row[key]).input_ids for key in ("prompt", "target"))
+        ids = torch.tensor([[*prompt, *target, base.tokenizer.eos_token_id]])
+        log_p = base.model(ids).logits[0].log_softmax(-1)
+        nats -= sum(log_p[i - 1, ids[0, i]].item() for i in range(len(prompt), ids.shape[1]))
+        characters += len(row["target"])
+    bits = chinese.bits_per_character(found.scores, tang["test"])
+    assert bits == pytest.approx(nats / math.log(2) / characters, rel=2e-3)  # bfloat16 inside
+
+
+def test_what_was_measured_is_read_back_and_not_measured_again(base, wide, tang):
+    calls = []
+
+    def measure(base, task, **changed):
+        sizes = {"documents": 6, "samples": 2, "english": lambda model, _: calls.append(model) or {"x": 1.5}} | changed
+        return chinese.measure(base, task, **sizes)
+
+    first, second = measure(base, tang), measure(base, tang)
+    assert first.stage == "before" and first.method == "none" and first.english == {"x": 1.5}
+    assert len(first.samples) == 2 and second.samples == first.samples
+    pd.testing.assert_frame_equal(second.scores, first.scores)
+    assert len(calls) == 1
+    measure(wide, tang)  # another model, another task, other sizes
+    measure(base, tang.replace(sha256="another"))
+    measure(base, tang, documents=7)
+    assert len(calls) == 4
+
+
+def test_plans_are_scored_with_their_nats_and_the_poems_bytes_and_given_ones_are_put_in_front(base, tang):
+    class Run:
+        model, summary, history = base.model, {"seed": 1}, None
+        path = profile.output_root() / "data" / "runs" / "planned"
+
+    found = chinese.measure(base, tang, Run, "plan", documents=4, samples=3, english=lambda *_: {})
+    plain = chinese.measure(base, tang, documents=4, samples=3, english=lambda *_: {})
+    assert (found.scores["bytes"] == plain.scores["bytes"]).all() and (
+        found.scores["tokens"] > plain.scores["tokens"]
+    ).all()
+    assert found.stage == "after" and found.seed == 1
+    people = [chinese.plan_of(row["target"]) for row in head(tang["test"], 3)]
+    assert [text.partition("\n")[0] for text in found.forced["people's plan"]] == people
+    for text in found.forced["unrhymed plan"]:
+        assert chinese.follows(text)["plan_rhymes"] == 0
