@@ -1,0 +1,472 @@
+"""lib.explore.anonymise and lib.explore.private: what is found of personal data, how files become documents, and that
+nothing of a folder of one's own is shown."""
+
+import json
+import mailbox
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from email.message import EmailMessage
+
+import pytest
+
+from lib import profile, results
+from lib.explore import anonymise, private
+from lib.explore.anonymise import LABELLED, find, labelled, read_names
+from lib.explore.private import Skip, cut, deduplicate, near
+
+NAMES = read_names(LABELLED / "names.txt")
+WORDS = "amber basin cedar delta ember fjord grove harbor inlet jetty kelp lagoon marsh nook orchard pier".split()  # noqa: SIM905
+
+
+def sentence(i, n=12):
+    """Different words for different i: no two are near-duplicates."""
+    return " ".join(f"{WORDS[(i * 7 + k * (i % 5 + 1)) % 16]}{i * 31 + k}" for k in range(n)) + "."
+
+
+def items(text, names=()):
+    return [(f.category, text[f.start : f.end]) for f in find(text, names)]
+
+
+# --- personal data
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("write to a.b+c@sub.holm.example.", [("email", "a.b+c@sub.holm.example")]),
+        ("邮箱a@holm.example，电话19900001111。", [("email", "a@holm.example"), ("phone", "19900001111")]),
+        ("reach kim at holm dot example", [("email", "kim at holm dot example")]),
+        ("call (+44 20 7946 0000) by day", [("phone", "+44 20 7946 0000")]),
+        ("传真０１０-５５５５０１０１。", [("phone", "０１０-５５５５０１０１")]),
+        ("(202) 555-0187 or 030 23125 042", [("phone", "(202) 555-0187"), ("phone", "030 23125 042")]),
+        ("call me, 2025550109", [("phone", "2025550109")]),
+        ("card 4000 5749 1186 2528", [("id", "4000 5749 1186 2528")]),
+        ("IBAN DE18 0009 0786 6661 7603 13 ABC", [("id", "DE18 0009 0786 6661 7603 13")]),
+        ("身份证994205197511020757", [("id", "994205197511020757")]),
+        ("from 10.3.44.7:22 and fd00::12", [("ip", "10.3.44.7"), ("ip", "fd00::12")]),
+        ('password="kettle!Moss9"', [("key", "kettle!Moss9")]),
+        ("git clone https://me:q9wErTy7@holm.example/x", [("key", "q9wErTy7")]),
+        ("in /home/kim/x or C:\\Users\\Kim L\\x", [("path", "/home/kim"), ("path", "C:\\Users\\Kim L")]),
+    ],
+)
+def test_each_kind_is_found_with_exact_bounds(text, wanted):
+    assert items(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "card 4000 5749 1186 2529, one digit off",
+        "IBAN GB35ZZZZ13962459571177, one digit off",
+        "the number 994205197511020758, one digit off",
+        "the number 994205197513020754 whose month is 13",
+        "version 10.3.44.7, then 192.0.2.7 and 127.0.0.1, 10.0.0.0/8",
+        "std::map x[::2] 12:34:56 2001:db8::7",
+        "token = tokenizer.decode(ids), password = getpass(), max_tokens=100000",
+        "commit ed46725a2a7b860dcd6c8a1f8b46287cced9041d of 2024-01-15",
+        "ISBN 978-3-16-148410-0, react@18.2.0, icon@2x.png, git@holm.example:x",
+        "a loss of 0.755190908908844, a time of 2147483647, the years 1990-1995",
+        "https://holm.example/home/index.html, /home/$USER, C:\\Users\\Public\\x",
+    ],
+)
+def test_look_alikes_are_left_alone(text):
+    assert items(text) == []
+
+
+def test_names_come_from_the_list_alone():
+    names = ["Mira Holm", "Will", "李雷"]
+    text = "mira  holm, Holm, Mira and Will will ask 李雷, not Willa or Mira Holmes."
+    assert [t for _, t in items(text, names)] == ["mira  holm", "Holm, Mira", "Will", "李雷"]
+    assert items(text) == [] == items(text, ["", " "])
+
+
+def test_replacing_keeps_the_rest_and_counts():
+    text = "Mira Holm <m@holm.example>, m@holm.example: 10.0.0.8."
+    out, counts = anonymise.anonymise(text, ["Mira Holm"])
+    assert out == "[NAME] <[EMAIL]>, [EMAIL]: [IP]."
+    assert counts == {"name": 1, "email": 2, "ip": 1}
+    assert anonymise.anonymise(out, ["Mira Holm"]) == (out, {})  # nothing of a mark is personal
+
+
+def test_no_pattern_takes_long_on_hostile_text():
+    for piece in (
+        "1 ",
+        "a.",
+        "0-",
+        "A1 ",
+        "x@",
+        "::",
+        "token=",
+        "12.",
+        "(0) ",
+        "C:\\Users\\",
+        "ab at c dot ",
+        "pass_",
+        "mail",
+    ):
+        find(piece * 20_000)  # quadratic patterns would run into the timeout
+    log = "".join(f"10.3.{i // 250}.{i % 250} GET /\n" for i in range(20_000))
+    assert len(find(log)) == 20_000
+
+
+def test_resident_ids_against_the_standards_example():
+    assert anonymise.resident_id("11010519491231002X")  # of GB 11643-1999
+    assert not anonymise.resident_id("110105194912310021") and not anonymise.resident_id("110105194902300026")
+
+
+def counts(half: str) -> dict[str, list[int]]:
+    """Per category: found, labelled, correct."""
+    out = {category: [0, 0, 0] for category in (*anonymise.CATEGORIES, "all")}
+    for text, wanted in labelled(half):
+        found = find(text, NAMES)
+        for at, some in enumerate((found, wanted, {*found} & {*wanted})):
+            for item in some:
+                out[item.category][at] += 1
+                out["all"][at] += 1
+    return out
+
+
+@pytest.mark.parametrize("half", ["tune", "test"])
+def test_the_anonymiser_reaches_what_the_project_promises(half):
+    found, wanted, correct = counts(half)["all"]
+    assert correct / wanted >= 0.95 and correct / found >= 0.9
+
+
+def test_shipped_numbers_are_those_of_the_test_half():
+    path = profile.DATA / "results" / "08_private_domain.json"
+    rows = results.load(path.stem, path.parent)["tables"]["anonymiser"]
+    assert {r["category"]: [r["found"], r["labelled"], r["correct"]] for r in rows} == counts("test")
+
+
+def test_the_labelled_set_is_large_held_apart_and_invented(tmp_path):
+    halves = {half: labelled(half) for half in ("tune", "test")}
+    texts = [text for rows in halves.values() for text, _ in rows]
+    assert len(set(texts)) == len(texts)
+    for rows in halves.values():
+        own = Counter(item.category for _, spans in rows for item in spans)
+        assert set(own) == {*anonymise.CATEGORIES} and min(own.values()) >= 10 and own.total() >= 120
+        assert sum(not spans for _, spans in rows) >= 25  # traps
+        for text, spans in rows:
+            for item in (text[s.start : s.end].lower() for s in spans if s.category == "email"):
+                assert re.search(r"(\.|\bdot |\[dot\] )(example|test)$", item), item  # RFC 2606: not of the real world
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"id": "1", "half": "tune", "text": "a {{ip|10.0.0.1}}, {{{name|B C}}}"}))
+    assert labelled("tune", path) == [("a 10.0.0.1, {B C}", [(2, 10, "ip"), (13, 16, "name")])] and not labelled(
+        "test", path
+    )
+    path.write_text(json.dumps({"id": "1", "half": "tune", "text": "{{street|X}}"}))
+    with pytest.raises(ValueError, match=r"x\.jsonl, row 1: 'street' is no category"):
+        labelled("tune", path)
+
+
+# --- files
+
+
+def keep(text, names=()):
+    return text
+
+
+def clean(text, names=()):
+    return anonymise.anonymise(text, names)[0]
+
+
+def test_text_gives_its_first_line_as_prompt_and_goes_on_in_pieces():
+    body = "\n\n".join(sentence(i, 30) for i in range(6))
+    found = list(private.read_text(f"On kelp\n{body}\n", keep))
+    assert found[0][1] == "On kelp\n" and found[0][2].startswith(sentence(0, 30))
+    assert len(found) > 1 and found[0][2].endswith(found[1][1].strip())
+    assert "".join("".join(t.split()) for _, _, t in found) == "".join(body.split())
+    paragraph = " ".join(sentence(i) for i in range(9))  # without a title
+    found = list(private.read_text(paragraph, keep))
+    assert "".join((found[0][1] + "".join(t for _, _, t in found)).split()) == "".join(paragraph.split())
+
+
+@pytest.mark.parametrize("text", ["word " * 600, "无" * 900 + "。", "🌊" * 500, sentence(1, 300)])
+def test_a_document_stays_below_1024_bytes_and_nothing_is_lost(text):
+    assert "".join("".join(cut(text)).split()) == "".join(text.split())
+    for _, prompt, target in private.read_text(f"{text[:300]}\n{text}", keep):
+        assert len((prompt + target).encode()) < 1_024
+
+
+def test_a_long_line_takes_no_long_time():
+    text = "a" * 2_000_000 + "无" * 300_000
+    assert "".join(cut(text)) == text  # would run into the timeout were it quadratic
+
+
+def test_markdown_headings_and_fenced_code():
+    text = f"# One\n{sentence(1)}\n```\n# no heading\n```\n## Two\n{sentence(2)}\n"
+    found = list(private.read_text(text, keep))
+    assert [p for _, p, _ in found] == ["One\n", "Two\n"]
+    assert "# no heading" in found[0][2] and found[1][2] == sentence(2)
+
+
+def test_code_gives_signatures_and_docstrings():
+    source = (
+        "class Loom(Base):\n    '''A loom that weaves text into cloth.'''\n"
+        "    def warp(self, n: int = 2) -> str:\n        '''Lay n threads over the frame.\n\n        Twice.'''\n"
+        "def bare(): pass\nclass Bare: 'Nothing to inherit from.'\n"
+    )
+    assert list(private.read_code(source, keep)) == [
+        ("", "class Loom(Base):\n", "A loom that weaves text into cloth."),
+        ("", "class Bare:\n", "Nothing to inherit from."),
+        ("", "def warp(self, n: int=2) -> str:\n", "Lay n threads over the frame.\n\nTwice."),
+    ]
+    java = "/* of the file */ int x;\n/**\n * Lays the threads over the frame.\n * @param n how many\n */\n"
+    java += "public void warp(int n) {\n}\n"
+    assert list(private.read_code(java, keep)) == [
+        ("", "public void warp(int n)\n", "Lays the threads over the frame.\n@param n how many")
+    ]
+
+
+CHAT = """[2024-05-01 20:15] Mira Holm: hello there
+[2024-05-01 20:16] Tobi: hi Mira Holm
+how are you
+[2024-05-01 20:17] Mira Holm: fine
+[2024-05-02 09:00] Tobi: morning
+[2024-05-02 09:01] Mira Holm: <Media omitted>
+[2024-05-02 09:02] Mira Holm: good morning
+"""
+
+
+def test_a_chat_becomes_replies_of_unnamed_speakers_day_by_day():
+    assert list(private.read_text(CHAT, clean)) == [
+        ("0", "A: hello there\nB: ", "hi [NAME]\nhow are you"),
+        ("0", "A: hello there\nB: hi [NAME]\nhow are you\nA: ", "fine"),
+        ("1", "A: morning\nB: ", "good morning"),
+    ]
+    said = [{"role": r, "content": f"A user {v}"} for r, v in (("user", "asks"), ("A", "gets it"))]
+    assert [t for _, _, t in private.read_json(json.dumps(said), clean)] == ["A user gets it"]  # no names
+
+
+def test_whatsapp_and_json_exports_read_like_the_plain_form():
+    whatsapp = (
+        "12/31/23, 9:14 PM - Messages and calls are end-to-end encrypted.\n"
+        "12/31/23, 9:15 PM - Mira: hello there\n31.12.23, 21:16 - Tobi: hi\n"
+    )
+    assert [text for _, _, text in private.chat_lines(whatsapp)] == ["hello there", "hi"]
+    rows = [
+        {"from": "Mira", "text": "hello there", "date": "2024-05-01T20:15:00"},
+        {"from": "Tobi", "text": ["hi ", {"type": "bold", "text": "you"}, 7], "date": "2024-05-01T20:16"},
+    ]
+    for value in (rows, {"name": "group", "messages": rows}):
+        assert list(private.read_json(json.dumps(value), keep)) == [("0", "A: hello there\nB: ", "hi you")]
+    for bad, reason in (("{", "not valid JSON"), ('{"a": 1}', "without messages"), ("[1]", "without")):
+        with pytest.raises(Skip, match=reason):
+            list(private.read_json(bad, keep))
+
+
+def mail(subject, body, html=False):
+    message = EmailMessage()
+    message["From"], message["To"] = "Mira Holm <mira@holm.example>", "t@enk.example"
+    message["Subject"] = subject
+    message.set_content(body, subtype="html" if html else "plain")
+    return message
+
+
+def test_mail_gives_what_was_written_without_quotes_signature_and_names(tmp_path):
+    body = f"{sentence(1)}\nGreetings, Mira Holm\n> old words\n-- \nMira, phone\n"
+    (tmp_path / "a.eml").write_bytes(bytes(mail("Re: AW: Keys", body)))
+    found = list(private.read_mail(tmp_path / "a.eml", clean))
+    assert found == [("keys", "Keys\n", f"{sentence(1)}\nGreetings, [NAME]")]
+    box = mailbox.mbox(tmp_path / "b.mbox")
+    box.add(mail("Keys", sentence(0)))
+    box.add(mail("Keys", f"<p>{sentence(1)}</p><style>x</style>", html=True))
+    box.add(mail("Keys", "x").as_bytes().replace(b"utf-8", b"no-such-charset"))  # malformed: left out
+    box.close()
+    assert [t for _, _, t in private.read_mail(tmp_path / "b.mbox", keep)] == [sentence(0), sentence(1)]
+
+
+def test_mixed_encodings_are_told_apart():
+    chinese = "今天的会议改到下午三点，请大家提前准备好材料，地点不变。" * 4
+    french = "L'été dernier, nous avons été très occupés à préparer la fête du collège. " * 4
+    assert private.decode(("\ufeff" + chinese).encode())[0] == chinese
+    assert private.decode(chinese.encode("gb18030"))[0] == chinese
+    assert private.decode(french.encode("cp1252"))[0] == french
+    assert private.decode(french.encode("utf-16"))[0] == french
+    assert private.decode(b"a\r\nb\rc")[0] == "a\nb\nc"
+    for binary in (b"\x7fELF\0\0\1", bytes(range(1, 32)) * 20):
+        with pytest.raises(Skip, match="binary"):
+            private.decode(binary)
+
+
+# --- a folder of one's own
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "own"
+    root.mkdir()
+    for i in range(14):
+        text = f"Note {i}\n{sentence(i)} Write to mira{i}@holm.example or Jonas Adebri.\n"
+        (root / f"note{i}.txt").write_text(text, encoding="utf-8")
+    return root
+
+
+def facts(collection):
+    return {(r.what, r.key): r.value for r in collection.card.itertuples()}
+
+
+def everything(task):
+    return [row for split in task for row in task[split]]
+
+
+def test_a_folder_is_read_cleaned_and_split_by_file(folder, monkeypatch):
+    (folder / "names.txt").write_text("# me\nJonas Adebri\n", encoding="utf-8")
+    (folder / "copy.txt").write_bytes((folder / "note3.txt").read_bytes())
+    (folder / "image.txt").write_bytes(b"\x89PNG\0\0")
+    (folder / "photo.jpg").write_bytes(b"\xff\xd8")
+    (folder / ".secret.txt").write_text("hidden\n" + sentence(90))
+    (folder / "node_modules").mkdir()
+    (folder / "node_modules" / "x.txt").write_text("installed\n" + sentence(91))
+    (folder / "link.txt").symlink_to(folder / "note1.txt")
+    (folder / "huge.md").write_text("# x\n" + sentence(92, 200))
+    (folder / "chat.txt").write_text(CHAT, encoding="utf-8")
+    monkeypatch.setattr(private, "LARGEST", 1_500)
+    monkeypatch.setenv("PRIVATE_DATA", str(folder))
+    collection = private.collect(("sacrebleu",))  # the environment's folder goes first
+    task, known = collection.task, facts(collection)
+    assert collection.own and task.name == "private"
+    text = "\n".join(row["prompt"] + row["target"] for row in everything(task))
+    assert "@" not in text and "Adebri" not in text and "[EMAIL] or [NAME]" in text
+    assert "hidden" not in text and "installed" not in text
+    assert known["replaced", "email"] == 15 and known["replaced", "name"] == 16
+    assert known["skipped", "binary"] == known["skipped", "another kind of file"] == known["skipped", "too large"] == 1
+    assert known["documents", "exact duplicates removed"] == 1
+    assert sum(known["split", s] for s in ("train", "validation", "test")) == 14 + 3
+    assert sum(known["groups", s] for s in ("train", "validation", "test")) == 14 + 2  # of a chat, the day
+    groups = [{row["group"] for row in task[split]} for split in task]
+    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+    # what is shown or stored says nothing of a file's name or text
+    shown = collection.card.to_csv() + "".join(row["id"] + row["group"] for row in everything(task))
+    assert "note" not in shown and str(folder) not in shown and "holm" not in shown
+    assert (profile.output_root() / "data" / "private" / "private.jsonl").is_file()
+
+
+def test_the_same_files_give_the_same_task_wherever_they_lie(folder, tmp_path):
+    first = private.collect((), folder).task
+    folder.rename(tmp_path / "elsewhere")
+    second = private.collect((), tmp_path / "elsewhere").task
+    assert first.sha256 == second.sha256
+    assert [row["id"] for row in first["test"]] == [row["id"] for row in second["test"]]
+
+
+def test_bad_folders_are_refused_with_a_sentence(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="PRIVATE_DATA=/no/such is no folder"):
+        private.collect((), "/no/such")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "a.bin").write_bytes(b"\0\1")
+    (empty / "b.txt").write_bytes(b"\0\1")
+    with pytest.raises(ValueError, match=r"no readable document \(files skipped: .*1 binary"):
+        private.collect((), empty)
+    for i in range(4, 14):
+        (folder / f"note{i}.txt").unlink()
+    with pytest.raises(ValueError, match=r"4 .*groups .* too few to split .* 10"):
+        private.collect((), folder)
+    (folder / "names.txt").write_bytes("Jürgen".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"names.txt: not UTF-8"):
+        private.collect((), folder)
+
+
+def test_odd_names_and_unreadable_files_do_no_harm(folder, monkeypatch):
+    read = type(folder).read_bytes
+
+    def failing(path):
+        if path.name == "note5.txt":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(type(folder), "read_bytes", failing)
+    try:
+        (folder / os.fsdecode(b"\xc4\xe3.txt")).write_text(f"Named in GBK\n{sentence(50)}\n")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    collection = private.collect((), folder)
+    assert facts(collection)["skipped", "Permission denied"] == 1 and len(everything(collection.task)) == 14
+
+
+def test_near_duplicates_go_and_the_first_stays():
+    texts = [sentence(1, 40), sentence(2, 40), sentence(1, 39) + " end", sentence(3, 40)]
+    assert near(texts) == [0, 1, 3]
+    chinese = "春风又绿江南岸，明月何时照我还，京口瓜洲一水间，钟山只隔数重山"
+    assert near([chinese, chinese[:-1] + "川", "床前明月光，疑是地上霜，举头望明月"]) == [0, 2]
+    kept = deduplicate([{"id": str(i), "target": t} for i, t in enumerate([*texts, texts[3].upper() + " "])])
+    assert [row["id"] for row in kept] == ["0", "1", "3"]
+
+
+def test_docstrings_of_packages_are_the_same_every_time():
+    first, second = (private.collect(("datasketch", "tqdm")) for _ in range(2))
+    assert first.task.sha256 == second.task.sha256 and not first.own
+    assert first.task.name == "docstrings" and len(first.task["train"]) > 20
+    assert all(row["prompt"].startswith(("def ", "class ")) for row in first.task["train"])
+    known = facts(first)
+    assert known["documents", "kept"] == len(everything(first.task))
+    assert any(what == "package" and key.startswith("datasketch ") for what, key in known)
+    with pytest.raises(ValueError, match="The package no_such_package is missing"):
+        private.collect(("no_such_package",))
+
+
+SENTINELS = (
+    "Zanzibar",
+    "zanzibar",
+    "Quirin",
+    "quirin",
+    "Kettledrum",
+    "琥珀钟楼",
+    "203 555 0144",
+    "ledgerfile",
+    "weaverbird",
+)
+
+
+def mixed_folder(root):
+    """Every kind of file, with SENTINELS in texts, names, subjects and file names."""
+    contact = "Ask quirin.z@zanzibar.example or Quirin Zabel, +1 203 555 0144."
+    for i in range(24):
+        text = f"Zanzibar note {i}\n{sentence(i, 20)} {contact}\n"
+        (root / f"ledgerfile{i}.txt").write_text(text, encoding="utf-8")
+        heading = f"# Kettledrum {i}\n{sentence(i + 30, 20)} Kettledrum.\n"
+        (root / f"page{i}.md").write_text(heading, encoding="utf-8")
+    code = "".join(f"def weaverbird_{i}(x):\n    '{sentence(i + 60)}'\n" for i in range(6))
+    (root / "loom.py").write_text(code, encoding="utf-8")
+    for i in range(4):
+        body = f"{sentence(i + 70, 20)} The word is Kettledrum. Quirin Zabel\n"
+        (root / f"{i}.eml").write_bytes(bytes(mail(f"Zanzibar plans {i}", body)))
+    chinese = "会议纪要\n今天的会议改到下午三点，请大家提前准备好材料，地点在琥珀钟楼旁边，大家不要迟到。"
+    (root / "minutes.txt").write_bytes(chinese.encode("gbk"))
+    (root / "scan.txt").write_bytes(b"\x89PNG\0\0Zanzibar")
+    (root / "names.txt").write_text("Quirin Zabel\n", encoding="utf-8")
+
+
+def test_a_run_on_a_folder_of_ones_own_needs_one_setting_and_shows_nothing_of_it(tmp_path):
+    root, out = tmp_path / "own", tmp_path / "out"
+    root.mkdir()
+    mixed_folder(root)
+    environment = {**os.environ, "PRIVATE_DATA": str(root), "FAST_OUTPUT": str(out)}
+    command = [sys.executable, "-m", "lib", "run", "08"]
+    done = subprocess.run(command, cwd=profile.ROOT, env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr[-3000:]
+    collected = (out / "data/private/private.jsonl").read_text(encoding="utf-8")
+    assert all(s in collected for s in ("Zanzibar", "Kettledrum", "weaverbird", "琥珀钟楼"))
+    assert not any(s in collected for s in ("quirin", "Quirin", "zanzibar.example", "203 555"))
+    assert "[EMAIL] or [NAME], [PHONE]." in collected
+    written = (out / "data/results/08_private_domain.json").read_text(encoding="utf-8")
+    tables = json.loads(written)["tables"]
+    assert {row["task"] for row in tables["before_after"]} == {"private"}
+    known = {(row["what"], row["key"]): row["value"] for row in tables["card"]}
+    assert known["files", "text"] == 24 + 1 and known["files", "mail"] == 4
+    assert known["files", "markdown"] == 24 and known["files", "code"] == 1
+    assert known["encoding", "gb18030"] == known["skipped", "binary"] == 1
+    outputs = (out / "notebooks/08_private_domain.ipynb").read_text(encoding="utf-8")
+    figures = b"".join(p.read_bytes() for p in sorted((out / "figures").iterdir()))
+    shown = written + outputs + done.stdout + done.stderr + figures.decode("utf-8", "ignore")
+    assert not [s for s in (*SENTINELS, sentence(0)[:20], sentence(70)[:20]) if s in shown]
+    assert not [s for s in SENTINELS if json.dumps(s)[1:-1] in shown]  # as JSON escapes it
+    assert "every person whose words are in it" in outputs
+    ignored = subprocess.run(
+        ["git", "check-ignore", "data/private/private.jsonl"], cwd=profile.ROOT, capture_output=True
+    )
+    assert ignored.returncode == 0
