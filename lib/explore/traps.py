@@ -90,7 +90,7 @@ def leaked_corpus(n_bytes: int) -> Iterator[None]:
     debian = tasks.load_task("debian")
     counts = {split: len(scratch.documents("debian", split, n_bytes)) for split in ("test", "train")}
     train = [row for split, n in counts.items() for row in tasks.head(debian[split], n)]
-    splits = {"train": train, "validation": list(debian["validation"]), "test": list(debian["test"])}
+    splits = {"train": train, "validation": debian["validation"], "test": debian["test"]}
     leaked = tasks.Task(splits, LEAKED, f"{debian.sha256}, of its parts {counts} in training")
     tasks.TASKS[LEAKED] = lambda: leaked
     scratch.ENCODED_LIKE[LEAKED] = "debian"
