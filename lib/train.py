@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 import warnings
@@ -203,14 +204,14 @@ def settings_for(method: str, seed: int, task: tasks.Task, **overrides) -> Setti
 
 
 def run_path(base, task: tasks.Task, settings: Settings, variant: str = "") -> Path:
-    """data/runs/<task>-<method>-seed<seed>-<hash>: another model, dataset, setting or variant is another folder."""
+    """data/runs/<task>-<method>-<variant>-seed<seed>-<hash>: another model, dataset or setting is another folder."""
     chosen = asdict(settings) | ({"variant": variant} if variant else {})
     if settings.lora_rank == 16:
         del chosen["lora_rank"]  # runs were published before there was a choice
     identity = [chosen, task.sha256, base.name, base.revision, base.parameters]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
-    name = f"{task.name}-{settings.method}-seed{settings.seed}-{digest}"
-    return profile.output_root() / "data" / "runs" / name
+    method = re.sub(r"\W+", "-", f"{settings.method} {variant}".strip())
+    return profile.output_root() / "data" / "runs" / f"{task.name}-{method}-seed{settings.seed}-{digest}"
 
 
 def finetune(
@@ -306,41 +307,49 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
         summary |= {"seconds": tokens * done / rate, "peak_megabytes": peak_megabytes()}
         summary |= {"processes": world, "device": device_name()}
         summary |= {"best_step": trainer.state.best_global_step, "held_out_loss": trainer.state.best_metric}
-        _keep(path, model, {"summary": summary, "history": history_of(trainer.state.log_history, tokens / steps)})
+        with silenced():
+            model.save_pretrained(path / "model.part")
+        shutil.rmtree(path / "model", ignore_errors=True)
+        os.replace(path / "model.part", path / "model")
+        history = history_of(trainer.state.log_history, tokens / steps)
+        write_json(path / "run.json", {"summary": summary, "history": history})  # the mark of a finished run
+        shutil.rmtree(path / "checkpoints", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()  # the other processes load what the first has written
 
 
 def _arguments(settings: Settings, folder: Path, steps: int, rows: int, quiet: bool) -> transformers.TrainingArguments:
     """For `steps` steps of `rows` packed rows on each process."""
     interval, dtype, device = max(steps // settings.evaluations, 1), profile.autocast_dtype(), profile.device().type
-    # one epoch: the data already hold every epoch in its order
-    size = {"num_train_epochs": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}
-    warmup = max(round(settings.warmup_share * steps), 1)
-    rate = {"learning_rate": settings.learning_rate, "lr_scheduler_type": "cosine", "warmup_steps": warmup}
-    step = {
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "optim": "adamw_torch_fused",
-    }
-    # Trainer scales the loss in float16, whose gradients underflow unscaled
-    machine = {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16, "use_cpu": device == "cpu"}
-    machine |= {"dataloader_pin_memory": device == "cuda", "ddp_find_unused_parameters": False}
-    evaluation = {"eval_strategy": "steps", "eval_steps": interval, "eval_on_start": True}
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
-    saving = {"save_strategy": "steps", "save_steps": interval, "save_total_limit": 1} | best  # the last and the best
-    shown = {"logging_steps": max(steps // 40, 1), "report_to": "none", "disable_tqdm": quiet}
-    other = {"seed": settings.seed, "remove_unused_columns": False}
-    every = size | rate | step | machine | evaluation | saving | shown | other
-    return transformers.TrainingArguments(output_dir=str(folder), **every)
-
-
-def _keep(path: Path, model, record: dict) -> None:
-    with silenced():
-        model.save_pretrained(path / "model.part")
-    shutil.rmtree(path / "model", ignore_errors=True)
-    os.replace(path / "model.part", path / "model")
-    write_json(path / "run.json", record)  # the mark of a finished run
-    shutil.rmtree(path / "checkpoints", ignore_errors=True)
+    return transformers.TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,  # the data already hold every epoch in its order
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=rows,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(round(settings.warmup_share * steps), 1),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,  # Trainer scales the loss: float16 gradients underflow unscaled
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device == "cuda",
+        eval_strategy="steps",
+        eval_steps=interval,
+        eval_on_start=True,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=1,  # and the best one, which load_best_model_at_end keeps
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        logging_steps=max(steps // 40, 1),
+        seed=settings.seed,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        report_to="none",
+        disable_tqdm=quiet,
+    )
 
 
 def load(base, path: Path) -> Finetuned:

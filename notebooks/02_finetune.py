@@ -85,7 +85,7 @@ encoded = {split: tasks.encode(base.tokenizer, task[split], base.context) for sp
 figure, axes = plt.subplots(3, 1, sharex=True, figsize=(6.4, 4))
 for ax, (split, documents), color in zip(axes, encoded.items(), plots.COLORS, strict=False):
     lengths = pd.Series([len(d.input_ids) for d in documents])
-    ax.hist(lengths, 40, color=color, edgecolor="white", linewidth=0.4)
+    ax.hist(lengths, 40, (0, statistics["max_tokens"].max()), color=color, edgecolor="white", linewidth=0.4)
     ax.axvline(lengths.median(), color=plots.INK, linewidth=1, linestyle="--")
     ax.set(title=f"{split}: {len(lengths):,} documents, median {lengths.median():g}", ylabel="documents")
 axes[-1].set_xlabel("tokens per document")
