@@ -660,7 +660,8 @@ print(f"kB/s: {rates['encode']:.2f} and {rates['decode']:.2f}; the slowest rival
 # - What section 6.7, the headline and appendix B take: values, tables, and the claims behind sentences.
 
 # %%
-value = results.value
+value, made = results.value, results.provenance()
+value("model", f"the stand-in {made['base_model'].removesuffix(' (stand-in)')}" if made["stand_in"] else "GPT-2 117M")
 systems = dict(list(by_system)) if has_e2e else {}
 for name in ("0-shot", "1-shot", "3-shot", "fine-tuned, full"):
     part = systems.get(name)

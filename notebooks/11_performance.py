@@ -346,7 +346,7 @@ def fit_rows() -> list[dict]:
 
 fits = results.table("fits", fit_rows)
 context = scaling[scaling["axis"] == "context"]
-axes = {"panel": "measure", "logy": True, "xlabel": "tokens in a document", "ylabel": "", "sharey": False}
+axes = {"panel": "measure", "logy": True, "xlabel": "tokens in a document", "ylabel": " ", "sharey": False}
 figure = plots.lines(context, "value", "result", "measure", **axes)
 results.figure(figure, "11_context", "A training step over one document, by its length.", scratch=True)
 fits.round(3)
