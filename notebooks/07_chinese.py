@@ -36,18 +36,23 @@ if "google.colab" in sys.modules:
 import functools
 import inspect
 import math
+import time
 from collections import Counter
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 from IPython.display import Code, display
+from statsmodels.stats.proportion import proportion_confint
 
 from lib import benchmarks, metrics, plots, profile, tasks, texts
 from lib.explore import chinese
 from lib.explore.encodings import encoding_statistics, train_encoding
-from lib.generate import token_text
+from lib.generate import DECODING, generate, token_text
 from lib.hub import Unavailable, outside
 from lib.models import load_base
-from lib.results import Results, interval, listed, number, shown, span
+from lib.packing import draw
+from lib.results import Results, interval, kept, listed, number, shown, span
 from lib.train import finetune
 
 # each as (fast, cpu, full); tokens are those of the base model's own tokenizer
@@ -191,10 +196,49 @@ def train(model, task, seed: int, tokens: int, row: int = budget.pack_tokens):
     )
 
 
-def measure(model, task, run=None, method: str = "none"):
-    sizes = {"documents": budget.score_documents, "english": english}
+# %% [markdown]
+# - What is measured of a model is kept beside its run: an interrupted notebook goes on where it stopped. A plan has
+#   nats and no bytes.
+
+
+# %%
+def write(model, tokenizer, task, prompts: list[str], seed: int) -> list[str]:
+    documents = tasks.encode(tokenizer, task["validation"], base.context)
+    room = max(len(d.input_ids) - d.prompt_length for d in documents)  # for every honest answer, EOS included
+    return generate(model, tokenizer, prompts, max_new_tokens=room, batch_size=64, seed=seed, **DECODING["sample"])
+
+
+def behind_given_plans(model, tokenizer, task, wanted: list[dict], seed: int) -> dict[str, list[str]]:
+    poems, out = [row["target"] for row in wanted], {}
+    given = {"people's plan": [chinese.plan_of(t) for t in poems], "unrhymed plan": chinese.unrhymed_plans(poems)}
+    for source, plans in given.items():
+        prompts = [f"{row['prompt']}{plan}\n" for row, plan in zip(wanted, plans, strict=True)]
+        written = write(model, tokenizer, task, prompts, seed)
+        out[source] = [f"{plan}\n{text}" for plan, text in zip(plans, written, strict=True)]
+    return out
+
+
+def measure(model, task, run=None, method: str = "none") -> SimpleNamespace:
+    net, tokenizer, seed = run.model if run else model.model, model.tokenizer, run.summary["seed"] if run else 0
+    seen = chinese.with_plan(task) if method == "plan" else task
     samples = budget.samples if task is tang else budget.samples // 2  # rates need the poems, idioms are looked at
-    return chinese.measure(model, task, run, method, samples=samples, **sizes)
+
+    def made() -> dict:
+        scores = metrics.score(net, tokenizer, tasks.head(seen["test"], budget.score_documents), "scoring")
+        poems = tasks.head(task["test"], budget.score_documents)
+        scores["bytes"] = [len(row["target"].encode("utf-8")) for row in poems]
+        wanted, began = tasks.head(task["test"], samples), time.perf_counter()
+        own = write(net, tokenizer, seen, [row["prompt"] for row in wanted], seed)
+        seconds = time.perf_counter() - began
+        forced = behind_given_plans(net, tokenizer, seen, wanted, seed) if method == "plan" else {}
+        rest = {"forced": forced, "english": english(net, tokenizer), "seconds": seconds}
+        return {"scores": scores.to_dict("records"), "samples": own, **rest}
+
+    folder = run.path if run else profile.output_root() / "data" / "runs" / f"{task.name}-before"
+    found = kept(folder / "chinese", [task.sha256, model.name, model.revision, vars(budget), method == "plan"], made)
+    stage, summary, history = ("after", run.summary, run.history) if run else ("before", {}, None)
+    about = {"task": task.name, "stage": stage, "method": method, "seed": seed, "summary": summary, "history": history}
+    return SimpleNamespace(**about, **{**found, "scores": pd.DataFrame(found["scores"])})
 
 
 @functools.cache
@@ -386,7 +430,7 @@ def learned() -> pd.DataFrame:
     ratio, parts = len(held_out.encode("utf-8")) / len(held_out), []  # bytes per character
     documents = tasks.encode(base.tokenizer, tang["train"], base.context)
     for m in (m for m in [*plain(), *extended()] if m.task == "tang" and m.stage == "after"):
-        poems = len(chinese.draw(documents, budget.poem_tokens, m.seed))
+        poems = len(draw(documents, budget.poem_tokens, m.seed))
         history = m.history.dropna(subset=["bits_per_byte"])
         seen = (history["step"] / m.summary["steps"] * poems).round()
         part = pd.DataFrame({"method": m.method, "seed": m.seed, "poems": seen})
@@ -411,11 +455,11 @@ def followed() -> list[dict]:
     for m in planned():
         for source, written in {"own plan": m.samples, **m.forced}.items():
             forms = [chinese.form(text.partition("\n")[2]) for text in written]
-            kept = [
+            found = [
                 {**chinese.follows(t), "exact_form": f["exact_form"], "rhyme": f["rhyme"]}
                 for t, f in zip(written, forms, strict=True)
             ]
-            means, about = pd.DataFrame(kept).mean(), {"seed": m.seed, "source": source}
+            means, about = pd.DataFrame(found).mean(), {"seed": m.seed, "source": source}
             rows += [{**about, "measure": k, "value": float(v), "texts": len(written)} for k, v in means.items()]
     return rows
 
@@ -434,6 +478,17 @@ plans.pivot_table(index="source", columns="measure", values="value", sort=False)
 
 
 # %%
+MEASURES = ["exact_form", "rhyme", "alternation", "opposition", "repeated", "copied_line"]
+
+
+def form_table(written: list[str], training: list[str]) -> pd.DataFrame:
+    known = frozenset(line for text in training for line in chinese.lines_of(text) if line)
+    frame = pd.DataFrame([chinese.form(text, known) for text in written]).reindex(columns=MEASURES)
+    table = pd.DataFrame({"value": frame.mean(), "texts": frame.count()})  # over the texts that have the measure
+    table.loc["longest_run"] = np.median(texts.longest_overlap(written, training)), len(frame)
+    return table.astype({"texts": int}).rename_axis("measure").reset_index()
+
+
 def formed() -> pd.DataFrame:
     people, training = ([row["target"] for row in tang[split]] for split in ("test", "train"))
     human = {"task": "tang", "stage": "", "method": "none", "seed": 0}
@@ -444,10 +499,10 @@ def formed() -> pd.DataFrame:
             {**human, "source": "chance", "measure": [*chance], "value": [*chance.values()], "texts": len(people)}
         )
     ]
-    parts.append(chinese.form_table(people, training).assign(**human, source="people"))
+    parts.append(form_table(people, training).assign(**human, source="people"))
     for m in (m for m in measured() if m.task == "tang"):
         poems = [t.partition("\n")[2] for t in m.samples] if m.method == "plan" else m.samples
-        parts.append(chinese.form_table(poems, training).assign(**who(m), source=m.stage))
+        parts.append(form_table(poems, training).assign(**who(m), source=m.stage))
         if m.stage == "after":
             right = len([*filter(None, map(chinese.quatrain, poems))])
             own = {"measure": "rhyme", "value": chinese.rhyme_by_chance(poems), "texts": right}
@@ -484,8 +539,8 @@ results.figure(figure, "07_form", text, tokens=budget.poem_tokens)
 forgetting = results.table(
     "forgetting", lambda: [{**who(m), "measure": k, "value": v} for m in measured() for k, v in m.english.items()]
 )
-kept = forgetting[forgetting["measure"].str.endswith(("bits_per_byte", "perplexity"))]
-kept.groupby(["task", "stage", "method", "measure"], sort=False)["value"].mean().unstack().round(3)
+shown_english = forgetting[forgetting["measure"].str.endswith(("bits_per_byte", "perplexity"))]
+shown_english.groupby(["task", "stage", "method", "measure"], sort=False)["value"].mean().unstack().round(3)
 
 # %% [markdown]
 # ## What we saw
@@ -493,19 +548,26 @@ kept.groupby(["task", "stage", "method", "measure"], sort=False)["value"].mean()
 # - Intervals of a rate are Wilson's over the sampled poems of all seeds, those of a mean are t intervals over seeds;
 #   both 95 %.
 
+
 # %%
+def rate(part: pd.DataFrame) -> tuple[float, float, float]:
+    """Percent of all texts behind the rows, the seeds together."""
+    hits, count = round(float((part["value"] * part["texts"]).sum())), int(part["texts"].sum())
+    return tuple(100 * x for x in (hits / count, *proportion_confint(hits, count, method="wilson")))
+
+
 METHODS = {"none": "after", "pieces": "after, pieces", "random": "after, random", "plan": "after, plan"}
 start = table[table["stage"] == "before"].set_index("task")["bits_per_character"]
 after = table[table["stage"] == "after"].groupby(["task", "method"], sort=False)["bits_per_character"]
 changes = {key: values - start[key[0]] for key, values in after}
 rates = {  # percent of all texts
-    (label, measure): chinese.rate(part)
+    (label, measure): rate(part)
     for (label, measure), part in form[form["source"] != "after, chance"].groupby(["label", "measure"])
     if measure in ("exact_form", "rhyme", "copied_line") and label != "chance"
 }
 chance = form[form["source"] == "chance"].set_index("measure")["value"]
 own_chance = form[form["source"] == "after, chance"].groupby("method")["value"].mean()
-by_plan = {key: chinese.rate(part) for key, part in plans.groupby(["source", "measure"])}
+by_plan = {key: rate(part) for key, part in plans.groupby(["source", "measure"])}
 wide_table = vocabulary.pivot(index="seed", columns="method", values="bits_per_character")
 pairs = {
     f"{a} - {b}": wide_table[a] - wide_table[b]

@@ -80,9 +80,8 @@ results = Results("08_private_domain", base=base, seeds=budget.seeds)
 # |--|--|--|--|
 # | text `.txt .rst .tex` | first line, or the end of the piece before | the rest, in pieces | file |
 # | Markdown | heading | what stands below it | file |
-# | code | signature | docstring or comment | file |
+# | Python | signature | docstring | file |
 # | chat export `[time] name: message`, WhatsApp, JSON | up to three turns before | reply | day, or 20 turns of it |
-# | mail `.eml .mbox` | subject | body without quotes and signature | thread |
 #
 # **Remembering.** A canary is an invented secret, inserted a known number of times. After training, all
 # $|R|$ codes of its form are ranked by the model's probability; the canary's exposure is
@@ -409,7 +408,9 @@ print(
     f"Anonymiser: recall {recall}, precision {precision}; missed {whole.labelled - whole.correct:.0f} of "
     f"{whole.labelled:.0f}."
 )
-rises = {key: memorise.rises(part) for key, part in after.groupby(["method", "deduplicated"], sort=False)}
+rises = {}
+for key, part in after.groupby(["method", "deduplicated"], sort=False):
+    rises[key] = stats.spearmanr(part["repetitions"], part["exposure"], alternative="greater")
 often = memory["repetitions"].max()
 most = memorise.evidence(after[after["repetitions"] == often], ["method", "deduplicated"]).set_index(
     ["method", "deduplicated"]

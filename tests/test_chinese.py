@@ -10,8 +10,8 @@ import torch
 from tokenizers import AddedToken
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib import profile
 from lib.explore import chinese
+from lib.metrics import score
 from lib.models import Base, load_base, small_gpt2, tiny_tokenizer
 from lib.packing import draw
 from lib.tasks import encode, head, load_task
@@ -122,26 +122,10 @@ def test_a_copied_line_is_one_of_the_training_lines_whole():
     one_line = "\n".join([*HERON.split("\n")[:3], "疑是银河落九天！"])
     assert chinese.form(one_line, known)["copied_line"] == 1  # whatever the form and the mark
     assert chinese.form(HERON, known)["copied_line"] == 0
+    seven = chinese.form("\n".join(["天地玄黄宇"] * 4))
+    assert seven["repeated"] == 0.75
     almost = "".join("云" if i % 9 == 3 else c for i, c in enumerate(LUSHAN))
     assert chinese.form(almost, known)["copied_line"] == 0
-
-
-def test_the_table_averages_what_is_defined_and_says_over_how_many():
-    table = chinese.form_table([HERON, LUSHAN, "no poem"], [LUSHAN]).set_index("measure")
-    assert table.loc["exact_form", "value"] == pytest.approx(2 / 3)
-    assert table.loc["copied_line", "value"] == pytest.approx(1 / 3)
-    assert table.loc["alternation", "texts"] == 2 and table.loc["rhyme", "texts"] == 3
-    assert chinese.form_table([LUSHAN], [LUSHAN]).set_index("measure").loc["longest_run", "value"] == 32
-    seven = chinese.form("\n".join(["天地玄黄宇"] * 4))
-    assert seven["repeated"] == 0.75 and chinese.form_table(["x"], [LUSHAN])["value"].isna().sum() == 3
-
-
-def test_a_rate_pools_the_texts_of_all_seeds_with_wilsons_interval():
-    table = pd.DataFrame({"value": [0.75, 0.25], "texts": [4, 4]})
-    # Wilson 1927 by hand: z = 1.96, n = 8, p = 1/2
-    z, n = 1.959964, 8
-    half = z / (1 + z * z / n) * math.sqrt(1 / (4 * n) + z * z / (4 * n * n))
-    assert chinese.rate(table) == pytest.approx((50, 50 - 100 * half, 50 + 100 * half), abs=0.01)
 
 
 def ending(second: str, fourth: str) -> str:
@@ -343,48 +327,12 @@ def test_an_extended_vocabulary_sees_the_same_poems_in_the_same_order(base, wide
 
 @torch.no_grad()
 def test_bits_per_character_equals_a_loop_over_single_documents(base, tang):
-    found = chinese.measure(base, tang, documents=8, samples=2, english=lambda *_: {})
-    nats = characters = 0
-    for row in head(tang["test"], 8):
+    rows, nats, characters = head(tang["test"], 8), 0, 0
+    for row in rows:
         prompt, target = (base.tokenizer(row[key]).input_ids for key in ("prompt", "target"))
         ids = torch.tensor([[*prompt, *target, base.tokenizer.eos_token_id]])
         log_p = base.model(ids).logits[0].log_softmax(-1)
         nats -= sum(log_p[i - 1, ids[0, i]].item() for i in range(len(prompt), ids.shape[1]))
         characters += len(row["target"])
-    bits = chinese.bits_per_character(found.scores, tang["test"])
-    assert bits == pytest.approx(nats / math.log(2) / characters, rel=2e-3)  # bfloat16 inside
-
-
-def test_what_was_measured_is_read_back_and_not_measured_again(base, wide, tang):
-    calls = []
-
-    def measure(base, task, **changed):
-        sizes = {"documents": 6, "samples": 2, "english": lambda model, _: calls.append(model) or {"x": 1.5}} | changed
-        return chinese.measure(base, task, **sizes)
-
-    first, second = measure(base, tang), measure(base, tang)
-    assert first.stage == "before" and first.method == "none" and first.english == {"x": 1.5}
-    assert len(first.samples) == 2 and second.samples == first.samples
-    pd.testing.assert_frame_equal(second.scores, first.scores)
-    assert len(calls) == 1
-    measure(wide, tang)  # another model, another task, other sizes
-    measure(base, tang.replace(sha256="another"))
-    measure(base, tang, documents=7)
-    assert len(calls) == 4
-
-
-def test_plans_are_scored_with_their_nats_and_the_poems_bytes_and_given_ones_are_put_in_front(base, tang):
-    class Run:
-        model, summary, history = base.model, {"seed": 1}, None
-        path = profile.output_root() / "data" / "runs" / "planned"
-
-    found = chinese.measure(base, tang, Run, "plan", documents=4, samples=3, english=lambda *_: {})
-    plain = chinese.measure(base, tang, documents=4, samples=3, english=lambda *_: {})
-    assert (found.scores["bytes"] == plain.scores["bytes"]).all() and (
-        found.scores["tokens"] > plain.scores["tokens"]
-    ).all()
-    assert found.stage == "after" and found.seed == 1
-    people = [chinese.plan_of(row["target"]) for row in head(tang["test"], 3)]
-    assert [text.partition("\n")[0] for text in found.forced["people's plan"]] == people
-    for text in found.forced["unrhymed plan"]:
-        assert chinese.follows(text)["plan_rhymes"] == 0
+    found = chinese.bits_per_character(score(base.model, base.tokenizer, rows, ""), tang["test"])
+    assert found == pytest.approx(nats / math.log(2) / characters, rel=2e-3)  # bfloat16 inside

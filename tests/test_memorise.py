@@ -239,10 +239,3 @@ def test_leaks_are_counted_by_copies_and_corrected_for_their_number():
     )
     before = _table({64: [13, 13]}, extracted=2, stage="before")
     assert memorise.leaks(pd.concat([before, _table({1: unseen, 64: unseen})])).iloc[0]["extracted"] == 0
-
-
-def test_rising_is_a_rank_correlation_without_the_controls():
-    up = memorise.rises(_table({0: [13], 1: [1, 2], 2: [3, 2.5], 4: [5, 6], 8: [8, 9]}))
-    assert up[0] > 0.9 and up[1] < 0.01
-    assert memorise.rises(_table({1: [9, 8], 2: [5, 6], 4: [3, 2]}))[1] > 0.9
-    assert memorise.rises(_table({1: [13], 2: [13]}))[1] == 1

@@ -2,13 +2,11 @@
 nothing of a folder of one's own is shown."""
 
 import json
-import mailbox
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
-from email.message import EmailMessage
 
 import pytest
 
@@ -157,9 +155,6 @@ def test_the_labelled_set_is_large_held_apart_and_invented(tmp_path):
     assert labelled("tune", path) == [("a 10.0.0.1, {B C}", [(2, 10, "ip"), (13, 16, "name")])] and not labelled(
         "test", path
     )
-    path.write_text(json.dumps({"id": "1", "half": "tune", "text": "{{street|X}}"}))
-    with pytest.raises(ValueError, match=r"x\.jsonl, row 1: 'street' is no category"):
-        labelled("tune", path)
 
 
 # --- files
@@ -214,11 +209,8 @@ def test_code_gives_signatures_and_docstrings():
         ("", "class Bare:\n", "Nothing to inherit from."),
         ("", "def warp(self, n: int=2) -> str:\n", "Lay n threads over the frame.\n\nTwice."),
     ]
-    java = "/* of the file */ int x;\n/**\n * Lays the threads over the frame.\n * @param n how many\n */\n"
-    java += "public void warp(int n) {\n}\n"
-    assert list(private.read_code(java, keep)) == [
-        ("", "public void warp(int n)\n", "Lays the threads over the frame.\n@param n how many")
-    ]
+    with pytest.raises(Skip, match="not valid Python"):
+        list(private.read_code("void warp(int n) {\n", keep))
 
 
 CHAT = """[2024-05-01 20:15] Mira Holm: hello there
@@ -249,34 +241,13 @@ def test_whatsapp_and_json_exports_read_like_the_plain_form():
     assert [text for _, _, text in private.chat_lines(whatsapp)] == ["hello there", "hi"]
     rows = [
         {"from": "Mira", "text": "hello there", "date": "2024-05-01T20:15:00"},
-        {"from": "Tobi", "text": ["hi ", {"type": "bold", "text": "you"}, 7], "date": "2024-05-01T20:16"},
+        {"from": "Tobi", "text": "hi you", "date": "2024-05-01T20:16"},
     ]
     for value in (rows, {"name": "group", "messages": rows}):
         assert list(private.read_json(json.dumps(value), keep)) == [("0", "A: hello there\nB: ", "hi you")]
     for bad, reason in (("{", "not valid JSON"), ('{"a": 1}', "without messages"), ("[1]", "without")):
         with pytest.raises(Skip, match=reason):
             list(private.read_json(bad, keep))
-
-
-def mail(subject, body, html=False):
-    message = EmailMessage()
-    message["From"], message["To"] = "Mira Holm <mira@holm.example>", "t@enk.example"
-    message["Subject"] = subject
-    message.set_content(body, subtype="html" if html else "plain")
-    return message
-
-
-def test_mail_gives_what_was_written_without_quotes_signature_and_names(tmp_path):
-    body = f"{sentence(1)}\nGreetings, Mira Holm\n> old words\n-- \nMira, phone\n"
-    (tmp_path / "a.eml").write_bytes(bytes(mail("Re: AW: Keys", body)))
-    found = list(private.read_mail(tmp_path / "a.eml", clean))
-    assert found == [("keys", "Keys\n", f"{sentence(1)}\nGreetings, [NAME]")]
-    box = mailbox.mbox(tmp_path / "b.mbox")
-    box.add(mail("Keys", sentence(0)))
-    box.add(mail("Keys", f"<p>{sentence(1)}</p><style>x</style>", html=True))
-    box.add(mail("Keys", "x").as_bytes().replace(b"utf-8", b"no-such-charset"))  # malformed: left out
-    box.close()
-    assert [t for _, _, t in private.read_mail(tmp_path / "b.mbox", keep)] == [sentence(0), sentence(1)]
 
 
 def test_mixed_encodings_are_told_apart():
@@ -405,8 +376,6 @@ def test_docstrings_of_packages_are_the_same_every_time():
     known = facts(first)
     assert known["documents", "kept"] == len(everything(first.task))
     assert any(what == "package" and key.startswith("datasketch ") for what, key in known)
-    with pytest.raises(ValueError, match="The package no_such_package is missing"):
-        private.collect(("no_such_package",))
 
 
 SENTINELS = (
@@ -432,9 +401,6 @@ def mixed_folder(root):
         (root / f"page{i}.md").write_text(heading, encoding="utf-8")
     code = "".join(f"def weaverbird_{i}(x):\n    '{sentence(i + 60)}'\n" for i in range(6))
     (root / "loom.py").write_text(code, encoding="utf-8")
-    for i in range(4):
-        body = f"{sentence(i + 70, 20)} The word is Kettledrum. Quirin Zabel\n"
-        (root / f"{i}.eml").write_bytes(bytes(mail(f"Zanzibar plans {i}", body)))
     chinese = "会议纪要\n今天的会议改到下午三点，请大家提前准备好材料，地点在琥珀钟楼旁边，大家不要迟到。"
     (root / "minutes.txt").write_bytes(chinese.encode("gbk"))
     (root / "scan.txt").write_bytes(b"\x89PNG\0\0Zanzibar")
@@ -457,13 +423,13 @@ def test_a_run_on_a_folder_of_ones_own_needs_one_setting_and_shows_nothing_of_it
     tables = json.loads(written)["tables"]
     assert {row["task"] for row in tables["before_after"]} == {"private"}
     known = {(row["what"], row["key"]): row["value"] for row in tables["card"]}
-    assert known["files", "text"] == 24 + 1 and known["files", "mail"] == 4
+    assert known["files", "text"] == 24 + 1
     assert known["files", "markdown"] == 24 and known["files", "code"] == 1
     assert known["encoding", "gb18030"] == known["skipped", "binary"] == 1
     outputs = (out / "notebooks/08_private_domain.ipynb").read_text(encoding="utf-8")
     figures = b"".join(p.read_bytes() for p in sorted((out / "figures").iterdir()))
     shown = written + outputs + done.stdout + done.stderr + figures.decode("utf-8", "ignore")
-    assert not [s for s in (*SENTINELS, sentence(0)[:20], sentence(70)[:20]) if s in shown]
+    assert not [s for s in (*SENTINELS, sentence(0)[:20]) if s in shown]
     assert not [s for s in SENTINELS if json.dumps(s)[1:-1] in shown]  # as JSON escapes it
     assert "every person whose words are in it" in outputs
     ignored = subprocess.run(

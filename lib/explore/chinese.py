@@ -8,28 +8,21 @@ has gone over into all four of today: people's own poems stay below 100 %, and a
 import copy
 import hashlib
 import re
-import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import torch
 from pypinyin import Style, pinyin
-from scipy import stats
 from tokenizers import AddedToken
 from torch import Tensor
 
-from lib import metrics, profile
-from lib.generate import DECODING, generate
 from lib.packing import draw
-from lib.results import kept
-from lib.tasks import encode, head
-from lib.texts import longest_overlap
+from lib.tasks import encode
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+")
 METRES = {5: "五", 7: "七"}
@@ -113,24 +106,6 @@ def form(text: str, known: frozenset[str] = frozenset()) -> dict[str, float]:
         "repeated": 1 - len(set("".join(lines))) / (4 * len(lines[0])),
         "copied_line": copied,
     }
-
-
-def form_table(texts: Sequence[str], train: Sequence[str]) -> pd.DataFrame:
-    """One row per measure: measure, value (the mean over the texts that have it; of longest_run, the longest run of
-    characters that also stands in one of the poems `train`, the median) and texts (how many have it)."""
-    known = frozenset(line for text in train for line in lines_of(text) if line)
-    measures = ["exact_form", "rhyme", "alternation", "opposition", "repeated", "copied_line"]
-    frame = pd.DataFrame([form(text, known) for text in texts]).reindex(columns=measures)
-    table = pd.DataFrame({"value": frame.mean(), "texts": frame.count()})
-    table.loc["longest_run"] = np.median(longest_overlap(list(texts), list(train))), len(frame)
-    return table.astype({"texts": int}).rename_axis("measure").reset_index()
-
-
-def rate(table: pd.DataFrame) -> tuple[float, float, float]:
-    """Percent of all texts behind the rows (value a share, texts), with Wilson's 95 % interval: the seeds together."""
-    texts = int(table["texts"].sum())
-    hits = round(float((table["value"] * table["texts"]).sum()))
-    return tuple(100 * x for x in (hits / texts, *stats.binomtest(hits, texts).proportion_ci(method="wilson")))
 
 
 def rhyme_by_chance(poems: Sequence[str]) -> float:
@@ -278,46 +253,3 @@ def bits_per_character(scores: pd.DataFrame, rows) -> float:
     and line breaks are characters."""
     characters = {row["id"]: len(row["target"]) for row in rows}
     return float(scores["nats"].sum() / (np.log(2) * sum(characters[i] for i in scores["id"])))
-
-
-def measure(base, task, run=None, method="none", *, documents: int, samples: int, english: Callable) -> SimpleNamespace:
-    """One model (`run`'s, or without one `base`'s own): task, stage, method, seed, summary, history, and
-
-    scores: id, group, nats, tokens, bytes of the first `documents` test targets; samples: a text for each of the first
-    `samples` prompts by DECODING["sample"] with the run's seed, and the seconds that they took; forced: under "plan",
-    the poems behind given plans; english: what `english(model, tokenizer)` gives.
-    `base` brings the tokenizer: for a run of an extended vocabulary, the extended one. Under "plan", `task` is the one
-    without plans: a plan has nats and no bytes. What was measured before is read back from the run's folder.
-    """
-    planned, model, seed = method == "plan", run.model if run else base.model, run.summary["seed"] if run else 0
-    folder = run.path if run else profile.output_root() / "data" / "runs" / f"{task.name}-before"
-
-    def made() -> dict:
-        rows = head((with_plan(task) if planned else task)["test"], documents)
-        scores = metrics.score(model, base.tokenizer, rows, "scoring")
-        scores["bytes"] = [len(row["target"].encode("utf-8")) for row in head(task["test"], documents)]
-        found = {"scores": scores.to_dict("records"), "english": english(model, base.tokenizer)}
-        return found | _written(base, model, task, seed, planned, samples)
-
-    settings = (task.sha256, base.name, base.revision, documents, samples, DECODING["sample"], planned)
-    found = kept(folder / "chinese", settings, made)
-    stage, summary, history = ("after", run.summary, run.history) if run else ("before", {}, None)
-    about = {"task": task.name, "stage": stage, "method": method, "seed": seed, "summary": summary, "history": history}
-    return SimpleNamespace(**about, **{**found, "scores": pd.DataFrame(found["scores"])})
-
-
-def _written(base, model, task, seed: int, planned: bool, samples: int) -> dict:
-    shown, wanted = with_plan(task) if planned else task, head(task["test"], samples)
-    # room for every honest answer, EOS included
-    room = max(len(d.input_ids) - d.prompt_length for d in encode(base.tokenizer, shown["validation"], base.context))
-    options = {"max_new_tokens": room, "batch_size": 64, "seed": seed, "desc": "sampling", **DECODING["sample"]}
-    began = time.perf_counter()
-    own = generate(model, base.tokenizer, [row["prompt"] for row in wanted], **options)
-    found = {"samples": own, "seconds": time.perf_counter() - began, "forced": {}}
-    poems = [row["target"] for row in wanted] if planned else []
-    given = {"people's plan": [plan_of(t) for t in poems], "unrhymed plan": unrhymed_plans(poems)} if planned else {}
-    for source, plans in given.items():
-        prompts = [f"{row['prompt']}{plan}\n" for row, plan in zip(wanted, plans, strict=True)]
-        texts = generate(model, base.tokenizer, prompts, **options)
-        found["forced"][source] = [f"{plan}\n{text}" for plan, text in zip(plans, texts, strict=True)]
-    return found

@@ -225,16 +225,6 @@ def evidence(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def rises(table: pd.DataFrame) -> tuple[float, float]:
-    """Spearman's correlation of repetitions and exposure over inserted canaries, and the p-value of "it does not rise".
-    (nan, 1) where either is constant."""
-    part = table[table["repetitions"] > 0]
-    if part[["repetitions", "exposure"]].nunique().min() < 2:
-        return math.nan, 1.0
-    found = stats.spearmanr(part["repetitions"], part["exposure"], alternative="greater")
-    return float(found.statistic), float(found.pvalue)
-
-
 def leaks(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
     """Per method and deduplicated, of trained models: canaries (inserted ones), extracted, leaks_from (the fewest
     copies in the training text with exposure above chance, Bonferroni over their numbers; nan: none)."""

@@ -6,15 +6,10 @@ encoding.
 """
 
 import ast
-import email
-import email.policy
 import hashlib
-import html
 import importlib.metadata
 import importlib.util
-import inspect
 import json
-import mailbox
 import os
 import re
 import warnings
@@ -81,12 +76,12 @@ def _end(text: str, limit: int = PROMPT_BYTES) -> str:
     return text.encode("utf-8")[-limit:].decode("utf-8", "ignore")
 
 
-def _titled(title: str, body: str, part: str = "") -> Pairs:
+def _titled(title: str, body: str) -> Pairs:
     """The title before the first piece of the body, the end of each piece before the next."""
     prompt = title.strip().encode("utf-8")[:PROMPT_BYTES].decode("utf-8", "ignore")
     for piece in cut(body):
         if prompt and len(piece) >= MIN_CHARACTERS:
-            yield part, prompt + "\n", piece
+            yield "", prompt + "\n", piece
         prompt = _end(piece)
 
 
@@ -107,35 +102,28 @@ def read_text(text: str, clean: Clean) -> Pairs:
         sections[-1].append(line)
     for title, *body in filter(None, sections):
         own = title.lstrip("# ")
-        short = (
-            own if len(own.encode("utf-8")) <= PROMPT_BYTES else cut(own, PROMPT_BYTES)[0]
-        )  # no title but a paragraph
+        short = own if len(own.encode("utf-8")) <= PROMPT_BYTES else cut(own, PROMPT_BYTES)[0]  # a paragraph, no title
         yield from _titled(short, "\n".join([own[len(short) :], *body]).strip())
 
 
 def read_code(text: str, clean: Clean) -> Pairs:
-    """Python: signature -> docstring, as far as whole paragraphs fit; else the line below a block comment -> it."""
+    """Signature -> docstring, as far as whole paragraphs fit."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other people's backslashes
-            nodes = [
-                n
-                for n in ast.walk(ast.parse(text))
-                if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            ]
-            found = [(_signature(n), ast.get_docstring(n) or "") for n in nodes]
+            tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        blocks = re.finditer(r"/\*\*?((?:[^*]|\*(?!/))*)\*/[ \t]*\n[ \t]*([^\n/*{;]+)", text)
-        found = [(m[2].strip(), inspect.cleandoc(re.sub(r"(?m)^[ \t]*\*[ \t]?", "", m[1]))) for m in blocks]
-    for signature, comment in found:
-        prompt, target = clean(signature), ""
-        for paragraph in clean(comment).split("\n\n"):
-            longer = f"{target}\n\n{paragraph}".strip()
-            if len(longer.encode("utf-8")) > TARGET_BYTES:
-                break
-            target = longer
-        if len(prompt.encode("utf-8")) < PROMPT_BYTES and len(target) >= MIN_CHARACTERS:
-            yield "", prompt + "\n", target
+        raise Skip("not valid Python") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            prompt, target = clean(_signature(node)), ""
+            for paragraph in clean(ast.get_docstring(node) or "").split("\n\n"):
+                longer = f"{target}\n\n{paragraph}".strip()
+                if len(longer.encode("utf-8")) > TARGET_BYTES:
+                    break
+                target = longer
+            if len(prompt.encode("utf-8")) < PROMPT_BYTES and len(target) >= MIN_CHARACTERS:
+                yield "", prompt + "\n", target
 
 
 def _signature(node: ast.AST) -> str:
@@ -158,11 +146,10 @@ def chat_lines(text: str) -> list[list[str]]:
     """[day, name, text] of a chat export; lines without a head of HEADS continue the message before. Empty unless most
     of the first lines are heads."""
     lines = [line for line in text.splitlines() if line.strip()]
-    heads = [HEADS[0].match(line) or HEADS[1].match(line) for line in lines]
-    messages: list[list[str]] = []
-    for line, head in (
-        zip(lines, heads, strict=True) if sum(map(bool, heads[:50])) >= max(2, len(heads[:50]) / 2) else ()
-    ):
+    heads, messages = [HEADS[0].match(line) or HEADS[1].match(line) for line in lines], []
+    if sum(map(bool, heads[:50])) < max(2, len(heads[:50]) / 2):
+        return []
+    for line, head in zip(lines, heads, strict=True):
         if head:
             messages.append([head[1], head[2].strip(), head[3]])
         elif messages and not SYSTEM.match(line):
@@ -176,18 +163,13 @@ def read_json(text: str, clean: Clean) -> Pairs:
         value = json.loads(text)
     except (ValueError, RecursionError):
         raise Skip("not valid JSON") from None
-    rows, messages = value.get("messages") if isinstance(value, dict) else value, []
-    for row in (r for r in (rows if isinstance(rows, list) else ()) if isinstance(r, dict)):
-        day, name, said = (next((row[k] for k in keys.split() if row.get(k)), "") for keys in KEYS)
-        if isinstance(said, list):  # Telegram: pieces with formatting
-            said = "".join(
-                p if isinstance(p, str) else str(p.get("text", "")) for p in said if isinstance(p, str | dict)
-            )
-        if name and said and isinstance(name, str) and isinstance(said, str):
-            messages.append([re.split(r"[ ,T]", str(day))[0], name, said])
-    if not messages:
+    rows = value.get("messages") if isinstance(value, dict) else value
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    told = [[next((row[k] for k in keys.split() if row.get(k)), "") for keys in KEYS] for row in rows]
+    told = [m for m in told if isinstance(m[1], str) and isinstance(m[2], str) and m[1] and m[2]]
+    if not told:
         raise Skip("JSON without messages")
-    yield from _replies(messages, clean)
+    yield from _replies([(re.split(r"[ ,T]", str(day))[0], name, said) for day, name, said in told], clean)
 
 
 def _replies(messages: Sequence[Sequence[str]], clean: Clean) -> Pairs:
@@ -208,36 +190,11 @@ def _replies(messages: Sequence[Sequence[str]], clean: Clean) -> Pairs:
             number += 1
 
 
-REPLY = re.compile(r"^(?:(?:re|fwd?|aw|wg|sv|回复|答复|转发)\s*[:：]\s*)+", re.IGNORECASE)
-QUOTED = re.compile(r"(?m)^(?:-{2,}\s*(?:Original Message|原始邮件|Forwarded).*|On .{5,80}wrote:|-- ?)$")
-
-
-def read_mail(path: Path, clean: Clean) -> Pairs:
-    """Subject -> what the sender wrote: no quoted lines, no signature. A thread is one part. .eml is one message, .mbox
-    many. Names in From, To and Cc are cleaned from the text; malformed mail is left out."""
-    box = [path.read_bytes()] if path.suffix.lower() == ".eml" else map(bytes, mailbox.mbox(path, create=False))
-    for data in box:
-        try:
-            message = email.message_from_bytes(data, policy=email.policy.default)
-            people = (a.display_name for h in ("from", "to", "cc") for a in getattr(message.get(h), "addresses", ()))
-            names, subject = [n for n in people if len(n) > 1], REPLY.sub("", str(message.get("subject", ""))).strip()
-            body = message.get_body(preferencelist=("plain", "html"))
-            text = body.get_content() if body else ""
-            if body and body.get_content_subtype() == "html":
-                text = html.unescape(re.sub(r"(?is)<(style|script)\b.*?</\1>|<[^>]*>", "\n", text)).strip()
-        except (ValueError, LookupError, AttributeError, TypeError, AssertionError, email.errors.MessageError):
-            continue
-        lines = QUOTED.split(text.replace("\r\n", "\n"))[0].splitlines()
-        own = "\n".join(line for line in lines if not line.startswith(">")).strip()
-        yield from _titled(clean(subject, names), clean(own, names), part=subject.lower())
-
-
 KINDS = {
     "text": (read_text, ".txt .text .rst .org .tex"),
     "markdown": (read_text, ".md .markdown"),
-    "code": (read_code, ".py .js .ts .java .c .h .cpp .hpp .go .rs .php"),
+    "code": (read_code, ".py"),
     "chat": (read_json, ".json"),
-    "mail": (read_mail, ".eml .mbox"),
 }
 KIND_OF = {suffix: kind for kind, (_, suffixes) in KINDS.items() for suffix in suffixes.split()}
 
@@ -258,16 +215,12 @@ def collect(packages: Sequence[str], folder: str | os.PathLike | None = None) ->
     folder, facts = folder or os.environ.get("PRIVATE_DATA", "").strip(), Counter()
     if folder:
         # seen from here or, since a notebook runs in its own folder, from the checkout
-        seen = [
-            p for p in (Path.cwd() / Path(folder).expanduser(), profile.ROOT / Path(folder).expanduser()) if p.is_dir()
-        ]
-        if not seen:
+        places = [place / Path(folder).expanduser() for place in (Path.cwd(), profile.ROOT)]
+        root = next((p.resolve() for p in places if p.is_dir()), None)
+        if root is None:
             raise FileNotFoundError(f"PRIVATE_DATA={folder} is no folder; name one that holds your files.")
-        root = seen[0].resolve()
         names = read_names(root / NAMES) if (root / NAMES).is_file() else []
-        rows = _documents(
-            [(p, p.relative_to(root).as_posix()) for p in _files(root) if p != root / NAMES], names, facts
-        )
+        rows = _documents(_files(root), names, facts)
     else:
         rows = _documents([file for package in packages for file in _modules(package)], (), facts)
         facts.update({("package", f"{p} {importlib.metadata.version(p)}"): 1 for p in packages})
@@ -287,26 +240,25 @@ def collect(packages: Sequence[str], folder: str | os.PathLike | None = None) ->
     return Collection(task, card, bool(folder))
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Files below `root` in a fixed order; hidden and installed things and links are left out."""
+def _files(root: Path) -> list[tuple[Path, str]]:
+    """(file, name below `root`) in a fixed order; hidden and installed things and links are left out."""
+    found = []
     for folder, below, names in os.walk(root):
         below[:] = sorted(d for d in below if not d.startswith(".") and d not in LEFT_OUT)
         paths = (Path(folder, n) for n in sorted(names) if not n.startswith("."))
-        yield from (p for p in paths if p.is_file() and not p.is_symlink())
+        found += [p for p in paths if p.is_file() and not p.is_symlink() and p != root / NAMES]
+    return [(p, p.relative_to(root).as_posix()) for p in found]
 
 
 def _modules(package: str) -> list[tuple[Path, str]]:
-    """(file, name) of a package's own modules, tests left out. Raises ValueError for a missing one."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"The package {package} is missing: pip install -r requirements.txt.")
-    root = Path(spec.submodule_search_locations[0])
+    """(file, name) of a package's own modules, tests left out."""
+    root = Path(importlib.util.find_spec(package).submodule_search_locations[0])
     own = sorted(p.relative_to(root) for p in root.rglob("*.py"))
     return [(root / p, f"{package}/{p.as_posix()}") for p in own if not any("test" in part for part in p.parts)]
 
 
 def _digest(text: str) -> str:
-    """Short and silent about what it names: paths and subjects are private too."""
+    """Short and silent about what it names: paths are private too."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]  # a file's name may hold such halves
 
 
@@ -321,22 +273,20 @@ def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: C
 
     rows = []
     for path, name in tqdm(files, desc="reading", disable=len(files) < 200):
-        kind, source = KIND_OF.get(path.suffix.lower()), path
+        kind = KIND_OF.get(path.suffix.lower())
         try:
-            if kind is None or path.stat().st_size > LARGEST * (25 if kind == "mail" else 1):
+            if kind is None or path.stat().st_size > LARGEST:
                 raise Skip("too large" if kind else "another kind of file")
-            if kind != "mail":
-                source, encoding = decode(path.read_bytes())
-                facts["encoding", encoding] += 1
-            found = list(KINDS[kind][0](source, clean))
+            text, encoding = decode(path.read_bytes())
+            facts["encoding", encoding] += 1
+            found = list(KINDS[kind][0](text, clean))
         except (Skip, OSError) as reason:
             facts["skipped", getattr(reason, "strerror", None) or str(reason)] += 1
             continue
         facts["files", kind if found else f"{kind} without a document"] += 1
         for i, (part, prompt, target) in enumerate(found):
-            group = _digest(part if kind == "mail" else f"{name}\n{part}")
-            row = {"id": f"{kind}-{_digest(f'{name} {i}')}", "prompt": prompt, "target": target, "group": group}
-            rows.append({**row, "kind": kind})
+            about = {"id": f"{kind}-{_digest(f'{name} {i}')}", "group": _digest(f"{name}\n{part}"), "kind": kind}
+            rows.append({**about, "prompt": prompt, "target": target})
     return rows
 
 
