@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from small_models import llama
 
 from lib.explore import costs
 from lib.explore.attention import ATTENTIONS, nystrom, softmax
@@ -133,14 +133,6 @@ def test_leak_of_a_model_without_numbers_is_no_zero():
 
 
 # --- Nystrom on real queries and keys
-
-
-def llama():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-        grouped = {"num_attention_heads": 4, "num_key_value_heads": 2}
-        return LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes, **grouped)).eval()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from functools import cache
 from itertools import islice, pairwise
 
 import pytest
+from small_models import SMALL_RUN
 from tokenizers import models
 
 from lib.explore import encodings, scratch
@@ -195,8 +196,7 @@ def test_a_new_encoding_is_one_function_and_one_line(monkeypatch):
     monkeypatch.setitem(ENCODINGS, "pair", pairs_of_bytes)
     encoding = train_encoding("pair", ["the thin thing"])
     assert encoding.tokens("with the") == ["w", "i", "th", " ", "th", "e"]
-    recipe = Recipe(seed=0, encoding="pair", vocab_size=None, train_length=32, train_bytes=6_000, n_layer=1, n_embd=32)
-    run = scratch.train(recipe)
+    run = scratch.train(Recipe(seed=0, encoding="pair", **SMALL_RUN | {"vocab_size": None}))
     assert run.model.config.vocab_size == 258 and run.encoding.decode(run.encoding.encode("é 春")) == "é 春"
 
 

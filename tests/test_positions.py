@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_model, save_model
+from small_models import SMALL_RUN, close, logits_in_pieces, padded, row, sharpened
 from transformers import GPT2Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -26,28 +27,9 @@ def position(name, **fields):
     return Position(name, GPT2Config(**{"vocab_size": 97, "n_embd": 32, "n_head": 2, "n_positions": 64, **fields}))
 
 
-def sharpened(model):
-    """Larger weights: with GPT-2's initial ones attention is close to a plain mean and positions hardly count."""
-    with torch.no_grad():
-        for module in attention_modules(model):
-            for parameter in module.parameters():
-                parameter.mul_(8)
-        for parameter in model.transformer.wpe.parameters():
-            parameter.mul_(8)
-    return model
-
-
 def gpt2(name, attention="softmax_sdpa"):
     options = {"window": 8} if attention == "window" else {}
     return sharpened(build(97, name, attention, options=options, n_positions=64, n_layer=2, n_head=2, n_embd=32))
-
-
-def row(length, seed=0):
-    return torch.randint(1, 97, (length,), generator=torch.Generator().manual_seed(seed))
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, atol=2e-5 * max(float(b.abs().max()), 1.0), rtol=0)
 
 
 # --- the shift test: what two tokens are to each other depends on their distance alone
@@ -149,22 +131,7 @@ def test_word_order_counts(name):
 def test_left_padding_and_kv_cache_change_nothing(name, attention):
     model = gpt2(name, attention)
     rows = [row(26, 1), row(15, 2)]
-    ids = torch.stack([torch.nn.functional.pad(r, (26 - len(r), 0)) for r in rows])
-    mask = (ids > 0).long()
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache, start, pieces = None, 0, []
-    for n in (16, 6, 1, 1, 1, 1):
-        now = slice(start, start + n)
-        output = model(
-            ids[:, now],
-            attention_mask=mask[:, : start + n],
-            position_ids=positions[:, now],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        cache, start = output.past_key_values, start + n
-        pieces.append(output.logits)
-    for tokens, got in zip(rows, torch.cat(pieces, dim=1), strict=True):
+    for tokens, got in zip(rows, logits_in_pieces(model, padded(rows, 26), (16, 6, 1, 1, 1, 1)), strict=True):
         close(got[-len(tokens) :], model(tokens[None]).logits[0])
 
 
@@ -305,6 +272,5 @@ def test_a_new_position_is_one_function_and_one_line(monkeypatch):
 
     monkeypatch.setitem(POSITIONS, "nearby", Code(bias=nearby))
     assert shift_test(["nearby"])["max_difference"][0] < 1e-5
-    small_run = {"train_length": 32, "train_bytes": 6_000, "vocab_size": 300, "n_layer": 1, "n_embd": 32}
-    run = scratch.train(Recipe(seed=0, position="nearby", **small_run))
+    run = scratch.train(Recipe(seed=0, position="nearby", **SMALL_RUN))
     assert scratch.score_stream(run.model, run.encoding, ["some text"], 32).bits_per_byte < 8
