@@ -192,20 +192,7 @@ def direct(model, inputs, targets):
     return F.cross_entropy(logits, targets, reduction="none").numpy()
 
 
-def test_blocks_score_every_token_once(run, texts):
-    score = score_stream(run.model, run.encoding, texts, 16)
-    ids = stream(run.encoding, texts)
-    expected = [
-        direct(run.model, ids[i : i + 16][: len(ids) - 1 - i], ids[i + 1 : i + 17]) for i in range(0, len(ids) - 1, 16)
-    ]
-    assert len(ids) % 16 != 1  # the last block is shorter
-    np.testing.assert_allclose(score.nats, np.concatenate(expected), atol=1e-5)
-    assert score.position.tolist() == [i % 16 + 1 for i in range(len(ids) - 1)]
-    assert score.n_bytes == sum(len(t.encode()) for t in texts)
-    assert score.unknown_bits == 0
-
-
-@pytest.mark.parametrize("stride", [1, 5])
+@pytest.mark.parametrize("stride", [1, 5, 12])  # 12: blocks without overlap
 def test_sliding_windows_score_every_token_once(stride, run, texts):
     text, length = [texts[0][:90]], 12
     ids = stream(run.encoding, text)
@@ -219,8 +206,7 @@ def test_sliding_windows_score_every_token_once(stride, run, texts):
         position[first:end] = range(first - start + 1, end - start + 1)
     np.testing.assert_allclose(score.nats, nats, atol=1e-5)
     assert score.position.tolist() == position.tolist()
-    if stride == 1:
-        assert set(score.position[length:]) == {length}
+    assert n % length and score.n_bytes == len(text[0].encode())
 
 
 def test_a_shorter_first_block_moves_the_others(run, texts):
@@ -260,14 +246,7 @@ def test_bits_per_byte_count_the_unknown():
     assert score.bits_per_byte == pytest.approx((score.nats.sum() / math.log(2) + 32) / 7)
 
 
-@pytest.mark.parametrize("stride", [0, -1, 17])
-def test_a_stride_that_skips_tokens_is_refused(stride, run, texts):
-    with pytest.raises(ValueError, match=f"stride={stride} must lie between 1 and length=16"):
-        score_stream(run.model, run.encoding, texts, 16, stride)
-
-
-def test_weights_repeat_and_the_global_random_state_stays():
-    state = torch.get_rng_state()
-    one, two, other = (build(97, "t5", "window", seed=s, n_embd=32) for s in (0, 0, 1))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert same(weights(one), weights(two)) and not same(weights(one), weights(other))
+def test_a_stride_that_skips_tokens_is_refused(run, texts):
+    for stride in (0, -1, 17):
+        with pytest.raises(ValueError, match=f"stride={stride} must lie between 1 and length=16"):
+            score_stream(run.model, run.encoding, texts, 16, stride)

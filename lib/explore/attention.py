@@ -25,8 +25,7 @@ CHUNK = 64  # tokens per chunk: quadratic work inside it is then as large as a h
 def softmax(q, k, v, scale, mask=None, bias=None, dropout=0.0, **_) -> Tensor:
     """softmax(q k^T scale + bias) v with the (T_q, T_k) scores in memory (Vaswani et al. 2017, 1706.03762).
 
-    mask (B, 1, T_q, T_k), True: seen; bias(T_q, T_k, device) -> (H, T_q, T_k). A query that sees nothing gives 0.
-    """
+    mask (B, 1, T_q, T_k), True: seen; bias(T_q, T_k, device) -> (H, T_q, T_k). A query that sees nothing gives 0."""
     mask = _causal(q, k) if mask is None else mask
     scores = q @ k.mT * scale  # (B, H, T_q, T_k)
     if bias is not None:
@@ -84,8 +83,7 @@ def elu_features(x: Tensor, **_) -> Tensor:
 def favor_features(x: Tensor, is_query=False, scale=1.0, features=64, **_) -> Tensor:
     """FAVOR+: exp(w.x' - |x'|^2 / 2) with x' = x sqrt(scale) and w the rows of `_projection`, whose products estimate
     exp(q.k scale) without bias (Choromanski et al. 2021, "Rethinking Attention with Performers", 2009.14794). A query's
-    are divided by their largest, which cancels in the ratio; a key's maximum would depend on later tokens.
-    """
+    are divided by their largest, which cancels in the ratio; a key's maximum would depend on later tokens."""
     x = x * scale**0.5
     exponent = x @ _projection(x.shape[-1], features).to(x).mT - x.square().sum(-1, keepdim=True) / 2
     if is_query:
@@ -115,8 +113,7 @@ def kernel_naive(q, k, v, scale, phi=elu_features, **options) -> Tensor:
 
 def kernel(q, k, v, scale, phi=elu_features, **options) -> Tensor:
     """`kernel_naive` in O(T): products inside chunks, running sums phi(k)^T v between them. A column of ones beside v
-    carries the denominator; the sums are shifted, not differences, so that rounding brings in no later token.
-    """
+    carries the denominator; the sums are shifted, not differences, so that rounding brings in no later token."""
     length = q.shape[2]
     v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
     q, k = phi(q, is_query=True, scale=scale, **options), phi(k, scale=scale, **options)
@@ -139,8 +136,7 @@ def delta_naive(q, k, v, scale, beta=None, **_) -> Tensor:
     """S_t = S_t-1 + beta_t k_t (v_t - S_t-1^T k_t)^T, o_t = S_t^T q_t, token by token, with the writing strength
     beta (B, H, T): takes away what is stored under a key before it writes (Schlag et al. 2021, "Linear Transformers Are
     Secretly Fast Weight Programmers", 2102.11174). Queries and keys have length 1, as in Yang et al. 2024 (2406.06484),
-    whose SiLU before and RMS norm behind are left out: here both cost.
-    """
+    whose SiLU before and RMS norm behind are left out: here both cost."""
     state, out = None, []
     for t in range(q.shape[2]):
         o, state = delta_step(state, *(x[:, :, t : t + 1] for x in (q, k, v)), scale, beta[:, :, t : t + 1])
@@ -159,8 +155,7 @@ def delta_step(state, q, k, v, scale, beta=None, **_) -> tuple[Tensor, Tensor]:
 
 def delta(q, k, v, scale, beta=None, **_) -> Tensor:
     """`delta_naive` by chunks: the values U that a chunk really writes solve one triangular system,
-    (I + tril(beta k k^T, -1)) U = beta (v - k S) for the state S before it (the WY form of Yang et al. 2024).
-    """
+    (I + tril(beta k k^T, -1)) U = beta (v - k S) for the state S before it (the WY form of Yang et al. 2024)."""
     length, width = q.shape[2], v.shape[-1]
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     q, k, v, beta = (_chunks(x, CHUNK) for x in (q, k, v, beta[..., None]))
@@ -187,8 +182,7 @@ def nystrom_naive(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
         near = softmax over the row's first token and the query's segment up to itself,
         out = near w + far (1 - w), w = sigmoid(lse_near - lse_far),
     lse being the log-sum-exp of the scores, for `far` estimated as log(segment) + lse(q l^T). The first token is in no
-    segment, since pretrained models park much attention on it (Xiao et al. 2023, 2309.17453).
-    """
+    segment, since pretrained models park much attention on it (Xiao et al. 2023, 2309.17453)."""
     outputs = []
     for t in range(q.shape[2]):
         start = 1 + max(t - 1, 0) // segment * segment
@@ -212,8 +206,7 @@ def nystrom_naive(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
 
 def nystrom(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
     """`nystrom_naive` with one batch of systems, the leading parts of one (M, M) matrix of scores, filled up with ones
-    on the diagonal: O(T segment + T M + M^4) for M = T / segment.
-    """
+    on the diagonal: O(T segment + T M + M^4) for M = T / segment."""
     length, lowest = q.shape[2] - 1, torch.finfo(q.dtype).min
     if not length:
         return v
@@ -284,8 +277,7 @@ def use_attention(model: PreTrainedModel, name: str, **options) -> PreTrainedMod
     """Make `model`, pretrained or not, run the attention `name`, and return it.
 
     `options` replace the variant's own. New parameters (delta's beta) start from fixed seeds. Raises ValueError for an
-    unknown variant or option, or one that the model's position code does not fit.
-    """
+    unknown variant or option, or one that the model's position code does not fit."""
     if name not in ATTENTIONS:
         raise ValueError(f"No attention is called {name!r}: choose of {', '.join(ATTENTIONS)}.")
     entry = ATTENTIONS[name]
@@ -322,9 +314,6 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
     return [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")]
 
 
-# --- between transformers and the variants
-
-
 def _padding(batch_size, q_length, kv_length, attention_mask=None, **_) -> Tensor | None:
     """The mask that transformers passes on to `_attend`: (B, T_k), True for real tokens, or None."""
     if attention_mask is None or bool(attention_mask.all()):
@@ -352,23 +341,17 @@ def _attend(name: str) -> Callable:
             key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         given = entry.options | getattr(module, "attention_options", {})
-        if entry.takes_mask:
-            given = given | {"dropout": dropout}
         if position is not None and position.bias is not None:
             given = given | {"bias": position.bias}
-        run = _masked if entry.takes_mask else _moved
-        out = run(entry, module, position, query, key, value, attention_mask, scale, given)
-        return out.transpose(1, 2), None
+        if not entry.takes_mask:
+            out = _moved(entry, module, position, query, key, value, attention_mask, scale, given)
+            return out.transpose(1, 2), None
+        mask = None if attention_mask is None else _causal(query, key) & attention_mask[:, None, None]
+        if position is not None:
+            query, key = position.rotate(query, key)
+        return entry.form(query, key, value, scale, mask=mask, dropout=dropout, **given).transpose(1, 2), None
 
     return attend
-
-
-def _masked(entry, module, position, q, k, v, mask, scale, given) -> Tensor:
-    if mask is not None:
-        mask = _causal(q, k) & mask[:, None, None]  # (B, 1, T_q, T_k)
-    if position is not None:
-        q, k = position.rotate(q, k)
-    return entry.form(q, k, v, scale, mask=mask, **given)
 
 
 def _moved(entry, module, position, q, k, v, mask, scale, given) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -58,18 +59,15 @@ def inputs(name: str, length: int, seed=0) -> tuple[list[Tensor], dict]:
 def one_pass(name: str, kind: str, length: int) -> Callable[[], object]:
     """A function that runs the attention once on `inputs`; kind is one of PASSES."""
     qkv, given = inputs(name, length)
-    form, scale = ATTENTIONS[name].form, HEAD_DIM**-0.5
-    if kind == "forward":
-        return torch.no_grad()(lambda: form(*qkv, scale, **given))
-    return lambda: torch.autograd.grad(form(*qkv, scale, **given).sum(), qkv)
+    form = partial(ATTENTIONS[name].form, *qkv, HEAD_DIM**-0.5, **given)
+    return torch.no_grad()(form) if kind == "forward" else lambda: torch.autograd.grad(form().sum(), qkv)
 
 
 def scaling(names: Sequence[str], lengths: Sequence[int], repeats: int = 5) -> pd.DataFrame:
     """One attention operation: attention, length, pass, milliseconds (median of `repeats` >= 2 rounds by turns), spread
     (half the distance of its quartiles), peak_megabytes: what the pass adds to its inputs, allocated on a GPU, resident
     on a CPU, where less than a megabyte is noise. A variant that could outgrow the free memory at the next
-    length is left out from there on, with a printed line, rather than take the machine down.
-    """
+    length is left out from there on, with a printed line, rather than take the machine down."""
     rows, peaks = [], {}  # peaks: (name, pass) -> (length, MB) of the longest length that was run
     for length in tqdm(lengths, desc="lengths"):
         for kind in PASSES:
@@ -107,8 +105,7 @@ def exponent(df: pd.DataFrame, value: str = "milliseconds", points: int = 3) -> 
 
 def crossover(df: pd.DataFrame, name: str, against: str, kind: str = "forward+backward") -> float:
     """The length from which `name` is faster than `against` on to the longest one measured, interpolated
-    in logarithms; nan where it is not faster at the longest that both were measured at.
-    """
+    in logarithms; nan where it is not faster at the longest that both were measured at."""
     table = df[df["pass"] == kind].pivot(index="length", columns="attention", values="milliseconds")
     gap = np.log(table[name] / table[against]).dropna()  # below 0: faster
     if gap.empty or gap.iloc[-1] >= 0:
@@ -150,14 +147,10 @@ def _logits(model: PreTrainedModel, ids: Tensor, left: int, right: int) -> Tenso
     return logits[:, left : left + ids.shape[1]]
 
 
-# --- Nystrom on real queries and keys
-
-
 @torch.no_grad()
 def real_heads(model: PreTrainedModel, input_ids: Tensor) -> list[tuple[Tensor, Tensor, Tensor, float]]:
     """Per layer the (q, k, v, scale) that a pretrained `model` gives its attention for `input_ids` (1, T):
-    q, k, v (1, H, T, D), position code included, keys and values repeated for grouped-query attention.
-    """
+    q, k, v (1, H, T, D), position code included, keys and values repeated for grouped-query attention."""
     heads = []
 
     def record(module, query, key, value, attention_mask, scaling=None, **_):
@@ -179,8 +172,7 @@ def nystromformer(q: Tensor, k: Tensor, v: Tensor, scale: float, landmarks: int,
     """The paper's form, which sees the whole sequence: softmax(q l_k^T) pinv(softmax(l_q l_k^T)) softmax(l_q k^T) v.
 
     l_q, l_k are the means of `landmarks` equal segments (Xiong et al. 2021, 2102.03902, equation 13; the paper
-    iterates towards the pseudo-inverse, this takes it exactly, and its convolution beside is left out).
-    """
+    iterates towards the pseudo-inverse, this takes it exactly, and its convolution beside is left out)."""
     segment = q.shape[2] // landmarks
     marks_q, marks_k = (x[:, :, : landmarks * segment].unflatten(2, (landmarks, segment)).mean(3) for x in (q, k))
     f, a, b = ((x @ y.mT * scale).softmax(-1) for x, y in ((q, marks_k), (marks_q, marks_k), (marks_q, k)))
@@ -191,8 +183,7 @@ def nystrom_error(heads: Sequence[tuple[Tensor, Tensor, Tensor, float]], landmar
     """Relative error |approximation - softmax attention| / |softmax attention| of the outputs: layer, form, landmarks,
     error. form "paper": `nystromformer` against softmax without a mask; "causal": lib.explore.attention's nystrom with
     segments of (T - 1) / landmarks against causal softmax; "near_only": the same without the approximated part. Raises
-    ValueError for more landmarks than tokens.
-    """
+    ValueError for more landmarks than tokens."""
     length = heads[0][0].shape[2]
     if not 1 <= min(landmarks) <= max(landmarks) <= length:
         raise ValueError(f"{max(landmarks)} landmarks for {length} tokens: each is the mean of one token or more.")

@@ -5,10 +5,8 @@ does the work. All but bytes and characters cut text into words by GPT-2's patte
 algorithm alone. Every encoding has EOS as its last entry, which no text can produce. Below, BPE is written out step by
 step (`bpe_steps`, `bpe_encode`), with the library's merges and tokens.
 
-BPE: Sennrich et al. 2016, arXiv:1508.07909; on bytes, with the pattern: Radford et al. 2019, "Language Models are
-Unsupervised Multitask Learners"; bytes: Xue et al. 2022 (ByT5), arXiv:2105.13626; WordPiece: Schuster & Nakajima 2012,
-Wu et al. 2016, arXiv:1609.08144; Unigram: Kudo 2018, arXiv:1804.10959; SentencePiece: Kudo & Richardson 2018,
-arXiv:1808.06226.
+BPE: Sennrich et al. 2016, 1508.07909; on bytes, with the pattern: Radford et al. 2019 (GPT-2); bytes: Xue et al. 2022
+(ByT5), 2105.13626; WordPiece: Wu et al. 2016, 1609.08144; Unigram: Kudo 2018, 1804.10959 (SentencePiece, 1808.06226).
 """
 
 import json
@@ -78,8 +76,7 @@ class Encoding:
 
     def unknown_bits(self, text: str) -> float:
         """Bits that spell out what UNK hides, so that an encoding cannot win by losing text: an escape code of 8 bits
-        per UTF-8 byte and 8 for a stretch's end. It needs no model, so it is an upper bound of what they cost.
-        """
+        per UTF-8 byte and 8 for a stretch's end. It needs no model, so it is an upper bound of what they cost."""
         return float(sum(8 * (len(s.encode("utf-8")) + 1) for s in self.lost(text)))
 
 
@@ -97,8 +94,7 @@ def train_encoding(name: str, texts: Sequence[str], vocab_size: int | None = Non
     """The encoding `name` of ENCODINGS, trained on `texts`; the same texts give the same encoding.
 
     `vocab_size` counts every entry, EOS and UNK included; TRAINED_TO_SIZE need it, OWN_SIZE take none. Raises
-    ValueError for an unknown name, no text, or a vocab_size that does not fit the encoding or the texts.
-    """
+    ValueError for an unknown name, no text, or a vocab_size that does not fit the encoding or the texts."""
     if name not in ENCODINGS:
         raise ValueError(f"Encoding {name!r} is unknown: choose one of {', '.join(ENCODINGS)}.")
     if isinstance(texts, str) or (name not in UNTRAINED and not any(texts)):
@@ -133,9 +129,8 @@ def bpe(texts: list[str], vocab_size: int) -> Encoding:
         raise ValueError(f"bpe with vocab_size={vocab_size}: 256 bytes and EOS already need 257.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, min_frequency=MIN_COUNT, initial_alphabet=list(CHARACTER_BYTES), show_progress=False
-    )
+    settings = {"vocab_size": vocab_size - 1, "min_frequency": MIN_COUNT, "show_progress": False}
+    trainer = trainers.BpeTrainer(initial_alphabet=list(CHARACTER_BYTES), **settings)
     tokenizer.train_from_iterator(texts, trainer)
     return _byte_level("bpe", tokenizer.model)
 
@@ -242,8 +237,7 @@ def _by_id(tokenizer: Tokenizer) -> list[str]:
 def encoding_statistics(encoding: Encoding, texts: Sequence[str]) -> dict[str, float]:
     """What `encoding` makes of `texts`, EOS not counted. lossless_percent: of the texts, given back as they were;
     unknown_percent: of the characters, lost to UNK; unknown_bits_per_byte: what spelling those out adds;
-    invalid_percent: of the tokens, those whose bytes alone are not valid UTF-8. Raises ValueError without text.
-    """
+    invalid_percent: of the tokens, those whose bytes alone are not valid UTF-8. Raises ValueError without text."""
     n_bytes, n_characters = sum(len(t.encode("utf-8")) for t in texts), sum(map(len, texts))
     if not n_bytes:
         raise ValueError("No text to measure the encoding on.")
@@ -269,8 +263,7 @@ def split_words(text: str) -> list[str]:
 
 def bpe_steps(texts: Sequence[str]) -> Iterator[tuple[tuple[bytes, bytes], int]]:
     """The training of byte-level BPE: (pair that becomes a symbol, how often it stood in the text), merge after merge,
-    until none stands there twice. Of equally frequent pairs the one of the older symbols, as in the library.
-    """
+    until none stands there twice. Of equally frequent pairs the one of the older symbols, as in the library."""
     frequency = Counter(word for text in texts for word in split_words(text))
     spelled = {word: [bytes([b]) for b in word.encode("utf-8")] for word in frequency}
     age = {symbol: i for i, symbol in enumerate(bpe_vocabulary([]))}

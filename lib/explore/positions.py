@@ -35,8 +35,7 @@ def sinusoidal(position_ids: Tensor, weight: None, config: GPT2Config) -> Tensor
     """sin and cos of the position at n_embd / 2 wavelengths (Vaswani et al. 2017, 1706.03762, section 3.5).
 
     Scaled to the size at which GPT-2 initialises `wte` and `wpe`: at full size (each sine up to 1, embeddings of 0.02)
-    the first layer norm would leave 1 part in 35 for the token.
-    """
+    the first layer norm would leave 1 part in 35 for the token."""
     if config.n_embd % 2:
         raise ValueError(f"Sinusoidal positions need an even n_embd, not {config.n_embd}.")
     angles = position_ids[..., None] * _frequencies(config.n_embd, position_ids.device)
@@ -48,8 +47,7 @@ def rope(x: Tensor, positions: Tensor) -> Tensor:
     """Queries or keys x (B, H, T, D) turned by an angle proportional to their position (Su et al. 2021, 2104.09864).
 
     Each pair (x_i, x_i+D/2) turns in its plane, so lengths stay and q.k depends on the distance alone. The pairing is
-    that of GPT-NeoX and Llama; the paper pairs neighbours, which is the same up to the order.
-    """
+    that of GPT-NeoX and Llama; the paper pairs neighbours, which is the same up to the order."""
     if x.shape[-1] % 2:
         raise ValueError(
             f"RoPE turns pairs of coordinates: it cannot take a head size (n_embd / n_head) of {x.shape[-1]}."
@@ -63,8 +61,7 @@ def rope(x: Tensor, positions: Tensor) -> Tensor:
 def alibi(distance: Tensor, weight: None, config: GPT2Config) -> Tensor:
     """Scores fall linearly with the distance, with a fixed slope per head (Press et al. 2022, 2108.12409):
     2^(-8 i / n) for i = 1 .. n if the heads n are a power of two; else those of the power below, and every second
-    one of the power above until there are n, as in the paper's code.
-    """
+    one of the power above until there are n, as in the paper's code."""
     n = config.n_head
     power = 2 ** math.floor(math.log2(n))
     slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]

@@ -64,8 +64,7 @@ def build(encoding, position="learned", attention="softmax_sdpa", seed=0, *, opt
 
     `encoding` is one of lib.explore.encodings, or a vocabulary size; `options` go to the attention, `shape` is
     small_gpt2's (n_positions, n_layer, n_head, n_embd). No dropout: these runs see little text more than once. GELU is
-    GPT-2's tanh form, by torch's fused kernel. Raises ValueError for an unknown name or what does not fit together.
-    """
+    GPT-2's tanh form, by torch's fused kernel. Raises ValueError for an unknown name or what does not fit together."""
     vocab_size = encoding if isinstance(encoding, int) else encoding.vocab_size
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     fixed = {"activation_function": "gelu_pytorch_tanh", "loss_type": "ForCausalLM"}
@@ -83,13 +82,9 @@ def model_of(recipe: Recipe) -> GPT2LMHeadModel:
     return build(encoding, recipe.position, recipe.attention, recipe.seed, **shape).to(profile.device())
 
 
-# --- text as one stream of tokens
-
-
 def documents(corpus: str, split: str = "train", n_bytes: int | None = None, seed: int | None = None) -> list[str]:
     """Prompt + target of a split's documents until `n_bytes` are reached, in an order drawn from `seed`
-    (None: the task's own). All are taken once before any is taken again.
-    """
+    (None: the task's own). All are taken once before any is taken again."""
     texts = [row["prompt"] + row["target"] for row in _task(corpus)[split]]
     if n_bytes is None:
         return texts
@@ -136,9 +131,6 @@ def length_for(encoding: Encoding, corpus: str, context_bytes: int) -> int:
     return max(round(context_bytes * tokens / sum(len(t.encode("utf-8")) for t in texts)), 2)
 
 
-# --- training
-
-
 def run_path(recipe: Recipe) -> Path:
     """data/runs/scratch-<task>-<variants>-seed<seed>-<hash>: another recipe or dataset is another folder."""
     task = _task(recipe.corpus)
@@ -153,8 +145,7 @@ def train(recipe: Recipe) -> Trained:
     """The model of `recipe`, trained now or loaded from data/runs. A run knows its recipe and data, not the code behind
     a variant's name: whoever changes that deletes the variant's runs.
 
-    Raises ValueError for unknown names or too little text.
-    """
+    Raises ValueError for unknown names or too little text."""
     model, path = model_of(recipe), run_path(recipe)
     encoding = encoding_of(recipe.corpus, recipe.encoding, recipe.vocab_size)
     if not (path / "run.json").exists():
@@ -220,9 +211,6 @@ def _train(recipe: Recipe, encoding: Encoding, model: GPT2LMHeadModel, path: Pat
     shutil.rmtree(path / "trainer", ignore_errors=True)
 
 
-# --- scoring a stream
-
-
 @dataclass(frozen=True)
 class StreamScore:
     """Every token of a stream but the first, scored once."""
@@ -240,19 +228,12 @@ class StreamScore:
 
 @torch.no_grad()
 def score_stream(
-    model: GPT2LMHeadModel,
-    encoding: Encoding,
-    texts: Sequence[str],
-    length: int,
-    stride: int | None = None,
-    batch_tokens: int = 8_192,
-    first: int | None = None,
+    model, encoding: Encoding, texts: Sequence[str], length: int, stride=None, batch_tokens=8_192, first=None
 ) -> StreamScore:
     """Negative log-likelihood of `texts` as one stream, in windows of `length` tokens, the first one of `first`.
 
     `stride` = `length` (the default): blocks without overlap. A smaller one slides the window: each step scores that
-    many new tokens, which see at least length - stride before them (Press et al. 2022, appendix B, compare the two).
-    """
+    many new tokens, which see at least length - stride before them (Press et al. 2022, appendix B, compare the two)."""
     stride = length if stride is None else stride
     if not 1 <= stride <= length or not any(texts):
         raise ValueError(f"stride={stride} must lie between 1 and length={length}, and there must be text to score.")
@@ -280,16 +261,13 @@ def score_stream(
     return StreamScore(nats, position, n_bytes, sum(encoding.unknown_bits(t) for t in texts))
 
 
-def loss_by_position(
-    runs: Sequence[Trained], texts: Sequence[str], length: int, bins: int = 8, shifts: int = 8
-) -> pd.DataFrame:
+def loss_by_position(runs: Sequence[Trained], texts: Sequence[str], length: int, bins=8, shifts=8) -> pd.DataFrame:
     """Mean bits per token by how many tokens the model saw, in `bins` equal steps of blocks of `length`: position (the
     variant), attention, seed, seen (the middle of the step), bits_per_token.
 
     The text is cut `shifts` times, at other places each time, and its first `length` tokens, which no cut moves far
     back in a block, are left out: with shifts = bins every token is counted once in each step. Cut once, a step would
-    hold one part of the text and the next step another. Raises ValueError for a text that fills no further block.
-    """
+    hold one part of the text and the next step another. Raises ValueError for a text that fills no further block."""
     rows = []
     for run in tqdm(runs, desc="loss by position"):
         nats, step = [], []
