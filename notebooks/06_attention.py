@@ -352,19 +352,40 @@ decoding.pivot(index="context", columns="attention", values="state_kilobytes").r
 
 
 # %%
-def nystrom_error() -> pd.DataFrame:
+def nystrom_errors(q, k, v, scale, landmarks: int) -> dict[str, float]:
+    """Relative errors |approximation - softmax attention| / |softmax attention| of one layer's outputs."""
+    length = q.shape[2]
+    segment = -(-(length - 1) // landmarks)
+    block = (torch.arange(length, device=q.device) - 1) // segment  # the first token stands alone
+    everything = torch.ones(1, 1, length, length, dtype=torch.bool, device=q.device)
+    own = ((block[:, None] == block) | (block == -1)) & everything.tril()
+    whole, causal = attention.softmax(q, k, v, scale, everything), attention.softmax(q, k, v, scale)
+    forms = {
+        "paper": (costs.nystromformer(q, k, v, scale, landmarks), whole),
+        "causal": (attention.nystrom(q, k, v, scale, segment=segment), causal),
+        "near_only": (attention.softmax(q, k, v, scale, own), causal),
+    }
+    return {form: float((got - exact).norm() / exact.norm()) for form, (got, exact) in forms.items()}
+
+
+def nystrom_rows() -> list[dict]:
     try:
         results.base = models.load_base()
     except hub.Unavailable as reason:
         print(f"Skipped: {reason}")
-        return pd.DataFrame()
+        return []
     base = results.base
     ids = torch.tensor([base.tokenizer("\n\n".join(texts)).input_ids[: budget.heads_tokens]])
-    heads = costs.real_heads(base.model, ids.to(base.model.device))
-    return costs.nystrom_error(heads, [m for m in (4, 8, 16, 32, 64, 128) if m <= budget.heads_tokens // 4])
+    return [
+        {"layer": layer, "form": form, "landmarks": m, "error": error}
+        for layer, heads in enumerate(costs.real_heads(base.model, ids.to(base.model.device)))
+        for m in (4, 8, 16, 32, 64, 128)
+        if m <= budget.heads_tokens // 4
+        for form, error in nystrom_errors(*heads, m).items()
+    ]
 
 
-errors = results.table("nystrom_error", nystrom_error)
+errors = results.table("nystrom_error", nystrom_rows)
 if len(errors):
     by_layer = errors.rename(columns={"layer": "seed"})  # the band is over layers here
     figure = plots.lines(by_layer, "landmarks", "error", "form", logy=True, ylabel="relative error of the output")

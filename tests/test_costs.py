@@ -8,8 +8,8 @@ import torch
 from small_models import llama
 
 from lib.explore import costs
-from lib.explore.attention import ATTENTIONS, nystrom, softmax
-from lib.explore.costs import crossover, exponent, leak, nystrom_error, nystromformer, real_heads, scaling
+from lib.explore.attention import ATTENTIONS, softmax
+from lib.explore.costs import crossover, exponent, leak, real_heads, scaling
 from lib.explore.scratch import build
 from lib.models import small_gpt2
 
@@ -132,7 +132,7 @@ def test_leak_of_a_model_without_numbers_is_no_zero():
     assert math.isnan(leak(model, 40))
 
 
-# --- Nystrom on real queries and keys
+# --- real queries and keys
 
 
 @pytest.mark.parametrize(
@@ -160,34 +160,8 @@ def test_real_heads_are_what_the_models_attention_takes(model, projection):
         torch.testing.assert_close(again, output, atol=1e-6, rtol=1e-5)
 
 
-def random_heads(length=24, layers=2):
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda: torch.randn(1, 2, length, 8, generator=generator, dtype=torch.float64)  # noqa: E731
-    return [(draw(), draw(), draw(), 0.5) for _ in range(layers)]
-
-
-def test_nystroms_error_is_a_distance_from_softmax():
-    heads = random_heads()
-    df = nystrom_error(heads, (2, 24))
-    assert list(df.columns) == ["layer", "form", "landmarks", "error"]
-    assert len(df) == 2 * 3 * 2
-    error = df.set_index(["layer", "form", "landmarks"])["error"]
-    for layer, (q, k, v, scale) in enumerate(heads):
-        exact = softmax(q, k, v, scale)
-        by_hand = (nystrom(q, k, v, scale, segment=12) - exact).norm() / exact.norm()
-        assert error[layer, "causal", 2] == pytest.approx(float(by_hand))
-        whole = (q @ k.mT * scale).softmax(-1) @ v
-        by_hand = (nystromformer(q, k, v, scale, 2) - whole).norm() / whole.norm()
-        assert error[layer, "paper", 2] == pytest.approx(float(by_hand))
-        assert error[layer, "paper", 2] > 0.1
-        # as many landmarks as tokens: the paper's form is exact, the causal one up to its ridge
-        assert error[layer, "paper", 24] < 1e-6
-        assert error[layer, "causal", 24] < error[layer, "near_only", 24] / 3
-        assert error[layer, "near_only", 24] > 0.3  # a token sees itself alone
-        torch.testing.assert_close(nystrom(q, k, v, scale, segment=1, ridge=1e-12), exact, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("landmarks", [(4, 25), (0, 4)])
-def test_landmarks_that_tokens_cannot_fill_are_refused(landmarks):
-    with pytest.raises(ValueError, match="landmark"):
-        nystrom_error(random_heads(), landmarks)
+def test_nystromformer_is_exact_with_a_landmark_per_token():
+    q, k, v = torch.randn(3, 1, 2, 24, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = (q @ k.mT * 0.5).softmax(-1) @ v
+    torch.testing.assert_close(costs.nystromformer(q, k, v, 0.5, 24), whole)
+    assert (costs.nystromformer(q, k, v, 0.5, 2) - whole).norm() > 0.1 * whole.norm()

@@ -1,5 +1,5 @@
 """What an attention costs and whether it is what it claims: time and memory against length, the future-leak test, and
-Nystrom's error on a pretrained model's queries and keys.
+a pretrained model's real queries and keys.
 """
 
 import math
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AttentionInterface, PreTrainedModel
 
 from lib import profile
-from lib.explore.attention import ATTENTIONS, nystrom, softmax, softmax_sdpa
+from lib.explore.attention import ATTENTIONS, softmax_sdpa
 from lib.fast import available_megabytes, peak_megabytes, reset_peak_memory
 
 HEADS, HEAD_DIM = 4, 64  # GPT-2's head size; a third of its heads, so that 8,192 naive scores fit a laptop
@@ -177,30 +177,3 @@ def nystromformer(q: Tensor, k: Tensor, v: Tensor, scale: float, landmarks: int,
     marks_q, marks_k = (x[:, :, : landmarks * segment].unflatten(2, (landmarks, segment)).mean(3) for x in (q, k))
     f, a, b = ((x @ y.mT * scale).softmax(-1) for x, y in ((q, marks_k), (marks_q, marks_k), (marks_q, k)))
     return f @ (torch.linalg.pinv(a) @ (b @ v))
-
-
-def nystrom_error(heads: Sequence[tuple[Tensor, Tensor, Tensor, float]], landmarks: Sequence[int]) -> pd.DataFrame:
-    """Relative error |approximation - softmax attention| / |softmax attention| of the outputs: layer, form, landmarks,
-    error. form "paper": `nystromformer` against softmax without a mask; "causal": lib.explore.attention's nystrom with
-    segments of (T - 1) / landmarks against causal softmax; "near_only": the same without the approximated part. Raises
-    ValueError for more landmarks than tokens."""
-    length = heads[0][0].shape[2]
-    if not 1 <= min(landmarks) <= max(landmarks) <= length:
-        raise ValueError(f"{max(landmarks)} landmarks for {length} tokens: each is the mean of one token or more.")
-    rows = []
-    for layer, (q, k, v, scale) in enumerate(heads):
-        everything = torch.ones(1, 1, length, length, dtype=torch.bool, device=q.device)
-        whole, causal = softmax(q, k, v, scale, everything), softmax(q, k, v, scale)
-        for m in landmarks:
-            segment = -(-(length - 1) // m)
-            block = (torch.arange(length, device=q.device) - 1) // segment  # the first token stands alone
-            own = ((block[:, None] == block) | (block == -1)) & everything.tril()
-            forms = {
-                "paper": (nystromformer(q, k, v, scale, m), whole),
-                "causal": (nystrom(q, k, v, scale, segment=segment), causal),
-                "near_only": (softmax(q, k, v, scale, own), causal),
-            }
-            for form, (got, exact) in forms.items():
-                error = float((got - exact).norm() / exact.norm())
-                rows.append({"layer": layer, "form": form, "landmarks": m, "error": error})
-    return pd.DataFrame(rows)
