@@ -50,12 +50,11 @@ from tqdm.auto import tqdm
 
 from lib import benchmarks, metrics, plots, profile, tasks, train
 from lib.evaluate import out_of_reach
-from lib.explore import convert, frontier, scratch, traps
-from lib.explore.attention import attention_modules
+from lib.explore import attention, convert, frontier, scratch, traps
 from lib.explore.costs import leak
 from lib.metrics import mean_interval
 from lib.models import load_base
-from lib.results import Results, interval, listed, load, number, shown, span
+from lib.results import Results, interval, kept, listed, load, number, shown, span
 
 # %% [markdown]
 # - The budget, as (fast, cpu, full). Text in tokens of the base model where nothing else is said.
@@ -81,9 +80,9 @@ budget = profile.budget(
 )
 base, task = load_base(), tasks.load_task("debian")
 results = Results("09_innovation", base=base, seeds=budget.seeds)
+RUNS = profile.output_root() / "data" / "runs"  # what is measured is kept there, and found again by what it hangs on
 MATCHING_RATE = 1e-2  # LoLCATs' for its feature maps: one of its own per head, so large steps do no harm
 TUNING_RATE = 1e-4  # lib.train's for all parameters
-# what the measurements of this notebook hang on: kept ones are found again under it
 measured_with = [task.sha256, base.name, base.revision, base.parameters, convert.FORMS, MATCHING_RATE, TUNING_RATE]
 measured_with += [[name, amount] for name, amount in vars(budget).items() if name != "seeds"]
 
@@ -167,7 +166,7 @@ def damage_of(seed, form="linear+window"):
             found.append(row | {"matching_error": matched[layer], "bits_per_byte": value, "damage": value - start})
         return {"rows": found}
 
-    return convert.kept(f"convert-damage-seed{seed}", [form, seed, *measured_with], measure)["rows"]
+    return kept(RUNS / f"convert-damage-seed{seed}", [form, seed, *measured_with], measure)["rows"]
 
 
 damage = results.table("layer_damage", lambda: [row for seed in budget.seeds for row in damage_of(seed)])
@@ -205,7 +204,9 @@ def decoding_rows(tokens=12):
                     if profile.device().type == "cuda":
                         torch.cuda.synchronize()
                     taken.append(1_000 * (time.perf_counter() - began))
-                states = [x for m in attention_modules(base.model) for x in m.recurrent_state if x is not None]
+                states = [
+                    x for m in attention.attention_modules(base.model) for x in m.recurrent_state if x is not None
+                ]
                 row = {"form": form if share else "softmax", "share": share, "context": context}
                 row["milliseconds"] = statistics.median(taken[2:])  # the first two warm up
                 found.append(row | {"state_kilobytes": sum(4 * x.numel() for x in states) / 1_000})
@@ -267,7 +268,7 @@ def conversion_row(form, seed, share, stage, order, matched):
             return {"bits_per_byte": convert.bits_per_byte(model, rows("test", budget.eval_tokens))}
 
     who = {"form": form, "seed": seed, "share": share, "layers": len(chosen), "order": order, "matched": matched}
-    found = convert.kept(f"convert-{form}-seed{seed}", [*who.values(), stage, *measured_with], measure)
+    found = kept(RUNS / f"convert-{form}-seed{seed}", [*who.values(), stage, *measured_with], measure)
     errors = [r["matching_error"] for r in chosen if form == "linear+window" and matched]  # of the ranking's maps
     learned = matched and convert.FORMS[form]["far"]
     return who | {
@@ -382,7 +383,7 @@ def frontier_row(method, setting, seed, name, summary, model):
     who = {"method": method, "setting": setting, "seed": seed}
     who |= {k: summary[k] for k in ("learning_rate", "tokens", "trainable_parameters")}
     identity = [name, *who.values(), out_of_reach("wikitext2") is None, *measured_with]
-    return who | convert.kept(f"frontier-seed{seed}", identity, lambda: measured(model()))
+    return who | kept(RUNS / f"frontier-seed{seed}", identity, lambda: measured(model()))
 
 
 def frontier_rows():
@@ -490,8 +491,7 @@ against.round(4)
 # (`shown_flips`). For the leak, the same models scored from prefixes, which a causal model does not notice.
 
 # %%
-for part in (traps.padded_perplexity, traps.leaking_attention):
-    display(Code(inspect.getsource(part), language="python"))
+display(Code(inspect.getsource(traps.padded_perplexity), language="python"))
 
 # %%
 LENGTH = 128  # tokens in a row
@@ -543,11 +543,19 @@ def overlapping():
     return rows_of("overlapping train and test", runs, *measures)
 
 
+def off_by_one(q, k, v, scale, **_):
+    """Softmax over everything up to the next token."""
+    seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(1)
+    return attention.softmax(q, k, v, scale, seen)
+
+
+attention.register("leaking", attention.Attention(off_by_one))
+
+
 def leaky(texts):
-    with traps.leaking_attention():
-        runs = {("mask off by one", s): trained(s, position="rope", attention=traps.LEAKING) for s in budget.seeds}
-        measures = [lambda run, by=by: traps.prefix_bits_per_byte(run, texts, prefix=by) for by in (True, False)]
-        return rows_of("leaking attention", models() | runs, *measures)
+    runs = {("mask off by one", s): trained(s, position="rope", attention="leaking") for s in budget.seeds}
+    measures = [lambda run, by=by: traps.prefix_bits_per_byte(run, texts, prefix=by) for by in (True, False)]
+    return rows_of("leaking attention", models() | runs, *measures)
 
 
 # %% [markdown]
@@ -555,16 +563,16 @@ def leaky(texts):
 
 # %%
 try:
-    kept = load("04_token_encoding", profile.ROOT / "data" / "results")
-    source = f"data/results/04_token_encoding.json, {kept['provenance']['profile']}"
+    shipped = load("04_token_encoding", profile.ROOT / "data" / "results")
+    source = f"data/results/04_token_encoding.json, {shipped['provenance']['profile']}"
 except FileNotFoundError:
-    kept, source = None, "models trained in this notebook"
+    shipped, source = None, "models trained in this notebook"
 print(f"Token perplexity: {source}.")
 
 
 def across_tokenizers(texts):
-    if kept:
-        found = [r for r in kept["tables"]["encodings"] if (r["corpus"], r["budget"]) == ("debian", "bytes")]
+    if shipped:
+        found = [r for r in shipped["tables"]["encodings"] if (r["corpus"], r["budget"]) == ("debian", "bytes")]
         found = [(f"{r['encoding']} {r['vocab_size']}", r["seed"], r["bits_per_byte"], r["perplexity"]) for r in found]
     else:
         found = []
@@ -660,8 +668,8 @@ results.figure(rankings(values), "09_traps", text, scratch=True)
 # %%
 display(Code(inspect.getsource(traps.Protocol), language="python"))
 bad = values[(values["trap"] == "own samples") & (values["seed"] == budget.seeds[0])]
-with traps.leaking_attention():  # the future-leak test needs the model itself, which stored results do not hold
-    change = None if results.stored else leak(trained(0, position="rope", attention=traps.LEAKING).model, 40)
+# the future-leak test needs the model itself, which stored results do not hold
+change = None if results.stored else leak(trained(0, position="rope", attention="leaking").model, 40)
 declared = {"text": "own samples", "overlap": 12, "padding_counted": True, "leak": change}
 for finding in traps.audit(bad, traps.Protocol("trapped", ("model",), **declared))[:12]:
     print(f"- {finding}")

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib import profile
 from lib.explore import convert
 from lib.explore.attention import ATTENTIONS, attention_modules
 from lib.explore.convert import FORMS, FeatureMaps, converted, hybrid, hybrid_naive, hybrid_step, new_maps, rows
@@ -274,17 +273,6 @@ def test_tuning_learns_in_a_copy(base, task):
     assert all(torch.equal(v, base.model.state_dict()[k]) for k, v in before.items())
     assert not torch.equal(moved[0].query, maps[0].query)  # the feature maps move as well
     assert torch.equal(maps[0].query, new_maps(base.model)[0].query)
-
-
-def test_what_was_measured_is_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(profile, "output_root", lambda: tmp_path)
-    assert convert.kept("test", [1], lambda: {"x": 1}) == {"x": 1}
-    assert convert.kept("test", [1], lambda: {"x": 2}) == {"x": 1}
-    assert convert.kept("test", [2], lambda: {"x": 2}) == {"x": 2}
-    for path in (tmp_path / "data" / "runs").glob("test-*.json"):
-        path.write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"is damaged .* delete it, run again"):
-        convert.kept("test", [2], dict)
 
 
 def test_the_state_has_the_size_of_its_formula_and_only_the_caches_grows(base):

@@ -7,10 +7,8 @@ more and more layers together, the harmless ones first, with a brief fine-tuning
 """
 
 import copy
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,7 +22,6 @@ from lib import profile
 from lib.explore import attention
 from lib.explore.attention import Attention, attention_modules
 from lib.metrics import float32_logits, token_nats
-from lib.results import write_json
 
 FORMS = {  # what a converted layer computes: how many near tokens keep softmax, and whether it sees further
     "linear": {"window": 0, "far": True},
@@ -320,17 +317,3 @@ def tune(
     with converted(model, maps, form):
         _optimise(model.parameters(), text, rate, loss_of, desc)
     return model, maps
-
-
-def kept(name: str, identity: Sequence, make: Callable[[], dict]) -> dict:
-    """What `make` gave when it was first asked for: data/runs/<name>-<hash of identity>.json, so that an interrupted
-    notebook goes on where it was. Raises ValueError for a damaged file.
-    """
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:10]
-    path = profile.output_root() / "data" / "runs" / f"{name}-{digest}.json"
-    if not path.exists():
-        write_json(path, make())
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, run again.") from error

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from lib.explore.convert import kept
+from lib import profile
 from lib.generate import generate
 from lib.metrics import mean_interval
 from lib.packing import Encoded, draw
+from lib.results import kept
 
 SAMPLE_LENGTH = 96  # new tokens of a text sampled from the base model
 
@@ -132,9 +133,10 @@ def general_text(base, tokens: int, seed: int) -> list[Encoded]:
             part += 1
         return {"texts": found}
 
+    path = profile.output_root() / "data" / "runs" / f"general-seed{seed}"
     identity = [base.name, base.revision, base.parameters, tokens, seed, SAMPLE_LENGTH]
     end, documents = base.tokenizer.eos_token_id, []
-    for i, text in enumerate(kept(f"general-seed{seed}", identity, sample)["texts"]):
+    for i, text in enumerate(kept(path, identity, sample)["texts"]):
         ids = base.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         ended = [end] if len(ids) < SAMPLE_LENGTH else []
         documents.append(Encoded([end, *ids, *ended], 1, len(text.encode("utf-8")), f"general {i}"))

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from scipy import stats
 
 from lib import tasks
-from lib.explore import attention, scratch
+from lib.explore import scratch
 from lib.explore.scratch import Trained
 from lib.metrics import mean_interval
 
-LEAKED, LEAKING = "debian_leaked", "leaking"
+LEAKED = "debian_leaked"  # a task inside `leaked_corpus`
 
 
 # --- measures: the sound one, then what mistakes measure
@@ -78,7 +78,7 @@ def prefix_bits_per_byte(run: Trained, texts: Sequence[str], prefix=True, rows: 
     return float(nats) / math.log(2) / per_token
 
 
-# --- models that only a mistake has
+# --- the text of a model that only a mistake has
 
 
 @contextmanager
@@ -98,21 +98,6 @@ def leaked_corpus(n_bytes: int) -> Iterator[None]:
         yield
     finally:
         del tasks.TASKS[LEAKED], scratch.ENCODED_LIKE[LEAKED]
-
-
-@contextmanager
-def leaking_attention() -> Iterator[None]:
-    """Inside, an attention LEAKING, whose mask is off by one: softmax over everything up to the next token."""
-
-    def form(q, k, v, scale, **_):
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(1)
-        return attention.softmax(q, k, v, scale, seen)
-
-    attention.register(LEAKING, attention.Attention(form, form))
-    try:
-        yield
-    finally:
-        del attention.ATTENTIONS[LEAKING]
 
 
 # --- rankings
