@@ -141,7 +141,7 @@ plan = [(task, method, seed) for seed in budget.seeds for method in budget.metho
 plan += [(task, method, budget.seeds[0]) for method in train.METHODS if method not in budget.methods]
 try:
     plan += [(tasks.load_task("e2e"), "full", 0)] if task.name == "debian" else []
-except tasks.TaskUnavailable as reason:
+except tasks.Unavailable as reason:
     print(f"Skipped: {reason}")
 pd.DataFrame([(t.name, method, seed) for t, method, seed in plan], columns=["task", "method", "seed"])
 

@@ -89,7 +89,7 @@ if not results.stored:
 try:
     e2e = tasks.load_task("e2e") if task.name == "debian" else None
     note = "" if e2e else "E2E NLG runs beside the default task only."
-except tasks.TaskUnavailable as reason:
+except tasks.Unavailable as reason:
     e2e, note = None, f"Skipped: {reason}"
 if note:
     print(note)

@@ -101,7 +101,7 @@ try:
     task = tasks.load_task("e2e")
     inputs = tasks.head(task["test"], budget.e2e_inputs)
     print(e2e.few_shot_prompt(e2e.draw_examples(task, 1, seed=0), inputs[0]["prompt"]))
-except tasks.TaskUnavailable as reason:
+except tasks.Unavailable as reason:
     task = None
     print(f"Skipped: {reason}")
 has_e2e = task is not None
