@@ -157,7 +157,7 @@ def longest_overlap(predictions: Sequence[str], train: Sequence[str]) -> list[in
     )
     while here:
         n += 1
-        known = {tuple(tokens[at : at + n]) for tokens, _, at in there if at + n <= len(tokens)}
+        known = {tuple(tokens[at : at + n]) for tokens, _, at in there}
         here = [p for p in here if p[2] + n <= len(p[0]) and tuple(p[0][p[2] : p[2] + n]) in known]
         shared = {tuple(tokens[at : at + n]) for tokens, _, at in here}
         there = [p for p in there if tuple(p[0][p[2] : p[2] + n]) in shared]

@@ -38,7 +38,6 @@ def test_a_model_is_measured_once(task, monkeypatch):
     assert (first.stage, first.method, first.seed) == ("before", "none", 0)
     assert list(first.scores["id"]) == ["r0", "r1", "r2", "r3"]
     assert (len(first.texts), len(first.sampled), first.forgetting) == (3, 2, {"blimp_accuracy": 0.5})
-    assert all(len(base.tokenizer(text).input_ids) <= 4 for text in first.texts)
     monkeypatch.setattr(evaluate, "generate", None)  # or it would be called again
     again = evaluate.measure(base, task, general={"blimp": 1}, **SIZES)
     assert again.texts == first.texts and again.scores.equals(first.scores)

@@ -73,6 +73,8 @@ def test_nist_pools_its_references_by_hand():
     # "b" is in one reference, "c" in the other: both count. 4 reference words, information
     # log2(4/1) each, 2 matches of 2 words; no bigram matches; length 2 against the mean of 2.
     assert t.nist(["b c"], [["b x", "y c"]], max_n=2) == pytest.approx(2.0)
+    # "b" is in each reference once: of two in the text one counts, with information log2(4/2)
+    assert t.nist(["b b"], [["b x", "b y"]], max_n=1) == pytest.approx(1 / 2)
     # half the score at two thirds of the length; "b" twice in 3 words
     two = t.nist(["b c"], [["b c b"]], max_n=1)
     assert two == pytest.approx((math.log2(3 / 2) + math.log2(3)) / 2 * 0.5)
