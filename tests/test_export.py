@@ -2,8 +2,6 @@
 
 import io
 import re
-import shutil
-import sys
 import zipfile
 from html import unescape
 
@@ -147,13 +145,6 @@ def test_spaces_in_formulas_do_not_overlap(tmp_path):
 def test_what_cannot_be_shown_is_named(tmp_path, text, said):
     with pytest.raises(ValueError, match=said):
         export.document(trial(tmp_path, text), "html" if "$" in text else "pdf")
-
-
-def test_a_missing_pandoc_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pypandoc", None)
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(RuntimeError, match="pandoc is missing: `pip install pypandoc-binary`"):
-        export.document(trial(tmp_path, "text"), "html")
 
 
 def test_a_report_that_is_missing_or_not_utf8(tmp_path):

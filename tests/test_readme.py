@@ -26,9 +26,5 @@ def test_each_link_to_a_section_of_the_report_finds_its_heading():
     assert len(linked) >= 8 and set(linked) <= anchors
 
 
-def test_it_stays_short():
-    assert len(README.split()) <= 2_200
-
-
 def test_what_the_data_cards_point_to_exists():
     assert fill.places((profile.DATA / "README.md").read_text(encoding="utf-8"), profile.ROOT) == []
