@@ -5,12 +5,8 @@ Colours: Paul Tol's medium-contrast scheme (personal.sron.nl/~pault); line style
 """
 
 import importlib.util
-import io
-import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,10 +18,8 @@ import pandas as pd
 from matplotlib import font_manager
 from matplotlib.colors import to_rgb
 
-from lib import profile
 from lib.generate import OTHERS
 from lib.metrics import mean_interval
-from lib.results import write_json
 
 INK, GREY, PALE = "#222222", "#767676", "#BBBBBB"
 COLORS = ("#004488", "#DDAA33", "#994455", "#6699CC", "#997700", "#F2BBD0")
@@ -334,36 +328,3 @@ def lines(
         label_lines(ax)
     axes[0, 0].set_ylabel(ylabel or y)
     return fig
-
-
-# --- until every notebook hands its figures to lib.results.Results
-
-
-def caption(text: str, provenance: Mapping, tokens: int | None = None) -> str:
-    """`text` and what its numbers hang on, from the provenance of a results file: seeds, budget, model."""
-    seeds = ", ".join(map(str, provenance.get("seeds") or ())) or "none"
-    budget = f", {tokens:,} training tokens per run" if tokens else ""
-    model = provenance.get("base_model") or "no pretrained model"
-    stand_in = ", not GPT-2 117M" if provenance.get("stand_in") else ""
-    return f"{text} Seeds {seeds}; profile {provenance['profile']}{budget}; {model}{stand_in}."
-
-
-def save_figure(fig: plt.Figure, name: str, caption: str) -> Path:
-    """Write figures/<name>.svg, .png and the entry of figures/captions.json, each whole or not at all.
-
-    Below lib.profile.kept_root(); returns the path of the .svg. The same data gives the same bytes.
-    """
-    folder = profile.kept_root() / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format=suffix, metadata=metadata)
-        handle, part = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(buffer.getvalue())
-        os.chmod(part, 0o644)
-        os.replace(part, path := folder / f"{name}.{suffix}")
-    captions = folder / "captions.json"
-    known = json.loads(captions.read_text("utf-8")) if captions.exists() else {}
-    write_json(captions, dict(sorted((known | {name: caption}).items())))
-    return path

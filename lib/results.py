@@ -293,20 +293,3 @@ def provenance(
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
         "data": dict(data or {}),
     }
-
-
-# --- until every notebook has a Results
-
-
-def start() -> float:
-    """A started clock for `save`: call it in a notebook's first cell."""
-    return time.monotonic()
-
-
-def save(notebook: str, tables: Mapping, *, base=None, seeds=(), data=None, started=None) -> Path:
-    """Write data/results/<notebook>.json and return its path."""
-    kept = Results(notebook, base, seeds)
-    kept.began = started or kept.began
-    for name, table in tables.items():
-        kept.table(name, lambda table=table: table)
-    return kept.save(data=data)
