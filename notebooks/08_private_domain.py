@@ -81,7 +81,7 @@ results = Results("08_private_domain", base=base, seeds=budget.seeds)
 # | text `.txt .rst .tex` | first line, or the end of the piece before | the rest, in pieces | file |
 # | Markdown | heading | what stands below it | file |
 # | Python | signature | docstring | file |
-# | chat export `[time] name: message`, WhatsApp, JSON | up to three turns before | reply | day, or 20 turns of it |
+# | chat export `[time] name: message`, WhatsApp | up to three turns before | reply | day, or 20 turns of it |
 #
 # **Remembering.** A canary is an invented secret, inserted a known number of times. After training, all
 # $|R|$ codes of its form are ranked by the model's probability; the canary's exposure is
@@ -223,7 +223,8 @@ display(Code(inspect.getsource(memorise.code_log_probabilities), language="pytho
 # - A run goes over whole passes of the mixed text, to its end: one evaluation, no early stop, no row left out, so that
 #   every canary is seen exactly as often as it stands there, times the passes.
 # - Of each model: bits per byte of held-out targets, texts for held-out prompts, the canaries' exposure, and how many
-#   documents it continues word for word. Texts stay in data/runs.
+#   documents greedy decoding continues word for word for ten tokens, from the prompt and the first half of the target
+#   (too short ones, and those cut inside a character, are left out). Texts stay in data/runs.
 
 
 # %%
@@ -231,6 +232,19 @@ def train(mixed: memorise.Mixed, method: str, seed: int):
     sizes = {"train_tokens": mixed.tokens * mixed.passes, "pack_length": budget.pack_length, "evaluations": 1}
     sizes |= {"batch_tokens": budget.pack_length, "validation_documents": budget.validation_documents}
     return finetune(base, mixed.task, method, seed, **sizes)
+
+
+def verbatim(model, rows: list[dict], tokens: int = 10) -> dict:
+    pairs = []
+    for row in rows:
+        ids = base.tokenizer(row["target"], add_special_tokens=False).input_ids
+        half = len(ids) // 2
+        seen, rest = base.tokenizer.decode(ids[:half]), base.tokenizer.decode(ids[half : half + tokens])
+        if len(ids) - half >= tokens and "\ufffd" not in seen + rest:
+            pairs.append((row["prompt"] + seen, rest))
+    written = generate(model, base.tokenizer, [prompt for prompt, _ in pairs], max_new_tokens=tokens, desc="continuing")
+    same = sum(text == rest for text, (_, rest) in zip(written, pairs, strict=True))
+    return {"documents": len(pairs), "verbatim": same, "tokens": tokens}
 
 
 def measure(mixed: memorise.Mixed, run, drawn: list[memorise.Canary], seed: int) -> dict:
@@ -244,7 +258,7 @@ def measure(mixed: memorise.Mixed, run, drawn: list[memorise.Canary], seed: int)
             "scores": metrics.score(model, tokenizer, test[: budget.eval_documents], "scoring").to_dict("records"),
             "texts": generate(model, tokenizer, prompts, budget.max_new_tokens, batch_size=64),
             "canaries": memorise.audit(model, tokenizer, drawn),
-            "verbatim": [{"split": s, **memorise.verbatim(model, tokenizer, rows)} for s, rows in probes.items()],
+            "verbatim": [{"split": s, **verbatim(model, rows)} for s, rows in probes.items()],
         }
 
     folder = run.path if run else profile.output_root() / "data" / "runs" / f"{task.name}-before-seed{seed}"
@@ -348,7 +362,7 @@ indexed.assign(p_value=indexed["p_value"].map("{:.1e}".format)).round(2)
 #   half. Training documents against held-out ones: both hold text that is easy to guess or was known before.
 
 # %%
-verbatim = results.table(
+continuing = results.table(
     "verbatim",
     lambda: [
         {**who, **row, "share": row["verbatim"] / row["documents"]}
@@ -356,7 +370,7 @@ verbatim = results.table(
         for row in found["verbatim"]
     ],
 )
-groups = verbatim.groupby(["method", "deduplicated", "split"], sort=False)
+groups = continuing.groupby(["method", "deduplicated", "split"], sort=False)
 groups[["verbatim", "documents"]].sum().assign(share=groups["share"].mean()).round(3)
 
 # %% [markdown]
@@ -427,7 +441,9 @@ controls = memorise.evidence(unseen, ["stage", "method", "deduplicated"]).set_in
 for (stage, *key), row in controls.iterrows():
     what = "before training" if stage == "before" else f"controls, {NAMED[tuple(key)]}"
     print(f"{what}: {row.exposure:.2f} bits over {row.canaries:.0f} canaries ({probability(row.p_value)})")
-continued = verbatim.groupby(["stage", "method", "deduplicated", "split"], sort=False)[["verbatim", "documents"]].sum()
+continued = continuing.groupby(["stage", "method", "deduplicated", "split"], sort=False)[
+    ["verbatim", "documents"]
+].sum()
 
 # %% [markdown]
 # ## What it does not show

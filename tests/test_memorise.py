@@ -185,17 +185,13 @@ class Parrot:
         return texts
 
 
-def test_extraction_and_continuation_count_what_comes_out(base, monkeypatch):
+def test_extraction_counts_what_comes_out(base, monkeypatch):
     drawn = canaries(0, 1, 1)
     known = [memorise.PROMPT + c.prefix + c.secret + "." for c in drawn[:3]]
     known += [memorise.PROMPT + c.prefix + c.secret[:-1] + "Z" for c in drawn[3:5]]
     monkeypatch.setattr(memorise, "generate", Parrot(known))
     monkeypatch.setattr(memorise, "code_log_probabilities", lambda *_: torch.zeros(tuple(map(len, SLOTS))))
     assert [row["extracted"] for row in memorise.audit(None, base.tokenizer, drawn)] == [True] * 3 + [False] * 5
-    texts = [f"number {i} of the words that follow each other here " * 3 for i in range(4)]
-    rows = [{"prompt": "Title\n", "target": t} for t in [*texts, "short"]]
-    monkeypatch.setattr(memorise, "generate", Parrot(["Title\n" + t for t in texts[:2]]))
-    assert memorise.verbatim(None, base.tokenizer, rows) == {"documents": 4, "verbatim": 2, "tokens": 10}
 
 
 def _table(exposures, extracted=0, stage="after"):

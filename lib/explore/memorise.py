@@ -193,22 +193,6 @@ def audit(model, tokenizer, drawn: Sequence[Canary]) -> list[dict]:
     return rows
 
 
-def verbatim(model, tokenizer, rows: Sequence[dict], tokens: int = 10) -> dict:
-    """documents, and of them verbatim: how many greedy decoding continues word for word for `tokens` tokens from the
-    prompt and the first half of the target. Documents too short for that, or cut inside a character, are left out.
-    Compare training documents with held-out ones: what is easy to guess, or was known before, is continued in both."""
-    pairs = []
-    for row in rows:
-        ids = _ids(tokenizer, row["target"])
-        half = len(ids) // 2
-        seen, rest = tokenizer.decode(ids[:half]), tokenizer.decode(ids[half : half + tokens])
-        if len(ids) - half >= tokens and "\ufffd" not in seen + rest:
-            pairs.append((row["prompt"] + seen, rest))
-    texts = generate(model, tokenizer, [p for p, _ in pairs], max_new_tokens=tokens, desc="continuing")
-    same = sum(text == rest for text, (_, rest) in zip(texts, pairs, strict=True))
-    return {"documents": len(pairs), "verbatim": same, "tokens": tokens}
-
-
 # --- what it says
 
 

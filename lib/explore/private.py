@@ -37,7 +37,7 @@ LARGEST = 20 * 2**20  # bytes of a file: more is data, not something a person wr
 NAMES = "names.txt"  # in the folder's top: names to be replaced, one a line
 LEFT_OUT = {"node_modules", "__pycache__", "site-packages", "venv", "env", "build", "dist"}
 # what files of students come in; among all of Python's, neighbours such as cp1250 and cp1252 are confused
-ENCODINGS = ["gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251"]
+ENCODINGS = ["utf_16", "gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251"]
 Clean = Callable[..., str]  # clean(text, names=()) -> text
 Pairs = Iterator[tuple[str, str, str]]  # part (what of a file must not be split), prompt, target
 
@@ -47,11 +47,9 @@ class Skip(Exception):
 
 
 def decode(data: bytes) -> tuple[str, str]:
-    """(text, encoding): a byte order mark, else UTF-8, else the likeliest of ENCODINGS. Raises Skip for binary data."""
-    marks = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-    encoding = next((e for mark, e in marks.items() if data.startswith(mark)), "utf-8")
+    """(text, encoding): UTF-8, else the likeliest of ENCODINGS. Raises Skip for binary data."""
     try:
-        text = data.decode(encoding)
+        text, encoding = data.decode("utf-8-sig"), "utf-8"
     except UnicodeDecodeError:
         best = from_bytes(data, cp_isolation=ENCODINGS).best()
         text, encoding = (str(best), best.encoding) if best else ("\0", "")
@@ -139,7 +137,6 @@ HEADS = (  # [time] name: text, and WhatsApp's date, time - name: text
 SYSTEM = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4},?\s+\d{1,2}:\d\d.{0,12}? - [^:]*$")
 OMITTED = re.compile(r"<[^<>]*(?:omitted|weggelassen|省略)[^<>]*>|[\u200e\u200f]")
 ROLES = {"user", "assistant", "system", "bot", "me", "you"}  # who speaks, but no name to be replaced
-KEYS = ("date time timestamp", "name from sender author user speaker role", "text message content body")
 
 
 def chat_lines(text: str) -> list[list[str]]:
@@ -155,21 +152,6 @@ def chat_lines(text: str) -> list[list[str]]:
         elif messages and not SYSTEM.match(line):
             messages[-1][2] += "\n" + line
     return messages
-
-
-def read_json(text: str, clean: Clean) -> Pairs:
-    """A list of messages, or an object with one under "messages": time, name and text by usual keys."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise Skip("not valid JSON") from None
-    rows = value.get("messages") if isinstance(value, dict) else value
-    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    told = [[next((row[k] for k in keys.split() if row.get(k)), "") for keys in KEYS] for row in rows]
-    told = [m for m in told if isinstance(m[1], str) and isinstance(m[2], str) and m[1] and m[2]]
-    if not told:
-        raise Skip("JSON without messages")
-    yield from _replies([(re.split(r"[ ,T]", str(day))[0], name, said) for day, name, said in told], clean)
 
 
 def _replies(messages: Sequence[Sequence[str]], clean: Clean) -> Pairs:
@@ -190,13 +172,8 @@ def _replies(messages: Sequence[Sequence[str]], clean: Clean) -> Pairs:
             number += 1
 
 
-KINDS = {
-    "text": (read_text, ".txt .text .rst .org .tex"),
-    "markdown": (read_text, ".md .markdown"),
-    "code": (read_code, ".py"),
-    "chat": (read_json, ".json"),
-}
-KIND_OF = {suffix: kind for kind, (_, suffixes) in KINDS.items() for suffix in suffixes.split()}
+READERS = {"text": read_text, "markdown": read_text, "code": read_code}
+KIND_OF = dict.fromkeys((".txt", ".text", ".rst", ".org", ".tex"), "text") | {".md": "markdown", ".py": "code"}
 
 
 # --- the collection
@@ -266,8 +243,7 @@ def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: C
     """Rows of a task file. `files`: (path, a name that stays the same on every machine)."""
 
     def clean(text: str, more: Sequence[str] = ()) -> str:
-        # JSON can hold half a surrogate pair
-        text, counts = anonymise(text.encode("utf-8", "replace").decode("utf-8"), [*names, *more])
+        text, counts = anonymise(text, [*names, *more])
         facts.update({("replaced", category): n for category, n in counts.items()})
         return text
 
@@ -279,7 +255,7 @@ def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: C
                 raise Skip("too large" if kind else "another kind of file")
             text, encoding = decode(path.read_bytes())
             facts["encoding", encoding] += 1
-            found = list(KINDS[kind][0](text, clean))
+            found = list(READERS[kind](text, clean))
         except (Skip, OSError) as reason:
             facts["skipped", getattr(reason, "strerror", None) or str(reason)] += 1
             continue
