@@ -616,7 +616,9 @@ for (task, method), lost in damage.items():
 # - Numbers for `report.md`, each under the name that its mark has there.
 
 # %%
-results.value("model", f"the stand-in {base.name.removesuffix(' (stand-in)')}" if base.stand_in else "GPT-2 117M")
+made = results.provenance()
+stand_in = f"the stand-in {made['base_model'].removesuffix(' (stand-in)')}"
+results.value("model", stand_in if made["stand_in"] else "GPT-2 117M")
 for (task, method), change in changes.items():
     results.value(f"change.{task}.{method}", interval(change, sign=True))
 plain_poems = after.get_group(("tang", "none"))
@@ -673,7 +675,7 @@ results.claim("no tones above chance", not tonal)
 # %%
 rows = []
 for r in tokenisation.itertuples():
-    name = f"base ({base.name})" if r.tokenizer == "base" else r.tokenizer
+    name = f"base ({made['base_model']})" if r.tokenizer == "base" else r.tokenizer
     rows.append([r.corpus, name, f"{r.tokens_per_character:.2f}", f"{r.invalid_percent:.1f}"])
 header = ["text", "tokenizer", "tokens per character", "not UTF-8 alone, %"]
 results.markdown(

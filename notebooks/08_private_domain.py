@@ -472,7 +472,9 @@ for name, key in {
 }.items():
     results.value(f"card.{name}", f"{counted[key]:,.0f}")
 results.value("card.replaced", f"{card[card['what'] == 'replaced']['value'].sum():,.0f}")
-results.value("model", f"the stand-in {base.name.removesuffix(' (stand-in)')}" if base.stand_in else "GPT-2 117M")
+made = results.provenance()
+stand_in = f"the stand-in {made['base_model'].removesuffix(' (stand-in)')}"
+results.value("model", stand_in if made["stand_in"] else "GPT-2 117M")
 results.value("anonymiser.recall", recall)
 results.value("anonymiser.precision", precision)
 results.value("anonymiser.labelled", f"{whole.labelled:.0f}")

@@ -144,3 +144,15 @@ def test_shipped_results_follow_the_contract():
         assert value["provenance"]["profile"] == "full", f"{path.name} is not of the full profile"
         for table in value["tables"].values():
             assert all(not isinstance(x, dict | list) for row in table for x in row.values())
+
+
+def test_what_was_made_under_the_same_settings_is_read_back(folder):
+    made = iter([{"x": 1.5, "y": [math.nan]}, {"x": 2.5}])
+
+    def make() -> dict:
+        return next(made)
+
+    path = folder / "run" / "measured"
+    first = results.kept(path, ["a", 1], make)
+    assert first == results.kept(path, ["a", 1], make) == {"x": 1.5, "y": [None]}
+    assert results.kept(path, ["a", 2], make) == {"x": 2.5}

@@ -107,46 +107,34 @@ def _phone(m: re.Match) -> Spans:
 
 DOMAIN = r"(?:[A-Za-z0-9-]{1,63}\.){1,9}(?!(?i:html?|php|txt|md|py|css|js|png|jpe?g|gif|svg|webp|zip)\b)[A-Za-z]{2,}"
 LOCAL = r"(?<![A-Za-z0-9])(?!git@)[A-Za-z0-9][\w.+-]{0,63}"  # RFC 5321
+WRITTEN_OUT = rf"(?:\[at\]|\(at\)|{{at}})\s?(?:{DOMAIN}|[\w-]+(?:\s?(?:\[dot\]|\(dot\)|dot)\s?[\w-]+)+)"
 IPV4 = r"(?a)(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?!\.?\w)"
+KEY = r"(?:gh[pousr]_|github_pat_|hf_|npm_)\w{30,}|(?:pypi-|AIza)[\w-]{30,}|glpat-[\w-]{16,}|sk-[\w-]{20,}"
+KEY += r"|sk_(?:live|test)_\w{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}|LTAI\w{12,}|xox[abprs]-[\w-]{10,}"
+KEY += r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"  # JSON Web Token, RFC 7519
+SECRET = (
+    r"(?<![\w-])[\w-]{0,60}(?:passwo?r?d|passphrase|pwd|_pass|secret|token(?!i[sz])|(?:api|access)[_ -]?key)[\w-]{0,60}"
+)
+VALUE = r"""(?:"([^"\s]{6,})"|'([^'\s]{6,})'|([^\s"'`,;<>()\[\]{}，。；、：（）]{6,}))"""
+HOME_ON_DRIVE = r"[A-Za-z]:(?:\\\\?|/)Users(?:\\\\?|/)([^\\/:*?\"<>|\s][^\\/:*?\"<>|\r\n]*(?=[\\/])|[\w.-]+)"
+NUMBERED = (
+    r"(?:(?:passport|student|matriculation|employee|personnel|patient|account|tax|member(?:ship)?|insurance|licen[cs]e"
+    r"|social security|ssn|customer)\W{0,2}(?:(?:id|card|number|no)\b[.\s]?)*(?:\s?(?:is|:|=|#|\())?\s?"
+    r"|(?:学号|学生证号?|护照号?码?|工号|QQ号?|社保号?|医保号?|卡号|账号|账户|身份证号?码?|证件号码?)(?:是|为|:)?\s?)"
+)
 RULES = (
     ("key", r"(?as)-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----.{0,10000}?-----END [A-Z ]{0,30}PRIVATE KEY-----", None),
-    ("key", r"(?a)\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}", None),  # JSON Web Token, RFC 7519
-    (
-        "key",
-        r"(?a)\b(?:gh[pousr]_\w{30,}|github_pat_\w{30,}|glpat-[\w-]{16,}|hf_\w{30,}|npm_\w{30,}|pypi-[\w-]{30,})",
-        None,
-    ),
-    (
-        "key",
-        r"(?a)\b(?:sk-[\w-]{20,}|sk_(?:live|test)_\w{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}|LTAI\w{12,}|AIza[\w-]{30,})",
-        None,
-    ),
-    ("key", r"(?a)\bxox[abprs]-[\w-]{10,}", None),
-    (
-        "key",
-        r"(?ai)(?<![\w-])[\w-]{0,60}(?:passwo?r?d|passphrase|pwd|_pass|secret|token(?!i[sz])|(?:api|access)[_ -]?key)"
-        r"[\w-]{0,60}[\"']?(?:\s*[:=]\s*|\s+(?:is|to)\s+)"
-        r"""(?:"([^"\s]{6,})"|'([^'\s]{6,})'|([^\s"'`,;<>()\[\]{}，。；、：（）]{6,}))""",
-        _secret,
-    ),
+    ("key", rf"(?a)\b(?:{KEY})", None),
+    ("key", rf"(?ai){SECRET}[\"']?(?:\s*[:=]\s*|\s+(?:is|to)\s+){VALUE}", _secret),
     ("key", r"(?ai)(?:bearer|basic)\s+(?=[\w.~+/=-]*\d)([\w.~+/=-]{12,})|://[^\s:/@]+:([^\s/@]+)@", None),
     ("key", r"(?ai)\s-u\s*[\w.-]+:([^\s'\"]+)|\s-p'([^']+)'", None),
     ("key", r"(?:密码|口令|令牌|密钥|秘钥)\s*(?:是|为|:)?\s*[\"']?([!-~]{6,}(?<![.,;:!?\"']))", None),
     ("path", r"(?<![A-Za-z0-9_.~])(?:/var|/usr|/data)?/(?:home|Users)/([\w.-]+)", _home),
     ("path", r"(?<![A-Za-z0-9_])/mnt/[a-z]/Users/([\w.-]+)", _home),
-    (
-        "path",
-        r"(?<![A-Za-z0-9_])[A-Za-z]:(?:\\\\?|/)Users(?:\\\\?|/)"
-        r"([^\\/:*?\"<>|\s][^\\/:*?\"<>|\r\n]*(?=[\\/])|[\w.-]+)",
-        _home,
-    ),
+    ("path", rf"(?<![A-Za-z0-9_]){HOME_ON_DRIVE}", _home),
     ("path", r"(?a)(?<![\w/~])~([a-z_][\w-]*)(?=/)", _home),
     ("email", rf"(?a)(?<![\w.+'@/-])(?!git@)[A-Za-z0-9][\w.+'-]*@{DOMAIN}(?![\w@])", None),
-    (
-        "email",
-        rf"(?ai){LOCAL}\s?(?:\[at\]|\(at\)|{{at}})\s?(?:{DOMAIN}|[\w-]+(?:\s?(?:\[dot\]|\(dot\)|dot)\s?[\w-]+)+)",
-        None,
-    ),
+    ("email", rf"(?ai){LOCAL}\s?{WRITTEN_OUT}", None),
     ("email", rf"(?a){LOCAL} at [\w-]{{1,63}}(?: dot [\w-]{{1,63}})+\b", None),
     ("email", rf"(?ai)(?:邮箱|邮件|mail)\D{{0,6}}?([A-Za-z0-9][\w.-]{{0,63}}#{DOMAIN})", None),  # against harvesters
     ("id", r"(?<![\dA-Za-z])\d{17}[\dXx](?![\dA-Za-z])", lambda m: [m.span()] * resident_id(m[0])),
@@ -155,10 +143,7 @@ RULES = (
     ("id", r"(?a)(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])", None),  # United States, social security
     (
         "id",
-        r"(?ai)(?:(?:passport|student|matriculation|employee|personnel|patient|account|tax|member(?:ship)?|insurance"
-        r"|licen[cs]e|social security|ssn|customer)\W{0,2}(?:(?:id|card|number|no)\b[.\s]?)*(?:\s?(?:is|:|=|#|\())?\s?"
-        r"|(?:学号|学生证号?|护照号?码?|工号|QQ号?|社保号?|医保号?|卡号|账号|账户|身份证号?码?|证件号码?)(?:是|为|:)?\s?)"
-        r"([A-Z]{0,3}-?\d[\dA-Z]*(?:[ -]\d+)*)",
+        rf"(?ai){NUMBERED}([A-Z]{{0,3}}-?\d[\dA-Z]*(?:[ -]\d+)*)",
         lambda m: [m.span(1)] * (sum(map(str.isdigit, m[1])) >= 5),
     ),
     ("ip", IPV4, _ip),
