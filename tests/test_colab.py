@@ -13,50 +13,16 @@ import pytest
 from lib import colab, profile
 
 # Of googlecolab/backend-info, pip-freeze.gpu.txt, June 2026: what requirements.txt or its dependencies name.
-IMAGE = {
-    "torch": "2.11.0+cu128",
-    "numpy": "2.0.2",
-    "torchao": "0.10.0",
-    "pandas": "2.2.2",
-    "scipy": "1.16.3",
-    "matplotlib": "3.10.0",
-    "transformers": "5.9.0",
-    "tokenizers": "0.22.2",
-    "accelerate": "1.13.0",
-    "peft": "0.19.1",
-    "datasets": "4.0.0",
-    "huggingface_hub": "1.17.0",
-    "safetensors": "0.7.0",
-    "pyarrow": "18.1.0",
-    "nltk": "3.9.1",
-    "tqdm": "4.67.3",
-    "psutil": "5.9.5",
-    "filelock": "3.29.0",
-    "packaging": "26.2",
-    "pillow": "11.3.0",
-    "ipywidgets": "7.7.1",
-    "ipykernel": "6.17.1",
-    "ipython": "7.34.0",
-    "tornado": "6.5.1",
-    "traitlets": "5.7.1",
-    "pyzmq": "26.2.1",
-    "jupyter_client": "7.4.9",
-    "jupytext": "1.19.3",
-    "nbclient": "0.10.4",
-    "nbformat": "5.10.4",
-    "pytest": "8.4.2",
-    "ruff": "0.15.15",
-    "brotli": "1.2.0",
-    "zstandard": "0.25.0",
-    "charset-normalizer": "3.4.7",
-    "requests": "2.32.4",
-    "fsspec": "2025.3.0",
-    "pyyaml": "6.0.3",
-    "regex": "2025.11.3",
-    "scikit-learn": "1.6.1",
-    "absl-py": "1.4.0",
-    "lxml": "6.1.1",
-}
+IMAGE = """
+torch==2.11.0+cu128 numpy==2.0.2 torchao==0.10.0 pandas==2.2.2 scipy==1.16.3 matplotlib==3.10.0 transformers==5.9.0
+tokenizers==0.22.2 accelerate==1.13.0 peft==0.19.1 datasets==4.0.0 huggingface_hub==1.17.0 safetensors==0.7.0
+pyarrow==18.1.0 nltk==3.9.1 tqdm==4.67.3 psutil==5.9.5 filelock==3.29.0 packaging==26.2 pillow==11.3.0
+ipywidgets==7.7.1 ipykernel==6.17.1 ipython==7.34.0 tornado==6.5.1 traitlets==5.7.1 pyzmq==26.2.1
+jupyter_client==7.4.9 jupytext==1.19.3 nbclient==0.10.4 nbformat==5.10.4 pytest==8.4.2 ruff==0.15.15 brotli==1.2.0
+zstandard==0.25.0 charset-normalizer==3.4.7 requests==2.32.4 fsspec==2025.3.0 pyyaml==6.0.3 regex==2025.11.3
+scikit-learn==1.6.1 absl-py==1.4.0 lxml==6.1.1
+"""
+IMAGE = dict(pin.split("==") for pin in IMAGE.split())
 UNTOUCHED = {"torch", "numpy", "ipykernel", "ipython", "ipywidgets", "jupyter-client", "jupyter_client", "tornado"}
 TORCH = """
 from types import SimpleNamespace
