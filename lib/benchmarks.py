@@ -9,7 +9,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -161,13 +160,6 @@ def lambada(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, document
     }
 
 
-def blimp_table(path: Path, pairs: int = 0) -> pd.DataFrame:
-    """paradigm, phenomenon, good, bad: the leading `pairs` of each paradigm, 0 all 1,000."""
-    columns = ["paradigm", "phenomenon", "good", "bad"]
-    table = pd.read_csv(path, sep="\t", names=columns, quoting=3, dtype=str, keep_default_na=False, encoding="utf-8")
-    return table.groupby("paradigm", sort=False).head(pairs) if pairs else table
-
-
 def blimp(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: int = 0) -> dict:
     """BLiMP (Warstadt et al. 2020): how often the grammatical sentence of a minimal pair is the likelier,
     by the sum of its log-probabilities after BOS. GPT-2: 0.84 +- 0.01 (lm-evaluation-harness).
@@ -175,7 +167,9 @@ def blimp(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: int
     accuracy: mean over the 67 paradigms (by_paradigm); `standard_error` of it from the pairs. A tie counts as wrong.
     `pairs` per paradigm, 0 all.
     """
-    table = blimp_table(outside("blimp") / "blimp_all.tsv", pairs)
+    names, path = ["paradigm", "phenomenon", "good", "bad"], outside("blimp") / "blimp_all.tsv"
+    table = pd.read_csv(path, sep="\t", names=names, quoting=3, dtype=str, keep_default_na=False, encoding="utf-8")
+    table = table.groupby("paradigm", sort=False).head(pairs or len(table))
     # with a space before the sentence, as the harness has it
     sentences = [f" {s}" for row in zip(table["good"], table["bad"], strict=True) for s in row]
     ids = tokenizer(sentences, add_special_tokens=False)["input_ids"]

@@ -190,13 +190,6 @@ def body(word: str, n: int = 30) -> str:
     return f" {' '.join(words[: n // 2])}\n .\n  * {' '.join(words[n // 2 :])}"
 
 
-def test_debian_forms_the_document():
-    ((row,), facts) = debian(("vi", "", "editors", body("x", 20)))
-    assert row["prompt"] == "Package: vi\nSection: editors\nTags: role::program, use::editing\nDescription:\n"
-    assert row["target"] == "vi synopsis\nx0 x1 x2 x3 x4 x5 x6 x7 x8 x9\n\n * x10 x11 x12 x13 x14 x15 x16 x17 x18 x19"
-    assert row["id"] == row["group"] == "vi" and facts["stages"]["packages"] == 1
-
-
 def test_debian_filters_and_keeps_one_package_per_source():
     rows, facts = debian(
         ("edit-gtk", "edit-suite", "editors", body("a")),  # the shortest name of its source
@@ -221,19 +214,6 @@ def test_debian_is_deterministic_and_blind_to_order():
     packages = [(f"p{i:03d}", "", "misc", body(f"w{i}x")) for i in range(60)]
     rows, facts = debian(*packages)
     assert rows == debian(*packages[::-1])[0] and len(rows) == 60 and all(facts["splits"].values())
-
-
-def test_tang_forms_the_document_and_leaves_out_what_is_no_whole_quatrain():
-    spring = ["春眠不覺曉，處處聞啼鳥。", "夜來風雨聲，花落知多少。"]
-    wrong = [spring[:1], spring * 2, ["春眠不覺曉，處處聞啼。", spring[1]], ["春眠不□曉，處處聞啼鳥。", spring[1]]]
-    poems = [("句", spring), *(("其他", p) for p in wrong), ("雜曲歌辭 春曉二首（題擬） 一", spring)]
-    simplified = str.maketrans("雜辭覺曉處聞鳥來風聲", "杂辞觉晓处闻鸟来风声")
-    given = [{"title": t, "paragraphs": p, "author": "孟浩然"} for t, p in poems]
-    files, facts = build_tang.build(given, lambda text: text.translate(simplified))
-    (row,) = rows_of(files)
-    assert (row["id"], row["prompt"], row["group"]) == ("tang-00005", "春晓二首 一\n", "孟浩然/春晓")
-    assert row["target"] == "春眠不觉晓，\n处处闻啼鸟。\n夜来风雨声，\n花落知多少。"
-    assert list(facts["stages"].values())[:2] == [6, 2]
 
 
 @pytest.mark.parametrize(
