@@ -152,18 +152,18 @@ bits = made["evaluation"].groupby(["system", "setting"])["bits_per_byte"].mean()
 # %%
 debian = tasks.load_task("debian")
 shape = profile.budget(**bench.BUDGET)
+base = None if results.stored else bench.random_base()
 
 
 def flop_per_useful_token(kind: str) -> float:
     """Behind one target token, its prompt's share in it."""
-    tokenizer = bench.gpt2_tokenizer()
     examples = head(debian["train"], 500) if kind == "training" else head(debian["test"], shape.documents)
-    documents = encode(tokenizer, examples, 1_024)
+    documents = encode(base.tokenizer, examples, 1_024)
     lengths = [len(d.input_ids) for d in documents]
     targets = sum(lengths) - sum(d.prompt_length for d in documents)
     body = sum(2 * shape.n_layer * shape.n_embd * (12 * shape.n_embd * n + n * n) for n in lengths)
     passes = 3 if kind == "training" else 1
-    return passes * (body / targets + 2 * shape.n_embd * len(tokenizer))
+    return passes * (body / targets + 2 * shape.n_embd * len(base.tokenizer))
 
 
 def limit_rows() -> pd.DataFrame:
@@ -228,9 +228,6 @@ def without_dropout(model: nn.Module) -> nn.Module:
 
 
 # %%
-base = None if results.stored else bench.random_base()
-
-
 def learned() -> list[dict]:
     out, documents = [], encode(base.tokenizer, debian["train"], base.context)
     held_out = encode(base.tokenizer, head(debian["validation"], 32), base.context)

@@ -51,7 +51,7 @@ def test_a_training_counts_targets_and_leaves_the_model_alone(system, monkeypatc
     assert answer("training", system, "default", 0, seconds=0.0)["useful_tokens_per_second"] > 0
     steps = Watched.last.steps
     assert len(steps) == bench.STEPS and [s for s, _ in steps] == sorted(s for s, _ in steps)
-    tokenizer = bench.gpt2_tokenizer()
+    tokenizer = bench.random_base().tokenizer
     longest = max(len(ids) for ids in tokenizer([row["target"] for row in load_task("debian")["train"]]).input_ids)
     most = 1_280 if system == "ours" else 2 * (longest + 1)  # no padding, no prompt
     assert all(0 < b - a <= most for (_, a), (_, b) in itertools.pairwise(steps))
@@ -96,7 +96,7 @@ def test_products_are_counted_as_a_step_has_them(monkeypatch):
     clock = iter(range(10_000))
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))  # a second each
     b = profile.budget(**bench.BUDGET)
-    layer = b.n_layer * 12 * b.n_embd**2 + 50_257 * b.n_embd
+    layer = b.n_layer * 12 * b.n_embd**2 + len(bench.random_base().tokenizer) * b.n_embd
     flop, seconds = 3 * 2 * b.product_tokens * layer, 3 * (4 * b.n_layer + 1)
     assert answer("ceiling", "products", "float32", 0)["gflops"] == pytest.approx(flop / seconds / 1e9)
 

@@ -25,16 +25,16 @@ from unittest import mock
 
 import pandas as pd
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import pre_tokenizers
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, GPT2Tokenizer, Trainer, TrainerCallback, TrainingArguments
 
 from lib import profile, train
 from lib.fast import peak_megabytes
 from lib.generate import generate
 from lib.hub import quiet
 from lib.metrics import score_encoded
-from lib.models import END, load_base, small_gpt2
+from lib.models import END, load_base, small_gpt2, tiny_base
 from lib.packing import Encoded, draw
 from lib.results import device_name
 from lib.tasks import encode, head, load_task
@@ -62,17 +62,19 @@ MARKS = {  # set before measuring: what ours is to be, times the other
 }
 PEERS = {"trl": "trl==1.16.0", "lm_eval": "lm-eval==0.4.13"}  # released October and August 2026
 LEARNING_RATE = 5e-4  # for random weights, in every system
+SHARED = {"learning_rate": LEARNING_RATE, "num_train_epochs": 1, "report_to": "none", "save_strategy": "no"}
+SHARED |= {"use_cpu": not torch.cuda.is_available(), "disable_tqdm": True}
 STEPS = 3  # at least: the first sets up and is not timed
 MARK = "RESULT "  # what the line of a process's answer begins with
 
 
 def model_folder() -> Path:
-    """GPT-2 117M's configuration with random weights of seed 0 and GPT-2's tokenizer (`fast`: a small one), which all
+    """GPT-2 117M's configuration with random weights of seed 0 and GPT-2's tokenizer (`fast`: small ones), which all
     systems load. Made once, whole or not at all."""
     b = profile.budget(**BUDGET)
     folder = profile.output_root() / "data" / "runs" / f"bench-{b.n_layer}x{b.n_embd}"
     if not (folder / "config.json").exists():
-        tokenizer = gpt2_tokenizer()
+        tokenizer = tiny_base().tokenizer if profile.name() == "fast" else gpt2_tokenizer()
         ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
         model = small_gpt2(len(tokenizer), b.n_layer, b.n_embd // 64, b.n_embd, 1_024, **ends)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,15 +85,12 @@ def model_folder() -> Path:
     return folder
 
 
-def gpt2_tokenizer() -> PreTrainedTokenizerFast:
+def gpt2_tokenizer() -> GPT2Tokenizer:
     """GPT-2's own, from its merges in data/gpt2_bpe: 256 bytes, 50,000 merges and <|endoftext|>."""
     lines = (profile.DATA / "gpt2_bpe" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
     merges = [tuple(line.split(" ")) for line in lines]
     names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges), END]
-    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **ends)
+    return GPT2Tokenizer(vocab={name: i for i, name in enumerate(names)}, merges=merges, pad_token=END)
 
 
 def random_base():
@@ -159,11 +158,6 @@ def labelled(document: Encoded) -> dict:
     return {"input_ids": ids, "labels": [-100] * n + ids[n:]}
 
 
-def _shared() -> dict:
-    cpu = {"use_cpu": not torch.cuda.is_available(), "learning_rate": LEARNING_RATE, "num_train_epochs": 1}
-    return {**cpu, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
-
-
 def train_trl(base, documents, clock, b, folder, **options) -> None:
     """trl's SFTTrainer; what is not named is its default."""
     from datasets import Dataset
@@ -175,7 +169,7 @@ def train_trl(base, documents, clock, b, folder, **options) -> None:
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     clock.count = lambda *_: None
-    data, arguments = Dataset.from_list(list(map(labelled, documents))), SFTConfig(folder, **_shared(), **options)
+    data, arguments = Dataset.from_list(list(map(labelled, documents))), SFTConfig(folder, **SHARED, **options)
     given = {"train_dataset": data, "processing_class": base.tokenizer, "callbacks": [clock]}
     Counted(model=base.model, args=arguments, **given).train()
 
@@ -190,7 +184,7 @@ def train_tutorial(base, documents, clock, b, folder, **options) -> None:
         return {"attention_mask": mask} | {key: row[key] + [pad] * n for key, pad in pads.items()}
 
     data, arguments = map(padded, (d for d in documents if len(d.input_ids) <= b.padded)), TrainingArguments
-    Trainer(base.model, arguments(folder, **_shared(), **options), train_dataset=[*data], callbacks=[clock]).train()
+    Trainer(base.model, arguments(folder, **SHARED, **options), train_dataset=[*data], callbacks=[clock]).train()
 
 
 # --- evaluation and generation: a system is prepared and gives the function that is timed
