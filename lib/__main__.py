@@ -28,7 +28,7 @@ def finetune(task: str | None, method: str, seed: int, pairs: list[str]) -> None
 def bench(kinds: list[str]) -> None:
     from lib.explore import bench
 
-    print(bench.summary(bench.measure(kinds or bench.KINDS)).round(2).to_string(index=False, na_rep=""))
+    print(bench.summary(bench.measure(kinds or bench.SPEED)).round(2).to_string(index=False, na_rep=""))
 
 
 def compress(files: list[Path], out: Path | None, run: str | None, back: bool = False) -> None:
@@ -74,7 +74,7 @@ TRAINING = {
     "--set": {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "such as learning_rate=5e-5"},
 }
 SOURCES = {"what": MANY | {"help": "model, e2e, wikitext2, lambada, blimp; all by default"}}
-KINDS = {"what": MANY | {"help": "training, evaluation, generation, ceiling; all by default"}}
+KINDS = {"what": MANY | {"help": "training, evaluation, generation; all by default"}}
 CHECK = {"--check": FLAG | {"help": "change nothing, say what is wrong"}}
 FORMS = {"what": MANY | {"help": "html, docx, pdf, notebooks; all by default"}}
 COMMANDS = {  # name: (what is called with the options in their order, what it does, options)

@@ -33,7 +33,7 @@ if "google.colab" in sys.modules:
 
 # %%
 import gzip, hashlib, inspect, json, lzma, re, tempfile, time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -451,18 +451,20 @@ def archived(codec: Codec, stage: str, seed: int) -> list[dict]:
             began = time.perf_counter()
             made[domain] = compress.compress(codec, documents, f"{codec.name}, {domain}")
             encoded[domain] = time.perf_counter() - began
-            Path(folder, f"{domain}.lmz").write_bytes(made[domain].data)
+            Path(folder, f"{domain}.lmz").write_bytes(made[domain][0])
         said = shell(folder, "decompress", *(f"{domain}.lmz" for domain in made))
         decoded = [float(s) for s in re.findall(r"bytes in ([\d.]+) s: ", "\n".join(said))]
-        for (domain, m), seconds in zip(made.items(), decoded, strict=True):
+        for (domain, (packed, bits)), seconds in zip(made.items(), decoded, strict=True):
+            archive = compress.read(packed)
+            header = compress.write(replace(archive, tokens=[], beside={}, coded=[]))
             files = [file.read_bytes() for file in sorted(Path(folder, domain).iterdir())]
             same = sum(a == b for a, b in zip(files, texts()[domain], strict=True))
             who = {"compressor": f"model {stage}", "stage": stage, "seed": seed, "packaging": "archive"}
             who |= {"round_trip": same == len(files), "identical_documents": same, "shared_bytes": weights}
-            who |= {"ideal_bytes": m.bits.sum() / 8, "tokens": int(m.tokens.sum()), "header_bytes": m.header_bytes}
-            who |= {"escaped_bytes": m.escaped_bytes, "document_bits": m.bits}
+            who |= {"ideal_bytes": bits.sum() / 8, "tokens": sum(archive.tokens), "header_bytes": len(header)}
+            who |= {"escaped_bytes": sum(map(len, archive.beside.values())), "document_bits": bits}
             original = sum(map(len, texts()[domain]))
-            rows.append(row_of(domain, original, len(m.data), encoded[domain], seconds, **who))
+            rows.append(row_of(domain, original, len(packed), encoded[domain], seconds, **who))
     return rows
 
 

@@ -57,6 +57,7 @@ from lib.tasks import encode, head
 # %%
 budget = profile.budget(
     seeds=((0, 1, 2), (0, 1, 2), (0, 1, 2)),  # of the comparison of what is learned
+    product_rows=(128, 512, 512),  # of the matrix products behind the ceiling
     quality_tokens=(4_000, 8_192, 8_192),  # that each of its runs sees
     lengths=((64, 128, 256), (128, 256, 512, 1_024), (128, 256, 512, 1_024)),  # tokens in a document
     batches=((1, 2, 4), (1, 2, 4), (1, 2, 4)),  # rows behind a step
@@ -95,14 +96,13 @@ display(Code(inspect.getsource(fast._Dropped), language="python"))
 # - GPT-2 117M's configuration with random weights, the task `debian`, the same documents, token ids and labels for
 #   every system. Each measurement is a process of its own; the systems take turns, run by run. `default`: as
 #   documented. `best`: what we found to be fastest for it here.
-
-# %%
-for (kind, system, setting), (function, options, _) in bench.SYSTEMS.items():
-    print(f"{kind:10} {system:9} {setting:8} {(function.__doc__ or 'matrix products').splitlines()[0]} {options or ''}")
+# - Training: `lib.train.finetune`; trl's SFTTrainer; transformers' Trainer as its tutorials use it, every document
+#   padded to one length, float32. Evaluation: `lib.metrics.score_encoded`; one document at a time through the model's
+#   own loss, float32; lm-evaluation-harness' HFLM. Generation: `lib.generate`; transformers' pipeline, greedy.
 
 # %%
 made = {} if results.stored else bench.measure()
-made = {kind: results.table(kind, lambda kind=kind: made[kind]) for kind in (*bench.KINDS, "ratios")}
+made = {kind: results.table(kind, lambda kind=kind: made[kind]) for kind in (*bench.SPEED, "ratios")}
 ratios = made["ratios"]
 summary = bench.summary(made)
 summary.round(2)
@@ -155,6 +155,17 @@ shape = profile.budget(**bench.BUDGET)
 base = None if results.stored else bench.random_base()
 
 
+def seconds_of(work) -> float:
+    taken = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken[1:])
+
+
 def flop_per_useful_token(kind: str) -> float:
     """Behind one target token, its prompt's share in it."""
     examples = head(debian["train"], 500) if kind == "training" else head(debian["test"], shape.documents)
@@ -164,6 +175,26 @@ def flop_per_useful_token(kind: str) -> float:
     body = sum(2 * shape.n_layer * shape.n_embd * (12 * shape.n_embd * n + n * n) for n in lengths)
     passes = 3 if kind == "training" else 1
     return passes * (body / targets + 2 * shape.n_embd * len(base.tokenizer))
+
+
+def ceiling_rows() -> list[dict]:
+    """GFLOP a second of the products of one training step, forward and both backward ones: each layer's four shapes and
+    the output layer; one product of 2 m n k FLOP per shape is timed and counts as often as a step has it."""
+    out, m, c = [], budget.product_rows, shape.n_embd
+    shapes = [(shape.n_layer, *s) for s in ((c, 3 * c), (c, c), (c, 4 * c), (4 * c, c))]
+    for run, dtype in [(run, dtype) for run in range(shape.runs) for dtype in ("float32", "bfloat16")]:
+        flop = seconds = 0.0
+        for times, k, n in (*shapes, (1, c, base.model.config.vocab_size)):
+            sizes, kind = ((m, k), (k, n), (m, n)), getattr(torch, dtype)
+            x, w, y = (torch.randn(size, device=profile.device()).to(kind) for size in sizes)
+            for left, right in ((x, w), (y, w.T), (x.T, y)):  # output, gradient of the input, of the weight
+                flop += times * 2 * m * k * n
+                seconds += times * seconds_of(lambda left=left, right=right: left @ right)
+        out.append({"dtype": dtype, "device": device, "run": run, "gflops": flop / seconds / 1e9})
+    return out
+
+
+made["ceiling"] = results.table("ceiling", ceiling_rows)
 
 
 def limit_rows() -> pd.DataFrame:
@@ -260,17 +291,6 @@ wide.assign(percent=100 * gap).round(4)
 
 
 # %%
-def seconds_of(work) -> float:
-    taken = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken[1:])
-
-
 def random_documents(length: int, tokens: int) -> list[Encoded]:
     """Of one length, `tokens` in all, a quarter of each its prompt."""
     generator = torch.Generator().manual_seed(0)
@@ -432,7 +452,7 @@ print(f"{faults['injected'].sum():,} faults of {len(faults)} kinds, {faults['los
 # %%
 by = ratios.set_index(["kind", "system", "setting"])
 for key in bench.SYSTEMS:
-    if key[0] in bench.SPEED and key[1] != "ours":
+    if key[1] != "ours":
         row = by.loc[key] if key in by.index else None
         results.value(".".join(key), "not measured" if row is None else span(row["ratio"], row["low"], row["high"], 2))
         if key in bench.MARKS:

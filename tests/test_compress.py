@@ -51,29 +51,29 @@ def direct(codec: Codec, before: list[int]) -> np.ndarray:
 
 
 def test_any_bytes_come_back(codec, made):
-    assert decompress(codec, made.data) == ODD
-    assert len(ODD[4]) > codec.batch and max(made.tokens) > 3 * codec.window  # both were passed
+    assert decompress(codec, made[0]) == ODD
+    assert len(ODD[4]) > codec.batch and max(module.read(made[0]).tokens) > 3 * codec.window  # both were passed
 
 
 def test_no_document_is_an_archive_too(codec):
-    assert decompress(codec, compress(codec, []).data) == []
+    assert decompress(codec, compress(codec, [])[0]) == []
 
 
 def test_random_bytes_come_back(codec):
     rng = random.Random(0)
     documents = [rng.randbytes(rng.randrange(30)) for _ in range(20)]
-    assert decompress(codec, compress(codec, documents).data) == documents
+    assert decompress(codec, compress(codec, documents)[0]) == documents
 
 
 def test_the_real_bytes_are_the_cross_entropy(codec, made):
     eos = codec.tokenizer.eos_token_id
     ids = module.to_ids(codec.tokenizer, b"hello world")
     nats = [-np.log(direct(codec, [eos, *ids[:t]])[i]) for t, i in enumerate(ids)]
-    assert made.bits[1] == pytest.approx(sum(nats) / np.log(2), rel=1e-4)
-    groups = module.read(made.data).coded
+    assert made[1][1] == pytest.approx(sum(nats) / np.log(2), rel=1e-4)
+    groups = module.read(made[0]).coded
     spent = 8 * sum(map(len, groups))
     # each group ends in whole words of 32 bits, of which the coder needs at most two
-    assert made.bits.sum() <= spent <= made.bits.sum() * 1.002 + 64 * len(groups)
+    assert made[1].sum() <= spent <= made[1].sum() * 1.002 + 64 * len(groups)
 
 
 def test_a_fitting_model_makes_smaller_files(codec):
@@ -81,7 +81,7 @@ def test_a_fitting_model_makes_smaller_files(codec):
     flat = small_gpt2(codec.model.config.vocab_size, n_positions=64)
     torch.nn.init.zeros_(flat.transformer.wte.weight)  # tied to the output: all logits 0
     made = compress(Codec(flat, codec.tokenizer, window=64), ODD[1:3])
-    assert made.bits.sum() == pytest.approx(made.tokens.sum() * np.log2(flat.config.vocab_size))
+    assert made[1].sum() == pytest.approx(sum(module.read(made[0]).tokens) * np.log2(flat.config.vocab_size))
 
 
 def test_walk_sees_what_a_pass_without_cache_sees(codec):
@@ -124,26 +124,27 @@ def test_a_tokenizer_that_rewrites_loses_nothing():
     codec = Codec(small_gpt2(len(tokenizer), n_positions=64), tokenizer, window=64)
     documents = ["ab春眠".encode(), b"Ab", b"plain", b"\x00\xff", b""]
     made = compress(codec, documents)
-    assert decompress(codec, made.data) == documents
-    assert made.tokens.tolist() == [0, 0, 5, 0, 0] and made.escaped_bytes == 8 + 2 + 2
+    assert decompress(codec, made[0]) == documents
+    assert module.read(made[0]).tokens == [0, 0, 5, 0, 0]
+    assert sorted(module.read(made[0]).beside) == [0, 1, 3]
 
 
 # --- damage, other models, other numbers
 
 
 def test_every_damaged_byte_and_every_cut_is_refused(codec, made):
-    for i in range(len(made.data)):
-        damaged = bytearray(made.data)
+    for i in range(len(made[0])):
+        damaged = bytearray(made[0])
         damaged[i] ^= 1 << i % 8
         with pytest.raises(ValueError, match=r"damaged or cut short|does not begin with LMZ"):
             decompress(codec, bytes(damaged))
-    for n in range(len(made.data)):
+    for n in range(len(made[0])):
         with pytest.raises(ValueError, match=r"damaged or cut short|does not begin with LMZ"):
-            decompress(codec, made.data[:n])
+            decompress(codec, made[0][:n])
 
 
 def test_another_version_is_named(made):
-    body = bytearray(made.data[: -module.DIGEST])
+    body = bytearray(made[0][: -module.DIGEST])
     body[3] = 9
     with pytest.raises(ValueError, match="format 9 and this program reads 2"):
         module.read(bytes(body) + module.digest(bytes(body)))
@@ -153,7 +154,7 @@ def test_another_model_is_refused_by_name(codec, made):
     config = codec.model.config
     other = small_gpt2(config.vocab_size, n_positions=config.n_positions, seed=1)
     with pytest.raises(ValueError, match=r"compressed with the model 'base' \(fingerprint .*load that"):
-        decompress(Codec(other, codec.tokenizer, "other"), made.data)
+        decompress(Codec(other, codec.tokenizer, "other"), made[0])
 
 
 def test_a_model_that_computes_other_numbers_is_noticed(codec, made):
@@ -162,7 +163,7 @@ def test_a_model_that_computes_other_numbers_is_noticed(codec, made):
     other = Codec(small_gpt2(config.vocab_size, n_positions=config.n_positions, seed=1), codec.tokenizer)
     other.__dict__["fingerprint"] = codec.fingerprint
     with pytest.raises(ValueError, match=r"other numbers here than where the file was made \(torch "):
-        decompress(other, made.data)
+        decompress(other, made[0])
 
 
 def test_decoding_takes_batch_window_and_threads_from_the_file(codec, made, monkeypatch):
@@ -173,7 +174,7 @@ def test_decoding_takes_batch_window_and_threads_from_the_file(codec, made, monk
         seen.append((here.batch, here.window, torch.get_num_threads()))
         return walk(here, lengths, code)
 
-    archive = module.read(made.data)
+    archive = module.read(made[0])
     data = module.write(dataclasses.replace(archive, threads=other))
     monkeypatch.setattr(module, "walk", watched)
     try:
@@ -248,7 +249,7 @@ def test_the_command_line_writes_beside_and_refuses(tmp_path, capsys):
 def test_an_archive_of_several_documents_becomes_a_folder_of_files(tmp_path):
     base = load_base()
     documents = [b"one text", b"", b"bytes \xff\xfe"]
-    (tmp_path / "a.lmz").write_bytes(compress(Codec(base.model, base.tokenizer), documents).data)
+    (tmp_path / "a.lmz").write_bytes(compress(Codec(base.model, base.tokenizer), documents)[0])
     folder = module.decompress_file(tmp_path / "a.lmz")
     assert [f.read_bytes() for f in sorted(folder.iterdir())] == documents
 

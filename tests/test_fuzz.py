@@ -109,7 +109,7 @@ def test_damaged_archives_are_refused(record_property):
     record_property("injected", DAMAGES)
     base = load_base()
     codec = Codec(base.model, base.tokenizer, batch=2, window=16)
-    whole = compress(codec, ["Debian 春眠不覚暁".encode(), b"\xff\x00 any bytes"]).data
+    whole = compress(codec, ["Debian 春眠不覚暁".encode(), b"\xff\x00 any bytes"])[0]
 
     def check(damage):
         if (data := damaged(whole, *damage)) != whole:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -49,10 +49,8 @@ BUDGET = {  # (fast, cpu, full); the weights are random, speed does not depend o
     "documents": (8, 500, 500),  # scored, a share of them in each run
     "continuations": (8, 256, 256),  # written, a share of them in each run
     "new_tokens": (4, 6, 6),  # of each of them
-    "product_tokens": (128, 512, 512),  # rows of the matrix products behind the ceiling
 }
 SPEED = {"training": "useful_tokens_per_second", "evaluation": "tokens_per_second", "generation": "tokens_per_second"}
-KINDS = (*SPEED, "ceiling")
 MARKS = {  # set before measuring: what ours is to be, times the other
     ("training", "trl", "default"): 2.0,
     ("training", "trl", "best"): 1.1,
@@ -65,7 +63,6 @@ LEARNING_RATE = 5e-4  # for random weights, in every system
 SHARED = {"learning_rate": LEARNING_RATE, "num_train_epochs": 1, "report_to": "none", "save_strategy": "no"}
 SHARED |= {"use_cpu": not torch.cuda.is_available(), "disable_tqdm": True}
 STEPS = 3  # at least: the first sets up and is not timed
-MARK = "RESULT "  # what the line of a process's answer begins with
 
 
 def model_folder() -> Path:
@@ -103,7 +100,7 @@ def random_base():
 
 
 class Enough(Exception):
-    """Raised out of a training that was measured: saving its weights would tell nothing."""
+    """Ends a training that was measured: saving its weights would tell nothing."""
 
 
 class Clock(TrainerCallback):
@@ -204,7 +201,6 @@ def evaluation_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
 
 
 def evaluate_ours(base) -> Callable:
-    """lib.metrics.score_encoded: packed rows, logits of the targets alone."""
     return lambda documents: score_encoded(base.model, documents)["nats"]
 
 
@@ -243,7 +239,6 @@ def generation_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
 
 
 def generate_ours(base) -> Callable:
-    """lib.generate: batches of 32 by length, KV cache, bfloat16 where the machine has it."""
     return lambda prompts, n: generate(base.model, base.tokenizer, prompts, n, min_new_tokens=n)
 
 
@@ -256,24 +251,6 @@ def generate_pipeline(base, dtype: str = "float32", **options) -> Callable:
     return lambda prompts, n: pipe(prompts, max_new_tokens=n, min_new_tokens=n, do_sample=False)
 
 
-def ceiling_of(dtype: Callable, base, b: SimpleNamespace, run: int) -> dict:
-    """GFLOP a second of the matrix products of one training step, forward and both backward ones: each layer's four
-    shapes and the output layer; one product of 2 m n k FLOP per shape is timed and counts as often as a step has it."""
-    m, c, flop, seconds = b.product_tokens, b.n_embd, 0.0, 0.0
-    shapes = [(b.n_layer, *shape) for shape in ((c, 3 * c), (c, c), (c, 4 * c), (4 * c, c))]
-    for times, k, n in (*shapes, (1, c, base.model.config.vocab_size)):
-        x, w, y = (torch.randn(s, device=profile.device()).to(dtype()) for s in ((m, k), (k, n), (m, n)))
-        for left, right in ((x, w), (y, w.T), (x.T, y)):  # output, gradient of the input, of the weight
-            for _ in range(2):  # the first warms up
-                begin = time.perf_counter()
-                left @ right
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                took = time.perf_counter() - begin
-            flop, seconds = flop + times * 2 * m * k * n, seconds + times * took
-    return {"gflops": flop / seconds / 1e9}
-
-
 # The fastest of ten settings tried here: batches of 1 to 16, grouped by length or not, packed, without padding
 BEST_TRL = {"bf16": True, "gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
 SYSTEMS: dict[tuple[str, str, str], tuple] = {  # (kind, system, setting) -> what runs, its options, the peer it needs
@@ -282,17 +259,19 @@ SYSTEMS: dict[tuple[str, str, str], tuple] = {  # (kind, system, setting) -> wha
     ("training", "trl", "best"): (train_trl, BEST_TRL, "trl"),
     # 2 rows of 512 tokens, not Trainer's 8, which take half of a minute a step on two cores
     ("training", "tutorial", "default"): (train_tutorial, {"per_device_train_batch_size": 2}, ""),
-    ("evaluation", "ours", "default"): (evaluate_ours, {}, ""),
+    ("evaluation", "ours", "default"): (
+        lambda base: lambda documents: score_encoded(base.model, documents)["nats"],
+        {},
+        "",
+    ),
     ("evaluation", "tutorial", "default"): (evaluate_tutorial, {}, ""),
     ("evaluation", "lm-eval", "default"): (evaluate_harness, {}, "lm_eval"),
     ("evaluation", "lm-eval", "best"): (evaluate_harness, {"batch_size": 16, "dtype": "bfloat16"}, "lm_eval"),
     ("generation", "ours", "default"): (generate_ours, {}, ""),
     ("generation", "pipeline", "default"): (generate_pipeline, {}, ""),
     ("generation", "pipeline", "best"): (generate_pipeline, {"batch_size": 32, "dtype": "bfloat16"}, ""),
-    ("ceiling", "products", "float32"): (lambda: torch.float32, {}, ""),
-    ("ceiling", "products", "bfloat16"): (lambda: torch.bfloat16, {}, ""),
 }
-KIND = {"training": training_of, "evaluation": evaluation_of, "generation": generation_of, "ceiling": ceiling_of}
+KIND = {"training": training_of, "evaluation": evaluation_of, "generation": generation_of}
 
 
 def answer(kind: str, system: str, setting: str, run: int, **changes) -> dict:
@@ -304,7 +283,7 @@ def answer(kind: str, system: str, setting: str, run: int, **changes) -> dict:
             model = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32, use_safetensors=True)
             base = replace(base, model=model.eval().to(profile.device()))
         got = KIND[kind](partial(function, **options), base, b, run)
-    return got if kind == "ceiling" else got | {"peak_megabytes": peak_megabytes()}
+    return got | {"peak_megabytes": peak_megabytes()}
 
 
 # --- measurements and their tables
@@ -316,17 +295,16 @@ def one(kind: str, system: str, setting: str, run: int) -> dict:
     request = [sys.executable, "-m", "lib.explore.bench", kind, system, setting, str(run)]
     given = {"cwd": profile.ROOT, "env": {**os.environ, **settings}, "capture_output": True, "encoding": "utf-8"}
     done = subprocess.run(request, **given, timeout=900)
-    answers = [x for x in done.stdout.splitlines() if x.startswith(MARK)]
-    if done.returncode or not answers:
-        raise RuntimeError(f"{system} ({setting}), {kind}: {(done.stderr or done.stdout)[-1500:]}")
-    return json.loads(answers[-1].removeprefix(MARK))
+    if done.returncode:
+        raise RuntimeError(f"{system} ({setting}), {kind}: {done.stderr[-1500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(kinds: Sequence[str] = KINDS) -> dict[str, pd.DataFrame]:
+def measure(kinds: Iterable[str] = SPEED) -> dict[str, pd.DataFrame]:
     """A table per kind, a row per system, setting and run, and `ratios`. A peer that is not installed or fails is left
     out with its reason; ours failing raises, and an unknown kind (ValueError)."""
-    if unknown := set(kinds) - set(KINDS):
-        raise ValueError(f"Nothing is called {min(unknown)!r}: choose of {', '.join(KINDS)}.")
+    if unknown := set(kinds) - set(SPEED):
+        raise ValueError(f"Nothing is called {min(unknown)!r}: choose of {', '.join(SPEED)}.")
     model_folder()
     for module, name in PEERS.items():
         if not find_spec(module):
@@ -341,8 +319,7 @@ def measure(kinds: Sequence[str] = KINDS) -> dict[str, pd.DataFrame]:
                 raise
             tqdm.write(f"Left out: {reason}")
             continue
-        who = {"dtype": key[2]} if key[0] == "ceiling" else {"system": key[1], "setting": key[2]}
-        made[key[0]].append({**who, "device": device_name(), "run": run, **got})
+        made[key[0]].append({"system": key[1], "setting": key[2], "device": device_name(), "run": run, **got})
     made = {kind: pd.DataFrame(found) for kind, found in made.items()}
     return made | {"ratios": ratios(made)}
 
@@ -371,4 +348,4 @@ def summary(made: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
-    print(MARK + json.dumps(answer(*sys.argv[1:4], run=int(sys.argv[4]))), flush=True)
+    print(json.dumps(answer(*sys.argv[1:4], run=int(sys.argv[4]))), flush=True)

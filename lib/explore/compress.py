@@ -72,21 +72,10 @@ class Codec:
         return f"torch {torch.__version__} {device} {kind}"
 
 
-@dataclass(frozen=True)
-class Compressed:
-    """`data` is the file; bits (documents,) are -sum log2 p of the tokens, what an ideal coder would spend;
-    `escaped_bytes` stand beside the coded text; `header_bytes` are those of an archive of nothing."""
-
-    data: bytes
-    bits: np.ndarray
-    tokens: np.ndarray
-    escaped_bytes: int
-    header_bytes: int
-
-
-def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing") -> Compressed:
-    """`documents`, any bytes at all, in one archive; they do not see each other. What the tokenizer can't give back
-    byte for byte is stored whole beside. Raises ValueError for a window that the model's positions can't hold."""
+def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing") -> tuple[bytes, np.ndarray]:
+    """`documents`, any bytes at all, as the bytes of one file, and (documents,) -sum log2 p of their tokens, which an
+    ideal coder would spend. Documents do not see each other; one that the tokenizer can't give back byte for byte is
+    stored beside. Raises ValueError for a window that the model's positions can't hold."""
     ids = [to_ids(codec.tokenizer, d) for d in documents]
     lengths, bits, coded = [len(i) for i in ids], np.zeros(len(ids)), []
     with _progress(sum(lengths), desc) as bar:
@@ -106,9 +95,7 @@ def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing"
     beside = {i: d for i, d in enumerate(documents) if d and not ids[i]}
     settings = torch.get_num_threads(), codec.batch, codec.window, codec.platform, codec.name
     content = sum(map(len, documents)), digest_of(documents)
-    data = write(Archive(codec.fingerprint, *settings, lengths, *content, beside, coded))
-    header = len(write(Archive(codec.fingerprint, *settings, [], *content, {}, [])))
-    return Compressed(data, bits, np.array(lengths), sum(map(len, beside.values())), header)
+    return write(Archive(codec.fingerprint, *settings, lengths, *content, beside, coded)), bits
 
 
 def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[bytes]:
@@ -312,9 +299,9 @@ def compress_file(path: Path, out: Path | None = None, run: str = BASE) -> Path:
     """`path`, any file, as the one document of an archive, by default beside it."""
     data, out = path.read_bytes(), _free(out or path.with_name(path.name + SUFFIX))
     codec, began = codec_of(run), time.monotonic()
-    made = compress(codec, [data])
-    write_bytes(out, made.data)
-    print(f"{path}: {len(data):,} bytes to {len(made.data):,} in {time.monotonic() - began:.1f} s: {out}")
+    packed, _ = compress(codec, [data])
+    write_bytes(out, packed)
+    print(f"{path}: {len(data):,} bytes to {len(packed):,} in {time.monotonic() - began:.1f} s: {out}")
     return out
 
 
