@@ -12,7 +12,6 @@ from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib import font_manager
@@ -49,7 +48,7 @@ def cjk_font() -> str | None:
     return None
 
 
-mpl.style.use(Path(__file__).with_name("figures.mplstyle"))
+plt.style.use(Path(__file__).with_name("figures.mplstyle"))
 mpl.rcParams["axes.prop_cycle"] = mpl.cycler(color=COLORS, linestyle=LINES)
 # the second where the first has no glyph
 mpl.rcParams["font.family"] = ["DejaVu Sans", *filter(None, [cjk_font()])]

@@ -7,7 +7,13 @@ import shutil
 import tempfile
 
 os.environ.setdefault("PROFILE", "fast")
-for _name in ("TASK", "PRIVATE_DATA", "BASE_MODEL", "JUDGE_API_KEY"):  # what a user has set is not what is tested
+for _name in (
+    "TASK",
+    "RESULTS",
+    "PRIVATE_DATA",
+    "BASE_MODEL",
+    "JUDGE_API_KEY",
+):  # what a user has set is not what is tested
     os.environ.pop(_name, None)
 _OUTPUT = tempfile.mkdtemp(prefix="gpt2-coursework-test-")
 os.environ["FAST_OUTPUT"] = _OUTPUT

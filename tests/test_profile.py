@@ -15,7 +15,6 @@ def test_an_unknown_profile_lists_the_known(monkeypatch, name):
 
 def test_the_profile_follows_the_machine_and_the_environment(monkeypatch):
     monkeypatch.delenv("PROFILE")
-    monkeypatch.delenv("RESULTS", raising=False)
     for gpu, name in ((False, "cpu"), (True, "full")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         assert profile.name() == name

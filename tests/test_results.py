@@ -18,7 +18,6 @@ ROWS = [{"seed": 0, "x": 1.5, "name": "a"}, {"seed": 1, "x": math.nan, "name": N
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FAST_OUTPUT", str(tmp_path))
-    monkeypatch.delenv("RESULTS", raising=False)
     return tmp_path
 
 
