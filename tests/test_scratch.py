@@ -17,13 +17,10 @@ from lib.explore.scratch import (
     build,
     documents,
     encoding_of,
-    length_for,
-    loss_by_position,
     run_path,
     score_stream,
     stream,
     train,
-    train_all,
 )
 from lib.tasks import Task, load_task
 
@@ -90,7 +87,7 @@ def test_a_finished_run_is_loaded(run, no_training):
     assert loaded.model is not run.model
     assert same(weights(loaded.model), weights(run.model))
     assert loaded.summary["steps"] == run.summary["steps"]
-    assert [r.recipe for r in train_all([TINY, TINY])] == [TINY, TINY]
+    assert [r.recipe for r in scratch.train_all([TINY, TINY])] == [TINY, TINY]
     with pytest.raises(AssertionError, match="trained again"):
         train(replace(TINY, seed=1))
 
@@ -177,9 +174,9 @@ def test_rows_make_every_token_a_target_once():
 def test_length_for_counts_bytes_in_tokens(five):
     """Validation holds d0 and d1: 18 bytes, 11 characters."""
     encoding = train_encoding("characters", [*five, *five])
-    assert length_for(encoding, "five", 180) == 110
-    assert length_for(train_encoding("bytes", five), "five", 180) == 180
-    assert length_for(encoding, "five", 1) == 2
+    assert scratch.length_for(encoding, "five", 180) == 110
+    assert scratch.length_for(train_encoding("bytes", five), "five", 180) == 180
+    assert scratch.length_for(encoding, "five", 1) == 2
 
 
 # --- scores
@@ -225,12 +222,11 @@ def test_loss_by_position_is_not_about_which_text_stands_where(run):
         block.attn.c_proj.weight.data.zero_()
     blind.transformer.wpe.weight.data.zero_()
     one = replace(run, model=blind)
-    spread = {
-        shifts: loss_by_position([one], texts, 16, bins=4, shifts=shifts)["bits_per_token"].std() for shifts in (1, 16)
-    }
+    steps = {n: scratch.loss_by_position([one], texts, 16, bins=4, shifts=n) for n in (1, 16)}
+    spread = {n: df["bits_per_token"].std() for n, df in steps.items()}
     assert spread[16] < 1e-3 * spread[1]
     with pytest.raises(ValueError, match="tokens fill one block of 512 at most"):
-        loss_by_position([one], ["ab"], 512)
+        scratch.loss_by_position([one], ["ab"], 512)
 
 
 def test_bits_per_byte_count_the_unknown():
