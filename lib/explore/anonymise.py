@@ -84,8 +84,11 @@ def _ip(m: re.Match) -> Spans:
         address = ipaddress.ip_address(m[0])
     except ValueError:
         return []
-    prefix = re.match(r"/\d{1,2}\b", m.string[m.end() : m.end() + 4])
-    network = prefix and f"{m[0]}{prefix[0]}" == str(ipaddress.ip_network(f"{m[0]}{prefix[0]}", strict=False))
+    prefix = re.match(r"/\d{1,3}\b", m.string[m.end() : m.end() + 5])
+    try:
+        network = prefix is not None and bool(ipaddress.ip_network(m[0] + prefix[0]))
+    except ValueError:  # bits of a host behind the prefix, or no prefix at all
+        network = False
     host = address.version == 4 or any(address in n for n in IPV6_HOSTS)
     nobody = any(address in n for n in NO_HOST) or VERSION.search(m.string, max(0, m.start() - 40), m.start())
     return [m.span()] if host and not network and not nobody else []

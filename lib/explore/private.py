@@ -261,8 +261,8 @@ def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: C
             continue
         facts["files", kind if found else f"{kind} without a document"] += 1
         for i, (part, prompt, target) in enumerate(found):
-            about = {"id": f"{kind}-{_digest(f'{name} {i}')}", "group": _digest(f"{name}\n{part}"), "kind": kind}
-            rows.append({**about, "prompt": prompt, "target": target})
+            row = {"id": f"{kind}-{_digest(f'{name} {i}')}", "prompt": prompt, "target": target}
+            rows.append({**row, "group": _digest(f"{name}\n{part}"), "kind": kind})
     return rows
 
 
