@@ -17,6 +17,7 @@ PASSAGES = [
     "one  two three\n\nfour",
     "so it was . the mat",
     "the dog ran after  cats",  # two spaces: both belong to the last word
+    "mat",  # no context: BOS stands in
 ]
 PAIRS = [
     ("island", "islands", "the cat sat on mats .", "the cat sat mats on ."),
@@ -132,7 +133,8 @@ def test_lambada_equals_a_naive_loop(model, tokenizer):
         context = text[: text.rindex(" ")] if " " in text else ""
         n = len(ids_of(tokenizer, context.rstrip()))
         ids = ids_of(tokenizer, text)
-        nats, greedy = log_p(model, ids[:n], ids[n:])
+        context_ids, word = (ids[:n], ids[n:]) if n else ([tokenizer.bos_token_id], ids)
+        nats, greedy = log_p(model, context_ids, word)
         total -= nats
         words.append(all(greedy))
         last.append(greedy[-1])
