@@ -130,9 +130,8 @@ class Clock(TrainerCallback):
 
 def training_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
     """Target tokens learned from a second; the first step, which sets up, is left out."""
-    clock = Clock(b.seconds)
     documents = draw(encode(base.tokenizer, load_task("debian")["train"], base.context), b.train_tokens, seed=0)
-    torch.manual_seed(0)
+    clock, _ = Clock(b.seconds), torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         system(base, documents, clock, b, folder)
     if len(clock.steps) < STEPS:
@@ -145,8 +144,8 @@ def train_ours(base, documents, clock, b, folder) -> None:
     """lib.train.finetune with its own packing."""
     settings = {"train_tokens": b.train_tokens, "evaluations": 1, "validation_documents": 1}
     with mock.patch.object(profile, "output_root", return_value=Path(folder)):  # the run goes with the folder
-        task, more = load_task("debian"), {"learning_rate": LEARNING_RATE, "callbacks": (clock,), "quiet": True}
-        train.finetune(base, task, "full", 0, **settings, **more)
+        more = {"learning_rate": LEARNING_RATE, "callbacks": (clock,), "quiet": True}
+        train.finetune(base, load_task("debian"), "full", 0, **settings, **more)
 
 
 def labelled(document: Encoded) -> dict:
