@@ -24,28 +24,18 @@ INK, GREY, PALE = "#222222", "#767676", "#BBBBBB"
 COLORS = ("#004488", "#DDAA33", "#994455", "#6699CC", "#997700", "#F2BBD0")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
-CJK_FONTS = ["Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei"]
-CJK_FONTS += ["WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "SimHei", "Hiragino Sans GB", "Heiti SC"]
-CJK_FONTS += ["Noto Sans CJK JP", "Arial Unicode MS"]
 BYTES = re.compile(r"<[0-9A-F]{2}( [0-9A-F]{2})*>")  # how lib.generate.token_text writes a fragment
-SMALL = 7.5  # points, of numbers beside marks
 ARROW = {"arrowstyle": "->", "color": GREY}
 
 
 def cjk_font() -> str | None:
-    """The name of a font with Chinese: an installed one, else Noto Sans CJK SC from the wheel `mplfonts`
-    (SIL Open Font License), of which only the font file is used; None, and one line, without either.
-    """
-    installed = {f.name for f in font_manager.fontManager.ttflist}
-    if found := next((name for name in CJK_FONTS if name in installed), None):
-        return found
-    wheel = importlib.util.find_spec("mplfonts")
-    for folder in (wheel.submodule_search_locations or ()) if wheel else ():
-        if (file := Path(folder) / "fonts" / "NotoSansCJKsc-Regular.otf").is_file():
-            font_manager.fontManager.addfont(file)
-            return font_manager.FontProperties(fname=file).get_name()
-    print("No Chinese font: Chinese will show as boxes in figures; `pip install mplfonts` brings one.")
-    return None
+    """Noto Sans CJK SC of the wheel `mplfonts`, of which only the font file is used; None, and one line, without it."""
+    if not (wheel := importlib.util.find_spec("mplfonts")):
+        print("No Chinese font: Chinese will show as boxes in figures; `pip install mplfonts` brings one.")
+        return None
+    file = Path(wheel.submodule_search_locations[0]) / "fonts" / "NotoSansCJKsc-Regular.otf"
+    font_manager.fontManager.addfont(file)
+    return font_manager.FontProperties(fname=file).get_name()
 
 
 plt.style.use(Path(__file__).with_name("figures.mplstyle"))
@@ -61,7 +51,7 @@ def look(i: int) -> dict:
 
 def note(ax: plt.Axes, text: str, at: tuple, offset: tuple, **options):
     """`text` at `offset` points from the data point `at`."""
-    return ax.annotate(text, at, offset, textcoords="offset points", **{"fontsize": SMALL} | options)
+    return ax.annotate(text, at, offset, textcoords="offset points", **{"fontsize": 7.5} | options)
 
 
 def visible(token: str) -> str:
@@ -171,7 +161,6 @@ def dots(
     limits: tuple[float, float] = (-math.inf, math.inf),
     form: str = ".3f",
     xlabel: str | None = None,
-    columns: int = 3,
 ):
     """One row per value of the column `row`: every seed a small dot, the mean with its number and 95 % t interval, cut
     at `limits`. One panel per key of `titles`, a value of the column `panel`; each has its own rows, or all have `rows`
@@ -181,7 +170,7 @@ def dots(
     kinds = list(dict.fromkeys(df[family] if family else rows or df[row]))
     most = len(rows) or max(part[row].nunique() for part in parts.values())
     shared = {"sharex": True, "sharey": True} if rows else {}
-    fig, axes = _grid(len(titles), columns, 2.9 if rows else 3.7, 0.8 + 0.34 * most, **shared)
+    fig, axes = _grid(len(titles), 3, 2.9 if rows else 3.7, 0.8 + 0.34 * most, **shared)
     for ax, (key, part) in zip(axes.flat, parts.items(), strict=False):
         names = list(rows or dict.fromkeys(part[row]))
         for y, name in enumerate(names):
@@ -204,26 +193,12 @@ def dots(
     return fig
 
 
-def matrices(panels: Mapping[str, np.ndarray], columns: int = 4):
-    """Small square matrices side by side, red below 0 and blue above. Each has its own colour scale, which ends where
-    3 % of its entries lie beyond: a few large ones would leave the rest white.
+def bars(df: pd.DataFrame, label="token", value="probability", panel="setting", columns=3):
+    """Horizontal bars with their numbers, one panel per value of the column `panel`; labels and scale are shared.
+
+    The table of lib.generate.next_token_distribution fits.
     """
-    fig, axes = _grid(len(panels), columns, 1.75, 1.95)
-    for ax, (name, matrix) in zip(axes.flat, panels.items(), strict=False):
-        limit = float(np.quantile(np.abs(matrix[matrix != 0]), 0.97)) if matrix.any() else 1.0
-        ax.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
-        ax.set_axis_off()
-        ax.set_title(name, fontsize=8.5)
-        ax.plot([-0.5, len(matrix) - 0.5], [-0.5, len(matrix) - 0.5], color=GREY, linewidth=0.5, linestyle="-")
-    return fig
-
-
-def bars(df: pd.DataFrame, label="token", value="probability", panel: str | None = "setting", columns=3):
-    """Horizontal bars with their numbers, one panel per value of the column `panel` (None: one in all).
-
-    The panels share their labels and scale: the table of lib.generate.next_token_distribution fits.
-    """
-    groups = [("", df)] if panel is None else list(df.groupby(panel, sort=False))
+    groups = list(df.groupby(panel, sort=False))
     names = list(dict.fromkeys(df[label]))
     columns = min(columns, len(groups))
     width = 2.3 + 1.2 / columns  # the names stand at the left of all
@@ -244,11 +219,12 @@ def bars(df: pd.DataFrame, label="token", value="probability", panel: str | None
     return fig
 
 
-def strips(texts: Mapping[str, Mapping[str, Sequence[str]]], unknown: str = "[UNK]", width: float = 7.2):
+def strips(texts: Mapping[str, Mapping[str, Sequence[str]]]):
     """{title: {encoding: its tokens, as lib.generate.token_text writes them}}: under each title a row of boxes per
-    encoding, one box per token, wrapped at `width` inches, the count behind the name. Parts of a character stand as
-    <E6 98> in an outlined box, `unknown` in a dark one.
+    encoding, one box per token, wrapped, the count behind the name. Parts of a character stand as <E6 98> in an
+    outlined box, [UNK] in a dark one.
     """
+    width = 7.2  # inches
     fig, ax = plt.subplots(figsize=(width, 1), layout="none")
     ax.set_position((0, 0, 1, 1))
     ax.set_axis_off()
@@ -260,7 +236,7 @@ def strips(texts: Mapping[str, Mapping[str, Sequence[str]]], unknown: str = "[UN
             ax.text(0, y, name, va="center", fontsize=8)
             ax.text(left - 6, y, f"{len(tokens)}", va="center", ha="right", fontsize=8, color=GREY)
             for n, token in enumerate(tokens):
-                broken, strange = BYTES.fullmatch(token) is not None, token == unknown
+                broken, strange = BYTES.fullmatch(token) is not None, token == "[UNK]"
                 ink, face = ("white", INK) if strange else (INK, ("#D6E3F2", "#F6E7C1")[n % 2])
                 text = ax.text(0, y, visible(token), va="center", fontsize=6 if broken or strange else 8.5, color=ink)
                 advance = text.get_window_extent(fig.canvas.get_renderer()).width * 72 / fig.dpi + 4

@@ -4,6 +4,7 @@ Rows are flat, one measurement each, seeds not averaged: means and intervals are
 are shown. `fast` writes below a temporary folder (lib.profile.kept_root).
 """
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -13,7 +14,6 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,15 +55,30 @@ class Results:
         """`make()`'s flat rows as a frame, kept under `name`; read back instead where results are stored."""
         if self.stored and name not in self._file["tables"]:
             raise ValueError(f"data/results/{self.notebook}.json has no table {name!r}: run without RESULTS=stored.")
-        rows = self._file["tables"][name] if self.stored else _rows(name, make())
-        self.tables[name] = rows
-        frame = pd.DataFrame(rows)
+        rows = self._file["tables"][name] if self.stored else make()
+        self.tables[name] = _plain(rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows))
+        frame = pd.DataFrame(self.tables[name])
         empty = [c for c in frame if frame[c].isna().all()]
         return frame.astype(dict.fromkeys(empty, float))  # JSON's null is nan again
 
-    def provenance(self) -> dict:
-        """Of the run that measured the tables: model, profile, seeds, machine, commit, versions."""
-        return self._file["provenance"] if self.stored else provenance(self.base, self.seeds)
+    def provenance(self, data: Mapping[str, str] | None = None) -> dict:
+        """Of the run that measured the tables: model, profile, seeds, machine, commit, versions, datasets."""
+        if self.stored:
+            return self._file["provenance"]
+        return {
+            "base_model": self.base.name if self.base else None,
+            "stand_in": self.base.stand_in if self.base else None,
+            "parameters": self.base.parameters if self.base else None,
+            "profile": profile.name(),
+            "seeds": list(self.seeds),
+            "device": device_name(),
+            "dtype": str(profile.autocast_dtype()).removeprefix("torch."),
+            "git_commit": self.commit,
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "wall_seconds": round(time.monotonic() - self.began, 1),
+            "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+            "data": dict(data or {}),
+        }
 
     def caption(
         self, text: str, tokens: int | None = None, scratch: bool = False, seeds: Sequence[int] | None = None
@@ -110,10 +125,8 @@ class Results:
         can't be written."""
         self.base = base or self.base
         root = profile.kept_root()
-        value = dict(self._file) if self.stored else {"notebook": self.notebook}
-        if not self.stored:
-            made = provenance(self.base, self.seeds, data, self.began) | {"git_commit": self.commit}
-            value |= {"provenance": made, "tables": self.tables}
+        new = {"notebook": self.notebook, "provenance": self.provenance(data), "tables": self.tables}
+        value = self._file if self.stored else new
         for name, content in self._figures.items():
             write_bytes(root / "figures" / name, content)
         path = root / "data" / "results" / f"{self.notebook}.json"
@@ -121,9 +134,6 @@ class Results:
         rows = ", ".join(f"{name} {len(table)}" for name, table in value["tables"].items())
         print(f"Results: {path.relative_to(root)} ({rows} rows)")
         return path
-
-
-# --- forms of what the report is filled with
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence], left: int = 1) -> str:
@@ -168,9 +178,6 @@ def listed(names: Sequence[str], code: bool = False) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
 
 
-# --- files, each whole or not at all
-
-
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of `text` as UTF-8."""
     write_bytes(path, text.encode("utf-8"))
@@ -181,23 +188,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Raises OSError with one sentence when the disk is full or the folder can't be written; what stood at `path` stays.
     """
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the results from a group's other members
         os.replace(temporary, path)
-    except BaseException as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         why = f"{path} was not written ({error.strerror or error}); free space or choose a folder you own"
         raise OSError(error.errno, why) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: Path, value) -> None:
@@ -225,14 +229,6 @@ def _plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _rows(name: str, table) -> list[dict]:
-    rows = _plain(table.to_dict("records") if isinstance(table, pd.DataFrame) else list(table))
-    for i, row in enumerate(rows):
-        if nested := [k for k, v in row.items() if isinstance(v, Mapping | list | tuple | set)]:
-            raise ValueError(f"Table {name!r}, row {i}: {nested[0]!r} is nested; results rows are flat.")
-    return rows
-
-
 def load(notebook: str, folder: Path | None = None) -> dict:
     """Read a results file back. Raises FileNotFoundError or ValueError naming the file and the way out."""
     path = (folder or profile.kept_root() / "data" / "results") / f"{notebook}.json"
@@ -240,15 +236,9 @@ def load(notebook: str, folder: Path | None = None) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: {way_out}.")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): {way_out} again.") from error
-    if missing := {"notebook", "provenance", "tables"} - set(value):
-        raise ValueError(f"{path} has no {min(missing)!r}: {way_out} again.")
-    return value
-
-
-# --- where the numbers come from
 
 
 def git_commit() -> str:
@@ -273,23 +263,3 @@ def device_name() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"CPU, {names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def provenance(
-    base=None, seeds: Sequence[int] = (), data: Mapping[str, str] | None = None, started: float | None = None
-) -> dict:
-    """Model, profile, seeds, machine, commit, versions, and the sha256 of each dataset."""
-    return {
-        "base_model": base.name if base else None,
-        "stand_in": base.stand_in if base else None,
-        "parameters": base.parameters if base else None,
-        "profile": profile.name(),
-        "seeds": list(seeds),
-        "device": device_name(),
-        "dtype": str(profile.autocast_dtype()).removeprefix("torch."),
-        "git_commit": git_commit(),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "wall_seconds": round(time.monotonic() - started, 1) if started is not None else None,
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
-        "data": dict(data or {}),
-    }

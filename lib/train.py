@@ -4,6 +4,7 @@
 run is loaded, an interrupted one goes on from its last whole checkpoint, a new one starts.
 """
 
+import contextlib
 import copy
 import errno
 import hashlib
@@ -36,6 +37,8 @@ from lib.metrics import bits_per_byte, score_encoded
 from lib.packing import Encoded, document_attention
 from lib.results import device_name, write_json
 
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks by an old name
+
 # what notebooks 02 and 03 and `python -m lib finetune` share; each number as (fast, cpu, full)
 BUDGET = {
     "seeds": ((0, 1), (0,), (0, 1, 2)),
@@ -55,12 +58,12 @@ class Settings:
 
     method: str
     seed: int
-    train_tokens: int  # prompt + target tokens seen; no document twice before all were drawn
+    train_tokens: int  # no document twice before all were drawn; this and the next four are BUDGET's
+    pack_length: int
+    batch_tokens: int
+    evaluations: int
+    validation_documents: int
     learning_rate: float
-    pack_length: int  # tokens in one forward pass
-    batch_tokens: int  # tokens behind one optimizer step
-    evaluations: int  # held-out evaluations, with a checkpoint each
-    validation_documents: int  # behind each of them
     weight_decay: float = 0.01
     warmup_share: float = 0.06  # of the steps; the rest follows a cosine to 0
     max_grad_norm: float = 1.0
@@ -72,11 +75,6 @@ class Settings:
 # --- methods: model, settings -> model whose trainable parameters are the ones to train
 
 
-def train_full(model: nn.Module, settings: Settings) -> nn.Module:
-    """Every parameter."""
-    return model
-
-
 def train_lora(model: nn.Module, settings: Settings) -> nn.Module:
     """Low-rank updates of every linear map (Hu et al. 2021, arXiv:2106.09685), alpha twice the rank.
 
@@ -85,10 +83,7 @@ def train_lora(model: nn.Module, settings: Settings) -> nn.Module:
     """
     transposed = model.config.model_type == "gpt2"  # GPT-2's Conv1D stores (in, out)
     shape = {"r": settings.lora_rank, "lora_alpha": 2 * settings.lora_rank, "fan_in_fan_out": transposed}
-    config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **shape)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
-        return get_peft_model(model, config)
+    return get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **shape))
 
 
 def train_last_blocks(model: nn.Module, settings: Settings) -> nn.Module:
@@ -101,11 +96,8 @@ def train_last_blocks(model: nn.Module, settings: Settings) -> nn.Module:
     return model
 
 
-METHODS = {"full": train_full, "lora": train_lora, "last_blocks": train_last_blocks}
+METHODS = {"full": lambda model, settings: model, "lora": train_lora, "last_blocks": train_last_blocks}
 LEARNING_RATES = {"full": 1e-4, "lora": 1e-3, "last_blocks": 2e-4}
-
-
-# --- the loss
 
 
 def collate(batch: Sequence[Sequence[Encoded]]) -> dict[str, torch.Tensor]:
@@ -119,7 +111,7 @@ def collate(batch: Sequence[Sequence[Encoded]]) -> dict[str, torch.Tensor]:
 
 def completion_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
     """Cross-entropy in nats per target token, float32; logits (1, N, V) of the N targets alone."""
-    targets = labels[0, 1:][labels[0, 1:] != -100]  # (N,)
+    targets = labels[labels != -100]  # (N,)
     # squeeze and not [0]: indexing's backward would zero and fill a second tensor of the logits' size
     total = summed_cross_entropy(outputs.logits.squeeze(0), targets)
     return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
@@ -135,9 +127,6 @@ class CompletionTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-# --- what a run shows and records while it goes on
 
 
 class Bar(ProgressCallback):
@@ -163,18 +152,13 @@ class StepClock(TrainerCallback):
         self.steps += 1
 
 
-def history_of(log: Sequence[dict], tokens_per_step: float) -> list[dict]:
-    """Trainer's log as one flat row per logged step: step, tokens, train_loss, held_out_loss, bits_per_byte."""
+def history_of(log: Sequence[dict], tokens_per_step: float) -> pd.DataFrame:
+    """Trainer's log as one row per logged step: step, tokens, train_loss, held_out_loss, bits_per_byte."""
     names = {"loss": "train_loss", "eval_loss": "held_out_loss", "eval_bits_per_byte": "bits_per_byte"}
-    by_step: dict[int, dict] = {}
-    for entry in log:
-        row = by_step.setdefault(entry["step"], {"step": entry["step"]})
-        row["tokens"] = round(entry["step"] * tokens_per_step)
-        row |= {names[k]: value for k, value in entry.items() if k in names}
-    return [by_step[s] for s in sorted(by_step)]
-
-
-# --- the run
+    frame = pd.DataFrame(log).drop(columns="train_loss", errors="ignore")  # Trainer's own mean over the run
+    frame = frame.rename(columns=names).groupby("step", as_index=False).last()
+    frame["tokens"] = (frame["step"] * tokens_per_step).round().astype(int)
+    return frame.reindex(columns=["step", "tokens", *names.values()])
 
 
 @dataclass
@@ -191,16 +175,12 @@ def settings_for(method: str, seed: int, task: tasks.Task, **overrides) -> Setti
     """The profile's settings for a run. Raises ValueError for an unknown method or setting."""
     if method not in METHODS:
         raise ValueError(f"Method {method!r} is unknown; choose one of {', '.join(METHODS)}.")
-    known = Settings.__dataclass_fields__
-    budget = vars(profile.budget(**BUDGET))
+    known, budget = Settings.__dataclass_fields__, vars(profile.budget(**BUDGET))
+    if unknown := set(overrides) - set(known):
+        raise ValueError(f"Setting {min(unknown)!r} is unknown; known: {', '.join(known)}.")
     chosen = {name: number for name, number in budget.items() if name in known}
     chosen |= {"train_tokens": budget["e2e_train_tokens"]} if task.name == "e2e" else {}
-    chosen |= {"learning_rate": LEARNING_RATES[method]} | overrides
-    if unknown := set(chosen) - set(known):
-        raise ValueError(f"Setting {min(unknown)!r} is unknown; known: {', '.join(known)}.")
-    if chosen.get("lora_rank", 1) < 1:
-        raise ValueError(f"lora_rank={chosen['lora_rank']} must be 1 or more.")
-    return Settings(method, seed, **chosen)
+    return Settings(**{"method": method, "seed": seed, "learning_rate": LEARNING_RATES[method]} | chosen | overrides)
 
 
 def run_path(base, task: tasks.Task, settings: Settings, variant: str = "") -> Path:
@@ -233,25 +213,27 @@ def finetune(
     across them. `overrides` replace fields of Settings. `draw` (documents, tokens, seed) puts other documents into the
     run or another order, `optimizer` builds another than fused AdamW; `variant` names what these or a callback change
     (all that decides the outcome belongs in it), and is another run. Also runs on several processes under
-    `accelerate launch -m lib finetune ...`. Raises ValueError for an unknown method or setting, a change without a
-    name or a document longer than a row, OSError for a folder that can't be written or a disk too small.
+    `accelerate launch -m lib finetune ...`. Raises ValueError for an unknown method or setting or a change without a
+    name, OSError for a folder that can't be written or a disk too small, RuntimeError while another process trains.
     """
     settings = settings_for(method, seed, task, **overrides)
     if (draw or optimizer) and not variant:
         raise ValueError("Another draw or optimizer is another run: name the change in variant.")
     path = run_path(base, task, settings, variant)
     if not (path / "run.json").exists():
-        ensure_room(path, base.parameters)
-        lock = FileLock(path / ".lock", timeout=0)
+        path.mkdir(parents=True, exist_ok=True)
+        # two checkpoints (weights and AdamW's two moments in float32) and the finished weights
+        needed, free = 7 * 4 * base.parameters, shutil.disk_usage(path).free
+        if free < needed:
+            why = f"{path} needs {needed / 1e9:.1f} GB for checkpoints and has {free / 1e9:.1f} GB: free some space"
+            raise OSError(errno.ENOSPC, why)
+        first = os.environ.get("RANK", "0") == "0"
         try:
-            if int(os.environ.get("RANK", "0")) == 0:
-                lock.acquire()
-            _train(base, task, settings, path, draw or packing.draw, optimizer, callbacks, quiet)
+            with FileLock(path / ".lock", timeout=0) if first else contextlib.nullcontext():
+                _train(base, task, settings, path, draw or packing.draw, optimizer, callbacks, quiet)
         except Timeout:
             why = f"{path} is being trained by another process: wait for it, or stop it and run again."
             raise RuntimeError(why) from None
-        finally:
-            lock.release()
     elif not quiet:
         print(f"Run {path.name}: finished before, loaded.")
     return load(base, path)
@@ -263,8 +245,8 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
     model = METHODS[settings.method](fuse_dropout(copy.deepcopy(base.model)), settings)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    documents = tasks.encode(base.tokenizer, task["train"], base.context)
     held_out = tasks.head(task["validation"], settings.validation_documents)
+    documents, held_out = (tasks.encode(base.tokenizer, part, base.context) for part in (task["train"], held_out))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     pack_length = max(settings.pack_length, max(len(d.input_ids) for d in documents))
     rows_per_step = max(settings.batch_tokens // pack_length, 1)
@@ -277,15 +259,14 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
     steps = max(len(data) // rows_per_step, 1)
     args = _arguments(settings, path / "checkpoints", steps, rows_per_step // world, quiet)
     clock = StepClock()
-    built = optimizer(model, settings) if optimizer else None  # None: Trainer's own
     trainer = CompletionTrainer(
         model=model,
         args=args,
         data_collator=collate,
         train_dataset=data,
-        eval_dataset=tasks.encode(base.tokenizer, held_out, base.context),
+        eval_dataset=held_out,
         compute_loss_func=completion_loss,
-        optimizers=(built, None),
+        optimizers=(optimizer(model, settings) if optimizer else None, None),
         callbacks=[clock, EarlyStoppingCallback(settings.patience), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)  # what `quiet` puts in place of the progress bar
@@ -302,16 +283,13 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
         summary = asdict(settings) | {"task": task.name, "base_model": base.name, "base_parameters": base.parameters}
         summary["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         summary |= {"steps": trainer.state.global_step, "tokens": round(tokens * done)}
-        summary |= {"target_tokens": round(targets * done), "tokens_per_second": rate}
-        # of training steps, evaluations and checkpoints left out
-        summary |= {"seconds": tokens * done / rate, "peak_megabytes": peak_megabytes()}
-        summary |= {"processes": world, "device": device_name()}
+        # tokens_per_second and seconds are of training steps, evaluations and checkpoints left out
+        summary |= {"target_tokens": round(targets * done), "tokens_per_second": rate, "seconds": tokens * done / rate}
+        summary |= {"peak_megabytes": peak_megabytes(), "processes": world, "device": device_name()}
         summary |= {"best_step": trainer.state.best_global_step, "held_out_loss": trainer.state.best_metric}
         with silenced():
-            model.save_pretrained(path / "model.part")
-        shutil.rmtree(path / "model", ignore_errors=True)
-        os.replace(path / "model.part", path / "model")
-        history = history_of(trainer.state.log_history, tokens / steps)
+            model.save_pretrained(path / "model")
+        history = history_of(trainer.state.log_history, tokens / steps).to_dict("records")
         write_json(path / "run.json", {"summary": summary, "history": history})  # the mark of a finished run
         shutil.rmtree(path / "checkpoints", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()  # the other processes load what the first has written
@@ -330,7 +308,6 @@ def _arguments(settings: Settings, folder: Path, steps: int, rows: int, quiet: b
         warmup_steps=max(round(settings.warmup_share * steps), 1),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch_fused",
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,  # Trainer scales the loss: float16 gradients underflow unscaled
         use_cpu=device == "cpu",
@@ -338,7 +315,6 @@ def _arguments(settings: Settings, folder: Path, steps: int, rows: int, quiet: b
         eval_strategy="steps",
         eval_steps=interval,
         eval_on_start=True,
-        save_strategy="steps",
         save_steps=interval,
         save_total_limit=1,  # and the best one, which load_best_model_at_end keeps
         load_best_model_at_end=True,
@@ -347,18 +323,17 @@ def _arguments(settings: Settings, folder: Path, steps: int, rows: int, quiet: b
         seed=settings.seed,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
-        report_to="none",
         disable_tqdm=quiet,
     )
 
 
 def load(base, path: Path) -> Finetuned:
     """A finished run from its folder. Raises ValueError for a run of another base model or a damaged one."""
+    if not (path / "run.json").exists():
+        raise FileNotFoundError(f"{path} holds no finished run: run notebook 02 first.")
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
         summary = record["summary"]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} holds no finished run: run notebook 02 first.") from None
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path / 'run.json'} is damaged ({error}): delete the folder, run again.") from error
     if (summary["base_model"], summary["base_parameters"]) != (base.name, base.parameters):
@@ -367,8 +342,7 @@ def load(base, path: Path) -> Finetuned:
             f"not from {base.name} ({base.parameters:,}): set BASE_MODEL to the former or train again."
         )
     try:
-        with silenced(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft's
+        with silenced():
             if (path / "model" / "adapter_config.json").exists():
                 model = PeftModel.from_pretrained(copy.deepcopy(base.model), path / "model").merge_and_unload()
             else:
@@ -386,28 +360,10 @@ def last_checkpoint(folder: Path) -> str | None:
 
     Trainer writes trainer_state.json last, so a checkpoint with a readable one is whole.
     """
-    whole = []
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda c: -int(c.name.split("-")[1])):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            whole.append(checkpoint)
+            return str(checkpoint)
         except (OSError, ValueError):
             shutil.rmtree(checkpoint, ignore_errors=True)
-    return str(max(whole, key=lambda c: int(c.name.split("-")[1]))) if whole else None
-
-
-def ensure_room(path: Path, parameters: int) -> None:
-    """Create `path`; raise OSError early if it can't be written or the disk can't hold the run.
-
-    Room for two checkpoints (weights and AdamW's two moments in float32) and the finished weights.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / ".lock").touch()
-    except OSError as error:
-        why = f"{path} can't be written ({error.strerror}); make the folder writable or move the project"
-        raise OSError(error.errno, why) from error
-    needed, free = 7 * 4 * parameters, shutil.disk_usage(path).free
-    if free < needed:
-        why = f"{path} needs {needed / 1e9:.1f} GB for checkpoints and has {free / 1e9:.1f} GB: free some space"
-        raise OSError(errno.ENOSPC, why)
+    return None

@@ -37,6 +37,8 @@ import copy
 import inspect
 from functools import cache
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Code, display
@@ -119,7 +121,14 @@ def weights(name: str, length: int = 32, head_dim: int = 16):
     return ATTENTIONS[name].form(q, k, values, head_dim**-0.5, **ATTENTIONS[name].options | small | beta)[0, 0].numpy()
 
 
-figure = plots.matrices({name: weights(name) for name in NAMES[1:]}, columns=3)
+figure, axes = plt.subplots(2, 3, figsize=(5.25, 3.9))
+for ax, name in zip(axes.flat, NAMES[1:], strict=True):
+    matrix = weights(name)
+    limit = np.quantile(np.abs(matrix[matrix != 0]), 0.97)  # a few large ones would leave the rest white
+    ax.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
+    ax.plot([-0.5, 31.5], [-0.5, 31.5], color=plots.GREY, linewidth=0.5, linestyle="-")
+    ax.set_title(name, fontsize=8.5)
+    ax.set_axis_off()
 text = "Attention weights of each variant for the same random queries (rows) and keys (columns), 32 tokens."
 results.figure(figure, "06_weights", text, scratch=True)
 

@@ -46,5 +46,9 @@ def pytest_runtest_makereport(item, call):
 
 def pytest_sessionfinish():
     if OUT and rows:
-        made = {key: value for key, value in results.provenance().items() if key in ("device", "git_commit", "created")}
+        made = {
+            key: value
+            for key, value in results.Results("faults").provenance().items()
+            if key in ("device", "git_commit", "created")
+        }
         results.write_json(Path(OUT), {"provenance": made, "faults": list(rows.values())})

@@ -91,7 +91,6 @@ def test_missing_glyphs_would_be_noticed(monkeypatch):
 
 
 def test_without_any_chinese_font_one_line_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(plots, "CJK_FONTS", ())
     monkeypatch.setattr(plots.importlib.util, "find_spec", lambda _: None)
     assert plots.cjk_font() is None
     out = capsys.readouterr().out
@@ -173,8 +172,3 @@ def test_lines_average_seeds_and_name_what_leaves_the_panel():
     assert low.tolist() == [1.5, 3.0, 6.0]
     assert high.max() == 10, "clipped at the panel's edge"
     assert any("high: up to 60.0" in t.get_text() for t in ax.texts)
-
-
-def test_matrices_show_each_matrix_on_a_scale_around_zero():
-    axes = plots.matrices({"a": np.eye(3), "b": -2 * np.eye(3)}, columns=2).axes
-    assert [ax.get_images()[0].get_clim() for ax in axes] == [(-1, 1), (-2, 2)]

@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def notebook(measure) -> Results:
-    """A small notebook's run, from the first cell to the last."""
+    """A small notebook's run, from the first cell to the last, which alone writes."""
     kept = Results("99_test", seeds=(0, 1))
     table = kept.table("t", measure)
     kept.value("mean", results.number(table["x"].mean()))
@@ -73,11 +73,6 @@ def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeyp
         Results("99_test")
 
 
-def test_nothing_is_written_before_the_last_cell(folder):
-    Results("99_test").table("t", lambda: ROWS)
-    assert not list(folder.iterdir())
-
-
 def test_a_caption_tells_seeds_budget_and_stand_in():
     base = type("Base", (), {"name": "SmolLM2 (stand-in)", "stand_in": True, "parameters": 1})
     kept = Results("99_test", base, (0, 2))
@@ -89,11 +84,6 @@ def test_a_caption_tells_seeds_budget_and_stand_in():
     )
     base.stand_in = False
     assert "not GPT-2" not in kept.caption("Loss.")
-
-
-def test_a_nested_row_is_refused():
-    with pytest.raises(ValueError, match="'runs', row 0: 'history' is nested"):
-        Results("99_test").table("runs", lambda: [{"history": [1, 2]}])
 
 
 def test_forms_of_numbers():
@@ -130,9 +120,6 @@ def test_missing_and_damaged_results_name_the_way_out(tmp_path):
         results.load("98_none", tmp_path)
     (tmp_path / "98_none.json").write_text('{"notebook": ')
     with pytest.raises(ValueError, match="is damaged"):
-        results.load("98_none", tmp_path)
-    (tmp_path / "98_none.json").write_text('{"notebook": "98_none", "tables": {}}')
-    with pytest.raises(ValueError, match="has no 'provenance'"):
         results.load("98_none", tmp_path)
 
 
