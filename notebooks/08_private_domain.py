@@ -81,7 +81,8 @@ results = Results("08_private_domain", base=base, seeds=budget.seeds)
 # | text `.txt .rst .tex` | first line, or the end of the piece before | the rest, in pieces | file |
 # | Markdown | heading | what stands below it | file |
 # | Python | signature | docstring | file |
-# | chat export `[time] name: message`, WhatsApp | up to three turns before | reply | day, or 20 turns of it |
+# | chat export `[time] name: message`, WhatsApp, JSON | up to three turns before | reply | day, or 20 turns of it |
+# | mail `.eml .mbox` | subject | what the sender wrote in plain text | thread |
 #
 # **Remembering.** A canary is an invented secret, inserted a known number of times. After training, all
 # $|R|$ codes of its form are ranked by the model's probability; the canary's exposure is

@@ -2,11 +2,13 @@
 nothing of a folder of one's own is shown."""
 
 import json
+import mailbox
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
+from email.message import EmailMessage
 
 import pytest
 
@@ -227,6 +229,55 @@ def test_whatsapp_exports_read_like_the_plain_form():
         "12/31/23, 9:15 PM - Mira: hello there\n31.12.23, 21:16 - Tobi: hi\n"
     )
     assert [text for _, _, text in private.chat_lines(whatsapp)] == ["hello there", "hi"]
+
+
+def test_a_chat_in_json_reads_like_the_plain_form():
+    day = "2024-05-01T20:15"
+    rows = [
+        {"date": day, "from": "Mira Holm", "text": ["see ", {"type": "link", "text": "kelp"}]},
+        {"date": day, "from": "Tobi", "text": "thanks Mira Holm"},
+        {"date": day, "from": "Tobi", "text": {"no": "text"}},
+        "no message",
+    ]
+    for value in (rows, {"messages": rows}):
+        assert list(private.read_json(json.dumps(value), clean)) == [("0", "A: see kelp\nB: ", "thanks [NAME]")]
+    for bad, reason in (
+        ("[1", "not valid JSON"),
+        ("3", "JSON without"),
+        ('{"messages": [{"text": "x"}]}', "JSON without"),
+    ):
+        with pytest.raises(Skip, match=reason):
+            list(private.read_json(bad, clean))
+
+
+def mail(subject, body, charset="utf-8"):
+    """A message with an attachment whose text does not count."""
+    message = EmailMessage()
+    message["From"], message["To"] = '"Holm, Mira" <mira@holm.example>', "Tobi Enk <t@enk.example>"
+    message["Subject"] = subject
+    message.set_content(body, charset=charset)
+    message.add_alternative(f"<p>{body} in HTML</p>", subtype="html")
+    message.add_attachment("attached text", filename="a.txt")
+    return message
+
+
+def test_mail_gives_what_its_sender_wrote(tmp_path):
+    body = "Dear Tobi Enk,\nthe kelp is drying on the pier. Mira Holm\n> quoted\n"
+    end = "\nOn Mon, 1 May 2024, Tobi Enk\n<t@enk.example> wrote:\nearlier words"
+    (tmp_path / "a.eml").write_bytes(bytes(mail("Re: AW: On kelp of Tobi Enk", body + end)))
+    wanted = ("on kelp of tobi enk", "On kelp of [NAME]\n", "Dear [NAME],\nthe kelp is drying on the pier. [NAME]")
+    assert list(private.read_mail(tmp_path / "a.eml", clean)) == [wanted]
+    chinese = "明天下午的会议改到三点开始，请大家带上海带的样品和记录。"
+    box = mailbox.mbox(tmp_path / "b.mbox")
+    box.add(mail("回复：会议", f"{chinese}\n-- \nsignature", "gb18030"))
+    box.add(b"Subject: broken\nContent-Type: text/plain; charset=none-such\n\nwords that nobody can read \xff\n")
+    box.add(b"\n\n")
+    box.close()
+    assert list(private.read_mail(tmp_path / "b.mbox", clean)) == [("会议", "会议\n", chinese)]
+    (tmp_path / "c.eml").write_bytes((tmp_path / "a.eml").read_bytes().replace(b"drying", b"lying"))
+    files = [(p, p.name) for p in sorted(tmp_path.iterdir())]
+    rows = private._documents(files, (), Counter())
+    assert len(rows) == 3 and rows[0]["group"] == rows[2]["group"] != rows[1]["group"]  # the thread, whatever the file
 
 
 def test_mixed_encodings_are_told_apart():

@@ -10,11 +10,15 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import mailbox
 import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from email import policy
+from email.errors import MessageError
+from email.parser import BytesParser
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +37,7 @@ from lib.texts import words
 PROMPT_BYTES, TARGET_BYTES = 200, 800
 MIN_CHARACTERS = 20  # of a target; a chat's replies are shorter
 TURNS, BLOCK = 3, 20  # turns that a reply sees; turns at most in a chat's block, which is split as one
-LARGEST = 20 * 2**20  # bytes of a file: more is data, not something a person wrote
+LARGEST = 20 * 2**20  # bytes of a file: more is data, not something a person wrote; a mailbox may have 25 times that
 NAMES = "names.txt"  # in the folder's top: names to be replaced, one a line
 LEFT_OUT = {"node_modules", "__pycache__", "site-packages", "venv", "env", "build", "dist"}
 # what files of students come in; among all of Python's, neighbours such as cp1250 and cp1252 are confused
@@ -74,12 +78,12 @@ def _end(text: str, limit: int = PROMPT_BYTES) -> str:
     return text.encode("utf-8")[-limit:].decode("utf-8", "ignore")
 
 
-def _titled(title: str, body: str) -> Pairs:
+def _titled(title: str, body: str, part: str = "") -> Pairs:
     """The title before the first piece of the body, the end of each piece before the next."""
     prompt = title.strip().encode("utf-8")[:PROMPT_BYTES].decode("utf-8", "ignore")
     for piece in cut(body):
         if prompt and len(piece) >= MIN_CHARACTERS:
-            yield "", prompt + "\n", piece
+            yield part, prompt + "\n", piece
         prompt = _end(piece)
 
 
@@ -114,7 +118,12 @@ def read_code(text: str, clean: Clean) -> Pairs:
         raise Skip("not valid Python") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            prompt, target = clean(_signature(node)), ""
+            if isinstance(node, ast.ClassDef):
+                given = f"class {node.name}({', '.join(map(ast.unparse, node.bases))}):".replace("()", "")
+            else:
+                given = f"def {node.name}({ast.unparse(node.args)})"
+                given += f" -> {ast.unparse(node.returns)}:" if node.returns else ":"
+            prompt, target = clean(given), ""
             for paragraph in clean(ast.get_docstring(node) or "").split("\n\n"):
                 longer = f"{target}\n\n{paragraph}".strip()
                 if len(longer.encode("utf-8")) > TARGET_BYTES:
@@ -122,12 +131,6 @@ def read_code(text: str, clean: Clean) -> Pairs:
                 target = longer
             if len(prompt.encode("utf-8")) < PROMPT_BYTES and len(target) >= MIN_CHARACTERS:
                 yield "", prompt + "\n", target
-
-
-def _signature(node: ast.AST) -> str:
-    if isinstance(node, ast.ClassDef):
-        return f"class {node.name}({', '.join(map(ast.unparse, node.bases))}):".replace("()", "")
-    return f"def {node.name}({ast.unparse(node.args)}){f' -> {ast.unparse(node.returns)}' if node.returns else ''}:"
 
 
 HEADS = (  # [time] name: text, and WhatsApp's date, time - name: text
@@ -172,8 +175,59 @@ def _replies(messages: Sequence[Sequence[str]], clean: Clean) -> Pairs:
             number += 1
 
 
-READERS = {"text": read_text, "markdown": read_text, "code": read_code}
+KEYS = (
+    ("date", "time", "timestamp"),
+    ("name", "from", "sender", "author", "user", "role"),
+    ("text", "message", "content"),
+)
+
+
+def read_json(text: str, clean: Clean) -> Pairs:
+    """A chat exported as JSON: a list of messages, or an object with one under "messages"; day, name and text stand
+    under the usual KEYS, a text in pieces too (Telegram)."""
+    try:
+        found, messages = json.loads(text), []
+    except (ValueError, RecursionError):
+        raise Skip("not valid JSON") from None
+    found = found.get("messages") if isinstance(found, dict) else found
+    for row in (r for r in found if isinstance(r, dict)) if isinstance(found, list) else ():
+        time, name, said = (next((row[k] for k in keys if row.get(k)), "") for keys in KEYS)
+        pieces = [p.get("text") if isinstance(p, dict) else p for p in (said if isinstance(said, list) else [said])]
+        if isinstance(name, str) and name and all(isinstance(p, str) for p in pieces):
+            messages.append((re.split(r"[ ,T]", str(time))[0], name, "".join(pieces)))
+    if not messages:
+        raise Skip("JSON without messages")
+    yield from _replies(messages, clean)
+
+
+REPLIED = re.compile(r"(?i)^(?:(?:re|fwd?|aw|wg|回复|答复|转发)\s*[:：]\s*)+")
+QUOTED = re.compile(
+    r"(?m)^(?:-{2,}\s*(?:Original|Forwarded|原始邮件|转发).*|On (?:.|\n){5,120}?wrote:|在.{5,120}写道[:：]|-- ?)$"
+)
+
+
+def read_mail(path: Path, clean: Clean) -> Pairs:
+    """Subject -> what the sender wrote in plain text, without quotations, signature and the names in From, To and Cc. A
+    thread is one part. `.eml` is one message, `.mbox` many; malformed ones are left out."""
+    if path.suffix.lower() == ".mbox":
+        messages = mailbox.mbox(path, BytesParser(policy=policy.default).parse, create=False)
+    else:
+        messages = [BytesParser(policy=policy.default).parsebytes(path.read_bytes())]
+    for message in messages:
+        try:
+            people = [a.display_name for h in ("from", "to", "cc") for a in getattr(message[h], "addresses", ())]
+            subject, body = REPLIED.sub("", str(message["subject"] or "")).strip(), message.get_body(("plain",))
+            text = body.get_content().replace("\r\n", "\n") if body else ""
+        except (ValueError, LookupError, AttributeError, TypeError, AssertionError, MessageError):
+            continue  # what Python's parsers raise on such headers and on unknown charsets
+        names = [" ".join(reversed(n.split(", "))) for n in people if len(n) > 1]
+        own = "\n".join(line for line in QUOTED.split(text)[0].splitlines() if not line.startswith(">")).strip()
+        yield from _titled(clean(subject, names), clean(own, names), subject.lower())
+
+
+READERS = {"text": read_text, "markdown": read_text, "code": read_code, "chat": read_json}
 KIND_OF = dict.fromkeys((".txt", ".text", ".rst", ".org", ".tex"), "text") | {".md": "markdown", ".py": "code"}
+KIND_OF |= {".json": "chat", ".eml": "mail", ".mbox": "mail"}
 
 
 # --- the collection
@@ -251,18 +305,22 @@ def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: C
     for path, name in tqdm(files, desc="reading", disable=len(files) < 200):
         kind = KIND_OF.get(path.suffix.lower())
         try:
-            if kind is None or path.stat().st_size > LARGEST:
+            if kind is None or path.stat().st_size > LARGEST * (25 if kind == "mail" else 1):
                 raise Skip("too large" if kind else "another kind of file")
-            text, encoding = decode(path.read_bytes())
-            facts["encoding", encoding] += 1
-            found = list(READERS[kind](text, clean))
+            if kind == "mail":  # each message names its own encoding
+                found = list(read_mail(path, clean))
+            else:
+                text, encoding = decode(path.read_bytes())
+                facts["encoding", encoding] += 1
+                found = list(READERS[kind](text, clean))
         except (Skip, OSError) as reason:
             facts["skipped", getattr(reason, "strerror", None) or str(reason)] += 1
             continue
         facts["files", kind if found else f"{kind} without a document"] += 1
         for i, (part, prompt, target) in enumerate(found):
             row = {"id": f"{kind}-{_digest(f'{name} {i}')}", "prompt": prompt, "target": target}
-            rows.append({**row, "group": _digest(f"{name}\n{part}"), "kind": kind})
+            place = "" if kind == "mail" else name  # a thread may lie in several files
+            rows.append({**row, "group": _digest(f"{place}\n{part}"), "kind": kind})
     return rows
 
 
