@@ -15,10 +15,7 @@ def finetune(task: str | None, method: str, seed: int, pairs: list[str]) -> None
         if name in ("method", "seed"):
             raise ValueError(f"--set {name}={text}: use --{name} {text}.")
         kind = fields[name].type if name in fields else str  # finetune lists the known
-        try:
-            chosen[name] = text == "True" if kind is bool else kind(text)
-        except ValueError:
-            raise ValueError(f"--set {name}={text}: {text!r} is not {kind.__name__}.") from None
+        chosen[name] = text == "True" if kind is bool else kind(text)
     summary = train.finetune(models.load_base(), tasks.load_task(task), method, seed, **chosen).summary
     for name in ("steps", "tokens", "tokens_per_second", "seconds", "peak_megabytes", "held_out_loss"):
         if os.environ.get("RANK", "0") == "0":

@@ -21,39 +21,28 @@ KEEP = ("torch", "numpy", "ipykernel", "ipython", "ipywidgets", "jupyter-client"
 TORCHAO = Version("0.16.0")  # peft refuses an older one, which Colab has and nothing here uses
 
 
-def installed(name: str) -> str | None:
-    """The version of a package of this Python, or None."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def install(root: Path) -> None:
-    """Install `root` and its requirements.txt, KEEP left out and held as they are; pip leaves alone what satisfies it.
+def setup() -> None:
+    """Install the project and its requirements.txt, KEEP left out and held as they are (pip leaves alone what satisfies
+    it), then say what the session computes on and where its results stay.
 
     Raises CalledProcessError, with pip's own words above it, where that can't be.
     """
-    lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    found = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
+    lines = (profile.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line for line in lines if not line.startswith("-e") and re.split(r"[<>=~! ]", line)[0] not in KEEP]
-    held = [f"{name}=={version}" for name in KEEP if (version := installed(name))]
+    held = [f"{name}=={found[name]}" for name in KEEP if name in found]
     pip = [sys.executable, "-m", "pip"]
     with tempfile.TemporaryDirectory() as folder:
         for name, content in (("wanted", wanted), ("held", held)):
             Path(folder, f"{name}.txt").write_text("\n".join(content), encoding="utf-8")
         files = ["-r", f"{folder}/wanted.txt", "-c", f"{folder}/held.txt"]
-        subprocess.run([*pip, "install", "-q", *files, "-e", str(root)], check=True)
-    if (torchao := installed("torchao")) and Version(torchao) < TORCHAO:
+        subprocess.run([*pip, "install", "-q", *files, "-e", str(profile.ROOT)], check=True)
+    if Version(found.get("torchao", "9")) < TORCHAO:
         subprocess.run([*pip, "uninstall", "-q", "-y", "torchao"], check=True)
-
-
-def setup() -> None:
-    """`install`, then say what the session computes on and where its results stay."""
-    install(profile.ROOT)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     dtype = str(profile.autocast_dtype()).removeprefix("torch.")
     print(f"{gpu or 'No GPU (Runtime, Change runtime type, T4)'}; computing in {dtype}.")
-    print(f"{', '.join(f'{name} {installed(name)}' for name in KEEP[:2])} as they were.")
+    print(f"torch {found['torch']}, numpy {found['numpy']} as they were.")
     if (kept := profile.kept_root()) != profile.output_root():
         print(f"Results, figures and ratings are kept on Google Drive: {kept};")
         print("copy that folder over the checkout before `python -m lib report`.")

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import gc
 import math
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,19 +61,18 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def fuse_activations(model: nn.Module) -> nn.Module:
     """GPT-2's GELU, tanh form, by torch's one kernel instead of eight; no parameter or name in a checkpoint changes."""
-    return _replaced(model, NewGELUActivation, lambda child: GELUTanh())
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, GELUTanh())
+    return model
 
 
 def fuse_dropout(model: nn.Module) -> nn.Module:
     """`Dropout` in place of torch's: the same distribution, other draws. No parameter changes."""
-    return _replaced(model, nn.Dropout, lambda child: Dropout(child.p))
-
-
-def _replaced(model: nn.Module, kind: type, new) -> nn.Module:
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is kind:
-                setattr(module, name, new(child))
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = Dropout  # the same attributes, another forward
     return model
 
 
@@ -146,12 +146,11 @@ def _onednn_keeps_float32() -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(shape, generator=generator) for shape in ((256, 512), (1024, 512)))
-    before, exact = torch.get_float32_matmul_precision(), x.double() @ w.double().T
-    try:
-        torch.set_float32_matmul_precision("medium")
-        return bool(((x @ w.T) - exact).abs().max() < 1e-3)  # bfloat16 inside: 0.1
-    finally:
-        torch.set_float32_matmul_precision(before)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    product = x @ w.T
+    torch.set_float32_matmul_precision(before)
+    return bool((product - x.double() @ w.double().T).abs().max() < 1e-3)  # bfloat16 inside: 0.1
 
 
 def reset_peak_memory() -> None:
@@ -174,12 +173,11 @@ def peak_megabytes() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     if (status := Path("/proc/self/status")).exists():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
-    try:
-        import resource
-    except ImportError:  # Windows has no resource module
-        return math.nan
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e6
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 1e6
+    import resource  # which Windows lacks
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
 
 

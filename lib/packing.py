@@ -58,17 +58,11 @@ def document_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def pack(documents: Sequence[Encoded], pack_length: int) -> list[list[int]]:
-    """Rows of document indices, each at most `pack_length` tokens, by first fit decreasing.
-
-    Raises ValueError for a document longer than `pack_length`, naming it.
-    """
+    """Rows of document indices by first fit decreasing, each at most `pack_length` tokens or one longer document."""
     rows: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(documents)), key=lambda i: -len(documents[i].input_ids)):
         n = len(documents[i].input_ids)
-        if n > pack_length:
-            name = documents[i].id or i
-            raise ValueError(f"Document {name} is {n} tokens long and the row {pack_length}: shorten it or split it.")
         r = next((r for r, free in enumerate(room) if n <= free), len(rows))
         if r == len(rows):
             rows.append([])
@@ -108,13 +102,11 @@ def flatten(documents: Sequence[Encoded]) -> dict[str, torch.Tensor]:
 def draw(documents: Sequence[Encoded], tokens: int, seed: int) -> list[Encoded]:
     """Documents in a random order of `seed`, epoch after epoch, until `tokens` tokens are drawn."""
     generator = torch.Generator().manual_seed(seed)
-    drawn, total = [], 0
+    drawn, total, order = [], 0, []
     while total < tokens:
-        for i in torch.randperm(len(documents), generator=generator).tolist():
-            drawn.append(documents[i])
-            total += len(documents[i].input_ids)
-            if total >= tokens:
-                break
+        order = order or torch.randperm(len(documents), generator=generator).tolist()
+        drawn.append(documents[order.pop(0)])
+        total += len(drawn[-1].input_ids)
     return drawn
 
 
@@ -123,8 +115,7 @@ def rows(drawn: Sequence[Encoded], pack_length: int, multiple: int) -> list[list
 
     Packed in windows of about 16 rows, so that the order stays the drawn one up to a window.
     """
-    windows: list[list[Encoded]] = [[]]
-    total = 0
+    windows, total = [[]], 0
     for document in drawn:
         if total >= 16 * pack_length:
             windows.append([])

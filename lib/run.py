@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from pathlib import Path
 
 import jupytext
@@ -18,10 +17,7 @@ FOLDER = profile.ROOT / "notebooks"
 
 
 def find(names: list[str]) -> list[Path]:
-    """Sources of the notebooks named by number or stem; all of them for an empty list.
-
-    Raises ValueError for a name that fits none, listing those there are.
-    """
+    """Sources of the notebooks named by number or stem, all of them for an empty list; ValueError for another name."""
     known, found = sorted(FOLDER.glob("[0-9][0-9]_*.py")), []
     for name in names:
         fits = [p for p in known if p.stem == Path(name).stem or p.stem[:2] == name.zfill(2)]
@@ -32,20 +28,17 @@ def find(names: list[str]) -> list[Path]:
 
 
 def run(names: list[str]) -> None:
-    """Execute notebooks in a kernel each, show their progress and text, write the .ipynb beside the source.
-
-    Under `fast` the executed notebooks go to the temporary output folder. A notebook that fails raises
-    RuntimeError and leaves its previous .ipynb as it was.
-    """
+    """`execute` the notebooks of these names."""
     for source in find(names):
         execute(source)
 
 
 def execute(source: Path) -> Path:
-    """One notebook; returns the path of the .ipynb."""
+    """Run a notebook in a kernel of its own, show its progress and text, write the .ipynb beside the source (below the
+    temporary folder under `fast`). One that fails raises RuntimeError and leaves its previous .ipynb as it was.
+    """
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    began = time.monotonic()
     print(f"\n=== {source.stem} (profile {profile.name()}) ===", flush=True)
     # a kernel warns of its unencrypted loopback sockets, which is how every local notebook runs
     options = {"extra_arguments": ["--IPKernelApp.log_level=ERROR"], "resources": {"metadata": {"path": str(FOLDER)}}}
@@ -59,7 +52,7 @@ def execute(source: Path) -> Path:
     tidy(notebook)
     target = profile.kept_root() / "notebooks" / f"{source.stem}.ipynb"
     write_text(target, nbformat.writes(notebook) + "\n")
-    print(f"=== {source.stem} done in {time.monotonic() - began:.0f} s: {target} ===", flush=True)
+    print(f"=== {source.stem} done: {target} ===", flush=True)
     return target
 
 

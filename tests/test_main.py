@@ -23,7 +23,7 @@ def test_every_command_has_a_target_and_a_help(name, capsys):
     ("arguments", "says"),
     [
         (["run", "77"], "ValueError: No notebook '77'; there are 01_load_and_generate"),
-        (["finetune", "--set", "learning_rate=fast"], "ValueError: --set learning_rate=fast: 'fast' is not float."),
+        (["finetune", "--set", "learning_rate=fast"], "ValueError: could not convert string to float: 'fast'"),
         (["finetune", "--set", "lr=1"], "ValueError: Setting 'lr' is unknown; known: method, seed, train_tokens"),
         (["finetune", "--set", "seed=1"], "ValueError: --set seed=1: use --seed 1."),
         (["finetune", "--task", "nothing"], "ValueError: TASK='nothing' is unknown: choose debian"),
