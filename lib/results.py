@@ -15,7 +15,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -51,7 +51,7 @@ class Results:
                 )
             print(f"RESULTS=stored: measured {made['created'][:10]}, commit {made['git_commit'][:7]}; not again now.")
 
-    def table(self, name: str, make: Callable[[], pd.DataFrame | Sequence[Mapping]]) -> pd.DataFrame:
+    def table(self, name: str, make: Callable[[], pd.DataFrame | Iterable[Mapping]]) -> pd.DataFrame:
         """`make()`'s flat rows as a frame, kept under `name`; read back instead where results are stored."""
         if self.stored and name not in self._file["tables"]:
             raise ValueError(f"data/results/{self.notebook}.json has no table {name!r}: run without RESULTS=stored.")

@@ -125,8 +125,7 @@ print(f"{len(row)} documents, {batch['input_ids'].shape[1]} tokens, {share:.0%} 
 #   progress end a run. Held-out means the validation split: the test split is not looked at here.
 
 # %%
-for prepare in train.METHODS.values():
-    print(inspect.getsource(prepare))
+print(inspect.getsource(train.train_lora), inspect.getsource(train.train_last_blocks), sep="\n")
 pd.DataFrame([vars(train.settings_for(m, 0, task)) for m in train.METHODS]).T
 
 # %% [markdown]
@@ -159,8 +158,7 @@ class LiveCurve(TrainerCallback):
         self.run = {"method": name, "seed": seed}
 
     def on_evaluate(self, args, state, control, **_):
-        curve = pd.DataFrame(train.history_of(state.log_history, 0)).assign(**self.run)
-        self.frames[tuple(self.run.values())] = curve
+        self.frames[tuple(self.run.values())] = train.history_of(state.log_history, 0).assign(**self.run)
         figure = plots.loss_curves(pd.concat(self.frames.values()), x="step")
         self.shown.update(figure)
         plt.close(figure)
@@ -298,8 +296,8 @@ rows = []
 for (name, method), runs in summary.groupby(["task", "method"], sort=False):
     curve, one = learned.loc[name, method], runs.iloc[0]
     about = [name, method, f"{one['trainable_parameters']:,}", f"{one['learning_rate']:g}", len(runs)]
-    cost = [f"{runs['tokens'].mean():,.0f}", f"{runs['steps'].mean():.0f}"]
-    rows.append([*about, *cost, number(curve["start"].mean()), interval(curve["best"])])
+    about += [f"{runs['tokens'].mean():,.0f}", f"{runs['steps'].mean():.0f}"]
+    rows.append([*about, number(curve["start"].mean()), interval(curve["best"])])
 header = ["task", "method", "trained", "rate", "seeds", "tokens", "steps", "start", "best"]
 text = "Fine-tuning runs; “start” and “best” are validation bits per byte, mean over seeds with 95 % t interval."
 results.markdown("runs", header, rows, text, left=2)

@@ -46,9 +46,6 @@ def pytest_runtest_makereport(item, call):
 
 def pytest_sessionfinish():
     if OUT and rows:
-        made = {
-            key: value
-            for key, value in results.Results("faults").provenance().items()
-            if key in ("device", "git_commit", "created")
-        }
+        made = results.Results("faults").provenance()
+        made = {key: made[key] for key in ("device", "git_commit", "created")}
         results.write_json(Path(OUT), {"provenance": made, "faults": list(rows.values())})

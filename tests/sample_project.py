@@ -11,9 +11,7 @@ from lib import profile
 
 NAMES = ["01_load_and_generate", "02_finetune", "03_evaluate", "04_token_encoding", "05_position_encoding"]
 
-REPORT = (Path(__file__).parent / "sample_report.md").read_text(encoding="utf-8")
-
-README = (Path(__file__).parent / "sample_readme.md").read_text(encoding="utf-8")
+REPORT, README = ((Path(__file__).parent / f"sample_{name}.md").read_text("utf-8") for name in ("report", "readme"))
 
 
 def write(path: Path, text: str) -> None:
@@ -32,12 +30,7 @@ def notebook(stem: str, output: str = "bits per byte 1.042\n") -> str:
 
 def results(stem: str, report: dict | None = None) -> str:
     made = {"base_model": "SmolLM2-135M-Instruct (stand-in)", "stand_in": True, "profile": "full", "seeds": [0, 1, 2]}
-    made |= {
-        "device": "CPU, a processor",
-        "dtype": "float32",
-        "git_commit": "a" * 40,
-        "created": "2026-11-23T10:00:00+00:00",
-    }
+    made |= {"device": "CPU, a processor", "git_commit": "a" * 40, "created": "2026-11-23T10:00:00+00:00"}
     row = {"task": "debian", "seed": 0}
     rows = [row | {"stage": "before", "bits_per_byte": 1.229}, row | {"stage": "after", "bits_per_byte": 1.042}]
     value = {"notebook": stem, "provenance": made, "tables": {"before_after": rows}, "report": report or {}}

@@ -101,14 +101,6 @@ def test_nothing_of_the_pdf_leaves_the_page(root, tmp_path):
         assert page[:, :edge].min() > 250 and page[:, -edge:].min() > 250 and page.min() < 100
 
 
-def test_a_short_table_stays_whole_and_a_long_one_breaks(tmp_path):
-    def count(rows: int) -> int:
-        text = f"{'filler text ' * 500}\n\n| a | b |\n|--|--|\n" + "| x | y |\n" * rows
-        return len(pages(trial(tmp_path, text), ppi=20))
-
-    assert count(10) <= 2 and count(120) >= 3
-
-
 def test_a_draft_is_marked_in_every_format(tmp_path):
     path = trial(tmp_path, "text")
     assert re.fullmatch(rb"%PDF-.*%%EOF\s*", export.document(path, "pdf", draft=True), re.S)
@@ -124,11 +116,6 @@ def test_chinese_is_drawn_and_not_as_boxes(tmp_path, form):
     """Two characters hold ink and differ; boxes would be the same."""
     left, right = (pages(trial(tmp_path, form.format(han)), ppi=150)[0][:, 130:200] < 128 for han in "红豆")
     assert left.sum() > 50 and right.sum() > 50 and (left != right).sum() > 50
-
-
-def test_spaces_in_formulas_do_not_overlap(tmp_path):
-    path = trial(tmp_path, r"$a\!\left(b\right)\;c$ and $\begin{matrix} 1 \\: 2 \end{matrix}$")
-    assert b"#h(" not in typst(path) and export.document(path, "pdf")
 
 
 @pytest.mark.parametrize(

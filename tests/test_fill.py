@@ -114,10 +114,8 @@ def test_what_is_wrong_is_named_with_its_line(root, name):
 
 def test_readme_is_filled_by_the_same_marks_and_asked_for_decimals(root):
     readme = (root / "README.md").read_text("utf-8")
-    write(
-        root / "README.md",
-        readme + "\nIt took 13 minutes on 2 cores; 70.4 is published. <!--= 03.full.bits -->x<!--/-->\n",
-    )
+    said = "\nIt took 13 minutes on 2 cores; 70.4 is published. <!--= 03.full.bits -->x<!--/-->\n"
+    write(root / "README.md", readme + said)
     assert len(fill.check(root)) == 1 and fill.fill(root) == []
     write(root / "README.md", readme + "\nIt needs 1.042 bits.\n")
     (line,) = fill.check(root)

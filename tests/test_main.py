@@ -1,10 +1,17 @@
-"""The command line: every command's target exists, bad input is one sentence and exit status 1."""
+"""The command line: every command's target exists, bad input is one sentence and exit status 1; README's commands."""
 
 import importlib
+import re
 
 import pytest
 
+from lib import profile
 from lib.__main__ import COMMANDS, main
+from lib.report import fill
+
+README, REPORT, CARDS = (
+    profile.ROOT.joinpath(n).read_text("utf-8") for n in ("README.md", "report.md", "data/README.md")
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -34,3 +41,12 @@ def test_bad_input_is_one_sentence(arguments, says, capsys):
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith(says) and error.count("\n") == 1
+
+
+def test_readmes_commands_and_links_exist():
+    assert set(re.findall(r"python -m lib (\w+)", README)) <= set(COMMANDS)
+    headings = re.findall(r"^#+ (.*)$", REPORT, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    linked = re.findall(r"\(report\.md#([^)]+)\)", README)
+    assert len(linked) >= 8 and set(linked) <= anchors
+    assert fill.places(CARDS, profile.ROOT) == [], "what the data cards point to"

@@ -60,7 +60,7 @@ def test_a_document_does_not_see_its_neighbours():
     outputs = []
     for part in (docs, changed):
         batch = flatten(part)
-        batch.pop("labels"), batch.pop("document")
+        del batch["labels"], batch["document"]
         batch["logits_to_keep"] = torch.arange(9, 33)  # everything after the first document
         with document_attention(model):
             outputs.append(model(**batch).logits)

@@ -82,14 +82,6 @@ def test_same_bytes_twice_and_every_glyph(name, folder, caplog):
     assert not caplog.records  # no "findfont: ..." either
 
 
-def test_missing_glyphs_would_be_noticed(monkeypatch):
-    with monkeypatch.context() as m, warnings.catch_warnings():
-        m.setitem(mpl.rcParams, "font.family", ["DejaVu Sans"])
-        warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="Glyph"):
-            dots().draw_without_rendering()
-
-
 def test_without_any_chinese_font_one_line_says_so(monkeypatch, capsys):
     monkeypatch.setattr(plots.importlib.util, "find_spec", lambda _: None)
     assert plots.cjk_font() is None
@@ -158,16 +150,13 @@ def test_long_rows_wrap_inside_the_figure():
     assert all(ax.get_window_extent().contains(b.x0, b.y0) for b in boxes)
 
 
-def test_a_cut_axis_still_shows_the_lowest_line_of_every_panel():
-    rows = [{"x": x, "y": y, "name": "a", "panel": p} for p, y in (("one", 5), ("two", 1)) for x in (1, 2)]
-    for ax in plots.lines(pd.DataFrame(rows), "x", "y", "name", panel="panel", top=10).axes:
-        assert ax.get_ylim()[0] <= 1 and ax.get_ylim()[1] == 10
-
-
 def test_lines_average_seeds_and_name_what_leaves_the_panel():
     seen = [(x, seed, name) for x in (1, 2, 4) for seed in (0, 1) for name in ("low", "high")]
     rows = [{"x": x, "name": n, "y": x * (1 + seed) * (10 if n == "high" else 1)} for x, seed, n in seen]
-    (ax,) = plots.lines(pd.DataFrame(rows), "x", "y", "name", top=10).axes
+    rows += [{"x": x, "name": "low", "y": 1, "panel": "second"} for x in (1, 2)]
+    table = pd.DataFrame(rows).fillna({"panel": "first"})
+    ax, second = plots.lines(table, "x", "y", "name", panel="panel", top=10).axes
+    assert second.get_ylim()[0] <= 1 and second.get_ylim()[1] == 10, "its lowest line is in view"
     low, high = (line.get_ydata() for line in ax.get_lines())
     assert low.tolist() == [1.5, 3.0, 6.0]
     assert high.max() == 10, "clipped at the panel's edge"

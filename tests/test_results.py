@@ -79,9 +79,7 @@ def test_a_caption_tells_seeds_budget_and_stand_in():
     assert kept.caption("Loss.", tokens=80_000) == (
         "Loss. Seeds 0, 2; 80,000 training tokens per run; SmolLM2 (stand-in), not GPT-2 117M."
     )
-    assert (
-        kept.caption("Loss.", scratch=True) == "Loss. Seeds 0, 2." and kept.caption("Loss.", seeds=()).count(";") == 0
-    )
+    assert kept.caption("Loss.", scratch=True) == "Loss. Seeds 0, 2." and ";" not in kept.caption("Loss.", seeds=())
     base.stand_in = False
     assert "not GPT-2" not in kept.caption("Loss.")
 
@@ -108,11 +106,8 @@ def test_a_full_disk_leaves_the_previous_file(tmp_path, monkeypatch):
         results.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"], "a part file was left behind"
-
-
-def test_no_write_permission_is_one_sentence():
     with pytest.raises(OSError, match="was not written"):
-        results.write_json(profile.ROOT / "requirements.txt" / "r.json", {})
+        results.write_json(path / "r.json", {})  # below a file
 
 
 def test_missing_and_damaged_results_name_the_way_out(tmp_path):

@@ -44,25 +44,16 @@ def test_find_takes_numbers_and_names_and_lists_the_known():
         notebooks.find(["77"])
 
 
-def _source(tmp_path, code):
-    path = tmp_path / "98_trial.py"
-    path.write_text("# %%\n" + code)
-    return path
-
-
-def test_run_keeps_outputs_and_drops_progress(tmp_path, capsys):
-    code = "import sys\nfrom tqdm import tqdm\nprint('kept')\nfor _ in tqdm(range(3)): pass\n"
-    target = notebooks.execute(_source(tmp_path, code))
-    outputs = nbformat.read(target, as_version=4).cells[0].outputs
-    assert [o.text for o in outputs] == ["kept\n"]
-    assert "kept" in capsys.readouterr().out
-
-
-def test_a_failing_notebook_leaves_the_previous_one(tmp_path):
-    target = notebooks.execute(_source(tmp_path, "print(1)\n"))
+def test_run_keeps_outputs_and_drops_progress_and_a_failure_leaves_the_previous(tmp_path, capsys):
+    source = tmp_path / "98_trial.py"
+    source.write_text("# %%\nfrom tqdm import tqdm\nprint('kept')\nfor _ in tqdm(range(3)): pass\n")
+    target = notebooks.execute(source)
     before = target.read_bytes()
+    assert [o.text for o in nbformat.reads(before.decode("utf-8"), as_version=4).cells[0].outputs] == ["kept\n"]
+    assert "kept" in capsys.readouterr().out
+    source.write_text("# %%\nprint(2)\n1 / 0\n")
     with pytest.raises(RuntimeError, match="98_trial stopped: ZeroDivisionError"):
-        notebooks.execute(_source(tmp_path, "print(2)\n1 / 0\n"))
+        notebooks.execute(source)
     assert target.read_bytes() == before
 
 
@@ -70,13 +61,8 @@ def test_a_task_of_ones_own_runs_02_and_03(tmp_path):
     rows = [{"prompt": f"{i} plus {i % 7} is", "target": f" {i + i % 7}."} for i in range(200)]
     (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
     environment = {**os.environ, "TASK": str(tmp_path / "my.jsonl"), "FAST_OUTPUT": str(tmp_path / "out")}
-    run = subprocess.run(
-        [sys.executable, "-m", "lib", "run", "02", "03"],
-        cwd=profile.ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "lib", "run", "02", "03"]
+    run = subprocess.run(command, cwd=profile.ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     table = json.loads((tmp_path / "out/data/results/03_evaluate.json").read_text())["tables"]["before_after"]
     assert {row["task"] for row in table} == {"my"}
