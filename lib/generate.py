@@ -1,17 +1,15 @@
-"""Text from a model: batched decoding, and two looks inside it (next-token odds, beams step by step).
+"""Text from a model in batches.
 
 Decoding is transformers' own; here is what goes wrong around it: batches of unequal prompts, stopping, seeds, number
-formats. Sources of the settings: nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751; top-k, Fan et al. 2018,
-arXiv:1805.04833; beam search with length normalisation, Wu et al. 2016, arXiv:1609.08144.
+formats. Sources of the settings: nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751; beam search with length
+normalisation, Wu et al. 2016, arXiv:1609.08144.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import pandas as pd
 import torch
-import transformers
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -24,17 +22,7 @@ DECODING = {
     "sample": {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0},
     "beam": {"do_sample": False, "num_beams": 4, "length_penalty": 1.0},
 }
-NEXT_TOKEN_SETTINGS = {
-    "greedy": transformers.TopKLogitsWarper(1),
-    "temperature 0.7": transformers.TemperatureLogitsWarper(0.7),
-    "temperature 1.0": lambda ids, logits: logits,
-    "temperature 1.3": transformers.TemperatureLogitsWarper(1.3),
-    "top-k 5": transformers.TopKLogitsWarper(5),
-    "top-p 0.9": transformers.TopPLogitsWarper(0.9),
-}
-OTHERS = "all other tokens"
-# EOS, and the padding that transformers appends after it, are special tokens.
-PLAIN = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+OTHERS = "all other tokens"  # a row of a table of next tokens
 
 
 def generate(
@@ -58,7 +46,15 @@ def generate(
     if isinstance(prompts, str):
         raise ValueError("prompts is one string: pass a list of prompts.")
     config = _checked(decoding)
-    ids = _prompt_ids(model, tokenizer, prompts, max_new_tokens)
+    context = getattr(model.config, "max_position_embeddings", None) or math.inf
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    ids = [tokenizer(p, **options).input_ids or [tokenizer.eos_token_id] for p in prompts]
+    for i, row in enumerate(ids):
+        if len(row) + max_new_tokens > context:
+            raise ValueError(
+                f"Prompt {i} ({prompts[i][:40]!r}...) is {len(row)} tokens long: with {max_new_tokens} "
+                f"new ones it exceeds the context of {context}. Shorten it or lower max_new_tokens."
+            )
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))  # the slowest first: an honest bar
     rows = max(1, batch_size // config.get("num_beams", 1))
     device = next(model.parameters()).device
@@ -75,64 +71,10 @@ def generate(
             mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=device)
             out = model.generate(input_ids=padded, attention_mask=mask)
             for i, new in zip(batch, out[:, width:].tolist(), strict=True):
-                texts[i] = tokenizer.decode(new, **PLAIN)
+                # EOS, and the padding that transformers appends after it, are special tokens.
+                texts[i] = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             bar.update(len(batch))
     return texts
-
-
-def next_token_distribution(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, top: int = 8
-) -> pd.DataFrame:
-    """What NEXT_TOKEN_SETTINGS make of the next token after `prompt`: columns setting, token, probability. Each lists
-    the same tokens, the `top` of the untouched distribution, most probable first; a last row OTHERS sums the rest."""
-    ids = torch.tensor(_prompt_ids(model, tokenizer, [prompt], 1))  # (1, T)
-    with _evaluating(model, tokenizer, 1, {}), torch.no_grad():
-        logits = model(ids.to(model.device)).logits[:, -1].float().cpu()  # (1, V)
-    shown = logits[0].topk(top).indices
-    rows = []
-    for name, warper in NEXT_TOKEN_SETTINGS.items():
-        probabilities = warper(ids, logits.clone()).softmax(-1)[0]  # (V,)
-        for i in shown.tolist():
-            rows.append((name, token_text(tokenizer, i), probabilities[i].item()))
-        rows.append((name, OTHERS, max(0.0, 1 - probabilities[shown].sum().item())))
-    return pd.DataFrame(rows, columns=["setting", "token", "probability"])
-
-
-def beam_trace(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, num_beams: int = 3, steps: int = 8
-) -> pd.DataFrame:
-    """Beam search after `prompt`, step by step: columns step, beam, text, logprob, finished, score.
-
-    Steps count from 1, beams from 0 (the most probable); `text` is the continuation so far, `logprob` its sum in nats,
-    `score` that sum per token (transformers' length_penalty=1), `finished` says that it ended in EOS and left the
-    search. The best `score` among finished beams and those of the last step is what transformers' beam search returns.
-    Each step is a whole forward pass: for short prompts.
-    """
-    start = _prompt_ids(model, tokenizer, [prompt], steps)[0]
-    eos = tokenizer.eos_token_id
-    running: list[tuple[float, list[int]]] = [(0.0, [])]
-    pool: list[float] = []  # scores of the best `num_beams` finished continuations
-    rows = []
-    with _evaluating(model, tokenizer, steps, {}), torch.no_grad():
-        for step in range(1, steps + 1):
-            batch = torch.tensor([start + new for _, new in running], device=model.device)
-            log_p = model(batch).logits[:, -1].float().log_softmax(-1).cpu()  # (beams, V)
-            total = log_p + torch.tensor([[logprob] for logprob, _ in running])
-            # Twice as many candidates as beams: enough go on even when each beam could also end.
-            values, flat = total.flatten().topk(min(2 * num_beams, total.numel()))
-            candidates = [
-                (value, running[i // total.shape[1]][1] + [i % total.shape[1]])
-                for value, i in zip(values.tolist(), flat.tolist(), strict=True)
-            ]
-            ended = [c for c in candidates[:num_beams] if c[1][-1] == eos]
-            running = [c for c in candidates if c[1][-1] != eos][:num_beams]
-            pool = sorted(pool + [value / step for value, _ in ended], reverse=True)[:num_beams]
-            for beam, (value, new) in enumerate(sorted(ended + running, key=lambda c: -c[0])):
-                text = tokenizer.decode(new, **PLAIN)
-                rows.append((step, beam, text, value, new[-1] == eos, value / step))
-            if len(pool) == num_beams and running[0][0] / step <= pool[-1]:
-                break  # no running beam beats a finished one
-    return pd.DataFrame(rows, columns=["step", "beam", "text", "logprob", "finished", "score"])
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
@@ -158,20 +100,6 @@ def _checked(decoding: Mapping) -> dict:
     elif idle := {"temperature", "top_k", "top_p", "min_p", "typical_p"} & set(config):
         raise ValueError(f"{sorted(idle)} has no effect on greedy or beam search: add do_sample=True.")
     return config
-
-
-def _prompt_ids(model, tokenizer, prompts, max_new_tokens) -> list[list[int]]:
-    """Token ids of each prompt, an empty one EOS alone. Raises ValueError, naming what is too long."""
-    context = getattr(model.config, "max_position_embeddings", None) or math.inf
-    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    ids = [tokenizer(p, **options).input_ids or [tokenizer.eos_token_id] for p in prompts]
-    for i, row in enumerate(ids):
-        if len(row) + max_new_tokens > context:
-            raise ValueError(
-                f"Prompt {i} ({prompts[i][:40]!r}...) is {len(row)} tokens long: with {max_new_tokens} "
-                f"new ones it exceeds the context of {context}. Shorten it or lower max_new_tokens."
-            )
-    return ids
 
 
 @contextmanager

@@ -43,6 +43,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+import transformers
 from IPython.display import Markdown, display
 from matplotlib.patches import FancyBboxPatch
 
@@ -333,9 +334,31 @@ tokens.round(2)
 
 # %%
 PROMPT = "The weather was cold, so she put on her"
-odds = results.table(
-    "next_token", lambda: generate.next_token_distribution(model, tokenizer, PROMPT).assign(prompt=PROMPT)
-)
+prompt_ids = tokenizer(PROMPT, add_special_tokens=False).input_ids
+identity, top_k, top_p = (lambda ids, logits: logits), transformers.TopKLogitsWarper, transformers.TopPLogitsWarper
+SETTINGS = {"greedy": top_k(1), "temperature 0.7": transformers.TemperatureLogitsWarper(0.7)}
+SETTINGS |= {"temperature 1.0": identity, "temperature 1.3": transformers.TemperatureLogitsWarper(1.3)}
+SETTINGS |= {"top-k 5": top_k(5), "top-p 0.9": top_p(0.9)}
+
+
+@torch.no_grad()
+def last_logits(ids: torch.Tensor) -> torch.Tensor:  # (N, T) -> (N, V), as generate computes
+    with profile.autocast(), metrics.float32_logits(model):
+        return model(ids.to(model.device)).logits[:, -1].float().cpu()
+
+
+def next_token(top: int = 8) -> pd.DataFrame:
+    ids, rows = torch.tensor([prompt_ids]), []
+    logits = last_logits(ids)
+    shown = logits[0].topk(top).indices
+    for name, warper in SETTINGS.items():
+        p = warper(ids, logits.clone()).softmax(-1)[0]  # (V,)
+        rows += [(name, generate.token_text(tokenizer, i), p[i].item()) for i in shown.tolist()]
+        rows.append((name, generate.OTHERS, max(0.0, 1 - p[shown].sum().item())))
+    return pd.DataFrame(rows, columns=["setting", "token", "probability"]).assign(prompt=PROMPT)
+
+
+odds = results.table("next_token", next_token)
 text = f"The next token after “{PROMPT}” under six settings."
 results.figure(plots.bars(odds), "01_next_token", text, seeds=())
 odds.pivot(index="token", columns="setting", values="probability").loc[
@@ -346,8 +369,29 @@ odds.pivot(index="token", columns="setting", values="probability").loc[
 # - **Beam search** step by step, three beams. `logprob` is the sum so far, in nats; a beam that was behind
 #   can overtake, which greedy decoding can't. The best `score`, the sum per token, wins.
 
+
 # %%
-beams = results.table("beams", lambda: generate.beam_trace(model, tokenizer, PROMPT, num_beams=3, steps=4))
+def beam_search(num_beams: int = 3, steps: int = 4) -> pd.DataFrame:
+    running, rows = [(0.0, [])], []  # log-probability, new tokens
+    for step in range(1, steps + 1):
+        log_p = last_logits(torch.tensor([prompt_ids + new for _, new in running])).log_softmax(-1)  # (beams, V)
+        total = log_p + torch.tensor([[logprob] for logprob, _ in running])
+        # twice as many candidates as beams: enough go on even where each beam could also end
+        values, flat = total.flatten().topk(2 * num_beams)
+        of, token = flat // total.shape[1], flat % total.shape[1]
+        found = [(v, [*running[b][1], t]) for v, b, t in zip(*(x.tolist() for x in (values, of, token)), strict=True)]
+        ended = [c for c in found[:num_beams] if c[1][-1] == tokenizer.eos_token_id]
+        running = [c for c in found if c[1][-1] != tokenizer.eos_token_id][:num_beams]
+        for beam, (value, new) in enumerate(sorted(ended + running, key=lambda c: -c[0])):
+            text = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            rows.append((step, beam, text, value, new[-1] == tokenizer.eos_token_id, value / step))
+    return pd.DataFrame(rows, columns=["step", "beam", "text", "logprob", "finished", "score"])
+
+
+beams = results.table("beams", beam_search)
+if not results.stored:  # transformers' own beam search
+    own = generate.generate(model, tokenizer, [PROMPT], 4, num_beams=3)[0]
+    print(f"transformers: {own!r}, here: {beams.text[beams.score.idxmax()]!r}")
 beams.round(3)
 
 # %% [markdown]
