@@ -8,14 +8,14 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
 from huggingface_hub.errors import EntryNotFoundError
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
@@ -61,20 +61,23 @@ def head(rows: Iterable[Mapping], n: int | None = None) -> list[dict]:
 
 
 def load_task(name: str | os.PathLike | None = None) -> Task:
-    """A name in `TASKS` or the path of a file in a form of `READERS`, from the current folder, else from the checkout;
-    None: the environment's TASK, else "debian". Raises ValueError for an unknown name or a bad file, FileNotFoundError
-    for a missing one, Unavailable for `e2e` without a copy of it."""
+    """A name in `TASKS`; the path of a file in a form of `READERS`, from the current folder, else from the checkout; or
+    a dataset's id on the hub, "user/set". None: the environment's TASK, else "debian". Raises ValueError for an unknown
+    name or bad rows, FileNotFoundError for a missing file, Unavailable for `e2e` or an id that cannot be had."""
     name = os.fspath(name or os.environ.get("TASK") or "debian")
     if name in TASKS:
         return TASKS[name]()
     path = Path(name).expanduser()
     if path.suffix.lower() not in READERS:
-        known = ", ".join(TASKS)
-        raise ValueError(f"TASK={name!r} is unknown: choose {known} or the path of a {' or '.join(READERS)} file.")
+        if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+            return _hub(name)
+        forms = f"the path of a {' or '.join(READERS)} file, or a dataset's id on the hub, user/set"
+        raise ValueError(f"TASK={name!r} is unknown: choose {', '.join(TASKS)}, {forms}.")
     found = [p for p in (Path.cwd() / path, ROOT / path) if p.is_file()]
     if not found:
         raise FileNotFoundError(f"TASK={name!r}: no such file in {Path.cwd()} or {ROOT}; check it.")
-    return _custom(found[0].resolve())
+    path = found[0].resolve()
+    return _split(read(path), path.stem, _sha256([path]), str(path))
 
 
 # --- a file's records, ("path, line N", dict) each; every reader raises ValueError that begins with the place
@@ -87,17 +90,16 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict]]:
             continue
         try:
             record = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as e:
-            raise ValueError(f"{where}: not UTF-8 ({e.reason}); save the file as UTF-8.") from None
-        except (json.JSONDecodeError, RecursionError) as e:
-            raise ValueError(f"{where}: not valid JSON ({e}); write one object a line.") from None
+        except (ValueError, RecursionError) as e:
+            what = f"not UTF-8 ({e.reason})" if isinstance(e, UnicodeDecodeError) else f"not valid JSON ({e})"
+            raise ValueError(f"{where}: {what}; write one object a line, in UTF-8.") from None
         if not isinstance(record, dict):
             raise ValueError(f'{where}: not an object; write {{"prompt": "...", "target": "..."}}.')
         yield where, record
 
 
 def _csv(path: Path) -> Iterator[tuple[str, dict]]:
-    """A header names the columns; an empty cell is none, a cell under `references` is one reference."""
+    """An empty cell is none, a cell under `references` is one reference."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -117,7 +119,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         records = parquet.read_table(path).to_pylist()
     except ValueError as e:
-        raise ValueError(f"{path}: not valid Parquet ({str(e):.150}).") from None
+        raise ValueError(f"{path}: not valid Parquet ({e!s:.150}).") from None
     return ((f"{path}, row {i}", record) for i, record in enumerate(records, 1))
 
 
@@ -142,42 +144,44 @@ def _row(where: str, record: dict, default_id: str) -> dict:
     named = {"id": default_id, "group": record["prompt"]}
     for key in named:
         if (value := record.get(key)) is not None:
-            is_number = isinstance(value, int) and not isinstance(value, bool)
-            named[key] = str(value) if is_number else _text(where, key, value)
-    unique = list(dict.fromkeys(t for t in texts if t))
-    return {"prompt": record["prompt"], "target": record["target"], "references": unique, **named}
+            named[key] = str(value) if type(value) is int else _text(where, key, value)
+    references = list(dict.fromkeys(t for t in texts if t))
+    return {"prompt": record["prompt"], "target": record["target"], "references": references, **named}
 
 
 def _text(where: str, key: str, value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f'{where}: "{key}" holds {type(value).__name__}, not a string; quote it.')
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:  # JSON can write \ud800 alone, UTF-8 cannot
-        raise ValueError(f'{where}: "{key}" holds half a surrogate pair; repair it.') from None
+    if re.search("[\ud800-\udfff]", value):  # JSON can write one, UTF-8 cannot
+        raise ValueError(f'{where}: "{key}" holds half a surrogate pair; repair it.')
     return value
 
 
 def read(path: Path) -> list[dict]:
-    """The checked rows of a file in the order of the file; an id must be there once."""
+    """The checked rows of a file, in its order; an id must be there once."""
+    return _rows(READERS[path.suffix.lower()](path), path.stem, str(path))
+
+
+def _rows(records: Iterable[tuple[str, dict]], stem: str, source: str) -> list[dict]:
     first: dict[str, str] = {}
     rows = []
-    for where, record in READERS[path.suffix.lower()](path):
-        row = _row(where, record, f"{path.stem}-{len(rows):06d}")
+    for where, record in records:
+        row = _row(where, record, f"{stem}-{len(rows):06d}")
         if (taken := first.setdefault(row["id"], where)) != where:
             raise ValueError(f'{where}: the id "{row["id"]}" is taken by {taken}.')
         rows.append(row)
     if not rows:
-        raise ValueError(f'{path} is empty; write rows with "prompt" and "target".')
+        raise ValueError(f'{source} is empty; write rows with "prompt" and "target".')
     return rows
 
 
-def _task(name: str, splits: Iterable[list[dict]], sha256: str, source: str) -> Task:
-    def order(row: dict) -> bytes:
-        # not the split's own hash: an id that is also the group's name would sort by its split
-        return hashlib.sha256(f"order:{row['id']}".encode()).digest()
+def _order(row: dict) -> bytes:
+    # not the split's own hash: an id that is also the group's name would sort by its split
+    return hashlib.sha256(f"order:{row['id']}".encode()).digest()
 
-    return Task({s: sorted(rows, key=order) for s, rows in zip(SPLITS, splits, strict=True)}, name, sha256, source)
+
+def _task(name: str, splits: Iterable[list[dict]], sha256: str, source: str) -> Task:
+    return Task({s: sorted(rows, key=_order) for s, rows in zip(SPLITS, splits, strict=True)}, name, sha256, source)
 
 
 def _sha256(paths: Iterable[Path]) -> str:
@@ -187,28 +191,39 @@ def _sha256(paths: Iterable[Path]) -> str:
 def _shipped(name: str) -> Task:
     """data/`name`, as its build script split it."""
     paths = [DATA / name / f"{split}.jsonl" for split in SPLITS]
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: run `git checkout -- data/{name}`.")
     return _task(name, map(read, paths), _sha256(paths), f"data/{name}")
 
 
-def _custom(path: Path) -> Task:
-    """A file of rows, split 80/10/10 by a hash of the group once exact duplicates are removed."""
-    rows = read(path)
+def _hub(name: str) -> Task:
+    """All rows of a dataset on the hub, its own splits put together."""
+    fast = profile.name() == "fast"
+    trouble = "the fast profile downloads nothing" if fast else hub_trouble(name, ".gitattributes", repo_type="dataset")
+    try:
+        parts = {} if trouble else load_dataset(name)
+    except Exception as error:  # of an HTTP library, pyarrow, or datasets' own
+        trouble = f"{type(error).__name__}: {error!s:.150}".replace("\n", " ")
+    if trouble:
+        raise Unavailable(f"TASK={name!r} is no file here, and as a dataset of the hub it cannot be had: {trouble}.")
+    records = [(f"{name}, row {i}", row) for i, row in enumerate((row for part in parts.values() for row in part), 1)]
+    rows = _rows(records, name.split("/")[1], name)
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return _split(rows, name.split("/")[1], digest, f"https://huggingface.co/datasets/{name}")
+
+
+def _split(rows: list[dict], name: str, sha256: str, source: str) -> Task:
+    """`rows` split 80/10/10 by a hash of the group once exact duplicates are removed."""
     distinct = list({(r["prompt"], r["target"]): r for r in reversed(rows)}.values())[::-1]
     if len(distinct) < len(rows):
-        print(f"{path.name}: {len(rows) - len(distinct)} exact duplicates removed.")
+        print(f"{name}: {len(rows) - len(distinct)} exact duplicates removed.")
     groups = sorted({r["group"] for r in distinct}, key=lambda g: hashlib.sha256(g.encode()).digest())
     if len(groups) < MIN_GROUPS:
         few = f'{len(groups)} different groups (a row\'s "group", else its prompt) are too few to split'
-        raise ValueError(f"{path}: {few} into train, validation and test; give it {MIN_GROUPS} or more.")
+        raise ValueError(f"{source}: {few} into train, validation and test; give it {MIN_GROUPS} or more.")
     held_out = max(2, round(len(groups) / 10))
     where = dict.fromkeys(groups, "train") | dict.fromkeys(groups[:held_out], "test")
     where |= dict.fromkeys(groups[held_out : 2 * held_out], "validation")
     splits = [[r for r in distinct if where[r["group"]] == split] for split in SPLITS]
-    name = path.stem if path.stem not in TASKS else f"{path.stem}_custom"
-    return _task(name, splits, _sha256([path]), str(path))
+    return _task(name if name not in TASKS else f"{name}_custom", splits, sha256, source)
 
 
 # --- E2E NLG
@@ -221,9 +236,8 @@ def _e2e() -> Task:
     """E2E NLG (Novikova et al. 2017, arXiv:1706.09254): train has one row per text; validation and test have one per
     distinct meaning representation, all its texts as references, in file order.
 
-    The files ({train,valid,test}.txt, `name : X | Type : pub||text`, tokenised by spaCy) are those of the LoRA paper.
-    Without them the hub's rows serve: their meaning representations are brought into the same form, but their texts are
-    untokenised, so scores on them do not compare with published ones; `source` tells which it was.
+    The files (`name : X | Type : pub||text`, tokenised by spaCy) are those of the LoRA paper. Without them the hub's
+    rows serve, in the same form but untokenised: scores do not compare with published ones; `source` tells which.
     """
     try:
         folder = outside("e2e")
@@ -232,16 +246,10 @@ def _e2e() -> Task:
         digest = hashlib.sha256(json.dumps(tables).encode()).hexdigest()
     else:
         paths = [folder / f"{name}.txt" for name in ("train", "valid", "test")]
-        tables, source, digest = [_e2e_file(p) for p in paths], str(folder), _sha256(paths)
+        lines = [p.read_text("utf-8").splitlines() for p in paths]
+        tables = [[[part.strip() for part in line.partition("||")[::2]] for line in part] for part in lines]
+        source, digest = str(folder), _sha256(paths)
     return _task("e2e", map(_e2e_split, SPLITS, tables), digest, source)
-
-
-def _e2e_file(path: Path) -> list[list[str]]:
-    """[meaning representation, text] per line."""
-    rows = [[part.strip() for part in line.partition("||")[::2]] for line in path.read_text("utf-8").splitlines()]
-    if bad := [number for number, row in enumerate(rows, 1) if not all(row)]:
-        raise ValueError(f"{path}, line {bad[0]}: not `meaning representation||text`.")
-    return rows
 
 
 def e2e_meaning(raw: str) -> str:
@@ -263,11 +271,9 @@ def _e2e_hub() -> list[list[list[str]]]:
     try:  # without the hub an earlier download may still be in its cache
         files = [hub_file(E2E_HUB, f, local_files_only=bool(trouble), **at) for f in files]
     except (Unavailable, EntryNotFoundError) as error:
-        why = (
-            f"E2E NLG is not in $DATA_MIRROR/e2e or data/mirror/e2e, and the hub does not give it ({trouble or error})"
-        )
+        where = "E2E NLG is not in $DATA_MIRROR/e2e or data/mirror/e2e, and the hub does not give it"
         ways = "put train.txt, valid.txt and test.txt into data/mirror/e2e, or set HF_ENDPOINT to a mirror of the hub"
-        raise Unavailable(f"{why}: {ways}.") from error
+        raise Unavailable(f"{where} ({trouble or error}): {ways}.") from error
     tables = (pd.read_parquet(f)[["meaning_representation", "human_reference"]] for f in files)
     return [[[e2e_meaning(m), t.strip()] for m, t in table.itertuples(index=False)] for table in tables]
 
@@ -277,18 +283,12 @@ def _e2e_split(split: str, rows: Iterable[list[str]]) -> list[dict]:
     for meaning, text in rows:
         texts.setdefault(meaning, {})[text] = None
     merged = [(m, [t]) for m, t in rows] if split == "train" else [(m, list(t)) for m, t in texts.items()]
-    return [
-        {"id": f"e2e-{split}-{i:05d}", "prompt": f"{m} ||", "target": f" {t[0]}", "references": t, "group": m}
-        for i, (m, t) in enumerate(merged)
-    ]
+    ids = (f"e2e-{split}-{i:05d}" for i in range(len(merged)))
+    fields = [{"prompt": f"{m} ||", "target": f" {t[0]}", "references": t, "group": m} for m, t in merged]
+    return [{"id": i, **row} for i, row in zip(ids, fields, strict=True)]
 
 
-TASKS: dict[str, Callable[[], Task]] = {
-    "debian": partial(_shipped, "debian"),
-    "tang": partial(_shipped, "tang"),
-    "idioms": partial(_shipped, "idioms"),
-    "e2e": _e2e,
-}
+TASKS = {name: partial(_shipped, name) for name in ("debian", "tang", "idioms")} | {"e2e": _e2e}
 
 
 # --- in tokens
@@ -312,21 +312,3 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping], max_leng
             raise ValueError(f"{too_long}: shorten it, split it into several, or raise max_length.")
         documents.append(Encoded(ids, len(prompt), len(row["target"].encode("utf-8")), row["id"]))
     return documents
-
-
-def token_statistics(task: Task, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
-    """One row per split. characters, bytes: prompt + target; tokens: those and EOS; target_tokens: target and EOS;
-    median, p95, max: tokens per document; bytes_per_token: EOS not counted."""
-    rows = []
-    for split in SPLITS:
-        documents, part = encode(tokenizer, task[split], max_length=10**9), head(task[split])
-        tokens, texts = np.array([len(d.input_ids) for d in documents]), [r["prompt"] + r["target"] for r in part]
-        total, n_bytes = int(tokens.sum()), sum(len(t.encode("utf-8")) for t in texts)
-        counts = {"documents": len(part), "groups": len({r["group"] for r in part}), "characters": sum(map(len, texts))}
-        rows.append(
-            {"task": task.name, "split": split, **counts, "bytes": n_bytes, "tokens": total}
-            | {"target_tokens": total - sum(d.prompt_length for d in documents)}
-            | {"median_tokens": float(np.median(tokens)), "p95_tokens": float(np.percentile(tokens, 95))}
-            | {"max_tokens": int(tokens.max()), "bytes_per_token": n_bytes / (total - len(part))}
-        )
-    return pd.DataFrame(rows)

@@ -47,7 +47,7 @@ import transformers
 from IPython.display import Markdown, display
 from matplotlib.patches import FancyBboxPatch
 
-from lib import generate, models, plots, profile, tasks
+from lib import generate, metrics, models, plots, profile, tasks
 from lib.explore import gpt2
 from lib.results import Results
 

@@ -60,7 +60,21 @@ pd.DataFrame(train.BUDGET, index=profile.NAMES).T  # shared with notebook 03 and
 
 # %%
 task = tasks.load_task()
-statistics = results.table("statistics", lambda: tasks.token_statistics(task, base.tokenizer))
+encoded = {split: tasks.encode(base.tokenizer, task[split], base.context) for split in tasks.SPLITS}
+
+
+def describe(split: str) -> dict:
+    rows, tokens = tasks.head(task[split]), pd.Series([len(d.input_ids) for d in encoded[split]])
+    texts = [r["prompt"] + r["target"] for r in rows]
+    size, prompts = sum(len(t.encode()) for t in texts), sum(d.prompt_length for d in encoded[split])
+    counts = {"documents": len(rows), "groups": len({r["group"] for r in rows}), "characters": sum(map(len, texts))}
+    counts |= {"bytes": size, "tokens": tokens.sum(), "target_tokens": tokens.sum() - prompts}
+    counts |= {"median_tokens": tokens.median(), "p95_tokens": tokens.quantile(0.95), "max_tokens": tokens.max()}
+    # EOS is a token of the target and has no byte
+    return {"task": task.name, "split": split} | counts | {"bytes_per_token": size / (tokens.sum() - len(rows))}
+
+
+statistics = results.table("statistics", lambda: [describe(split) for split in tasks.SPLITS])
 statistics
 
 # %% [markdown]
@@ -81,7 +95,6 @@ pd.Series(cards["debian"]["stages"], name="packages").to_frame()
 # - Lengths in tokens of the loaded model's tokenizer. All fit one row, so no document is cut.
 
 # %%
-encoded = {split: tasks.encode(base.tokenizer, task[split], base.context) for split in tasks.SPLITS}
 figure, axes = plt.subplots(3, 1, sharex=True, figsize=(6.4, 4))
 for ax, (split, documents), color in zip(axes, encoded.items(), plots.COLORS, strict=False):
     lengths = pd.Series([len(d.input_ids) for d in documents])
