@@ -4,12 +4,10 @@ What arrives is whole or not there at all, is checked against a SHA-256, and say
 """
 
 import hashlib
-import json
 import os
 import shutil
-import tempfile
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partialmethod
 from pathlib import Path
 from unittest import mock
@@ -80,8 +78,8 @@ def sha256(path: Path) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise FileNotFoundError, or ValueError for damage, in one sentence if `folder` does not hold config.json,
-    safetensors of the length that their header states, and a tokenizer."""
+    """Raise FileNotFoundError, or ValueError for damage, if `folder` does not hold config.json, a tokenizer, and
+    safetensors of the length that their header states."""
     files = {path.name for path in folder.iterdir()}
     weights = sorted(name for name in files if name.endswith(".safetensors"))
     if "config.json" not in files:
@@ -91,27 +89,21 @@ def check_folder(folder: Path) -> None:
         raise FileNotFoundError(f"{folder} has no weights{pickled}: put model.safetensors beside config.json.")
     if not ({"tokenizer.json", "tokenizer.model"} & files or {"vocab.json", "merges.txt"} <= files):
         raise FileNotFoundError(f"{folder} has no tokenizer: put tokenizer.json, or vocab.json and merges.txt, there.")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(named - files):
-            raise FileNotFoundError(f"{folder} lacks {missing[0]}, which {index.name} names.")
     for name in weights:
         try:
             with safe_open(folder / name, "pt"):
                 pass
         except SafetensorError as error:
-            again = "delete it and fetch it again, `python -m lib fetch` or by hand"
-            raise ValueError(f"{folder / name} is damaged or cut short ({error}): {again}.") from None
+            what = f"{folder / name} is damaged or cut short ({error})"
+            raise ValueError(f"{what}: delete it and fetch it again, `python -m lib fetch` or by hand.") from None
 
 
 def holds_model(folder: Path) -> bool:
     """Whether `check_folder` finds nothing wrong."""
-    try:
+    with suppress(OSError, ValueError):
         check_folder(folder)
-    except (OSError, ValueError):
-        return False
-    return True
+        return True
+    return False
 
 
 def endpoint() -> str:
@@ -126,10 +118,10 @@ def hub_trouble(repository: str, file: str, revision: str = "main", repo_type: s
         return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
     host = urlsplit(endpoint()).netloc or endpoint()
     found = [f"{host} did not answer within {PATIENCE:.0f} s"]
+    url = hf_hub_url(repository, file, repo_type=repo_type, revision=revision, endpoint=endpoint())
+    headers = {**hub_utils.build_hf_headers(), "Range": "bytes=0-0"}
 
     def ask() -> None:
-        url = hf_hub_url(repository, file, repo_type=repo_type, revision=revision, endpoint=endpoint())
-        headers = {**hub_utils.build_hf_headers(), "Range": "bytes=0-0"}
         try:
             with get_session().stream("GET", url, headers=headers, timeout=PATIENCE, follow_redirects=True) as answer:
                 code = answer.status_code
@@ -161,9 +153,8 @@ def hub_file(repository: str, file: str, revision: str = "main", **more) -> Path
 
 def cached_model(repository: str, revision: str = "main") -> Path | None:
     """The folder of a model in the local Hugging Face cache, asking no network; None if not there."""
-    names = ("config.json", "model.safetensors")
-    found = [try_to_load_from_cache(repository, file, revision=revision) for file in names]
-    return Path(found[1]).parent if all(isinstance(path, str) for path in found) else None
+    found = try_to_load_from_cache(repository, "model.safetensors", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def hub_model(repository: str, revision: str = "main", local_dir: Path | None = None) -> Path:
@@ -192,34 +183,34 @@ def hub_model(repository: str, revision: str = "main", local_dir: Path | None = 
 # Texts from outside
 
 
+def _places(name: str) -> list[Path]:
+    mirror = os.environ.get("DATA_MIRROR")
+    return [*([Path(mirror).expanduser() / name] if mirror else []), MIRROR / name]
+
+
 def outside(name: str) -> Path:
     """The folder of a data set of OUTSIDE: below $DATA_MIRROR, else data/mirror, else fetched from the hub to there
     (never in the `fast` profile). Raises Unavailable, with the reason and the way out, after 5 s at most."""
     if name not in OUTSIDE:
         raise ValueError(f"No data set {name!r} from outside: there are {', '.join(OUTSIDE)}.")
-    for folder in (_given(name), MIRROR / name):
-        if folder and all((folder / file).is_file() for file in OUTSIDE[name]):
+    for folder in _places(name):
+        if all((folder / file).is_file() for file in OUTSIDE[name]):
             return folder
     reason = "the fast profile downloads nothing"
     if profile.name() != "fast":
         try:
-            return _install(name, _from_hub(name))
+            return _from_hub(name)
         except Unavailable as error:
             reason = str(error)
+    where = f"neither in DATA_MIRROR nor in data/mirror ({', '.join(OUTSIDE[name])})"
     raise Unavailable(
-        f"{name} is neither in DATA_MIRROR nor in data/mirror ({', '.join(OUTSIDE[name])}), and the hub "
-        f"does not give it: {reason}. With another network, or a mirror of the hub in HF_ENDPOINT, "
-        f"`python -m lib fetch {name}` gets it."
+        f"{name} is {where}, and the hub does not give it: {reason}. With another network, or a mirror "
+        f"of the hub in HF_ENDPOINT, `python -m lib fetch {name}` gets it."
     )
 
 
-def _given(name: str) -> Path | None:
-    mirror = os.environ.get("DATA_MIRROR")
-    return Path(mirror).expanduser() / name if mirror else None
-
-
-def _from_hub(name: str) -> dict[str, bytes]:
-    """The published file, made from the hub's copy of it."""
+def _from_hub(name: str) -> Path:
+    """data/mirror/`name` with the published file, made from the hub's copy of it. Raises Unavailable."""
     if name not in HUB_COPIES:
         raise Unavailable("the hub has only the untokenised release, which lib.tasks takes by itself")
     repository, where = HUB_COPIES[name], {"repo_type": "dataset"}
@@ -227,10 +218,10 @@ def _from_hub(name: str) -> dict[str, bytes]:
         raise Unavailable(trouble)
     try:
         if name == "lambada":
-            text = hub_file(repository, "data/lambada_test_en.jsonl", **where).read_bytes().decode()
+            data = hub_file(repository, "data/lambada_test_en.jsonl", **where).read_bytes()
         elif name == "wikitext2":  # a blank line of the file, " \n", is an empty row
             table = pd.read_parquet(hub_file(repository, "wikitext-2-raw-v1/test-00000-of-00001.parquet", **where))
-            text = "".join(row or " \n" for row in table["text"])
+            data = "".join(row or " \n" for row in table["text"]).encode()
         else:  # a file for each of the 67 paradigms
             files, lines = HfApi(endpoint=endpoint()).list_repo_files(repository, **where), []
             for file in tqdm(sorted(f for f in files if f.endswith(".parquet")), desc="BLiMP"):
@@ -238,29 +229,18 @@ def _from_hub(name: str) -> dict[str, bytes]:
                     table = pd.read_parquet(hub_file(repository, file, **where))
                 rows = table[["UID", "linguistics_term", "sentence_good", "sentence_bad"]].itertuples(index=False)
                 lines += ["\t".join(row) + "\n" for row in rows]
-            text = "".join(lines)
+            data = "".join(lines).encode()
     except Unavailable:
         raise
     except Exception as error:  # the listing's HTTP library, pyarrow, or columns that are not there
         raise Unavailable(f"{repository} did not come as expected ({error!r:.200})") from error
-    return {file: text.encode() for file in OUTSIDE[name]}
+    ((file, expected),) = OUTSIDE[name].items()
+    if (found := hashlib.sha256(data).hexdigest()) != expected:
+        what = f"sha256 {found[:12]}..., expected {expected[:12]}..."
+        raise Unavailable(f"{name}/{file} is not the published file ({what})")
+    from lib.results import write_bytes  # lib.results imports this module, by way of lib.metrics
 
-
-def _install(name: str, contents: dict[str, bytes]) -> Path:
-    """Write one data set into data/mirror, whole or not at all. Raises Unavailable for other bytes."""
-    for file, data in contents.items():
-        found, expected = hashlib.sha256(data).hexdigest(), OUTSIDE[name][file]
-        if found != expected:
-            what = f"sha256 {found[:12]}..., expected {expected[:12]}..."
-            raise Unavailable(f"{name}/{file} is not the published file ({what})")
-    MIRROR.mkdir(parents=True, exist_ok=True)
-    with FileLock(MIRROR / ".lock"), tempfile.TemporaryDirectory(dir=MIRROR, prefix=".new-") as new:
-        fresh = Path(new) / name
-        fresh.mkdir()
-        for file, data in contents.items():
-            (fresh / file).write_bytes(data)
-        shutil.rmtree(MIRROR / name, ignore_errors=True)
-        os.replace(fresh, MIRROR / name)
+    write_bytes(MIRROR / name / file, data)
     return MIRROR / name
 
 
@@ -275,7 +255,12 @@ def fetch(what: list[str] | None = None) -> int:
     failures = 0
     for name in what or ["model", *OUTSIDE]:
         try:
-            folder, how = _fetch_model() if name == "model" else _fetch_outside(name)
+            if name == "model":
+                folder, how = _fetch_model()
+            elif whole := [f for f in _places(name) if _published(name, f)]:
+                folder, how = whole[0], "already there"
+            else:
+                folder, how = _from_hub(name), f"from {endpoint()}"
         except (Unavailable, OSError, ValueError) as error:
             print(f"{name:10} not fetched: {error}")
             failures += bool(what) or name == "model"
@@ -285,14 +270,8 @@ def fetch(what: list[str] | None = None) -> int:
     return failures
 
 
-def _fetch_outside(name: str) -> tuple[Path, str]:
-    here, there = MIRROR / name, _given(name)
-    if all((here / file).is_file() and sha256(here / file) == digest for file, digest in OUTSIDE[name].items()):
-        return here, "already there"
-    if there and there.is_dir():
-        contents = {file: (there / file).read_bytes() for file in OUTSIDE[name]}
-        return _install(name, contents), f"copied from {there.parent}"
-    return _install(name, _from_hub(name)), f"from {endpoint()}"
+def _published(name: str, folder: Path) -> bool:
+    return all((folder / f).is_file() and sha256(folder / f) == digest for f, digest in OUTSIDE[name].items())
 
 
 def _fetch_model() -> tuple[Path, str]:

@@ -108,22 +108,17 @@ def test_unavailable_names_the_way_out(home, server, monkeypatch):
         outside("imdb")
 
 
-def test_fetch_copies_and_checks_data_mirror(home, monkeypatch, capsys):
-    given, text = home / "given", TEXTS["lambada"][1]
-    for name, file, content in (("lambada", "lambada_test.jsonl", text), ("blimp", "blimp_all.tsv", "x")):
-        (given / name).mkdir(parents=True)
-        (given / name / file).write_text(content)
-    monkeypatch.setenv("DATA_MIRROR", str(given))
-    assert __main__.main(["fetch", "lambada", "blimp"]) == 1
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.split()[0] == "lambada" and f"0.0 MB, copied from {given}" in first
-    assert "blimp_all.tsv is not the published file" in second
-    assert not (home / "mirror" / "blimp").exists()
-    assert hub.fetch(["lambada"]) == 0
-    assert "already there" in capsys.readouterr().out
-    (home / "mirror" / "lambada" / "lambada_test.jsonl").write_text("damaged")
-    assert hub.fetch(["lambada"]) == 0
-    assert (home / "mirror" / "lambada" / "lambada_test.jsonl").read_text() == text
+def test_fetch_takes_what_is_whole_and_replaces_what_is_damaged(server, home, monkeypatch, capsys):
+    file, text = TEXTS["lambada"]
+    (home / "given" / "lambada").mkdir(parents=True)
+    (home / "given" / "lambada" / file).write_text(text)
+    monkeypatch.setenv("DATA_MIRROR", str(home / "given"))
+    assert __main__.main(["fetch", "lambada"]) == 0
+    assert capsys.readouterr().out.split()[:2] == ["lambada", f"{home / 'given' / 'lambada'},"] and not server.requests
+    (home / "given" / "lambada" / file).write_text("damaged")
+    assert hub.fetch(["lambada"]) == 0 and "from http://127" in capsys.readouterr().out
+    assert (home / "mirror" / "lambada" / file).read_text() == text
+    assert hub.fetch(["lambada"]) == 0 and "already there" in capsys.readouterr().out
 
 
 def test_fetch_of_everything_offline_says_why(home, capsys):

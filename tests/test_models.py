@@ -183,16 +183,12 @@ def as_bert(folder: Path) -> None:
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "no weights but a pickle"),
         (lambda f: os.truncate(f / "model.safetensors", 90_000), "cut short.*delete it and fetch"),
         (lambda f: (f / "model.safetensors").write_bytes(b"<html>" * 9), "cut short"),
-        (
-            lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}'),
-            "lacks model-2.safetensors",
-        ),
         (lambda f: (f / "config.json").write_text("{}"), "no language model"),
         (without_a_tensor, r"h\.1\.mlp\.c_fc\.weight is the first of 1 "),
         (with_more_tokens, "do not belong together"),
         (as_bert, "depend on later tokens"),
     ],
-    ids="config tokenizer weights pickle truncated page shard type tensor tokens future".split(),
+    ids="config tokenizer weights pickle truncated page type tensor tokens future".split(),
 )
 def test_broken_folder(home, small_folder, change, sentence):
     folder = shutil.copytree(small_folder, home / "models" / "gpt2")  # what was put there is not passed over
