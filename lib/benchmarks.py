@@ -49,18 +49,6 @@ def pages(raw: str) -> list[str]:
     return [page for page in map("\n".join, found) if page.strip()]
 
 
-def rolling_windows(ids: Sequence[int], prefix: int, max_length: int) -> list[Encoded]:
-    """The harness's rolling windows: every token is predicted once; the first window sees `prefix`, the
-    following ones the one token before them, and the last, shorter one as much as fits."""
-    windows = []
-    for start in range(0, len(ids), max_length):
-        target = list(ids[start : start + max_length])
-        seen = max_length + 1 - len(target) if start else 0
-        context = list(ids[start - seen : start]) or [prefix]
-        windows.append(Encoded(context + target, len(context), 0))
-    return windows
-
-
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
@@ -69,19 +57,14 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _nats(model: PreTrainedModel, windows: Sequence[Encoded], desc: str) -> tuple[float, int]:
-    scored = [nats for nats, _ in token_scores(model, windows, desc=desc)]
-    return float(torch.cat(scored).double().sum()), sum(map(len, scored))
-
-
 def wikitext2(model, tokenizer, max_tokens: int = 0, max_length: int = 1024, articles: bool = True) -> dict:
     """WikiText-2's test text under two protocols, side by side. GPT-2 117M: 29.94 and 37.37.
 
     token_*: blocks of `max_length` tokens of `"\\n\\n".join(rows)`, stride = block, perplexity exp(nats / tokens); the
     first token of a block is context only (transformers' documentation). The rows are the lines with their newline, a
-    blank one empty. word_*: article by article, detokenised, rolling windows of `max_length` that begin with BOS,
-    exp(nats / words), the words of the original article (lm-evaluation-harness, which would take the whole context of
-    a longer model). Bits per byte: over the bytes of the scored tokens; over those of the original articles.
+    blank one empty. word_*: article by article, detokenised, in lm-evaluation-harness's rolling windows of `max_length`
+    (every token is predicted once; BOS before the first, as much context as fits before the last), exp(nats / words),
+    the words of the original article. Bits per byte: over the bytes of the scored tokens; over those of the articles.
     `max_tokens` takes the leading tokens, and as many leading articles as hold them; 0 takes all. Without `articles`,
     which are scored whole and so take longer, the word_* protocol is left out.
     """
@@ -92,20 +75,13 @@ def wikitext2(model, tokenizer, max_tokens: int = 0, max_length: int = 1024, art
     ids, offsets = coded["input_ids"], coded["offset_mapping"]
     ids = ids[: max_tokens or len(ids)]
     starts = [s for s in range(0, len(ids), length) if len(ids) - s > 1]
-    ends = [min(s + length, len(ids)) for s in starts]
-    spans = [(offsets[s + 1][0], offsets[e - 1][1]) for s, e in zip(starts, ends, strict=True)]
-    size = sum(len(text[first:last].encode("utf-8")) for first, last in spans)
-    nats, tokens = _nats(model, [Encoded(ids[s : s + length], 0, 0) for s in starts], "WikiText-2, blocks")
-    found = {
-        "benchmark": "wikitext2",
-        "max_tokens": max_tokens,
-        "max_length": length,
-        "token_protocol": f"{length}-token blocks, stride {length}, per token",
-        "token_perplexity": math.exp(nats / tokens),
-        "token_bits_per_byte": nats / math.log(2) / size,
-        "token_tokens": tokens,
-        "token_bytes": size,
-    }
+    blocks, size = [ids[s : s + length] for s in starts], 0
+    for s, block in zip(starts, blocks, strict=True):
+        size += len(text[offsets[s + 1][0] : offsets[s + len(block) - 1][1]].encode("utf-8"))
+    protocol = f"{length}-token blocks, stride {length}, per token"
+    tokens = sum(map(len, blocks)) - len(blocks)
+    found = {"benchmark": "wikitext2", "max_tokens": max_tokens, "max_length": length, "token_protocol": protocol}
+    found |= _ratios("token", model, [Encoded(block, 0, 0) for block in blocks], tokens, size)
     if not articles:
         return found
 
@@ -114,21 +90,25 @@ def wikitext2(model, tokenizer, max_tokens: int = 0, max_length: int = 1024, art
         if max_tokens and seen >= max_tokens:
             break
         page_ids = _ids(tokenizer, detokenize(page))
-        windows += rolling_windows(page_ids, _prefix(tokenizer), length)
+        for start in range(0, len(page_ids), length):
+            target = page_ids[start : start + length]
+            context = page_ids[start - (length + 1 - len(target)) : start] if start else [_prefix(tokenizer)]
+            windows.append(Encoded(context + target, len(context), 0))
         chosen.append(page)
         seen += len(page_ids)
-    nats, tokens = _nats(model, windows, "WikiText-2, articles")
     words = sum(len(re.split(r"\s+", page)) for page in chosen)
     size = sum(len(page.encode("utf-8")) for page in chosen)
-    return found | {
-        "word_protocol": f"lm-evaluation-harness, per word, windows of {length} tokens",
-        "word_perplexity": math.exp(nats / words),
-        "word_bits_per_byte": nats / math.log(2) / size,
-        "word_tokens": tokens,
-        "word_bytes": size,
-        "words": words,
-        "pages": len(chosen),
-    }
+    found["word_protocol"] = f"lm-evaluation-harness, per word, windows of {length} tokens"
+    return found | _ratios("word", model, windows, words, size) | {"words": words, "pages": len(chosen)}
+
+
+def _ratios(unit: str, model: PreTrainedModel, windows: Sequence[Encoded], units: int, size: int) -> dict:
+    """Perplexity per unit and bits per byte of the windows' targets."""
+    scored = [nats for nats, _ in token_scores(model, windows, desc=f"WikiText-2, per {unit}")]
+    nats = float(torch.cat(scored).double().sum())
+    found = {"perplexity": math.exp(nats / units), "bits_per_byte": nats / math.log(2) / size}
+    found |= {"tokens": sum(map(len, scored)), "bytes": size}
+    return {f"{unit}_{name}": value for name, value in found.items()}
 
 
 def lambada(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: int = 0) -> dict:
@@ -150,14 +130,10 @@ def lambada(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, document
         cut = max(0, len(whole) - limit)
         encoded.append(Encoded(whole[cut:], max(n_context - cut, 1), 0, f"LAMBADA {i}"))
     scored = token_scores(model, encoded, desc="LAMBADA")
-    return {
-        "benchmark": "lambada",
-        "protocol": "lm-evaluation-harness lambada_openai",
-        "documents": len(encoded),
-        "word_accuracy": sum(bool(greedy.all()) for _, greedy in scored) / len(scored),
-        "word_perplexity": math.exp(sum(float(nats.double().sum()) for nats, _ in scored) / len(scored)),
-        "last_token_accuracy": sum(bool(greedy[-1]) for _, greedy in scored) / len(scored),
-    }
+    n, nats = len(scored), sum(float(nats.double().sum()) for nats, _ in scored)
+    found = {"benchmark": "lambada", "protocol": "lm-evaluation-harness lambada_openai", "documents": n}
+    found |= {"word_accuracy": sum(bool(g.all()) for _, g in scored) / n, "word_perplexity": math.exp(nats / n)}
+    return found | {"last_token_accuracy": sum(bool(g[-1]) for _, g in scored) / n}
 
 
 def blimp(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: int = 0) -> dict:
@@ -178,12 +154,7 @@ def blimp(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: int
     right = pd.Series([g < b for g, b in zip(nats[::2], nats[1::2], strict=True)], table.index)
     by_paradigm = right.groupby(table["paradigm"], sort=False).agg(["mean", "size"])
     mean, size = by_paradigm["mean"], by_paradigm["size"]
-    return {
-        "benchmark": "blimp",
-        "protocol": "sum of log-probabilities after BOS, mean over paradigms",
-        "pairs": int(size.max()),
-        "paradigms": len(by_paradigm),
-        "accuracy": float(mean.mean()),
-        "standard_error": float(math.sqrt((mean * (1 - mean) / size).sum()) / len(by_paradigm)),
-        "by_paradigm": mean.to_dict(),
-    }
+    found = {"benchmark": "blimp", "protocol": "sum of log-probabilities after BOS, mean over paradigms"}
+    found |= {"pairs": int(size.max()), "paradigms": len(mean), "accuracy": float(mean.mean())}
+    error = math.sqrt((mean * (1 - mean) / size).sum()) / len(mean)
+    return found | {"standard_error": error, "by_paradigm": mean.to_dict()}
