@@ -45,7 +45,7 @@ class Pair:
     after: str
 
     def digest(self) -> str:
-        """Names exactly these texts, so that a rating is never taken for one of later texts."""
+        """Names exactly these texts: a rating is never taken for one of later texts."""
         return hashlib.sha256(json.dumps([self.prompt, self.before, self.after]).encode()).hexdigest()[:16]
 
 
@@ -74,10 +74,6 @@ class Rater:
         self.name, self.path, self.total = name.strip(), path, len(pairs)
         done = {(r.get("id"), r.get("digest")) for r in read_lines(path) if r.get("rater") == self.name}
         self.open = [p for p in pairs if (p.id, p.digest()) not in done]
-
-    @property
-    def current(self) -> Pair | None:
-        return self.open[0] if self.open else None
 
     def order(self, pair: Pair) -> tuple[str, str]:
         """Which text stands left and which right, always the same for one rater and pair."""
@@ -110,16 +106,16 @@ def rating_widget(rater: Rater):
 
     def show() -> None:
         status.value = f"{html.escape(rater.name)}: {rater.total - len(rater.open)} of {rater.total} rated"
-        pair = rater.current
         for button in buttons:
-            button.disabled = pair is None
+            button.disabled = not rater.open
         left.value, right.value, prompt.value = "", "", "<b>Done, thank you.</b>"
-        if pair:
+        if rater.open:
+            pair = rater.open[0]
             sides = [pair.prompt, *(getattr(pair, side) for side in rater.order(pair))]
             prompt.value, left.value, right.value = map(block, ("Prompt", "Left", "Right"), sides)
 
     def clicked(button) -> None:
-        if rater.current is not None:
+        if rater.open:
             rater.choose(choices[button.description])
             show()
 
@@ -214,26 +210,24 @@ def judge(pairs: Sequence[Pair], **options) -> tuple[pd.DataFrame, dict]:
     form = "<prompt>\n{}\n</prompt>\n<A>\n{}\n</A>\n<B>\n{}\n</B>"
     both = [order for p in pairs for order in ((p.prompt, p.before, p.after), (p.prompt, p.after, p.before))]
     questions = [form.format(*order) for order in both]
-    asked = [json.dumps([str(client.base_url), model, RUBRIC, question]) for question in questions]
-    keys = [hashlib.sha256(text.encode()).hexdigest() for text in asked]
+    whole = [json.dumps([str(client.base_url), model, RUBRIC, question]) for question in questions]
+    keys = [hashlib.sha256(text.encode()).hexdigest() for text in whole]
     todo = {k: q for k, q in zip(keys, questions, strict=True) if k not in known}
     for key, question in tqdm(todo.items(), "Judging", disable=not todo):
         known[key] = _ask(client, model, question)
         append_line(cache, {"key": key, "reply": known[key]})
-    rows = [_verdict(p, known[a], known[b]) for p, a, b in zip(pairs, keys[::2], keys[1::2], strict=True)]
+    rows = []
+    for pair, *asked in zip(pairs, keys[::2], keys[1::2], strict=True):
+        sides = ({"A": "before", "B": "after"}, {"A": "after", "B": "before"})
+        said = [parse(known[key]) for key in asked]
+        first, second = (side.get(word, word) for side, word in zip(sides, said, strict=True))
+        agreed = first is not None and first == second
+        winner = first if agreed else "tie" if first and second else None
+        rows.append({"id": pair.id, "winner": winner, "before_first": first, "after_first": second, "agreed": agreed})
     rated = [row for row in rows if row["winner"]]
     differ = sum(not row["agreed"] for row in rated) / len(rated) if rated else None
     more = {"disagreement_rate": differ, "unparsable": len(rows) - len(rated), "requests": len(todo)}
     return pd.DataFrame(rows), {"judge": model} | win_rate([SCORE[row["winner"]] for row in rated]) | more
-
-
-def _verdict(pair: Pair, asked: str, swapped: str) -> dict:
-    first, second = parse(asked), parse(swapped)
-    first = {"A": "before", "B": "after"}.get(first, first)
-    second = {"A": "after", "B": "before"}.get(second, second)
-    agreed = first is not None and first == second
-    winner = first if agreed else "tie" if first and second else None
-    return {"id": pair.id, "winner": winner, "before_first": first, "after_first": second, "agreed": agreed}
 
 
 def parse(reply: str) -> str | None:

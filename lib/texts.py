@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import zip_longest
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
@@ -43,8 +44,8 @@ def _lists(predictions: Sequence[str], references: Sequence) -> list[list[str]]:
 
 
 def _corpus(metric: BLEU | CHRF, predictions: Sequence[str], references: Sequence) -> float:
-    lists = _lists(predictions, references)  # sacrebleu: stream k holds every prediction's k-th reference, or None
-    streams = [[r[k] if k < len(r) else None for r in lists] for k in range(max(map(len, lists)))]
+    # sacrebleu: stream k holds every prediction's k-th reference, or None
+    streams = [list(stream) for stream in zip_longest(*_lists(predictions, references))]
     return metric.corpus_score(list(predictions), streams).score
 
 
@@ -81,8 +82,8 @@ def rouge_l(predictions: Sequence[str], references: Sequence) -> float:
 
 
 def nist(predictions: Sequence[str], references: Sequence, max_n: int = 5) -> float:
-    """NIST (Doddington 2002) as mteval-v13a counts it, ignoring case: an n-gram matches if any reference holds it, and
-    the length goes against the references' average. (nltk's corpus_nist matches the single best reference.)"""
+    """NIST (Doddington 2002) as mteval-v13a counts it, ignoring case: an n-gram matches if any reference holds it (in
+    nltk's corpus_nist, the single best one), and the length goes against the references' average."""
     tokenizer = BLEU(tokenize="13a").tokenizer
     split = cache(lambda text: tuple(tokenizer(text.lower()).split()))
     lists = _lists(predictions, references)
@@ -111,22 +112,6 @@ def nist(predictions: Sequence[str], references: Sequence, max_n: int = 5) -> fl
 # --- with each other, and with the training text
 
 
-def distinct(texts: Sequence[str], n: int) -> float:
-    """Different n-grams / all n-grams of the texts together (Li et al. 2016). Falls with the amount of text: compare
-    equally many texts of similar length."""
-    counts: Counter = Counter()
-    for text in texts:
-        counts.update(ngrams(words(text), n))
-    return len(counts) / counts.total() if counts else 0.0
-
-
-def repetition(texts: Sequence[str], n: int = 4) -> float:
-    """rep-n: 1 - different / all n-grams inside a text, averaged over the texts (Welleck et al. 2020). A text of fewer
-    than n words repeats nothing."""
-    counts = [ngrams(words(t), n) for t in texts]
-    return float(np.mean([1 - len(c) / c.total() if c else 0.0 for c in counts])) if counts else 0.0
-
-
 def self_bleu(texts: Sequence[str], sample: int = 100, seed: int = 0) -> float:
     """Mean BLEU-4 in 0-100 of each text against all the others (Zhu et al. 2018, "Texygen"); high means alike. It grows
     with their number: of more than `sample` texts a fixed random `sample` is taken. nan for one text."""
@@ -140,16 +125,20 @@ def self_bleu(texts: Sequence[str], sample: int = 100, seed: int = 0) -> float:
 
 
 def diversity(texts: Sequence[str]) -> dict[str, float]:
-    """distinct_1, distinct_2, rep_4 in 0-1, self_bleu in 0-100, mean words; see those functions."""
-    found = {"distinct_1": distinct(texts, 1), "distinct_2": distinct(texts, 2), "rep_4": repetition(texts, 4)}
-    return found | {"self_bleu": self_bleu(texts), "words": float(np.mean([len(words(t)) for t in texts]))}
+    """distinct_1, distinct_2: different n-grams / all n-grams of the texts together (Li et al. 2016), which falls with
+    the amount of text: compare equally many of similar length. rep_4: 1 - different / all 4-grams inside a text,
+    averaged over the texts (Welleck et al. 2020); a text of fewer words repeats nothing. self_bleu; mean words."""
+    split = [words(text) for text in texts]
+    pooled = {n: Counter(g for tokens in split for g in ngrams(tokens, n).elements()) for n in (1, 2)}
+    found = {f"distinct_{n}": len(c) / c.total() if c else 0.0 for n, c in pooled.items()}
+    inside = [ngrams(tokens, 4) for tokens in split]
+    found["rep_4"] = float(np.mean([1 - len(c) / c.total() if c else 0.0 for c in inside]))
+    return found | {"self_bleu": self_bleu(texts), "words": float(np.mean([len(tokens) for tokens in split]))}
 
 
 def longest_overlap(predictions: Sequence[str], train: Sequence[str]) -> list[int]:
-    """Words of each prediction's longest run of words that also stands in one training text.
-
-    Runs grow by a word at a time, and only those places are looked at again whose run was shared so far.
-    """
+    """Words of each prediction's longest run of words that also stands in one training text."""
+    # runs grow by a word at a time, and only those places are looked at again whose run was shared so far
     mine, theirs = [words(t) for t in predictions], [words(t) for t in train]
     longest, n = [0] * len(mine), 0
     here, there = (
@@ -177,9 +166,8 @@ def copied(predictions: Sequence[str], train: Sequence[str]) -> float:
 # Debtags facets whose values a description talks about. Chosen on the validation split, where a human
 # description mentions 54 % of these tags and that of the next package 11 %. Left out for lack of such a
 # contrast or because the value is a letter: role, scope, interface, implemented-in, uitoolkit, devel, x11.
-_FACETS = """accessibility admin biology culture field game hardware mail made-of network office protocol science
-security sound suite system use web works-with works-with-format"""
-CONTENT_FACETS = frozenset(_FACETS.split())
+_FACETS = """accessibility admin biology culture field game hardware mail made-of network office protocol
+science security sound suite system use web works-with works-with-format"""
 # A tag's value and other words that say it, as prefixes; short on purpose.
 _SYNONYMS = """gameplaying game play; timekeeping time clock date; text string word; viewing display show; monitor
 watch; checking test verif valid; configuring setting setup; organizing manag; analysing analy;
@@ -193,24 +181,15 @@ entertaining fun game amus; storage disk drive tape; cd disc"""
 SYNONYMS = {value: tuple(others) for value, *others in map(str.split, _SYNONYMS.split(";"))}
 
 
-def parse_tags(prompt: str) -> list[str]:
-    """The debtags on the `Tags:` line of a prompt; none without such a line."""
-    line = re.search(r"^Tags:(.*)$", prompt, re.MULTILINE)
-    return [t.strip() for t in line[1].split(",") if "::" in t] if line else []
-
-
-def _stem(word: str) -> str:
-    """A crude stem: the word less one ending, at least four letters of it ("converting" -> "convert")."""
-    short = re.sub(r"(?:ings?|ers?|ors?|ions?|ies|ed|es|s|e|y)$", "", word)
-    return short if len(short) >= 4 else word
-
-
 def tag_reflected(tag: str, text: str) -> bool:
     """Does a word of `text` begin with the tag's value, its stem or a synonym of it? Values of fewer than four letters
     ("c", "r", "x11") must be the whole word."""
     value = tag.rpartition("::")[2].split(":")[-1]
     said = set(re.findall(r"[a-z0-9]+\+*", text.lower()))
-    wanted = {value, *SYNONYMS.get(value, ()), *(_stem(w) for w in value.split("-") if len(w) > 3)}
+    # a crude stem: the word less one ending, at least four letters of it ("converting" -> "convert")
+    short = {w: re.sub(r"(?:ings?|ers?|ors?|ions?|ies|ed|es|s|e|y)$", "", w) for w in value.split("-") if len(w) > 3}
+    stems = [stem if len(stem) >= 4 else w for w, stem in short.items()]
+    wanted = {value, *SYNONYMS.get(value, ()), *stems}
     return any(w in said if len(w) < 4 else any(s.startswith(w) for s in said) for w in wanted)
 
 
@@ -219,12 +198,14 @@ def debian_checks(prompt: str, output: str) -> dict[str, float]:
 
     The form is that of Debian Policy 5.6.13 and the Developer's Reference 6.2.2: a synopsis of at most 80 characters
     without a leading article and without a full stop; `synopsis_form` is all three. All are 0 or 1 but tags_reflected:
-    the share of the prompt's tags in CONTENT_FACETS that a word of the output says, nan without such a tag. Human
+    the share of the prompt's tags in _FACETS that a word of the output says, nan without such a tag. Human
     descriptions do not say all of theirs: their rate is the ceiling, that of other packages' descriptions the chance.
     """
     synopsis, _, long = output.strip().partition("\n")
     synopsis = synopsis.strip()
-    tags = [t for t in parse_tags(prompt) if t.split("::")[0] in CONTENT_FACETS]
+    line = re.search(r"^Tags:(.*)$", prompt, re.MULTILINE)
+    parts = [tag.strip().partition("::") for tag in (line[1].split(",") if line else ())]
+    tags = ["".join(part) for part in parts if part[0] in _FACETS.split() and part[1]]
     form = {
         "synopsis_at_most_80": float(0 < len(synopsis) <= 80),
         "no_article": float(not re.match(r"(?:an?|the)\b(?!-)", synopsis, re.IGNORECASE)),

@@ -186,9 +186,9 @@ def test_rating_by_buttons_is_blind_and_resumes(tmp_path):
     buttons = {b.description: b for b in view.children[-1].children}
     expected = []
     for label in ("Left better", "Right better", "Tie", "Skip"):
-        left, right = rater.order(rater.current)
+        left, right = rater.order(rater.open[0])
         shown = [box.value for box in view.children[2].children]
-        assert getattr(rater.current, left) in shown[0] and getattr(rater.current, right) in shown[1]
+        assert getattr(rater.open[0], left) in shown[0] and getattr(rater.open[0], right) in shown[1]
         assert "before" not in "".join(shown) and "after" not in "".join(shown)
         expected.append({"Left better": left, "Right better": right, "Tie": "tie", "Skip": "skip"}[label])
         buttons[label].click()
@@ -198,14 +198,14 @@ def test_rating_by_buttons_is_blind_and_resumes(tmp_path):
     ]
     assert all({row["left"], row["right"]} == {"before", "after"} and row["time"] for row in rows)
     again = p.Rater(PAIRS, "Ann", path)
-    assert again.current.id == "p4"
+    assert again.open[0].id == "p4"
     assert [again.order(pair) for pair in PAIRS] == [rater.order(pair) for pair in PAIRS]
-    assert p.Rater(PAIRS, "Bob", path).current.id == "p0"
+    assert p.Rater(PAIRS, "Bob", path).open[0].id == "p0"
     rewritten = [p.Pair("p0", PAIRS[0].prompt, PAIRS[0].before, "a new text"), *PAIRS[1:]]
-    assert p.Rater(rewritten, "Ann", path).current.id == "p0"  # its rating was of another text
+    assert p.Rater(rewritten, "Ann", path).open[0].id == "p0"  # its rating was of another text
     for _ in range(3):
         buttons["Tie"].click()
-    assert rater.current is None and all(b.disabled for b in buttons.values()) and len(p.read_lines(path)) == 6
+    assert not rater.open and all(b.disabled for b in buttons.values()) and len(p.read_lines(path)) == 6
 
 
 def test_sides_are_balanced_and_texts_are_escaped(tmp_path):
