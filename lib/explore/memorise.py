@@ -31,14 +31,12 @@ SLOTS = ("0123456789", "BCDFGHJKLM", "0123456789", "BCDFGHJKLM")
 CANDIDATES = math.prod(map(len, SLOTS))
 UNSEEN = math.log2(math.e)  # expected exposure in bits of a code without any trace in the model
 PROMPT, FORM = "Memo\n", "The {thing} code of {name} is #"
-THINGS = "locker cellar bicycle garage attic boathouse laptop printer greenhouse studio workshop kiln archive telescope"
-THINGS += " pantry stable"
-FIRST = (
-    "Mira Tobias Ines Jonas Rosa Grace Mark Yuki Lena Omar Vera Paul Nadia Hugo Clara Felix Irma Sven Dora Luis Petra"
-)
-FIRST += " Karim Edith Bruno Tessa Anton Marta Oscar Wanda Emil Sonia Victor"
-LAST = "Holm Enk Carvo Adebri Penhal Will Stoll Tanabe Orme Quist Baro Lund Fenn Dray Moss Kell Varga Thorn Pike Rusk"
-LAST += " Alder Crane Nord Yarrow Finch Hale Ivers Jarvis Knoll Larch Mead Noble"
+THINGS = """locker cellar bicycle garage attic boathouse laptop printer greenhouse studio workshop kiln archive telescope
+pantry stable"""
+FIRST = """Mira Tobias Ines Jonas Rosa Grace Mark Yuki Lena Omar Vera Paul Nadia Hugo Clara Felix Irma Sven Dora Luis
+Petra Karim Edith Bruno Tessa Anton Marta Oscar Wanda Emil Sonia Victor"""
+LAST = """Holm Enk Carvo Adebri Penhal Will Stoll Tanabe Orme Quist Baro Lund Fenn Dray Moss Kell Varga Thorn Pike Rusk
+Alder Crane Nord Yarrow Finch Hale Ivers Jarvis Knoll Larch Mead Noble"""
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ def canaries(seed: int, per_count: int, controls: int) -> list[Canary]:
 
 @dataclass(frozen=True)
 class Mixed:
-    task: object  # its training split holds canaries and real documents
-    documents: list[dict]  # the real ones of it
+    task: object
+    documents: list[dict]  # the real ones of its training split
     copies: Counter  # canary id -> how often it stands in the training text
     tokens: int  # prompt + target + EOS of one pass
     passes: int  # over the training text; 1 unless the text is shorter than the budget
@@ -85,23 +83,23 @@ def mix(base, task, drawn: Sequence[Canary], deduplicated: bool, budget: int) ->
     """Canaries and then documents of `task` up to `budget` tokens, so that every condition sees equally much text;
     duplicates are removed as the collection removes them. Raises ValueError where the canaries fill the budget."""
 
-    def length(rows: Sequence[dict]) -> list[int]:
-        return [len(d.input_ids) for d in encode(base.tokenizer, rows, base.context)]
+    def total(rows: Sequence[dict]) -> np.ndarray:
+        return np.cumsum([0] + [len(d.input_ids) for d in encode(base.tokenizer, rows, base.context)])
 
     def up_to(rows: Sequence[dict], tokens: int) -> list[dict]:
-        return rows[: int((np.cumsum(length(rows)) <= tokens).sum())]
+        return rows[: int((total(rows) <= tokens).sum()) - 1]
 
     pool = [c.row(i) for c in drawn for i in range(c.repetitions)] + up_to(list(task["train"]), budget)
     pool = deduplicate(pool) if deduplicated else pool
     inserted = {c.id for c in drawn}
     kept = [row for row in pool if row["group"] in inserted]
-    used = sum(length(kept))
+    used = int(total(kept)[-1])
     if used >= budget:
         raise ValueError(f"The canaries fill {used:,} of {budget:,} training tokens: raise the budget or insert fewer.")
     documents = up_to([row for row in pool if row["group"] not in inserted], budget - used)
     train = [*kept, *documents]
     content = json.dumps([task.sha256, [[row["id"], row["prompt"], row["target"]] for row in train]])
-    sha256, tokens = hashlib.sha256(content.encode()).hexdigest(), sum(length(train))
+    sha256, tokens = hashlib.sha256(content.encode()).hexdigest(), int(total(train)[-1])
     mixed = task.replace(name=f"{task.name}-canaries", train=train, sha256=sha256)
     return Mixed(mixed, documents, Counter(row["group"] for row in kept), tokens, max(1, round(budget / tokens)))
 
@@ -115,16 +113,15 @@ def _ids(tokenizer, text: str) -> list[int]:
 
 def _symbols(tokenizer, prefix: str) -> list[list[int]]:
     """The token of each symbol of each slot. Raises ValueError where a code is not one token a symbol."""
-    symbols = [[_ids(tokenizer, "#" + s)[-1] for s in slot] for slot in SLOTS]
+    token = {s: _ids(tokenizer, "#" + s)[-1] for slot in SLOTS for s in slot}
     start = _ids(tokenizer, prefix)
     # a merge needs two neighbours, and every two neighbours of any code occur in one of these codes
-    for at in ((i, j, i, j) for i in range(len(SLOTS[0])) for j in range(len(SLOTS[1]))):
-        code = "".join(slot[k] for slot, k in zip(SLOTS, at, strict=True))
-        wanted = start + [ids[k] for ids, k in zip(symbols, at, strict=True)]
+    for code in (f"{a}{b}{a}{b}" for a in SLOTS[0] for b in SLOTS[1]):
+        wanted = start + [token[s] for s in code]
         if _ids(tokenizer, prefix + code + ".")[: len(wanted)] != wanted:
             who = tokenizer.name_or_path or "The tokenizer"
             raise ValueError(f"{who} does not make the code {code} one token a symbol: give SLOTS others.")
-    return symbols
+    return [[token[s] for s in slot] for slot in SLOTS]
 
 
 @torch.no_grad()
@@ -203,25 +200,18 @@ def evidence(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     rows = []
     for key, part in table.groupby(list(by), sort=False):
         total, count = part["exposure"].sum(), len(part)
-        row = {**dict(zip(by, key, strict=True)), "canaries": count, "exposure": total / count}
+        row = {"canaries": count, "exposure": total / count, "extracted": int(part["extracted"].sum())}
         p_value = float(stats.chi2.sf(2 * math.log(2) * total, 2 * count))
-        rows.append({**row, "extracted": int(part["extracted"].sum()), "p_value": p_value})
+        rows.append({**dict(zip(by, key, strict=True)), **row, "p_value": p_value})
     return pd.DataFrame(rows)
 
 
 def leaks(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
     """Per method and deduplicated, of trained models: canaries (inserted ones), extracted, leaks_from (the fewest
     copies in the training text with exposure above chance, Bonferroni over their numbers; nan: none)."""
-    rows = []
-    trained = table[(table["copies"] > 0) & (table["stage"] == "after")]
+    trained, rows = table[(table["copies"] > 0) & (table["stage"] == "after")], []
     for (method, dedup), part in trained.groupby(["method", "deduplicated"], sort=False):
         tests = evidence(part, ["copies"])
-        sure = tests.loc[tests["p_value"] < level / len(tests), "copies"]
-        row = {
-            "method": method,
-            "deduplicated": dedup,
-            "canaries": len(part),
-            "extracted": int(part["extracted"].sum()),
-        }
-        rows.append({**row, "leaks_from": int(sure.min()) if len(sure) else math.nan})
+        row = {"method": method, "deduplicated": dedup, **tests[["canaries", "extracted"]].sum()}
+        rows.append({**row, "leaks_from": tests.loc[tests["p_value"] < level / len(tests), "copies"].min()})
     return pd.DataFrame(rows)
