@@ -1,4 +1,4 @@
-"""lib.explore.e2e: slot errors as counted by hand, and the examples of a prompt."""
+"""lib.explore.e2e: slot errors as counted by hand."""
 
 import pytest
 
@@ -97,23 +97,3 @@ def test_checks_of_a_task_are_nist_and_slot_errors_over_all_rows():
     found = e2e.checks([ROW, ROW], ["Cotto is a pub .", "Cotto !"])
     assert (found["missing"], found["slots"], found["ser"], found["perfect"]) == (1, 4, 0.25, 0.5)
     assert found["nist"] > e2e.checks([ROW, ROW], ["Cotto !", "Cotto !"])["nist"]
-
-
-TASK = {"train": [{"prompt": f"name : Cocum | food : {f} ||", "target": " Yes .", "group": f} for f in "AABBCCD"]}
-
-
-def test_examples_are_of_different_inputs_and_nested():
-    for seed in range(5):
-        four = e2e.draw_examples(TASK, 4, seed)
-        assert len({row["group"] for row in four}) == 4
-        assert e2e.draw_examples(TASK, 2, seed) == four[:2]
-    assert e2e.draw_examples(TASK, 0, 0) == []
-    assert len({tuple(row["group"] for row in e2e.draw_examples(TASK, 4, s)) for s in range(5)}) > 1
-    with pytest.raises(ValueError, match="5 examples of 4 different inputs"):
-        e2e.draw_examples(TASK, 5, 0)
-
-
-def test_the_prompt_shows_examples_in_the_form_of_the_input():
-    prompt = e2e.few_shot_prompt(TASK["train"][1:3], "name : X ||")
-    assert prompt == "name : Cocum | food : A || Yes .\nname : Cocum | food : B || Yes .\nname : X ||"
-    assert e2e.few_shot_prompt([], "name : X ||") == "name : X ||"

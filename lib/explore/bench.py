@@ -258,11 +258,7 @@ SYSTEMS: dict[tuple[str, str, str], tuple] = {  # (kind, system, setting) -> wha
     ("training", "trl", "best"): (train_trl, BEST_TRL, "trl"),
     # 2 rows of 512 tokens, not Trainer's 8, which take half of a minute a step on two cores
     ("training", "tutorial", "default"): (train_tutorial, {"per_device_train_batch_size": 2}, ""),
-    ("evaluation", "ours", "default"): (
-        lambda base: lambda documents: score_encoded(base.model, documents)["nats"],
-        {},
-        "",
-    ),
+    ("evaluation", "ours", "default"): (evaluate_ours, {}, ""),
     ("evaluation", "tutorial", "default"): (evaluate_tutorial, {}, ""),
     ("evaluation", "lm-eval", "default"): (evaluate_harness, {}, "lm_eval"),
     ("evaluation", "lm-eval", "best"): (evaluate_harness, {"batch_size": 16, "dtype": "bfloat16"}, "lm_eval"),
