@@ -191,9 +191,8 @@ def english(model, tokenizer) -> dict:
 
 def train(model, task, seed: int, tokens: int, row: int = budget.pack_tokens):
     sizes = {"train_tokens": tokens, "pack_length": row, "batch_tokens": row, "evaluations": budget.evaluations}
-    return finetune(
-        model, task, seed=seed, learning_rate=LEARNING_RATE, validation_documents=budget.validation_documents, **sizes
-    )
+    sizes |= {"validation_documents": budget.validation_documents, "learning_rate": LEARNING_RATE}
+    return finetune(model, task, seed=seed, **sizes)
 
 
 # %% [markdown]
@@ -340,18 +339,8 @@ def before_after() -> list[dict]:
 
 
 table = results.table("before_after", before_after)
-columns = [
-    "task",
-    "stage",
-    "method",
-    "seed",
-    "bits_per_character",
-    "bits_per_byte",
-    "perplexity",
-    "chrf",
-    "train_tokens",
-]
-table[columns].round(3)
+columns = ["task", "stage", "method", "seed", "bits_per_character", "bits_per_byte", "perplexity", "chrf"]
+table[[*columns, "train_tokens"]].round(3)
 
 # %% [markdown]
 # - Open dot: before. Filled dot: after, with its interval over seeds.
@@ -359,10 +348,8 @@ table[columns].round(3)
 # %%
 by_task = table[table["method"] == "none"].assign(method=table["task"])
 figure = plots.before_after(by_task, {"bits_per_character": "bits per character (lower is better)"})
-text = (
-    f"{budget.score_documents} held-out poems and as many idioms, before and after fine-tuning (idioms: "
-    f"{budget.idiom_tokens:,} tokens)."
-)
+text = f"{budget.score_documents} held-out poems and as many idioms, before and after fine-tuning "
+text += f"(idioms: {budget.idiom_tokens:,} tokens)."
 results.figure(figure, "07_before_after", text, tokens=budget.poem_tokens)
 
 # %% [markdown]
@@ -394,9 +381,13 @@ for (_, prompt), group in samples.groupby(["task", "prompt"], sort=False):
 
 
 # %%
+def after_on_poems() -> list:
+    return [m for m in [*plain(), *extended()] if m.task == "tang" and m.stage == "after"]
+
+
 def vocabularies() -> list[dict]:
     size, rows = sum(len(e["prompt"] + e["target"]) for e in tang["test"]), []
-    for m in (m for m in [*plain(), *extended()] if m.task == "tang" and m.stage == "after"):
+    for m in after_on_poems():
         model = base if m.method == "none" else wide
         tokens = sum(len(d.input_ids) for d in tasks.encode(model.tokenizer, tang["test"], base.context))
         speed = m.summary["tokens_per_second"]
@@ -429,7 +420,7 @@ def learned() -> pd.DataFrame:
     held_out = "".join(e["target"] for e in tasks.head(tang["validation"], budget.validation_documents))
     ratio, parts = len(held_out.encode("utf-8")) / len(held_out), []  # bytes per character
     documents = tasks.encode(base.tokenizer, tang["train"], base.context)
-    for m in (m for m in [*plain(), *extended()] if m.task == "tang" and m.stage == "after"):
+    for m in after_on_poems():
         poems = len(draw(documents, budget.poem_tokens, m.seed))
         history = m.history.dropna(subset=["bits_per_byte"])
         seen = (history["step"] / m.summary["steps"] * poems).round()
@@ -454,12 +445,9 @@ def followed() -> list[dict]:
     rows = []
     for m in planned():
         for source, written in {"own plan": m.samples, **m.forced}.items():
-            forms = [chinese.form(text.partition("\n")[2]) for text in written]
-            found = [
-                {**chinese.follows(t), "exact_form": f["exact_form"], "rhyme": f["rhyme"]}
-                for t, f in zip(written, forms, strict=True)
-            ]
-            means, about = pd.DataFrame(found).mean(), {"seed": m.seed, "source": source}
+            forms = pd.DataFrame([chinese.form(text.partition("\n")[2]) for text in written])
+            means = pd.DataFrame(map(chinese.follows, written)).join(forms[["exact_form", "rhyme"]]).mean()
+            about = {"seed": m.seed, "source": source}
             rows += [{**about, "measure": k, "value": float(v), "texts": len(written)} for k, v in means.items()]
     return rows
 
@@ -494,12 +482,8 @@ def formed() -> pd.DataFrame:
     human = {"task": "tang", "stage": "", "method": "none", "seed": 0}
     shuffled = pd.DataFrame([chinese.form(text) for text in chinese.characters_mixed(people)]).mean()
     chance = {"rhyme": chinese.rhyme_by_chance(people), **shuffled[["alternation", "opposition"]]}
-    parts = [
-        pd.DataFrame(
-            {**human, "source": "chance", "measure": [*chance], "value": [*chance.values()], "texts": len(people)}
-        )
-    ]
-    parts.append(form_table(people, training).assign(**human, source="people"))
+    chance = pd.Series(chance).rename_axis("measure").reset_index(name="value").assign(texts=len(people))
+    parts = [chance.assign(**human, source="chance"), form_table(people, training).assign(**human, source="people")]
     for m in (m for m in measured() if m.task == "tang"):
         poems = [t.partition("\n")[2] for t in m.samples] if m.method == "plan" else m.samples
         parts.append(form_table(poems, training).assign(**who(m), source=m.stage))
@@ -516,20 +500,13 @@ form["label"] = form["source"] + form["method"].map(names).fillna("")
 form.groupby(["label", "measure"], sort=False)["value"].mean().unstack().round(3)
 
 # %%
-titles = {
-    "exact_form": "exact form",
-    "rhyme": "rhyme, lines 2 and 4",
-    "copied_line": "copied line",
-    "alternation": "alternation of tones",
-    "opposition": "opposition of tones",
-    "repeated": "repeated characters",
-}
+titles = {"exact_form": "exact form", "rhyme": "rhyme, lines 2 and 4", "copied_line": "copied line"}
+titles |= {measure: f"{measure} of tones" for measure in ("alternation", "opposition")}
+titles |= {"repeated": "repeated characters"}
 order = ["people", "chance", "before", "after", "after, pieces", "after, random", "after, plan"]
 figure = plots.dots(form, "value", "label", "measure", titles, order, limits=(0, 1), form=".1%", xlabel="share")
-text = (
-    f"Form of {budget.samples} sampled poems per run, beside people's and chance; with plans the training "
-    f"saw {budget.plan_tokens:,} tokens. Tones and repetition need a quatrain to be measured on."
-)
+text = f"Form of {budget.samples} sampled poems per run, beside people's and chance; with plans the training "
+text += f"saw {budget.plan_tokens:,} tokens. Tones and repetition need a quatrain to be measured on."
 results.figure(figure, "07_form", text, tokens=budget.poem_tokens)
 
 # %% [markdown]
@@ -560,36 +537,28 @@ METHODS = {"none": "after", "pieces": "after, pieces", "random": "after, random"
 start = table[table["stage"] == "before"].set_index("task")["bits_per_character"]
 after = table[table["stage"] == "after"].groupby(["task", "method"], sort=False)["bits_per_character"]
 changes = {key: values - start[key[0]] for key, values in after}
-rates = {  # percent of all texts
-    (label, measure): rate(part)
-    for (label, measure), part in form[form["source"] != "after, chance"].groupby(["label", "measure"])
-    if measure in ("exact_form", "rhyme", "copied_line") and label != "chance"
-}
+RATES = ("exact_form", "rhyme", "copied_line")
+counted = form[form["measure"].isin(RATES) & ~form["source"].isin(["chance", "after, chance"])]
+rates = {key: rate(part) for key, part in counted.groupby(["label", "measure"])}  # percent of all texts
 chance = form[form["source"] == "chance"].set_index("measure")["value"]
 own_chance = form[form["source"] == "after, chance"].groupby("method")["value"].mean()
 by_plan = {key: rate(part) for key, part in plans.groupby(["source", "measure"])}
 wide_table = vocabulary.pivot(index="seed", columns="method", values="bits_per_character")
-pairs = {
-    f"{a} - {b}": wide_table[a] - wide_table[b]
-    for a, b in (("pieces", "none"), ("random", "none"), ("pieces", "random"))
-}
+compared = (("pieces", "none"), ("random", "none"), ("pieces", "random"))
+pairs = {f"{a}-{b}": wide_table[a] - wide_table[b] for a, b in compared}
 debian_bits = forgetting[forgetting["measure"] == "debian_bits_per_byte"]
 english_before = debian_bits[debian_bits["stage"] == "before"]["value"].mean()
 english_after = debian_bits[debian_bits["stage"] == "after"].groupby(["task", "method"], sort=False)["value"]
 damage = {key: values - english_before for key, values in english_after}
 
-for (task, method), change in changes.items():
-    print(
-        f"{task}, {METHODS[method]}: {start[task]:.2f} bits per character before, {interval(change, sign=True)} after"
-    )
-for (label, measure), found in rates.items():
-    print(f"{titles[measure]}, {label}: {span(*found, 1)} %")
-for (source, measure), found in by_plan.items():
-    print(f"{source}, {measure}: {span(*found, 1)} %")
+for key, change in changes.items():
+    print(*key, f"{start[key[0]]:.2f} bits per character before, {interval(change, sign=True)} after", sep=", ")
+for key, found in {**rates, **by_plan}.items():
+    print(*key, f"{span(*found, 1)} %", sep=", ")
 for pair, gap in pairs.items():
     print(f"{pair}: {interval(gap, sign=True)} bits per character, paired by seed")
-for (task, method), lost in damage.items():
-    print(f"English after {task}, {METHODS[method]}: {interval(lost, sign=True)} bits per byte")
+for key, lost in damage.items():
+    print("English after", *key, f"{interval(lost, sign=True)} bits per byte", sep=", ")
 
 # %% [markdown]
 # ## What it does not show
@@ -629,29 +598,26 @@ results.value("plan.times_tokens", f"{seen['plan'] / seen['none']:.1f}")
 results.value("rhyme.people", f"{span(*rates['people', 'rhyme'], 1)} %")
 results.value("rhyme.chance", f"{100 * chance['rhyme']:.1f} %")
 for method, label in METHODS.items():
-    for measure in ("exact_form", "rhyme", "copied_line"):
+    for measure in RATES:
         results.value(f"{measure}.{method}", f"{span(*rates[label, measure], 1)} %")
     exact, rhyme = rates[label, "exact_form"], rates[label, "rhyme"]
     results.claim(f"exact form reaches the goal, {method}", exact[0] >= 90)
     results.claim(f"exact form misses the goal, {method}", exact[0] < 90)
-    results.claim(
-        f"rhyme above chance, {method}", rhyme[1] > 100 * max(chance["rhyme"], own_chance.fillna(0).get(method, 0))
-    )
+    highest = max(chance["rhyme"], own_chance.fillna(0).get(method, 0))
+    results.claim(f"rhyme above chance, {method}", rhyme[1] > 100 * highest)
     results.claim(f"rhyme below chance, {method}", rhyme[2] < 100 * chance["rhyme"])
 results.claim("the goal lies inside the plan's interval", rates["after, plan", "exact_form"][1] < 90)
 results.claim("nobody copies lines", all(rates[label, "copied_line"][0] <= 1 for label in METHODS.values()))
 planned_form = form[(form["source"] == "after") & (form["method"] == "plan")].set_index("measure")["value"]
 for measure in ("exact_form", "rhyme"):
     results.value(f"{measure}.plan.by_seed", f"{interval(100 * planned_form.loc[[measure]], 0)} %")
-for source, measure in (("own plan", "rhyme"), ("unrhymed plan", "rhyme"), ("people's plan", "rhyme")):
-    results.value(
-        f"{source.split()[0].removesuffix(chr(39) + 's')}.{measure}", f"{span(*by_plan[source, measure], 1)} %"
-    )
+for name, source in (("own", "own plan"), ("unrhymed", "unrhymed plan"), ("people", "people's plan")):
+    results.value(f"{name}.rhyme", f"{span(*by_plan[source, 'rhyme'], 1)} %")
 results.claim("the plan decides the rhyme", by_plan["unrhymed plan", "rhyme"][2] < by_plan["own plan", "rhyme"][1])
 for pair, gap in pairs.items():
-    results.value(f"pair.{pair.replace(' - ', '-')}", interval(gap, sign=True))
-results.claim("new tokens predict worse", min(shown(pairs["pieces - none"]), shown(pairs["random - none"])) > 0)
-results.claim("pieces ahead of noise", shown(pairs["pieces - random"]) < 0)
+    results.value(f"pair.{pair}", interval(gap, sign=True))
+results.claim("new tokens predict worse", min(shown(pairs["pieces-none"]), shown(pairs["random-none"])) > 0)
+results.claim("pieces ahead of noise", shown(pairs["pieces-random"]) < 0)
 means = vocabulary.groupby("method")[["tokens_per_poem", "train_seconds", "seconds_per_sample"]].mean()
 for name, ratio in (means.loc["pieces"] / means.loc["none"]).items():
     results.value(f"ratio.{name}", f"{ratio:.2f}")
@@ -661,10 +627,11 @@ lost = [float(values.mean()) for values in damage.values() if shown(values) > 0]
 results.claim("English damaged by every training", len(lost) == len(damage))
 results.value("english.kinds", len(damage))
 results.value("english.most", number(max(lost, default=math.nan)))
+tones = form[(form["source"] == "after") & form["measure"].isin(["alternation", "opposition"])]
 tonal = [
     f"{measure} ({METHODS[method]})"
-    for (measure, method), part in form[form["source"] == "after"].groupby(["measure", "method"], sort=False)
-    if measure in ("alternation", "opposition") and part["value"].any() and shown(part["value"] - chance[measure]) > 0
+    for (measure, method), part in tones.groupby(["measure", "method"], sort=False)
+    if part["value"].any() and shown(part["value"] - chance[measure]) > 0
 ]
 results.value("tones.above_chance", listed(tonal))
 results.claim("no tones above chance", not tonal)
@@ -678,9 +645,8 @@ for r in tokenisation.itertuples():
     name = f"base ({made['base_model']})" if r.tokenizer == "base" else r.tokenizer
     rows.append([r.corpus, name, f"{r.tokens_per_character:.2f}", f"{r.invalid_percent:.1f}"])
 header = ["text", "tokenizer", "tokens per character", "not UTF-8 alone, %"]
-results.markdown(
-    "tokens", header, rows, "Held-out texts under three tokenizers; no training.", left=2, scratch=True, seeds=()
-)
+text = "Held-out texts under three tokenizers; no training."
+results.markdown("tokens", header, rows, text, left=2, scratch=True, seeds=())
 
 rows = []
 for (task, stage, method), part in table.groupby(["task", "stage", "method"], sort=False):
@@ -693,11 +659,10 @@ results.markdown("before_after", header, rows, text, left=2)
 
 rows = []
 for label in order:
-    values = {m: 100 * form[(form["label"] == label) & (form["measure"] == m)]["value"].dropna() for m in titles}
-    # two intervals are what a row has room for
-    cells = [
-        interval(v, 0) if len(v) and m in ("exact_form", "rhyme") else number(v.mean(), 1) for m, v in values.items()
-    ]
+    own = form[form["label"] == label].dropna(subset=["value"])
+    values = {m: 100 * own[own["measure"] == m]["value"] for m in titles}
+    both = ("exact_form", "rhyme")  # two intervals are what a row has room for
+    cells = [interval(v, 0) if len(v) and m in both else number(v.mean(), 1) for m, v in values.items()]
     rows.append([label, *cells])
 header = ["", "exact form", "rhyme", "copied line", "alternation", "opposition", "repeated"]
 text = "Form of the poems, percent of sampled texts (people: of the test split); mean over seeds, 95 % t interval."
@@ -705,15 +670,12 @@ results.markdown("form", header, rows, text)
 
 rows = []
 for method, part in vocabulary.groupby("method", sort=False):
-    new, tokens, training, sample = part[
-        ["new_tokens", "tokens_per_poem", "train_seconds", "seconds_per_sample"]
-    ].mean()
-    cells = [interval(part["bits_per_character"]), number(tokens, 1), number(training, 0), number(sample, 2)]
-    rows.append([method, f"{new:,.0f}", *cells])
+    digits = {"tokens_per_poem": 1, "train_seconds": 0, "seconds_per_sample": 2}
+    cells = [interval(part["bits_per_character"]), *(number(part[k].mean(), d) for k, d in digits.items())]
+    rows.append([method, f"{part['new_tokens'].mean():,.0f}", *cells])
 header = ["new rows", "tokens", "bits per character", "tokens per poem", "training, s", "sampling, s per poem"]
-results.markdown(
-    "vocabulary", header, rows, "Vocabulary extension at equal text; mean over seeds with 95 % t interval."
-)
+text = "Vocabulary extension at equal text; mean over seeds with 95 % t interval."
+results.markdown("vocabulary", header, rows, text)
 
 measures = ("exact_form", "ends_kept", "rhyme")
 rows = [[s, *(f"{span(*by_plan[s, m], 1)} %" for m in measures)] for s in plans["source"].unique()]
