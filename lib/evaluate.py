@@ -1,8 +1,7 @@
 """Before and after: what notebook 03 measures of one model.
 
-`measure` does the expensive part (scoring, generating, benchmarks) once per model and keeps it beside the run, so that
-an interrupted evaluation goes on where it stopped and a metric can be added without generating again. Texts stay in
-data/runs, which git ignores; tables hold numbers.
+The expensive part (scoring, generating, benchmarks) is done once per model and kept beside the run, so that an
+interrupted evaluation goes on and a metric can be added. Texts stay in data/runs, which git ignores.
 """
 
 import hashlib
@@ -29,8 +28,7 @@ CHECKS: dict[str, Callable[[Sequence[Mapping], Sequence[str]], dict]] = {
 
 @dataclass
 class Measured:
-    """One model on one task. `texts` are greedy, `sampled` drawn with the run's seed; both for the first test rows, in
-    order. `forgetting` is flat: benchmark_measure."""
+    """One model on one task. `texts` are greedy, `sampled` drawn with the run's seed; both for the first test rows."""
 
     task: str
     stage: str  # before or after
@@ -39,7 +37,7 @@ class Measured:
     scores: pd.DataFrame  # id, group, nats, tokens, bytes per test document
     texts: list[str]
     sampled: list[str]
-    forgetting: dict
+    forgetting: dict  # benchmark_measure -> value
 
 
 def measure(
@@ -48,11 +46,11 @@ def measure(
     run: Finetuned | None = None,
     seed: int = 0,
     *,
-    documents: int,
-    generated: int,
-    sampled: int,
-    max_new_tokens: int,
-    general: Mapping[str, int] | None = None,
+    documents,
+    generated,
+    sampled,
+    max_new_tokens,
+    general=None,
 ) -> Measured:
     """Score the first `documents` test rows and write for the first `generated` and `sampled` of them with `run`'s
     model, or without one the base model itself; a text has as many tokens as the longest validation target, or at most

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lib import profile
 from lib.fast import fast_float32, rows_at_a_time
@@ -87,18 +87,14 @@ def token_scores(
     return out
 
 
-def score_encoded(
-    model: PreTrainedModel, encoded: Sequence[Encoded], pack_length: int = 2_048, desc: str = "scoring"
-) -> pd.DataFrame:
+def score_encoded(model, encoded: Sequence[Encoded], pack_length: int = 2_048, desc: str = "scoring") -> pd.DataFrame:
     """A row per document, in the order given: id, nats (sum over the target's tokens, EOS included), tokens, bytes."""
     scored = zip(encoded, token_scores(model, encoded, pack_length, desc), strict=True)
     rows = [(e.id, float(nats.double().sum()), len(nats), e.target_bytes) for e, (nats, _) in scored]
     return pd.DataFrame(rows, columns=["id", "nats", "tokens", "bytes"])
 
 
-def score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping], desc: str = "scoring"
-) -> pd.DataFrame:
+def score(model, tokenizer, rows: Sequence[Mapping], desc: str = "scoring") -> pd.DataFrame:
     """How many nats `model` spends on the target of each row of a task, given its prompt: `score_encoded` with the
     row's group. Raises ValueError for a document longer than the model's context."""
     frame = score_encoded(model, encode(tokenizer, rows, model.config.max_position_embeddings), desc=desc)
@@ -123,12 +119,12 @@ def describe(scores: pd.DataFrame) -> dict[str, float]:
 # --- how sure
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean over seeds and its two-sided t interval: (mean, low, high), nan bounds for one value."""
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean over seeds and its two-sided 95 % t interval: (mean, low, high), nan bounds for one value."""
     x = np.asarray(values, dtype=float)
     if x.size == 0:
         raise ValueError("The mean of no value: pass one value per seed.")
-    half = stats.t.ppf((1 + confidence) / 2, x.size - 1) * stats.sem(x) if x.size > 1 else math.nan
+    half = stats.t.ppf(0.975, x.size - 1) * stats.sem(x) if x.size > 1 else math.nan
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
@@ -157,24 +153,16 @@ def _per_document(runs, numerator: str, denominator: str | None) -> pd.DataFrame
     return pd.DataFrame({"id": first["id"], "g": first.get("group", first["id"]), "n": n, "d": d})
 
 
-def paired(
-    before: pd.DataFrame | Sequence[pd.DataFrame],
-    after: pd.DataFrame | Sequence[pd.DataFrame],
-    numerator: str = "nats",
-    denominator: str | None = "bytes",
-    scale: float | None = None,
-    seed: int = 0,
-) -> Paired:
+def paired(before, after, numerator: str = "nats", denominator: str | None = "bytes", scale: float = 0) -> Paired:
     """Is the difference between two models larger than the choice of documents explains?
 
-    The measure is scale * sum(numerator) / sum(denominator); the defaults make it bits per byte. For a metric with one
-    value per document (chrF), name its column and pass `denominator=None`. Documents are the sampling unit, not seeds:
-    of a list of frames (one per seed) each document's values are averaged over the seeds first. The interval is a 95 %
-    percentile bootstrap over groups, both models resampled together (Efron and Tibshirani 1993); the
+    `before` and `after`: a frame, or one per seed. Documents are the sampling unit, not seeds: each document's values
+    are averaged over the seeds first. The measure is scale * sum(numerator) / sum(denominator); the defaults make it
+    bits per byte. For a metric with one value per document (chrF), name its column and pass `denominator=None`. The
+    interval is a 95 % percentile bootstrap over groups, both models resampled together (Efron and Tibshirani 1993); the
     p-value is Wilcoxon's signed-rank test on the per-document ratios. Raises ValueError where the documents differ.
     """
-    if scale is None:
-        scale = 1 / math.log(2) if (numerator, denominator) == ("nats", "bytes") else 1.0
+    scale = scale or (1 / math.log(2) if (numerator, denominator) == ("nats", "bytes") else 1.0)
     b, a = (_per_document(x, numerator, denominator) for x in (before, after))
     if list(b["id"]) != list(a["id"]) or not np.array_equal(b["d"], a["d"]):
         raise ValueError("before and after scored different documents: score the same examples in one order.")
@@ -187,7 +175,7 @@ def paired(
 
     low = high = math.nan
     if len(sums) > 1:
-        how = {"n_resamples": 10_000, "paired": True, "method": "percentile", "rng": seed}
+        how = {"n_resamples": 10_000, "paired": True, "method": "percentile", "rng": 0}
         low, high = stats.bootstrap((sums["gap"], sums["d"]), difference, **how).confidence_interval
     deltas = ((a["n"] - b["n"]) / b["d"]).to_numpy()
     p = float(stats.wilcoxon(deltas).pvalue) if deltas.any() else 1.0
