@@ -83,11 +83,9 @@ class Rater:
     def choose(self, side: str) -> None:
         """Record "left", "right", "tie" or "skip" for the current pair and go on to the next one."""
         pair = self.open[0]
-        left, right = self.order(pair)
-        choice = {"left": left, "right": right, "tie": "tie", "skip": "skip"}[side]
-        time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        row = {"rater": self.name, "id": pair.id, "choice": choice, "left": left, "right": right}
-        append_line(self.path, row | {"digest": pair.digest(), "time": time})
+        shown = dict(zip(("left", "right"), self.order(pair), strict=True))
+        row = {"rater": self.name, "id": pair.id, "choice": shown.get(side, side), **shown, "digest": pair.digest()}
+        append_line(self.path, row | {"time": f"{datetime.datetime.now(datetime.timezone.utc):%FT%T}+00:00"})
         self.open.pop(0)
 
 
@@ -187,8 +185,8 @@ def _ask(client: openai.OpenAI, model: str, question: str) -> str:
         answer = client.chat.completions.create(model=model, messages=messages, temperature=0)
         return str(answer.choices[0].message.content or "")
     except openai.APIStatusError as error:
-        final = "check JUDGE_API_KEY" if error.status_code in (401, 403) else "check JUDGE_BASE_URL and JUDGE_MODEL"
-        hint = "try again later" if error.status_code == 429 or error.status_code >= 500 else final
+        hint = "check JUDGE_BASE_URL, JUDGE_MODEL and JUDGE_API_KEY"
+        hint = "try again later" if error.status_code == 429 or error.status_code >= 500 else hint
         raise JudgeUnavailable(f"The judge at {host} answered {error.status_code}: {hint}.") from None
     except openai.APIConnectionError as error:
         raise JudgeUnavailable(f"The judge at {host} gave no answer ({type(error).__name__}): try later.") from None
@@ -200,9 +198,9 @@ def judge(pairs: Sequence[Pair], **options) -> tuple[pd.DataFrame, dict]:
     """A row per pair (id, winner, before_first, after_first, agreed) and `win_rate` over the pairs with two verdicts,
     with the share whose two orders disagree, unparsable pairs and requests made.
 
-    before_first and after_first: the verdict with that text shown as A; None where the reply holds none. winner: what
-    both say, "tie" where they differ, None where one is missing. Answers are kept by content in data/runs/judge.jsonl,
-    so that an interrupted run pays nothing twice. `options` of `judge_client`. Raises JudgeUnavailable.
+    before_first, after_first: the verdict with that text shown as A, None where there is none; winner: what both say,
+    "tie" where they differ, None where one is missing. Answers are kept by content in data/runs/judge.jsonl: an
+    interrupted run pays nothing twice. `options` of `judge_client`. Raises JudgeUnavailable.
     """
     client, model = judge_client(**options)
     cache = profile.output_root() / "data" / "runs" / "judge.jsonl"

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from lib import benchmarks, hub, profile
-from lib.hub import Unavailable
 from lib.models import small_gpt2, tiny_tokenizer
 
 RAW = """ \n = First Page = \n \n The cat sat @-@ on 3 @.@ 5 mats ( really ) , " so to say " . \n
@@ -71,7 +70,9 @@ def ids_of(tokenizer, text):
 
 
 def test_wikitext_blocks_equal_a_naive_loop(model, tokenizer):
-    rows = [line + "\n" if line.strip() else "" for line in RAW.split("\n")[:-1]]
+    ascii_only = RAW.replace("café", "cafe").replace("中文", "zh")  # a token is then whole characters
+    (hub.outside("wikitext2") / "wiki.test.raw").write_text(ascii_only, encoding="utf-8")
+    rows = [line + "\n" if line.strip() else "" for line in ascii_only.split("\n")[:-1]]
     ids = ids_of(tokenizer, "\n\n".join(rows))
     nats = tokens = 0
     for start in range(0, len(ids), 16):
@@ -80,18 +81,9 @@ def test_wikitext_blocks_equal_a_naive_loop(model, tokenizer):
         tokens += len(block) - 1
     result = benchmarks.wikitext2(model, tokenizer, max_length=16)
     assert result["token_tokens"] == tokens
+    assert result["token_bytes"] == sum(len(tokenizer.decode(ids[s + 1 : s + 16])) for s in range(0, len(ids), 16))
     assert result["token_perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
     assert result["max_length"] == 16
-
-
-def test_wikitext_bytes_are_those_of_the_scored_tokens(model, tokenizer):
-    ascii_only = RAW.replace("café", "cafe").replace("中文", "zh")
-    path = hub.outside("wikitext2") / "wiki.test.raw"
-    path.write_text(ascii_only, encoding="utf-8")
-    rows = [line + "\n" if line.strip() else "" for line in ascii_only.split("\n")[:-1]]
-    ids = ids_of(tokenizer, "\n\n".join(rows))
-    expected = sum(len(tokenizer.decode(ids[s + 1 : s + 16]).encode()) for s in range(0, len(ids), 16))
-    assert benchmarks.wikitext2(model, tokenizer, max_length=16)["token_bytes"] == expected
 
 
 def test_wikitext_words_equal_a_naive_loop(model, tokenizer):
@@ -158,10 +150,3 @@ def test_blimp_equals_a_naive_loop(model, tokenizer):
     part = benchmarks.blimp(model, tokenizer, pairs=1)
     assert part["by_paradigm"] == {k: float(v[0]) for k, v in right.items()}
     assert (part["pairs"], part["paradigms"]) == (1, 2)
-
-
-@pytest.mark.parametrize("name", ["wikitext2", "lambada", "blimp"])
-def test_missing_data_says_so(name, model, tokenizer, monkeypatch, tmp_path):
-    monkeypatch.setenv("DATA_MIRROR", str(tmp_path / "elsewhere"))
-    with pytest.raises(Unavailable, match=name):
-        getattr(benchmarks, name)(model, tokenizer)

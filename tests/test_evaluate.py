@@ -7,15 +7,8 @@ from lib.hub import Unavailable
 from lib.models import tiny_base
 from lib.tasks import Task, head
 
-ROWS = [
-    {
-        "id": f"r{i}",
-        "prompt": f"Package: p{i}\nTags: use::viewing\nDescription:\n",
-        "target": f"views {i}\n",
-        "group": f"g{i}",
-    }
-    for i in range(5)
-]
+PROMPT = "Package: p{}\nTags: use::viewing\nDescription:\n"
+ROWS = [{"id": f"r{i}", "prompt": PROMPT.format(i), "target": f"views {i}\n", "group": f"g{i}"} for i in range(5)]
 SIZES = {"documents": 4, "generated": 3, "sampled": 2, "max_new_tokens": 4}
 
 
@@ -25,9 +18,8 @@ def task(monkeypatch, tmp_path):
     monkeypatch.setenv("FAST_OUTPUT", str(tmp_path))
     monkeypatch.setattr(evaluate, "outside", lambda name: None)
     evaluate.out_of_reach.cache_clear()
-    yield Task(
-        {s: [row | {"references": [row["target"]]} for row in ROWS] for s in ("validation", "test")}, "debian", "x"
-    )
+    rows = [row | {"references": [row["target"]]} for row in ROWS]
+    yield Task({"validation": rows, "test": rows}, "debian", "x")
     evaluate.out_of_reach.cache_clear()
 
 

@@ -97,17 +97,6 @@ def test_a_setting_not_named_is_off(tokenizer):
     assert len(set(texts)) > 80
 
 
-def test_logits_stay_exact_under_autocast(tokenizer, monkeypatch):
-    monkeypatch.setattr(profile, "autocast_dtype", lambda: torch.bfloat16)
-    model = small_gpt2(len(tokenizer), n_positions=96)
-    seen = []
-    model.lm_head.register_forward_hook(lambda _, inputs, out: seen.append(out.dtype))
-    block = model.transformer.h[0].mlp.c_fc
-    block.register_forward_hook(lambda _, inputs, out: seen.append(out.dtype))
-    g.generate(model, tokenizer, ["a"], 1)
-    assert seen == [torch.bfloat16, torch.float32]
-
-
 def test_errors_name_the_prompt_and_the_setting(model, tokenizer):
     with pytest.raises(ValueError, match=r"Prompt 1 \('a a a.*context of 96.*max_new_tokens"):
         g.generate(model, tokenizer, ["a", "a " * 90], 24)

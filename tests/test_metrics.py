@@ -46,8 +46,13 @@ def plain_nats(model, ids, prompt_length):
     return -sum(float(log_p[t - 1, ids[t]]) for t in range(max(prompt_length, 1), len(ids)))
 
 
-def test_score_equals_one_document_at_a_time_and_counts_eos(model, tokenizer):
+def test_score_equals_one_document_at_a_time_and_counts_eos(model, tokenizer, monkeypatch):
+    seen, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda **k: seen.append(k["input_ids"]) or forward(**k))
     scores = metrics.score(model, tokenizer, examples())
+    monkeypatch.undo()
+    prompts = sum(len(tokenizer(e["prompt"])["input_ids"]) for e in examples())
+    assert sum(ids.numel() for ids in seen) == prompts + scores["tokens"].sum()  # no padding
     assert list(scores.columns) == ["id", "group", "nats", "tokens", "bytes"]
     for e, row in zip(examples(), scores.itertuples(), strict=True):
         assert (row.id, row.group) == (e["id"], e["group"])
@@ -69,48 +74,28 @@ def test_scores_depend_neither_on_the_row_length_nor_on_the_company(model):
         nats = metrics.score_encoded(model, docs, length)["nats"]
         expected = [plain_nats(model, d.input_ids, d.prompt_length) for d in docs]
         assert np.allclose(nats, expected, atol=1e-3)
+    window = Encoded(rng.integers(1, 250, 129).tolist(), 1, 5)  # the last token is never read: it needs no position
+    row = metrics.score_encoded(model, [window]).iloc[0]
+    with torch.no_grad():
+        log_p = model(torch.tensor([window.input_ids[:-1]])).logits[0].log_softmax(-1)
+    expected = -log_p[torch.arange(128), torch.tensor(window.input_ids[1:])].sum().item()
+    assert row["tokens"] == 128 and row["nats"] == pytest.approx(expected, abs=1e-3)
     tokens = metrics.score_encoded(model, docs)["tokens"]
     assert list(tokens) == [6, 39, 1, 1, 4, 16]  # without a prompt the first token has no context
     with pytest.raises(ValueError, match="short"):
         metrics.score_encoded(model, [Encoded([1], 0, 1, "short")])
 
 
-def test_no_padding_reaches_the_model(model, tokenizer, monkeypatch):
-    seen = []
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda **k: seen.append(k["input_ids"]) or forward(**k))
-    scores = metrics.score(model, tokenizer, examples())
-    read = sum(ids.numel() for ids in seen)
-    prompts = sum(len(tokenizer(e["prompt"])["input_ids"]) for e in examples())
-    assert read == prompts + scores["tokens"].sum()
-
-
-def test_window_of_one_more_token_than_the_model_has_positions(model):
-    ids = np.random.default_rng(1).integers(1, 250, 129).tolist()
-    row = metrics.score_encoded(model, [Encoded(ids, 1, 5)]).iloc[0]
-    with torch.no_grad():
-        log_p = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
-    expected = -log_p[torch.arange(128), torch.tensor(ids[1:])].sum().item()
-    assert row["tokens"] == 128 and row["nats"] == pytest.approx(expected, abs=1e-3)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_training_mode_attention_and_head_are_restored(model, tokenizer, training):
-    before = model.config._attn_implementation
-    model.train(training)
-    metrics.score(model, tokenizer, examples()[:2])
-    assert model.training == training and model.config._attn_implementation == before
-    assert "forward" not in vars(model.get_output_embeddings())
-    model.eval()
-
-
-def test_logits_are_float32_under_bfloat16_autocast(model, tokenizer, monkeypatch):
+def test_logits_are_float32_under_bfloat16_autocast_and_the_model_is_left_as_it_was(model, tokenizer, monkeypatch):
     monkeypatch.setattr(profile, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
-    seen = []
-    original = metrics.token_nats
+    seen, before, original = [], model.config._attn_implementation, metrics.token_nats
     monkeypatch.setattr(metrics, "token_nats", lambda x, y: seen.append(x.dtype) or original(x, y))
+    model.train()
     metrics.score(model, tokenizer, examples())
     assert set(seen) == {torch.float32}
+    assert model.training and model.config._attn_implementation == before
+    assert "forward" not in vars(model.get_output_embeddings())
+    model.eval()
 
 
 def test_token_nats_by_hand_and_in_pieces():
