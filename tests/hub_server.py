@@ -38,24 +38,16 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def do_HEAD(self):
-        self.answer(body=False)
-
     def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
+        body = self.command == "GET"
         hub: Hub = self.server.hub
         path = urlsplit(self.path).path.strip("/")
         hub.requests.append((self.command, path))
         time.sleep(hub.delay)
         if path.startswith("api/") and "/tree/" in path:
             repository = path.removeprefix("api/").split("/tree/")[0]
-            names = [k for k in hub.files if k.startswith(repository + "/")]
-            entries = [
-                {"type": "file", "path": k[len(repository) + 1 :], "size": len(hub.files[k]), "oid": "0" * 40}
-                for k in names
-            ]
+            sizes = {k[len(repository) + 1 :]: len(hub.files[k]) for k in hub.files if k.startswith(repository + "/")}
+            entries = [{"type": "file", "path": path, "size": n, "oid": "0" * 40} for path, n in sizes.items()]
             self.send(200, {"Content-Type": "application/json"}, json.dumps(entries).encode(), body)
             return
         cdn = path.startswith("cdn/")
@@ -80,11 +72,12 @@ class Handler(BaseHTTPRequestHandler):
             end = int(last) + 1 if last else len(sent)
             headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(sent)}"
             self.send(206, headers, sent[int(first) : end], body)
-        elif body and name in hub.cut_once:
-            hub.cut_once.discard(name)
-            self.send(200, headers, sent, body, stop=len(sent) // 2)
-        else:
-            self.send(200, headers, sent, body)
+            return
+        cut = body and name in hub.cut_once
+        hub.cut_once -= {name} if cut else set()
+        self.send(200, headers, sent, body, stop=len(sent) // 2 if cut else None)
+
+    do_HEAD = do_GET
 
     def send(self, code, headers, data, body, stop=None) -> None:
         self.send_response(code)

@@ -46,12 +46,9 @@ def home(tmp_path, monkeypatch) -> Path:
 def server(home, monkeypatch):
     """A hub with the three data sets in the form the hub has them."""
     lines = [line.split("\t") for line in TEXTS["blimp"][1].splitlines()]
-    paradigms = {
-        f"{uid}/train-00000-of-00001.parquet": parquet(
-            sentence_good=[good], sentence_bad=[bad], UID=[uid], linguistics_term=[term]
-        )
-        for uid, term, good, bad in lines
-    }
+    columns = ("UID", "linguistics_term", "sentence_good", "sentence_bad")
+    tables = {line[0]: parquet(**{c: [cell] for c, cell in zip(columns, line, strict=True)}) for line in lines}
+    paradigms = {f"{uid}/train-00000-of-00001.parquet": table for uid, table in tables.items()}
     rows = ["", " = A title = \n", "", " A line , tokenised . \n"]
     wiki = {"wikitext-2-raw-v1/test-00000-of-00001.parquet": parquet(text=rows)}
     lambada = {"data/lambada_test_en.jsonl": TEXTS["lambada"][1].encode()}

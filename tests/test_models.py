@@ -40,13 +40,8 @@ def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(hub, "MODELS", tmp_path / "models")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    given = {
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(tmp_path),
-        "PROFILE": "cpu",
-    }
-    for name, value in given.items():
+    given = {"HF_ENDPOINT": "http://127.0.0.1:9", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    for name, value in (given | {"PROFILE": "cpu"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("BASE_MODEL", raising=False)
     return tmp_path
@@ -97,9 +92,8 @@ def test_tiny_tokenizer_round_trip_and_end():
 
 def test_fast_profile_needs_nothing(home, monkeypatch):
     monkeypatch.setenv("PROFILE", "fast")
-    base, again = load_base(), load_base()
+    base = load_base()
     assert (base.name, base.stand_in, base.context) == ("tiny-random-gpt2", True, 1024) and base.parameters < 500_000
-    assert torch.equal(base.model.lm_head.weight, again.model.lm_head.weight) and not base.model.training
     ids = base.tokenizer(["one", "one two three"], return_tensors="pt", padding=True)["input_ids"]
     assert base.tokenizer.padding_side == "left" and ids[0, 0] == base.tokenizer.pad_token_id
 
@@ -121,13 +115,15 @@ def test_folder_with_the_full_size_is_gpt2(home, monkeypatch, capfd):
     monkeypatch.setenv("BASE_MODEL", str(folder))
     monkeypatch.setenv("PROFILE", "fast")
     base = load_base()  # what is asked for by name is loaded in any profile
-    assert (base.parameters, base.stand_in, base.context) == (models.GPT2_PARAMETERS, False, 1024)
-    assert base.name == "GPT-2 117M (by-hand)" and models.GPT2_PARAMETERS == 124_439_808
+    assert (base.name, base.parameters, base.stand_in, base.context) == (
+        "GPT-2 117M (by-hand)",
+        124_439_808,
+        False,
+        1024,
+    )
     assert {p.dtype for p in base.model.parameters()} == {torch.float32}
-    assert base.model.transformer.wte.weight[0, 0].item() == pytest.approx(0.01, rel=1e-3)
     assert capfd.readouterr() == (base.line + "\n", "")  # no progress bars, no warnings
-    assert base.line.startswith("Base model: GPT-2 117M (by-hand), 124,439,808 parameters, from ")
-    assert "stand-in" not in base.line
+    assert base.line == f"Base model: GPT-2 117M (by-hand), 124,439,808 parameters, from {folder}"
 
 
 def test_another_model_is_a_stand_in(home, small_folder, monkeypatch):
@@ -182,13 +178,14 @@ def as_bert(folder: Path) -> None:
         (lambda f: (f / "model.safetensors").unlink(), "has no weights: put"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "no weights but a pickle"),
         (lambda f: os.truncate(f / "model.safetensors", 90_000), "cut short.*delete it and fetch"),
+        (lambda f: os.truncate(f / "model.safetensors", 0), "cut short"),
         (lambda f: (f / "model.safetensors").write_bytes(b"<html>" * 9), "cut short"),
         (lambda f: (f / "config.json").write_text("{}"), "no language model"),
         (without_a_tensor, r"h\.1\.mlp\.c_fc\.weight is the first of 1 "),
         (with_more_tokens, "do not belong together"),
         (as_bert, "depend on later tokens"),
     ],
-    ids="config tokenizer weights pickle truncated page type tensor tokens future".split(),
+    ids=["config", "tokenizer", "weights", "pickle", "cut", "empty", "page", "type", "tensor", "tokens", "future"],
 )
 def test_broken_folder(home, small_folder, change, sentence):
     folder = shutil.copytree(small_folder, home / "models" / "gpt2")  # what was put there is not passed over
@@ -198,25 +195,16 @@ def test_broken_folder(home, small_folder, change, sentence):
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("value", "error", "sentence"),
-    [
-        ("/nowhere/at/all", FileNotFoundError, "does not exist"),
-        ("./nowhere", FileNotFoundError, "does not exist"),
-        ("C:\\models\\gpt2", FileNotFoundError, "does not exist"),
-        ("nobody/nothing", Unavailable, "no folder here, and as a hub id it cannot be had: 127.0.0.1:9 "),
-    ],
-)
-def test_base_model_that_is_not_there(with_stand_in, monkeypatch, value, error, sentence):
+@pytest.mark.parametrize("value", ["/nowhere/at/all", "./nowhere", "C:\\models\\gpt2", "nobody/nothing"])
+def test_base_model_that_is_not_there(with_stand_in, monkeypatch, value):
     monkeypatch.setenv("BASE_MODEL", value)
-    with pytest.raises(error, match=sentence):
+    with pytest.raises((FileNotFoundError, Unavailable), match=r"does not exist|as a hub id it cannot be had: 127\.0"):
         load_base()  # the stand-in is there, and is not what was asked for
 
 
 def test_base_model_that_is_a_pickle(home, monkeypatch):
-    pickle = home / "model.ckpt"
-    pickle.write_bytes(b"")
-    monkeypatch.setenv("BASE_MODEL", str(pickle))
+    (home / "model.ckpt").touch()
+    monkeypatch.setenv("BASE_MODEL", str(home / "model.ckpt"))
     with pytest.raises(ValueError, match="pickle"):
         load_base()
 
@@ -237,23 +225,17 @@ def test_base_model_as_a_hub_id(server, small_folder, monkeypatch):
 # The order: by hand, the cache, the hub, the stand-in
 
 
-def test_hand_download_comes_before_the_cache_and_the_hub(home, server, small_folder):
-    shutil.copytree(small_folder, home / "models" / "gpt2")
-    assert load_base().source == str(home / "models" / "gpt2")
-    assert not server.requests
-
-
-def test_hub_then_cache_also_under_the_old_name(home, server, monkeypatch):
+def test_hub_then_cache_also_under_the_old_name_then_by_hand(home, server, small_folder, monkeypatch):
     base = load_base()
     assert (base.name, base.revision, base.source) == (GPT2, GPT2_REVISION, server.url)
     assert server.asked(f"cdn/{GPT2}/resolve/{GPT2_REVISION}/model.safetensors") and not server.asked(".bin")
     server.requests.clear()
-    again = load_base()
-    assert again.source == "the local Hugging Face cache" and not server.requests
-    assert torch.equal(base.model.lm_head.weight, again.model.lm_head.weight)
+    assert load_base().source == "the local Hugging Face cache" and not server.requests
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     (home / "cache" / "models--openai-community--gpt2").rename(home / "cache" / "models--gpt2")
     assert load_base().source == "the local Hugging Face cache"
+    shutil.copytree(small_folder, home / "models" / "gpt2")  # a download by hand comes before the cache
+    assert load_base().source == str(home / "models" / "gpt2")
 
 
 def test_download_that_breaks_off_goes_on(server, small_folder):

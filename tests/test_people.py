@@ -69,9 +69,8 @@ def serve(monkeypatch, tmp_path):
 
 def test_fair_judge(serve, tmp_path):
     seen = serve(fair)
-    pairs = [*PAIRS, p.Pair("worse", "p", "good", "bad")]
-    table, summary = p.judge(pairs)
-    assert table["id"].tolist() == [pair.id for pair in pairs] and table["agreed"].all()
+    table, summary = p.judge([*PAIRS, p.Pair("worse", "p", "good", "bad")])
+    assert table["id"].tolist() == [*(f"p{i}" for i in range(6)), "worse"] and table["agreed"].all()
     for column in ("winner", "before_first", "after_first"):
         assert table[column].tolist() == ["after"] * 6 + ["before"]
     assert (summary["win_rate"], summary["n"], summary["requests"]) == (pytest.approx(6 / 7), 7, 14)
@@ -111,19 +110,16 @@ def test_tries_again_and_gives_up_with_a_sentence(serve, status):
 
 
 def test_timeout(serve):
-    seen = serve(lambda q, n: (time.sleep(0.6 if n == 1 else 0), fair(q, n))[1])
-    assert p.judge(PAIRS[:1], timeout=0.3)[0]["winner"].item() == "after" and len(seen) == 3
     serve(lambda q, n: (time.sleep(0.6), fair(q, n))[1])
     with pytest.raises(p.JudgeUnavailable, match="gave no answer"):
         p.judge(PAIRS[:1], timeout=0.2, retries=0)
 
 
-@pytest.mark.parametrize("status, hint", [(401, "JUDGE_API_KEY"), (404, "JUDGE_MODEL")])
-def test_refusal_hides_the_key(serve, status, hint):
-    seen = serve(lambda *_: (status, json.dumps({"error": {"message": f"wrong key {KEY}"}})))
-    with pytest.raises(p.JudgeUnavailable, match=f"{status}.*{hint}") as error:
+def test_refusal_is_final_and_hides_the_key(serve):
+    seen = serve(lambda *_: (401, json.dumps({"error": {"message": f"wrong key {KEY}"}})))
+    with pytest.raises(p.JudgeUnavailable, match=r"401.*JUDGE_API_KEY") as error:
         p.judge(PAIRS[:1])
-    assert len(seen) == 1, "a refusal is final"
+    assert len(seen) == 1
     assert KEY not in f"{error.value} {error.value.__cause__}" and error.value.__suppress_context__
 
 
@@ -157,7 +153,6 @@ def test_unparsable_replies_are_counted(serve):
         ('{"winner": "A", "reason": "not \\"winner\\": \\"B\\""}', "A"),
         ('{"winner": "A"} or rather {"winner": "B"}', None),
         ('{"winner": "C"}', None),
-        ("winner: A", None),
         ('{"winner": "A', None),
     ],
 )
@@ -193,9 +188,8 @@ def test_rating_by_buttons_is_blind_and_resumes(tmp_path):
         expected.append({"Left better": left, "Right better": right, "Tie": "tie", "Skip": "skip"}[label])
         buttons[label].click()
     rows = p.read_lines(path)
-    assert [(row["rater"], row["id"], row["choice"]) for row in rows] == [
-        ("Ann", f"p{i}", choice) for i, choice in enumerate(expected)
-    ]
+    assert [(row["rater"], row["id"]) for row in rows] == [("Ann", f"p{i}") for i in range(4)]
+    assert [row["choice"] for row in rows] == expected
     assert all({row["left"], row["right"]} == {"before", "after"} and row["time"] for row in rows)
     again = p.Rater(PAIRS, "Ann", path)
     assert again.open[0].id == "p4"
