@@ -36,7 +36,7 @@ import json
 import math
 from dataclasses import replace
 from functools import cache
-from itertools import combinations
+from itertools import combinations, islice
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -117,10 +117,10 @@ def label(name: str, size: int | None) -> str:
 # %%
 EXAMPLES = {"debian": "file transfer utility for devices", "tang": "欲住村西日日慵，"}
 SHOWN = {corpus: dict.fromkeys([*CONDITIONS[corpus], ("gpt2", None)]) for corpus in CONDITIONS}
-cut = {
-    LANGUAGES[corpus]: {label(*c): scratch.encoding_of(corpus, *c).tokens(EXAMPLES[corpus]) for c in SHOWN[corpus]}
-    for corpus in CONDITIONS
-}
+cut = {name: {} for name in LANGUAGES.values()}
+every = [(corpus, *c) for corpus in SHOWN for c in SHOWN[corpus]]
+for corpus, *c in every:
+    cut[LANGUAGES[corpus]][label(*c)] = scratch.encoding_of(corpus, *c).tokens(EXAMPLES[corpus])
 results.figure(plots.strips(cut), "04_tokens", "A line of a package description and a verse, as tokens.")
 
 # %% [markdown]
@@ -138,23 +138,15 @@ show(encodings.bpe_steps)
 # %% [markdown]
 # - The paper's own example, with GPT-2's blank (␣) in front of a word: every merge until no pair is left twice.
 
+
 # %%
-TOY = [" low" * 5 + " lower" * 2 + " newest" * 6 + " widest" * 3]
-
-
 def seen(piece: bytes) -> str:
     return encodings.piece_text(piece).replace(" ", "␣")
 
 
-steps = list(encodings.bpe_steps(TOY))
-merges = results.table(
-    "merges",
-    lambda: [
-        {"step": i, "left": seen(a), "right": seen(b), "count": count, "symbol": seen(a + b)}
-        for i, ((a, b), count) in enumerate(steps, 1)
-    ],
-)
-merges
+steps = list(encodings.bpe_steps([" low" * 5 + " lower" * 2 + " newest" * 6 + " widest" * 3]))
+named = [{"left": seen(a), "right": seen(b), "count": n, "symbol": seen(a + b)} for (a, b), n in steps]
+results.table("merges", lambda: [{"step": i} | row for i, row in enumerate(named, 1)])
 
 # %% [markdown]
 # - A word that the text did not hold, encoded with those merges, and decoded again.
@@ -172,7 +164,7 @@ assert b"".join(pieces).decode() == " lowest"
 
 # %%
 sample, other = (scratch.documents("debian", split, 20_000) for split in ("train", "test"))
-pairs = encodings.bpe_train(sample, 150)
+pairs = [pair for pair, _ in islice(encodings.bpe_steps(sample), 150)]
 library = train_encoding("bpe", sample, 257 + len(pairs))  # 256 bytes, the merges, EOS
 theirs = json.loads(library.tokenizer.to_str())["model"]["merges"]
 ours = [["".join(encodings.BYTE_CHARACTERS[b] for b in part) for part in pair] for pair in pairs]
@@ -215,9 +207,7 @@ def statistics(corpus: str, name: str, size: int | None) -> dict:
     return {"corpus": corpus, "encoding": name, **found}
 
 
-facts = labelled(
-    results.table("statistics", lambda: [statistics(corpus, *c) for corpus in SHOWN for c in SHOWN[corpus]])
-)
+facts = labelled(results.table("statistics", lambda: [statistics(*c) for c in every]))
 columns = [c for c in facts if c.endswith(("_token", "_percent", "_per_byte"))]
 facts.set_index(["corpus", "label"])[["vocab_size", *columns]].round(2)
 
@@ -245,16 +235,11 @@ poem.round(2)
 #   weighs more in a short sequence).
 # - Positions are RoPE in all. GPT-2's learned table would be a second variable: a row for each of the 500 tokens
 #   that 512 bytes are, a fifth of that for a large vocabulary. Section 6 shows what it does.
+# - How an encoding is made; the library does the work. The others are beside it in `lib/explore/encodings.py`, and one
+#   name in the recipe chooses.
 
 # %%
-show(scratch.length_for, scratch.stream)
-
-# %% [markdown]
-# - How two of the encodings are made; the library does the work. The other four are beside them in
-#   `lib/explore/encodings.py`, and one name in the recipe chooses.
-
-# %%
-show(encodings.bpe, encodings.unigram)
+show(scratch.length_for, scratch.stream, encodings.bpe)
 
 
 # %%
@@ -303,13 +288,6 @@ def expected_tokens(r: scratch.Recipe) -> int:
     return round(r.train_bytes * (len(scratch.stream(encoding_of(r), drawn)) - 1) / n_bytes)
 
 
-def at_equal_compute(r: scratch.Recipe, cost: float) -> scratch.Recipe:
-    """`r` with the text, in whole 1,000 bytes, on which its training costs `cost` operations."""
-    share = cost / flops(r, expected_tokens(r))
-    return replace(r, train_bytes=1_000 * max(round(r.train_bytes * share / 1_000), 1))
-
-
-# %%
 middle = min(sizes, key=lambda v: abs(v - 1_024))
 
 
@@ -319,7 +297,9 @@ def scaled_runs() -> list[scratch.Trained]:
     cost = flops(reference, expected_tokens(reference))
     print(f"{cost:.2e} floating-point operations per run.")
     swept = [r for r in recipes() if r.corpus == "debian" and r.encoding in ("bytes", "bpe")]
-    return scratch.train_all([at_equal_compute(r, cost) for r in swept], desc="equal compute")
+    amounts = [r.train_bytes * cost / flops(r, expected_tokens(r)) for r in swept]  # in whole 1,000 bytes
+    scaled = [replace(r, train_bytes=1_000 * max(round(n / 1_000), 1)) for r, n in zip(swept, amounts, strict=True)]
+    return scratch.train_all(scaled, desc="equal compute")
 
 
 # %% [markdown]
@@ -327,16 +307,15 @@ def scaled_runs() -> list[scratch.Trained]:
 #
 # - The same held-out text for all, in blocks of 512 bytes on average, UNK priced in. Training speed is timed here, not
 #   taken from the runs, which may have shared the machine: random ids, since a step takes as long for any text; the
-#   conditions take turns; medians.
+#   conditions take turns; medians. Tokens per second is the wrong unit: bytes per second is what text costs.
 
 
 # %%
 def measure(run: scratch.Trained, kind: str) -> dict:
     r = run.recipe
     score = scratch.score_stream(run.model, run.encoding, texts[r.corpus], r.train_length, batch_tokens=2_048)
-    found = {"corpus": r.corpus, "encoding": r.encoding, "vocab_size": run.encoding.vocab_size}
-    found |= {"seed": r.seed, "budget": kind}
-    found |= {"bits_per_byte": score.bits_per_byte, "perplexity": math.exp(score.nats.mean())}
+    found = {"corpus": r.corpus, "encoding": r.encoding, "vocab_size": run.encoding.vocab_size, "seed": r.seed}
+    found |= {"budget": kind, "bits_per_byte": score.bits_per_byte, "perplexity": math.exp(score.nats.mean())}
     kept = ["train_bytes", "tokens", "parameters", "non_embedding_parameters"]
     return found | {k: run.summary[k] for k in kept} | {"flops": flops(r, run.summary["tokens"])}
 
@@ -370,6 +349,7 @@ def training_speed() -> list[dict]:
 
 
 speed = labelled(results.table("speed", training_speed))
+speed[["corpus", "label", "train_length", "tokens_per_second", "bytes_per_second"]].round(0)
 
 
 # %%
@@ -402,15 +382,14 @@ summary.round(3)
 
 # %%
 amount = f"Small GPT-2s from scratch, {budget.train_bytes:,} bytes of text per run"
-figure = plots.dots(
-    equal, "bits_per_byte", "label", "corpus", LANGUAGES, family="encoding", xlabel="bits per byte (lower is better)"
-)
+look = {"family": "encoding", "xlabel": "bits per byte (lower is better)"}
+figure = plots.dots(equal, "bits_per_byte", "label", "corpus", LANGUAGES, **look)
 text = f"Bits per byte of held-out text by encoding. {amount}; 95 % t intervals over seeds."
 results.figure(figure, "04_encodings", text)
 
 # %% [markdown]
-# - Against the size of the vocabulary, English, bytes at the left. Equal bytes favours whoever takes more
-#   tokens for them, equal compute whoever takes fewer.
+# - Against the size of the vocabulary, English, bytes at the left. Equal bytes favours whoever takes more tokens for
+#   them, equal compute whoever takes fewer.
 
 # %%
 sweep = table[(table.corpus == "debian") & table.encoding.isin(["bytes", "bpe"])]
@@ -460,17 +439,13 @@ differences.round(3)
 
 
 # %%
-def learned_positions() -> list[dict]:
+def learned_positions() -> pd.DataFrame:
     plain = [recipe(budget.seeds[0], "debian", *c) for c in (("bytes", None), ("bpe", middle))]
     tabled = [replace(r, position="learned", n_positions=r.train_length) for r in plain]
     rope = equal[equal.seed == budget.seeds[0]].set_index(["corpus", "label"]).bits_per_byte
-    rows = []
-    for run in scratch.train_all(tabled, "learned"):
-        found = measure(run, "bytes")
-        name = label(found.pop("encoding"), found.pop("vocab_size"))
-        found.pop("flops")
-        rows.append({"label": name} | found | {"with_rope": rope["debian", name]})
-    return rows
+    df = labelled(pd.DataFrame([measure(run, "bytes") for run in scratch.train_all(tabled, "learned")]))
+    df["with_rope"] = [rope["debian", name] for name in df["label"]]
+    return df[["label", *df.columns.drop(["label", "encoding", "vocab_size", "flops"])]]
 
 
 control = results.table("learned_positions", learned_positions)
@@ -493,24 +468,8 @@ for corpus, part in trap.groupby("corpus", sort=False):
 trap.sort_values(["corpus", "perplexity"]).round(3)
 
 # %% [markdown]
-# ## 8 Training speed
-#
-# - Tokens per second is the wrong unit for the same reason as perplexity: bytes per second is what text costs.
-
-# %%
-speed[["corpus", "label", "train_length", "tokens_per_second", "bytes_per_second"]].round(0)
-
-# %% [markdown]
 # ## What we saw
 #
-# - Each comparison with bytes; "shown" is an interval over seeds that excludes 0.
-
-# %%
-for corpus, kind in (("debian", "bytes"), ("tang", "bytes"), ("debian", "compute")):
-    for name, gap in gaps(corpus, kind).items():
-        print(f"{corpus}, equal {kind:7} {name:15} {interval(gap, sign=True):26} shown: {bool(shown(gap))}")
-
-# %% [markdown]
 # - Nothing is missing from bytes: a model of them can in principle be as good as any. Where they lose above, the
 #   budget is too small for them. At equal bytes they even get more compute than BPE up to 8,192, and lose it to
 #   spelling: their blocks must first learn what a learned vocabulary has in its table from the start.
@@ -525,14 +484,11 @@ for corpus, kind in (("debian", "bytes"), ("tang", "bytes"), ("debian", "compute
 #
 # - One small model and a short budget. Byte models that match subword models saw far more text (ByT5, Xue et al.
 #   2022) and spend more of their depth on reading; whether bytes would catch up here is open.
-# - Equal non-embedding parameters is not equal parameters: a larger vocabulary has a larger table, and one of
-#   50,257 rows is most of its model. The table's parameters are in the results.
+# - Equal non-embedding parameters is not equal parameters: a table of 50,257 rows is most of its model.
 # - The learning rate is one for all, chosen with BPE 1,024; at equal compute the schedule is shorter for some.
 # - WordPiece and Unigram here follow GPT-2's cut into words and keep blanks as text, so that only the algorithm
-#   differs: they are not BERT's or T5's tokenizers. The `tokenizers` trainer picks WordPiece's pieces by count.
-# - The price of UNK is an upper bound by an escape code, not what a model would pay.
-# - The encodings learned on the whole training split, also where the model saw a part of it. `gpt2` learned on
-#   other text. Downstream quality was not measured: bits per byte is about prediction alone.
+#   differs: they are not BERT's or T5's tokenizers. The price of UNK is an upper bound, not what a model would pay.
+# - The encodings learned on the whole training split, `gpt2` on other text. Downstream quality was not measured.
 
 # %% [markdown]
 # ## For the report
@@ -556,11 +512,11 @@ for corpus, name in (("debian", "English (Debian descriptions)"), ("tang", "Chin
 # %%
 wide, english = by_seed(equal[equal.corpus == "debian"], "label"), gaps("debian")
 best = wide.drop(columns="gpt2", errors="ignore").mean().idxmin()
-results.value("best", best)
-results.value("best.bits", number(wide[best].mean()))
-results.value("bytes.bits", number(wide["bytes"].mean()))
-results.value("best.gap", interval(english[best], sign=True))
-results.value("seeds", len(budget.seeds))
+said = {"best": best, "best.bits": number(wide[best].mean()), "best.gap": interval(english[best], sign=True)}
+said |= {"bytes.bits": number(wide["bytes"].mean()), "seeds": len(budget.seeds), "learned.size": f"{middle:,}"}
+said |= {"layers": budget.n_layer, "width": budget.n_embd, "blocks": f"{equal.non_embedding_parameters.iloc[0]:,}"}
+for name, value in said.items():
+    results.value(name, value)
 results.claim("the best needs fewer bits than bytes", shown(english[best]) < 0)
 
 for kind, part in sweep[sweep.encoding == "bpe"].groupby("budget"):
@@ -584,14 +540,8 @@ for r in facts[(facts.corpus == "tang") & (facts.unknown_percent > 0)].itertuple
 for r, name in zip(control.itertuples(), ("bytes", "bpe"), strict=True):
     results.value(f"learned.{name}", number(r.bits_per_byte))
     results.value(f"learned.{name}.more", number(r.bits_per_byte - r.with_rope))
-results.value("learned.size", f"{middle:,}")
-results.claim(
-    "learned positions cost bytes more than BPE", (control.bits_per_byte - control.with_rope).is_monotonic_decreasing
-)
-
-results.value("layers", budget.n_layer)
-results.value("width", budget.n_embd)
-results.value("blocks", f"{equal.non_embedding_parameters.iloc[0]:,}")
+more = control.bits_per_byte - control.with_rope
+results.claim("learned positions cost bytes more than BPE", more.is_monotonic_decreasing)
 
 # %%
 path = results.save(data={corpus: tasks.load_task(corpus).sha256 for corpus in CONDITIONS})

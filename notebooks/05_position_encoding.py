@@ -43,6 +43,7 @@ from transformers import GPT2Config
 from lib import plots, profile, tasks
 from lib.explore import positions, scratch
 from lib.explore.positions import POSITIONS, Position
+from lib.models import small_gpt2
 from lib.results import Results, by_seed, interval, listed, number, shown
 
 # %% [markdown]
@@ -135,8 +136,20 @@ results.figure(figure, "05_codes", text)
 # - Largest change of a logit when a text stands 7 tokens further right, behind padding, with untouched position
 #   ids. Relative codes: 0 up to rounding. Absolute ones: not 0. The full set is `tests/test_positions.py`.
 
+
 # %%
-shift = results.table("shift", lambda: positions.shift_test(list(POSITIONS)))
+@torch.no_grad()
+def shifted(name: str, by: int = 7, length: int = 40) -> dict:
+    model = positions.use_position(small_gpt2(97, n_positions=length + by), name)
+    ids = torch.randint(97, (1, length), generator=torch.Generator().manual_seed(0))
+    mask, logits = torch.nn.functional.pad(torch.ones_like(ids), (by, 0)), model(ids).logits
+    places = torch.arange(length + by)[None]
+    ids = torch.nn.functional.pad(ids, (by, 0))
+    moved = model(ids, attention_mask=mask, position_ids=places).logits[:, by:]
+    return {"position": name, "max_difference": float((moved - logits).abs().max()), "scale": float(logits.abs().max())}
+
+
+shift = results.table("shift", lambda: [shifted(name) for name in POSITIONS])
 shift
 
 # %% [markdown]

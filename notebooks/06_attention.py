@@ -211,9 +211,18 @@ leak
 
 
 # %%
+def nystromformer(q, k, v, scale, landmarks: int):
+    """softmax(q l_k^T) pinv(softmax(l_q l_k^T)) softmax(l_q k^T) v, l_q and l_k the means of `landmarks` equal segments
+    (Xiong et al. 2021, equation 13; the paper iterates towards the pseudo-inverse, and has a convolution beside)."""
+    segment = q.shape[2] // landmarks
+    marks_q, marks_k = (x[:, :, : landmarks * segment].unflatten(2, (landmarks, segment)).mean(3) for x in (q, k))
+    f, a, b = ((x @ y.mT * scale).softmax(-1) for x, y in ((q, marks_k), (marks_q, marks_k), (marks_q, k)))
+    return f @ (torch.linalg.pinv(a) @ (b @ v))
+
+
 def leaking() -> list[dict]:
     forms = {
-        "nystromformer": lambda q, k, v, scale, **_: costs.nystromformer(q, k, v, scale, landmarks=8),
+        "nystromformer": lambda q, k, v, scale, **_: nystromformer(q, k, v, scale, landmarks=8),
         "softmax without a mask": lambda q, k, v, scale, **_: (q @ k.mT * scale).softmax(-1) @ v,
     }
     model, rows = copy.deepcopy(runs()[0].model), []
@@ -370,11 +379,30 @@ def nystrom_errors(q, k, v, scale, landmarks: int) -> dict[str, float]:
     own = ((block[:, None] == block) | (block == -1)) & everything.tril()
     whole, causal = attention.softmax(q, k, v, scale, everything), attention.softmax(q, k, v, scale)
     forms = {
-        "paper": (costs.nystromformer(q, k, v, scale, landmarks), whole),
+        "paper": (nystromformer(q, k, v, scale, landmarks), whole),
         "causal": (attention.nystrom(q, k, v, scale, segment=segment), causal),
         "near_only": (attention.softmax(q, k, v, scale, own), causal),
     }
     return {form: float((got - exact).norm() / exact.norm()) for form, (got, exact) in forms.items()}
+
+
+@torch.no_grad()
+def real_heads(model, ids) -> list[tuple]:
+    """Per layer the q, k, v and scale that the model's attention is given, position code included."""
+    heads, own, before = [], model(ids).logits, model.config._attn_implementation
+
+    def record(q, k, v, scale, **_):
+        heads.append((q, k, v, scale))
+        return attention.softmax_sdpa(q, k, v, scale)
+
+    attention.register("recording", Attention(record, takes_mask=True))
+    model.set_attn_implementation("recording")
+    torch.testing.assert_close(
+        model(ids).logits, own, atol=1e-3 * float(own.abs().max()), rtol=0
+    )  # and still is itself
+    model.set_attn_implementation(before)
+    del ATTENTIONS["recording"]
+    return heads
 
 
 def nystrom_rows() -> list[dict]:
@@ -387,7 +415,7 @@ def nystrom_rows() -> list[dict]:
     ids = torch.tensor([base.tokenizer("\n\n".join(texts)).input_ids[: budget.heads_tokens]])
     return [
         {"layer": layer, "form": form, "landmarks": m, "error": error}
-        for layer, heads in enumerate(costs.real_heads(base.model, ids.to(base.model.device)))
+        for layer, heads in enumerate(real_heads(base.model, ids.to(base.model.device)))
         for m in (4, 8, 16, 32, 64, 128)
         if m <= budget.heads_tokens // 4
         for form, error in nystrom_errors(*heads, m).items()

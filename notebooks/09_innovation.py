@@ -17,8 +17,6 @@
 # 1. **Model**: a pretrained model's softmax attention turned into linear attention, layer by layer.
 # 2. **Algorithm**: what fine-tuning gains on a task against what it forgets, for seven ways to do it.
 # 3. **Benchmark**: how much each common evaluation mistake changes a ranking, and a function that finds them.
-#
-# Each has a hypothesis, a method, a control and a result; a negative result stays.
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
@@ -39,8 +37,6 @@ import functools
 import inspect
 import itertools
 import math
-import statistics
-import time
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -50,11 +46,21 @@ from tqdm.auto import tqdm
 
 from lib import benchmarks, metrics, plots, profile, tasks, train
 from lib.evaluate import out_of_reach
-from lib.explore import attention, convert, frontier, scratch, traps
-from lib.explore.costs import leak
+from lib.explore import attention, convert, costs, frontier, scratch, traps
 from lib.metrics import mean_interval
 from lib.models import load_base
-from lib.results import Results, interval, kept, listed, load, number, shown, span
+from lib.results import Results, by_seed, interval, kept, listed, load, number, shown, span
+
+
+def show(*parts):
+    display(Code("\n\n".join(map(inspect.getsource, parts)), language="python"))
+
+
+def tell(group, **values):
+    """Values of the report, `group.name` each."""
+    for name, value in values.items():
+        results.value(f"{group}.{name}", value)
+
 
 # %% [markdown]
 # - The budget, as (fast, cpu, full). Text in tokens of the base model where nothing else is said.
@@ -81,6 +87,7 @@ budget = profile.budget(
 base, task = load_base(), tasks.load_task("debian")
 results = Results("09_innovation", base=base, seeds=budget.seeds)
 RUNS = profile.output_root() / "data" / "runs"  # what is measured is kept there, and found again by what it hangs on
+SHIPPED = profile.ROOT / "data" / "results"  # of other notebooks
 MATCHING_RATE = 1e-2  # LoLCATs' for its feature maps: one of its own per head, so large steps do no harm
 TUNING_RATE = 1e-4  # lib.train's for all parameters
 measured_with = [task.sha256, base.name, base.revision, base.parameters, convert.FORMS, MATCHING_RATE, TUNING_RATE]
@@ -110,22 +117,21 @@ measured_with += [[name, amount] for name, amount in vars(budget).items() if nam
 # same fine-tuning of the unconverted model; the conversion without matching; the window without its linear part.
 
 # %% [markdown]
-# - The change: the feature map; the form with all weights in memory, which says what is computed; and the recurrent
-#   step that decoding runs. `lib/explore/convert.py` has the fast form for whole texts beside them;
-#   `tests/test_convert.py` holds both against the naive one, in outputs and gradients, and checks that no token sees
-#   the future, in a GPT-2 and in a Llama with grouped-query attention.
-
-# %%
-for part in (convert.FeatureMaps, convert.hybrid_naive, convert.hybrid_step):
-    display(Code(inspect.getsource(part), language="python"))
-
-# %% [markdown]
+# - The change: the feature map; the form with all weights in memory; the recurrent step that decoding runs. The fast
+#   form stands beside them in `lib/explore/convert.py`; `tests/test_convert.py` holds both against the naive one and
+#   checks that no token sees the future, in a GPT-2 and in a Llama with grouped-query attention.
 # - The matching: queries, keys and values are those of the unconverted model, so one pass trains all layers at once,
 #   and nothing but the feature maps moves.
 
 # %%
-for part in (convert.matching, convert.match):
-    display(Code(inspect.getsource(part), language="python"))
+show(convert.FeatureMaps, convert.hybrid_naive, convert.hybrid_step, convert.matching, convert.match)
+
+
+# %% [markdown]
+# ## The experiment: which layers can be converted
+#
+# - Each layer alone, as `linear+window` with matched maps. Damage: bits per byte of validation text above the
+#   unconverted model's. `linear` and the control `window` then take the same layers in the same order.
 
 
 # %%
@@ -142,14 +148,6 @@ def maps_of(form, seed):
     return convert.match(base.model, text, form, rate=MATCHING_RATE, desc=f"{form}, seed {seed}: matching")
 
 
-# %% [markdown]
-# ## The experiment: which layers can be converted
-#
-# - Each layer alone, as `linear+window` with matched maps. Damage: bits per byte of validation text above the
-#   unconverted model's. `linear` and the control `window` then take the same layers in the same order.
-
-
-# %%
 @functools.cache
 def damage_of(seed, form="linear+window"):
     def measure():
@@ -170,11 +168,10 @@ def damage_of(seed, form="linear+window"):
 
 
 damage = results.table("layer_damage", lambda: [row for seed in budget.seeds for row in damage_of(seed)])
-layers = damage.groupby(["form", "layer"])[["error_unmatched", "matching_error", "damage"]].mean()
 figure = plots.lines(damage, "layer", "damage", "form", logx=False, ylabel="bits per byte above softmax")
 text = "Damage of converting one layer alone, by layer; mean and range of seeds. No fine-tuning yet."
 results.figure(figure, "09_damage", text, tokens=budget.matching_tokens)
-layers.round(4)
+damage.groupby("layer")[["error_unmatched", "matching_error", "damage"]].mean().round(4)
 
 # %% [markdown]
 # ## Decoding at long context
@@ -186,47 +183,29 @@ layers.round(4)
 # %%
 @torch.no_grad()
 def decoding_rows(tokens=12):
-    found, end = [], base.context - 1
-    for form, share in (
-        ("linear+window", 0.0),
-        ("linear+window", 0.5),
-        *((form, 1.0) for form in ("linear+window", "linear", "window")),
-    ):
+    found, whole = [], ("linear+window", "linear", "window")
+    for form, share in [("linear+window", 0.0), ("linear+window", 0.5), *((form, 1.0) for form in whole)]:
         maps = convert.new_maps(base.model)
         maps = {i: m for i, m in maps.items() if i < round(share * len(maps))}
         with convert.converted(base.model, maps, form, "hybrid_step"), profile.autocast():
             for context in budget.contexts:
                 convert.fill_states(base.model, context)
-                position, taken = torch.tensor([[min(context, end)]], device=base.model.device), []
-                for _ in range(tokens + 2):
-                    began = time.perf_counter()
-                    base.model(torch.zeros_like(position), position_ids=position, use_cache=False)
-                    if profile.device().type == "cuda":
-                        torch.cuda.synchronize()
-                    taken.append(1_000 * (time.perf_counter() - began))
-                states = [
-                    x for m in attention.attention_modules(base.model) for x in m.recurrent_state if x is not None
-                ]
+                position = torch.tensor([[min(context, base.context - 1)]], device=base.model.device)
+                given = {"input_ids": torch.zeros_like(position), "position_ids": position, "use_cache": False}
+                taken = costs.by_turns({"token": functools.partial(base.model, **given)}, tokens + 2)["token"]
+                states = [m.recurrent_state for m in attention.attention_modules(base.model)]
                 row = {"form": form if share else "softmax", "share": share, "context": context}
-                row["milliseconds"] = statistics.median(taken[2:])  # the first two warm up
-                found.append(row | {"state_kilobytes": sum(4 * x.numel() for x in states) / 1_000})
+                row["milliseconds"] = 1_000 * pd.Series(taken[2:]).median()  # the first two warm up
+                size = sum(4 * x.numel() for state in states for x in state if x is not None)
+                found.append(row | {"state_kilobytes": size / 1_000})
     return found
 
 
 decoding = results.table("decoding", decoding_rows)
 long = decoding.melt(["form", "share", "context"], ["milliseconds", "state_kilobytes"], "what")
 long["line"] = long["form"] + long["share"].map(" {:.0%}".format)
-figure = plots.lines(
-    long,
-    "context",
-    "value",
-    "line",
-    panel="what",
-    sharey=False,
-    logy=True,
-    xlabel="earlier tokens",
-    ylabel="milliseconds a token; kilobytes of state",
-)
+look = {"xlabel": "earlier tokens", "ylabel": "milliseconds a token; kilobytes of state"}
+figure = plots.lines(long, "context", "value", "line", panel="what", sharey=False, logy=True, **look)
 text = "Decoding one token with the whole model, batch 1: milliseconds, and kilobytes of state (float32)."
 results.figure(figure, "09_decoding", text)
 
@@ -234,26 +213,20 @@ results.figure(figure, "09_decoding", text)
 # ## Quality against the share of converted layers
 #
 # - The layers that cost least go first. `converted`: matched maps, nothing else moved. `fine_tuned`: all parameters
-#   on a little more text; at share 0 that is the control, the same fine-tuning of the unconverted model. Share 0 is
-#   softmax whatever the form, and stands in the line of `linear+window`.
-# - `linear+window` takes all shares, half of the layers in the opposite order as well, and the whole model without
-#   matching as well. The other forms take half and all of the layers; `linear` is fine-tuned as a whole alone.
+#   on a little more text; at share 0 that is the control, the same fine-tuning of the unconverted model.
 
 # %%
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-STEPS = {  # form -> (share, stage, order, matched)
-    "linear+window": [
-        *((share, stage, "least_damage", True) for stage in ("converted", "fine_tuned") for share in SHARES),
-        (0.5, "converted", "most_damage", True),
-        *((1.0, stage, "least_damage", False) for stage in ("converted", "fine_tuned")),
-    ],
-    "linear": [(s, "converted", "least_damage", True) for s in (0.5, 1.0)]
-    + [(1.0, "fine_tuned", "least_damage", True)],
-    "window": [(s, stage, "least_damage", True) for stage in ("converted", "fine_tuned") for s in (0.5, 1.0)],
-}
+STAGES = ("converted", "fine_tuned")
+STEPS = [("linear+window", share, stage, "least_damage", True) for stage in STAGES for share in SHARES]
+STEPS += [("linear+window", 0.5, "converted", "most_damage", True)]
+STEPS += [("linear+window", 1.0, stage, "least_damage", False) for stage in STAGES]
+STEPS += [("linear", share, "converted", "least_damage", True) for share in (0.5, 1.0)]
+STEPS += [("linear", 1.0, "fine_tuned", "least_damage", True)]
+STEPS += [("window", share, stage, "least_damage", True) for stage in STAGES for share in (0.5, 1.0)]
 
 
-def conversion_row(form, seed, share, stage, order, matched):
+def conversion_row(seed, form, share, stage, order, matched):
     ranked = sorted(damage_of(seed), key=lambda r: r["damage"], reverse=order == "most_damage")
     chosen = sorted(ranked[: round(share * len(ranked))], key=lambda r: r["layer"])
 
@@ -270,19 +243,13 @@ def conversion_row(form, seed, share, stage, order, matched):
     who = {"form": form, "seed": seed, "share": share, "layers": len(chosen), "order": order, "matched": matched}
     found = kept(RUNS / f"convert-{form}-seed{seed}", [*who.values(), stage, *measured_with], measure)
     errors = [r["matching_error"] for r in chosen if form == "linear+window" and matched]  # of the ranking's maps
-    learned = matched and convert.FORMS[form]["far"]
-    return who | {
-        "stage": stage,
-        **found,
-        "matching_error": sum(errors) / len(errors) if errors else math.nan,
-        "matching_tokens": budget.matching_tokens if learned else 0,
-        "tuning_tokens": budget.tuning_tokens if stage == "fine_tuned" else 0,
-    }
+    row = who | {"stage": stage, **found, "matching_error": sum(errors) / len(errors) if errors else math.nan}
+    row["matching_tokens"] = budget.matching_tokens if matched and convert.FORMS[form]["far"] else 0
+    return row | {"tuning_tokens": budget.tuning_tokens if stage == "fine_tuned" else 0}
 
 
 def conversion_rows():
-    steps = [(form, seed, *step) for seed in budget.seeds for form, taken in STEPS.items() for step in taken]
-    df = pd.DataFrame([conversion_row(*step) for step in steps])
+    df = pd.DataFrame([conversion_row(seed, *step) for seed in budget.seeds for step in STEPS])
     # with the cost of decoding at the longest context, where it was timed
     longest = decoding[decoding["context"] == decoding["context"].max()].rename(columns={"form": "decoded"})
     df["decoded"] = df["form"].where(df["share"] > 0, "softmax")
@@ -292,28 +259,15 @@ def conversion_rows():
 conversion = results.table("conversion", conversion_rows)
 conversion["series"] = conversion["form"].where(conversion["matched"], conversion["form"] + ", unmatched")
 ordered = conversion[conversion["order"] == "least_damage"]
-ordered.pivot_table(index=["stage", "series"], columns="share", values="bits_per_byte", sort=False).round(3)
-
-# %%
 tuned = ordered[ordered["stage"] == "fine_tuned"]
 # what is not fine-tuned may lie far above
 worst = min(1.5 * tuned["bits_per_byte"].max(), 1.02 * ordered["bits_per_byte"].max())
-figure = plots.lines(
-    ordered,
-    "share",
-    "bits_per_byte",
-    "series",
-    panel="stage",
-    logx=False,
-    top=worst,
-    xlabel="share of converted layers",
-    ylabel="bits per byte (lower is better)",
-)
-text = (
-    f"Test text against the share of layers that were converted, rows of {budget.row_length} tokens; "
-    f"matching on {budget.matching_tokens:,} tokens, fine-tuning on {budget.tuning_tokens:,}."
-)
+look = {"xlabel": "share of converted layers", "ylabel": "bits per byte (lower is better)"}
+figure = plots.lines(ordered, "share", "bits_per_byte", "series", panel="stage", logx=False, top=worst, **look)
+text = f"Test text against the share of layers that were converted, rows of {budget.row_length} tokens; "
+text += f"matching on {budget.matching_tokens:,} tokens, fine-tuning on {budget.tuning_tokens:,}."
 results.figure(figure, "09_conversion", text)
+ordered.pivot_table(index=["stage", "series"], columns="share", values="bits_per_byte", sort=False).round(3)
 
 # %% [markdown]
 # # 2 Algorithm: what is gained and what is forgotten
@@ -335,13 +289,13 @@ results.figure(figure, "09_conversion", text)
 # **Hypothesis.** Some method forgets less at the same gain than simply stopping on the way. **Control.** That way
 # itself: interpolation between before and full fine-tuning, read off at each method's gain, seed by seed.
 
-# %%
-for part in (frontier.PullToStart, frontier.replay, frontier.interpolate):
-    display(Code(inspect.getsource(part), language="python"))
-
-# %% [markdown]
 # - One training loop, `lib.train`, with other settings; equal tokens, replayed ones counted. Learning rates are those
 #   of notebook 02 and were not tuned for this comparison; Muon's step is scaled so that AdamW's rate serves it.
+# - Measured: the task's test documents, WikiText-2 where it is within reach, and other samples of the base model. What
+#   these cost beyond the base model's own bits estimates KL(base || model) per byte of a text's first tokens.
+
+# %%
+show(frontier.PullToStart, frontier.replay, frontier.interpolate)
 
 
 # %%
@@ -350,9 +304,7 @@ def ways():
     known = frontier.general_text(base, budget.general_tokens, 0)
     return [
         ("full", "lr 1e-4", "full", {}),
-        ("LoRA", "rank 4", "lora", {"lora_rank": 4}),
-        ("LoRA", "rank 16", "lora", {"lora_rank": 16}),
-        ("LoRA", "rank 64", "lora", {"lora_rank": 64}),
+        *(("LoRA", f"rank {rank}", "lora", {"lora_rank": rank}) for rank in (4, 16, 64)),
         ("last blocks", "last quarter", "last_blocks", {}),
         # the loss's gradient, clipped to norm 1, is 1e-4 per weight and a run moves a weight by some 3e-4: the pull is
         # then as strong as the loss
@@ -362,12 +314,6 @@ def ways():
     ]
 
 
-# %% [markdown]
-# - Measured: the task's test documents, WikiText-2 where it is within reach, and other samples of the base model. What
-#   these cost beyond the base model's own bits estimates KL(base || model) per byte of a text's first tokens.
-
-
-# %%
 def measured(model):
     scores = metrics.score(model, base.tokenizer, tasks.head(task["test"], budget.documents), "task")
     own = metrics.score_encoded(model, frontier.general_text(base, budget.general_tokens, 1), desc="general text")
@@ -381,7 +327,7 @@ def measured(model):
 def frontier_row(method, setting, seed, name, summary, model):
     """`measured`, once per run and budget."""
     who = {"method": method, "setting": setting, "seed": seed}
-    who |= {k: summary[k] for k in ("learning_rate", "tokens", "trainable_parameters")}
+    who |= {k: summary.get(k, 0) for k in ("learning_rate", "tokens", "trainable_parameters")}
     identity = [name, *who.values(), out_of_reach("wikitext2") is None, *measured_with]
     return who | kept(RUNS / f"frontier-seed{seed}", identity, lambda: measured(model()))
 
@@ -390,8 +336,7 @@ def frontier_rows():
     sizes = {"train_tokens": budget.frontier_tokens, "batch_tokens": budget.batch_tokens}
     # a held-out curve decides nothing here: a run ends with its last step
     sizes |= {"pack_length": budget.batch_tokens, "evaluations": 1, "validation_documents": 4}
-    before = {"learning_rate": 0.0, "tokens": 0, "trainable_parameters": 0}
-    found = [frontier_row("none", "before", budget.seeds[0], "before", before, lambda: base.model)]
+    found = [frontier_row("none", "before", budget.seeds[0], "before", {"learning_rate": 0.0}, lambda: base.model)]
     for seed in budget.seeds:
         for method, setting, kind, change in tqdm(ways(), desc=f"seed {seed}: ways to fine-tune"):
             if {"draw", "optimizer", "callbacks"} & set(change):
@@ -420,20 +365,18 @@ front.round(4)
 # %%
 def front_figure(front):
     fig, ax = plt.subplots(figsize=(7.6, 5.2))
-    path = front[front["method"].isin(["none", "interpolation", "full"])].sort_values("task")
-    best = front[front["front"]].sort_values("task")
-    ax.plot(path["task"], path["general"], color=plots.GREY, linestyle="--", linewidth=1, zorder=1)
-    ax.plot(best["task"], best["general"], color=plots.INK, linestyle="-", linewidth=1, zorder=1)
+    path = front[front["method"].isin(["none", "interpolation", "full"])]
+    for line, color, style in ((path, plots.GREY, "--"), (front[front["front"]], plots.INK, "-")):
+        line = line.sort_values("task")
+        ax.plot(line["task"], line["general"], color=color, linestyle=style, linewidth=1, zorder=1)
     methods = list(dict.fromkeys(front["method"]))
     for row in front.itertuples():
         i = methods.index(row.method)
         look = {"color": plots.COLORS[i % 6], "linestyle": "-", "linewidth": 1}
         ax.plot([row.task_low, row.task_high], [row.general] * 2, **look)
         ax.plot([row.task] * 2, [row.general_low, row.general_high], **look)
-        face = look["color"] if row.front else "white"
-        ax.plot(
-            row.task, row.general, (*plots.MARKERS, "X", "*")[i], markersize=7, markerfacecolor=face, zorder=3, **look
-        )
+        look |= {"marker": (*plots.MARKERS, "X", "*")[i], "markerfacecolor": look["color"] if row.front else "white"}
+        ax.plot(row.task, row.general, markersize=7, zorder=3, **look)
     ax.margins(0.12)
     ax.set(xlabel="task: bits per byte (lower: more gained)")
     ax.set(ylabel=f"{GENERAL[general]}, bits per byte (lower: less forgotten)")
@@ -444,18 +387,17 @@ def front_figure(front):
 def label_points(ax, front):
     """ "method, setting" beside each point; labels that would overlap are moved down, with a thin line."""
     ax.figure.draw_without_rendering()
-    taken = []
+    taken, box = [], {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
     for row in front.sort_values("general", ascending=False).itertuples():
-        x, y = ax.transData.transform((row.task, row.general)) * 72 / ax.figure.dpi
-        wanted = y
+        x, wanted = ax.transData.transform((row.task, row.general)) * 72 / ax.figure.dpi
+        y = wanted
         while any(abs(y - b) < 10 and abs(x - a) < 110 for a, b in taken):
             y -= 2
         taken.append((x, y))
         text = "before" if row.method == "none" else f"{row.method}, {row.setting}"
         arrow = {"arrowstyle": "-", "color": plots.GREY, "linewidth": 0.5} if wanted - y > 6 else None
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
-        at = {"xy": (row.task, row.general), "xytext": (9, y - wanted), "textcoords": "offset points"}
-        ax.annotate(text, va="center", fontsize=7.5, arrowprops=arrow, annotation_clip=False, bbox=box, **at)
+        style = {"va": "center", "arrowprops": arrow, "annotation_clip": False, "bbox": box}
+        plots.note(ax, text, (row.task, row.general), (9, y - wanted), **style)
 
 
 text = f"Gain against forgetting on {task.name}, {budget.documents} test documents; 95 % t intervals over seeds."
@@ -489,11 +431,13 @@ against.round(4)
 # **Hypothesis.** Each mistake changes the ranking, not only the level. **Control.** The sound ranking of the same
 # models, and of it the pairs that its seeds tell apart (`shown_pairs`): only these can be shown to turn round
 # (`shown_flips`). For the leak, the same models scored from prefixes, which a causal model does not notice.
+#
+# - Two mistakes need models of their own. Overlap: two more, whose training text holds the test documents, ranked on
+#   those and on others. Leak: one more, whose mask lets a token see the next; soundly, a token is scored from its
+#   prefix. Token perplexity needs models whose tokens differ: notebook 04's, from its results.
 
 # %%
-display(Code(inspect.getsource(traps.padded_perplexity), language="python"))
-
-# %%
+show(traps.padded_perplexity)
 LENGTH = 128  # tokens in a row
 MODELS = {  # what differs from the plain recipe
     "plain": {},
@@ -507,9 +451,8 @@ MODELS = {  # what differs from the plain recipe
 
 def trained(seed, **changes):
     sizes = {"n_layer": budget.trap_layers, "n_embd": budget.trap_width, "train_bytes": budget.trap_bytes}
-    return scratch.train(
-        scratch.Recipe(**{"seed": seed, "train_length": LENGTH, "n_positions": LENGTH} | sizes | changes)
-    )
+    sizes |= {"train_length": LENGTH, "n_positions": LENGTH}
+    return scratch.train(scratch.Recipe(**{"seed": seed} | sizes | changes))
 
 
 @functools.cache
@@ -519,16 +462,8 @@ def models():
 
 def rows_of(trap, runs, sound, trapped):
     """Both measures of every (model, seed) -> run."""
-    return [
-        {"trap": trap, "model": model, "seed": seed, "sound": sound(run), "trapped": trapped(run)}
-        for (model, seed), run in runs.items()
-    ]
-
-
-# %% [markdown]
-# - Two mistakes need models of their own. Overlap: two more, whose training text holds the test documents, ranked on
-#   those and on others. Leak: one more, whose mask lets a token see the next; soundly, a token is scored from its
-#   prefix.
+    named = [({"trap": trap, "model": model, "seed": seed}, run) for (model, seed), run in runs.items()]
+    return [row | {"sound": sound(run), "trapped": trapped(run)} for row, run in named]
 
 
 # %%
@@ -539,7 +474,7 @@ def overlapping():
         for name, seed in [(name, seed) for seed in budget.seeds for name in names]:
             runs[f"{name}, test text in training", seed] = trained(seed, corpus=traps.LEAKED, **MODELS[name])
     unseen, seen = (scratch.documents("debian", split, budget.trap_eval_bytes) for split in ("validation", "test"))
-    measures = [lambda run, texts=texts: traps.bits_per_byte(run, texts) for texts in (unseen, seen)]
+    measures = [lambda run, texts=texts: run.bits_per_byte(texts) for texts in (unseen, seen)]
     return rows_of("overlapping train and test", runs, *measures)
 
 
@@ -558,63 +493,38 @@ def leaky(texts):
     return rows_of("leaking attention", models() | runs, *measures)
 
 
-# %% [markdown]
-# - Token perplexity needs models whose tokens differ: notebook 04's, where its results are there.
-
-# %%
-try:
-    shipped = load("04_token_encoding", profile.ROOT / "data" / "results")
-    source = f"data/results/04_token_encoding.json, {shipped['provenance']['profile']}"
-except FileNotFoundError:
-    shipped, source = None, "models trained in this notebook"
-print(f"Token perplexity: {source}.")
+def across_tokenizers():
+    df = pd.DataFrame(load("04_token_encoding", SHIPPED)["tables"]["encodings"])
+    df = df[(df["corpus"] == "debian") & (df["budget"] == "bytes")]
+    df["model"] = df["encoding"] + df["vocab_size"].map(" {}".format)
+    df = df.rename(columns={"bits_per_byte": "sound", "perplexity": "trapped"})[["model", "seed", "sound", "trapped"]]
+    return df.assign(trap="token perplexity across tokenizers").to_dict("records")
 
 
-def across_tokenizers(texts):
-    if shipped:
-        found = [r for r in shipped["tables"]["encodings"] if (r["corpus"], r["budget"]) == ("debian", "bytes")]
-        found = [(f"{r['encoding']} {r['vocab_size']}", r["seed"], r["bits_per_byte"], r["perplexity"]) for r in found]
-    else:
-        found = []
-        for name, size in (("bytes", None), ("bpe", 512), ("bpe", 1_024), ("bpe", 4_096)):
-            for seed in budget.seeds:
-                run = trained(seed, encoding=name, vocab_size=size)
-                score = scratch.score_stream(run.model, run.encoding, texts, LENGTH)
-                found.append((f"{name} {size or ''}".strip(), seed, score.bits_per_byte, math.exp(score.nats.mean())))
-    columns = ("trap", "model", "seed", "sound", "trapped")
-    return [dict(zip(columns, ("token perplexity across tokenizers", *row), strict=True)) for row in found]
-
-
-# %%
 def trap_rows():
     texts = scratch.documents("debian", "test", budget.trap_eval_bytes)
-    own = rows_of("own samples", models(), lambda run: traps.bits_per_byte(run, texts), traps.sample_perplexity)
+    own = rows_of("own samples", models(), lambda run: run.bits_per_byte(texts), traps.sample_perplexity)
     means = pd.DataFrame(own).groupby("model")["sound"].mean()
     alone = own if len(budget.seeds) > 1 else []
     padded = {key: traps.padded_perplexity(run, texts) for key, run in models().items()}
-    return [
-        *own,
-        *({**r, "trap": "padding counted", "trapped": padded[r["model"], r["seed"]]} for r in own),
-        *across_tokenizers(texts),
-        *overlapping(),
-        *leaky(texts),
-        *({**r, "trap": "one seed", "sound": means[r["model"]], "trapped": r["sound"]} for r in alone),
-    ]
+    rows = own + [r | {"trap": "padding counted", "trapped": padded[r["model"], r["seed"]]} for r in own]
+    rows += [*across_tokenizers(), *overlapping(), *leaky(texts)]
+    return rows + [r | {"trap": "one seed", "sound": means[r["model"]], "trapped": r["sound"]} for r in alone]
 
 
 values = results.table("trap_values", trap_rows)
-sound = values[values["trap"] == "own samples"][["model", "seed", "sound"]].rename(columns={"sound": "bits_per_byte"})
-sound.groupby("model", sort=False)["bits_per_byte"].agg(["mean", "std", "count"]).round(3)
+own = values[values["trap"] == "own samples"]
+own.groupby("model", sort=False)["sound"].agg(["mean", "std", "count"]).round(3)
 
 
 # %%
-def no_interval(df):
+def no_interval():
     """The ranking by means alone, against what paired intervals over seeds support; a flip is a pair that is ordered
     without its difference being shown."""
-    wide = df.pivot(index="seed", columns="model", values="bits_per_byte")
+    wide = by_seed(own, "model", "sound")
     order = wide.mean().sort_values(kind="stable").index
     pairs = list(itertools.combinations(order, 2))
-    unsure = {pair for pair in pairs if not traps.separable(wide, *pair)}
+    unsure = {(a, b) for a, b in pairs if not shown(wide[a] - wide[b])}
     signs = [" = " if pair in unsure else " < " for pair in itertools.pairwise(order)]
     shown_order = order[0] + "".join(sign + name for sign, name in zip(signs, order[1:], strict=True))
     row = {"trap": "no interval", "models": len(order), "seeds": len(wide), "ranking_sound": shown_order}
@@ -622,7 +532,7 @@ def no_interval(df):
     return row | {"shown_pairs": len(pairs) - len(unsure), "shown_flips": 0, "best_changes": pairs[0] in unsure}
 
 
-trap_table = results.table("traps", lambda: [*traps.summary(values).to_dict("records"), no_interval(sound)])
+trap_table = results.table("traps", lambda: [*traps.summary(values).to_dict("records"), no_interval()])
 trap_table
 
 # %% [markdown]
@@ -630,10 +540,10 @@ trap_table
 
 
 # %%
-def rankings(values, columns=2):
+def rankings(values):
     names = list(dict.fromkeys(values["trap"]))
-    lines, tallest = -(-len(names) // columns), values.groupby("trap")["model"].nunique().max()
-    fig, axes = plt.subplots(lines, columns, squeeze=False, figsize=(4.9 * columns, lines * (0.8 + 0.24 * tallest)))
+    rows, tallest = -(-len(names) // 2), values.groupby("trap")["model"].nunique().max()
+    fig, axes = plt.subplots(rows, 2, squeeze=False, figsize=(9.8, rows * (0.8 + 0.24 * tallest)))
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, trap in zip(axes.flat, names, strict=False):
@@ -641,23 +551,17 @@ def rankings(values, columns=2):
         for model, (left, right) in ranks.iterrows():
             color, width = (plots.INK, 1.6) if left != right else (plots.GREY, 0.8)
             ax.plot([0, 1], [left, right], "o-", markersize=3.5, linewidth=width, color=color)
-            for x, y, shift, side, said in (
-                (0, left, -5, "right", f"{model}  {left:.0f}"),
-                (1, right, 5, "left", f"{right:.0f}"),
-            ):
-                at = {"xy": (x, y), "xytext": (shift, 0), "textcoords": "offset points"}
-                ax.annotate(said, ha=side, va="center", fontsize=7.5, color=color, **at)
+            plots.note(ax, f"{model}  {left:.0f}", (0, left), (-5, 0), ha="right", va="center", color=color)
+            plots.note(ax, f"{right:.0f}", (1, right), (5, 0), va="center", color=color)
         ax.set(xlim=(-1.6, 1.2), ylim=(len(ranks) + 0.6, -0.1))
         ax.set_title(trap, fontsize=9)
         for x, said in ((0, "sound"), (1, "with the trap")):
-            ax.annotate(said, (x, 0.3), ha="center", fontsize=7.5, color=plots.GREY)
+            plots.note(ax, said, (x, 0.3), (0, 0), ha="center", color=plots.GREY)
     return fig
 
 
-text = (
-    f"Ranks of small GPT-2s trained on {budget.trap_bytes:,} bytes, soundly and with a mistake (1: best). "
-    f"Token perplexity: {source}."
-)
+text = f"Ranks of small GPT-2s trained on {budget.trap_bytes:,} bytes, soundly and with a mistake (1: best). "
+text += "Token perplexity: data/results/04_token_encoding.json, full."
 results.figure(rankings(values), "09_traps", text, scratch=True)
 
 # %% [markdown]
@@ -666,71 +570,51 @@ results.figure(rankings(values), "09_traps", text, scratch=True)
 # - `audit(rows, protocol)` reads a results table and what is declared about it. Here a table with every mistake:
 
 # %%
-display(Code(inspect.getsource(traps.Protocol), language="python"))
-bad = values[(values["trap"] == "own samples") & (values["seed"] == budget.seeds[0])]
+show(traps.Protocol)
+bad = own[own["seed"] == budget.seeds[0]]
 # the future-leak test needs the model itself, which stored results do not hold
-change = None if results.stored else leak(trained(0, position="rope", attention="leaking").model, 40)
+change = None if results.stored else costs.leak(trained(0, position="rope", attention="leaking").model, 40)
 declared = {"text": "own samples", "overlap": 12, "padding_counted": True, "leak": change}
 for finding in traps.audit(bad, traps.Protocol("trapped", ("model",), **declared))[:12]:
-    print(f"- {finding}")
+    print(f"- {finding.trap}: {finding.where}: {finding.problem} {finding.way_out}")
 
 # %% [markdown]
 # - And this project's own shipped tables, with what the notebooks declare of them.
 
 # %%
 SOUND = {"text": "held-out", "padding_counted": False, "overlap": 0, "leak": 0.0}
-OWN = SOUND | {"tokenizer": "base model's"}
+OWN, SMALL = SOUND | {"tokenizer": "base model's"}, SOUND | {"tokenizer": "bpe 1024"}
 GENERAL_TEXT = ("wikitext2_token_bits_per_byte", "lambada_word_accuracy", "blimp_accuracy")
 PROTOCOLS = {
-    ("02_finetune", "runs"): {
-        "metric": "held_out_loss",
-        "within": ("task",),
-        "tokenizer": "column:base_model",
-        **SOUND,
-    },
-    ("03_evaluate", "before_after"): {"within": ("task",), **OWN},
-    ("03_evaluate", "forgetting"): {"metric": "value", "within": ("task", "measure"), **OWN},
-    ("04_token_encoding", "encodings"): {
-        "compare": ("encoding", "vocab_size"),
-        "within": ("corpus", "budget"),
-        "tokenizer": "column:encoding",
-        **SOUND,
-    },
-    ("05_position_encoding", "positions"): {
-        "compare": ("position",),
-        "within": ("protocol", "eval_length"),
-        "tokenizer": "bpe 1024",
-        **SOUND,
-    },
-    ("06_attention", "quality"): {"compare": ("attention",), "within": ("position",), "tokenizer": "bpe 1024", **SOUND},
-    ("09_innovation", "frontier"): {"compare": ("method", "setting"), **OWN},
+    ("02_finetune", "runs"): SOUND | {"metric": "held_out_loss", "within": ("task",), "tokenizer": "column:base_model"},
+    ("03_evaluate", "before_after"): OWN | {"within": ("task",)},
+    ("03_evaluate", "forgetting"): OWN | {"metric": "value", "within": ("task", "measure")},
+    ("04_token_encoding", "encodings"): SOUND
+    | {"compare": ("encoding", "vocab_size"), "within": ("corpus", "budget"), "tokenizer": "column:encoding"},
+    ("05_position_encoding", "positions"): SMALL | {"compare": ("position",), "within": ("protocol", "eval_length")},
+    ("06_attention", "quality"): SMALL | {"compare": ("attention",), "within": ("position",)},
+    ("09_innovation", "frontier"): OWN | {"compare": ("method", "setting")},
 }
 
 
 def audited_rows():
     found = []
     for (notebook, name), protocol in PROTOCOLS.items():
-        path = profile.ROOT / "data" / "results" / f"{notebook}.json"
-        measured = load(notebook, path.parent)["tables"].get(name, []) if path.exists() else []
+        there = (SHIPPED / f"{notebook}.json").exists()
+        measured = load(notebook, SHIPPED)["tables"].get(name, []) if there else []
         # what was not trained needs no seeds, and of general text one measure per benchmark takes part
         measured = [r for r in measured if r.get("method") != "none" and r.get("measure", "") in ("", *GENERAL_TEXT)]
         if measured:  # else not run, or its benchmark was not within reach
-            where = {"notebook": notebook, "table": name}
-            clean = [traps.Finding("none", "", "", "")]
-            found += [where | f._asdict() for f in traps.audit(measured, traps.Protocol(**protocol)) or clean]
+            findings = traps.audit(measured, traps.Protocol(**protocol)) or [traps.Finding("none", "", "", "")]
+            found += [{"notebook": notebook, "table": name} | finding._asdict() for finding in findings]
     return found
 
 
 audited = results.table("audit", audited_rows)
-counts = audited.groupby(["notebook", "table", "trap"], sort=False).size().rename("findings")
-display(counts.reset_index())
-for row in audited[audited["trap"] == "one seed"].itertuples():
-    print(f"{row.notebook}, {row.table}: {row.where}: {row.problem} {row.way_out}")
+audited.groupby(["notebook", "table", "trap"], sort=False).size().reset_index(name="findings")
 
 # %% [markdown]
-# ## What we saw
-#
-# On the stand-in, with the budget `full`; the numbers stand in the cells above and below.
+# ## What we saw, on the stand-in
 #
 # - Conversion: a quarter of the layers goes at a small cost, and from there on every share costs more. Layers differ by
 #   orders of magnitude in what they cost alone; matching, the linear part and choosing the harmless layers first all
@@ -739,30 +623,18 @@ for row in audited[audited["trap"] == "one seed"].itertuples():
 #   model's own text a little was lost. Most ways lie where interpolation lies, which is free.
 # - Traps: token perplexity across tokenizers, a leaking mask and own samples turn round pairs that the seeds tell
 #   apart; the others did not here.
-
-# %%
-spread = mean_interval(sound.loc[sound["model"] == "plain", "bits_per_byte"])
-print(
-    f"Seeds move the plain small model by {number((spread[2] - spread[1]) / 2)} bits per byte around {spread[0]:.3f}."
-)
-
-# %% [markdown]
+#
 # ## What it does not show
 #
-# - Conversion: matching and fine-tuning took thousands of tokens where the papers take tens of millions, so the cost at
-#   high shares is an upper bound for this method, not its limit. Debian documents are short: what lies further back
-#   than a document cannot help, and a window loses little there. Recall over long distances was not tested.
-# - Decoding times are those of plain PyTorch at batch 1, without kernels of either side; a context that is not longer
-#   than the state saves nothing.
-# - Frontier: one task, one budget of a few steps, rates not tuned per method, one strength of each. A method that lies
-#   behind the interpolation here may lie before it elsewhere. Intervals are over seeds, on the same few texts; other
-#   texts would move them further. Replay is of the base model's own samples, so that without WikiText-2 the general
-#   measure is the replayed kind of text, which favours replay. What a text from the base model costs beyond the base
-#   model's own bits estimates KL(base || tuned) on short samples, no more. L2-SP's pull goes through AdamW, which
-#   scales it with the rest of the gradient; the paper used SGD.
-# - Traps: small models, chosen by us, in a number that makes some flips likely; the same mistake may leave another
-#   ranking alone, and a ranking that it left alone here is no proof that it is harmless: the level is wrong anyway.
-# - `audit` believes what is declared. It finds what rows contradict, not what nobody wrote down.
+# - Conversion: thousands of tokens where the papers take tens of millions, so the cost at high shares is an upper bound
+#   for this method. Debian documents are short, so a window loses little. Recall over long distances was not tested.
+#   Decoding times are of plain PyTorch at batch 1, without kernels of either side.
+# - Frontier: one task, a few steps, rates not tuned per method, one strength of each. Intervals are over seeds, on the
+#   same few texts. Replay is of the base model's own samples: without WikiText-2 the general measure is the replayed
+#   kind of text, which favours replay. L2-SP's pull goes through AdamW, which scales it with the rest of the gradient;
+#   the paper used SGD.
+# - Traps: small models, chosen by us, in a number that makes some flips likely; a ranking that a mistake left alone
+#   is no proof that it is harmless. `audit` finds what rows contradict, not what nobody wrote down.
 #
 # ## Sources
 #
@@ -778,22 +650,18 @@ print(
 # %% [markdown]
 # ## For the report: conversion
 #
-# - A cost is small where the 95 % interval's upper end (with one seed the mean) stays below 5 % of the control's bits
-#   per byte; differences are paired by seed.
+# - A cost is small where the 95 % interval's upper end (with one seed the mean) stays below TOLERATED of the control's
+#   bits per byte; differences are paired by seed.
+
 
 # %%
-TOLERATED = 0.05
-
-
 def quality(form="linear+window", share=1.0, stage="fine_tuned", order="least_damage", matched=True):
     """Bits per byte by seed."""
-    wanted = {"form": form, "share": share, "stage": stage, "order": order, "matched": matched}
-    return conversion[(conversion[list(wanted)] == list(wanted.values())).all(axis=1)].set_index("seed")[
-        "bits_per_byte"
-    ]
+    keys = ["form", "share", "stage", "order", "matched", "seed"]
+    return conversion.set_index(keys).sort_index()["bits_per_byte"][form, share, stage, order, matched]
 
 
-control = quality(share=0.0)
+TOLERATED, control = 0.05, quality(share=0.0)
 lines, dearer = [], []
 for (form, matched, share), part in tuned.groupby(["form", "matched", "share"], sort=False):
     own = part.set_index("seed")["bits_per_byte"]
@@ -802,50 +670,41 @@ for (form, matched, share), part in tuned.groupby(["form", "matched", "share"], 
     lines.append([form, said, f"{share:.0%}", len(part), interval(own), cost])
     dearer.append(not share or shown(own - control) > 0)
 header = ["form", "matched first", "layers converted", "seeds", "bits per byte", "against the control"]
-text = (
-    "Test text after conversion and the same short fine-tuning; mean, 95 % t interval, and the difference to the "
-    "control (not converted, fine-tuned as well), paired by seed."
-)
+text = "Test text after conversion and the same short fine-tuning; mean, 95 % t interval, and the difference to the "
+text += "control (not converted, fine-tuned as well), paired by seed."
 results.markdown("conversion", header, lines, text)
 results.claim("every conversion costs something", all(dearer))
 
-costs = {share: mean_interval(quality(share=share) / control - 1) for share in SHARES[1:]}
-small = [share for share, (mean, _, high) in costs.items() if (mean if math.isnan(high) else high) < TOLERATED]
+dear = {share: mean_interval(quality(share=share) / control - 1) for share in SHARES[1:]}
+small = [share for share, (mean, _, high) in dear.items() if (mean if math.isnan(high) else high) < TOLERATED]
 results.claim("part of the layers converts at a small cost", small)
 results.claim("not all of the layers convert at a small cost", SHARES[-1] not in small)
-results.value("conversion.tolerated", f"{TOLERATED:.0%}")
-results.value("conversion.largest", f"{max(small):.0%}" if small else "none")
-results.value("conversion.costly", listed([f"{share:.0%}" for share in costs if share not in small]))
-for share, (mean, _, _) in costs.items():
-    results.value(f"conversion.cost{share * 100:.0f}", f"{mean:+.1%}")
-results.value("conversion.window", f"{(quality('window') / control - 1).mean():+.1%}")
-results.value("conversion.seeds", len(budget.seeds))
-results.value("conversion.tuning_tokens", f"{budget.tuning_tokens:,}")
-for name, one, other in (
-    ("matching", quality(), quality(matched=False)),
-    ("linear", quality(), quality("window")),
-    ("order", quality(share=0.5, stage="converted"), quality(share=0.5, stage="converted", order="most_damage")),
-):
-    results.value(f"conversion.{name}", interval(one - other, 4, sign=True))
-    results.claim(f"conversion: {name} helps", shown(one - other) < 0)
+tell("conversion", **{f"cost{share * 100:.0f}": f"{mean:+.1%}" for share, (mean, _, _) in dear.items()})
+tell("conversion", tolerated=f"{TOLERATED:.0%}", largest=f"{max(small):.0%}" if small else "none")
+tell("conversion", costly=listed([f"{share:.0%}" for share in dear if share not in small]), seeds=len(budget.seeds))
+tell("conversion", window=f"{(quality('window') / control - 1).mean():+.1%}")
+half = {"share": 0.5, "stage": "converted"}
+helped = {"matching": quality() - quality(matched=False), "linear": quality() - quality("window")}
+helped["order"] = quality(**half) - quality(**half, order="most_damage")
+for name, gap in helped.items():
+    results.value(f"conversion.{name}", interval(gap, 4, sign=True))
+    results.claim(f"conversion: {name} helps", shown(gap) < 0)
 
 alone = damage.groupby("layer")["damage"].mean().sort_values()
-quarter = alone.clip(lower=0).iloc[-max(len(alone) // 4, 1) :]
-results.value("damage.least", f"{alone.iloc[0]:+.4f}")
-results.value("damage.most", f"{alone.iloc[-1]:+.4f}")
-results.value("damage.layers", f"{len(quarter)} of {len(alone)}")
-results.value("damage.quarter", f"{quarter.sum() / max(alone.clip(lower=0).sum(), 1e-9):.0%}")
-results.value("damage.unmatched", number(damage["error_unmatched"].mean()))
-results.value("damage.matched", number(damage["matching_error"].mean()))
+quarter, whole = alone.clip(lower=0).iloc[-max(len(alone) // 4, 1) :].sum(), alone.clip(lower=0).sum()
+tell(
+    "damage", least=f"{alone.iloc[0]:+.4f}", most=f"{alone.iloc[-1]:+.4f}", quarter=f"{quarter / max(whole, 1e-9):.0%}"
+)
+tell("damage", layers=f"{max(len(alone) // 4, 1)} of {len(alone)}", matched=number(damage["matching_error"].mean()))
+tell("damage", unmatched=number(damage["error_unmatched"].mean()))
 results.claim("layers differ much in what they cost", alone.iloc[-1] > 10 * abs(alone.iloc[0]))
 
 longest = decoding[decoding["context"] == decoding["context"].max()].set_index(["form", "share"])
 cache, state = longest.loc[("softmax", 0.0)], longest.loc[("linear+window", 1.0)]
-results.value("decoding.context", f"{cache['context']:,.0f}")
-results.value("decoding.state", f"{state['state_kilobytes']:,.0f} kB")
-results.value("decoding.cache", f"{cache['state_kilobytes']:,.0f} kB")
-results.value("decoding.ratio", f"{cache['state_kilobytes'] / state['state_kilobytes']:.1f}")
-results.value("decoding.milliseconds", f"{state['milliseconds']:.1f} against {cache['milliseconds']:.1f} ms")
+size, cached = state["state_kilobytes"], cache["state_kilobytes"]
+tell("decoding", state=f"{size:,.0f} kB", cache=f"{cached:,.0f} kB", ratio=f"{cached / size:.1f}")
+tell("decoding", milliseconds=f"{state['milliseconds']:.1f} against {cache['milliseconds']:.1f} ms")
+tell("decoding", context=f"{cache['context']:,.0f}")
 results.claim("decoding is faster with a state", state["milliseconds"] < cache["milliseconds"])
 
 # %% [markdown]
@@ -854,17 +713,10 @@ results.claim("decoding is faster with a state", state["milliseconds"] < cache["
 # - "forgets less" and "forgets more": the interval of the difference to the control lies on one side of 0.
 
 # %%
-lines = [
-    [
-        r.method,
-        r.setting,
-        r.seeds,
-        span(r.task, r.task_low, r.task_high),
-        span(r.general, r.general_low, r.general_high),
-        "yes" if r.front else "",
-    ]
-    for r in front.itertuples()
-]
+lines = []
+for r in front.itertuples():
+    both = span(r.task, r.task_low, r.task_high), span(r.general, r.general_low, r.general_high)
+    lines.append([r.method, r.setting, r.seeds, *both, "yes" if r.front else ""])
 text = f"Bits per byte of the task and of general text ({GENERAL[general]}); mean over seeds with 95 % t interval."
 results.markdown("frontier", ["method", "setting", "seeds", "task", "general text", "front"], lines, text, left=2)
 
@@ -877,48 +729,37 @@ def verdict(row):
     return "forgets less" if row.high < 0 else "forgets more" if row.low > 0 else "no difference shown"
 
 
-verdicts = {f"{r.method} ({r.setting})": verdict(r) for r in against.itertuples()}
-lines = [
-    [r.method, r.setting, r.seeds, span(r.difference, r.low, r.high, 4, sign=True), said]
-    for r, said in zip(against.itertuples(), verdicts.values(), strict=True)
-]
+lines, verdicts = [], {}
+for r in against.itertuples():
+    verdicts[f"{r.method} ({r.setting})"] = said = verdict(r)
+    lines.append([r.method, r.setting, r.seeds, span(r.difference, r.low, r.high, 4, sign=True), said])
 text = "General text under a method minus under interpolation at the same gain, bits per byte, paired by seed."
 results.markdown("against", ["method", "setting", "seeds", "difference", "verdict"], lines, text, left=2)
 less = [name for name, said in verdicts.items() if said == "forgets less"]
-results.value("frontier.less", listed(less))
-results.value("frontier.others", listed([name for name in verdicts if name not in less]))
-results.value("frontier.tried", len(verdicts))
-tally = pd.Series(verdicts.values()).value_counts(sort=False)
-results.value("frontier.tally", ", ".join(f"{said} {n}" for said, n in tally.items()))
-results.value("frontier.general", GENERAL[general])
 results.claim("some method forgets less than the control", less)
-best = front[front["front"]].sort_values("task")
-results.value("frontier.front", listed([f"{r.method} ({r.setting})" for r in best.itertuples()]))
+best = [f"{r.method} ({r.setting})" for r in front[front["front"]].sort_values("task").itertuples()]
+tally = pd.Series(verdicts.values()).value_counts(sort=False)
+tell("frontier", less=listed(less), others=listed([name for name in verdicts if name not in less]), front=listed(best))
+tell("frontier", tried=len(verdicts), tally=", ".join(f"{said} {n}" for said, n in tally.items()))
 
 before = table[table["method"] == "none"].iloc[0]
 by_way = table.set_index(["method", "setting", "seed"]).sort_index()
-full, unknown = by_way.loc[("full", "lr 1e-4")], pd.Series(dtype=float)
-moved = {column: full[column] - before[column] if column in full else unknown for column in ("bits_per_byte", *GENERAL)}
-for name, gap in zip(("task", "wikitext", "own"), (moved["bits_per_byte"], *(moved[c] for c in GENERAL)), strict=True):
-    results.value(f"full.{name}", interval(gap, 4, sign=True) if len(gap) else "not measured")
-results.claim("full fine-tuning gains on the task", shown(moved["bits_per_byte"]) < 0)
-results.claim(
-    "no forgetting of WikiText-2 is shown",
-    len(moved["wikitext2_bits_per_byte"]) and shown(moved["wikitext2_bits_per_byte"]) <= 0,
-)
-results.claim("the base model's own text is forgotten", shown(moved["base_samples_bits_per_byte"]) > 0)
-PAIRS = {
-    "rank64": (("LoRA", "rank 64"), ("full", "lr 1e-4")),
-    "muon": (("Muon", "lr 1e-4"), ("full", "lr 1e-4")),
-    "ranks": (("LoRA", "rank 64"), ("LoRA", "rank 4")),
-}
+known, unknown = set(by_way.index.droplevel("seed")), pd.Series(dtype=float)
+FULL, MEASURES = ("full", "lr 1e-4"), {"task": "bits_per_byte", "general": general}
+moved = {}
+for name, column in zip(("task", "wikitext", "own"), ("bits_per_byte", *GENERAL), strict=True):
+    moved[name] = by_way.loc[FULL, column] - before[column] if column in by_way else unknown
+    results.value(f"full.{name}", interval(moved[name], 4, sign=True) if len(moved[name]) else "not measured")
+results.claim("no forgetting of WikiText-2 is shown", len(moved["wikitext"]) and shown(moved["wikitext"]) <= 0)
+results.claim("the base model's own text is forgotten", shown(moved["own"]) > 0)
+LORA = {rank: ("LoRA", f"rank {rank}") for rank in (4, 64)}
+PAIRS = {"rank64": (LORA[64], FULL), "muon": (("Muon", "lr 1e-4"), FULL), "ranks": (LORA[64], LORA[4])}
 signs = {}
-for name, (one, other) in PAIRS.items():
-    for measure, column in (("task", "bits_per_byte"), ("general", general)):
-        run = one in set(by_way.index.droplevel("seed"))  # an older torch has no Muon
-        gap = by_way.loc[one, column] - by_way.loc[other, column] if run else unknown
-        results.value(f"{name}.{measure}", interval(gap, 4, sign=True) if run else "not measured")
-        signs[name, measure] = shown(gap) if run else None
+for (name, (one, other)), measure in itertools.product(PAIRS.items(), MEASURES):
+    run = one in known  # an older torch has no Muon
+    gap = by_way.loc[one, MEASURES[measure]] - by_way.loc[other, MEASURES[measure]] if run else unknown
+    results.value(f"{name}.{measure}", interval(gap, 4, sign=True) if run else "not measured")
+    signs[name, measure] = shown(gap) if run else None
 results.claim("rank 64 is not shown to gain more than full fine-tuning", signs["rank64", "task"] == 0)
 results.claim("rank 64 forgets more than full fine-tuning", signs["rank64", "general"] == 1)
 results.claim("Muon gains less and keeps less than AdamW", signs["muon", "task"] == signs["muon", "general"] == 1)
@@ -929,29 +770,23 @@ results.claim("rank 64 ends beyond full fine-tuning", verdicts["LoRA (rank 64)"]
 # ## For the report: traps
 
 # %%
-lines = [
-    [r.trap, r.models, r.seeds, r.pairs, r.flips, r.shown_pairs, r.shown_flips, "yes" if r.best_changes else "no"]
-    for r in trap_table.itertuples()
-]
 header = ["mistake", "models", "seeds", "pairs", "flips", "told apart", "of these flipped", "best changes"]
-results.markdown("traps", header, lines, "Pairs of small models that a mistake orders differently.", scratch=True)
+lines = trap_table.drop(columns=["ranking_sound", "ranking_trap", "tau"])
+lines["best_changes"] = lines["best_changes"].map({True: "yes", False: "no"})
+text = "Pairs of small models that a mistake orders differently."
+results.markdown("traps", header, lines.to_numpy(), text, scratch=True)
 turned = trap_table[trap_table["trap"] != "no interval"]  # it claims what is not shown and reorders nothing
-results.value("traps.mistakes", len(turned))
-results.value("traps.turned", int((turned["shown_flips"] > 0).sum()))
-results.value("traps.moved", int((turned["flips"] > 0).sum()))
-results.value("traps.best", int(turned["best_changes"].sum()))
-results.value("traps.harmless", listed(turned.loc[turned["shown_flips"] == 0, "trap"]))
-results.value("traps.untouched", listed(trap_table.loc[trap_table["flips"] == 0, "trap"]))
-unsure = trap_table.set_index("trap").loc["no interval"]
-results.value("traps.unsure", f"{unsure['flips']} of {unsure['pairs']}")
+tell("traps", mistakes=len(turned), turned=(turned["shown_flips"] > 0).sum(), moved=(turned["flips"] > 0).sum())
+tell("traps", best=turned["best_changes"].sum(), harmless=listed(turned.loc[turned["shown_flips"] == 0, "trap"]))
+tell("traps", untouched=listed(trap_table.loc[trap_table["flips"] == 0, "trap"]))
+tell("traps", unsure="{flips} of {pairs}".format(**trap_table.set_index("trap").loc["no interval"]))
 results.claim("some mistake turns pairs that seeds tell apart", (turned["shown_flips"] > 0).any())
 worst = set(turned.sort_values("shown_flips")["trap"].iloc[-2:])
 results.claim("tokenizers and leaks turn most", worst == {"token perplexity across tokenizers", "leaking attention"})
 
 found = audited["trap"].value_counts()
-results.value("audit.tables", len(audited[["notebook", "table"]].drop_duplicates()))
-results.value("audit.pairs", found.get("no interval", 0))
-results.value("audit.seeds", found.get("one seed", 0))
+tell("audit", tables=len(audited[["notebook", "table"]].drop_duplicates()))
+tell("audit", pairs=found.get("no interval", 0), seeds=found.get("one seed", 0))
 results.claim("the audit finds no mistake in our own tables", set(found.index) <= {"no interval", "one seed", "none"})
 
 # %%

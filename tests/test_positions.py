@@ -12,8 +12,8 @@ from transformers import GPT2Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from lib.explore import scratch
-from lib.explore.attention import ATTENTIONS, attention_modules
-from lib.explore.positions import POSITIONS, Code, Position, rope, shift_test, t5_bucket, use_position
+from lib.explore.attention import ATTENTIONS, attention_modules, use_attention
+from lib.explore.positions import POSITIONS, Code, Position, rope, t5_bucket, use_position
 from lib.explore.scratch import Recipe, build
 from lib.models import small_gpt2
 
@@ -28,8 +28,8 @@ def position(name, **fields):
 
 
 def gpt2(name, attention="softmax_sdpa"):
-    options = {"window": 8} if attention == "window" else {}
-    return sharpened(build(97, name, attention, options=options, n_positions=64, n_layer=2, n_head=2, n_embd=32))
+    model = build(97, name, attention, n_positions=64, n_layer=2, n_head=2, n_embd=32)
+    return sharpened(use_attention(model, attention, **({"window": 8} if attention == "window" else {})))
 
 
 # --- the shift test: what two tokens are to each other depends on their distance alone
@@ -63,7 +63,6 @@ def test_a_broken_rope_fails_the_shift_test():
     turned = embedding * angles.cos() + embedding.roll(1, -1) * angles.sin()
     assert spread_along_diagonals((turned @ to_q) @ (turned @ to_k).mT) > 0.1
     assert spread_along_diagonals(turned @ turned.mT) > 0.1
-    assert turned.norm(dim=-1).std() > 0.01 * turned.norm(dim=-1).mean()
 
 
 @pytest.mark.parametrize("name", [n for n, code in POSITIONS.items() if code.bias])
@@ -101,31 +100,6 @@ def test_only_absolute_positions_notice_uncorrected_left_padding(name, attention
 
 
 @each
-@torch.no_grad()
-def test_position_ids_act_through_wpe_alone(name):
-    model, ids = gpt2(name), row(20)[None]
-    shifted = model(ids, position_ids=torch.arange(7, 27)[None]).logits
-    assert torch.equal(shifted, model(ids).logits) == (name not in ABSOLUTE)
-
-
-@each
-@torch.no_grad()
-def test_word_order_counts(name):
-    """In two layers a causal model sees the order without any position; in one it cannot."""
-    ids = row(20)[None]
-    swapped = ids.clone()
-    swapped[0, [3, 12]] = ids[0, [12, 3]]
-    model = gpt2(name)
-    assert (model(ids).logits - model(swapped).logits)[0, -1].abs().max() > 1e-3
-    model.transformer.h = model.transformer.h[:1]
-    change = (model(ids).logits - model(swapped).logits)[0, -1].abs().max()
-    assert (change > 1e-3) == (name != "none")
-
-
-# --- padding and cache
-
-
-@each
 @pytest.mark.parametrize("attention", ["softmax", "softmax_sdpa", "window"])
 @torch.no_grad()
 def test_left_padding_and_kv_cache_change_nothing(name, attention):
@@ -133,9 +107,6 @@ def test_left_padding_and_kv_cache_change_nothing(name, attention):
     rows = [row(26, 1), row(15, 2)]
     for tokens, got in zip(rows, logits_in_pieces(model, padded(rows, 26), (16, 6, 1, 1, 1, 1)), strict=True):
         close(got[-len(tokens) :], model(tokens[None]).logits[0])
-
-
-# --- each one by its formula
 
 
 def test_rope_turns_a_pair_by_its_position():
@@ -168,9 +139,8 @@ def test_t5_buckets_are_transformers():
     assert t5_bucket(torch.tensor([0, 15, 16, 127, 128])).tolist() == [0, 15, 16, 31, 31]
 
 
-@pytest.mark.parametrize("attention", ["softmax", "softmax_sdpa"])
-def test_t5s_table_learns(attention):
-    model = gpt2("t5", attention)
+def test_t5s_table_learns():
+    model = gpt2("t5")
     model(row(20)[None]).logits.square().sum().backward()
     learned = model.transformer.wpe.weight.grad.abs().sum(1) > 0  # (32,) buckets
     assert learned.tolist() == [True] * 18 + [False] * 14  # a distance of 19 lies in bucket 17
@@ -199,9 +169,6 @@ def test_learned_is_gpt2s_own_table():
     close(ours(ids).logits, own(ids).logits)
 
 
-# --- in a model
-
-
 @each
 @torch.no_grad()
 def test_copies_and_saved_weights_keep_the_position(name, tmp_path):
@@ -210,20 +177,12 @@ def test_copies_and_saved_weights_keep_the_position(name, tmp_path):
     clone = copy.deepcopy(model)
     for module in attention_modules(clone):
         assert module.__dict__["position"] is clone.transformer.wpe is not model.transformer.wpe
-    assert [key for key in model.state_dict() if "position" in key] == []
     save_model(model, str(tmp_path / "model.safetensors"))
     loaded = build(97, name, n_positions=64, n_layer=2, n_head=2, n_embd=32, seed=1)
     assert not torch.equal(loaded(ids).logits, expected)
     load_model(loaded, tmp_path / "model.safetensors")
     for other in (clone, loaded):
         assert torch.equal(other(ids).logits, expected)
-    for parameter in clone.transformer.wpe.parameters():
-        parameter.normal_()
-        assert not torch.equal(clone(ids).logits, expected)  # the copy's layers read the copy's table
-    assert torch.equal(model(ids).logits, expected)
-
-
-# --- bad input
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -259,18 +218,11 @@ def test_an_attention_that_would_leave_the_code_out_is_refused(name):
         model(torch.arange(8)[None])
 
 
-def test_the_notebooks_shift_test():
-    shift = shift_test(list(POSITIONS)).set_index("position")["max_difference"]
-    for name, code in POSITIONS.items():
-        assert shift[name] > 1e-3 if code.add else shift[name] < 1e-5
-
-
 def test_a_new_position_is_one_function_and_one_line(monkeypatch):
     def nearby(distance, weight, config):
         """Keys more than eight tokens back count a hundredth."""
         return -math.log(100) * (distance > 8).float().expand(config.n_head, -1, -1)
 
     monkeypatch.setitem(POSITIONS, "nearby", Code(bias=nearby))
-    assert shift_test(["nearby"])["max_difference"][0] < 1e-5
     run = scratch.train(Recipe(seed=0, position="nearby", **SMALL_RUN))
-    assert scratch.score_stream(run.model, run.encoding, ["some text"], 32).bits_per_byte < 8
+    assert run.bits_per_byte(["some text"]) < 8

@@ -2,11 +2,10 @@
 
 A variant is one function of queries, keys and values and one line of ATTENTIONS; the same name works in a small GPT-2
 trained from scratch (lib.explore.scratch) and in a pretrained model (`use_attention`). A fast `form` has a readable
-`naive` one beside it; tests/test_attention.py compares the two and checks that no variant sees the future.
+`naive` or `step` beside it; tests/test_attention.py compares them and checks that no variant sees the future.
 
 All take q (B, H, T_q, D), k and v (B, H, T_k, D), the queries being the last T_q positions, and give (B, H, T_q, D).
-What is causal needs no padding mask if the padding comes last: `_moved` brings each row's real tokens to the front,
-runs the plain causal form and moves its outputs back.
+What is causal needs no padding mask if the padding comes last: `_moved` brings each row's real tokens to the front.
 """
 
 import math
@@ -19,29 +18,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-CHUNK = 64  # tokens per chunk: quadratic work inside it is then as large as a head's state, 64 x 64
+CHUNK = 64  # tokens: quadratic work inside a chunk is then as large as a head's state, 64 x 64
 
 
-def softmax(q, k, v, scale, mask=None, bias=None, dropout=0.0, **_) -> Tensor:
+def softmax(q, k, v, scale, mask=None, bias=None, **_) -> Tensor:
     """softmax(q k^T scale + bias) v with the (T_q, T_k) scores in memory (Vaswani et al. 2017, 1706.03762).
-
     mask (B, 1, T_q, T_k), True: seen; bias(T_q, T_k, device) -> (H, T_q, T_k). A query that sees nothing gives 0."""
     mask = _causal(q, k) if mask is None else mask
     scores = q @ k.mT * scale  # (B, H, T_q, T_k)
     if bias is not None:
         scores = scores + bias(q.shape[2], k.shape[2], q.device)
     weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
-    return F.dropout(weights * mask.any(-1, keepdim=True), dropout) @ v
+    return weights * mask.any(-1, keepdim=True) @ v
 
 
-def softmax_sdpa(q, k, v, scale, mask=None, bias=None, dropout=0.0, **_) -> Tensor:
+def softmax_sdpa(q, k, v, scale, mask=None, bias=None, **_) -> Tensor:
     """`softmax` by torch's fused kernel, which never holds the scores (Dao et al. 2022, 2205.14135)."""
     if mask is None and bias is None and q.shape[2] == k.shape[2]:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     seen = _causal(q, k) if mask is None else mask
     if bias is not None:
         seen = bias(q.shape[2], k.shape[2], q.device).to(q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
-    out = F.scaled_dot_product_attention(q, k, v, seen, scale=scale, dropout_p=dropout)
+    out = F.scaled_dot_product_attention(q, k, v, seen, scale=scale)
     return out if mask is None else out.masked_fill(~mask.any(-1, keepdim=True), 0.0)
 
 
@@ -59,20 +57,32 @@ def window_naive(q, k, v, scale, bias=None, window=64, **_) -> Tensor:
 
 def window(q, k, v, scale, bias=None, window=64, **_) -> Tensor:
     """`window_naive` in blocks of `window` queries that see their own block and the one before: O(T window)."""
-    length, n_head = q.shape[2], q.shape[1]
-    w = min(window, length)
-    q, k, v = (_chunks(x, w) for x in (q, k, v))  # (B, H, N, w, D)
-    before = [F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1] for x in (k, v)]
-    k, v = (torch.cat(pair, dim=3) for pair in zip(before, (k, v), strict=True))  # (B, H, N, 2w, D)
-    i = torch.arange(w, device=q.device)[:, None] + w
-    j = torch.arange(2 * w, device=q.device)
-    first = torch.arange(q.shape[2], device=q.device)[:, None, None] == 0
-    seen = (j <= i) & (j > i - w) & ~(first & (j < w))  # (N, w, 2w): nothing stands before the first block
-    if bias is not None:
-        offsets = bias(w, 2 * w, q.device).to(q.dtype).view(n_head, 1, w, 2 * w)  # the same in every block
-        seen = offsets.masked_fill(~seen, torch.finfo(offsets.dtype).min)
+    length, w = q.shape[2], min(window, q.shape[2])
+    q, k, v = _chunks(q, w), _pairs(k, w), _pairs(v, w)
+    seen = _near(q)
+    if bias is not None:  # (H, 1, w, 2w), the same in every block
+        seen = bias(w, 2 * w, q.device).to(q.dtype)[:, None].masked_fill(~seen, torch.finfo(q.dtype).min)
     out = F.scaled_dot_product_attention(q, k, v, seen, scale=scale)
     return out.flatten(2, 3)[:, :, :length]
+
+
+def _chunks(x: Tensor, size: int) -> Tensor:
+    """(B, H, T, D) -> (B, H, N, size, D), zeros after the end: no earlier token sees them."""
+    return F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
+
+
+def _pairs(x: Tensor, size: int) -> Tensor:
+    """(B, H, T, D) -> (B, H, N, 2 size, D): each of the `_chunks` behind its predecessor, zeros before the first."""
+    x = _chunks(x, size)
+    return torch.cat([F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x], dim=3)
+
+
+def _near(q: Tensor) -> Tensor:
+    """(N, w, 2w) for queries (B, H, N, w, D): True for the last w of the keys in `_pairs` up to the query's own."""
+    n, w = q.shape[2:4]
+    i, j = torch.arange(w, device=q.device)[:, None] + w, torch.arange(2 * w, device=q.device)
+    first = torch.arange(n, device=q.device)[:, None, None] == 0  # nothing stands before it
+    return (j <= i) & (j > i - w) & ~(first & (j < w))
 
 
 def elu_features(x: Tensor, **_) -> Tensor:
@@ -82,8 +92,8 @@ def elu_features(x: Tensor, **_) -> Tensor:
 
 def favor_features(x: Tensor, is_query=False, scale=1.0, features=64, **_) -> Tensor:
     """FAVOR+: exp(w.x' - |x'|^2 / 2) with x' = x sqrt(scale) and w the rows of `_projection`, whose products estimate
-    exp(q.k scale) without bias (Choromanski et al. 2021, "Rethinking Attention with Performers", 2009.14794). A query's
-    are divided by their largest, which cancels in the ratio; a key's maximum would depend on later tokens."""
+    exp(q.k scale) without bias (Choromanski et al. 2021, 2009.14794). A query's are divided by their largest, which
+    cancels in the ratio; a key's maximum would depend on later tokens."""
     x = x * scale**0.5
     exponent = x @ _projection(x.shape[-1], features).to(x).mT - x.square().sum(-1, keepdim=True) / 2
     if is_query:
@@ -93,38 +103,27 @@ def favor_features(x: Tensor, is_query=False, scale=1.0, features=64, **_) -> Te
 
 @cache
 def _projection(head_dim: int, features: int) -> Tensor:
-    """(features, head_dim): orthogonal in blocks of head_dim rows, each row as long as a Gaussian's. QR fixes its signs
-    by convention; only with r's diagonal made positive are the rows uniform (Mezzadri 2007, math-ph/0609050)."""
+    """(features, head_dim): orthogonal in blocks of head_dim rows, each row as long as a Gaussian's."""
     generator = torch.Generator().manual_seed(0)
-    blocks = []
-    for _ in range(-(-features // head_dim)):
-        rows, r = torch.linalg.qr(torch.randn(head_dim, head_dim, generator=generator))
-        blocks.append((rows * r.diagonal().sign()).T)
-    length = torch.randn(features, head_dim, generator=generator).norm(dim=1, keepdim=True)
-    return torch.cat(blocks)[:features] * length
-
-
-def kernel_naive(q, k, v, scale, phi=elu_features, **options) -> Tensor:
-    """sum_j<=t phi(q_t).phi(k_j) v_j / sum_j<=t phi(q_t).phi(k_j), with the (T, T) products in memory."""
-    q, k = phi(q, is_query=True, scale=scale, **options), phi(k, scale=scale, **options)
-    weights = (q @ k.mT).tril()  # (B, H, T, T)
-    return weights @ v / weights.sum(-1, keepdim=True)
+    square = [torch.empty(head_dim, head_dim) for _ in range(-(-features // head_dim))]
+    rows = torch.cat([nn.init.orthogonal_(x, generator=generator).T for x in square])[:features]
+    return rows * torch.randn(features, head_dim, generator=generator).norm(dim=1, keepdim=True)
 
 
 def kernel(q, k, v, scale, phi=elu_features, **options) -> Tensor:
-    """`kernel_naive` in O(T): products inside chunks, running sums phi(k)^T v between them. A column of ones beside v
-    carries the denominator; the sums are shifted, not differences, so that rounding brings in no later token."""
+    """sum_j<=t phi(q_t).phi(k_j) v_j / sum_j<=t phi(q_t).phi(k_j) in O(T): products inside chunks, running sums
+    phi(k)^T v between them. A column of ones beside v carries the denominator; the sums are shifted, not differences,
+    so that rounding brings in no later token."""
     length = q.shape[2]
-    v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
     q, k = phi(q, is_query=True, scale=scale, **options), phi(k, scale=scale, **options)
-    q, k, v = (_chunks(x, CHUNK) for x in (q, k, v))  # (B, H, N, C, .)
+    q, k, v = (_chunks(x, CHUNK) for x in (q, k, F.pad(v, (0, 1), value=1.0)))  # (B, H, N, C, .)
     states = F.pad((k.mT @ v)[:, :, :-1].cumsum(2), (0, 0, 0, 0, 1, 0))  # (B, H, N, F, D + 1)
     out = (q @ states + (q @ k.mT).tril() @ v).flatten(2, 3)[:, :, :length]
     return out[..., :-1] / out[..., -1:]
 
 
 def kernel_step(state, q, k, v, scale, phi=elu_features, **options) -> tuple[Tensor, Tensor]:
-    """One token: q, k, v (B, H, 1, D), state (B, H, F, D + 1) or None -> output, state."""
+    """`kernel` for one token: q, k, v (B, H, 1, D), state (B, H, F, D + 1) or None -> output, state."""
     q, k = phi(q, is_query=True, scale=scale, **options), phi(k, scale=scale, **options)
     update = k.mT @ F.pad(v, (0, 1), value=1.0)
     state = update if state is None else state + update
@@ -132,20 +131,11 @@ def kernel_step(state, q, k, v, scale, phi=elu_features, **options) -> tuple[Ten
     return out[..., :-1] / out[..., -1:], state
 
 
-def delta_naive(q, k, v, scale, beta=None, **_) -> Tensor:
-    """S_t = S_t-1 + beta_t k_t (v_t - S_t-1^T k_t)^T, o_t = S_t^T q_t, token by token, with the writing strength
-    beta (B, H, T): takes away what is stored under a key before it writes (Schlag et al. 2021, "Linear Transformers Are
-    Secretly Fast Weight Programmers", 2102.11174). Queries and keys have length 1, as in Yang et al. 2024 (2406.06484),
-    whose SiLU before and RMS norm behind are left out: here both cost."""
-    state, out = None, []
-    for t in range(q.shape[2]):
-        o, state = delta_step(state, *(x[:, :, t : t + 1] for x in (q, k, v)), scale, beta[:, :, t : t + 1])
-        out.append(o)
-    return torch.cat(out, dim=2)
-
-
 def delta_step(state, q, k, v, scale, beta=None, **_) -> tuple[Tensor, Tensor]:
-    """One token: q, k, v (B, H, 1, D), beta (B, H, 1), state (B, H, D, D) or None -> output, state."""
+    """S_t = S_t-1 + beta_t k_t (v_t - S_t-1^T k_t)^T, o_t = S_t^T q_t for one token: q, k, v (B, H, 1, D), writing
+    strength beta (B, H, 1), state (B, H, D, D) or None -> output, state. It takes away what is stored under a key
+    before it writes (Schlag et al. 2021, "Linear Transformers Are Secretly Fast Weight Programmers", 2102.11174).
+    Queries and keys have length 1, as in Yang et al. 2024 (2406.06484); their SiLU and RMS norm cost here."""
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     old = 0.0 if state is None else k @ state  # (B, H, 1, D)
     update = k.mT @ ((v - old) * beta[..., None])
@@ -154,7 +144,7 @@ def delta_step(state, q, k, v, scale, beta=None, **_) -> tuple[Tensor, Tensor]:
 
 
 def delta(q, k, v, scale, beta=None, **_) -> Tensor:
-    """`delta_naive` by chunks: the values U that a chunk really writes solve one triangular system,
+    """`delta_step` for all tokens by chunks: the values U that a chunk really writes solve one triangular system,
     (I + tril(beta k k^T, -1)) U = beta (v - k S) for the state S before it (the WY form of Yang et al. 2024)."""
     length, width = q.shape[2], v.shape[-1]
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
@@ -237,17 +227,12 @@ def nystrom(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
     return torch.cat([first_v[:, :, 0], near.flatten(2, 3)[:, :, :length]], dim=2)
 
 
-def _chunks(x: Tensor, size: int) -> Tensor:
-    """(B, H, T, D) -> (B, H, N, size, D), zeros after the end: no earlier token sees them."""
-    return F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
-
-
 @dataclass(frozen=True)
 class Attention:
-    """A variant: `form` is what models run, `naive` its readable reference, `step` the recurrent form."""
+    """A variant: `form` is what models run, `naive` its readable reference, `step` the recurrent form, another one."""
 
     form: Callable[..., Tensor]
-    naive: Callable[..., Tensor] | None = None  # None: the form itself is readable
+    naive: Callable[..., Tensor] | None = None
     step: Callable | None = None
     takes_bias: bool = False  # there are scores that ALiBi and T5 can be added to
     takes_mask: bool = False  # else rows are moved so that padding comes last
@@ -259,54 +244,40 @@ ATTENTIONS = {
     "softmax": Attention(softmax, takes_bias=True, takes_mask=True),
     "softmax_sdpa": Attention(softmax_sdpa, softmax, takes_bias=True, takes_mask=True),
     "window": Attention(window, window_naive, takes_bias=True, options={"window": 64}),
-    "linear": Attention(kernel, kernel_naive, kernel_step, options={"phi": elu_features}),
-    "performer": Attention(kernel, kernel_naive, kernel_step, options={"phi": favor_features, "features": 64}),
-    "delta": Attention(delta, delta_naive, delta_step, gated=True),
+    "linear": Attention(kernel, step=kernel_step, options={"phi": elu_features}),
+    "performer": Attention(kernel, step=kernel_step, options={"phi": favor_features, "features": 64}),
+    "delta": Attention(delta, step=delta_step, gated=True),
     "nystrom": Attention(nystrom, nystrom_naive, options={"segment": 32, "ridge": 0.5}),
 }
 
 
 def register(name: str, entry: Attention) -> None:
-    """Make `name` known here and to transformers: one line per new variant."""
+    """Make `name` known here and to transformers."""
     ATTENTIONS[name] = entry
     AttentionInterface.register(name, _attend(name))
     AttentionMaskInterface.register(name, _padding)
 
 
 def use_attention(model: PreTrainedModel, name: str, **options) -> PreTrainedModel:
-    """Make `model`, pretrained or not, run the attention `name`, and return it.
-
-    `options` replace the variant's own. New parameters (delta's beta) start from fixed seeds. Raises ValueError for an
-    unknown variant or option, or one that the model's position code does not fit."""
+    """Make `model`, pretrained or not, run the attention `name`, and return it. `options` replace the variant's own.
+    New parameters (delta's beta) start from fixed seeds. Raises ValueError for an unknown variant or option."""
     if name not in ATTENTIONS:
         raise ValueError(f"No attention is called {name!r}: choose of {', '.join(ATTENTIONS)}.")
     entry = ATTENTIONS[name]
     if unknown := set(options) - set(entry.options):
         raise ValueError(f"{name!r} has no option {min(unknown)!r}: it takes {', '.join(entry.options) or 'none'}.")
-    if small := [key for key in {"window", "segment", "features"} & set(options) if options[key] < 1]:
-        raise ValueError(f"{name!r}: {small[0]}={options[small[0]]} must be 1 or more.")
     for module in attention_modules(model):
-        check_fit(name, module.__dict__.get("position"))
         module.attention_options = dict(options)
         if entry.gated:
             n_head = model.config.num_attention_heads
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(module.layer_idx)
-                gate = nn.Linear(n_head * module.head_dim, n_head)
-                nn.init.normal_(gate.weight, std=model.config.initializer_range)
-                nn.init.zeros_(gate.bias)
-                module.add_module("beta", gate.to(model.device))
+                module.beta = nn.Linear(n_head * module.head_dim, n_head)
+                nn.init.normal_(module.beta.weight, std=model.config.initializer_range)
+                nn.init.zeros_(module.beta.bias)
+                module.beta.to(model.device)
     model.set_attn_implementation(name)
     return model
-
-
-def check_fit(name: str, position: nn.Module | None) -> None:
-    """Raises ValueError for a position that adds to scores and an attention `name` that has none."""
-    if position is not None and position.bias is not None and not ATTENTIONS[name].takes_bias:
-        raise ValueError(
-            f"position {position.name!r} adds to attention scores, which attention {name!r} does not have: choose of "
-            f"{', '.join(n for n, e in ATTENTIONS.items() if e.takes_bias)}, or another position."
-        )
 
 
 def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
@@ -324,13 +295,15 @@ def _padding(batch_size, q_length, kv_length, attention_mask=None, **_) -> Tenso
 def _attend(name: str) -> Callable:
     entry = ATTENTIONS[name]
 
-    def attend(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, position_ids=None, **_):
-        """query (B, H, T_q, D), key and value (B, H_kv, T_k, D), mask (B, T_k) -> (B, T_q, H, D). Dropout acts on
-        softmax weights; the other variants have none."""
+    def attend(module, query, key, value, attention_mask=None, scaling=None, position_ids=None, **_):
+        """query (B, H, T_q, D), key and value (B, H_kv, T_k, D), mask (B, T_k) -> (B, T_q, H, D), without dropout."""
         position = module.__dict__.get("position")
-        check_fit(name, position)
-        if entry.gated and not hasattr(module, "beta"):
-            raise ValueError(f"attention {name!r} has parameters of its own: set it with use_attention.")
+        biased = position is not None and position.code.bias
+        if biased and not entry.takes_bias:
+            known = ", ".join(n for n, e in ATTENTIONS.items() if e.takes_bias)
+            raise ValueError(
+                f"position {position.name!r} adds to scores; {name!r} does not have any: choose of {known}."
+            )
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(f"attention {name!r} takes a padding mask (B, T), not {tuple(attention_mask.shape)}.")
         alone = module.layer_idx or attention_mask is not None or position_ids is None
@@ -340,16 +313,14 @@ def _attend(name: str) -> Callable:
         if groups > 1:
             key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        given = entry.options | getattr(module, "attention_options", {})
-        if position is not None and position.bias is not None:
-            given = given | {"bias": position.bias}
+        given = entry.options | getattr(module, "attention_options", {}) | ({"bias": position.bias} if biased else {})
         if not entry.takes_mask:
             out = _moved(entry, module, position, query, key, value, attention_mask, scale, given)
             return out.transpose(1, 2), None
         mask = None if attention_mask is None else _causal(query, key) & attention_mask[:, None, None]
         if position is not None:
             query, key = position.rotate(query, key)
-        return entry.form(query, key, value, scale, mask=mask, dropout=dropout, **given).transpose(1, 2), None
+        return entry.form(query, key, value, scale, mask=mask, **given).transpose(1, 2), None
 
     return attend
 
@@ -362,7 +333,7 @@ def _moved(entry, module, position, q, k, v, mask, scale, given) -> Tensor:
         q = F.pad(q, (0, 0, n_k - n_q, 0))  # with a cache the queries are the last ones
         if mask is not None:
             order = (~mask).int().argsort(dim=1, stable=True)  # (B, T_k)
-            q, k, v = (_take(x, order) for x in (q, k, v))
+            q, k, v = (x.take_along_dim(order[:, None, :, None], 2) for x in (q, k, v))
         if entry.gated:
             written = k.transpose(1, 2).flatten(2).to(module.beta.weight.dtype)
             given = given | {"beta": module.beta(written).float().sigmoid().transpose(1, 2)}
@@ -370,13 +341,9 @@ def _moved(entry, module, position, q, k, v, mask, scale, given) -> Tensor:
             q, k = position.rotate(q, k)
         out = entry.form(q, k, v, scale, **given)
         if mask is not None:
-            out = _take(out, order.argsort(dim=1)).masked_fill(~mask[:, None, :, None], 0.0)
+            back = order.argsort(dim=1)[:, None, :, None]
+            out = out.take_along_dim(back, 2).masked_fill(~mask[:, None, :, None], 0.0)
     return out[:, :, n_k - n_q :].to(dtype)
-
-
-def _take(x: Tensor, order: Tensor) -> Tensor:
-    """x (B, H, T, D) with its tokens in `order` (B, T)."""
-    return x.gather(2, order[:, None, :, None].expand_as(x))
 
 
 for _name, _entry in ATTENTIONS.items():

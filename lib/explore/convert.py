@@ -2,15 +2,15 @@
 
 The near `window` tokens keep softmax's weights, all earlier ones get phi(q) . phi(k) (LoLCATs: Zhang et al. 2024,
 arXiv:2410.10254, equation 6; phi: Hedgehog, Zhang et al. 2024, arXiv:2402.04347). First the feature maps of all layers
-learn to give softmax attention's outputs (`match`), then each layer is converted alone to see what that costs, then
-more and more layers together, the harmless ones first, with a brief fine-tuning of all parameters (`tune`).
+learn to give softmax attention's outputs (`match`), then layers are converted (`converted`), the harmless ones first,
+with a brief fine-tuning of all parameters (`tune`).
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,34 +30,25 @@ FORMS = {  # what a converted layer computes: how many near tokens keep softmax,
 }
 
 
-# --- the attention
-
-
 class FeatureMaps(nn.Module):
     """phi(x) = [softmax(x W), softmax(-x W)] per head, one W for queries and one for keys; features F = 2 D.
-
     query (H, D, D) and key (H_kv, D, D) start at the identity times D^-1/4, so that x W . y W starts as the score
-    x . y / sqrt(D). near (H,): log of how much more a near token's softmax weight counts than a far one's product.
-    """
+    x . y / sqrt(D). near (H,): log of how much more a near token's softmax weight counts than a far one's product."""
 
     def __init__(self, n_head: int, n_kv: int, head_dim: int) -> None:
         super().__init__()
         start = torch.eye(head_dim) * head_dim**-0.25
-        self.query = nn.Parameter(start.repeat(n_head, 1, 1))
-        self.key = nn.Parameter(start.repeat(n_kv, 1, 1))
+        self.query, self.key = (nn.Parameter(start.repeat(n, 1, 1)) for n in (n_head, n_kv))
         self.near = nn.Parameter(torch.zeros(n_head))
         self.error = None  # of the last pass under `matching`
 
     def of_query(self, q: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, H, T, F)."""
-        return self._features(q @ self.query.to(q.dtype))
+        return _features(q @ self.query.to(q.dtype))
 
     def of_key(self, k: Tensor) -> Tensor:
         """(B, H_kv, T, D), or with heads repeated for grouped-query attention -> (B, same, T, F)."""
-        return self._features(k @ self.key.repeat_interleave(k.shape[1] // len(self.key), 0).to(k.dtype))
-
-    def _features(self, x: Tensor) -> Tensor:
-        return torch.cat([x.softmax(-1), (-x).softmax(-1)], dim=-1)
+        return _features(k @ self.key.repeat_interleave(k.shape[1] // len(self.key), 0).to(k.dtype))
 
     def of_scores(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The near weights e^near exp(s - max s) where `mask`, else 0. scores (B, H, ..., T_q, T_k)."""
@@ -66,16 +57,18 @@ class FeatureMaps(nn.Module):
         return weights * self.near.exp().to(scores.dtype).view(-1, *[1] * (scores.ndim - 2))
 
 
+def _features(x: Tensor) -> Tensor:
+    return torch.cat([x.softmax(-1), (-x).softmax(-1)], dim=-1)
+
+
 def hybrid_naive(q, k, v, scale, maps=None, window=32, far=True, **_) -> Tensor:
     """Weights w_tj = e^near exp(s_tj - max s_t) for the last `window` tokens and phi(q_t) . phi(k_j) for earlier
-    ones, divided by their sum; with the (T, T) weights in memory. q, k, v (B, H, T, D) -> (B, H, T, D).
-    """
+    ones, divided by their sum; with the (T, T) weights in memory. q, k, v (B, H, T, D) -> (B, H, T, D)."""
     if maps is None:
         return attention.softmax(q, k, v, scale)
     if not far:
         return attention.window_naive(q, k, v, scale, window=window)
-    seen = attention._causal(q, k)
-    distant = seen.tril(-window)
+    seen, distant = (attention._causal(q, k).tril(-n) for n in (0, window))
     weights = maps.of_query(q) @ maps.of_key(k).mT * distant  # (B, H, T, T)
     if window:
         weights = weights + maps.of_scores(q @ k.mT * scale, seen & ~distant)
@@ -84,8 +77,7 @@ def hybrid_naive(q, k, v, scale, maps=None, window=32, far=True, **_) -> Tensor:
 
 def hybrid(q, k, v, scale, maps=None, window=32, far=True, **_) -> Tensor:
     """`hybrid_naive` in O(T): blocks of `window` queries see their own block and the one before it, the far tokens
-    of which go through the feature maps; what lies further back is one running sum of phi(k)^T v.
-    """
+    of which go through the feature maps; what lies further back is one running sum of phi(k)^T v."""
     if maps is None:
         return attention.softmax_sdpa(q, k, v, scale)
     if not far:
@@ -96,31 +88,24 @@ def hybrid(q, k, v, scale, maps=None, window=32, far=True, **_) -> Tensor:
         return attention.kernel(feature_q, feature_k, v, scale, phi=lambda x, **_: x)
     w = min(window, length)
     v = F.pad(v, (0, 1), value=1.0)  # a column of ones carries the denominator
-    q, k, v, feature_q, feature_k = (attention._chunks(x, w) for x in (q, k, v, feature_q, feature_k))
-    states = (feature_k.mT @ v).cumsum(2)  # (B, H, N, F, D + 1), sums up to each block
+    q, feature_q = attention._chunks(q, w), attention._chunks(feature_q, w)
+    k, v, feature_k = (attention._pairs(x, w) for x in (k, v, feature_k))  # (B, H, N, 2w, .)
+    states = (feature_k[:, :, :, w:].mT @ v[:, :, :, w:]).cumsum(2)  # (B, H, N, F, D + 1), sums up to each block
     states = F.pad(states, (0, 0, 0, 0, 2, 0))[:, :, :-2]  # up to the block before the last one
-    # each block behind its predecessor, zeros before the first: (B, H, N, 2w, .)
-    k, v, feature_k = (torch.cat([F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x], dim=3) for x in (k, v, feature_k))
-    i = torch.arange(w, device=q.device)[:, None] + w
-    j = torch.arange(2 * w, device=q.device)
-    first = torch.arange(q.shape[2], device=q.device)[:, None, None] == 0
-    near = (j <= i) & (j > i - w) & ~(first & (j < w))  # (N, w, 2w): nothing stands before block 0
-    weights = maps.of_scores(q @ k.mT * scale, near) + feature_q @ feature_k.mT * (j <= i - w)
+    far = torch.ones(w, 2 * w, dtype=torch.bool, device=q.device).tril()
+    weights = maps.of_scores(q @ k.mT * scale, attention._near(q)) + feature_q @ feature_k.mT * far
     out = (feature_q @ states + weights @ v).flatten(2, 3)[:, :, :length]
     return out[..., :-1] / out[..., -1:]
 
 
 def hybrid_step(state, q, k, v, scale, maps=None, window=32, far=True, **_) -> tuple[Tensor, tuple]:
-    """One token. q (B, H, 1, D), k and v (B, H_kv, 1, D) -> output (B, H, 1, D), state.
-
-    state: keys and values (B, H_kv, n, D) that softmax still needs (all of them without maps), and the sum
-    (B, H_kv, F, D + 1) of all that left the window; None at the start. What it holds is per key head.
-    """
+    """One token. q (B, H, 1, D), k and v (B, H_kv, 1, D) -> output (B, H, 1, D) and the state, None at the start: keys
+    and values (B, H_kv, n, D) that softmax still needs (all of them without maps), and the sum (B, H_kv, F, D + 1) of
+    all that left the window."""
     keys, values, far_sum = state or (k[:, :, :0], v[:, :, :0], None)
     keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
     leaving = max(keys.shape[2] - window, 0) if maps is not None else 0
-    old_k, old_v = keys[:, :, :leaving], values[:, :, :leaving]
-    keys, values = keys[:, :, leaving:], values[:, :, leaving:]
+    (old_k, keys), (old_v, values) = ((x[:, :, :leaving], x[:, :, leaving:]) for x in (keys, values))
     if maps is None or not far:
         out = F.scaled_dot_product_attention(q, keys, values, scale=scale, enable_gqa=True)
         return out, (keys, values, None)
@@ -138,10 +123,8 @@ def hybrid_step(state, q, k, v, scale, maps=None, window=32, far=True, **_) -> t
 
 
 def matching(q, k, v, scale, maps, **options) -> Tensor:
-    """Softmax attention that also leaves maps.error: mean |hybrid - softmax|^2 / mean |softmax|^2 of the outputs.
-
-    All layers see the unconverted model's inputs, so that one pass trains the maps of all of them, and only the maps.
-    """
+    """Softmax attention that also leaves maps.error: mean |hybrid - softmax|^2 / mean |softmax|^2 of the outputs. All
+    layers see the unconverted model's inputs, so that one pass trains the maps of all of them, and only the maps."""
     wanted = attention.softmax_sdpa(q, k, v, scale)
     with torch.enable_grad():
         found = hybrid(q.detach(), k.detach(), v.detach(), scale, maps, **options)
@@ -149,9 +132,9 @@ def matching(q, k, v, scale, maps, **options) -> Tensor:
     return wanted
 
 
-# --- in a model
-
-ENTRIES = {"hybrid": Attention(hybrid, hybrid_naive, hybrid_step), "hybrid_matching": Attention(matching, matching)}
+for _name, _form in (("hybrid", hybrid), ("hybrid_matching", matching)):
+    attention.register(_name, Attention(_form))
+    del attention.ATTENTIONS[_name]  # not an attention that notebook 06 could choose
 
 
 def attend_step(module, query, key, value, attention_mask=None, scaling=None, **_):
@@ -168,28 +151,19 @@ AttentionMaskInterface.register("hybrid_step", lambda *_, **__: None)
 
 
 @contextmanager
-def converted(
-    model: PreTrainedModel, maps: Mapping[int, FeatureMaps], form: str, run: str = "hybrid"
-) -> Iterator[PreTrainedModel]:
-    """Inside, the layers in `maps` run `form` (a name in FORMS), the others softmax; then all softmax again.
-
-    `run`: "hybrid", "hybrid_matching" or "hybrid_step". Raises ValueError for an unknown form.
-    """
-    if form not in FORMS:
-        raise ValueError(f"No form is called {form!r}: choose of {', '.join(FORMS)}.")
+def converted(model, maps: Mapping[int, FeatureMaps], form: str, run="hybrid") -> Iterator[PreTrainedModel]:
+    """Inside, the layers in `maps` run `form` (a name in FORMS), the others softmax; then all softmax again. `run`:
+    "hybrid", "hybrid_matching" or "hybrid_step"."""
     before, modules = model.config._attn_implementation, attention_modules(model)
     for module in modules:
         module.feature_maps = maps.get(module.layer_idx)  # a child: inside, model.parameters() holds the maps as well
         module.attention_options = FORMS[form] | {"maps": module.feature_maps}
         module.recurrent_state = None
-    if run in ENTRIES:
-        attention.register(run, ENTRIES[run])
     model.set_attn_implementation(run)
     try:
         yield model
     finally:
         model.set_attn_implementation(before)
-        attention.ATTENTIONS.pop(run, None)  # not an attention that notebook 06 could choose
         for module in modules:
             del module.feature_maps, module.attention_options, module.recurrent_state
         for m in maps.values():
@@ -198,30 +172,23 @@ def converted(
 
 def new_maps(model: PreTrainedModel) -> dict[int, FeatureMaps]:
     """Fresh feature maps for every layer."""
-    config, modules = model.config, attention_modules(model)
-    n_head = config.num_attention_heads
-    n_kv = getattr(config, "num_key_value_heads", None) or n_head
-    return {m.layer_idx: FeatureMaps(n_head, n_kv, m.head_dim).to(model.device) for m in modules}
+    n_head, layers = model.config.num_attention_heads, attention_modules(model)
+    n_kv = n_head // getattr(layers[0], "num_key_value_groups", 1)
+    return {m.layer_idx: FeatureMaps(n_head, n_kv, m.head_dim).to(model.device) for m in layers}
 
 
 def fill_states(model: PreTrainedModel, context: int) -> None:
     """Inside `converted(..., "hybrid_step")`: give every layer the recurrent state after `context` tokens with random
-    keys and values (module.recurrent_state), since time and size do not depend on what they are.
-    """
-    n_kv = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
+    keys and values (module.recurrent_state), since time and size do not depend on what they are."""
     for m in attention_modules(model):
-        options, far = m.attention_options, None
-        near = context if m.feature_maps is None else min(context, options["window"])
-        if m.feature_maps is not None and options["far"]:
-            far = torch.rand(1, n_kv, 2 * m.head_dim, m.head_dim + 1, device=model.device)
+        n_kv = model.config.num_attention_heads // getattr(m, "num_key_value_groups", 1)
+        near = context if m.feature_maps is None else min(context, m.attention_options["window"])
+        holds_far = m.feature_maps is not None and m.attention_options["far"]
+        far = torch.rand(1, n_kv, 2 * m.head_dim, m.head_dim + 1, device=model.device) if holds_far else None
         m.recurrent_state = (*torch.randn(2, 1, n_kv, near, m.head_dim, device=model.device), far)
 
 
-# --- text and training
-
-
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """A stream of documents in rows (1, length + 1) that overlap by one token: each is predicted once."""
 
     ids: list[Tensor]
@@ -230,13 +197,13 @@ class Rows:
 
 def rows(base, task, split: str, tokens: int, length: int, seed: int | None = None) -> Rows:
     """Whole documents of a split until `tokens` tokens are reached, in `seed`'s order (None: the task's)."""
-    documents, end = task[split], base.tokenizer.eos_token_id
-    order = range(len(documents))
+    documents, end = list(task[split]), base.tokenizer.eos_token_id
     if seed is not None:
-        order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
+        generator = torch.Generator().manual_seed(seed)
+        documents = [documents[i] for i in torch.randperm(len(documents), generator=generator).tolist()]
     ids, n_bytes = [end], 0
-    for i in order:
-        text = documents[i]["prompt"] + documents[i]["target"]
+    for document in documents:
+        text = document["prompt"] + document["target"]
         ids += [*base.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids, end]
         n_bytes += len(text.encode("utf-8"))
         if len(ids) > tokens:
@@ -276,9 +243,8 @@ def _optimise(parameters, text: Rows, rate: float, loss_of: Callable[[Tensor], T
 
 
 def match(model: PreTrainedModel, text: Rows, form: str, rate: float, desc: str) -> dict[int, FeatureMaps]:
-    """Feature maps of all layers, trained to give softmax attention's outputs on `text` (attention transfer:
-    LoLCATs, section 3.2). The model's own weights stay and get no gradient.
-    """
+    """Feature maps of all layers, trained to give softmax attention's outputs on `text` (attention transfer: LoLCATs,
+    section 3.2). The model's own weights stay and get no gradient."""
     maps = new_maps(model)
 
     def loss_of(row: Tensor) -> Tensor:
@@ -302,12 +268,9 @@ def matching_errors(model: PreTrainedModel, maps: dict[int, FeatureMaps], form: 
     return torch.stack(errors).mean(0).tolist()
 
 
-def tune(
-    model: PreTrainedModel, maps: dict[int, FeatureMaps], form: str, text: Rows, rate: float, desc: str
-) -> tuple[PreTrainedModel, dict[int, FeatureMaps]]:
+def tune(model: PreTrainedModel, maps: dict[int, FeatureMaps], form: str, text: Rows, rate: float, desc: str) -> tuple:
     """Brief fine-tuning with the layers in `maps` converted, all parameters and the maps moving, without dropout:
-    copies of the model and of the maps. What was passed stays as it is.
-    """
+    copies of the model and of the maps. What was passed stays as it is."""
     model, maps = copy.deepcopy(model), copy.deepcopy(maps)
 
     def loss_of(row: Tensor) -> Tensor:

@@ -1,6 +1,4 @@
-"""What an attention costs and whether it is what it claims: time and memory against length, the future-leak test, and
-a pretrained model's real queries and keys.
-"""
+"""What an attention costs, and whether it is causal: time and memory against length, and the future-leak test."""
 
 import math
 import statistics
@@ -14,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lib import profile
-from lib.explore.attention import ATTENTIONS, softmax_sdpa
+from lib.explore.attention import ATTENTIONS
 from lib.fast import available_megabytes, peak_megabytes, reset_peak_memory
 
 HEADS, HEAD_DIM = 4, 64  # GPT-2's head size; a third of its heads, so that 8,192 naive scores fit a laptop
@@ -45,9 +43,9 @@ def by_turns(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
     return taken
 
 
-def inputs(name: str, length: int, seed=0) -> tuple[list[Tensor], dict]:
+def inputs(name: str, length: int) -> tuple[list[Tensor], dict]:
     """Random q, k, v (1, HEADS, length, HEAD_DIM) with gradients, and the variant's options (delta: beta)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     shape = (1, HEADS, length, HEAD_DIM)
     qkv = [torch.randn(shape, generator=generator).to(profile.device()) for _ in range(3)]
     given = dict(ATTENTIONS[name].options)
@@ -66,14 +64,18 @@ def one_pass(name: str, kind: str, length: int) -> Callable[[], object]:
 def scaling(names: Sequence[str], lengths: Sequence[int], repeats: int = 5) -> pd.DataFrame:
     """One attention operation: attention, length, pass, milliseconds (median of `repeats` >= 2 rounds by turns), spread
     (half the distance of its quartiles), peak_megabytes: what the pass adds to its inputs, allocated on a GPU, resident
-    on a CPU, where less than a megabyte is noise. A variant that could outgrow the free memory at the next
-    length is left out from there on, with a printed line, rather than take the machine down."""
+    on a CPU, where less than a megabyte is noise. A variant that could outgrow the free memory is left out from there
+    on, with a printed line."""
     rows, peaks = [], {}  # peaks: (name, pass) -> (length, MB) of the longest length that was run
     for length in tqdm(lengths, desc="lengths"):
         for kind in PASSES:
             runs = {}
             for name in names:
-                if not _fits(name, kind, length, *peaks.get((name, kind), (length, math.nan))):
+                shorter, megabytes = peaks.get((name, kind), (length, 0.0))
+                needed = megabytes * GROWTH ** math.log2(length / shorter)
+                if needed > (free := available_megabytes()):
+                    problem = f"left out, could need {needed:,.0f} MB of {free:,.0f}"
+                    tqdm.write(f"{name}, {kind}, {length:,} tokens: {problem}.")
                     continue
                 runs[name] = one_pass(name, kind, length)
                 reset_peak_memory()
@@ -87,19 +89,9 @@ def scaling(names: Sequence[str], lengths: Sequence[int], repeats: int = 5) -> p
     return pd.DataFrame(rows)
 
 
-def _fits(name: str, kind: str, length: int, before: int, megabytes: float) -> bool:
-    """Whether `length` surely fits the free memory, judged by the peak at the length `before`; nan: unknown."""
-    needed = megabytes * GROWTH ** math.log2(length / before)
-    if not needed > (free := available_megabytes()):
-        return True
-    tqdm.write(f"{name}, {kind}, {length:,} tokens: left out, could need {needed:,.0f} MB of {free:,.0f}.")
-    return False
-
-
 def exponent(df: pd.DataFrame, value: str = "milliseconds", points: int = 3) -> float:
     """The slope of log `value` against log length over the `points` longest lengths: 2 is quadratic, 1 linear."""
-    tail = df.sort_values("length").tail(points)
-    logs = np.log(tail[["length", value]].clip(lower=1e-9))
+    logs = np.log(df.sort_values("length").tail(points)[["length", value]].clip(lower=1e-9))
     return float(np.polyfit(logs["length"], logs[value], 1)[0])
 
 
@@ -108,30 +100,24 @@ def crossover(df: pd.DataFrame, name: str, against: str, kind: str = "forward+ba
     in logarithms; nan where it is not faster at the longest that both were measured at."""
     table = df[df["pass"] == kind].pivot(index="length", columns="attention", values="milliseconds")
     gap = np.log(table[name] / table[against]).dropna()  # below 0: faster
-    if gap.empty or gap.iloc[-1] >= 0:
-        return math.nan
-    slower = np.flatnonzero(gap.to_numpy() >= 0)
-    if not len(slower):
-        return float(gap.index[0])
+    slower = np.flatnonzero(gap >= 0)
+    if gap.empty or gap.iloc[-1] >= 0 or not len(slower):
+        return float(gap.index[0]) if len(gap) and not len(slower) else math.nan
     i = slower[-1]
     x, y = np.log(gap.index[i : i + 2].to_numpy(float)), gap.iloc[i : i + 2].to_numpy()
     return float(np.exp(x[0] + (x[1] - x[0]) * y[0] / (y[0] - y[1])))
 
 
 @torch.no_grad()
-def leak(model: PreTrainedModel, length: int, cuts: Sequence[int] = (), padding: int = 5, seed: int = 0) -> float:
+def leak(model: PreTrainedModel, length: int, cuts: Sequence[int] = ()) -> float:
     """The future-leak test: the largest change of a logit up to token t when all tokens after t change; 0 is causal.
-
-    `cuts` are the values of t (default: around the edges of chunks and windows). Each is tried on a whole row, and with
-    `padding` padding tokens on the left and on the right (attention_mask and position_ids as `generate` passes them).
-    """
-    if length < 3:
-        raise ValueError(f"length={length} leaves no later token to change: take 3 or more.")
-    generator = torch.Generator().manual_seed(seed)
+    `cuts` are the values of t (default: around the edges of chunks and windows), for `length` of 3 or more. Each is
+    tried on a whole row and with 5 padding tokens on the left or right (inputs as `generate` passes them)."""
+    generator = torch.Generator().manual_seed(0)
     one, other = torch.randint(model.config.vocab_size, (2, 1, length), generator=generator).to(model.device)
     edges = {1, 31, 32, 33, 63, 64, 65, length // 2, length - 2}
     changes = [torch.zeros((), device=model.device)]
-    for left, right in ((0, 0), (padding, 0), (0, padding)):
+    for left, right in ((0, 0), (5, 0), (0, 5)):
         before = _logits(model, one, left, right)
         for t in cuts or sorted(e for e in edges if 0 < e < length - 1):
             changed = torch.cat([one[:, : t + 1], other[:, t + 1 :]], dim=1)
@@ -145,35 +131,3 @@ def _logits(model: PreTrainedModel, ids: Tensor, left: int, right: int) -> Tenso
     places = (mask.cumsum(1) - 1).clamp(min=0)
     logits = model(F.pad(ids, (left, right)), attention_mask=mask, position_ids=places, use_cache=False).logits
     return logits[:, left : left + ids.shape[1]]
-
-
-@torch.no_grad()
-def real_heads(model: PreTrainedModel, input_ids: Tensor) -> list[tuple[Tensor, Tensor, Tensor, float]]:
-    """Per layer the (q, k, v, scale) that a pretrained `model` gives its attention for `input_ids` (1, T):
-    q, k, v (1, H, T, D), position code included, keys and values repeated for grouped-query attention."""
-    heads = []
-
-    def record(module, query, key, value, attention_mask, scaling=None, **_):
-        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-        heads.append((query, key, value, scaling if scaling is not None else query.shape[-1] ** -0.5))
-        return softmax_sdpa(*heads[-1]).transpose(1, 2), None
-
-    AttentionInterface.register("recording", record)
-    before = model.config._attn_implementation
-    model.set_attn_implementation("recording")
-    try:
-        model(input_ids, use_cache=False)
-    finally:
-        model.set_attn_implementation(before)
-    return heads
-
-
-def nystromformer(q: Tensor, k: Tensor, v: Tensor, scale: float, landmarks: int, **_) -> Tensor:
-    """The paper's form, which sees the whole sequence: softmax(q l_k^T) pinv(softmax(l_q l_k^T)) softmax(l_q k^T) v.
-
-    l_q, l_k are the means of `landmarks` equal segments (Xiong et al. 2021, 2102.03902, equation 13; the paper
-    iterates towards the pseudo-inverse, this takes it exactly, and its convolution beside is left out)."""
-    segment = q.shape[2] // landmarks
-    marks_q, marks_k = (x[:, :, : landmarks * segment].unflatten(2, (landmarks, segment)).mean(3) for x in (q, k))
-    f, a, b = ((x @ y.mT * scale).softmax(-1) for x, y in ((q, marks_k), (marks_q, marks_k), (marks_q, k)))
-    return f @ (torch.linalg.pinv(a) @ (b @ v))

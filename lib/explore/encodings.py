@@ -13,16 +13,14 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lib.profile import DATA
 
-EOS, UNK = "<|endoftext|>", "[UNK]"
-PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's
-GPT2_MERGES = DATA / "gpt2_bpe" / "merges.txt"
+UNK = "[UNK]"
 MIN_COUNT = 2  # seen once is no pattern, and without rare characters training would never show UNK
 ALPHABET_SHARE = 0.5  # of a vocabulary may be single characters; the rest is left for longer pieces
 WORD_LIMIT = 200  # characters; longer words are cut: WordPiece would lose them, and its time is quadratic
@@ -50,7 +48,7 @@ class Encoding:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without EOS."""
-        return self.encode_batch([text])[0]
+        return self.tokenizer.encode(text).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoded.ids for encoded in self.tokenizer.encode_batch_fast(list(texts))]
@@ -65,8 +63,7 @@ class Encoding:
 
     def lost(self, text: str) -> list[str]:
         """The stretches of `text` that became UNK, neighbours joined."""
-        encoded = self.tokenizer.encode(text)
-        stretches: list[tuple[int, int]] = []
+        encoded, stretches = self.tokenizer.encode(text), []
         for token_id, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
             if token_id == self.unk_token_id:
                 if stretches and stretches[-1][1] == start:
@@ -80,66 +77,57 @@ class Encoding:
         return float(sum(8 * (len(s.encode("utf-8")) + 1) for s in self.lost(text)))
 
 
-def is_text(piece: bytes) -> bool:
-    """Whether a piece is valid UTF-8 alone."""
-    return piece.decode("utf-8", errors="ignore").encode("utf-8") == piece
-
-
 def piece_text(piece: bytes) -> str:
     """A piece as text, or, where it is not valid UTF-8 alone, its bytes as <E6 98>."""
-    return piece.decode("utf-8") if is_text(piece) else f"<{piece.hex(' ').upper()}>"
+    valid = piece.decode("utf-8", errors="ignore")
+    return valid if valid.encode("utf-8") == piece else f"<{piece.hex(' ').upper()}>"
 
 
 def train_encoding(name: str, texts: Sequence[str], vocab_size: int | None = None) -> Encoding:
-    """The encoding `name` of ENCODINGS, trained on `texts`; the same texts give the same encoding.
-
-    `vocab_size` counts every entry, EOS and UNK included; TRAINED_TO_SIZE need it, OWN_SIZE take none. Raises
-    ValueError for an unknown name, no text, or a vocab_size that does not fit the encoding or the texts."""
+    """The encoding `name` of ENCODINGS, trained on `texts`; the same texts give the same encoding. `vocab_size` counts
+    every entry, EOS and UNK included; OWN_SIZE take none. Raises ValueError for an unknown name, no text, or a
+    vocab_size that does not fit the encoding or the texts."""
     if name not in ENCODINGS:
         raise ValueError(f"Encoding {name!r} is unknown: choose one of {', '.join(ENCODINGS)}.")
-    if isinstance(texts, str) or (name not in UNTRAINED and not any(texts)):
+    if isinstance(texts, str) or (name not in ("bytes", "gpt2") and not any(texts)):
         raise ValueError(f"No text to train {name} on: pass a list of texts.")
-    if name in TRAINED_TO_SIZE and vocab_size is None:
-        raise ValueError(f"{name} needs a vocab_size, such as 4096.")
-    if name in OWN_SIZE and vocab_size is not None:
-        raise ValueError(f"{name} has its own vocabulary: leave vocab_size={vocab_size} out.")
+    if (name in OWN_SIZE) != (vocab_size is None):
+        way_out = "needs a vocab_size, such as 4096" if vocab_size is None else "has its own vocabulary: leave it out"
+        raise ValueError(f"{name} with vocab_size={vocab_size}: it {way_out}.")
     encoding = ENCODINGS[name](list(texts), vocab_size)
-    if vocab_size is not None and encoding.vocab_size < vocab_size:
+    if vocab_size not in (None, encoding.vocab_size):
+        given = f"{sum(len(t.encode()) for t in texts):,} bytes gave {encoding.vocab_size:,} entries"
         raise ValueError(
-            f"{name} with vocab_size={vocab_size} needs more text: {sum(len(t.encode()) for t in texts):,} bytes gave "
-            f"only {encoding.vocab_size:,} entries; lower vocab_size or train on more."
+            f"{name} with vocab_size={vocab_size}: {given}. Choose a size that fits or train on more text."
         )
     return encoding
 
 
 def utf8_bytes(texts: list[str], vocab_size: None) -> Encoding:
     """No merges: the id is the byte."""
-    return _byte_level("bytes", models.BPE(CHARACTER_BYTES, []))
+    return _encoding("bytes", models.BPE(CHARACTER_BYTES, []))
 
 
 def characters(texts: list[str], vocab_size: None) -> Encoding:
     """Every character that was seen MIN_COUNT times."""
     vocabulary = {c: i for i, c in enumerate([UNK, *_alphabet(texts)])}
-    return _on_characters("characters", models.WordLevel(vocabulary, unk_token=UNK), [pre_tokenizers.FixedLength(1)])
+    return _encoding("characters", models.WordLevel(vocabulary, unk_token=UNK), [pre_tokenizers.FixedLength(1)])
 
 
 def bpe(texts: list[str], vocab_size: int) -> Encoding:
     """Byte-level BPE as in GPT-2."""
-    if vocab_size < 257:
-        raise ValueError(f"bpe with vocab_size={vocab_size}: 256 bytes and EOS already need 257.")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     settings = {"vocab_size": vocab_size - 1, "min_frequency": MIN_COUNT, "show_progress": False}
     trainer = trainers.BpeTrainer(initial_alphabet=list(CHARACTER_BYTES), **settings)
-    tokenizer.train_from_iterator(texts, trainer)
-    return _byte_level("bpe", tokenizer.model)
+    return _encoding(
+        "bpe", _train(models.BPE(), [pre_tokenizers.ByteLevel(add_prefix_space=False)], trainer, texts).model
+    )
 
 
 def gpt2(texts: list[str], vocab_size: None) -> Encoding:
     """GPT-2's own 50,257 tokens, not trained here."""
-    merges = [(_letters(a), _letters(b)) for a, b in gpt2_merges()]
-    vocabulary = {_letters(p): i for p, i in bpe_vocabulary(gpt2_merges()).items()}
-    return _byte_level("gpt2", models.BPE(vocabulary, merges))
+    merges = [tuple(line.split(" ")) for line in _merge_lines()]
+    vocabulary = dict.fromkeys([*CHARACTER_BYTES, *(a + b for a, b in merges)])
+    return _encoding("gpt2", models.BPE({piece: i for i, piece in enumerate(vocabulary)}, merges))
 
 
 def wordpiece(texts: list[str], vocab_size: int) -> Encoding:
@@ -149,42 +137,33 @@ def wordpiece(texts: list[str], vocab_size: int) -> Encoding:
     split = [*_WORDS, pre_tokenizers.Split("#", "isolated")]  # alone, so that no word begins like a continuation
     # named here because the library numbers them by the order of a hash table, which breaks ties
     named = {"special_tokens": [UNK, *(f"##{c}" for c in alphabet if c != "#")], "initial_alphabet": alphabet}
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size - 1, min_frequency=MIN_COUNT, show_progress=False, **named
-    )
-    trained = _train(models.WordPiece(unk_token=UNK), split, alphabet, trainer, texts)
+    settings = {"vocab_size": vocab_size - 1, "min_frequency": MIN_COUNT, "show_progress": False}
+    trainer = trainers.WordPieceTrainer(**settings, **named)
+    trained = _train(models.WordPiece(unk_token=UNK), [*split, _rest(alphabet, "removed")], trainer, texts)
     model = models.WordPiece(trained.get_vocab(), unk_token=UNK, max_input_chars_per_word=WORD_LIMIT)
-    return _on_characters("wordpiece", model, [*split, _rest(alphabet, "isolated")])
+    return _encoding("wordpiece", model, [*split, _rest(alphabet, "isolated")], lambda t: t.removeprefix("##").encode())
 
 
 def unigram(texts: list[str], vocab_size: int) -> Encoding:
     """SentencePiece's Unigram, its alphabet limited as by `character_coverage`."""
     alphabet = _alphabet(texts, int(ALPHABET_SHARE * vocab_size))
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size - 1, unk_token=UNK, special_tokens=[UNK], initial_alphabet=alphabet, show_progress=False
-    )
+    named = {"unk_token": UNK, "special_tokens": [UNK], "initial_alphabet": alphabet}
+    trainer = trainers.UnigramTrainer(vocab_size=vocab_size - 1, show_progress=False, **named)
     # Each character once as a text of its own: else EM may drop one that stands in longer pieces alone, and
     # the library's pruning never ends when too many pieces have nothing to be split into.
-    trained = _train(models.Unigram(), _WORDS, alphabet, trainer, [*texts, *alphabet])
+    trained = _train(models.Unigram(), [*_WORDS, _rest(alphabet, "removed")], trainer, [*texts, *alphabet])
     learned = json.loads(trained.to_str())["model"]["vocab"]  # [piece, log-probability]
     # the sums behind the scores run in the order of a hash table and differ in the 14th digit
     scores = {piece: round(score, 6) for piece, score in learned if piece != UNK}
     ordered = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
     model = models.Unigram([(UNK, 0.0), *ordered], unk_id=0)
-    return _on_characters("unigram", model, [*_WORDS, _rest(alphabet, "isolated")])
+    return _encoding("unigram", model, [*_WORDS, _rest(alphabet, "isolated")])
 
 
-ENCODINGS: dict[str, Callable[[list[str], int | None], Encoding]] = {
-    "bytes": utf8_bytes,
-    "characters": characters,
-    "bpe": bpe,
-    "gpt2": gpt2,
-    "wordpiece": wordpiece,
-    "unigram": unigram,
-}
-UNTRAINED, OWN_SIZE = ("bytes", "gpt2"), ("bytes", "characters", "gpt2")
-TRAINED_TO_SIZE = ("bpe", "wordpiece", "unigram")
-_PATTERN = pre_tokenizers.Split(Regex(PATTERN), "isolated")
+OWN_SIZE = {"bytes": utf8_bytes, "characters": characters, "gpt2": gpt2}
+ENCODINGS = OWN_SIZE | {"bpe": bpe, "wordpiece": wordpiece, "unigram": unigram}  # (texts, vocab_size) -> Encoding
+_GPT2_WORD = Regex(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+_PATTERN = pre_tokenizers.Split(_GPT2_WORD, "isolated")
 _WORDS = [_PATTERN, pre_tokenizers.FixedLength(WORD_LIMIT)]
 
 
@@ -194,10 +173,8 @@ def _alphabet(texts: list[str], limit: int | None = None) -> list[str]:
     counts = Counter(c for text in texts for c in text)
     frequent = sorted((-n, c) for c, n in counts.items() if n >= MIN_COUNT)[:limit]
     if -2 * sum(n for n, _ in frequent) < counts.total():
-        raise ValueError(
-            f"An alphabet of {len(frequent):,} of the text's {len(counts):,} characters leaves more than half of it to "
-            f"{UNK}: raise vocab_size or train on more text."
-        )
+        few = f"An alphabet of {len(frequent):,} of the text's {len(counts):,} characters"
+        raise ValueError(f"{few} leaves more than half of it to {UNK}: raise vocab_size or train on more text.")
     return [c for _, c in frequent]
 
 
@@ -206,32 +183,32 @@ def _rest(alphabet: list[str], behaviour: str) -> pre_tokenizers.Split:
     return pre_tokenizers.Split(Regex("[^" + "".join(f"\\x{{{ord(c):X}}}" for c in alphabet) + "]+"), behaviour)
 
 
-def _train(model, split, alphabet: list[str], trainer, texts: list[str]) -> Tokenizer:
+def _with(model, split) -> Tokenizer:
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, _rest(alphabet, "removed")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+    return tokenizer
+
+
+def _train(model, split, trainer, texts: list[str]) -> Tokenizer:
+    tokenizer = _with(model, split)
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
-def _byte_level(name: str, model: models.BPE) -> Encoding:
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return Encoding(name, (*map(_raw, _by_id(tokenizer)), b""), tokenizer, None)
+def _raw(letters: str) -> bytes:
+    """What byte-level BPE writes as `letters`."""
+    return bytes(CHARACTER_BYTES[c] for c in letters)
 
 
-def _on_characters(name: str, model, split) -> Encoding:
-    """Around a fresh tokenizer: a trainer registers UNK as a special token, and those are found inside text."""
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
-    tokens = _by_id(tokenizer)
-    if name == "wordpiece":
-        tokens = [t.removeprefix("##") for t in tokens]
-    return Encoding(name, ("\ufffd".encode(), *(t.encode() for t in tokens[1:]), b""), tokenizer, 0)
-
-
-def _by_id(tokenizer: Tokenizer) -> list[str]:
+def _encoding(name: str, model, split=None, piece: Callable[[str], bytes] = str.encode) -> Encoding:
+    """Around a fresh tokenizer: a trainer registers UNK as a special token, and those are found inside text. Without a
+    `split` byte-level, else UNK is id 0; `piece` gives the bytes of a token."""
+    tokenizer = _with(model, split or [pre_tokenizers.ByteLevel(add_prefix_space=False)])
     vocabulary = tokenizer.get_vocab()
-    return sorted(vocabulary, key=vocabulary.get)
+    pieces = [piece(token) if split else _raw(token) for token in sorted(vocabulary, key=vocabulary.get)]
+    if split:
+        pieces[0] = "\ufffd".encode()
+    return Encoding(name, (*pieces, b""), tokenizer, 0 if split else None)
 
 
 def encoding_statistics(encoding: Encoding, texts: Sequence[str]) -> dict[str, float]:
@@ -242,14 +219,14 @@ def encoding_statistics(encoding: Encoding, texts: Sequence[str]) -> dict[str, f
     if not n_bytes:
         raise ValueError("No text to measure the encoding on.")
     batch = [encoding.encode(t) for t in texts]
-    used = Counter(i for ids in batch for i in ids)
+    pieces = [encoding.pieces[i] for ids in batch for i in ids]
+    tokens, invalid = len(pieces), sum(p.decode("utf-8", errors="ignore").encode("utf-8") != p for p in pieces)
     same = sum(encoding.decode(ids) == t for t, ids in zip(texts, batch, strict=True))
-    lost = [s for t, ids in zip(texts, batch, strict=True) if encoding.unk_token_id in ids for s in encoding.lost(t)]
-    tokens, invalid = used.total(), sum(n for i, n in used.items() if not is_text(encoding.pieces[i]))
+    lost = sum(len(stretch) for t in texts for stretch in encoding.lost(t))
     row = {"vocab_size": encoding.vocab_size, "bytes": n_bytes, "characters": n_characters, "tokens": tokens}
     row |= {"bytes_per_token": n_bytes / tokens, "characters_per_token": n_characters / tokens}
-    row |= {"lossless_percent": 100 * same / len(texts), "unknown_percent": 100 * sum(map(len, lost)) / n_characters}
-    row |= {"unknown_bits_per_byte": 8 * sum(len(s.encode("utf-8")) + 1 for s in lost) / n_bytes}
+    row |= {"lossless_percent": 100 * same / len(texts), "unknown_percent": 100 * lost / n_characters}
+    row |= {"unknown_bits_per_byte": sum(map(encoding.unknown_bits, texts)) / n_bytes}
     return row | {"invalid_percent": 100 * invalid / tokens}
 
 
@@ -288,11 +265,6 @@ def bpe_steps(texts: Sequence[str]) -> Iterator[tuple[tuple[bytes, bytes], int]]
         del counts[pair]
 
 
-def bpe_train(texts: Sequence[str], merges: int) -> list[tuple[bytes, bytes]]:
-    """The first `merges` merges of BPE on `texts`; fewer where no pair stands in the text twice."""
-    return [pair for pair, _ in islice(bpe_steps(texts), merges)]
-
-
 def bpe_encode_steps(word: str, ranks: dict[tuple[bytes, bytes], int]) -> Iterator[list[bytes]]:
     """The pieces of one word of `split_words`: first its bytes, then after each merge, the earliest learned first."""
     pieces = [bytes([b]) for b in word.encode("utf-8")]
@@ -326,14 +298,8 @@ def bpe_vocabulary(merges: Sequence[tuple[bytes, bytes]]) -> dict[bytes, int]:
 
 def gpt2_merges() -> list[tuple[bytes, bytes]]:
     """GPT-2's 50,000 merges, from data/gpt2_bpe."""
-    lines = GPT2_MERGES.read_text(encoding="utf-8").splitlines()
-    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    return [(_raw(a), _raw(b)) for a, b in pairs]
+    return [tuple(map(_raw, line.split(" "))) for line in _merge_lines()]
 
 
-def _letters(piece: bytes) -> str:
-    return "".join(BYTE_CHARACTERS[b] for b in piece)
-
-
-def _raw(letters: str) -> bytes:
-    return bytes(CHARACTER_BYTES[c] for c in letters)
+def _merge_lines() -> list[str]:
+    return (DATA / "gpt2_bpe" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]  # the first names the format

@@ -23,15 +23,10 @@ from lib.results import kept
 SAMPLE_LENGTH = 96  # new tokens of a text sampled from the base model
 
 
-# --- ways to fine-tune
-
-
 class PullToStart(TrainerCallback):
     """L2-SP: the loss plus strength / 2 |theta - theta_0|^2, theta_0 the weights of `start` (Li et al. 2018, "Explicit
-    Inductive Bias for Transfer Learning with Convolutional Networks", arXiv:1802.01483).
-
-    The penalty's gradient is added right before the optimizer's step, behind the clipping of the loss's own.
-    """
+    Inductive Bias for Transfer Learning with Convolutional Networks", arXiv:1802.01483). The penalty's gradient is
+    added right before the optimizer's step, behind the clipping of the loss's own."""
 
     def __init__(self, start: nn.Module, strength: float) -> None:
         self.start, self.strength = dict(start.named_parameters()), strength
@@ -45,8 +40,7 @@ class PullToStart(TrainerCallback):
 
 def replay(general: Sequence[Encoded], share: float) -> Callable[[Sequence[Encoded], int, int], list[Encoded]]:
     """A `draw` for lib.train.finetune: a `share` of the tokens is of `general`, the rest of the task, shuffled together
-    (experience replay: Rolnick et al. 2019, arXiv:1811.11682).
-    """
+    (experience replay: Rolnick et al. 2019, arXiv:1811.11682)."""
 
     def mixed(documents: Sequence[Encoded], tokens: int, seed: int) -> list[Encoded]:
         both = draw(documents, round(tokens * (1 - share)), seed) + draw(general, round(tokens * share), seed)
@@ -57,18 +51,14 @@ def replay(general: Sequence[Encoded], share: float) -> Callable[[Sequence[Encod
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the matrices inside the blocks, AdamW for all else (Jordan et al. 2024; the split is theirs).
-
-    Muon replaces a matrix's Nesterov momentum (0.95) by a nearly orthogonal matrix, through 5 Newton-Schulz steps. Its
-    step is scaled to the size of AdamW's, 0.2 sqrt(longer side), so that a learning rate means the same for both (Liu
-    et al. 2025, arXiv:2502.16982). GPT-2's query, key and value are one matrix here, as they are stored. As in
-    Trainer's AdamW, weights of one dimension do not decay. A schedule and a checkpoint reach both parts. `settings`
-    are lib.train's: learning_rate, weight_decay. Raises ValueError where this torch has no Muon.
-    """
+    """Muon for the matrices inside the blocks, AdamW for all else (Jordan et al. 2024; the split is theirs). Muon
+    replaces a matrix's Nesterov momentum (0.95) by a nearly orthogonal matrix, through 5 Newton-Schulz steps. Its step
+    is scaled to the size of AdamW's, 0.2 sqrt(longer side), so that a learning rate means the same for both (Liu et al.
+    2025, arXiv:2502.16982). GPT-2's query, key and value are one matrix here, as they are stored. As in Trainer's
+    AdamW, weights of one dimension do not decay. A schedule and a checkpoint reach both parts. `settings` are
+    lib.train's: learning_rate, weight_decay. Needs torch 2.9."""
 
     def __init__(self, model: nn.Module, settings) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"Muon needs torch 2.9 or newer and this is {torch.__version__}: update torch.")
         blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
         inside = {id(p) for p in blocks.parameters() if p.ndim == 2}
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -102,15 +92,10 @@ class Muon(torch.optim.Optimizer):
 @torch.no_grad()
 def interpolate(before: nn.Module, after: nn.Module, alpha: float) -> nn.Module:
     """A copy of `after` with weights (1 - alpha) before + alpha after (WiSE-FT: Wortsman et al. 2022,
-    arXiv:2109.01903). Tied weights are one parameter under its first name, and move once. Raises ValueError for
-    models that differ in their parameters.
-    """
+    arXiv:2109.01903). Tied weights are one parameter, and move once."""
     model = copy.deepcopy(after)
-    start, own = (dict(m.named_parameters()) for m in (before, model))
-    if {k: v.shape for k, v in start.items()} != {k: v.shape for k, v in own.items()}:
-        raise ValueError("Weights of two architectures cannot be interpolated: pass one model's two states.")
-    for name, weight in own.items():
-        weight.lerp_(start[name].to(weight), 1 - alpha)
+    for start, weight in zip(before.parameters(), model.parameters(), strict=True):
+        weight.lerp_(start.to(weight), 1 - alpha)
     return model
 
 
@@ -118,8 +103,7 @@ def general_text(base, tokens: int, seed: int) -> list[Encoded]:
     """Texts that the base model itself samples after EOS, at temperature 1: at least `tokens` tokens of what it
     knew before. EOS stands behind those that it ended itself, not behind those cut at SAMPLE_LENGTH. Kept in
     data/runs. (Rehearsal without the old data: Sun et al. 2020, arXiv:1909.03329; Huang et al. 2024,
-    arXiv:2403.01244.) Raises ValueError for a model that ends every text at once.
-    """
+    arXiv:2403.01244.) Raises ValueError for a model that ends every text at once."""
 
     def sample() -> dict:
         found, total, part = [], 0, 0
@@ -143,13 +127,9 @@ def general_text(base, tokens: int, seed: int) -> list[Encoded]:
     return documents
 
 
-# --- what a table of runs says: columns method, setting, seed, bits_per_byte (the task) and one of general text
-
-
 def front(df: pd.DataFrame, general: str) -> pd.DataFrame:
-    """Per method and setting: means, 95 % t interval bounds, and `front`: no other setting's means are at least as
-    good in both and better in one.
-    """
+    """Per method and setting of runs (method, setting, seed, bits_per_byte of the task and a column `general`): means,
+    95 % t interval bounds, and `front`: no other setting's means are at least as good in both and better in one."""
     rows = []
     for (method, setting), part in df.groupby(["method", "setting"], sort=False):
         row = {"method": method, "setting": setting, "seeds": len(part)}
@@ -166,13 +146,11 @@ def against_interpolation(df: pd.DataFrame, general: str) -> pd.DataFrame:
     """The control that costs nothing: at the same task score, general text under a setting minus under the
     interpolation between before ("none") and full fine-tuning, seed by seed. method, setting, difference, low, high;
     below 0: less forgotten than interpolation forgets. `seeds` counts those behind it, `beyond` those that gain more
-    than full fine-tuning, where this way has ended; nan where no seed is left.
-    """
+    than full fine-tuning, where this way has ended; nan where no seed is left."""
     start = df.loc[df["method"] == "none", ["bits_per_byte", general]].iloc[0]
     rows = []
-    for (method, setting), part in df.groupby(["method", "setting"], sort=False):
-        if method in ("none", "interpolation", "full"):
-            continue
+    others = df[~df["method"].isin(["none", "interpolation", "full"])]
+    for (method, setting), part in others.groupby(["method", "setting"], sort=False):
         gaps, beyond = [], 0
         for row in part.itertuples():
             path = df[(df["seed"] == row.seed) & df["method"].isin(["full", "interpolation"])]

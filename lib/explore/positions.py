@@ -7,17 +7,14 @@ column, queries are the last ones.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lib.explore.attention import ATTENTIONS, attention_modules, check_fit
-from lib.models import small_gpt2
+from lib.explore.attention import ATTENTIONS, attention_modules
 
 ROPE_BASE = 10_000.0  # Su et al. 2021: the slowest pair turns once in 2 pi 10,000 tokens
 T5_BUCKETS, T5_MAX_DISTANCE = 32, 128  # Raffel et al. 2020, appendix: as in all T5 checkpoints
@@ -32,10 +29,9 @@ def learned(position_ids: Tensor, weight: Tensor, config: GPT2Config) -> Tensor:
 
 
 def sinusoidal(position_ids: Tensor, weight: None, config: GPT2Config) -> Tensor:
-    """sin and cos of the position at n_embd / 2 wavelengths (Vaswani et al. 2017, 1706.03762, section 3.5).
-
-    Scaled to the size at which GPT-2 initialises `wte` and `wpe`: at full size (each sine up to 1, embeddings of 0.02)
-    the first layer norm would leave 1 part in 35 for the token."""
+    """sin and cos of the position at n_embd / 2 wavelengths (Vaswani et al. 2017, 1706.03762, section 3.5). Scaled to
+    the size at which GPT-2 initialises `wte` and `wpe`: at full size (each sine up to 1, embeddings of 0.02) the first
+    layer norm would leave 1 part in 35 for the token."""
     if config.n_embd % 2:
         raise ValueError(f"Sinusoidal positions need an even n_embd, not {config.n_embd}.")
     angles = position_ids[..., None] * _frequencies(config.n_embd, position_ids.device)
@@ -45,13 +41,10 @@ def sinusoidal(position_ids: Tensor, weight: None, config: GPT2Config) -> Tensor
 
 def rope(x: Tensor, positions: Tensor) -> Tensor:
     """Queries or keys x (B, H, T, D) turned by an angle proportional to their position (Su et al. 2021, 2104.09864).
-
     Each pair (x_i, x_i+D/2) turns in its plane, so lengths stay and q.k depends on the distance alone. The pairing is
     that of GPT-NeoX and Llama; the paper pairs neighbours, which is the same up to the order."""
     if x.shape[-1] % 2:
-        raise ValueError(
-            f"RoPE turns pairs of coordinates: it cannot take a head size (n_embd / n_head) of {x.shape[-1]}."
-        )
+        raise ValueError(f"RoPE turns pairs of coordinates, not a head size (n_embd / n_head) of {x.shape[-1]}.")
     angles = positions[:, None] * _frequencies(x.shape[-1], x.device)  # (T, D / 2)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a, b = x.chunk(2, dim=-1)
@@ -59,9 +52,9 @@ def rope(x: Tensor, positions: Tensor) -> Tensor:
 
 
 def alibi(distance: Tensor, weight: None, config: GPT2Config) -> Tensor:
-    """Scores fall linearly with the distance, with a fixed slope per head (Press et al. 2022, 2108.12409):
-    2^(-8 i / n) for i = 1 .. n if the heads n are a power of two; else those of the power below, and every second
-    one of the power above until there are n, as in the paper's code."""
+    """Scores fall linearly with the distance, with a fixed slope per head (Press et al. 2022, 2108.12409): 2^(-8 i / n)
+    for i = 1 .. n if the heads n are a power of two; else those of the power below, and every second one of the power
+    above until there are n, as in the paper's code."""
     n = config.n_head
     power = 2 ** math.floor(math.log2(n))
     slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
@@ -125,9 +118,8 @@ class Position(nn.Module):
         the model's attention would leave the code out."""
         used = self.config._attn_implementation
         if (self.code.rotate or self.code.bias) and used not in ATTENTIONS:
-            raise ValueError(
-                f"{used!r} leaves position {self.name!r} out: choose an attention of {', '.join(ATTENTIONS)}."
-            )
+            known = ", ".join(ATTENTIONS)
+            raise ValueError(f"{used!r} leaves position {self.name!r} out: choose an attention of {known}.")
         if self.code.add:
             return self.code.add(position_ids, self.weight, self.config)
         return torch.zeros((), device=position_ids.device)
@@ -139,47 +131,22 @@ class Position(nn.Module):
         positions = torch.arange(k.shape[2], device=k.device)
         return self.code.rotate(q, positions[k.shape[2] - q.shape[2] :]), self.code.rotate(k, positions)
 
-    @property
-    def bias(self) -> Callable[[int, int, torch.device], Tensor] | None:
-        """(T_q, T_k, device) -> (H, T_q, T_k), added to the scaled scores; None where nothing is."""
-        return self._bias if self.code.bias else None
-
-    def _bias(self, n_q: int, n_k: int, device: torch.device) -> Tensor:
+    def bias(self, n_q: int, n_k: int, device: torch.device) -> Tensor:
+        """(H, T_q, T_k), what a code with a bias adds to the scaled scores."""
         keys = torch.arange(n_k, device=device)
         return self.code.bias(keys[n_k - n_q :, None] - keys, self.weight, self.config)
 
 
 def use_position(model: GPT2LMHeadModel, name: str) -> GPT2LMHeadModel:
-    """Give a GPT-2 the position code `name` instead of its own, with fresh parameters; returns it.
-
-    Raises ValueError for an unknown name (listing the known ones), or an attention without scores for a code that adds
-    to them. An attention that is not one of lib.explore.attention's would not read the code: it becomes `softmax_sdpa`.
-    """
+    """Give a GPT-2 the position code `name` instead of its own, with fresh parameters; returns it. Raises ValueError
+    for an unknown name. An attention that is not one of lib.explore.attention's would not read the code: it becomes
+    `softmax_sdpa`. One without scores refuses a code that adds to them when the model runs."""
     if name not in POSITIONS:
         raise ValueError(f"No position is called {name!r}: choose of {', '.join(POSITIONS)}.")
     if model.config._attn_implementation not in ATTENTIONS:
         model.set_attn_implementation("softmax_sdpa")
-    position = Position(name, model.config).to(model.device)
-    check_fit(model.config._attn_implementation, position)
-    model.transformer.wpe = position
+    model.transformer.wpe = Position(name, model.config).to(model.device)
     for module in attention_modules(model):
         # a reference and no submodule: shared parameters are saved once, with `wpe`
-        module.__dict__["position"] = position
+        module.__dict__["position"] = model.transformer.wpe
     return model
-
-
-@torch.no_grad()
-def shift_test(names: Sequence[str], shift: int = 7, length: int = 40) -> pd.DataFrame:
-    """Largest change of a logit when a row moves `shift` tokens to the right behind padding while position_ids keep
-    counting columns: position, max_difference (0 for a relative code), scale (the largest logit)."""
-    rows = []
-    for name in names:
-        model = use_position(small_gpt2(97, n_positions=length + shift), name)
-        ids = torch.randint(97, (1, length), generator=torch.Generator().manual_seed(0))
-        mask = F.pad(torch.ones_like(ids), (shift, 0))
-        columns = torch.arange(length + shift)[None]
-        moved = model(F.pad(ids, (shift, 0)), attention_mask=mask, position_ids=columns).logits[:, shift:]
-        logits = model(ids).logits
-        difference = float((moved - logits).abs().max())
-        rows.append({"position": name, "max_difference": difference, "scale": float(logits.abs().max())})
-    return pd.DataFrame(rows)

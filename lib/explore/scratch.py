@@ -1,7 +1,7 @@
 """Small GPT-2s trained from scratch, to compare encodings, positions and attentions one at a time.
 
-A `Recipe` names everything that decides a run; two recipes that differ in one field are a controlled experiment.
-Training runs on transformers' Trainer in float32 and is done once: a finished run is kept in data/runs.
+A `Recipe` names everything that decides a run; two recipes that differ in one field are a controlled experiment. It is
+trained once, by transformers' Trainer in float32: a finished run is kept in data/runs.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
 from tqdm.auto import tqdm
-from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments, default_data_collator
 
 from lib import profile
 from lib.explore.attention import use_attention
@@ -58,45 +58,44 @@ class Trained:
     recipe: Recipe
     summary: dict  # the recipe's fields, steps, tokens, parameters, non_embedding_parameters
 
+    def bits_per_byte(self, texts: Sequence[str]) -> float:
+        """Of held-out text as one stream, in rows of the trained length."""
+        return score_stream(self.model, self.encoding, texts, self.recipe.train_length).bits_per_byte
 
-def build(encoding, position="learned", attention="softmax_sdpa", seed=0, *, options=None, **shape) -> GPT2LMHeadModel:
-    """A GPT2LMHeadModel with random weights and the named variants, float32, eval mode.
 
-    `encoding` is one of lib.explore.encodings, or a vocabulary size; `options` go to the attention, `shape` is
-    small_gpt2's (n_positions, n_layer, n_head, n_embd). No dropout: these runs see little text more than once. GELU is
-    GPT-2's tanh form, by torch's fused kernel. Raises ValueError for an unknown name or what does not fit together."""
-    vocab_size = encoding if isinstance(encoding, int) else encoding.vocab_size
+def build(vocab_size: int, position="learned", attention="softmax_sdpa", seed=0, **shape) -> GPT2LMHeadModel:
+    """A GPT2LMHeadModel with random weights and the named variants, float32, eval mode; `shape` is small_gpt2's
+    (n_positions, n_layer, n_head, n_embd). No dropout: these runs see little text more than once. GELU is GPT-2's tanh
+    form, by torch's fused kernel. Raises ValueError for an unknown name."""
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     fixed = {"activation_function": "gelu_pytorch_tanh", "loss_type": "ForCausalLM"}
     model = small_gpt2(vocab_size, seed=seed, **shape, **no_dropout, **fixed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         use_position(model, position)
-    return use_attention(model, attention, **options or {})
+    return use_attention(model, attention)
 
 
 def model_of(recipe: Recipe) -> GPT2LMHeadModel:
     """The untrained model of `recipe`, on profile.device()."""
     encoding = encoding_of(recipe.corpus, recipe.encoding, recipe.vocab_size)
     shape = {key: getattr(recipe, key) for key in ("n_positions", "n_layer", "n_head", "n_embd")}
-    return build(encoding, recipe.position, recipe.attention, recipe.seed, **shape).to(profile.device())
+    return build(encoding.vocab_size, recipe.position, recipe.attention, recipe.seed, **shape).to(profile.device())
 
 
 def documents(corpus: str, split: str = "train", n_bytes: int | None = None, seed: int | None = None) -> list[str]:
-    """Prompt + target of a split's documents until `n_bytes` are reached, in an order drawn from `seed`
-    (None: the task's own). All are taken once before any is taken again."""
+    """Prompt + target of a split's documents until `n_bytes` are reached, in an order drawn from `seed` (None: the
+    task's own). All are taken once before any is taken again."""
     texts = [row["prompt"] + row["target"] for row in _task(corpus)[split]]
     if n_bytes is None:
         return texts
     generator = torch.Generator().manual_seed(seed or 0)
-    drawn, total = [], 0
+    drawn, total, order = [], 0, []
     while total < n_bytes:
-        order = range(len(texts)) if seed is None else torch.randperm(len(texts), generator=generator).tolist()
-        for i in order:
-            drawn.append(texts[i])
-            total += len(texts[i].encode("utf-8"))
-            if total >= n_bytes:
-                break
+        if not order:
+            order = [*range(len(texts))] if seed is None else torch.randperm(len(texts), generator=generator).tolist()
+        drawn.append(texts[order.pop(0)])
+        total += len(drawn[-1].encode("utf-8"))
     return drawn
 
 
@@ -108,13 +107,11 @@ def _task(corpus: str):
 ENCODED_LIKE: dict[str, str] = {}  # corpus -> the one whose encodings it takes; others have their own
 
 
+@cache
 def encoding_of(corpus: str, name: str, vocab_size: int | None) -> Encoding:
     """The encoding `name` trained on the whole training split of `corpus`, once per process."""
-    return _encoding_of(ENCODED_LIKE.get(corpus, corpus), name, vocab_size)
-
-
-@cache
-def _encoding_of(corpus: str, name: str, vocab_size: int | None) -> Encoding:
+    if like := ENCODED_LIKE.get(corpus):
+        return encoding_of(like, name, vocab_size)
     return train_encoding(name, documents(corpus), vocab_size)
 
 
@@ -134,18 +131,15 @@ def length_for(encoding: Encoding, corpus: str, context_bytes: int) -> int:
 def run_path(recipe: Recipe) -> Path:
     """data/runs/scratch-<task>-<variants>-seed<seed>-<hash>: another recipe or dataset is another folder."""
     task = _task(recipe.corpus)
-    identity = json.dumps([asdict(recipe), task.sha256], sort_keys=True)
+    digest = hashlib.sha256(json.dumps([asdict(recipe), task.sha256], sort_keys=True).encode()).hexdigest()[:10]
     parts = [task.name, recipe.encoding, str(recipe.vocab_size or ""), recipe.position, recipe.attention]
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
     name = "-".join(["scratch", *filter(None, parts), f"seed{recipe.seed}", digest])
     return profile.output_root() / "data" / "runs" / name
 
 
 def train(recipe: Recipe) -> Trained:
     """The model of `recipe`, trained now or loaded from data/runs. A run knows its recipe and data, not the code behind
-    a variant's name: whoever changes that deletes the variant's runs.
-
-    Raises ValueError for unknown names or too little text."""
+    a variant's name: whoever changes that deletes its runs. Raises ValueError for unknown names or too little text."""
     model, path = model_of(recipe), run_path(recipe)
     encoding = encoding_of(recipe.corpus, recipe.encoding, recipe.vocab_size)
     if not (path / "run.json").exists():
@@ -160,14 +154,10 @@ def train_all(recipes: Sequence[Recipe], desc: str = "runs") -> list[Trained]:
     return [train(recipe) for recipe in tqdm(recipes, desc=desc)]
 
 
-def _rows(ids: torch.Tensor, length: int) -> list[torch.Tensor]:
-    """Rows of length + 1 tokens that overlap by one, so that each token but the first is a target once."""
-    return [ids[i : i + length + 1] for i in range(0, len(ids) - length, length)]
-
-
-def _collate(rows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    ids = torch.stack(list(rows))  # (rows, T + 1)
-    return {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
+def _rows(ids: torch.Tensor, length: int) -> list[dict[str, torch.Tensor]]:
+    """Rows of `length` tokens and the next ones as labels: each token but the first is a target once."""
+    starts = range(0, len(ids) - length, length)
+    return [{"input_ids": ids[i : i + length], "labels": ids[i + 1 : i + 1 + length]} for i in starts]
 
 
 def shifted_loss(outputs, labels, num_items_in_batch=None) -> torch.Tensor:
@@ -182,24 +172,15 @@ def _train(recipe: Recipe, encoding: Encoding, model: GPT2LMHeadModel, path: Pat
     if steps < 1:
         raise ValueError(f"{len(data)} rows of {recipe.train_length} do not fill one step: raise train_bytes.")
     # a run takes a minute or two: it starts again rather than resumes
-    silent = {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
-    args = TrainingArguments(
-        str(path / "trainer"),
-        max_steps=steps,
-        per_device_train_batch_size=recipe.rows,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(round(recipe.warmup_share * steps), 1),
-        weight_decay=0.1,
-        optim="adamw_torch_fused",
-        seed=recipe.seed,
-        use_cpu=profile.device().type == "cpu",
-        remove_unused_columns=False,
-        dataloader_pin_memory=profile.device().type == "cuda",
-        **silent,
-    )
+    settings = {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    settings |= {"max_steps": steps, "per_device_train_batch_size": recipe.rows, "seed": recipe.seed}
+    settings |= {"learning_rate": recipe.learning_rate, "lr_scheduler_type": "cosine", "weight_decay": 0.1}
+    settings |= {"warmup_steps": max(round(recipe.warmup_share * steps), 1), "optim": "adamw_torch_fused"}
+    device = profile.device().type
+    settings |= {"use_cpu": device == "cpu", "dataloader_pin_memory": device == "cuda", "remove_unused_columns": False}
     model.config.use_cache = False
-    trainer = Trainer(model.train(), args, _collate, data, compute_loss_func=shifted_loss)
+    args = TrainingArguments(str(path / "trainer"), **settings)
+    trainer = Trainer(model.train(), args, default_data_collator, data, compute_loss_func=shifted_loss)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     model.config.use_cache = True
@@ -231,7 +212,6 @@ def score_stream(
     model, encoding: Encoding, texts: Sequence[str], length: int, stride=None, batch_tokens=8_192, first=None
 ) -> StreamScore:
     """Negative log-likelihood of `texts` as one stream, in windows of `length` tokens, the first one of `first`.
-
     `stride` = `length` (the default): blocks without overlap. A smaller one slides the window: each step scores that
     many new tokens, which see at least length - stride before them (Press et al. 2022, appendix B, compare the two)."""
     stride = length if stride is None else stride
@@ -240,12 +220,11 @@ def score_stream(
     ids = stream(encoding, texts)
     inputs, targets = ids[:-1], ids[1:]
     by_size: dict[int, list] = {}  # (window's start, first scored, end); windows of one size need no padding
-    scored = 0
-    while scored < len(inputs):
-        end = scored + (stride if scored else first or length)
-        start = max(end - length, 0)
-        by_size.setdefault(min(end, len(inputs)) - start, []).append((start, scored, min(end, len(inputs))))
-        scored = end
+    first = first or length
+    ends = range(first, max(len(inputs) + stride, first + 1), stride)
+    for scored, end in zip([0, *ends], ends, strict=False):
+        start, end = max(end - length, 0), min(end, len(inputs))
+        by_size.setdefault(end - start, []).append((start, scored, end))
     nats, position = np.empty(len(inputs)), np.empty(len(inputs), dtype=int)
     model.eval()
     for size, spans in by_size.items():
@@ -263,21 +242,18 @@ def score_stream(
 
 def loss_by_position(runs: Sequence[Trained], texts: Sequence[str], length: int, bins=8, shifts=8) -> pd.DataFrame:
     """Mean bits per token by how many tokens the model saw, in `bins` equal steps of blocks of `length`: position (the
-    variant), attention, seed, seen (the middle of the step), bits_per_token.
-
-    The text is cut `shifts` times, at other places each time, and its first `length` tokens, which no cut moves far
-    back in a block, are left out: with shifts = bins every token is counted once in each step. Cut once, a step would
-    hold one part of the text and the next step another. Raises ValueError for a text that fills no further block."""
+    variant), attention, seed, seen (the middle of the step), bits_per_token. The text is cut `shifts` times, at other
+    places each time, and its first `length` tokens, which no cut moves far back, are left out: with shifts = bins every
+    token is counted once in each step; cut once, each step would hold another part of the text. Raises ValueError for a
+    text that fills no further block."""
     rows = []
     for run in tqdm(runs, desc="loss by position"):
-        nats, step = [], []
-        for first in range(length, 0, -max(length // shifts, 1)):
-            score = score_stream(run.model, run.encoding, texts, length, first=first)
-            if len(score.nats) <= length:
-                raise ValueError(f"{len(score.nats)} tokens fill one block of {length} at most: pass more text.")
-            nats.append(score.nats[length:])
-            step.append((score.position[length:] - 1) * bins // length)
-        bits = pd.Series(np.concatenate(nats)).groupby(np.concatenate(step)).mean() / math.log(2)
+        cuts = range(length, 0, -max(length // shifts, 1))
+        scores = [score_stream(run.model, run.encoding, texts, length, first=first) for first in cuts]
+        if len(scores[0].nats) <= length:
+            raise ValueError(f"{len(scores[0].nats)} tokens fill one block of {length} at most: pass more text.")
+        steps = np.concatenate([(s.position[length:] - 1) * bins // length for s in scores])
+        bits = pd.Series(np.concatenate([s.nats[length:] for s in scores])).groupby(steps).mean() / math.log(2)
         named = {key: getattr(run.recipe, key) for key in ("position", "attention", "seed")}
         rows += [named | {"seen": (b + 0.5) * length / bins, "bits_per_token": x} for b, x in bits.items()]
     return pd.DataFrame(rows)

@@ -15,29 +15,20 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy import stats
 
 from lib import tasks
 from lib.explore import scratch
 from lib.explore.scratch import Trained
 from lib.metrics import mean_interval
+from lib.results import shown
 
 LEAKED = "debian_leaked"  # a task inside `leaked_corpus`
-
-
-# --- measures: the sound one, then what mistakes measure
-
-
-def bits_per_byte(run: Trained, texts: Sequence[str]) -> float:
-    """Of held-out text as one stream, in rows of the trained length."""
-    return scratch.score_stream(run.model, run.encoding, texts, run.recipe.train_length).bits_per_byte
 
 
 @torch.no_grad()
 def sample_perplexity(run: Trained, samples: int = 16) -> float:
     """Own samples: exp of the mean nats of what the model itself wrote (temperature 0.8, top-p 0.9), which is low for a
-    model that repeats itself.
-    """
+    model that repeats itself."""
     start = torch.full((samples, 1), run.encoding.eos_token_id, device=run.model.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.recipe.seed)
@@ -51,11 +42,10 @@ def sample_perplexity(run: Trained, samples: int = 16) -> float:
 @torch.no_grad()
 def padded_perplexity(run: Trained, texts: Sequence[str]) -> float:
     """Padding counted: exp of the mean nats over documents padded with EOS to a row and one token (longer ones are
-    cut), where the labels are a copy of the input.
-    """
+    cut), where the labels are a copy of the input."""
     end, length = run.encoding.eos_token_id, run.recipe.train_length
-    coded = [[end, *d, end][: length + 1] for d in run.encoding.encode_batch(list(texts))]
-    ids = torch.tensor([d + [end] * (length + 1 - len(d)) for d in coded], device=run.model.device)
+    coded = [[end, *d, *[end] * length][: length + 1] for d in run.encoding.encode_batch(texts)]
+    ids = torch.tensor(coded, device=run.model.device)
     logits = run.model(ids[:, :-1], use_cache=False).logits
     return math.exp(float(F.cross_entropy(logits.mT.float(), ids[:, 1:])))
 
@@ -63,30 +53,23 @@ def padded_perplexity(run: Trained, texts: Sequence[str]) -> float:
 @torch.no_grad()
 def prefix_bits_per_byte(run: Trained, texts: Sequence[str], prefix=True, rows: int = 16, length: int = 48) -> float:
     """Bits per byte of `rows` rows of `length` tokens, each token from a text that ends before it; not `prefix`: all of
-    a row in one pass, which is the same for a causal model and only for one. Bytes are the stream's average per token.
-    """
+    a row in one pass, the same for a causal model and only for one. Bytes are the stream's average per token."""
     ids = scratch.stream(run.encoding, texts)
     per_token = sum(len(t.encode("utf-8")) for t in texts) / (len(ids) - 1)
     rows = min(rows, (len(ids) - 1) // length)
     ids = ids[: rows * length].view(rows, length).to(run.model.device)
-    if prefix:
-        ends = [run.model(ids[:, :t], use_cache=False).logits[:, -1] for t in range(1, length)]
-        logits = torch.stack(ends, dim=1)
-    else:
-        logits = run.model(ids[:, :-1], use_cache=False).logits
+    ends = range(1, length) if prefix else [length - 1]
+    parts = [run.model(ids[:, :t], use_cache=False).logits[:, -1 if prefix else 0 :] for t in ends]
+    logits = torch.cat(parts, dim=1)
     nats = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
     return float(nats) / math.log(2) / per_token
-
-
-# --- the text of a model that only a mistake has
 
 
 @contextmanager
 def leaked_corpus(n_bytes: int) -> Iterator[None]:
     """Inside, a task LEAKED: debian whose training split is the test text of `n_bytes` bytes, and as much again of its
     own. Each document is then seen several times, as a benchmark is that stands on many pages of the web. The encoding
-    is debian's own, as the other models have it.
-    """
+    is debian's own, as the other models have it."""
     debian = tasks.load_task("debian")
     counts = {split: len(scratch.documents("debian", split, n_bytes)) for split in ("test", "train")}
     train = [row for split, n in counts.items() for row in tasks.head(debian[split], n)]
@@ -100,13 +83,9 @@ def leaked_corpus(n_bytes: int) -> Iterator[None]:
         del tasks.TASKS[LEAKED], scratch.ENCODED_LIKE[LEAKED]
 
 
-# --- rankings
-
-
 def means(part: pd.DataFrame) -> pd.DataFrame:
     """Per model of one trap's values sound and trapped, means over seeds; for "one seed" the seed whose own ranking
-    differs most from the mean's.
-    """
+    differs most from the mean's."""
     if part["trap"].iloc[0] != "one seed":
         return part.groupby("model", sort=False)[["sound", "trapped"]].mean()
     alone = [own.set_index("model")[["sound", "trapped"]] for _, own in part.groupby("seed")]
@@ -119,36 +98,25 @@ def flips(found: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> int:
     return sum(bool(gap["sound"] * gap["trapped"] < 0) for gap in gaps)
 
 
-def separable(wide: pd.DataFrame, a: str, b: str) -> bool:
-    """Whether the paired interval of a - b over seeds excludes 0; one seed separates nothing."""
-    _, low, high = mean_interval((wide[a] - wide[b]).dropna())
-    return bool(np.isfinite(low) and low * high > 0)
-
-
 def summary(values: pd.DataFrame) -> pd.DataFrame:
     """One row per trap: models, seeds, ranking_sound and ranking_trap (best first, by means over seeds; for "one
-    seed" that of the seed that differs most), tau (Kendall's, between the two), pairs, flips (pairs that the two
-    order differently), shown_pairs (those that the seeds of the sound measure tell apart: `separable`), shown_flips
-    (flips among these), best_changes.
-    """
+    seed" that of the seed that differs most), tau (Kendall's, between the two), pairs, flips (pairs that the two order
+    differently), shown_pairs (those whose paired interval over the sound measure's seeds excludes 0), shown_flips
+    (flips among these), best_changes."""
     rows = []
     for trap, part in values.groupby("trap", sort=False):
         found = means(part)
         # for "one seed" `sound` is the mean, and the seeds' own values stand in `trapped`
         wide = part.pivot(index="seed", columns="model", values="trapped" if trap == "one seed" else "sound")
         pairs = list(itertools.combinations(found.index, 2))
-        apart = [pair for pair in pairs if separable(wide, *pair)]
+        apart = [(a, b) for a, b in pairs if shown(wide[a] - wide[b])]
         sound, trapped = (found[c].sort_values(kind="stable").index for c in ("sound", "trapped"))
-        row = {"trap": trap, "models": len(found), "seeds": len(wide)}
-        row |= {"ranking_sound": " < ".join(sound), "ranking_trap": " < ".join(trapped)}
-        row |= {"tau": float(stats.kendalltau(found["sound"], found["trapped"]).statistic)}
-        row |= {"pairs": len(pairs), "flips": flips(found, pairs)}
-        row |= {"shown_pairs": len(apart), "shown_flips": flips(found, apart)}
-        rows.append(row | {"best_changes": sound[0] != trapped[0]})
+        row = {"trap": trap, "models": len(found), "seeds": len(wide), "ranking_sound": " < ".join(sound)}
+        row |= {"ranking_trap": " < ".join(trapped), "tau": float(found.corr("kendall").loc["sound", "trapped"])}
+        row |= {"pairs": len(pairs), "flips": flips(found, pairs), "shown_pairs": len(apart)}
+        rows.append(row | {"shown_flips": flips(found, apart), "best_changes": sound[0] != trapped[0]})
     return pd.DataFrame(rows)
 
-
-# --- the audit
 
 MIN_SEEDS = 3  # two give a t interval 6 times as wide as their standard error, three 2.5 times
 LEAK_LIMIT = 1e-3  # of a logit; a causal model in float32 shows rounding, about 1e-5
@@ -167,10 +135,8 @@ WAYS_OUT = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """What has to be known about a table, which rows cannot show. None: not declared, which `audit` reports.
-
-    `compare` names the columns whose values are compared with each other (a method, a model); `within` the columns
-    inside whose values they are (a task, a protocol).
+    """What has to be known about a table, which rows cannot show. None: not declared, which `audit` reports. `compare`
+    names the columns whose values are compared with each other (a method), `within` those inside whose values (a task).
     """
 
     metric: str = "bits_per_byte"
@@ -189,22 +155,16 @@ class Finding(NamedTuple):
     problem: str
     way_out: str
 
-    def __str__(self) -> str:
-        return f"{self.trap}: {self.where}: {self.problem} {self.way_out}"
-
 
 def audit(rows: pd.DataFrame | Sequence[Mapping], protocol: Protocol) -> list[Finding]:
     """All findings of a results table (flat rows, one measurement each), none for a sound one. Rows without training,
-    such as a base model's, need no seeds: leave them out. Raises ValueError for an empty table or a missing column.
-    """
+    such as a base model's, need no seeds: leave them out. Raises ValueError for a missing column."""
     df, p = pd.DataFrame(rows), protocol
-    if df.empty:
-        raise ValueError("An audit of no row: pass the rows of a results table.")
     column = p.tokenizer.removeprefix("column:") if p.tokenizer and p.tokenizer.startswith("column:") else p.metric
     if missing := [c for c in (p.metric, *p.compare, *p.within, column) if c not in df]:
         raise ValueError(f"The table has no column {missing[0]!r}; it has {', '.join(map(str, df))}.")
     measured = df[df[p.metric].notna()]
-    found = itertools.chain(_declared(df, p), _ratios(df), _seeds(measured, p), _intervals(measured, p))
+    found = [*_declared(df, p), *_ratios(df), *_seeds(measured, p), *_intervals(measured, p)]
     return [Finding(*f, WAYS_OUT[f[0]]) for f in found]
 
 
@@ -219,12 +179,8 @@ def _declared(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
         yield "overlapping train and test", "overlap", f"training saw {seen} documents."
     if p.padding_counted:
         yield "padding counted", p.metric, "padding is in the mean."
-    leaks = {"leak": p.leak} if p.leak is not None else {}
-    if "future_leak" in df:
-        leaks |= {f"row {i}, future_leak": value for i, value in df["future_leak"].dropna().items()}
-    for where, value in leaks.items():
-        if not abs(value) <= LEAK_LIMIT:  # a nan is a finding too
-            yield "leaking attention", where, f"later tokens change earlier logits by {value:.3g}."
+    if p.leak is not None and not abs(p.leak) <= LEAK_LIMIT:  # a nan is a finding too
+        yield "leaking attention", "leak", f"later tokens change earlier logits by {p.leak:.3g}."
     if p.metric in PER_TOKEN and p.tokenizer and p.tokenizer.startswith("column:"):
         column = df[p.tokenizer.removeprefix("column:")]
         names = max((column[part.index].unique() for _, part in _groups(df, p.within)), key=len)
@@ -235,12 +191,12 @@ def _declared(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
 
 def _ratios(df: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
     """Where numerator and denominator stand beside a ratio, they must give it."""
-    forms = {"perplexity": ("tokens", math.exp), "bits_per_byte": ("bytes", lambda x: x / math.log(2))}
+    forms = {"perplexity": ("tokens", np.exp), "bits_per_byte": ("bytes", lambda x: x / math.log(2))}
     for ratio, (parts, form) in forms.items():
-        known = df.dropna(subset=[ratio, "nats", parts]) if {ratio, "nats", parts} <= set(df) else df[:0]
-        for i, row in known.iterrows():
-            if row[parts] <= 0 or not math.isclose(row[ratio], form(row["nats"] / row[parts]), rel_tol=1e-3):
-                problem = f"{row[ratio]:.4g} is not what nats and {parts} of the row give."
+        known = df.reindex(columns=[ratio, "nats", parts]).dropna()
+        for i, value, wanted in zip(known.index, known[ratio], form(known["nats"] / known[parts]), strict=True):
+            if not math.isclose(value, wanted, rel_tol=1e-3):
+                problem = f"{value:.4g} is not what nats and {parts} of the row give."
                 yield "padding counted", f"row {i}, {ratio}", problem
 
 
@@ -253,8 +209,7 @@ def _groups(df: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, pd.
 def _seeds(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
     if "seed" not in df:
         yield "one seed", "seed", "no column tells the seed, so runs were averaged or there is one."
-        return
-    for name, part in _groups(df, [*p.within, *p.compare]):
+    for name, part in _groups(df, [*p.within, *p.compare]) if "seed" in df else ():
         n = part["seed"].nunique()
         if n < MIN_SEEDS:
             yield "one seed", name, f"{n} seed{'s' * (n > 1)}."
