@@ -157,9 +157,9 @@ def test_rows_make_every_token_a_target_once():
 def test_length_for_counts_bytes_in_tokens(five):
     """Validation holds d0 and d1: 18 bytes, 11 characters."""
     encoding = train_encoding("characters", [*five, *five])
-    assert scratch.length_for(encoding, "five", 180) == 110
-    assert scratch.length_for(train_encoding("bytes", five), "five", 180) == 180
-    assert scratch.length_for(encoding, "five", 1) == 2
+    assert length_for(encoding, "five", 180) == 110
+    assert length_for(train_encoding("bytes", five), "five", 180) == 180
+    assert length_for(encoding, "five", 1) == 2
 
 
 def direct(model, inputs, targets):
@@ -195,7 +195,7 @@ def test_loss_by_position_is_not_about_which_text_stands_where(run):
     cut = [loss_by_position([one], texts, 16, bins=4, shifts=n)["bits_per_token"].std() for n in (1, 16)]
     assert cut[1] < 1e-3 * cut[0]
     with pytest.raises(ValueError, match="tokens fill one block of 512 at most"):
-        scratch.loss_by_position([one], ["ab"], 512)
+        loss_by_position([one], ["ab"], 512)
 
 
 def test_bits_per_byte_count_the_unknown():
