@@ -4,12 +4,10 @@ and the memory that it takes. Measured by `python -m lib bench` and notebook 11:
 
 import contextlib
 import ctypes
-import functools
 import gc
 import math
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -22,7 +20,6 @@ CPU_NUMBERS = 2**20  # float32 numbers of logits worked on at a time: 4 MB stay 
 GPU_NUMBERS = 2**26  # a GPU wants fewer, larger kernels
 STEPS = 2**16  # of dropout's probability: 16 random bits an element, and the scale fits p as it is met
 SHORT = 512  # tokens; the scores kept for backward are 6 MB a layer of GPT-2 for such a document
-ONEDNN_ROWS = 128  # below, putting the weights into oneDNN's own order costs more than it gains
 
 
 def rows_at_a_time(logits: Tensor) -> int:
@@ -121,36 +118,6 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None, p=0.0
     scale = size**-0.5 if scale is None else scale
     scores = torch.baddbmm(future.expand(q.shape[1], -1, -1), q[0], k[0].mT, alpha=scale)
     return (dropout(scores.softmax(-1), p).to(v.dtype) @ v[0])[None]
-
-
-@contextlib.contextmanager
-def fast_float32(rows: int) -> Iterator[None]:
-    """Inside, float32 products of `rows` rows on a CPU go to oneDNN where that is no less exact than MKL.
-
-    MKL takes 1.7 times the seconds for GPT-2's output layer on an EPYC. torch's one switch for it elsewhere permits
-    bfloat16 inside the product: there it stays off.
-    """
-    before = torch.get_float32_matmul_precision()
-    if rows >= ONEDNN_ROWS and _onednn_keeps_float32():
-        torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@functools.cache
-def _onednn_keeps_float32() -> bool:
-    """Whether a product under "medium" is that of float32 on this machine, tried on one."""
-    if torch.cuda.is_available() or not torch.backends.mkldnn.is_available():
-        return False
-    generator = torch.Generator().manual_seed(0)
-    x, w = (torch.randn(shape, generator=generator) for shape in ((256, 512), (1024, 512)))
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    product = x @ w.T
-    torch.set_float32_matmul_precision(before)
-    return bool((product - x.double() @ w.double().T).abs().max() < 1e-3)  # bfloat16 inside: 0.1
 
 
 def reset_peak_memory() -> None:

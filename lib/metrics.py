@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lib import profile
-from lib.fast import fast_float32, rows_at_a_time
+from lib.fast import rows_at_a_time
 from lib.packing import Encoded, document_attention, flatten, pack
 from lib.tasks import encode
 
@@ -45,7 +45,7 @@ def float32_logits(model: PreTrainedModel) -> Iterator[None]:
     forward = head.forward
 
     def exact(hidden: torch.Tensor) -> torch.Tensor:  # (1, N, C) -> (1, N, V)
-        with torch.autocast(hidden.device.type, enabled=False), fast_float32(hidden.shape[-2]):
+        with torch.autocast(hidden.device.type, enabled=False):
             return forward(hidden.to(head.weight.dtype))
 
     head.forward = exact

@@ -75,9 +75,8 @@ def pack(documents: Sequence[Encoded], pack_length: int) -> list[list[int]]:
 def flatten(documents: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     """The model inputs of one packed row.
 
-    input_ids and position_ids (1, T); cu_seq_lens_q (documents + 1,); logits_to_keep (N,), the positions
-    whose next token is a target, so that the vocabulary-sized logits exist for those alone; labels (1, N),
-    those next tokens, EOS among them; document (N,), which document each belongs to.
+    input_ids and position_ids (1, T); cu_seq_lens_q (documents + 1,); logits_to_keep (N,), the positions whose next
+    token is a target: logits exist for those alone; labels (1, N), those next tokens, EOS among them; document (N,).
     """
     ids, positions, bounds, keep, labels, owner = [], [], [0], [], [], []
     for d, doc in enumerate(documents):

@@ -25,6 +25,7 @@ COLORS = ("#004488", "#DDAA33", "#994455", "#6699CC", "#997700", "#F2BBD0")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 BYTES = re.compile(r"<[0-9A-F]{2}( [0-9A-F]{2})*>")  # how lib.generate.token_text writes a fragment
+FREE = (-math.inf, math.inf)
 ARROW = {"arrowstyle": "->", "color": GREY}
 
 
@@ -141,7 +142,7 @@ def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
     return fig
 
 
-def _interval(ax: plt.Axes, values: Sequence[float], y: float, i: int, limits=(-math.inf, math.inf)) -> float:
+def _interval(ax: plt.Axes, values: Sequence[float], y: float, i: int, limits=FREE) -> float:
     """The mean as the i-th series' mark with its 95 % t interval as a bar, cut at `limits`; returns the mean."""
     mean, low, high = mean_interval(values)
     bar = {"color": COLORS[i % 6], "linewidth": 4, "alpha": 0.45, "linestyle": "-", "solid_capstyle": "butt"}
@@ -151,21 +152,13 @@ def _interval(ax: plt.Axes, values: Sequence[float], y: float, i: int, limits=(-
 
 
 def dots(
-    df: pd.DataFrame,
-    value: str,
-    row: str,
-    panel: str | None = None,
-    titles: Mapping[str | None, str] = {None: ""},
-    rows: Sequence[str] = (),
-    family: str | None = None,
-    limits: tuple[float, float] = (-math.inf, math.inf),
-    form: str = ".3f",
-    xlabel: str | None = None,
+    df: pd.DataFrame, value, row, panel=None, titles=None, rows=(), family=None, limits=FREE, form=".3f", xlabel=None
 ):
     """One row per value of the column `row`: every seed a small dot, the mean with its number and 95 % t interval, cut
     at `limits`. One panel per key of `titles`, a value of the column `panel`; each has its own rows, or all have `rows`
     and one axis. Rows with one value of the column `family` look alike; one without a number says "not measured".
     """
+    titles = titles or {None: ""}
     parts = {key: df if panel is None else df[df[panel] == key] for key in titles}
     kinds = list(dict.fromkeys(df[family] if family else rows or df[row]))
     most = len(rows) or max(part[row].nunique() for part in parts.values())
@@ -254,17 +247,7 @@ def strips(texts: Mapping[str, Mapping[str, Sequence[str]]]):
 
 
 def lines(
-    df: pd.DataFrame,
-    x: str,
-    y: str,
-    series: str,
-    panel: str | None = None,
-    logx=True,
-    logy=False,
-    ylabel: str | None = None,
-    xlabel: str | None = None,
-    top: float | None = None,
-    sharey=True,
+    df: pd.DataFrame, x, y, series, panel=None, logx=True, logy=False, ylabel=None, xlabel=None, top=None, sharey=True
 ):
     """One line per value of `series`, the mean over `seed` where there is one, with its range as a band; one panel per
     value of `panel`. `top` cuts the y axis: the largest value above is written at the edge.

@@ -27,11 +27,6 @@ def name() -> str:
     return chosen
 
 
-def seeds() -> tuple[int, ...]:
-    """One training each, of whatever is compared."""
-    return budget(seeds=((0, 1), (0,), (0, 1, 2))).seeds
-
-
 def budget(**sizes: tuple) -> SimpleNamespace:
     """This profile's numbers of a notebook, each given as (fast, cpu, full)."""
     at = NAMES.index(name())
@@ -39,9 +34,8 @@ def budget(**sizes: tuple) -> SimpleNamespace:
 
 
 def output_root() -> Path:
-    """Where results, figures and trained weights go: the checkout, or for `fast` a temporary folder, so that a test
-    run never touches what the report shows. `FAST_OUTPUT` names that folder.
-    """
+    """Where results, figures and trained weights go: the checkout, or for `fast` a temporary folder (`FAST_OUTPUT`
+    names it), so that a test run never touches what the report shows."""
     if name() != "fast":
         return ROOT
     default = Path(tempfile.gettempdir()) / f"gpt2-coursework-fast-{os.getuid() if hasattr(os, 'getuid') else 0}"
@@ -49,10 +43,8 @@ def output_root() -> Path:
 
 
 def kept_root() -> Path:
-    """Where results, figures, executed notebooks and ratings go: on Colab a folder of Google Drive if that is mounted,
-    since the disk goes with the session; else `output_root()`. Checkpoints never go to Drive: those that training
-    deletes would fill its bin.
-    """
+    """Where results, figures, executed notebooks and ratings go: on Colab a folder of Google Drive if that is mounted;
+    else `output_root()`. Checkpoints never go to Drive: those that training deletes would fill its bin."""
     root = output_root()
     return DRIVE / "gpt2-coursework" if root == ROOT and DRIVE.is_dir() else root
 
@@ -62,11 +54,8 @@ def device() -> torch.device:
 
 
 def autocast_dtype() -> torch.dtype:
-    """bfloat16 where the hardware computes in it, float16 on older GPUs (a T4), float32 otherwise.
-
-    Compute capability 8.0 (Ampere) is the first with bf16 units; torch's own is_bf16_supported also
-    counts emulation. A CPU without bf16 instructions runs bf16 slower than float32.
-    """
+    """bfloat16 where the hardware computes in it (GPUs from compute capability 8.0, CPUs with its instructions: torch's
+    own is_bf16_supported also counts emulation), float16 on older GPUs (a T4), float32 otherwise."""
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
     has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

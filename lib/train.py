@@ -39,7 +39,7 @@ from lib.results import device_name, write_json
 
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks by an old name
 
-# what notebooks 02 and 03 and `python -m lib finetune` share; each number as (fast, cpu, full)
+# of notebooks 02 and 03 and `python -m lib finetune`; each number as (fast, cpu, full)
 BUDGET = {
     "seeds": ((0, 1), (0,), (0, 1, 2)),
     "methods": (("full", "lora"), ("full", "lora"), ("full", "lora")),  # with every seed; the others once
@@ -251,13 +251,37 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
     pack_length = max(settings.pack_length, max(len(d.input_ids) for d in documents))
     rows_per_step = max(settings.batch_tokens // pack_length, 1)
     if rows_per_step % world:
-        raise ValueError(
-            f"{rows_per_step} rows a step cannot be shared by {world} processes: "
-            "set batch_tokens to pack_length times a multiple of the processes."
-        )
+        raise ValueError(f"{rows_per_step} rows a step cannot be shared by {world} processes: set batch_tokens higher.")
     data = packing.rows(draw(documents, settings.train_tokens, settings.seed), pack_length, rows_per_step)
     steps = max(len(data) // rows_per_step, 1)
-    args = _arguments(settings, path / "checkpoints", steps, rows_per_step // world, quiet)
+    interval, dtype, device = max(steps // settings.evaluations, 1), profile.autocast_dtype(), profile.device().type
+    args = transformers.TrainingArguments(
+        output_dir=str(path / "checkpoints"),
+        num_train_epochs=1,  # the data already hold every epoch in its order
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=rows_per_step // world,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(round(settings.warmup_share * steps), 1),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,  # Trainer scales the loss: float16 gradients underflow unscaled
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device == "cuda",
+        eval_strategy="steps",
+        eval_steps=interval,
+        eval_on_start=True,
+        save_steps=interval,
+        save_total_limit=1,  # and the best one, which load_best_model_at_end keeps
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        logging_steps=max(steps // 40, 1),
+        seed=settings.seed,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        disable_tqdm=quiet,
+    )
     clock = StepClock()
     trainer = CompletionTrainer(
         model=model,
@@ -295,64 +319,27 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
     trainer.accelerator.wait_for_everyone()  # the other processes load what the first has written
 
 
-def _arguments(settings: Settings, folder: Path, steps: int, rows: int, quiet: bool) -> transformers.TrainingArguments:
-    """For `steps` steps of `rows` packed rows on each process."""
-    interval, dtype, device = max(steps // settings.evaluations, 1), profile.autocast_dtype(), profile.device().type
-    return transformers.TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=1,  # the data already hold every epoch in its order
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=rows,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(round(settings.warmup_share * steps), 1),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,  # Trainer scales the loss: float16 gradients underflow unscaled
-        use_cpu=device == "cpu",
-        dataloader_pin_memory=device == "cuda",
-        eval_strategy="steps",
-        eval_steps=interval,
-        eval_on_start=True,
-        save_steps=interval,
-        save_total_limit=1,  # and the best one, which load_best_model_at_end keeps
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        logging_steps=max(steps // 40, 1),
-        seed=settings.seed,
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        disable_tqdm=quiet,
-    )
-
-
 def load(base, path: Path) -> Finetuned:
-    """A finished run from its folder. Raises ValueError for a run of another base model or a damaged one."""
+    """A finished run from its folder. RuntimeError for one of another base model, ValueError for a damaged one."""
     if not (path / "run.json").exists():
         raise FileNotFoundError(f"{path} holds no finished run: run notebook 02 first.")
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        summary = record["summary"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{path / 'run.json'} is damaged ({error}): delete the folder, run again.") from error
-    if (summary["base_model"], summary["base_parameters"]) != (base.name, base.parameters):
-        raise ValueError(
-            f"{path} was fine-tuned from {summary['base_model']} ({summary['base_parameters']:,} parameters), "
-            f"not from {base.name} ({base.parameters:,}): set BASE_MODEL to the former or train again."
-        )
-    try:
+        trained_from = record["summary"]["base_model"]
+        if (trained_from, record["summary"]["base_parameters"]) != (base.name, base.parameters):
+            why = f"{path} was fine-tuned from {trained_from}, not from {base.name}: set BASE_MODEL or train again."
+            raise RuntimeError(why)
         with silenced():
             if (path / "model" / "adapter_config.json").exists():
                 model = PeftModel.from_pretrained(copy.deepcopy(base.model), path / "model").merge_and_unload()
             else:
                 local = {"use_safetensors": True, "local_files_only": True}
                 model = transformers.AutoModelForCausalLM.from_pretrained(path / "model", dtype=torch.float32, **local)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ValueError(f"{path / 'model'} is damaged ({error}): delete the folder, run again.") from error
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete the folder, run again.") from error
     model = fuse_activations(model.to(profile.device()).eval())
     model.generation_config = copy.deepcopy(base.model.generation_config)
-    return Finetuned(model, summary, pd.DataFrame(record["history"]), path)
+    return Finetuned(model, record["summary"], pd.DataFrame(record["history"]), path)
 
 
 def last_checkpoint(folder: Path) -> str | None:

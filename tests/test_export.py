@@ -124,7 +124,6 @@ def test_chinese_is_drawn_and_not_as_boxes(tmp_path, form):
         ("![x](figures/04_gone.png)", r"figures/04_gone.png is missing: `git checkout figures/04_gone.png`"),
         ("![x](https://example.com/x.png)", "lies in the network: save the picture"),
         ("<details>\n\ntext\n\n</details>", "Word and PDF would leave out the HTML <details>"),
-        ("a <img src='x'> b", "Word and PDF would leave out the HTML"),
         (r"$\nosuchmacro{1}$", r"\\nosuchmacro"),
         ("a sloth \U0001f9a5", r"fonts lack \U0001f9a5 \(U\+1F9A5\)"),
     ],

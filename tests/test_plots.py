@@ -89,7 +89,9 @@ def test_without_any_chinese_font_one_line_says_so(monkeypatch, capsys):
     assert "pip install mplfonts" in out and out.count("\n") == 1
 
 
-def test_labels_do_not_collide():
+def test_labels_are_the_data_and_do_not_collide():
+    (ax,) = plots.before_after(stages(), {"bits_per_byte": "bits per byte"}).axes
+    assert {"before\n1.60", "after\n0.92", "1.60", "1.02"} <= {t.get_text() for t in ax.texts}
     (ax,) = plots.loss_curves(curves()).axes
     ax.figure.draw_without_rendering()
     boxes = [t.get_window_extent() for t in ax.texts]
@@ -100,11 +102,6 @@ def test_labels_do_not_collide():
 def test_colours_differ_in_grey():
     grey = sorted(np.array(mpl.colors.to_rgb(c)) @ (0.2126, 0.7152, 0.0722) for c in plots.COLORS)
     assert np.diff(grey).min() > 0.05
-
-
-def test_before_after_values_are_the_data():
-    (ax,) = plots.before_after(stages(), {"bits_per_byte": "bits per byte"}).axes
-    assert {"before\n1.60", "after\n0.92", "1.60", "1.02"} <= {t.get_text() for t in ax.texts}
 
 
 def test_dots_show_every_seed_the_mean_and_the_interval():

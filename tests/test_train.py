@@ -1,7 +1,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -77,17 +76,14 @@ def test_the_loss_is_the_mean_over_target_tokens(base, task):
     labels = batch.pop("labels")
     with train.document_attention(base.model), torch.no_grad():
         loss = train.completion_loss(base.model(**batch), labels)
-    nats, tokens = 0.0, 0
+    nats = []
     for doc in docs:
-        ids = torch.tensor([doc.input_ids])
         with torch.no_grad():
-            log_p = base.model(ids).logits.log_softmax(-1)[0]
-        for t in range(doc.prompt_length, len(doc.input_ids)):
-            nats -= log_p[t - 1, doc.input_ids[t]].item()
-            tokens += 1
+            log_p = base.model(torch.tensor([doc.input_ids])).logits.log_softmax(-1)[0]
+        nats += [-log_p[t - 1, doc.input_ids[t]].item() for t in range(doc.prompt_length, len(doc.input_ids))]
     assert doc.input_ids[-1] == base.tokenizer.eos_token_id
-    assert loss.item() == pytest.approx(nats / tokens, rel=1e-5)
-    assert tokens == flatten(docs)["labels"].numel() == (labels != -100).sum()
+    assert loss.item() == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+    assert len(nats) == flatten(docs)["labels"].numel() == (labels != -100).sum()
 
 
 def test_kill_9_then_the_same_command_ends_at_the_same_loss(tmp_path):
@@ -97,31 +93,19 @@ def test_kill_9_then_the_same_command_ends_at_the_same_loss(tmp_path):
     while not list(killed.glob("data/runs/*/checkpoints/checkpoint-*/trainer_state.json")):
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not list(killed.glob("data/runs/*/run.json")), "killed too late to show anything"
     for folder in (killed, whole):
         process = command(folder, *LONG)
         assert process.wait(200) == 0, process.stdout.read()
-    a, b = summary(killed), summary(whole)
-    assert a["steps"] == b["steps"]
-    assert a["held_out_loss"] == b["held_out_loss"]
-
-
-SLOW_DISK = """import sys, time
-from lib import train
-from lib.__main__ import main
-write = train.write_json
-train.write_json = lambda *given: time.sleep(4) or write(*given)
-sys.exit(main())
-"""
+    for key in ("steps", "held_out_loss"):
+        assert summary(killed)[key] == summary(whole)[key]
 
 
 def test_two_gloo_processes_reach_the_loss_of_one(tmp_path):
-    script = tmp_path / "slow.py"
-    script.write_text(SLOW_DISK)  # the process that writes nothing has to wait for the one that does
     losses = []
-    for name, how in (("one", ("-m", "lib")), ("two", (*LAUNCH, str(script)))):
+    for name, how in (("one", ("-m", "lib")), ("two", (*LAUNCH, "-m", "lib"))):
         process = command(tmp_path / name, *LONG, launcher=how)
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out
@@ -160,7 +144,7 @@ def test_a_variant_is_another_run_and_a_change_needs_its_name(base, task):
 
 def test_damaged_runs_say_what_to_delete(base, task, tmp_path):
     run = train.finetune(base, task, "lora", seed=0, quiet=True, learning_rate=3e-3)
-    with pytest.raises(ValueError, match=r"was fine-tuned from tiny-random-gpt2 .* not from other"):
+    with pytest.raises(RuntimeError, match=r"was fine-tuned from tiny-random-gpt2 .* not from other"):
         train.load(replace(base, name="other"), run.path)
     copy = shutil.copytree(run.path, tmp_path / "copy")
     weights = copy / "model" / "adapter_model.safetensors"
@@ -197,21 +181,3 @@ def test_a_small_disk_is_told_early(base, task, monkeypatch):
     big = replace(base, parameters=124_439_808)
     with pytest.raises(OSError, match=r"needs 3\.5 GB for checkpoints and has 0.0 GB: free some space"):
         train.finetune(big, task, seed=9)
-
-
-def test_full_disk_in_mid_training_then_the_same_call_goes_on(base, task, monkeypatch):
-    real, calls = train.CompletionTrainer._save_checkpoint, []
-
-    def full(self, *arguments, **more):
-        calls.append(1)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        return real(self, *arguments, **more)
-
-    options = {"seed": 8, "quiet": True, "learning_rate": 3e-3}
-    monkeypatch.setattr(train.CompletionTrainer, "_save_checkpoint", full)
-    with pytest.raises(OSError, match="No space left"):
-        train.finetune(base, task, "full", **options)
-    monkeypatch.setattr(train.CompletionTrainer, "_save_checkpoint", real)
-    resumed = train.finetune(base, task, "full", **options)
-    assert resumed.summary["held_out_loss"] < resumed.history["held_out_loss"].iloc[0]
