@@ -43,7 +43,7 @@ def test_the_package_holds_what_is_handed_in(root):
     wanted |= {f"notebooks/{stem}.{kind}" for stem in NAMES for kind in ("py", "ipynb")}
     wanted |= {f"data/results/{stem}.json" for stem in NAMES}
     assert wanted <= set(found) and found == sorted(found)
-    commit(root, "rm", "-q", "report.md")
+    commit(root, "rm", "-qf", "report.md")
     midterm = set(names(pack.pack(midterm=True, root=root)))
     assert {"README.md", "midterm_report.pdf", "notebooks/03_evaluate.ipynb"} <= midterm and "report.md" not in midterm
 
