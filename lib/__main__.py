@@ -34,10 +34,7 @@ def compress(files: list[Path], out: Path | None, run: str | None, back: bool = 
     if out and len(files) > 1:
         raise ValueError(f"-o names one place for {len(files)} files: leave it out.")
     for file in files:
-        if back:
-            compress.decompress_file(file, out, run)
-        else:
-            compress.compress_file(file, out, run or compress.BASE)
+        compress.decompress_file(file, out, run) if back else compress.compress_file(file, out, run or compress.BASE)
 
 
 def report(check: bool) -> bool:
@@ -70,20 +67,21 @@ TRAINING = {
     "--seed": {"type": int, "default": 0},
     "--set": {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "such as learning_rate=5e-5"},
 }
-SOURCES = {"what": MANY | {"help": "model, e2e, wikitext2, lambada, blimp; all by default"}}
-KINDS = {"what": MANY | {"help": "training, evaluation, generation; all by default"}}
-CHECK = {"--check": FLAG | {"help": "change nothing, say what is wrong"}}
-FORMS = {"what": MANY | {"help": "html, docx, pdf, notebooks; all by default"}}
+CHECK, SOME = {"--check": FLAG | {"help": "change nothing, say what is wrong"}}, {"what": MANY}
 COMMANDS = {  # name: (what is called with the options in their order, what it does, options)
-    "fetch": ("lib.hub.fetch", "model and outside data to local folders, for offline use", SOURCES),
+    "fetch": ("lib.hub.fetch", "for offline use, all or some of model, e2e, wikitext2, lambada, blimp", SOME),
     "run": ("lib.run.run", "execute notebooks, such as 01 02 03; all by default", {"notebooks": MANY}),
     "finetune": (finetune, "one fine-tuning run; also under accelerate launch", TRAINING),
-    "bench": (bench, "against other libraries; the table of notebook 11", KINDS),
+    "bench": (bench, "against other libraries: all or some of training, evaluation, generation", SOME),
     "compress": (compress, "text files with the language model", FILES),
     "decompress": (lambda *given: compress(*given, back=True), "what compress wrote; exact, or refused", FILES),
     "report": (report, "fill report.md and README.md from data/results", CHECK),
     "check": (rubric, "the assignment's rubric: where each point is satisfied, or what is missing", MIDTERM),
-    "export": ("lib.report.export.export", "report and notebooks as documents, into build/", FORMS | MIDTERM | DRAFT),
+    "export": (
+        "lib.report.export.export",
+        "into build/: all or some of html, docx, pdf, notebooks",
+        SOME | MIDTERM | DRAFT,
+    ),
     "pack": ("lib.report.pack.pack", "one zip to hand in, into build/", MIDTERM | DRAFT),
     "colab": ("lib.colab.setup", "install what a Colab session lacks; its torch and numpy stay", {}),
 }

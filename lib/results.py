@@ -1,7 +1,6 @@
 """What a notebook hands on: data/results/<notebook>.json and its figures, written atomically, with provenance.
 
-Rows are flat, one measurement each, seeds not averaged: means and intervals are computed where they
-are shown. `fast` writes below a temporary folder (lib.profile.kept_root).
+Rows are flat, one measurement each, seeds not averaged. `fast` writes below a temporary folder (lib.profile.kept_root).
 """
 
 import contextlib
@@ -46,9 +45,7 @@ class Results:
             self._file = load(notebook)
             made = self._file["provenance"]
             if made["profile"] != profile.name():
-                raise ValueError(
-                    f"{notebook} was measured with PROFILE={made['profile']}: set it beside RESULTS=stored."
-                )
+                raise ValueError(f"{notebook} was measured with PROFILE={made['profile']}: set it beside RESULTS.")
             print(f"RESULTS=stored: measured {made['created'][:10]}, commit {made['git_commit'][:7]}; not again now.")
 
     def table(self, name: str, make: Callable[[], pd.DataFrame | Iterable[Mapping]]) -> pd.DataFrame:
@@ -243,14 +240,11 @@ def load(notebook: str, folder: Path | None = None) -> dict:
 
 def git_commit() -> str:
     """The checkout's commit, with "+changes" where tracked files differ from it; "unknown" without git."""
-
-    def git(*arguments: str) -> str:
-        options = {"cwd": profile.ROOT, "capture_output": True, "text": True, "check": True, "timeout": 20}
-        return subprocess.run(["git", *arguments], **options).stdout.strip()
-
+    options = {"cwd": profile.ROOT, "text": True, "stderr": subprocess.DEVNULL, "timeout": 20}
+    status = ["git", "status", "--porcelain", "--untracked-files=no", "--", "lib", "notebooks/*.py"]
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "lib", "notebooks/*.py")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+        changed = subprocess.check_output(status, **options)
+        return subprocess.check_output(["git", "rev-parse", "HEAD"], **options).strip() + "+changes" * bool(changed)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

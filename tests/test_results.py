@@ -69,7 +69,7 @@ def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeyp
         stored.table("u", refuse)
     monkeypatch.setenv("PROFILE", "cpu")
     monkeypatch.setattr(profile, "kept_root", lambda: folder)
-    with pytest.raises(ValueError, match="was measured with PROFILE=fast: set it beside RESULTS=stored"):
+    with pytest.raises(ValueError, match="was measured with PROFILE=fast: set it beside RESULTS"):
         Results("99_test")
 
 

@@ -144,7 +144,7 @@ def test_a_variant_is_another_run_and_a_change_needs_its_name(base, task):
 
 def test_damaged_runs_say_what_to_delete(base, task, tmp_path):
     run = train.finetune(base, task, "lora", seed=0, quiet=True, learning_rate=3e-3)
-    with pytest.raises(RuntimeError, match=r"was fine-tuned from tiny-random-gpt2 .* not from other"):
+    with pytest.raises(RuntimeError, match=r"was fine-tuned from tiny-random-gpt2, not from other"):
         train.load(replace(base, name="other"), run.path)
     copy = shutil.copytree(run.path, tmp_path / "copy")
     weights = copy / "model" / "adapter_model.safetensors"
