@@ -27,22 +27,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 BYTES = re.compile(r"<[0-9A-F]{2}( [0-9A-F]{2})*>")  # how lib.generate.token_text writes a fragment
 FREE = (-math.inf, math.inf)
 ARROW = {"arrowstyle": "->", "color": GREY}
-
-
-def cjk_font() -> str | None:
-    """Noto Sans CJK SC of the wheel `mplfonts`, of which only the font file is used; None, and one line, without it."""
-    if not (wheel := importlib.util.find_spec("mplfonts")):
-        print("No Chinese font: Chinese will show as boxes in figures; `pip install mplfonts` brings one.")
-        return None
-    file = Path(wheel.submodule_search_locations[0]) / "fonts" / "NotoSansCJKsc-Regular.otf"
-    font_manager.fontManager.addfont(file)
-    return font_manager.FontProperties(fname=file).get_name()
-
-
+# Chinese: Noto Sans CJK SC of the wheel mplfonts, which is not imported: that would change matplotlib
+NOTO = Path(importlib.util.find_spec("mplfonts").submodule_search_locations[0]) / "fonts" / "NotoSansCJKsc-Regular.otf"
+font_manager.fontManager.addfont(NOTO)
 plt.style.use(Path(__file__).with_name("figures.mplstyle"))
 mpl.rcParams["axes.prop_cycle"] = mpl.cycler(color=COLORS, linestyle=LINES)
 # the second where the first has no glyph
-mpl.rcParams["font.family"] = ["DejaVu Sans", *filter(None, [cjk_font()])]
+mpl.rcParams["font.family"] = ["DejaVu Sans", font_manager.FontProperties(fname=NOTO).get_name()]
 
 
 def look(i: int) -> dict:

@@ -82,13 +82,6 @@ def test_same_bytes_twice_and_every_glyph(name, folder, caplog):
     assert not caplog.records  # no "findfont: ..." either
 
 
-def test_without_any_chinese_font_one_line_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda _: None)
-    assert plots.cjk_font() is None
-    out = capsys.readouterr().out
-    assert "pip install mplfonts" in out and out.count("\n") == 1
-
-
 def test_labels_are_the_data_and_do_not_collide():
     (ax,) = plots.before_after(stages(), {"bits_per_byte": "bits per byte"}).axes
     assert {"before\n1.60", "after\n0.92", "1.60", "1.02"} <= {t.get_text() for t in ax.texts}
