@@ -40,10 +40,8 @@ DIGEST = 8  # bytes of a SHA-256: damage by chance passes once in 2**64
 
 @dataclass(frozen=True)
 class Codec:
-    """A model (float32, eval mode) as one half of a compressor; `name` is "base" or a run's folder in data/runs.
-
-    `batch` documents are coded side by side, with `window` tokens of context; decoding takes both from the file.
-    """
+    """A model (float32, eval mode) as one half of a compressor; `name` is "base" or a run's folder in data/runs. `batch`
+    documents are coded side by side, with `window` tokens of context; decoding takes both from the file."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -78,7 +76,7 @@ def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing"
     stored beside. Raises ValueError for a window that the model's positions can't hold."""
     ids = [to_ids(codec.tokenizer, d) for d in documents]
     lengths, bits, coded = [len(i) for i in ids], np.zeros(len(ids)), []
-    with _progress(sum(lengths), desc) as bar:
+    with tqdm(total=sum(lengths), desc=desc, unit="token") as bar:
         for rows in groups(lengths, codec.batch):
             encoder = constriction.stream.queue.RangeEncoder()
 
@@ -94,7 +92,7 @@ def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing"
             coded.append(encoder.get_compressed().astype("<u4").tobytes())
     beside = {i: d for i, d in enumerate(documents) if d and not ids[i]}
     settings = torch.get_num_threads(), codec.batch, codec.window, codec.platform, codec.name
-    content = sum(map(len, documents)), digest_of(documents)
+    content = sum(map(len, documents)), digest(b"".join(map(_block, documents)))
     return write(Archive(codec.fingerprint, *settings, lengths, *content, beside, coded)), bits
 
 
@@ -103,14 +101,13 @@ def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[b
     and where this machine's arithmetic differs from the writer's: never returns anything but what went in."""
     archive = read(data)
     if archive.fingerprint != codec.fingerprint:
-        raise ValueError(
-            f"The file was compressed with the model {archive.name!r} (fingerprint {archive.fingerprint.hex()}), "
-            f"and {codec.name!r} has {codec.fingerprint.hex()}: load that model."
-        )
+        made = f"the model {archive.name!r} (fingerprint {archive.fingerprint.hex()})"
+        here = f"{codec.name!r} has {codec.fingerprint.hex()}"
+        raise ValueError(f"The file was compressed with {made}, and {here}: load that model.")
     here = replace(codec, batch=archive.batch, window=archive.window)
     ids: list[list[int]] = [[] for _ in archive.tokens]
     try:
-        with use_threads(archive.threads), _progress(sum(archive.tokens), desc) as bar:
+        with use_threads(archive.threads), tqdm(total=sum(archive.tokens), desc=desc, unit="token") as bar:
             for rows, coded in zip(groups(archive.tokens, archive.batch), archive.coded, strict=True):
                 decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(coded, "<u4").astype(np.uint32))
 
@@ -123,22 +120,20 @@ def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[b
 
                 walk(here, [archive.tokens[i] for i in rows], code)
         documents = [archive.beside.get(n) or to_bytes(codec.tokenizer, i) for n, i in enumerate(ids)]
-        sound = digest_of(documents) == archive.content
+        sound = digest(b"".join(map(_block, documents))) == archive.content
     except (AssertionError, IndexError):  # constriction's word for bits that no symbol explains
         sound = False
     if not sound:
+        places = f"({archive.platform}; here {codec.platform})"
         raise ValueError(
-            f"The model computed other numbers here than where the file was made ({archive.platform}; here "
-            f"{codec.platform}), so the text is lost on this machine: decompress it there."
+            f"The model computed other numbers here than where the file was made {places}: decompress it there."
         )
     return documents
 
 
 @torch.no_grad()
 def walk(codec: Codec, lengths: Sequence[int], code: Callable) -> None:
-    """Token by token through documents of `lengths` tokens, longest first, side by side.
-
-    `code(step, p)` gets the distributions (rows still running, V), float32, and returns those rows' tokens (int32): it
+    """Token by token through documents of `lengths` tokens, longest first, side by side: `code(step, p)` gets the distributions (rows still running, V), float32, and returns those rows' tokens (int32): it
     writes them, or reads them from a file. A full window is begun again with its later half, and rows that ended leave
     once a quarter of the batch has: when depends on the lengths alone.
     """
@@ -184,10 +179,6 @@ def use_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _progress(tokens: int, desc: str) -> tqdm:
-    return tqdm(total=tokens, desc=desc, unit="token", disable=tokens < 2_000)
-
-
 def to_ids(tokenizer: PreTrainedTokenizerBase, data: bytes) -> list[int]:
     """Token ids that give `data` back byte for byte, [] where none do (no UTF-8, a tokenizer that rewrites)."""
     # the name of a special token inside a document is text
@@ -215,18 +206,13 @@ class Archive:
     name: str  # of the model: where to look for it
     tokens: list[int]  # per document
     n_bytes: int  # of all documents
-    content: bytes  # `digest_of` the documents: tells a model that computed other numbers
+    content: bytes  # digest of the documents and of where each ends: tells a model that computed other numbers
     beside: dict[int, bytes]  # documents that the tokenizer can't give back
     coded: list[bytes]  # range coder words, one entry per batch
 
 
 def digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()[:DIGEST]
-
-
-def digest_of(documents: Sequence[bytes]) -> bytes:
-    """Of the documents' bytes and of where each ends."""
-    return digest(b"".join(map(_block, documents)))
 
 
 def _number(value: int) -> bytes:
@@ -263,15 +249,10 @@ def read(data: bytes) -> Archive:
         raise ValueError("This is no file of `python -m lib compress`: it does not begin with LMZ.")
     body = data[:-DIGEST]
     if len(body) <= len(MAGIC) or digest(body) != data[-DIGEST:]:
-        raise ValueError(
-            "The compressed file is damaged or cut short (its checksum differs), so nothing of it was decoded: get "
-            "another copy of it."
-        )
+        raise ValueError("The compressed file is damaged or cut short (its checksum differs): get another copy of it.")
     if body[len(MAGIC)] != VERSION:
-        raise ValueError(
-            f"The compressed file is of format {body[len(MAGIC)]} and this program reads {VERSION}: use the checkout "
-            "that wrote it."
-        )
+        made = f"is of format {body[len(MAGIC)]} and this program reads {VERSION}"
+        raise ValueError(f"The compressed file {made}: use the checkout that wrote it.")
     file = _Reader(body[len(MAGIC) + 1 :])
     head = file.read(DIGEST), file.number(), file.number(), file.number(), file.block().decode(), file.block().decode()
     tokens = [file.number() for _ in range(file.number())]
@@ -306,11 +287,9 @@ def compress_file(path: Path, out: Path | None = None, run: str = BASE) -> Path:
 
 
 def decompress_file(path: Path, out: Path | None = None, run: str | None = None) -> Path:
-    """The document of an archive, by default without the suffix; of several a folder, one file each.
-
-    The model is the one that the archive names, or `run`. Raises ValueError, with the file's name, for what
-    `decompress` refuses; then nothing is written.
-    """
+    """The document of an archive, by default without the suffix; of several a folder, one file each. The model is the
+    one that the archive names, or `run`. Raises ValueError, with the file's name, for what `decompress` refuses; then
+    nothing is written."""
     if out is None and path.suffix != SUFFIX:
         raise ValueError(f"{path} does not end in {SUFFIX}: name the file to write with -o.")
     out, data = _free(out or path.with_suffix("")), path.read_bytes()
