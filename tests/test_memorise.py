@@ -153,61 +153,33 @@ def test_training_sees_every_copy_and_repetitions_are_remembered(base, task):
     drawn = canaries(0, 1, 2)
     mixed = memorise.mix(base, task, drawn, False, BUDGET)
     # a random model learns no digits at a rate meant for a pretrained one
-    sizes = {
-        "pack_length": 640,
-        "batch_tokens": 640,
-        "evaluations": 1,
-        "validation_documents": 8,
-        "learning_rate": 1e-2,
-    }
-    run = finetune(base, mixed.task, "full", 0, train_tokens=mixed.tokens * mixed.passes, **sizes)
+    sizes = {"pack_length": 640, "batch_tokens": 640, "evaluations": 1, "validation_documents": 8}
+    sizes |= {"learning_rate": 1e-2, "train_tokens": mixed.tokens * mixed.passes}
+    run = finetune(base, mixed.task, "full", 0, **sizes)
     assert run.summary["tokens"] == mixed.tokens * mixed.passes
     assert run.summary["best_step"] == run.summary["steps"]
     table = pd.DataFrame(memorise.audit(run.model, base.tokenizer, drawn))
-    often, never = (
-        table.loc[part, "exposure"].mean() for part in (table["repetitions"] >= 32, table["repetitions"] == 0)
-    )
-    assert often > never + 3
-
-
-class Parrot:
-    """Stands for lib.generate.generate: knows some texts by heart."""
-
-    def __init__(self, known):
-        self.known = known
-
-    def __call__(self, model, tokenizer, prompts, max_new_tokens, **_):
-        texts = []
-        for p in prompts:
-            whole = next((k for k in self.known if k.startswith(p)), p + " nothing")
-            ids = tokenizer(whole[len(p) :], add_special_tokens=False).input_ids
-            texts.append(tokenizer.decode(ids[:max_new_tokens]))
-        return texts
+    times, bits = table["repetitions"], table["exposure"]
+    assert bits[times >= 32].mean() > bits[times == 0].mean() + 3
 
 
 def test_extraction_counts_what_comes_out(base, monkeypatch):
     drawn = canaries(0, 1, 1)
     known = [memorise.PROMPT + c.prefix + c.secret + "." for c in drawn[:3]]
     known += [memorise.PROMPT + c.prefix + c.secret[:-1] + "Z" for c in drawn[3:5]]
-    monkeypatch.setattr(memorise, "generate", Parrot(known))
+
+    def parrot(model, tokenizer, prompts, **_):
+        return [next((k for k in known if k.startswith(p)), p + " nothing")[len(p) :] for p in prompts]
+
+    monkeypatch.setattr(memorise, "generate", parrot)
     monkeypatch.setattr(memorise, "code_log_probabilities", lambda *_: torch.zeros(tuple(map(len, SLOTS))))
     assert [row["extracted"] for row in memorise.audit(None, base.tokenizer, drawn)] == [True] * 3 + [False] * 5
 
 
 def _table(exposures, extracted=0, stage="after"):
-    rows = [
-        {
-            "stage": stage,
-            "method": "full",
-            "deduplicated": "no",
-            "repetitions": r,
-            "copies": r,
-            "exposure": e,
-            "extracted": i < extracted,
-        }
-        for i, (r, e) in enumerate((r, e) for r, values in exposures.items() for e in values)
-    ]
-    return pd.DataFrame(rows)
+    rows = [{"repetitions": r, "copies": r, "exposure": e} for r, values in exposures.items() for e in values]
+    about = {"stage": stage, "method": "full", "deduplicated": "no"}
+    return pd.DataFrame(rows).assign(**about, extracted=[i < extracted for i in range(len(rows))])
 
 
 def test_the_p_value_is_that_of_uniform_ranks():
@@ -230,8 +202,7 @@ def test_leaks_are_counted_by_copies_and_corrected_for_their_number():
     once = _table({1: unseen, 64: [9, 9, 9]}).assign(copies=1, deduplicated="yes")
     assert memorise.leaks(once).iloc[0]["leaks_from"] == 1  # copies count, not insertions
     found = memorise.evidence(_table({1: [3.4] * 3}), ["copies"])["p_value"][0]
-    assert 0.01 < found < 0.05 and math.isnan(
-        memorise.leaks(_table({i: [3.4] * 3 for i in (1, 2, 4, 8, 16)}))["leaks_from"][0]
-    )
+    five = memorise.leaks(_table({i: [3.4] * 3 for i in (1, 2, 4, 8, 16)}))
+    assert 0.01 < found < 0.05 and math.isnan(five["leaks_from"][0])
     before = _table({64: [13, 13]}, extracted=2, stage="before")
     assert memorise.leaks(pd.concat([before, _table({1: unseen, 64: unseen})])).iloc[0]["extracted"] == 0

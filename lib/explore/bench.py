@@ -301,9 +301,8 @@ def measure(kinds: Iterable[str] = SPEED) -> dict[str, pd.DataFrame]:
     if unknown := set(kinds) - set(SPEED):
         raise ValueError(f"Nothing is called {min(unknown)!r}: choose of {', '.join(SPEED)}.")
     model_folder()
-    for module, name in PEERS.items():
-        if not find_spec(module):
-            print(f"{module} is left out: `pip install {name}` brings it.")
+    for name in (name for module, name in PEERS.items() if not find_spec(module)):
+        print(f"Left out: `pip install {name}` brings it.")
     todo = [key for key, (*_, peer) in SYSTEMS.items() if key[0] in kinds and (not peer or find_spec(peer))]
     made = {kind: [] for kind in kinds}
     for run, key in tqdm([(r, k) for r in range(profile.budget(**BUDGET).runs) for k in todo], desc="measurements"):

@@ -40,8 +40,8 @@ DIGEST = 8  # bytes of a SHA-256: damage by chance passes once in 2**64
 
 @dataclass(frozen=True)
 class Codec:
-    """A model (float32, eval mode) as one half of a compressor; `name` is "base" or a run's folder in data/runs. `batch`
-    documents are coded side by side, with `window` tokens of context; decoding takes both from the file."""
+    """A model (float32, eval mode) as one half of a compressor; `name` is "base" or a run's folder in data/runs.
+    `batch` documents are coded side by side, with `window` tokens of context; decoding takes both from the file."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -133,10 +133,10 @@ def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[b
 
 @torch.no_grad()
 def walk(codec: Codec, lengths: Sequence[int], code: Callable) -> None:
-    """Token by token through documents of `lengths` tokens, longest first, side by side: `code(step, p)` gets the distributions (rows still running, V), float32, and returns those rows' tokens (int32): it
-    writes them, or reads them from a file. A full window is begun again with its later half, and rows that ended leave
-    once a quarter of the batch has: when depends on the lengths alone.
-    """
+    """Token by token through documents of `lengths` tokens, longest first, side by side. `code(step, p)` gets the
+    distributions (rows still running, V), float32, and returns those rows' tokens (int32): it writes them, or reads
+    them from a file. A full window is begun again with its later half, and rows that ended leave once a quarter of the
+    batch has: when depends on the lengths alone."""
     model, device = codec.model, codec.model.device
     most = model.config.max_position_embeddings or codec.window
     if not 2 <= codec.window <= most:

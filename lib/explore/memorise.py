@@ -31,8 +31,8 @@ SLOTS = ("0123456789", "BCDFGHJKLM", "0123456789", "BCDFGHJKLM")
 CANDIDATES = math.prod(map(len, SLOTS))
 UNSEEN = math.log2(math.e)  # expected exposure in bits of a code without any trace in the model
 PROMPT, FORM = "Memo\n", "The {thing} code of {name} is #"
-THINGS = """locker cellar bicycle garage attic boathouse laptop printer greenhouse studio workshop kiln archive telescope
-pantry stable"""
+THINGS = """locker cellar bicycle garage attic boathouse laptop printer greenhouse studio workshop kiln archive
+telescope pantry stable"""
 FIRST = """Mira Tobias Ines Jonas Rosa Grace Mark Yuki Lena Omar Vera Paul Nadia Hugo Clara Felix Irma Sven Dora Luis
 Petra Karim Edith Bruno Tessa Anton Marta Oscar Wanda Emil Sonia Victor"""
 LAST = """Holm Enk Carvo Adebri Penhal Will Stoll Tanabe Orme Quist Baro Lund Fenn Dray Moss Kell Varga Thorn Pike Rusk
