@@ -49,10 +49,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of -ln p(target) in nats, computed in float32. logits (N, V) of any float type, targets (N,) -> ().
-
-    Backward overwrites `logits`: they can't be read after it, and a second backward raises RuntimeError.
-    """
+    """Sum of -ln p(target) in nats, computed in float32; logits (N, V) of any float type, targets (N,) -> (). Backward
+    overwrites `logits`: they can't be read after it, and a second backward raises RuntimeError."""
     return _SummedCrossEntropy.apply(logits, targets)
 
 

@@ -110,10 +110,8 @@ def draw(documents: Sequence[Encoded], tokens: int, seed: int) -> list[Encoded]:
 
 
 def rows(drawn: Sequence[Encoded], pack_length: int, multiple: int) -> list[list[Encoded]]:
-    """Packed rows; their number is a multiple of the rows behind one step (the emptiest are left out).
-
-    Packed in windows of about 16 rows, so that the order stays the drawn one up to a window.
-    """
+    """Packed rows, in windows of about 16 so that the order stays the drawn one up to a window; their number is a
+    multiple of the rows behind one step (the emptiest are left out)."""
     windows, total = [[]], 0
     for document in drawn:
         if total >= 16 * pack_length:

@@ -181,10 +181,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `path` whole or not at all: a temporary file beside it, flushed to disk, then renamed.
-
-    Raises OSError with one sentence when the disk is full or the folder can't be written; what stood at `path` stays.
-    """
+    """Write `path` whole or not at all: a temporary file beside it, flushed to disk, then renamed. Raises OSError with
+    one sentence when the disk is full or the folder can't be written; what stood at `path` stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -76,11 +76,8 @@ class Settings:
 
 
 def train_lora(model: nn.Module, settings: Settings) -> nn.Module:
-    """Low-rank updates of every linear map (Hu et al. 2021, arXiv:2106.09685), alpha twice the rank.
-
-    All linear layers rather than the paper's query and value alone: Dettmers et al. 2023 (QLoRA, arXiv:2305.14314,
-    figure 2) find that needed to match full fine-tuning.
-    """
+    """Low-rank updates, alpha twice the rank (Hu et al. 2021, arXiv:2106.09685), of every linear map and not of query
+    and value alone: needed to match full fine-tuning (Dettmers et al. 2023, QLoRA, arXiv:2305.14314, figure 2)."""
     transposed = model.config.model_type == "gpt2"  # GPT-2's Conv1D stores (in, out)
     shape = {"r": settings.lora_rank, "lora_alpha": 2 * settings.lora_rank, "fan_in_fan_out": transposed}
     return get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **shape))
@@ -127,14 +124,6 @@ class CompletionTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class Bar(ProgressCallback):
-    """Trainer's progress bar; the newest held-out number stands behind it instead of a line per logged step."""
-
-    def on_log(self, args, state, control, logs=None, **_):
-        if self.training_bar is not None and logs and "eval_bits_per_byte" in logs:
-            self.training_bar.set_postfix_str(f"held out {logs['eval_bits_per_byte']:.3f} bits/byte")
 
 
 class StepClock(TrainerCallback):
@@ -294,8 +283,6 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
         callbacks=[clock, EarlyStoppingCallback(settings.patience), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)  # what `quiet` puts in place of the progress bar
-    if trainer.pop_callback(ProgressCallback):  # a terminal; notebooks have a callback of their own
-        trainer.add_callback(Bar)
     transformers_logging.disable_progress_bar()  # a bar per checkpoint would hide the training's own
     with document_attention(model), silenced(bars=True):
         trainer.train(resume_from_checkpoint=last_checkpoint(path / "checkpoints"))

@@ -106,12 +106,3 @@ def test_attention_of_a_training_is_sdpas_in_output_and_gradients(dtype, p, grou
         found.append([x.double() for x in (out, q.grad, k.grad, v.grad)])
     tolerance = 0.06 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
-
-
-def test_attention_without_gradients_or_of_a_long_document_is_sdpas_own(monkeypatch):
-    q = torch.randn(1, 2, 9, 8).bfloat16()
-    exact = F.scaled_dot_product_attention(q, q, q, is_causal=True)
-    with torch.no_grad():
-        assert torch.equal(fast.causal_attention(q, q, q, None), exact)
-    monkeypatch.setattr(fast, "SHORT", 8)
-    assert torch.equal(fast.causal_attention(q, q, q, None), exact)

@@ -130,16 +130,6 @@ def test_a_box_for_every_token_and_the_kinds_look_different():
     assert {"↵", r"\$x", "bytes", "characters", "3"} <= {t.get_text() for t in ax.texts}
 
 
-def test_long_rows_wrap_inside_the_figure():
-    fig = plots.strips({"line": {"bytes": ["<E5>"] * 80, "gpt2": ["word"]}})
-    fig.draw_without_rendering()
-    (ax,) = fig.axes
-    boxes = [p.get_window_extent() for p in ax.patches]
-    assert max(p.get_x() + p.get_width() for p in ax.patches) <= ax.get_xlim()[1]
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert all(ax.get_window_extent().contains(b.x0, b.y0) for b in boxes)
-
-
 def test_lines_average_seeds_and_name_what_leaves_the_panel():
     seen = [(x, seed, name) for x in (1, 2, 4) for seed in (0, 1) for name in ("low", "high")]
     rows = [{"x": x, "name": n, "y": x * (1 + seed) * (10 if n == "high" else 1)} for x, seed, n in seen]

@@ -129,11 +129,5 @@ def test_shipped_results_follow_the_contract():
 
 def test_what_was_made_under_the_same_settings_is_read_back(folder):
     made = iter([{"x": 1.5, "y": [math.nan]}, {"x": 2.5}])
-
-    def make() -> dict:
-        return next(made)
-
-    path = folder / "run" / "measured"
-    first = results.kept(path, ["a", 1], make)
-    assert first == results.kept(path, ["a", 1], make) == {"x": 1.5, "y": [None]}
-    assert results.kept(path, ["a", 2], make) == {"x": 2.5}
+    kept = [results.kept(folder / "run" / "measured", key, lambda: next(made)) for key in ("a", "a", "b")]
+    assert kept == [{"x": 1.5, "y": [None]}, {"x": 1.5, "y": [None]}, {"x": 2.5}]
