@@ -45,7 +45,6 @@ from IPython.display import Code, display
 
 from lib import plots, profile, tasks
 from lib.explore import costs, encodings, scratch
-from lib.explore.encodings import encoding_statistics, train_encoding
 from lib.metrics import mean_interval
 from lib.results import Results, by_seed, interval, listed, number, shown
 
@@ -165,7 +164,7 @@ assert b"".join(pieces).decode() == " lowest"
 # %%
 sample, other = (scratch.documents("debian", split, 20_000) for split in ("train", "test"))
 pairs = [pair for pair, _ in islice(encodings.bpe_steps(sample), 150)]
-library = train_encoding("bpe", sample, 257 + len(pairs))  # 256 bytes, the merges, EOS
+library = encodings.train_encoding("bpe", sample, 257 + len(pairs))  # 256 bytes, the merges, EOS
 theirs = json.loads(library.tokenizer.to_str())["model"]["merges"]
 ours = [["".join(encodings.BYTE_CHARACTERS[b] for b in part) for part in pair] for pair in pairs]
 ids = encodings.bpe_vocabulary(pairs)
@@ -203,7 +202,7 @@ def labelled(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def statistics(corpus: str, name: str, size: int | None) -> dict:
-    found = encoding_statistics(scratch.encoding_of(corpus, name, size), texts[corpus])
+    found = encodings.encoding_statistics(scratch.encoding_of(corpus, name, size), texts[corpus])
     return {"corpus": corpus, "encoding": name, **found}
 
 
@@ -216,13 +215,12 @@ facts.set_index(["corpus", "label"])[["vocab_size", *columns]].round(2)
 #   three pieces, and the model must write the bytes in the right order before a character appears.
 
 # %%
-verses = texts["tang"][0].splitlines()
-poem = pd.DataFrame({"verse": verses, "tokens": [" ".join(gpt2.tokens(v)) for v in verses]})
-poem["characters_per_token"] = [len(v) / len(gpt2.encode(v)) for v in verses]
+poem = pd.DataFrame({"verse": texts["tang"][0].splitlines()})
+poem["tokens"] = poem["verse"].map(lambda verse: " ".join(gpt2.tokens(verse)))
 row = facts[(facts.corpus == "tang") & (facts.encoding == "gpt2")].iloc[0]
 print(f"Held-out poems: {row.characters_per_token:.2f} characters per token, {row.invalid_percent:.0f} % of the")
 print("tokens not valid UTF-8 alone. Counted elsewhere on Tang poems: 0.46 and 90 %.")
-poem.round(2)
+poem
 
 # %% [markdown]
 # ## 4 The experiment: equal bytes
@@ -356,14 +354,11 @@ speed[["corpus", "label", "train_length", "tokens_per_second", "bytes_per_second
 def measured() -> pd.DataFrame:
     df = pd.DataFrame([measure(r, "bytes") for r in runs()] + [measure(r, "compute") for r in scaled_runs()])
     keys = ["corpus", "encoding", "vocab_size"]
-    known = facts.rename(columns={"lossless_percent": "lossless"})[[*keys, "bytes_per_token", "lossless", PRICE]]
-    df = df.merge(known, on=keys).merge(speed[[*keys, "tokens_per_second"]], on=keys)
-    first = [*keys, "seed", "budget", "bytes_per_token", "lossless"]
-    last = [PRICE, "tokens_per_second"]
-    return df[[*first, *(c for c in df if c not in [*first, *last]), *last]]
+    known = facts.rename(columns={"lossless_percent": "lossless"})
+    known = known[[*keys, "bytes_per_token", "lossless", "unknown_bits_per_byte"]]
+    return df.merge(known, on=keys).merge(speed[[*keys, "tokens_per_second"]], on=keys)
 
 
-PRICE = "unknown_bits_per_byte"
 table = labelled(results.table("encodings", measured))
 equal = table[table.budget == "bytes"]
 assert (equal.non_embedding_parameters == budget.n_layer * (12 * budget.n_embd**2 + 13 * budget.n_embd)).all()
@@ -471,11 +466,9 @@ trap.sort_values(["corpus", "perplexity"]).round(3)
 # ## What we saw
 #
 # - Nothing is missing from bytes: a model of them can in principle be as good as any. Where they lose above, the
-#   budget is too small for them. At equal bytes they even get more compute than BPE up to 8,192, and lose it to
-#   spelling: their blocks must first learn what a learned vocabulary has in its table from the start.
-# - A larger vocabulary must stop helping where its entries are seen too rarely to be learned: every row of the table
-#   needs examples of its own. The best size grows with the budget (Tao et al. 2024); whether it lies inside the sweep
-#   is said above. `gpt2` also brings knowledge from outside: its pieces were learned on far more text.
+#   budget is too small for them: their blocks must first learn what a learned vocabulary has in its table.
+# - A larger vocabulary must stop helping where its entries are seen too rarely to be learned. The best size grows with
+#   the budget (Tao et al. 2024). `gpt2` also brings knowledge from outside: its pieces come from far more text.
 # - In Chinese three bytes are one character. Merges beyond a character need phrases that come back, and poems of
 #   20 or 28 characters have few.
 

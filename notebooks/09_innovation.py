@@ -106,11 +106,8 @@ measured_with += [[name, amount] for name, amount in vars(budget).items() if nam
 # {\gamma \sum_{j > t - w} e^{s_{tj} - \max s_t} + \phi(q_t) \cdot \sum_{j \le t - w} \phi(k_j)}, \qquad
 # \phi(x) = [\mathrm{softmax}(x W), \mathrm{softmax}(-x W)]$$
 #
-# | form | near tokens | far tokens | learned before fine-tuning |
-# |--|--|--|--|
-# | `linear` | $\phi$ | $\phi$ | $W$ of queries and keys per head |
-# | `linear+window` | softmax | $\phi$ | $W$, and $\gamma$ per head |
-# | `window` (control) | softmax | nothing | nothing |
+# `linear` has no window and learns $W$ per head before fine-tuning; `linear+window` also learns $\gamma$ per head; the
+# control `window` has no linear part and nothing to learn.
 #
 # **Hypothesis.** With feature maps that are matched to each layer's outputs first, and a short fine-tuning, part of the
 # layers can be converted at a small cost in bits per byte; some layers cost far more than others. **Controls.** The
@@ -324,37 +321,33 @@ def measured(model):
     return out
 
 
-def frontier_row(method, setting, seed, name, summary, model):
-    """`measured`, once per run and budget."""
-    who = {"method": method, "setting": setting, "seed": seed}
-    who |= {k: summary.get(k, 0) for k in ("learning_rate", "tokens", "trainable_parameters")}
-    identity = [name, *who.values(), out_of_reach("wikitext2") is None, *measured_with]
-    return who | kept(RUNS / f"frontier-seed{seed}", identity, lambda: measured(model()))
-
-
 def frontier_rows():
     sizes = {"train_tokens": budget.frontier_tokens, "batch_tokens": budget.batch_tokens}
     # a held-out curve decides nothing here: a run ends with its last step
     sizes |= {"pack_length": budget.batch_tokens, "evaluations": 1, "validation_documents": 4}
-    found = [frontier_row("none", "before", budget.seeds[0], "before", {"learning_rate": 0.0}, lambda: base.model)]
+    found = []
+
+    def add(method, setting, seed, summary, model):
+        kept = {k: summary.get(k, 0) for k in ("learning_rate", "tokens", "trainable_parameters")}
+        found.append({"method": method, "setting": setting, "seed": seed} | kept | measured(model))
+
+    add("none", "before", budget.seeds[0], {"learning_rate": 0.0}, base.model)
     for seed in budget.seeds:
         for method, setting, kind, change in tqdm(ways(), desc=f"seed {seed}: ways to fine-tune"):
             if {"draw", "optimizer", "callbacks"} & set(change):
                 change["variant"] = f"{method}, {setting}"
             run = train.finetune(base, task, kind, seed, quiet=True, **sizes, **change)
-            found.append(frontier_row(method, setting, seed, run.path.name, run.summary, lambda run=run: run.model))
+            add(method, setting, seed, run.summary, run.model)
             for alpha in (0.25, 0.5, 0.75) if method == "full" else ():
-                mixed = functools.partial(frontier.interpolate, base.model, run.model, alpha)
-                found.append(frontier_row("interpolation", f"alpha {alpha}", seed, run.path.name, run.summary, mixed))
+                mixed = frontier.interpolate(base.model, run.model, alpha)
+                add("interpolation", f"alpha {alpha}", seed, run.summary, mixed)
     return found
 
 
 table = results.table("frontier", frontier_rows)
 GENERAL = {"wikitext2_bits_per_byte": "WikiText-2", "base_samples_bits_per_byte": "the base model's own text"}
 general = next(column for column in GENERAL if column in table and table[column].notna().any())
-if (reason := out_of_reach("wikitext2")) and not results.stored:
-    print(f"Skipped: {reason}")
-print(f"General text: {GENERAL[general]}, bits per byte.")
+print(f"General text: {GENERAL[general]}, bits per byte.", "" if results.stored else out_of_reach("wikitext2") or "")
 front = results.table("front", lambda: frontier.front(table, general))
 front.round(4)
 
@@ -616,9 +609,8 @@ audited.groupby(["notebook", "table", "trap"], sort=False).size().reset_index(na
 # %% [markdown]
 # ## What we saw, on the stand-in
 #
-# - Conversion: a quarter of the layers goes at a small cost, and from there on every share costs more. Layers differ by
-#   orders of magnitude in what they cost alone; matching, the linear part and choosing the harmless layers first all
-#   help. A converted model's state stays small while the KV cache grows with the text.
+# - Conversion: a quarter of the layers goes at a small cost, from there on every share costs more; matching, the linear
+#   part and choosing the harmless layers first all help. The state stays small while the KV cache grows with the text.
 # - Frontier: full fine-tuning forgot nothing of WikiText-2, so that "forgets less" means "ends lower" here; of the base
 #   model's own text a little was lost. Most ways lie where interpolation lies, which is free.
 # - Traps: token perplexity across tokenizers, a leaking mask and own samples turn round pairs that the seeds tell
