@@ -1,8 +1,7 @@
 """WikiText-2, LAMBADA and BLiMP: what fine-tuning forgets, each protocol named.
 
 Four published perplexities of GPT-2 on WikiText-2's test text (29.41, 29.94, 37.37, 43.3) are one model under four
-protocols: every result says its protocol, its counts and which part of the data was used. The texts come from
-`lib.hub.outside`, which raises Unavailable; `lib.metrics.token_scores` scores without padding, softmax in float32.
+protocols: every result says its protocol, its counts and its part of the data. `lib.hub.outside` raises Unavailable.
 """
 
 import json

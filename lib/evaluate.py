@@ -18,7 +18,6 @@ from lib.hub import Unavailable, outside
 from lib.results import write_json
 from lib.tasks import encode, head
 from lib.texts import debian_summary
-from lib.train import Finetuned
 
 # A task's own measures, by its name: rows of the task and a text for each -> flat numbers.
 CHECKS: dict[str, Callable[[Sequence[Mapping], Sequence[str]], dict]] = {
@@ -40,21 +39,10 @@ class Measured:
     forgetting: dict  # benchmark_measure -> value
 
 
-def measure(
-    base,
-    task,
-    run: Finetuned | None = None,
-    seed: int = 0,
-    *,
-    documents,
-    generated,
-    sampled,
-    max_new_tokens,
-    general=None,
-) -> Measured:
-    """Score the first `documents` test rows and write for the first `generated` and `sampled` of them with `run`'s
-    model, or without one the base model itself; a text has as many tokens as the longest validation target, or at most
-    `max_new_tokens`. `general`: benchmark (a function of lib.benchmarks) -> its size.
+def measure(base, task, run=None, seed=0, *, documents, generated, sampled, max_new_tokens, general=None) -> Measured:
+    """Score the first `documents` test rows and write for the first `generated` and `sampled` of them with the model of
+    `run` (a Finetuned), or without one the base model itself; a text has as many tokens as the longest validation
+    target, or at most `max_new_tokens`. `general`: benchmark (a function of lib.benchmarks) -> its size.
 
     What was measured before under the same settings is read back from the run's folder.
     """

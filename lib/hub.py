@@ -81,10 +81,9 @@ def check_folder(folder: Path) -> None:
     """Raise FileNotFoundError, or ValueError for damage, if `folder` does not hold config.json, a tokenizer, and
     safetensors of the length that their header states."""
     files = {path.name for path in folder.iterdir()}
-    weights = sorted(name for name in files if name.endswith(".safetensors"))
     if "config.json" not in files:
         raise FileNotFoundError(f"{folder} has no config.json: it is no model folder of transformers.")
-    if not weights:
+    if not (weights := [name for name in files if name.endswith(".safetensors")]):
         pickled = " but a pickle, which could run code" if any(name.endswith(PICKLES) for name in files) else ""
         raise FileNotFoundError(f"{folder} has no weights{pickled}: put model.safetensors beside config.json.")
     if not ({"tokenizer.json", "tokenizer.model"} & files or {"vocab.json", "merges.txt"} <= files):
@@ -158,8 +157,8 @@ def cached_model(repository: str, revision: str = "main") -> Path | None:
 
 
 def hub_model(repository: str, revision: str = "main", local_dir: Path | None = None) -> Path:
-    """The folder with a model's config, tokenizer and safetensors, in the hub's cache or in `local_dir`; no other file
-    of it. Raises Unavailable, also where GPT-2's weights have not the pinned SHA-256, or others the hub's own."""
+    """The folder with a model's config, tokenizer and safetensors alone, in the hub's cache or in `local_dir`. Raises
+    Unavailable, also where GPT-2's weights have not the pinned SHA-256, or others the hub's own."""
     pinned = (repository, revision) == (GPT2, GPT2_REVISION)
     if trouble := hub_trouble(repository, "model.safetensors" if pinned else "config.json", revision):
         raise Unavailable(trouble)
@@ -202,11 +201,9 @@ def outside(name: str) -> Path:
             return _from_hub(name)
         except Unavailable as error:
             reason = str(error)
-    where = f"neither in DATA_MIRROR nor in data/mirror ({', '.join(OUTSIDE[name])})"
-    raise Unavailable(
-        f"{name} is {where}, and the hub does not give it: {reason}. With another network, or a mirror "
-        f"of the hub in HF_ENDPOINT, `python -m lib fetch {name}` gets it."
-    )
+    where = f"neither in DATA_MIRROR nor in data/mirror ({', '.join(OUTSIDE[name])}), and the hub does not give it"
+    ways = f"With another network, or a mirror of the hub in HF_ENDPOINT, `python -m lib fetch {name}` gets it."
+    raise Unavailable(f"{name} is {where}: {reason}. {ways}")
 
 
 def _from_hub(name: str) -> Path:
@@ -255,12 +252,7 @@ def fetch(what: list[str] | None = None) -> int:
     failures = 0
     for name in what or ["model", *OUTSIDE]:
         try:
-            if name == "model":
-                folder, how = _fetch_model()
-            elif whole := [f for f in _places(name) if _published(name, f)]:
-                folder, how = whole[0], "already there"
-            else:
-                folder, how = _from_hub(name), f"from {endpoint()}"
+            folder, how = _fetch_model() if name == "model" else _fetch_outside(name)
         except (Unavailable, OSError, ValueError) as error:
             print(f"{name:10} not fetched: {error}")
             failures += bool(what) or name == "model"
@@ -270,8 +262,11 @@ def fetch(what: list[str] | None = None) -> int:
     return failures
 
 
-def _published(name: str, folder: Path) -> bool:
-    return all((folder / f).is_file() and sha256(folder / f) == digest for f, digest in OUTSIDE[name].items())
+def _fetch_outside(name: str) -> tuple[Path, str]:
+    for folder in _places(name):
+        if all((folder / f).is_file() and sha256(folder / f) == digest for f, digest in OUTSIDE[name].items()):
+            return folder, "already there"
+    return _from_hub(name), f"from {endpoint()}"
 
 
 def _fetch_model() -> tuple[Path, str]:

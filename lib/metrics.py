@@ -1,7 +1,6 @@
 """Bits per byte and token perplexity of held-out text, and how sure their differences are.
 
-One function, `score`, measures every model before and after. It sums negative log-likelihoods per document; the ratios
-are taken afterwards, each with its numerator and its denominator named:
+One function, `score`, measures every model before and after: nats per document. The ratios are taken afterwards:
 
 - bits per byte = sum of nats / (ln 2 * sum of UTF-8 bytes of the targets). Comparable across tokenizers (Gao et al.
   2020, "The Pile", arXiv:2101.00027, section 3.1).
@@ -32,8 +31,7 @@ from lib.tasks import encode
 def token_nats(logits: torch.Tensor, labels: torch.Tensor, rows: int = 0) -> torch.Tensor:
     """Negative log-likelihood in nats, float32: logits (N, V), labels (N,) -> (N,). `rows` at a time (0: what stays in
     a cache), so that the probabilities never exist whole."""
-    rows = rows or rows_at_a_time(logits)
-    parts = zip(logits.split(rows), labels.split(rows), strict=True)
+    parts = zip(*(x.split(rows or rows_at_a_time(logits)) for x in (logits, labels)), strict=True)
     return torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in parts])
 
 
@@ -137,7 +135,7 @@ class Paired:
     difference: float
     low: float
     high: float
-    p_value: float  # Wilcoxon signed-rank test of the per-document differences, two-sided
+    p_value: float  # two-sided
     documents: int
     clusters: int  # what the bootstrap resamples: groups of documents, or the documents
 
@@ -166,8 +164,6 @@ def paired(before, after, numerator: str = "nats", denominator: str | None = "by
     b, a = (_per_document(x, numerator, denominator) for x in (before, after))
     if list(b["id"]) != list(a["id"]) or not np.array_equal(b["d"], a["d"]):
         raise ValueError("before and after scored different documents: score the same examples in one order.")
-    if b.empty:
-        raise ValueError("A comparison of no document: score some documents first.")
     sums = pd.DataFrame({"g": b["g"], "gap": a["n"] - b["n"], "d": b["d"]}).groupby("g").sum()
 
     def difference(gap: np.ndarray, d: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -14,7 +14,6 @@ import tempfile
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -79,15 +78,10 @@ def tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTo
     return PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=False, **options)
 
 
-@cache
-def _shipped_tokenizer() -> PreTrainedTokenizerFast:
-    with open(DATA / "debian" / "train.jsonl", encoding="utf-8") as file:
-        return tiny_tokenizer([json.loads(line)["target"] for line in islice(file, 400)])
-
-
 def tiny_base() -> Base:
     """The base model of profile `fast`: a random GPT-2 whose tokenizer was trained on shipped text."""
-    tokenizer = _shipped_tokenizer()
+    with open(DATA / "debian" / "train.jsonl", encoding="utf-8") as file:
+        tokenizer = tiny_tokenizer([json.loads(line)["target"] for line in islice(file, 400)])
     end = tokenizer.eos_token_id
     model = small_gpt2(len(tokenizer), n_positions=1024, bos_token_id=end, eos_token_id=end)
     return _base(model, tokenizer, TINY, "a seed", None, "the fast profile")
@@ -99,13 +93,10 @@ def tiny_base() -> Base:
 def load_base() -> Base:
     """The base model, from the first of these that has one; prints one line that says which.
 
-    1. BASE_MODEL in the environment: a folder in transformers' format, or a hub id;
-    2. data/models/gpt2, from `python -m lib fetch` or a download by hand;
-    3. the local Hugging Face cache;
-    4. the hub at the pinned revision, or its mirror in HF_ENDPOINT;
-    5. the stand-in SmolLM2-135M-Instruct, from the package index.
-    In the `fast` profile `tiny_base` takes the place of 2 to 5. Raises FileNotFoundError or ValueError where a folder
-    cannot be loaded, Unavailable where a hub id cannot be had or all five failed.
+    BASE_MODEL in the environment, a folder in transformers' format or a hub id; data/models/gpt2; the local Hugging
+    Face cache; the hub at the pinned revision, or its mirror in HF_ENDPOINT; the stand-in, from the package index. In
+    the `fast` profile `tiny_base` follows on BASE_MODEL. Raises FileNotFoundError or ValueError where a folder cannot
+    be loaded, Unavailable where a hub id cannot be had or all five failed.
     """
     if wanted := os.environ.get("BASE_MODEL", "").strip():
         return _load_wanted(wanted)
@@ -133,11 +124,9 @@ def load_base() -> Base:
     else:
         return _load(folder, STAND_IN, STAND_IN_PIN, why=f"GPT-2 was not within reach: {why}")
     reasons = "".join(f"\n  {place}: {reason}" for place, reason in tried.items())
-    raise Unavailable(
-        f"No base model could be had.{reasons}\nWays out: `HF_ENDPOINT=https://hf-mirror.com python -m lib "
-        f"fetch model`; or download config.json, model.safetensors, vocab.json and merges.txt of {GPT2} by "
-        f"hand into {hub.MODELS / 'gpt2'}; or BASE_MODEL=<folder of a model>."
-    )
+    by_hand = f"config.json, model.safetensors, vocab.json and merges.txt of {GPT2} into {hub.MODELS / 'gpt2'}"
+    ways = f"`HF_ENDPOINT=https://hf-mirror.com python -m lib fetch model`; {by_hand}, by hand; BASE_MODEL=<folder>"
+    raise Unavailable(f"No base model could be had.{reasons}\nWays out: {ways}.")
 
 
 def _load_wanted(wanted: str) -> Base:

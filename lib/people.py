@@ -93,10 +93,7 @@ def rating_widget(rater: Rater):
     """The view of `rater`: prompt, two texts, four buttons (ipywidgets)."""
     import ipywidgets as widgets
 
-    def block(title: str, text: str) -> str:
-        body = html.escape(text) or "<i>(empty)</i>"
-        return f"<b>{title}</b><div style='white-space:pre-wrap;line-height:1.4'>{body}</div>"
-
+    block = "<b>{}</b><div style='white-space:pre-wrap;line-height:1.4'>{}</div>"
     status, prompt, left, right = (widgets.HTML() for _ in range(4))
     left.layout = right.layout = widgets.Layout(width="50%", padding="8px", border="1px solid #ccc")
     choices = {"Left better": "left", "Tie": "tie", "Right better": "right", "Skip": "skip"}
@@ -109,8 +106,9 @@ def rating_widget(rater: Rater):
         left.value, right.value, prompt.value = "", "", "<b>Done, thank you.</b>"
         if rater.open:
             pair = rater.open[0]
-            sides = [pair.prompt, *(getattr(pair, side) for side in rater.order(pair))]
-            prompt.value, left.value, right.value = map(block, ("Prompt", "Left", "Right"), sides)
+            texts = [pair.prompt, *(getattr(pair, side) for side in rater.order(pair))]
+            for box, title, text in zip((prompt, left, right), ("Prompt", "Left", "Right"), texts, strict=True):
+                box.value = block.format(title, html.escape(text) or "<i>(empty)</i>")
 
     def clicked(button) -> None:
         if rater.open:

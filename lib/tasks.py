@@ -54,7 +54,7 @@ def _dataset(rows: Iterable[Mapping]) -> Dataset:
 
 
 def head(rows: Iterable[Mapping], n: int | None = None) -> list[dict]:
-    """The first `n` rows, all of them for None. A split is ordered by a hash of the ids: they are a random sample."""
+    """The first `n` rows, all for None. A split is ordered by a hash of the ids: they are a random sample."""
     if isinstance(rows, Dataset):  # far faster than row by row
         rows = rows.select(range(len(rows) if n is None else min(n, len(rows)))).to_list()
     return list(islice(rows, n))
@@ -196,18 +196,20 @@ def _shipped(name: str) -> Task:
 
 def _hub(name: str) -> Task:
     """All rows of a dataset on the hub, its own splits put together."""
-    fast = profile.name() == "fast"
-    trouble = "the fast profile downloads nothing" if fast else hub_trouble(name, ".gitattributes", repo_type="dataset")
+    trouble, rows, stem = _trouble(name, ".gitattributes", repo_type="dataset"), [], name.split("/")[1]
     try:
-        parts = {} if trouble else load_dataset(name)
+        rows = [] if trouble else [row for part in load_dataset(name).values() for row in part]
     except Exception as error:  # of an HTTP library, pyarrow, or datasets' own
-        trouble = f"{type(error).__name__}: {error!s:.150}".replace("\n", " ")
+        trouble = f"{error!r:.150}"
     if trouble:
         raise Unavailable(f"TASK={name!r} is no file here, and as a dataset of the hub it cannot be had: {trouble}.")
-    records = [(f"{name}, row {i}", row) for i, row in enumerate((row for part in parts.values() for row in part), 1)]
-    rows = _rows(records, name.split("/")[1], name)
+    rows = _rows(((f"{name}, row {i}", row) for i, row in enumerate(rows, 1)), stem, name)
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    return _split(rows, name.split("/")[1], digest, f"https://huggingface.co/datasets/{name}")
+    return _split(rows, stem, digest, f"https://huggingface.co/datasets/{name}")
+
+
+def _trouble(repository: str, file: str, **at) -> str | None:
+    return "the fast profile downloads nothing" if profile.name() == "fast" else hub_trouble(repository, file, **at)
 
 
 def _split(rows: list[dict], name: str, sha256: str, source: str) -> Task:
@@ -266,8 +268,7 @@ def e2e_meaning(raw: str) -> str:
 def _e2e_hub() -> list[list[list[str]]]:
     at = {"revision": E2E_REVISION, "repo_type": "dataset"}
     files = [f"default/{split}/0000.parquet" for split in SPLITS]
-    fast = profile.name() == "fast"
-    trouble = "the fast profile downloads nothing" if fast else hub_trouble(E2E_HUB, files[0], **at)
+    trouble = _trouble(E2E_HUB, files[0], **at)
     try:  # without the hub an earlier download may still be in its cache
         files = [hub_file(E2E_HUB, f, local_files_only=bool(trouble), **at) for f in files]
     except (Unavailable, EntryNotFoundError) as error:
@@ -279,10 +280,10 @@ def _e2e_hub() -> list[list[list[str]]]:
 
 
 def _e2e_split(split: str, rows: Iterable[list[str]]) -> list[dict]:
-    texts: dict[str, dict] = {}  # a dict of texts keeps their order and each once
-    for meaning, text in rows:
-        texts.setdefault(meaning, {})[text] = None
-    merged = [(m, [t]) for m, t in rows] if split == "train" else [(m, list(t)) for m, t in texts.items()]
+    merged = [(meaning, [text]) for meaning, text in rows]
+    if split != "train":
+        frame = pd.DataFrame(rows).drop_duplicates()
+        merged = [(meaning, texts.tolist()) for meaning, texts in frame.groupby(0, sort=False)[1]]
     ids = (f"e2e-{split}-{i:05d}" for i in range(len(merged)))
     fields = [{"prompt": f"{m} ||", "target": f" {t[0]}", "references": t, "group": m} for m, t in merged]
     return [{"id": i, **row} for i, row in zip(ids, fields, strict=True)]

@@ -1,12 +1,10 @@
 """How generated texts compare with references, with each other and with the training text; Debian's form and tags.
 
-`predictions` are texts, `references` for each prediction a list of texts, or one. The counting is done by the libraries
-that the field cites: sacrebleu (Post 2018) for BLEU and chrF, rouge-score for ROUGE-L.
-
-Beside the published E2E rows (tuetschek/e2e-metrics, whose mteval-13a ignores case): `bleu` with `lowercase=True` and
-`nist` follow mteval's definition, but those rows may score detokenised text, and mteval counts the empty strings that
-pad its files. ROUGE-L there is coco-caption's F with beta 1.2 over tokens of Stanford's tokenizer: not comparable. Left
-out: METEOR, which needs WordNet's files, and CIDEr, which needs Java.
+`predictions` are texts, `references` for each prediction a list of texts, or one. sacrebleu (Post 2018) counts BLEU
+and chrF, rouge-score ROUGE-L. Beside the published E2E rows (tuetschek/e2e-metrics): `bleu` with
+`lowercase=True` and `nist` follow mteval-13a's definition, but those rows may score detokenised text, and mteval counts
+the empty strings that pad its files. ROUGE-L there is coco-caption's F with beta 1.2: not comparable. Left out: METEOR,
+which needs WordNet's files, and CIDEr, which needs Java.
 """
 
 import math
@@ -17,6 +15,7 @@ from functools import cache
 from itertools import zip_longest
 
 import numpy as np
+import pandas as pd
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
@@ -220,6 +219,4 @@ def debian_checks(prompt: str, output: str) -> dict[str, float]:
 
 def debian_summary(prompts: Sequence[str], outputs: Sequence[str]) -> dict[str, float]:
     """The mean of each check; `tags_reflected` over the outputs whose prompt has such tags."""
-    rows = [debian_checks(p, o) for p, o in zip(prompts, outputs, strict=True)]
-    values = {name: [row[name] for row in rows if not math.isnan(row[name])] for name in rows[0]}
-    return {name: sum(v) / len(v) if v else math.nan for name, v in values.items()}
+    return pd.DataFrame(map(debian_checks, prompts, outputs)).mean().to_dict()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +13,7 @@ import lib.hub
 import lib.tasks
 from lib.hub import Unavailable
 from lib.models import tiny_tokenizer
-from lib.tasks import SPLITS, Task, e2e_meaning, encode, head, load_task
+from lib.tasks import SPLITS, Task, encode, head, load_task
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def test_a_task_is_a_dataset_of_three_splits(debian):
     assert (small.name, small.sha256, small.source) == ("small", debian.sha256, debian.source)
     assert [len(small[s]) for s in SPLITS] == [3, 0, len(debian["test"])]
     assert small["train"][2] == debian["train"][2] and head([row()], 5) == [row()]
-    assert Task(dict.fromkeys(SPLITS, [row()]), "mine")["test"][0] == row()
+    assert Task({split: [row()] for split in SPLITS}, "mine")["test"][0] == row()
 
 
 def test_task_of_200_rows(tmp_path, monkeypatch):
@@ -81,26 +80,18 @@ def test_csv_and_parquet_give_the_task_of_the_same_rows_in_json_lines(tmp_path):
     assert {"007", 'NA, "quoted"\nand 007'} <= {r["target"] for r in expected}
     frame = pd.DataFrame(data)
     frame.to_parquet(tmp_path / "a.parquet")
-    frame.assign(references=[r["references"][0] for r in data]).to_csv(
-        tmp_path / "a.csv", index=False, encoding="utf-8-sig"
-    )
+    frame["references"] = frame["references"].str[0]
+    frame.to_csv(tmp_path / "a.csv", index=False, encoding="utf-8-sig")
     assert everything(load_task(tmp_path / "a.parquet")) == everything(load_task(tmp_path / "a.csv")) == expected
 
 
 @pytest.mark.parametrize("key", ["group", "prompt"])
-def test_groups_never_straddle(tmp_path, key):
-    data = [{"prompt": f"P{i % 17}", "target": f"t{i}"} for i in range(200)]
-    if key == "group":
-        data = [{"prompt": f"P{i}", "target": f"t{i}", "group": f"g{i % 17}"} for i in range(200)]
-    task = load_task(jsonl(tmp_path / "a.jsonl", data))
+def test_groups_never_straddle_and_duplicates_are_removed(tmp_path, capsys, key):
+    data = [{"prompt": f"P{i}", "target": f"t{i}"} | {key: f"g{i % 17}"} for i in range(200)]
+    task = load_task(jsonl(tmp_path / "a.jsonl", data + data[:7]))
     per_split = [set(task[s]["group"]) for s in SPLITS]
     assert all(per_split) and len(everything(task)) == 200
     assert sum(map(len, per_split)) == len(set().union(*per_split)) == 17
-
-
-def test_duplicates_are_removed_and_counted(tmp_path, capsys):
-    task = load_task(jsonl(tmp_path / "a.jsonl", rows(30) + rows(7)))
-    assert len(everything(task)) == 30
     assert "7 exact duplicates removed" in capsys.readouterr().out
 
 
@@ -170,8 +161,11 @@ GOOD = b'{"prompt": "p", "target": "t"}\n'
         (b"".join(b'{"prompt": "p%d", "target": "t"}\n' % i for i in range(9)), r"9 different groups .* too few"),
     ],
 )
-def test_bad_json_lines_say_where(tmp_path, bad, message):
-    check_message(tmp_path / "bad.jsonl", bad, message)
+def test_bad_json_lines_say_where(tmp_path, bad, message, name="bad.jsonl"):
+    (tmp_path / name).write_bytes(bad)
+    with pytest.raises(ValueError, match=message) as error:
+        load_task(tmp_path / name)
+    assert "\n" not in str(error.value) and str(tmp_path / name) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -188,19 +182,12 @@ def test_bad_json_lines_say_where(tmp_path, bad, message):
     ],
 )
 def test_bad_tables_say_where(tmp_path, name, bad, message):
-    check_message(tmp_path / name, bad, message)
-
-
-def check_message(path: Path, bad: bytes, message: str) -> None:
-    path.write_bytes(bad)
-    with pytest.raises(ValueError, match=message) as error:
-        load_task(path)
-    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    test_bad_json_lines_say_where(tmp_path, bad, message, name)
 
 
 def test_unknown_names_and_missing_files(monkeypatch):
     monkeypatch.setenv("TASK", "debain")
-    with pytest.raises(ValueError, match="'debain' is unknown: choose debian, tang, idioms, e2e, the path of a .jsonl"):
+    with pytest.raises(ValueError, match="'debain' is unknown: choose debian, tang, idioms, e2e, the path of a"):
         load_task()
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_task("nowhere.jsonl")
@@ -263,34 +250,25 @@ def test_e2e_unavailable_says_why_and_the_way_out(no_mirror, monkeypatch):
     with pytest.raises(Unavailable, match=r"data/mirror/e2e.*fast profile.*HF_ENDPOINT"):
         load_task("e2e")
     monkeypatch.setenv("PROFILE", "cpu")
-    start = time.perf_counter()
     with pytest.raises(Unavailable, match=r"data/mirror/e2e.*HF_HUB_OFFLINE.*HF_ENDPOINT"):
         load_task("e2e")
-    assert time.perf_counter() - start < 5
 
 
 def test_e2e_from_the_hubs_rows(no_mirror, monkeypatch):
     def download(repository, file, repo_type, revision, **_):
         assert (repository, repo_type, revision) == ("tuetschek/e2e_nlg", "dataset", "refs/convert/parquet")
         path = no_mirror / file.replace("/", "_")
-        meaning = "name[The Vaults], eatType[pub], near[Café Adriatic]"
+        meaning = "name[The Vaults], eatType[pub], priceRange[£20-25], familyFriendly[no], near[Café Adriatic]"
         texts = ["The Vaults is a pub. ", "A pub."]
         pd.DataFrame({"meaning_representation": [meaning] * 2, "human_reference": texts}).to_parquet(path)
         return str(path)
 
     monkeypatch.setattr(lib.hub, "hf_hub_download", download)
     task = load_task("e2e")
-    assert task["test"][0]["prompt"] == "name : The Vaults | Type : pub | near : Café Adriatic ||"
+    prompt = "name : The Vaults | Type : pub | price : £ 20 - 25 | family friendly : no | near : Café Adriatic ||"
+    assert task["test"][0]["prompt"] == prompt
     assert task["test"][0]["references"] == ["The Vaults is a pub.", "A pub."]
     assert len(task["train"]) == 2 and task.source.startswith("https://huggingface.co/")
-
-
-def test_e2e_meaning_has_the_files_form():
-    raw = "name[The Eagle], priceRange[£20-25], customer rating[5 out of 5], familyFriendly[no]"
-    assert e2e_meaning(raw) == (
-        "name : The Eagle | price : £ 20 - 25 | customer rating : 5 out of 5 | family friendly : no"
-    )
-    assert e2e_meaning("name[A], priceRange[less than £20]") == "name : A | price : less than £ 20"
 
 
 # In tokens
