@@ -119,13 +119,13 @@ def bpe(texts: list[str], vocab_size: int) -> Encoding:
     settings = {"vocab_size": vocab_size - 1, "min_frequency": MIN_COUNT, "show_progress": False}
     trainer = trainers.BpeTrainer(initial_alphabet=list(CHARACTER_BYTES), **settings)
     return _encoding(
-        "bpe", _train(models.BPE(), [pre_tokenizers.ByteLevel(add_prefix_space=False)], trainer, texts).model
+        "bpe", _tokenizer(models.BPE(), [pre_tokenizers.ByteLevel(add_prefix_space=False)], trainer, texts).model
     )
 
 
 def gpt2(texts: list[str], vocab_size: None) -> Encoding:
     """GPT-2's own 50,257 tokens, not trained here."""
-    merges = [tuple(line.split(" ")) for line in _merge_lines()]
+    merges = [tuple("".join(BYTE_CHARACTERS[b] for b in part) for part in pair) for pair in gpt2_merges()]
     vocabulary = dict.fromkeys([*CHARACTER_BYTES, *(a + b for a, b in merges)])
     return _encoding("gpt2", models.BPE({piece: i for i, piece in enumerate(vocabulary)}, merges))
 
@@ -139,7 +139,7 @@ def wordpiece(texts: list[str], vocab_size: int) -> Encoding:
     named = {"special_tokens": [UNK, *(f"##{c}" for c in alphabet if c != "#")], "initial_alphabet": alphabet}
     settings = {"vocab_size": vocab_size - 1, "min_frequency": MIN_COUNT, "show_progress": False}
     trainer = trainers.WordPieceTrainer(**settings, **named)
-    trained = _train(models.WordPiece(unk_token=UNK), [*split, _rest(alphabet, "removed")], trainer, texts)
+    trained = _tokenizer(models.WordPiece(unk_token=UNK), [*split, _rest(alphabet, "removed")], trainer, texts)
     model = models.WordPiece(trained.get_vocab(), unk_token=UNK, max_input_chars_per_word=WORD_LIMIT)
     return _encoding("wordpiece", model, [*split, _rest(alphabet, "isolated")], lambda t: t.removeprefix("##").encode())
 
@@ -151,7 +151,7 @@ def unigram(texts: list[str], vocab_size: int) -> Encoding:
     trainer = trainers.UnigramTrainer(vocab_size=vocab_size - 1, show_progress=False, **named)
     # Each character once as a text of its own: else EM may drop one that stands in longer pieces alone, and
     # the library's pruning never ends when too many pieces have nothing to be split into.
-    trained = _train(models.Unigram(), [*_WORDS, _rest(alphabet, "removed")], trainer, [*texts, *alphabet])
+    trained = _tokenizer(models.Unigram(), [*_WORDS, _rest(alphabet, "removed")], trainer, [*texts, *alphabet])
     learned = json.loads(trained.to_str())["model"]["vocab"]  # [piece, log-probability]
     # the sums behind the scores run in the order of a hash table and differ in the 14th digit
     scores = {piece: round(score, 6) for piece, score in learned if piece != UNK}
@@ -183,15 +183,11 @@ def _rest(alphabet: list[str], behaviour: str) -> pre_tokenizers.Split:
     return pre_tokenizers.Split(Regex("[^" + "".join(f"\\x{{{ord(c):X}}}" for c in alphabet) + "]+"), behaviour)
 
 
-def _with(model, split) -> Tokenizer:
+def _tokenizer(model, split, trainer=None, texts: Sequence[str] = ()) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
-    return tokenizer
-
-
-def _train(model, split, trainer, texts: list[str]) -> Tokenizer:
-    tokenizer = _with(model, split)
-    tokenizer.train_from_iterator(texts, trainer)
+    if trainer:
+        tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
@@ -203,7 +199,7 @@ def _raw(letters: str) -> bytes:
 def _encoding(name: str, model, split=None, piece: Callable[[str], bytes] = str.encode) -> Encoding:
     """Around a fresh tokenizer: a trainer registers UNK as a special token, and those are found inside text. Without a
     `split` byte-level, else UNK is id 0; `piece` gives the bytes of a token."""
-    tokenizer = _with(model, split or [pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer = _tokenizer(model, split or [pre_tokenizers.ByteLevel(add_prefix_space=False)])
     vocabulary = tokenizer.get_vocab()
     pieces = [piece(token) if split else _raw(token) for token in sorted(vocabulary, key=vocabulary.get)]
     if split:
@@ -298,8 +294,5 @@ def bpe_vocabulary(merges: Sequence[tuple[bytes, bytes]]) -> dict[bytes, int]:
 
 def gpt2_merges() -> list[tuple[bytes, bytes]]:
     """GPT-2's 50,000 merges, from data/gpt2_bpe."""
-    return [tuple(map(_raw, line.split(" "))) for line in _merge_lines()]
-
-
-def _merge_lines() -> list[str]:
-    return (DATA / "gpt2_bpe" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]  # the first names the format
+    lines = (DATA / "gpt2_bpe" / "merges.txt").read_text(encoding="utf-8").splitlines()
+    return [tuple(map(_raw, line.split(" "))) for line in lines[1:]]  # the first names the format
