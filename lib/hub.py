@@ -270,18 +270,15 @@ def _fetch_outside(name: str) -> tuple[Path, str]:
 
 
 def _fetch_model() -> tuple[Path, str]:
-    folder, cached = MODELS / "gpt2", cached_model(GPT2, GPT2_REVISION)
-    if holds_model(folder):
-        return folder, "already there"
+    folder = MODELS / "gpt2"
+    for found in (folder, cached_model(GPT2, GPT2_REVISION)):
+        if found and holds_model(found):
+            return found, "already there"
     MODELS.mkdir(parents=True, exist_ok=True)
     partial = MODELS / ".gpt2.partial"  # kept when the network breaks off: the next run goes on
     try:
         with FileLock(MODELS / ".gpt2.lock"):
-            if cached and holds_model(cached):
-                shutil.copytree(cached, partial, dirs_exist_ok=True)
-            else:
-                cached = None
-                hub_model(GPT2, GPT2_REVISION, local_dir=partial)
+            hub_model(GPT2, GPT2_REVISION, local_dir=partial)
             shutil.rmtree(partial / ".cache", ignore_errors=True)
             check_folder(partial)
             shutil.rmtree(folder, ignore_errors=True)
@@ -290,4 +287,4 @@ def _fetch_model() -> tuple[Path, str]:
         from lib.models import STAND_IN, build_stand_in  # lib.models imports this module
 
         return build_stand_in(), f"the stand-in {STAND_IN}, because {error}"
-    return folder, f"GPT-2 117M, {f'copied from {cached}' if cached else f'from {endpoint()}'}"
+    return folder, f"GPT-2 117M, from {endpoint()}"

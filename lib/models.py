@@ -65,10 +65,8 @@ def small_gpt2(vocab_size, n_layer=2, n_head=2, n_embd=64, n_positions=512, seed
 
 
 def tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `vocab_size` entries, trained on `texts`: any string survives the round trip, as in
-    GPT-2. `<|endoftext|>` is EOS, BOS, UNK and padding, and has id 0."""
-    if vocab_size < 257:
-        raise ValueError(f"vocab_size={vocab_size}: 256 bytes and {END} already need 257.")
+    """A byte-level BPE of at most `vocab_size` (257 or more) entries, trained on `texts`: any string survives the round
+    trip, as in GPT-2. `<|endoftext|>` is EOS, BOS, UNK and padding, and has id 0."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

@@ -132,9 +132,8 @@ def win_rate(scores: Sequence[float]) -> dict:
 
 
 def summarise(ratings: Iterable[Mapping]) -> dict:
-    """`win_rate` over items (an item's score is the mean of its raters', who are no independent items), with ratings,
-    skipped, raters, agreement (share of equal choices) and kappa, both averaged over the pairs of raters that share
-    items; nan where there is none, or (kappa) both always made one and the same choice."""
+    """`win_rate` over items (an item's score is the mean of its raters'), with ratings, skipped, raters, agreement
+    (share of equal choices) and kappa, both averaged over the pairs of raters that share items, else nan."""
     # The last rating of an item counts; texts that changed since are another item.
     latest = {(r["rater"], f"{r['id']} {r.get('digest')}"): r["choice"] for r in ratings}
     rows = [(rater, item, choice) for (rater, item), choice in latest.items() if choice in SCORE]
@@ -148,9 +147,9 @@ def summarise(ratings: Iterable[Mapping]) -> dict:
             chance = sum((a == c).mean() * (b == c).mean() for c in SCORE)
             kappas.append((equal[-1] - chance) / (1 - chance) if chance < 1 else math.nan)
     scores = table["choice"].map(SCORE).astype(float).groupby(table["item"]).mean().tolist()
-    raters = {"ratings": len(rows), "skipped": len(latest) - len(rows), "raters": wide.shape[1]}
-    agreement, kappa = (float(pd.Series(x, dtype=float).mean()) for x in (equal, kappas))
-    return win_rate(scores) | raters | {"agreement": agreement, "kappa": kappa}
+    found = {"ratings": len(rows), "skipped": len(latest) - len(rows), "raters": wide.shape[1]}
+    found |= {name: float(pd.Series(x, dtype=float).mean()) for name, x in (("agreement", equal), ("kappa", kappas))}
+    return win_rate(scores) | found
 
 
 # --- a model as judge
@@ -213,10 +212,9 @@ def judge(pairs: Sequence[Pair], **options) -> tuple[pd.DataFrame, dict]:
         known[key] = _ask(client, model, question)
         append_line(cache, {"key": key, "reply": known[key]})
     rows = []
-    for pair, *asked in zip(pairs, keys[::2], keys[1::2], strict=True):
-        sides = ({"A": "before", "B": "after"}, {"A": "after", "B": "before"})
-        said = [parse(known[key]) for key in asked]
-        first, second = (side.get(word, word) for side, word in zip(sides, said, strict=True))
+    for pair, one, other in zip(pairs, keys[::2], keys[1::2], strict=True):
+        first = {"A": "before", "B": "after", "tie": "tie"}.get(parse(known[one]))
+        second = {"A": "after", "B": "before", "tie": "tie"}.get(parse(known[other]))
         agreed = first is not None and first == second
         winner = first if agreed else "tie" if first and second else None
         rows.append({"id": pair.id, "winner": winner, "before_first": first, "after_first": second, "agreed": agreed})
@@ -227,8 +225,7 @@ def judge(pairs: Sequence[Pair], **options) -> tuple[pd.DataFrame, dict]:
 
 
 def parse(reply: str) -> str | None:
-    """A, B or tie from a judge's reply, fenced or wrapped in prose; None where there is no verdict or two that differ,
-    which is counted and never guessed."""
+    """A, B or tie from a judge's reply, fenced or wrapped in prose; None for no verdict or two that differ."""
     after_thought = re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL)
     said = {w.lower() for w in re.findall(r'"winner"\s*:\s*"(a|b|tie)"', after_thought, re.IGNORECASE)}
     return {"a": "A", "b": "B", "tie": "tie"}[said.pop()] if len(said) == 1 else None

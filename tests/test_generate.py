@@ -88,10 +88,7 @@ def test_own_generation_config_is_set_aside_and_restored(model, tokenizer, caplo
     for decoding in g.DECODING.values():
         g.generate(model, tokenizer, PROMPTS[:2], 4, **decoding)
     assert not [w for w in recwarn if issubclass(w.category, UserWarning)] and not caplog.records
-
-
-def test_a_setting_not_named_is_off(tokenizer):
-    """Almost uniform sampling reaches far more than the 50 tokens of transformers' default top_k."""
+    # almost uniform sampling reaches far more than the 50 tokens of transformers' default top_k
     model = small_gpt2(len(tokenizer), n_positions=96)
     texts = g.generate(model, tokenizer, ["a"] * 400, 1, batch_size=400, do_sample=True, temperature=100.0)
     assert len(set(texts)) > 80

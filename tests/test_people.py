@@ -26,8 +26,7 @@ def fair(question, _):
 @pytest.fixture
 def serve(monkeypatch, tmp_path):
     """serve(reply) starts a judge whose answers are reply(question, number of the request), and lists its requests."""
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("PROFILE", "fast")
     monkeypatch.setenv("FAST_OUTPUT", str(tmp_path))
     servers = []
@@ -226,8 +225,7 @@ def test_summary_of_ratings():
     assert (half["low"], half["high"]) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # Wilson's own form
     changed = p.summarise(rate("Ann", ["after"]) + rate("Ann", ["before"]))
     assert (changed["n"], changed["win_rate"]) == (1, 0.0)  # the last rating counts
-    for none in ([], rate("Ann", ["skip"])):
-        assert p.summarise(none)["n"] == 0 and p.summarise(none)["win_rate"] is None
+    assert p.summarise([])["win_rate"] is p.summarise(rate("Ann", ["skip"]))["win_rate"] is None
 
 
 def test_agreement():
