@@ -74,17 +74,13 @@ def cut(text: str, limit: int = TARGET_BYTES) -> list[str]:
     return [p.strip() for p in [*pieces, now] if p.strip()]
 
 
-def _end(text: str, limit: int = PROMPT_BYTES) -> str:
-    return text.encode("utf-8")[-limit:].decode("utf-8", "ignore")
-
-
 def _titled(title: str, body: str, part: str = "") -> Pairs:
     """The title before the first piece of the body, the end of each piece before the next."""
     prompt = title.strip().encode("utf-8")[:PROMPT_BYTES].decode("utf-8", "ignore")
     for piece in cut(body):
         if prompt and len(piece) >= MIN_CHARACTERS:
             yield part, prompt + "\n", piece
-        prompt = _end(piece)
+        prompt = piece.encode("utf-8")[-PROMPT_BYTES:].decode("utf-8", "ignore")
 
 
 # --- readers, by the kind of file
@@ -121,8 +117,8 @@ def read_code(text: str, clean: Clean) -> Pairs:
             if isinstance(node, ast.ClassDef):
                 given = f"class {node.name}({', '.join(map(ast.unparse, node.bases))}):".replace("()", "")
             else:
-                given = f"def {node.name}({ast.unparse(node.args)})"
-                given += f" -> {ast.unparse(node.returns)}:" if node.returns else ":"
+                returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+                given = f"def {node.name}({ast.unparse(node.args)}){returns}:"
             prompt, target = clean(given), ""
             for paragraph in clean(ast.get_docstring(node) or "").split("\n\n"):
                 longer = f"{target}\n\n{paragraph}".strip()
@@ -170,8 +166,8 @@ def _replies(messages: Sequence[Sequence[str]], clean: Clean) -> Pairs:
             said = [f"{labels[name]}: {clean(text, names)}" for name, text in block]
             for i in range(1, len(block)):
                 if len(said[i]) > 4:
-                    before = _end("\n".join(said[max(0, i - TURNS) : i]), PROMPT_BYTES - 4)
-                    yield f"{number}", f"{before}\n{said[i][:2]} ", cut(said[i][3:])[0]
+                    before = "\n".join(said[max(0, i - TURNS) : i]).encode("utf-8")[4 - PROMPT_BYTES :]
+                    yield f"{number}", f"{before.decode('utf-8', 'ignore')}\n{said[i][:2]} ", cut(said[i][3:])[0]
             number += 1
 
 
@@ -235,7 +231,7 @@ KIND_OF |= {".json": "chat", ".eml": "mail", ".mbox": "mail"}
 
 class Collection(NamedTuple):
     task: object
-    card: pd.DataFrame  # what, key, value: counts of what was found and done; no text, no names of files
+    card: pd.DataFrame  # what, key, value: counts; no text, no names of files
     own: bool  # a folder of one's own: then no text of it belongs into an output
 
 
@@ -264,9 +260,9 @@ def collect(packages: Sequence[str], folder: str | os.PathLike | None = None) ->
     task = load_task(path)
     for split in task:
         facts["split", split], facts["groups", split] = len(task[split]), len({row["group"] for row in task[split]})
-    every = [row for split in task for row in task[split]]
-    facts["characters", "target, median"] = float(pd.Series([len(row["target"]) for row in every]).median())
-    facts["characters", "all"] = sum(len(row["prompt"] + row["target"]) for row in every)
+    every = pd.DataFrame([row for split in task for row in task[split]])
+    facts["characters", "target, median"] = float(every["target"].str.len().median())
+    facts["characters", "all"] = int((every["prompt"] + every["target"]).str.len().sum())
     card = pd.DataFrame([(*key, value) for key, value in sorted(facts.items())], columns=["what", "key", "value"])
     return Collection(task, card, bool(folder))
 
@@ -288,9 +284,8 @@ def _modules(package: str) -> list[tuple[Path, str]]:
     return [(root / p, f"{package}/{p.as_posix()}") for p in own if not any("test" in part for part in p.parts)]
 
 
-def _digest(text: str) -> str:
-    """Short and silent about what it names: paths are private too."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]  # a file's name may hold such halves
+def _digest(text: str) -> str:  # paths are private too; a file's name may hold halves of pairs
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: Counter) -> list[dict]:
