@@ -362,12 +362,7 @@ FORBIDDEN = re.compile(
 
 def test_no_module_loads_pickles_or_remote_code():
     for path in [*(profile.ROOT / "lib").rglob("*.py"), *profile.DATA.glob("*.py")]:
-        assert not (found := FORBIDDEN.search(path.read_text(encoding="utf-8"))), f"{path.name}: {found[0]}"
-
-
-def test_weights_are_loaded_as_safetensors_alone():
-    for path in (profile.ROOT / "lib").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        if calls := text.count("ModelForCausalLM.from_pretrained("):
-            # GGUF holds tensors and no code either
-            assert len(re.findall(r"use_safetensors\W+True|gguf_file=", text)) >= calls, path.name
+        assert not (found := FORBIDDEN.search(text)), f"{path.name}: {found[0]}"
+        calls = text.count("ModelForCausalLM.from_pretrained(")  # GGUF holds tensors and no code either
+        assert len(re.findall(r"use_safetensors\W+True|gguf_file=", text)) >= calls, path.name
