@@ -41,10 +41,10 @@ def lines(*patterns: str) -> list[str]:
 
 
 def test_a_quatrain_is_read_without_its_punctuation():
-    assert chinese.quatrain(HERON) == ["白日依山尽", "黄河入海流", "欲穷千里目", "更上一层楼"]
-    assert [len(x) for x in chinese.quatrain(f"\n{LUSHAN} \n")] == [7, 7, 7, 7]
     bare = HERON.translate({ord(c): None for c in "，。"})
-    assert chinese.quatrain(bare) == chinese.quatrain(HERON) == chinese.quatrain(HERON.replace("，", "！"))
+    for text in (HERON, bare, HERON.replace("，", "！")):
+        assert chinese.quatrain(text) == ["白日依山尽", "黄河入海流", "欲穷千里目", "更上一层楼"]
+    assert [len(x) for x in chinese.quatrain(f"\n{LUSHAN} \n")] == [7, 7, 7, 7]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -85,13 +86,12 @@ def _ip(m: re.Match) -> Spans:
     except ValueError:
         return []
     prefix = re.match(r"/\d{1,3}\b", m.string[m.end() : m.end() + 5])
-    try:
-        network = prefix is not None and bool(ipaddress.ip_network(m[0] + prefix[0]))
-    except ValueError:  # bits of a host behind the prefix, or no prefix at all
-        network = False
+    with suppress(ValueError):  # bits of a host behind the prefix, or no prefix at all
+        if prefix and ipaddress.ip_network(m[0] + prefix[0]):
+            return []
     host = address.version == 4 or any(address in n for n in IPV6_HOSTS)
     nobody = any(address in n for n in NO_HOST) or VERSION.search(m.string, max(0, m.start() - 40), m.start())
-    return [m.span()] if host and not network and not nobody else []
+    return [m.span()] if host and not nobody else []
 
 
 def _phone(m: re.Match) -> Spans:
@@ -198,10 +198,10 @@ def anonymise(text: str, names: Sequence[str] = ()) -> tuple[str, Counter]:
 def read_names(path: Path) -> list[str]:
     """One name a line, UTF-8; blank lines and lines that begin with # are left out."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason}); save the list as UTF-8.") from None
-    return [n for line in lines if (n := line.strip()) and not n.startswith("#")]
+    return [name for name in lines if name and not name.startswith("#")]
 
 
 def labelled(half: str, path: Path = LABELLED / "labelled.jsonl") -> list[tuple[str, list[Found]]]:

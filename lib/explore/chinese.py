@@ -100,11 +100,8 @@ def form(text: str, known: frozenset[str] = frozenset()) -> dict[str, float]:
 
 
 def rhyme_by_chance(poems: Sequence[str]) -> float:
-    """The rate of rhyme when line 2 of each quatrain is paired with line 4 of every other one of the same line length:
-    what the same line ends give without regard to each other. nan for less than two poems.
-
-    Held against a model's own poems it is the stricter chance: who ends lines in few sounds rhymes by that alone.
-    """
+    """The rate of rhyme when line 2 of each quatrain is paired with line 4 of every other one of the same line length;
+    nan for less than two poems. Of a model's own poems the stricter chance: few line ends rhyme by that alone."""
     hits = pairs = 0
     for length in METRES:
         ends = [(p[1][-1], p[3][-1]) for p in filter(None, map(quatrain, poems)) if len(p[0]) == length]
@@ -141,12 +138,10 @@ def with_plan(task):
     def planned(text: str) -> str:
         return f"{plan_of(text)}\n{text}"
 
-    splits = {
-        split: [
-            r | {"target": planned(r["target"]), "references": [*map(planned, r["references"])]} for r in task[split]
-        ]
-        for split in task
-    }
+    splits = {}
+    for split in task:
+        both = [(planned(row["target"]), [*map(planned, row["references"])]) for row in task[split]]
+        splits[split] = [row | {"target": t, "references": r} for row, (t, r) in zip(task[split], both, strict=True)]
     return task.replace(name=f"{task.name}-plan", sha256=f"{task.sha256}-plan", **splits)
 
 
