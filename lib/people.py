@@ -85,7 +85,8 @@ class Rater:
         pair = self.open[0]
         shown = dict(zip(("left", "right"), self.order(pair), strict=True))
         row = {"rater": self.name, "id": pair.id, "choice": shown.get(side, side), **shown, "digest": pair.digest()}
-        append_line(self.path, row | {"time": f"{datetime.datetime.now(datetime.timezone.utc):%FT%T}+00:00"})
+        now = datetime.datetime.now(datetime.timezone.utc)
+        append_line(self.path, row | {"time": now.isoformat(timespec="seconds")})
         self.open.pop(0)
 
 

@@ -74,8 +74,7 @@ def test_fair_judge(serve, tmp_path):
         assert table[column].tolist() == ["after"] * 6 + ["before"]
     assert (summary["win_rate"], summary["n"], summary["requests"]) == (pytest.approx(6 / 7), 7, 14)
     assert summary["disagreement_rate"] == 0 and summary["p_value"] == pytest.approx(2 * 8 / 2**7)
-    assert {path for path, _, _ in seen} == {"/v1/chat/completions"}
-    assert {auth for _, auth, _ in seen} == {f"Bearer {KEY}"}
+    assert {(path, auth) for path, auth, _ in seen} == {("/v1/chat/completions", f"Bearer {KEY}")}
     assert all(body["temperature"] == 0 and body["model"] == "stub" for _, _, body in seen)
     written = [path.read_text("utf-8") for path in tmp_path.rglob("*") if path.is_file()]
     assert written and not any(KEY in text for text in written)
@@ -164,10 +163,9 @@ def test_without_a_judge_a_sentence_says_so(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(p.JudgeUnavailable, match="JUDGE_BASE_URL, JUDGE_MODEL, JUDGE_API_KEY"):
         p.judge(PAIRS)
-    monkeypatch.setenv("JUDGE_MODEL", "m")
     for url, key, named in (("https://h/v1", f"{KEY}钥", "JUDGE_API_KEY"), ("host/v1", f"{KEY}\n", "JUDGE_BASE_URL")):
-        monkeypatch.setenv("JUDGE_BASE_URL", url)
-        monkeypatch.setenv("JUDGE_API_KEY", key)
+        for name, value in (("MODEL", "m"), ("BASE_URL", url), ("API_KEY", key)):
+            monkeypatch.setenv(f"JUDGE_{name}", value)
         with pytest.raises(p.JudgeUnavailable, match=named) as error:
             p.judge_client()
         assert KEY not in str(error.value)
