@@ -134,14 +134,10 @@ def plan_of(text: str, last: str | None = None) -> str:
 
 def with_plan(task):
     """`task` with each quatrain's plan as the first line of its target."""
-
-    def planned(text: str) -> str:
-        return f"{plan_of(text)}\n{text}"
-
     splits = {}
     for split in task:
-        both = [(planned(row["target"]), [*map(planned, row["references"])]) for row in task[split]]
-        splits[split] = [row | {"target": t, "references": r} for row, (t, r) in zip(task[split], both, strict=True)]
+        both = [[f"{plan_of(t)}\n{t}" for t in (row["target"], *row["references"])] for row in task[split]]
+        splits[split] = [row | {"target": t[0], "references": t[1:]} for row, t in zip(task[split], both, strict=True)]
     return task.replace(name=f"{task.name}-plan", sha256=f"{task.sha256}-plan", **splits)
 
 

@@ -160,10 +160,9 @@ def code_log_probabilities(model, tokenizer, prefix: str) -> torch.Tensor:
             ).logits
             parts.append(logits.float().log_softmax(-1)[..., symbols.to(device)].cpu().double())
     # (10, 1 + nodes, 40): what each node says of the symbols of each slot
-    of = torch.cat(parts).split(sizes, dim=-1)
-    first, middle = of[0][0, 0], of[1][:, 1]  # (10,), (10, 10)
-    leaves = of[2][:, 2 : 2 + sizes[1]], of[3][:, 2 + sizes[1] :].reshape(*sizes)
-    return first[:, None, None, None] + middle[:, :, None, None] + leaves[0][..., None] + leaves[1]
+    first, middle, third_of, last = torch.cat(parts).split(sizes, dim=-1)
+    leaves = third_of[:, 2 : 2 + sizes[1]][..., None] + last[:, 2 + sizes[1] :].reshape(*sizes)
+    return first[0, 0][:, None, None, None] + middle[:, 1][:, :, None, None] + leaves
 
 
 def exposure(rank: float) -> float:

@@ -171,11 +171,7 @@ def _replies(messages: Sequence[Sequence[str]], clean: Clean) -> Pairs:
             number += 1
 
 
-KEYS = (
-    ("date", "time", "timestamp"),
-    ("name", "from", "sender", "author", "user", "role"),
-    ("text", "message", "content"),
-)
+KEYS = [keys.split() for keys in ("date time timestamp", "name from sender author user role", "text message content")]
 
 
 def read_json(text: str, clean: Clean) -> Pairs:
