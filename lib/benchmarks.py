@@ -73,10 +73,10 @@ def wikitext2(model, tokenizer, max_tokens: int = 0, max_length: int = 1024, art
     coded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
     ids, offsets = coded["input_ids"], coded["offset_mapping"]
     ids = ids[: max_tokens or len(ids)]
-    starts = [s for s in range(0, len(ids), length) if len(ids) - s > 1]
-    blocks, size = [ids[s : s + length] for s in starts], 0
-    for s, block in zip(starts, blocks, strict=True):
-        size += len(text[offsets[s + 1][0] : offsets[s + len(block) - 1][1]].encode("utf-8"))
+    blocks, size = [], 0
+    for start in range(0, len(ids) - 1, length):
+        blocks.append(ids[start : start + length])
+        size += len(text[offsets[start + 1][0] : offsets[start + len(blocks[-1]) - 1][1]].encode("utf-8"))
     protocol = f"{length}-token blocks, stride {length}, per token"
     tokens = sum(map(len, blocks)) - len(blocks)
     found = {"benchmark": "wikitext2", "max_tokens": max_tokens, "max_length": length, "token_protocol": protocol}

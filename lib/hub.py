@@ -1,6 +1,6 @@
 """The Hugging Face hub, or a mirror of it in HF_ENDPOINT; the texts that we may not ship; `python -m lib fetch`.
 
-What arrives is whole or not there at all, is checked against a SHA-256, and says why when it cannot be had.
+What arrives is whole, is checked against a SHA-256, and says why when it cannot be had.
 """
 
 import hashlib
@@ -247,10 +247,10 @@ def _from_hub(name: str) -> Path:
 def fetch(what: list[str] | None = None) -> int:
     """Bring `what` to this disk for offline use: `model`, or names of OUTSIDE; all by default. Prints one line each and
     returns the number of failures: what was asked for by name, or having no model at all."""
-    if unknown := [name for name in what or [] if name not in ("model", *OUTSIDE)]:
-        raise ValueError(f"Nothing is called {unknown[0]!r}: choose of model, {', '.join(OUTSIDE)}.")
-    failures = 0
-    for name in what or ["model", *OUTSIDE]:
+    failures, known = 0, ["model", *OUTSIDE]
+    if unknown := set(what or ()) - set(known):
+        raise ValueError(f"Nothing is called {min(unknown)!r}: choose of {', '.join(known)}.")
+    for name in what or known:
         try:
             folder, how = _fetch_model() if name == "model" else _fetch_outside(name)
         except (Unavailable, OSError, ValueError) as error:

@@ -1,7 +1,6 @@
 """Datasets as (prompt, target) documents: where they come from, how they are split and checked.
 
-The target begins right after the prompt: prompt + target is the plain document, and a generation for
-the prompt alone should produce the target and then EOS. data/README.md holds a card per dataset.
+prompt + target is the plain document; a generation for the prompt gives the target, then EOS. Cards: data/README.md.
 """
 
 import csv
@@ -256,13 +255,10 @@ def _e2e() -> Task:
 
 def e2e_meaning(raw: str) -> str:
     """`name[X], eatType[pub], priceRange[£20-25]` -> `name : X | Type : pub | price : £ 20 - 25`."""
-    parts = []
-    for field in raw.strip().removesuffix("]").split("], "):
-        key, _, value = field.partition("[")
-        if key == "priceRange":
-            value = value.replace("£", "£ ").replace("-", " - ")
-        parts.append(f"{E2E_FIELDS.get(key, key)} : {value}")
-    return " | ".join(parts)
+    fields = dict(field.split("[", 1) for field in raw.strip().removesuffix("]").split("], "))
+    if "priceRange" in fields:
+        fields["priceRange"] = fields["priceRange"].replace("£", "£ ").replace("-", " - ")
+    return " | ".join(f"{E2E_FIELDS.get(key, key)} : {value}" for key, value in fields.items())
 
 
 def _e2e_hub() -> list[list[list[str]]]:
@@ -284,9 +280,8 @@ def _e2e_split(split: str, rows: Iterable[list[str]]) -> list[dict]:
     if split != "train":
         frame = pd.DataFrame(rows).drop_duplicates()
         merged = [(meaning, texts.tolist()) for meaning, texts in frame.groupby(0, sort=False)[1]]
-    ids = (f"e2e-{split}-{i:05d}" for i in range(len(merged)))
-    fields = [{"prompt": f"{m} ||", "target": f" {t[0]}", "references": t, "group": m} for m, t in merged]
-    return [{"id": i, **row} for i, row in zip(ids, fields, strict=True)]
+    rows = [{"prompt": f"{m} ||", "target": f" {t[0]}", "references": t, "group": m} for m, t in merged]
+    return [{"id": f"e2e-{split}-{i:05d}", **row} for i, row in enumerate(rows)]
 
 
 TASKS = {name: partial(_shipped, name) for name in ("debian", "tang", "idioms")} | {"e2e": _e2e}
