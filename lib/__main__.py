@@ -1,7 +1,7 @@
 """The command line: `python -m lib --help` lists what there is."""
 
 import argparse
-import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -53,6 +53,8 @@ def rubric(midterm: bool) -> bool:
     return bool(rubric.gaps(answers))
 
 
+# commands of an exploration, which a team may have taken out
+OPTIONAL = {"bench": "lib.explore.bench", "compress": "lib.explore.compress", "decompress": "lib.explore.compress"}
 MANY, FLAG = {"nargs": "*"}, {"action": "store_true"}
 MIDTERM = {"--midterm": FLAG | {"help": "README.md as the mid-term report"}}
 DRAFT = {"--draft": FLAG | {"help": "with a watermark; pack: in spite of gaps"}}
@@ -83,6 +85,11 @@ COMMANDS = {  # name: (what is called with the options in their order, what it d
         SOME | MIDTERM | DRAFT,
     ),
     "pack": ("lib.report.pack.pack", "one zip to hand in, into build/", MIDTERM | DRAFT),
+    "keep": (
+        "lib.keep.keep",
+        "the explorations to hand in, such as 05 06; the others go, with all that is theirs",
+        {"notebooks": {"nargs": "+"}, "--yes": FLAG},
+    ),
     "colab": ("lib.colab.setup", "install what a Colab session lacks; its torch and numpy stay", {}),
 }
 
@@ -91,6 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib", description="GPT-2 fine-tuning coursework")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, text, options) in COMMANDS.items():
+        if name in OPTIONAL and not importlib.util.find_spec(OPTIONAL[name]):
+            continue
         command = commands.add_parser(name, help=text, description=text)
         for option, about in options.items():
             command.add_argument(*(["-o"] if option == "--out" else []), option, **about)

@@ -284,7 +284,8 @@ def _e2e_split(split: str, rows: Iterable[list[str]]) -> list[dict]:
     return [{"id": f"e2e-{split}-{i:05d}", **row} for i, row in enumerate(rows)]
 
 
-TASKS = {name: partial(_shipped, name) for name in ("debian", "tang", "idioms")} | {"e2e": _e2e}
+TASKS = {name: partial(_shipped, name) for name in ("debian", "tang", "idioms") if (DATA / name).is_dir()}
+TASKS["e2e"] = _e2e
 
 
 # --- in tokens

@@ -611,8 +611,8 @@ text = f"Positions compared in steps of {step}, up to {len(similarity):,}: {what
 results.figure(figure, "01_positions", text, seeds=())
 
 # %% [markdown]
-# - The same matrix by distance $m - n$: where the lowest and the highest pair are the same, the value depends on the
-#   distance alone. Of the far distances every eighth is kept as a row.
+# - The same matrix by distance $m - n$: the line is the mean, the band reaches from the lowest to the highest
+#   pair. No band: the value depends on the distance alone. Of the far distances every eighth is kept as a row.
 
 # %%
 m, n = np.tril_indices(len(similarity))
@@ -621,6 +621,12 @@ distances = pairs.agg(mean="mean", lowest="min", highest="max").reset_index()
 distances = distances[distances.distance < len(similarity) // 2]  # further out a diagonal is short
 near = (distances.distance < 32) | (distances.distance % 8 == 0)
 results.table("position_distance", lambda: distances[near])
+figure, axes = plt.subplots()
+axes.fill_between(distances.distance, distances.lowest, distances.highest, alpha=0.3)
+axes.plot(distances.distance, distances["mean"])
+axes.set(xlabel="distance of two positions", ylabel=what)
+text = f"Positions compared by their distance, mean and range: {what}."
+results.figure(figure, "01_distance", text, seeds=())
 band = (distances.highest - distances.lowest).max()
 print(f"Widest band {band:.1e}: {'a relative' if band < 1e-4 else 'not a purely relative'} position code.")
 

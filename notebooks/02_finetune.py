@@ -274,13 +274,17 @@ results.value("perl", f"{card['sections']['perl'] / documents:.0%}")
 text = f"Table: Packages left after each stage, Debian {card['release']['version']} “{card['suite']}”, main."
 rows = [[stage, f"{count:,}"] for stage, count in card["stages"].items()]
 results.block("stages", f"{markdown_table(['stage', 'packages'], rows)}\n\n{text}")
-counts = {name: [f"{cards[name]['splits'][split]:,}" for split in tasks.SPLITS] for name in ("tang", "idioms")}
-rows = [
-    ["`tang`", "title to Tang quatrain, simplified characters", *counts["tang"], "6.1, 6.4"],
-    ["`idioms`", "four-character idiom to its explanation", *counts["idioms"], "6.4"],
-    ["`release_notes`", "releases of Python packages of 2026", "-", "-", cards["release_notes"]["documents"], "6.7"],
-]
-header = ["dataset", "what", *tasks.SPLITS, "section"]
+OTHERS = {  # what it is, notebooks
+    "tang": ("title to Tang quatrain, simplified characters", "04, 07, 10"),
+    "idioms": ("four-character idiom to its explanation", "07"),
+    "release_notes": ("releases of Python packages of 2026", "10"),
+}
+rows = []
+for name in (name for name in OTHERS if name in cards):
+    splits = cards[name].get("splits") or {"test": cards[name]["documents"]}
+    counts = [f"{splits[split]:,}" if split in splits else "-" for split in tasks.SPLITS]
+    rows.append([f"`{name}`", OTHERS[name][0], *counts, OTHERS[name][1]])
+header = ["dataset", "what", *tasks.SPLITS, "notebooks"]
 results.block("others", f"{markdown_table(header, rows, 2)}\n\nTable: The other shipped datasets, in documents.")
 
 # %% [markdown]

@@ -672,7 +672,20 @@ for name in ("0-shot", "1-shot", "3-shot", "fine-tuned, full"):
     for measure, column, times in (("bleu", "bleu", 1), ("errors", "ser", 100)):
         cell = interval(times * systems[name][column], 1) if name in systems else "not measured"
         value(f"e2e.{name.removeprefix('fine-tuned, ')}.{measure}", cell)
-told = "fewer tuned few few.name people fewest fewest.errors most most.errors gap longer.gap longer.small.gap".split()
+told = [
+    "fewer",
+    "tuned",
+    "few",
+    "few.name",
+    "people",
+    "fewest",
+    "fewest.errors",
+    "most",
+    "most.errors",
+    "gap",
+    "longer.gap",
+    "longer.small.gap",
+]
 told = dict.fromkeys(told, "not measured") | {"tokens": f"{budget.e2e_tokens:,}"}
 if has_e2e:
     best = table.groupby(["kind", "system"])["bleu"].mean().groupby("kind").max()

@@ -313,7 +313,7 @@ def test_the_command_line_trains_on_chinese_text_in_another_locale(tmp_path, rec
     record_property("injected", len(others))
     for i, more in enumerate(({}, *others)):
         environment = {**os.environ, **more, "FAST_OUTPUT": str(tmp_path / str(i))}
-        command = [sys.executable, "-m", "lib", "finetune", "--task", "tang", "--set", "train_tokens=3000"]
+        command = [sys.executable, "-m", "lib", "finetune", "--task", "debian", "--set", "train_tokens=3000"]
         subprocess.run(command, cwd=profile.ROOT, env=environment, capture_output=True, check=True)
         (found,) = tmp_path.glob(f"{i}/data/runs/*/run.json")
         losses.append(json.loads(found.read_text(encoding="utf-8"))["summary"]["held_out_loss"])

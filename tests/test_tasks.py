@@ -187,7 +187,7 @@ def test_bad_tables_say_where(tmp_path, name, bad, message):
 
 def test_unknown_names_and_missing_files(monkeypatch):
     monkeypatch.setenv("TASK", "debain")
-    with pytest.raises(ValueError, match="'debain' is unknown: choose debian, tang, idioms, e2e, the path of a"):
+    with pytest.raises(ValueError, match=r"'debain' is unknown: choose debian, .*e2e, the path of a"):
         load_task()
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_task("nowhere.jsonl")

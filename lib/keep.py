@@ -1,0 +1,154 @@
+"""`python -m lib keep 05 06`: take out the explorations that a team does not hand in, with all that is theirs alone.
+
+What belongs to an exploration is found: its files in lib/explore by the imports of its notebook, their tests by what
+they import, results and figures by the notebook's number, sections of report.md by their marks. 01 to 03 always stay.
+"""
+
+import ast
+import importlib.metadata
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lib import profile
+from lib.report import fill
+from lib.results import write_text
+
+GONE = "[A section that was taken out]"
+ALWAYS = ("01", "02", "03")
+# What no import and no name shows: data of explorations, which stays while one of its notebooks does, with its build
+# script. A test holds it complete: all of data/ that 01 to 03 do not need stands here.
+DATA = {
+    "anonymiser": ("08",),
+    "faults.json": ("11",),
+    "gpt2_bpe": ("04", "11"),
+    "idioms": ("07",),
+    "release_notes": ("10",),
+    "tang": ("04", "07", "10"),
+}
+
+
+@dataclass
+class Plan:
+    """`files` go; `requirements` are lines of requirements.txt; `texts` is what changed files hold afterwards."""
+
+    numbers: list[str]
+    files: list[Path] = field(default_factory=list)
+    requirements: list[str] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+def imports(path: Path, anywhere: bool = True) -> set[str]:
+    """Dotted names that a file imports; without `anywhere` only those at its top level."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree) if anywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def reached(start: Iterable[Path], root: Path) -> set[Path]:
+    """The files of lib/explore behind `start`."""
+    found, todo = set(), list(start)
+    while todo:
+        for name in imports(todo.pop()):
+            path = root / f"{name.replace('.', '/')}.py"
+            if name.startswith("lib.explore.") and path.is_file() and path not in found:
+                found.add(path)
+                todo.append(path)
+    return found
+
+
+def plan(kept: Iterable[str], root: Path = profile.ROOT) -> Plan:
+    """What keeping these notebooks (numbers, "05") takes out. Raises ValueError for a number that no notebook has."""
+    notebooks = {p.name[:2]: p for p in sorted((root / "notebooks").glob("[0-9][0-9]_*.py"))}
+    kept = {n.zfill(2) for n in kept} | set(ALWAYS)
+    if unknown := kept - set(notebooks):
+        raise ValueError(f"No notebook {min(unknown)}; there are {', '.join(notebooks)}.")
+    gone = Plan([n for n in notebooks if n not in kept])
+    explore = set((root / "lib" / "explore").glob("[!_]*.py")) - reached([notebooks[n] for n in kept], root)
+    modules = {f"lib.explore.{p.stem}" for p in explore}
+    tests = {p for p in (root / "tests").glob("*.py") if imports(p, anywhere=False) & modules}
+    gone.files = [*sorted(explore), *sorted(tests)]
+    for n in gone.numbers:
+        for pattern in (f"notebooks/{n}_*", f"data/results/{n}_*", f"figures/{n}_*"):
+            gone.files += sorted(root.glob(pattern))
+    unused = [name for name, users in DATA.items() if not kept & set(users)]
+    gone.files += [
+        p for name in unused for p in (root / "data" / name, root / "data" / f"build_{name}.py") if p.exists()
+    ]
+    cards = re.split(r"(?m)^(?=## )", (root / "data" / "README.md").read_text(encoding="utf-8"))
+    gone.texts["data/README.md"] = "".join(c for c in cards if not c.startswith(tuple(f"## `{x}`" for x in unused)))
+    idle = packages(gone.files) - packages(set(root.glob("*/**/*.py")) - set(gone.files))
+    lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    gone.requirements = [line.strip() for line in lines if re.split(r"[\s<>=~;\[]", line)[0].lower() in idle]
+    gone.texts["requirements.txt"] = "".join(line for line in lines if line.strip() not in gone.requirements)
+    texts = {name: without((root / name).read_text(encoding="utf-8"), gone.numbers) for name in fill.FILES}
+    sections = re.findall(r"(?m)^### (6\.\d) ", texts["report.md"])
+    gone.texts |= {name: numbered_anew(text, sections) for name, text in texts.items()}
+    note = f"Taken out of the original project by `python -m lib keep`: notebooks {', '.join(gone.numbers)}."
+    gone.texts["README.md"] += f"\n{note}\n" if gone.numbers else ""
+    return gone
+
+
+def packages(paths: Iterable[Path]) -> set[str]:
+    """Distributions, in lower case, whose modules these files import."""
+    owners = importlib.metadata.packages_distributions()
+    tops = {name.split(".")[0] for p in paths if p.suffix == ".py" for name in imports(p)}
+    return {owner.lower() for top in tops for owner in owners.get(top, ())}
+
+
+def without(text: str, numbers: list[str]) -> str:
+    """A Markdown text without the subsections, list items and table rows whose marks and links are theirs alone."""
+
+    def stays(part: str) -> bool:
+        found = set(re.findall(r"(?:<!--(?:=|\?| begin) |notebooks/|figures/)(\d\d)[._]", part))
+        return not found or not found <= set(numbers)
+
+    text = "".join(p for p in re.split(r"(?m)^(?=#{2,3} )", text) if not p.startswith("### ") or stays(p))
+    return re.sub(r"(?m)^(?:- .*\n(?:  .*\n)*|\|.*\n)", lambda m: m[0] if stays(m[0]) else "", text)
+
+
+def numbered_anew(text: str, sections: list[str]) -> str:
+    """`text` with the subsections of 6 that stay (their old numbers, "6.2") in a row, and GONE for the others. A number
+    outside the marks is always a section's, since results are never typed."""
+    new = {old: f"6.{i}" for i, old in enumerate(sections, 1)}
+    text = re.sub(r"(?<=report\.md#)(6)(\d)", lambda m: new.get(f"6.{m[2]}", "").replace(".", ""), text)  # anchors
+    found = re.compile(rf"{fill.MARK.pattern}|\b(?P<section>6\.\d)\b(?!\.)", re.DOTALL)
+    return found.sub(lambda m: new.get(m["section"], GONE) if m["section"] else m[0], text)
+
+
+def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> list[str]:
+    """Say what goes, ask once unless `yes`, do it, and list what is left for people, a line each.
+    Without git the thinner project is written to build/kept. Raises RuntimeError for uncommitted changes."""
+    if (root / ".git").exists():
+        command = ["git", "status", "--porcelain", "--untracked-files=no"]
+        if subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8").stdout.strip():
+            raise RuntimeError("Commit your changes first: then `git checkout .` brings back all that goes.")
+    else:
+        root, origin = root / "build" / "kept", root
+        shutil.rmtree(root, ignore_errors=True)
+        leave = ("build", ".venv*", "__pycache__", "runs", "models", "mirror", "private")
+        shutil.copytree(origin, root, ignore=shutil.ignore_patterns(*leave))
+    gone = plan(kept, root)
+    print(f"Notebooks {', '.join(gone.numbers) or 'none'} go, with:")
+    print(*(f"  {p.relative_to(root).as_posix()}" for p in gone.files), sep="\n")
+    print(*(f"  {line} of requirements.txt" for line in gone.requirements), sep="\n")
+    if not yes and input("Take them out? [y/N] ").strip().lower() != "y":
+        return []
+    for path in gone.files:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name, text in gone.texts.items():
+        write_text(root / name, text)
+    lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in (root / "lib" / "explore").glob("*.py"))
+    left = fill.fill(root)
+    report = gone.texts["report.md"].splitlines()
+    left += [f"report.md, line {n}: {GONE}." for n, x in enumerate(report, 1) if GONE in x]
+    print(f"{root}: lib/explore has {lines} lines now. Left for you: {len(left) or 'nothing'}", *left, sep="\n")
+    return left

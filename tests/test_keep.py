@@ -1,0 +1,115 @@
+"""lib.keep: every exploration lifts out, with all that is its own, and the rest holds together."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from lib import keep
+from lib.profile import ROOT
+from lib.report import fill
+
+ALL = [p.name[:2] for p in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py")) if p.name[:2] not in keep.ALWAYS]
+PAIRS = [pair for pair in (["05", "06"], ["07", "08"], ["09", "10"]) if set(pair) <= set(ALL)]
+pytestmark = pytest.mark.skipif(len(ALL) < 3, reason="the explorations were taken out")
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project as it is handed on, without git."""
+    folders = {"notebooks", "lib", "tests", "data", "figures"}
+    leave = shutil.ignore_patterns("__pycache__", "runs", "models", "mirror", "private", "*.egg-info")
+    for name in folders:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=leave)
+    for name in ("README.md", "report.md", "requirements.txt", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def without_paragraphs(text: str, lines: set[int]) -> str:
+    """What a person might do who is in a hurry: the paragraph, item or table row of each line goes."""
+    out, start = [], 1
+    for part in re.split(r"(?m)(?<=\n)(?=\n|- |\|)", text):
+        end = start + part.count("\n")
+        if not lines & set(range(start, max(end, start + 1))):
+            out.append(part)
+        start = end
+    return "".join(out)
+
+
+def holds_together(root, gone: list[str], left: list[str]) -> None:
+    for path in root.glob("*/**/*.py"):
+        for name in keep.imports(path, anywhere=False):
+            module = root / name.replace(".", "/")
+            if re.fullmatch(r"lib(\.explore|\.report)?\.[a-z0-9_]+", name):
+                package = module.parent / "__init__.py"
+                known = (
+                    module.with_suffix(".py").is_file() or module.is_dir() or module.parent.with_suffix(".py").is_file()
+                )
+                assert known or re.search(rf"\b{module.name}\b", package.read_text("utf-8")), f"{path}: {name}"
+    names = [p.stem for p in (ROOT / "notebooks").glob("*.py") if p.name[:2] in gone]
+    assert not [p for p in root.rglob("*") if p.stem in names or (p.parent.name == "figures" and p.name[:2] in gone)]
+    readme = (root / "README.md").read_text("utf-8")
+    assert not [name for name in names if name in readme] and not re.search(rf"<!--\S* ?({'|'.join(gone)})\.", readme)
+    assert all(re.match(r"report\.md, line \d+: ", line) for line in left)
+    for _ in range(9):  # a paragraph less may leave another without its start
+        if not left:
+            break
+        report = root / "report.md"
+        report.write_text(
+            without_paragraphs(report.read_text("utf-8"), {int(re.search(r"\d+", x)[0]) for x in left}), "utf-8"
+        )
+        left = fill.check(root)
+    assert fill.check(root) == []
+
+
+@pytest.mark.parametrize("kept", [*([n for n in ALL if n != out] for out in ALL), *PAIRS], ids=" ".join)
+def test_each_exploration_lifts_out(kept, project, capsys):
+    left = keep.keep(kept, yes=True, root=project)
+    root = project / "build" / "kept"  # no git: the thinner project is a copy
+    holds_together(root, [n for n in ALL if n not in kept], left)
+    assert (
+        "lines now" in capsys.readouterr().out
+        and (project / "report.md").read_bytes() == (ROOT / "report.md").read_bytes()
+    )
+
+
+def test_the_tests_that_remain_are_found_and_the_commands_too(project):
+    keep.keep(PAIRS[0], yes=True, root=project)
+    root = project / "build" / "kept"
+    for command in (["-m", "pytest", "--collect-only", "-q", "tests"], ["-m", "lib", "--help"]):
+        done = subprocess.run([sys.executable, *command], cwd=root, capture_output=True, encoding="utf-8")
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "keep" in done.stdout and "compress" not in done.stdout  # notebook 10's command went with it
+    explore = sum(len(p.read_text("utf-8").splitlines()) for p in (root / "lib" / "explore").glob("*.py"))
+    assert explore <= 1_600
+
+
+def test_nothing_goes_over_uncommitted_changes_or_without_a_yes(project, monkeypatch):
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "x"],
+    ):
+        subprocess.run(["git", *command], cwd=project, check=True)
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    before = sorted(project.rglob("*"))
+    assert keep.keep(["05"], root=project) == [] and sorted(project.rglob("*")) == before
+    (project / "report.md").write_text("changed", "utf-8")
+    with pytest.raises(RuntimeError, match="Commit your changes first"):
+        keep.keep(["05"], yes=True, root=project)
+
+
+def test_a_number_that_no_notebook_has():
+    with pytest.raises(ValueError, match="No notebook 12; there are 01, "):
+        keep.plan(["12"])
+
+
+def test_the_table_of_data_is_complete():
+    """What is in data/ belongs to 01 to 03, or to explorations that the table names."""
+    always = {"README.md", "results", "debian", "build_debian.py", "runs", "models", "mirror", "private"}
+    found = {re.sub(r"^build_|\.py$", "", p.name) if p.suffix == ".py" else p.name for p in (ROOT / "data").iterdir()}
+    assert found - always - {"debian"} <= set(keep.DATA)
+    assert {n for users in keep.DATA.values() for n in users} <= {f"{n:02}" for n in range(4, 12)}
