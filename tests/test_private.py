@@ -419,6 +419,7 @@ def mixed_folder(root):
     (root / "loom.py").write_text(code, encoding="utf-8")
     chinese = "会议纪要\n今天的会议改到下午三点，请大家提前准备好材料，地点在琥珀钟楼旁边，大家不要迟到。"
     (root / "minutes.txt").write_bytes(chinese.encode("gbk"))
+    (root / "letter.eml").write_bytes(bytes(mail("Kettledrum", f"Zanzibar, {sentence(90)} {contact}")))
     (root / "scan.txt").write_bytes(b"\x89PNG\0\0Zanzibar")
     (root / "names.txt").write_text("Quirin Zabel\n", encoding="utf-8")
 
@@ -440,7 +441,7 @@ def test_a_run_on_a_folder_of_ones_own_needs_one_setting_and_shows_nothing_of_it
     assert {row["task"] for row in tables["before_after"]} == {"private"}
     known = {(row["what"], row["key"]): row["value"] for row in tables["card"]}
     assert known["files", "text"] == 24 + 1
-    assert known["files", "markdown"] == 24 and known["files", "code"] == 1
+    assert known["files", "markdown"] == 24 and known["files", "code"] == known["files", "mail"] == 1
     assert known["encoding", "gb18030"] == known["skipped", "binary"] == 1
     outputs = (out / "notebooks/08_private_domain.ipynb").read_text(encoding="utf-8")
     figures = b"".join(p.read_bytes() for p in sorted((out / "figures").iterdir()))
