@@ -37,22 +37,6 @@ def compress(files: list[Path], out: Path | None, run: str | None, back: bool = 
         compress.decompress_file(file, out, run) if back else compress.compress_file(file, out, run or compress.BASE)
 
 
-def report(check: bool) -> bool:
-    from lib.report import fill
-
-    wrong = fill.check() if check else fill.fill()
-    print(*(wrong or ["report.md and README.md agree with data/results."]), sep="\n")
-    return bool(wrong)
-
-
-def rubric(midterm: bool) -> bool:
-    from lib.report import rubric
-
-    answers = rubric.check(midterm)
-    print(rubric.show(answers))
-    return bool(rubric.gaps(answers))
-
-
 # commands of an exploration, which a team may have taken out
 OPTIONAL = {"bench": "lib.explore.bench", "compress": "lib.explore.compress", "decompress": "lib.explore.compress"}
 MANY, FLAG = {"nargs": "*"}, {"action": "store_true"}
@@ -69,6 +53,7 @@ TRAINING = {
     "--seed": {"type": int, "default": 0},
     "--set": {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "such as learning_rate=5e-5"},
 }
+KEPT = {"notebooks": {"nargs": "+"}, "--yes": FLAG}
 CHECK, SOME = {"--check": FLAG | {"help": "change nothing, say what is wrong"}}, {"what": MANY}
 COMMANDS = {  # name: (what is called with the options in their order, what it does, options)
     "fetch": ("lib.hub.fetch", "for offline use, all or some of model, e2e, wikitext2, lambada, blimp", SOME),
@@ -77,19 +62,15 @@ COMMANDS = {  # name: (what is called with the options in their order, what it d
     "bench": (bench, "against other libraries: all or some of training, evaluation, generation", SOME),
     "compress": (compress, "text files with the language model", FILES),
     "decompress": (lambda *given: compress(*given, back=True), "what compress wrote; exact, or refused", FILES),
-    "report": (report, "fill report.md and README.md from data/results", CHECK),
-    "check": (rubric, "the assignment's rubric: where each point is satisfied, or what is missing", MIDTERM),
-    "export": (
-        "lib.report.export.export",
-        "into build/: all or some of html, docx, pdf, notebooks",
-        SOME | MIDTERM | DRAFT,
+    "report": ("lib.report.fill.command", "fill report.md and README.md from data/results", CHECK),
+    "check": (
+        "lib.report.rubric.command",
+        "the assignment's rubric: where each point is satisfied, or what is missing",
+        MIDTERM,
     ),
+    "export": ("lib.report.export.export", "into build/: html, docx, pdf, notebooks, or some", SOME | MIDTERM | DRAFT),
     "pack": ("lib.report.pack.pack", "one zip to hand in, into build/", MIDTERM | DRAFT),
-    "keep": (
-        "lib.keep.keep",
-        "the explorations to hand in, such as 05 06; the others go, with all that is theirs",
-        {"notebooks": {"nargs": "+"}, "--yes": FLAG},
-    ),
+    "keep": ("lib.keep.keep", "explorations to hand in, such as 05 06; the others go with all that is theirs", KEPT),
     "colab": ("lib.colab.setup", "install what a Colab session lacks; its torch and numpy stay", {}),
 }
 

@@ -65,8 +65,7 @@ def wikitext2(model, tokenizer, max_tokens: int = 0, max_length: int = 1024, art
     (every token is predicted once; BOS before the first, as much context as fits before the last), exp(nats / words),
     the words of the original article. Bits per byte: over the bytes of the scored tokens; over those of the articles.
     `max_tokens` takes the leading tokens, and as many leading articles as hold them; 0 takes all. Without `articles`,
-    which are scored whole and so take longer, the word_* protocol is left out.
-    """
+    which are scored whole and so take longer, the word_* protocol is left out."""
     raw = (outside("wikitext2") / "wiki.test.raw").read_text(encoding="utf-8")
     length = min(max_length, model.config.max_position_embeddings)
     text = "\n\n".join(f"{line}\n" if line.strip() else "" for line in raw.removesuffix("\n").split("\n"))
@@ -115,8 +114,7 @@ def lambada(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, document
 
     word_accuracy: all tokens of the word are the model's first choice (lm-evaluation-harness lambada_openai; GPT-2
     117M 32.56 %), word_perplexity: exp of the mean nats per word (40.06). last_token_accuracy: the passage's last token
-    alone (46.67 %, near the paper's 45.99). `documents` takes the leading passages, 0 all 5,153.
-    """
+    alone (46.67 %, near the paper's 45.99). `documents` takes the leading passages, 0 all 5,153."""
     lines = (outside("lambada") / "lambada_test.jsonl").read_text(encoding="utf-8").strip().split("\n")
     limit = model.config.max_position_embeddings + 1  # the last token is predicted, never read
     encoded = []
@@ -140,8 +138,7 @@ def blimp(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: int
     by the sum of its log-probabilities after BOS. GPT-2: 0.84 +- 0.01 (lm-evaluation-harness).
 
     accuracy: mean over the 67 paradigms (by_paradigm); `standard_error` of it from the pairs. A tie counts as wrong.
-    `pairs` per paradigm, 0 all.
-    """
+    `pairs` per paradigm, 0 all."""
     names, path = ["paradigm", "phenomenon", "good", "bad"], outside("blimp") / "blimp_all.tsv"
     table = pd.read_csv(path, sep="\t", names=names, quoting=3, dtype=str, keep_default_na=False, encoding="utf-8")
     table = table.groupby("paradigm", sort=False).head(pairs or len(table))

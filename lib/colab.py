@@ -25,8 +25,7 @@ def setup() -> None:
     """Install the project and its requirements.txt, KEEP left out and held as they are (pip leaves alone what satisfies
     it), then say what the session computes on and where its results stay.
 
-    Raises CalledProcessError, with pip's own words above it, where that can't be.
-    """
+    Raises CalledProcessError, with pip's own words above it, where that can't be."""
     found = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
     lines = (profile.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line for line in lines if not line.startswith("-e") and re.split(r"[<>=~! ]", line)[0] not in KEEP]

@@ -4,10 +4,8 @@ The expensive part (scoring, generating, benchmarks) is done once per model and 
 interrupted evaluation goes on and a metric can be added. Texts stay in data/runs, which git ignores.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 
 import pandas as pd
@@ -15,7 +13,7 @@ import pandas as pd
 from lib import benchmarks, metrics, profile
 from lib.generate import DECODING, generate
 from lib.hub import Unavailable, outside
-from lib.results import write_json
+from lib.results import kept
 from lib.tasks import encode, head
 from lib.texts import debian_summary
 
@@ -44,18 +42,11 @@ def measure(base, task, run=None, seed=0, *, documents, generated, sampled, max_
     `run` (a Finetuned), or without one the base model itself; a text has as many tokens as the longest validation
     target, or at most `max_new_tokens`. `general`: benchmark (a function of lib.benchmarks) -> its size.
 
-    What was measured before under the same settings is read back from the run's folder.
-    """
+    What was measured before under the same settings is read back from the run's folder."""
     model, who = base.model, {"stage": "before", "method": "none", "seed": seed}
     if run:
         model, who = run.model, {"stage": "after", "method": run.summary["method"], "seed": run.summary["seed"]}
     sizes = {name: size for name, size in (general or {}).items() if out_of_reach(name) is None}
-    settings = [task.sha256, base.name, base.revision, documents, generated, sampled, max_new_tokens, DECODING, sizes]
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    folder = run.path if run else profile.output_root() / "data" / "runs" / f"{task.name}-before-seed{seed}"
-    if (path := folder / f"measured-{key}.json").exists():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return Measured(**record | {"scores": pd.DataFrame(record["scores"])})
     label = f"{task.name}, {who['method']}, seed {who['seed']}"
     encoded = encode(base.tokenizer, task["validation"], 10**9)
     longest = min(max_new_tokens, max(len(d.input_ids) - d.prompt_length for d in encoded))
@@ -65,15 +56,19 @@ def measure(base, task, run=None, seed=0, *, documents, generated, sampled, max_
         options = {"seed": who["seed"], "desc": f"{label}: {decoding}", **DECODING[decoding]}
         return generate(model, base.tokenizer, prompts, longest, batch_size=64, **options)
 
-    scores = metrics.score(model, base.tokenizer, head(task["test"], documents), f"{label}: scoring")
-    texts, drawn = write(generated, "greedy"), write(sampled, "sample")
-    found = {}
-    for name, size in sizes.items():  # general text, after training on something else
-        result = getattr(benchmarks, name)(model, base.tokenizer, size)
-        found |= {f"{name}_{k.removeprefix(name + '_')}": v for k, v in result.items() if isinstance(v, int | float)}
-    measured = Measured(task.name, **who, scores=scores, texts=texts, sampled=drawn, forgetting=found)
-    write_json(path, asdict(measured) | {"scores": scores.to_dict("records")})
-    return measured
+    def measured() -> dict:
+        scores = metrics.score(model, base.tokenizer, head(task["test"], documents), f"{label}: scoring")
+        texts, drawn, found = write(generated, "greedy"), write(sampled, "sample"), {}
+        for name, size in sizes.items():  # general text, after training on something else
+            result = getattr(benchmarks, name)(model, base.tokenizer, size)
+            numbers = {k.removeprefix(name + "_"): v for k, v in result.items() if isinstance(v, int | float)}
+            found |= {f"{name}_{k}": v for k, v in numbers.items()}
+        return {"scores": scores.to_dict("records"), "texts": texts, "sampled": drawn, "forgetting": found}
+
+    settings = [task.sha256, base.name, base.revision, documents, generated, sampled, max_new_tokens, DECODING, sizes]
+    folder = run.path if run else profile.output_root() / "data" / "runs" / f"{task.name}-before-seed{seed}"
+    record = kept(folder / "measured", settings, measured)
+    return Measured(task.name, **who, **record | {"scores": pd.DataFrame(record["scores"])})
 
 
 @cache

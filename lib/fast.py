@@ -104,8 +104,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None, p=0.0
     """Causal attention of one short document, q (1, H, T, D), k and v (1, H_kv, T, D) -> (1, H, T, D).
 
     torch's SDPA, but for a training on a CPU in half precision or with dropout `p`: three products and a softmax take
-    a third of the time of its backward there (T = 150: 2.3 against 7.0 ms), and dropout has no fused form.
-    """
+    a third of the time of its backward there (T = 150: 2.3 against 7.0 ms), and dropout has no fused form."""
     half = q.dtype in (torch.bfloat16, torch.float16)
     if q.is_cuda or q.shape[2] > SHORT or not torch.is_grad_enabled() or not (half or p):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=p, enable_gqa=grouped)
@@ -133,8 +132,7 @@ def reset_peak_memory() -> None:
 
 def peak_megabytes() -> float:
     """High-water mark in MB (10^6 bytes): of GPU memory, or else of the process's resident memory, which Linux counts
-    from `reset_peak_memory` and others from the process's start.
-    """
+    from `reset_peak_memory` and others from the process's start."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     if (status := Path("/proc/self/status")).exists():
@@ -144,11 +142,3 @@ def peak_megabytes() -> float:
     import resource  # which Windows lacks
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
-
-
-def available_megabytes() -> float:
-    """MB (10^6 bytes) that this process can still take: of the GPU's memory, or else of the machine's."""
-    if torch.cuda.is_available():
-        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return (torch.cuda.mem_get_info()[0] + kept) / 1e6
-    return psutil.virtual_memory().available / 1e6

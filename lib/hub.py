@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
 from unittest import mock
 from urllib.parse import urlsplit
@@ -70,8 +70,11 @@ def quiet(bars: bool = False):
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        for block in iter(partial(file.read, 1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 # Models
@@ -190,8 +193,6 @@ def _places(name: str) -> list[Path]:
 def outside(name: str) -> Path:
     """The folder of a data set of OUTSIDE: below $DATA_MIRROR, else data/mirror, else fetched from the hub to there
     (never in the `fast` profile). Raises Unavailable, with the reason and the way out, after 5 s at most."""
-    if name not in OUTSIDE:
-        raise ValueError(f"No data set {name!r} from outside: there are {', '.join(OUTSIDE)}.")
     for folder in _places(name):
         if all((folder / file).is_file() for file in OUTSIDE[name]):
             return folder
@@ -252,7 +253,15 @@ def fetch(what: list[str] | None = None) -> int:
         raise ValueError(f"Nothing is called {min(unknown)!r}: choose of {', '.join(known)}.")
     for name in what or known:
         try:
-            folder, how = _fetch_model() if name == "model" else _fetch_outside(name)
+            if name == "model":
+                folder, how = _fetch_model()
+            else:
+                good = [
+                    f
+                    for f in _places(name)
+                    if all((f / x).is_file() and sha256(f / x) == y for x, y in OUTSIDE[name].items())
+                ]
+                folder, how = (good[0], "already there") if good else (_from_hub(name), f"from {endpoint()}")
         except (Unavailable, OSError, ValueError) as error:
             print(f"{name:10} not fetched: {error}")
             failures += bool(what) or name == "model"
@@ -260,13 +269,6 @@ def fetch(what: list[str] | None = None) -> int:
             size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e6
             print(f"{name:10} {folder}, {size:,.1f} MB, {how}")
     return failures
-
-
-def _fetch_outside(name: str) -> tuple[Path, str]:
-    for folder in _places(name):
-        if all((folder / f).is_file() and sha256(folder / f) == digest for f, digest in OUTSIDE[name].items()):
-            return folder, "already there"
-    return _from_hub(name), f"from {endpoint()}"
 
 
 def _fetch_model() -> tuple[Path, str]:

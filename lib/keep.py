@@ -33,7 +33,7 @@ DATA = {
 
 @dataclass
 class Plan:
-    """`files` go; `requirements` are lines of requirements.txt; `texts` is what changed files hold afterwards."""
+    """`files` go, and lines of requirements.txt; `texts` is what changed files hold afterwards."""
 
     numbers: list[str]
     files: list[Path] = field(default_factory=list)
@@ -76,14 +76,11 @@ def plan(kept: Iterable[str], root: Path = profile.ROOT) -> Plan:
     modules = {f"lib.explore.{p.stem}" for p in explore}
     tests = {p for p in (root / "tests").glob("*.py") if imports(p, anywhere=False) & modules}
     gone.files = [*sorted(explore), *sorted(tests)]
-    for n in gone.numbers:
-        for pattern in (f"notebooks/{n}_*", f"data/results/{n}_*", f"figures/{n}_*"):
-            gone.files += sorted(root.glob(pattern))
-    unused = [name for name, users in DATA.items() if not kept & set(users)]
-    gone.files += [
-        p for name in unused for p in (root / "data" / name, root / "data" / f"build_{name}.py") if p.exists()
-    ]
-    cards = re.split(r"(?m)^(?=## )", (root / "data" / "README.md").read_text(encoding="utf-8"))
+    for pattern in ("notebooks/{}_*", "data/results/{}_*", "figures/{}_*"):
+        gone.files += sorted(p for n in gone.numbers for p in root.glob(pattern.format(n)))
+    data, unused = root / "data", [name for name, users in DATA.items() if not kept & set(users)]
+    gone.files += [p for x in unused for p in (data / x, data / f"build_{x}.py") if p.exists()]
+    cards = re.split(r"(?m)^(?=## )", (data / "README.md").read_text(encoding="utf-8"))
     gone.texts["data/README.md"] = "".join(c for c in cards if not c.startswith(tuple(f"## `{x}`" for x in unused)))
     idle = packages(gone.files) - packages(set(root.glob("*/**/*.py")) - set(gone.files))
     lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -134,8 +131,8 @@ def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> l
     else:
         root, origin = root / "build" / "kept", root
         shutil.rmtree(root, ignore_errors=True)
-        leave = ("build", ".venv*", "__pycache__", "runs", "models", "mirror", "private")
-        shutil.copytree(origin, root, ignore=shutil.ignore_patterns(*leave))
+        leave = shutil.ignore_patterns("build", ".venv*", "__pycache__", "runs", "models", "mirror", "private")
+        shutil.copytree(origin, root, ignore=leave)
     gone = plan(kept, root)
     print(f"Notebooks {', '.join(gone.numbers) or 'none'} go, with:")
     print(*(f"  {p.relative_to(root).as_posix()}" for p in gone.files), sep="\n")

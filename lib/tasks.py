@@ -36,20 +36,18 @@ class Task(DatasetDict):
     columns of COLUMNS. `sha256` is of the content files, one after the other; `source` a folder, file or address."""
 
     def __init__(self, splits: Mapping[str, Iterable[Mapping]], name: str, sha256: str = "", source: str = ""):
-        super().__init__({split: _dataset(splits.get(split, ())) for split in SPLITS})
+        parts = {split: splits.get(split, ()) for split in SPLITS}
+        for split, rows in parts.items():
+            if not isinstance(rows, Dataset):
+                rows = list(rows)
+                parts[split] = Dataset.from_dict({name: [row[name] for row in rows] for name in COLUMNS}, COLUMNS)
+        super().__init__(parts)
         self.name, self.sha256, self.source = name, sha256, source
 
     def replace(self, **changes) -> "Task":
         """The same task with other rows or another name: `task.replace(train=rows, name="half")`."""
         fields = {"name": self.name, "sha256": self.sha256, "source": self.source, **self, **changes}
         return Task({split: fields.pop(split) for split in SPLITS}, **fields)
-
-
-def _dataset(rows: Iterable[Mapping]) -> Dataset:
-    if isinstance(rows, Dataset):
-        return rows
-    rows = list(rows)
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in COLUMNS}, COLUMNS)
 
 
 def head(rows: Iterable[Mapping], n: int | None = None) -> list[dict]:
@@ -174,13 +172,11 @@ def _rows(records: Iterable[tuple[str, dict]], stem: str, source: str) -> list[d
     return rows
 
 
-def _order(row: dict) -> bytes:
-    # not the split's own hash: an id that is also the group's name would sort by its split
-    return hashlib.sha256(f"order:{row['id']}".encode()).digest()
-
-
 def _task(name: str, splits: Iterable[list[dict]], sha256: str, source: str) -> Task:
-    return Task({s: sorted(rows, key=_order) for s, rows in zip(SPLITS, splits, strict=True)}, name, sha256, source)
+    """Each split in the order of a hash, and not of the split's own: an id that is also the group's name would sort by
+    its split."""
+    parts = (sorted(rows, key=lambda r: hashlib.sha256(f"order:{r['id']}".encode()).digest()) for rows in splits)
+    return Task(dict(zip(SPLITS, parts, strict=True)), name, sha256, source)
 
 
 def _sha256(paths: Iterable[Path]) -> str:
@@ -238,8 +234,7 @@ def _e2e() -> Task:
     distinct meaning representation, all its texts as references, in file order.
 
     The files (`name : X | Type : pub||text`, tokenised by spaCy) are those of the LoRA paper. Without them the hub's
-    rows serve, in the same form but untokenised: scores do not compare with published ones; `source` tells which.
-    """
+    rows serve, in the same form but untokenised: scores do not compare with published ones; `source` tells which."""
     try:
         folder = outside("e2e")
     except Unavailable:

@@ -203,8 +203,7 @@ def finetune(
     run or another order, `optimizer` builds another than fused AdamW; `variant` names what these or a callback change
     (all that decides the outcome belongs in it), and is another run. Also runs on several processes under
     `accelerate launch -m lib finetune ...`. Raises ValueError for an unknown method or setting or a change without a
-    name, OSError for a folder that can't be written or a disk too small, RuntimeError while another process trains.
-    """
+    name, OSError for a folder that can't be written or a disk too small, RuntimeError while another process trains."""
     settings = settings_for(method, seed, task, **overrides)
     if (draw or optimizer) and not variant:
         raise ValueError("Another draw or optimizer is another run: name the change in variant.")
@@ -330,10 +329,7 @@ def load(base, path: Path) -> Finetuned:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint; those that a kill left half-written are removed.
-
-    Trainer writes trainer_state.json last, so a checkpoint with a readable one is whole.
-    """
+    """The newest whole checkpoint (Trainer writes trainer_state.json last); what a kill left half-written goes."""
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda c: -int(c.name.split("-")[1])):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))

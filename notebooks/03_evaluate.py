@@ -184,7 +184,7 @@ results.figure(figure, "03_before_after", text, tokens=budget.train_tokens)
 # %%
 def chrf_of(m):
     rows = rows_of[m.task]
-    values = measures.chrf_per_document([text.strip() for text in m.texts], [list(r["references"]) for r in rows])
+    values = [measures.chrf([t.strip()], [r["references"]]) for t, r in zip(m.texts, rows, strict=True)]
     return pd.DataFrame({"id": [r["id"] for r in rows], "group": [r["group"] for r in rows], "chrf": values})
 
 

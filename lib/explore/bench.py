@@ -199,10 +199,6 @@ def evaluation_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
     return {"bits_per_byte": bits_per_byte, "tokens_per_second": tokens / seconds}
 
 
-def evaluate_ours(base) -> Callable:
-    return lambda documents: score_encoded(base.model, documents)["nats"]
-
-
 def evaluate_tutorial(base) -> Callable:
     """One document at a time through the model's own loss, float32."""
 
@@ -237,10 +233,6 @@ def generation_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
     return {"tokens_per_second": len(prompts) * b.new_tokens / (time.perf_counter() - begin)}
 
 
-def generate_ours(base) -> Callable:
-    return lambda prompts, n: generate(base.model, base.tokenizer, prompts, n, min_new_tokens=n)
-
-
 def generate_pipeline(base, dtype: str = "float32", **options) -> Callable:
     """transformers' pipeline("text-generation"), greedy; the default is one prompt at a time, float32."""
     from transformers import pipeline
@@ -250,6 +242,10 @@ def generate_pipeline(base, dtype: str = "float32", **options) -> Callable:
     return lambda prompts, n: pipe(prompts, max_new_tokens=n, min_new_tokens=n, do_sample=False)
 
 
+OURS = {
+    "evaluation": lambda base: lambda documents: score_encoded(base.model, documents)["nats"],
+    "generation": lambda base: lambda prompts, n: generate(base.model, base.tokenizer, prompts, n, min_new_tokens=n),
+}
 # The fastest of ten settings tried here: batches of 1 to 16, grouped by length or not, packed, without padding
 BEST_TRL = {"bf16": True, "gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
 SYSTEMS: dict[tuple[str, str, str], tuple] = {  # (kind, system, setting) -> what runs, its options, the peer it needs
@@ -258,11 +254,11 @@ SYSTEMS: dict[tuple[str, str, str], tuple] = {  # (kind, system, setting) -> wha
     ("training", "trl", "best"): (train_trl, BEST_TRL, "trl"),
     # 2 rows of 512 tokens, not Trainer's 8, which take half of a minute a step on two cores
     ("training", "tutorial", "default"): (train_tutorial, {"per_device_train_batch_size": 2}, ""),
-    ("evaluation", "ours", "default"): (evaluate_ours, {}, ""),
+    ("evaluation", "ours", "default"): (OURS["evaluation"], {}, ""),
     ("evaluation", "tutorial", "default"): (evaluate_tutorial, {}, ""),
     ("evaluation", "lm-eval", "default"): (evaluate_harness, {}, "lm_eval"),
     ("evaluation", "lm-eval", "best"): (evaluate_harness, {"batch_size": 16, "dtype": "bfloat16"}, "lm_eval"),
-    ("generation", "ours", "default"): (generate_ours, {}, ""),
+    ("generation", "ours", "default"): (OURS["generation"], {}, ""),
     ("generation", "pipeline", "default"): (generate_pipeline, {}, ""),
     ("generation", "pipeline", "best"): (generate_pipeline, {"batch_size": 32, "dtype": "bfloat16"}, ""),
 }

@@ -89,8 +89,7 @@ def form(text: str, known: frozenset[str] = frozenset()) -> dict[str, float]:
 
     exact_form, rhyme (lines 2 and 4) and copied_line (a line of `known`) are 0 or 1; alternation, opposition and
     repeated (characters that stood in the poem before) are shares. A text that is no quatrain has exact_form 0 and
-    rhyme 0, so that a rate is always one of all texts, and no shares.
-    """
+    rhyme 0, so that a rate is always one of all texts, and no shares."""
     copied, lines = float(not known.isdisjoint(lines_of(text))), quatrain(text)
     if not lines:
         return {"exact_form": 0.0, "rhyme": 0.0, "copied_line": copied}

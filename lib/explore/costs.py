@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lib import profile
 from lib.explore.attention import ATTENTIONS
-from lib.fast import available_megabytes, peak_megabytes, reset_peak_memory
+from lib.fast import peak_megabytes, reset_peak_memory
 
 HEADS, HEAD_DIM = 4, 64  # GPT-2's head size; a third of its heads, so that 8,192 naive scores fit a laptop
 PASSES = ("forward", "forward+backward")
@@ -73,7 +74,9 @@ def scaling(names: Sequence[str], lengths: Sequence[int], repeats: int = 5) -> p
             for name in names:
                 shorter, megabytes = peaks.get((name, kind), (length, 0.0))
                 needed = megabytes * GROWTH ** math.log2(length / shorter)
-                if needed > (free := available_megabytes()):
+                on_gpu = profile.device().type == "cuda"
+                free = (torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available) / 1e6
+                if needed > free:
                     problem = f"left out, could need {needed:,.0f} MB of {free:,.0f}"
                     tqdm.write(f"{name}, {kind}, {length:,} tokens: {problem}.")
                     continue

@@ -7,7 +7,6 @@ slots on train, 7.1 % on valid and 8.2 % on test; a model's rate stands beside t
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 
 import pandas as pd
 
@@ -129,15 +128,9 @@ _REWRITES = [  # phrases that the patterns would misread
 
 
 def parse_slots(meaning: str) -> dict[str, str]:
-    """`name : Blue Spice | Type : pub ||` -> {"name": "Blue Spice", "Type": "pub"}. ValueError names a part that is no
-    `slot : value`."""
-    slots = {}
-    for part in meaning.strip().removesuffix("||").split(" | "):
-        key, separator, value = part.strip().partition(" : ")
-        if not separator:
-            raise ValueError(f"{part!r} is not `slot : value`: not an E2E meaning representation.")
-        slots[key] = value.strip()
-    return slots
+    """`name : Blue Spice | Type : pub ||` -> {"name": "Blue Spice", "Type": "pub"}. ValueError for another form."""
+    parts = (part.strip().split(" : ", 1) for part in meaning.strip().removesuffix("||").split(" | "))
+    return {slot: value.strip() for slot, value in parts}
 
 
 def _plain(text: str) -> str:
@@ -148,16 +141,12 @@ def _venue(name: str) -> str:
     return re.sub(r"\W+", " ", _plain(name).strip().removeprefix("the "))
 
 
-@cache
-def _venue_pattern(more: frozenset[str]) -> re.Pattern:
-    ordered = sorted({*map(_venue, VENUES.split("|")), *more}, key=len, reverse=True)
-    return re.compile(r"\b(?:" + "|".join(v.replace(" ", r"\W+") for v in ordered) + r")\b")
-
-
 def mentioned(text: str, venues: Iterable[str] = ()) -> tuple[dict, dict]:
     """What `text` states: slot -> its values, and the same for the vague wordings. The slot "venue" holds the names
     met, E2E's own and `venues`."""
-    text, pattern = _plain(text), _venue_pattern(frozenset(map(_venue, venues)))
+    known = sorted({_venue(v) for v in (*VENUES.split("|"), *venues)}, key=len, reverse=True)
+    text = _plain(text)
+    pattern = re.compile(r"\b(?:" + "|".join(v.replace(" ", r"\W+") for v in known) + r")\b")
     rest = pattern.sub("venue", text)  # "Raja Indian Cuisine" serves no Indian food by its name
     for old, new in _REWRITES:
         rest = re.sub(old, new, rest)

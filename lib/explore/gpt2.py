@@ -59,8 +59,7 @@ def linear(params: Params, name: str, x: Tensor) -> Tensor:
 def attention(params: Params, name: str, x: Tensor, n_head: int) -> tuple[Tensor, Tensor]:
     """Causal multi-head self-attention: (B, T, C) -> output (B, T, C) and weights (B, H, T, T).
 
-    Row t of the weights is how token t divides its attention over tokens 0 .. t; it sums to 1.
-    """
+    Row t of the weights is how token t divides its attention over tokens 0 .. t; it sums to 1."""
     B, T, C = x.shape
     D = C // n_head  # the width of one head
     q, k, v = linear(params, f"{name}.c_attn", x).split(C, dim=-1)  # 3 of (B, T, C)

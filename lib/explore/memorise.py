@@ -130,8 +130,7 @@ def code_log_probabilities(model, tokenizer, prefix: str) -> torch.Tensor:
 
     A row per first symbol holds the prefix and, behind it, the tree of the second and third symbols; a mask lets each
     node see the prefix and its own ancestors, and position ids count along a branch. So 1,110 nodes stand for 10,000
-    codes, exactly as if each were read alone (tests/test_memorise.py).
-    """
+    codes, exactly as if each were read alone (tests/test_memorise.py)."""
     slots = _symbols(tokenizer, prefix)
     start = _ids(tokenizer, PROMPT) + _ids(tokenizer, prefix)
     n, sizes = len(start), [len(s) for s in slots]

@@ -32,8 +32,7 @@ def export(
 ) -> list[Path]:
     """Write build/report.html, .docx, .pdf and build/notebooks/*.html (`what`: some of WHAT); returns their paths.
 
-    With `midterm` README.md is the report. Raises ValueError in one sentence for what can't be exported.
-    """
+    With `midterm` README.md is the report. Raises ValueError in one sentence for what can't be exported."""
     if unknown := [name for name in what if name not in WHAT]:
         raise ValueError(f"Nothing is exported as {unknown[0]!r}: choose of {', '.join(WHAT)}.")
     source, out = root / ("README.md" if midterm else "report.md"), root / "build"
@@ -92,8 +91,7 @@ def notebook_html(path: Path) -> bytes:
 def pandoc(text: str, folder: Path, *arguments: str) -> bytes:
     """What pandoc makes of `text`, whose pictures are relative to `folder`; the leading arguments are templates' names.
 
-    Raises ValueError with its message where it fails; RuntimeError without the wheel pypandoc-binary or a pandoc.
-    """
+    Raises ValueError with its message where it fails; RuntimeError without the wheel pypandoc-binary or a pandoc."""
     try:
         import pypandoc
 

@@ -87,6 +87,13 @@ def check(root: Path = profile.ROOT, names: Sequence[str] = FILES) -> list[str]:
     return wrong
 
 
+def command(check_only: bool) -> bool:
+    """Fill, or only check; print what is wrong, and return whether anything is."""
+    wrong = check() if check_only else fill()
+    print(*(wrong or ["report.md and README.md agree with data/results."]), sep="\n")
+    return bool(wrong)
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")

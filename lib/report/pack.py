@@ -38,8 +38,7 @@ def pack(midterm: bool = False, draft: bool = False, root: Path = profile.ROOT) 
     """Write build/final.zip or build/midterm.zip (with `draft`, ...-draft.zip) and return its path.
 
     Raises ValueError, in a sentence per gap of the rubric or private finding, and leaves the previous zip as it was.
-    `draft` packs in spite of gaps, with a watermark on the report and a list of them; never in spite of findings.
-    """
+    `draft` packs in spite of gaps, with a watermark on the report and a list of them; never in spite of findings."""
     report = "README.md" if midterm else "report.md"
     if (missing := rubric.gaps(rubric.check(midterm, root))) and not draft:
         end = f"`python -m lib pack{' --midterm' * midterm} --draft` packs a marked draft."

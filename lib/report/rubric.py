@@ -300,3 +300,10 @@ def show(answers: list[tuple[str, str, str]]) -> str:
     lines = [f"{status:8} {question:50} {text}" for status, question, text in answers]
     count = len(gaps(answers))
     return "\n".join([*lines, f"{count} of {len(answers)} missing." if count else "Nothing is missing."])
+
+
+def command(midterm: bool) -> bool:
+    """Print the answers; whether a question is open."""
+    answers = check(midterm)
+    print(show(answers))
+    return bool(gaps(answers))
