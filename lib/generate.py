@@ -34,9 +34,10 @@ def generate(
     the default is greedy, and a setting not named is off, whatever the model's own generation_config says. Prompts are
     batched by length, `batch_size` sequences (prompts x beams) at a time; under sampling the same seed, prompts and
     batch_size give the same texts, and torch's global random state is untouched. Raises ValueError for a prompt that
-    leaves no room for `max_new_tokens` in the context."""
-    # transformers' default top_k of 50 would truncate unasked
-    config = {"do_sample": False, **({"top_k": 0} if decoding.get("do_sample") else {}), **decoding}
+    leaves no room for `max_new_tokens` in the context, and for a setting that is unknown or would have no effect."""
+    if isinstance(prompts, str):
+        raise ValueError("prompts is one string: pass a list of prompts.")
+    config = _checked(decoding)
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
     options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     ids = [tokenizer(p, **options).input_ids or [tokenizer.eos_token_id] for p in prompts]
@@ -79,6 +80,18 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     if not all(c in values for c in token):
         return token
     return "<" + " ".join(f"{values[c]:02X}" for c in token) + ">"
+
+
+def _checked(decoding: Mapping) -> dict:
+    """`decoding` with greedy as the default; transformers would ignore a wrong setting or only warn."""
+    config = {"do_sample": False, **decoding}
+    if unknown := [k for k in config if not hasattr(GenerationConfig(), k)]:
+        raise ValueError(f"Unknown decoding setting {unknown}: see transformers' GenerationConfig.")
+    if config["do_sample"]:
+        config.setdefault("top_k", 0)  # transformers' default of 50 would truncate unasked
+    elif idle := {"temperature", "top_k", "top_p", "min_p", "typical_p"} & set(config):
+        raise ValueError(f"{sorted(idle)} has no effect on greedy or beam search: add do_sample=True.")
+    return config
 
 
 @contextmanager

@@ -193,6 +193,8 @@ def _places(name: str) -> list[Path]:
 def outside(name: str) -> Path:
     """The folder of a data set of OUTSIDE: below $DATA_MIRROR, else data/mirror, else fetched from the hub to there
     (never in the `fast` profile). Raises Unavailable, with the reason and the way out, after 5 s at most."""
+    if name not in OUTSIDE:
+        raise ValueError(f"No data set {name!r} from outside: there are {', '.join(OUTSIDE)}.")
     for folder in _places(name):
         if all((folder / file).is_file() for file in OUTSIDE[name]):
             return folder

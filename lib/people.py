@@ -69,6 +69,8 @@ class Rater:
     pairs in one order, so that people who stop early still share items."""
 
     def __init__(self, pairs: Sequence[Pair], name: str, path: Path):
+        if not name.strip():
+            raise ValueError("The rater has no name: pass one (a pseudonym serves).")
         self.name, self.path, self.total = name.strip(), path, len(pairs)
         done = {(r.get("id"), r.get("digest")) for r in read_lines(path) if r.get("rater") == self.name}
         self.open = [p for p in pairs if (p.id, p.digest()) not in done]

@@ -1,6 +1,6 @@
 """How generated texts compare with references, with each other and with the training text; Debian's form and tags.
 
-`predictions` are texts, `references` for each prediction a list of texts. sacrebleu (Post 2018) counts BLEU
+`predictions` are texts, `references` for each prediction a list of texts, or one. sacrebleu (Post 2018) counts BLEU
 and chrF, rouge-score ROUGE-L. Beside the published E2E rows (tuetschek/e2e-metrics): `bleu` with
 `lowercase=True` and `nist` follow mteval-13a's definition, but those rows may score detokenised text, and mteval counts
 the empty strings that pad its files. ROUGE-L there is coco-caption's F with beta 1.2: not comparable. Left out: METEOR,
@@ -32,9 +32,19 @@ def ngrams(tokens: Sequence[str], n: int) -> Counter:
     return Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
 
 
+def _lists(predictions: Sequence[str], references: Sequence) -> list[list[str]]:
+    """References as lists. Raises ValueError where they do not go with the predictions."""
+    lists = [[r] if isinstance(r, str) else list(r) for r in references]
+    if not predictions or len(predictions) != len(lists):
+        raise ValueError(f"{len(predictions)} predictions and {len(lists)} reference lists: pass one list for each.")
+    if not all(lists):
+        raise ValueError(f"Prediction {lists.index([])} has no reference: give it one or leave it out.")
+    return lists
+
+
 def _corpus(metric: BLEU | CHRF, predictions: Sequence[str], references: Sequence) -> float:
     # sacrebleu: stream k holds every prediction's k-th reference, or None
-    streams = [list(stream) for stream in zip_longest(*references)]
+    streams = [list(stream) for stream in zip_longest(*_lists(predictions, references))]
     return metric.corpus_score(list(predictions), streams).score
 
 
@@ -59,8 +69,8 @@ class _Plain:
 def rouge_l(predictions: Sequence[str], references: Sequence) -> float:
     """Mean ROUGE-L F1 in 0-1, the best reference of each text (Lin 2004), without stemming. Words by `words`, in lower
     case and without the punctuation between them."""
-    scorer = RougeScorer(["rougeL"], tokenizer=_Plain())
-    best = [scorer.score_multi(r, p)["rougeL"].fmeasure for p, r in zip(predictions, references, strict=True)]
+    lists, scorer = _lists(predictions, references), RougeScorer(["rougeL"], tokenizer=_Plain())
+    best = [scorer.score_multi(r, p)["rougeL"].fmeasure for p, r in zip(predictions, lists, strict=True)]
     return float(np.mean(best))
 
 
@@ -69,15 +79,16 @@ def nist(predictions: Sequence[str], references: Sequence, max_n: int = 5) -> fl
     nltk's corpus_nist, the single best one), and the length goes against the references' average."""
     tokenizer = BLEU(tokenize="13a").tokenizer
     split = cache(lambda text: tuple(tokenizer(text.lower()).split()))
+    lists = _lists(predictions, references)
     counts: Counter = Counter()
-    for tokens in (split(r) for rs in references for r in rs):
+    for tokens in (split(r) for rs in lists for r in rs):
         counts[()] += len(tokens)
         for n in range(1, max_n + 1):
             counts.update(ngrams(tokens, n))
     score = 0.0
     for n in range(1, max_n + 1):
         gained, possible = 0.0, 0
-        for p, rs in zip(predictions, references, strict=True):
+        for p, rs in zip(predictions, lists, strict=True):
             mine, theirs = ngrams(split(p), n), Counter()
             for r in rs:
                 theirs |= ngrams(split(r), n)
@@ -85,7 +96,7 @@ def nist(predictions: Sequence[str], references: Sequence, max_n: int = 5) -> fl
             possible += mine.total()
         score += gained / possible if possible else 0.0
     length = sum(len(split(p)) for p in predictions)
-    expected = sum(np.mean([len(split(r)) for r in rs]) for rs in references)
+    expected = sum(np.mean([len(split(r)) for r in rs]) for rs in lists)
     ratio = min(length / expected, 1.0) if expected else 1.0
     beta = math.log(0.5) / math.log(1.5) ** 2  # half the score at two thirds of the length
     return score * math.exp(beta * math.log(ratio) ** 2) if ratio else 0.0

@@ -333,7 +333,7 @@ def before_after() -> list[dict]:
         row = {**who(m), "bits_per_character": chinese.bits_per_character(m.scores, task["test"])}
         row |= {**metrics.describe(m.scores), "sampled": len(m.samples), "train_tokens": m.summary.get("tokens", 0)}
         if task is idioms:
-            row["chrf"] = texts.chrf(m.samples, [[e["target"]] for e in tasks.head(task["test"], len(m.samples))])
+            row["chrf"] = texts.chrf(m.samples, [e["target"] for e in tasks.head(task["test"], len(m.samples))])
         rows.append(row)
     return rows
 

@@ -1,5 +1,6 @@
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -95,7 +96,7 @@ def test_softmax_holds_its_scores_and_the_fused_kernel_does_not():
 def test_what_could_outgrow_the_memory_is_left_out(monkeypatch, capsys):
     monkeypatch.setattr(costs, "reset_peak_memory", lambda: None)
     monkeypatch.setattr(costs, "peak_megabytes", iter([0, 10] * 20).__next__)  # 10 MB a pass
-    monkeypatch.setattr(costs, "available_megabytes", lambda: 100)
+    monkeypatch.setattr(costs.psutil, "virtual_memory", lambda: SimpleNamespace(available=100e6))
     df = scaling(["softmax", "linear"], (8, 16, 64), repeats=2)
     assert set(df["length"]) == {8, 16}, "16: 10 MB x 8 of 100; 64: 10 MB x 8 x 8"
     assert "softmax, forward, 64 tokens: left out, could need 640 MB of 100" in capsys.readouterr().out

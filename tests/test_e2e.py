@@ -85,7 +85,7 @@ def test_slot_error_rate():
     assert result["perfect"] == 0.5
     with pytest.raises(ValueError, match="one text per input"):
         e2e.slot_errors([MEANING], [])
-    with pytest.raises(ValueError, match="not `slot : value`"):
+    with pytest.raises(ValueError, match="not enough values"):
         e2e.slot_check("name Cotto", "Cotto")
 
 
