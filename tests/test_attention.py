@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 from small_models import SMALL_RUN, close, llama, logits_in_pieces, padded, row, sharpened
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from lib.explore import attention, scratch
 from lib.explore.attention import ATTENTIONS, Attention, delta, favor_features, kernel, nystrom, softmax, use_attention
@@ -68,24 +67,20 @@ def test_no_token_sees_the_future(name, kind, length, request):
 def registered(monkeypatch):
     """Registers one variant for this test."""
 
-    def register(entry, name="new"):
-        monkeypatch.setitem(ATTENTIONS, name, entry)
-        monkeypatch.setitem(AttentionInterface._global_mapping, name, attention._attend(name))
-        monkeypatch.setitem(AttentionMaskInterface._global_mapping, name, attention._padding)
+    def register(entry):
+        monkeypatch.setitem(ATTENTIONS, "new", entry)
+        attention.register("new", entry)
 
     return register
 
 
-def test_the_leak_test_finds_what_leaks(registered):
-    registered(Attention(lambda q, k, v, scale, **_: (q @ k.mT * scale).softmax(-1) @ v))
-    assert relative_leak(gpt2("new"), 45, cuts=(3, 9, 20, 43)) > 1e-2
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_the_leak_test_looks_behind_padding(side, registered):
-    """A leak that only padded rows have, as of a mask that forgets causality."""
+@pytest.mark.parametrize("side", ["left", "right", None])
+def test_the_leak_test_finds_what_leaks(side, registered):
+    """In whole rows, or in padded rows alone, as of a mask that forgets causality."""
 
     def forgets(q, k, v, scale, mask=None, **_):
+        if side is None:
+            return (q @ k.mT * scale).softmax(-1) @ v
         if mask is not None and bool(mask[0, 0, -1, 0]) == (side == "right"):
             mask = mask.any(2, keepdim=True).expand_as(mask)
         return softmax(q, k, v, scale, mask)
@@ -99,41 +94,28 @@ def test_a_new_attention_is_one_function_and_one_line(registered):
         """Every earlier token counts the same."""
         return v.cumsum(2) / torch.arange(1, v.shape[2] + 1, device=v.device)[:, None]
 
-    registered(Attention(running_mean), "mean")
-    assert relative_leak(gpt2("mean"), 45) < 1e-5
-    run = scratch.train(Recipe(seed=0, attention="mean", position="rope", **SMALL_RUN))
+    registered(Attention(running_mean))
+    assert relative_leak(gpt2("new"), 45) < 1e-5
+    run = scratch.train(Recipe(seed=0, attention="new", position="rope", **SMALL_RUN))
     assert run.bits_per_byte(["some text"]) < 8
 
 
 @each
 @pytest.mark.parametrize("side", ["left", "right"])
-@torch.no_grad()
-def test_rows_of_a_padded_batch_equal_each_row_alone(name, side, small_chunks):
-    model = gpt2(name, **small(name))
-    rows = [row(n, seed=n) for n in (31, 5, 0, 18, 1)]  # one of padding alone
-    logits = model(**padded(rows, 33, side)).logits
-    assert logits.isfinite().all()
-    for tokens, got in zip(rows, logits, strict=True):
-        if len(tokens):
-            got = got[-len(tokens) :] if side == "left" else got[: len(tokens)]
-            close(got, model(tokens[None]).logits[0])
-
-
-@each
-def test_gradients_of_a_padded_batch_equal_each_row_alone(name, small_chunks):
-    rows = [row(n, seed=n) for n in (13, 6)]
-    gradients = []
-    for batched in (True, False):
-        model = gpt2(name, **small(name))
-        parts = [[*rows, rows[0][:0]]] if batched else [[r] for r in rows]  # a row of padding alone
-        total = 0.0
+def test_a_padded_batch_equals_each_row_alone_in_outputs_and_gradients(name, side, small_chunks):
+    rows, results = [row(n, seed=n) for n in (31, 5, 0, 18, 1)], []  # one of padding alone
+    for parts in ([rows], [[r] for r in rows if len(r)]):
+        model, logits = gpt2(name, **small(name)), []
         for part in parts:
-            inputs = padded(part, 15 if batched else len(part[0]))
-            total = total + model(**inputs).logits[inputs["attention_mask"].bool()].square().sum()
-        total.backward()
-        gradients.append({key: p.grad for key, p in model.named_parameters()})
-    for key, expected in gradients[1].items():
-        close(gradients[0][key], expected, 1e-4)
+            inputs = padded(part, 33 if len(part) > 1 else len(part[0]), side)
+            logits.append(model(**inputs).logits)
+            assert logits[-1].isfinite().all()
+            logits[-1] = logits[-1][inputs["attention_mask"].bool()]
+        torch.cat(logits).square().sum().backward()
+        results.append([torch.cat(logits), *(p.grad for p in model.parameters())])
+    close(results[0][0], results[1][0])
+    for together, alone in zip(*results, strict=True):
+        close(together, alone, 1e-4)
 
 
 @each
@@ -215,14 +197,10 @@ def test_performer_features_estimate_the_exponential():
     exact = torch.exp(q @ k.mT * 0.05)
     errors = []
     for n in (16, 256, 4096):
-        # a query's features are those of a key but for one factor, which the ratio cancels
         one, two = (favor_features(x, scale=0.05, features=n) for x in (q, k))
         assert one.shape == (64, n) and bool((one > 0).all())
         errors.append(float((one @ two.mT / n / exact - 1).square().mean().sqrt()))
-    assert errors[0] > 1.5 * errors[1] and errors[1] > 2 * errors[2]
-    assert errors[2] < 0.05
-    ratio = favor_features(q, is_query=True, scale=0.05, features=4096) / one
-    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), atol=0, rtol=1e-2)
+    assert errors[0] > 1.5 * errors[1] and errors[1] > 2 * errors[2] and errors[2] < 0.05
 
 
 def test_delta_overwrites_what_linear_adds_up():
@@ -232,15 +210,6 @@ def test_delta_overwrites_what_linear_adds_up():
     torch.testing.assert_close(stored, v[0, 0, 1], atol=1e-5, rtol=1e-5)
     added = kernel(key, key, v, 1.0)[0, 0, 1]
     torch.testing.assert_close(added, v[0, 0].mean(0), atol=1e-5, rtol=1e-5)
-    ignored = delta(key, key, v, 1.0, beta=torch.tensor([[[1.0, 0.0]]]))[0, 0, 1]
-    torch.testing.assert_close(ignored, v[0, 0, 0], atol=1e-5, rtol=1e-5)
-
-
-def test_a_window_ends_exactly():
-    q, k, _ = (heads("window", 30)[key] for key in "qkv")
-    weights = attention.window(q, k, torch.eye(30).double().expand(2, 2, 30, 30), 0.4, window=8)
-    near = torch.ones(30, 30, dtype=torch.bool).tril() & ~torch.ones(30, 30, dtype=torch.bool).tril(-8)
-    assert torch.equal(weights > 0, near.expand_as(weights))
 
 
 def test_nystrom_is_softmax_with_one_token_or_the_whole_row_in_a_segment():

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from lib.explore import costs
 from lib.explore.attention import ATTENTIONS
@@ -26,45 +25,33 @@ def table(**milliseconds):
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize(
-    ("slope", "milliseconds"),
-    [
+def test_the_exponent_is_the_slope_of_the_longest_lengths():
+    for slope, milliseconds in (
         (2, lambda n: 3e-6 * n**2),
         (1, lambda n: 0.02 * n),
         (2, lambda n: 1.0 if n < 1_000 else (n / 1_000) ** 2),  # constant costs hide the start
         (0, lambda n: 0.0),  # below what can be measured
-    ],
-)
-def test_the_exponent_is_the_slope_of_the_longest_lengths(slope, milliseconds):
-    df = table(form=milliseconds)
-    assert exponent(df[df["pass"] == "forward"].sample(frac=1, random_state=0)) == pytest.approx(slope)
+    ):
+        df = table(form=milliseconds).query("`pass` == 'forward'")
+        assert exponent(df.sample(frac=1, random_state=0)) == pytest.approx(slope)
 
 
-@pytest.mark.parametrize(
-    ("name", "length"),
-    [
-        ("linear", 700),  # 0.7 n against n^2 / 1000, between two measured lengths
-        ("at_a_point", 1_000),
-        ("always", 250),  # the shortest measured
-        ("never", math.nan),
-        ("equal", math.nan),
-        ("in_the_middle", math.nan),  # slower again at the end
-        ("twice", 1_000 * math.sqrt(2)),
-    ],
-)
-def test_crossover_is_where_it_stays_faster(name, length):
-    square = lambda n: n**2 / 1_000  # noqa: E731
-    df = table(
-        square=square,
-        linear=lambda n: 0.7 * n,
-        at_a_point=lambda n: n,
-        always=lambda n: 0.1 * n,
-        never=lambda n: 10 * n,
-        equal=square,
-        in_the_middle=lambda n: square(n) * (0.5 if 250 < n < 4_000 else 2),
-        twice=lambda n: square(n) * (2 if n in (250, 1_000) else 0.5),
-    )
-    assert crossover(df, name, "square") == pytest.approx(length, nan_ok=True)
+def square(n):
+    return n**2 / 1_000
+
+
+CROSSINGS = {  # where it gets faster than `square` -> its milliseconds
+    700: lambda n: 0.7 * n,  # between two measured lengths
+    1_000: lambda n: n,
+    250: lambda n: 0.1 * n,  # the shortest measured
+    1_000 * math.sqrt(2): lambda n: square(n) * (2 if n in (250, 1_000) else 0.5),  # twice
+}
+NEVER = (lambda n: 10 * n, square, lambda n: square(n) * (0.5 if 250 < n < 4_000 else 2))  # slower again at the end
+
+
+@pytest.mark.parametrize(("length", "form"), [*CROSSINGS.items(), *((math.nan, form) for form in NEVER)])
+def test_crossover_is_where_it_stays_faster(length, form):
+    assert crossover(table(square=square, form=form), "form", "square") == pytest.approx(length, nan_ok=True)
 
 
 def test_scaling_times_every_variant():
@@ -104,8 +91,6 @@ def test_what_could_outgrow_the_memory_is_left_out(monkeypatch, capsys):
 
 def test_leak_is_zero_for_transformers_own_gpt2_and_leaves_it_alone():
     model = small_gpt2(97, n_embd=32)
-    assert leak(model, 40) == 0
-    assert model.config._attn_implementation == "sdpa"
-    with torch.no_grad():
-        model.transformer.ln_f.weight[0] = math.nan
+    assert leak(model, 40) == 0 and model.config._attn_implementation == "sdpa"
+    model.transformer.ln_f.weight.data[0] = math.nan
     assert math.isnan(leak(model, 40)), "a model without numbers is no zero"

@@ -33,23 +33,17 @@ def notebook(measure) -> Results:
     return kept
 
 
-def test_rows_are_kept_flat_with_nan_as_null_and_where_they_come_from(folder):
+def test_rows_are_kept_with_nan_as_null_and_the_report_gets_values_claims_tables_and_figures(folder):
     notebook(lambda: pd.DataFrame(ROWS))
     value = results.load("99_test")
     assert value["tables"] == {"t": [ROWS[0], {"seed": 1, "x": None, "name": None}]}
-    made = value["provenance"]
+    made, report = value["provenance"], value["report"]
     assert made["seeds"] == [0, 1] and made["data"] == {"debian": "abc"} and made["wall_seconds"] >= 0
     assert {"base_model", "stand_in", "profile", "device", "dtype", "git_commit", "created", "versions"} <= set(made)
-    assert (folder / "figures" / "99_x.svg").is_file() and (folder / "figures" / "99_x.png").is_file()
-
-
-def test_the_report_gets_values_claims_tables_and_figures(folder):
-    notebook(lambda: ROWS)
-    report = results.load("99_test")["report"]
     assert report["values"] == {"mean": "1.500"} and report["claims"] == {"x is large": True}
     assert report["tables"]["t"].endswith("Table: The rows. Seeds 0, 1.")
     figure = "![A (figure). Seeds 0, 1; 1,000 training tokens per run.](figures/99_x.png)"
-    assert report["tables"]["figure.x"] == figure
+    assert report["tables"]["figure.x"] == figure and (folder / "figures" / "99_x.png").is_file()
 
 
 def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeypatch):
@@ -110,21 +104,16 @@ def test_a_full_disk_leaves_the_previous_file(tmp_path, monkeypatch):
         results.write_json(path / "r.json", {})  # below a file
 
 
-def test_missing_and_damaged_results_name_the_way_out(tmp_path):
+def test_shipped_results_follow_the_contract(tmp_path):
+    for path in sorted((profile.DATA / "results").glob("[0-9][0-9]_*.json")):
+        value = results.load(path.stem, path.parent)
+        assert value["notebook"] == path.stem and value["provenance"]["profile"] == "full"
+        assert all(not isinstance(x, dict | list) for t in value["tables"].values() for row in t for x in row.values())
     with pytest.raises(FileNotFoundError, match=r"98_none\.json is missing: run `python -m lib run 98`"):
         results.load("98_none", tmp_path)
     (tmp_path / "98_none.json").write_text('{"notebook": ')
     with pytest.raises(ValueError, match="is damaged"):
         results.load("98_none", tmp_path)
-
-
-def test_shipped_results_follow_the_contract():
-    for path in sorted((profile.DATA / "results").glob("[0-9][0-9]_*.json")):
-        value = results.load(path.stem, path.parent)
-        assert value["notebook"] == path.stem
-        assert value["provenance"]["profile"] == "full", f"{path.name} is not of the full profile"
-        for table in value["tables"].values():
-            assert all(not isinstance(x, dict | list) for row in table for x in row.values())
 
 
 def test_what_was_made_under_the_same_settings_is_read_back(folder):

@@ -10,19 +10,7 @@ import torch.nn.functional as F
 
 from lib.explore import scratch
 from lib.explore.encodings import train_encoding
-from lib.explore.scratch import (
-    Recipe,
-    StreamScore,
-    build,
-    documents,
-    length_for,
-    loss_by_position,
-    model_of,
-    run_path,
-    score_stream,
-    stream,
-    train,
-)
+from lib.explore.scratch import Recipe, StreamScore, documents, model_of, run_path, score_stream, stream, train
 from lib.tasks import Task, load_task
 
 SHAPE = {"n_positions": 32, "n_layer": 1, "n_head": 2, "n_embd": 32}
@@ -47,14 +35,6 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.fixture
-def no_training(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(scratch, "_train", refuse)
-
-
 def test_a_run_learns_and_says_what_it_was(run, texts):
     scores = [score_stream(m, run.encoding, texts, 32).bits_per_byte for m in (model_of(TINY), run.model)]
     per_byte = (len(stream(run.encoding, texts)) - 1) / sum(len(t.encode()) for t in texts)
@@ -68,20 +48,16 @@ def test_a_run_learns_and_says_what_it_was(run, texts):
     assert {p.name for p in run_path(TINY).iterdir()} == {"run.json", "model.safetensors"}
 
 
-def test_the_same_recipe_gives_the_same_weights(run):
+def test_the_same_recipe_gives_the_same_weights_and_a_finished_run_is_loaded(run, monkeypatch):
     before = weights(run.model)
     shutil.rmtree(run_path(TINY))
     torch.manual_seed(123)  # of no influence
     again = train(TINY)
-    assert same(before, weights(again.model))
-    assert not same(before, weights(model_of(TINY)))
-
-
-def test_a_finished_run_is_loaded(run, no_training):
+    assert same(before, weights(again.model)) and not same(before, weights(model_of(TINY)))
+    monkeypatch.delattr(scratch, "_train")
     loaded = train(TINY)
-    assert loaded.model is not run.model
-    assert same(weights(loaded.model), weights(run.model))
-    assert loaded.summary == run.summary
+    assert loaded.model is not again.model and loaded.summary == again.summary
+    assert same(weights(loaded.model), before)
 
 
 @pytest.mark.parametrize(("position", "attention"), [("t5", "window"), ("none", "delta")])
@@ -103,21 +79,6 @@ def test_another_recipe_or_text_gives_another_folder(monkeypatch):
     task = load_task("debian").replace(sha256="0" * 64)
     monkeypatch.setattr(scratch, "_task", lambda corpus: task)
     assert run_path(TINY) != before
-
-
-def test_too_little_text_for_a_step():
-    recipe = replace(TINY, train_bytes=500, rows=64)
-    with pytest.raises(ValueError, match=r"rows of 32 do not fill one step: raise train_bytes"):
-        train(recipe)
-    assert not (run_path(recipe) / "run.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("corpus", "debain"), ("encoding", "bpee"), ("position", "ropes"), ("attention", "flash")]
-)
-def test_unknown_names_are_refused(field, value, no_training):
-    with pytest.raises(ValueError, match=f"'{value}'.* choose"):
-        train(replace(TINY, **{field: value}))
 
 
 @pytest.fixture
@@ -148,18 +109,12 @@ def test_a_stream_holds_whole_documents_between_eos(texts):
     assert encoding.decode(ids.tolist()) == "".join(texts)
 
 
-def test_rows_make_every_token_a_target_once():
-    rows = scratch._rows(torch.arange(100), 9)
-    assert torch.cat([r["labels"] for r in rows]).tolist() == list(range(1, 100))
-    assert all(torch.equal(r["labels"], r["input_ids"] + 1) and len(r["labels"]) == 9 for r in rows)
-
-
 def test_length_for_counts_bytes_in_tokens(five):
     """Validation holds d0 and d1: 18 bytes, 11 characters."""
     encoding = train_encoding("characters", [*five, *five])
-    assert length_for(encoding, "five", 180) == 110
-    assert length_for(train_encoding("bytes", five), "five", 180) == 180
-    assert length_for(encoding, "five", 1) == 2
+    assert scratch.length_for(encoding, "five", 180) == 110
+    assert scratch.length_for(train_encoding("bytes", five), "five", 180) == 180
+    assert scratch.length_for(encoding, "five", 1) == 2
 
 
 def direct(model, inputs, targets):
@@ -192,10 +147,10 @@ def test_loss_by_position_is_not_about_which_text_stands_where(run):
         block.attn.c_proj.weight.data.zero_()
     blind.transformer.wpe.weight.data.zero_()
     one = replace(run, model=blind)
-    cut = [loss_by_position([one], texts, 16, bins=4, shifts=n)["bits_per_token"].std() for n in (1, 16)]
+    cut = [scratch.loss_by_position([one], texts, 16, bins=4, shifts=n)["bits_per_token"].std() for n in (1, 16)]
     assert cut[1] < 1e-3 * cut[0]
     with pytest.raises(ValueError, match="tokens fill one block of 512 at most"):
-        loss_by_position([one], ["ab"], 512)
+        scratch.loss_by_position([one], ["ab"], 512)
 
 
 def test_bits_per_byte_count_the_unknown():
@@ -203,12 +158,27 @@ def test_bits_per_byte_count_the_unknown():
     assert StreamScore(nats, np.arange(1, 4), 4, 0.0).bits_per_byte == pytest.approx(6 / 4)
     assert StreamScore(nats, np.arange(1, 4), 4, 16.0).bits_per_byte == pytest.approx(22 / 4)
     encoding = train_encoding("characters", ["abab"])
-    model = build(encoding.vocab_size, n_layer=1, n_head=2, n_embd=32)
+    model = scratch.build(encoding.vocab_size, n_layer=1, n_head=2, n_embd=32)
     score = score_stream(model, encoding, ["a春b", "ba"], 8)
     assert score.unknown_bits == 8 * 3 + 8  # the character's bytes and its end
     assert score.n_bytes == 7
     assert len(score.nats) == 7  # three tokens, EOS, two tokens, EOS
     assert score.bits_per_byte == pytest.approx((score.nats.sum() / math.log(2) + 32) / 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_bytes": 500, "rows": 64}, "rows of 32 do not fill one step: raise train_bytes"),
+        ({"corpus": "debain"}, "'debain'.* choose"),
+        ({"encoding": "bpee"}, "'bpee'.* choose"),
+        ({"position": "ropes"}, "'ropes'.* choose"),
+        ({"attention": "flash"}, "'flash'.* choose"),
+    ],
+)
+def test_a_bad_recipe_is_named_and_leaves_no_run(change, message):
+    with pytest.raises(ValueError, match=message):
+        train(replace(TINY, **change))
 
 
 def test_a_stride_that_skips_tokens_is_refused(run, texts):

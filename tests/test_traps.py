@@ -49,28 +49,19 @@ def test_padding_counts_in_the_trap_and_changes_it(run, texts):
     assert counted != pytest.approx(perplexity(run, short), rel=0.05)
 
 
-def test_own_samples_are_the_models_own_and_seeded(run, texts):
-    first = traps.sample_perplexity(run, 4)
-    assert first == traps.sample_perplexity(run, 4)
-    held_out = perplexity(run, [t[:200] for t in texts])
-    assert first < held_out  # truncated sampling picks likely tokens
-
-
-def test_scoring_from_prefixes_is_one_pass_for_a_causal_model_and_not_for_a_leaking_one(run, texts):
+def test_scoring_from_prefixes_is_one_pass_for_a_causal_model_and_not_for_a_leaking_one(run, texts, monkeypatch):
     def form(q, k, v, scale, **_):  # a mask that is off by one
         seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(1)
         return attention.softmax(q, k, v, scale, seen)
 
+    monkeypatch.setitem(attention.ATTENTIONS, "leaking", None)
     attention.register("leaking", attention.Attention(form))
-    try:
-        leaking = trained(position="rope", attention="leaking")
-        seen, prefix = (traps.prefix_bits_per_byte(leaking, texts, p, 4, 20) for p in (False, True))
-        assert seen < 0.95 * prefix
-        assert leak(leaking.model, 40) > 0.01
-    finally:
-        del attention.ATTENTIONS["leaking"]
-    seen, prefix = (traps.prefix_bits_per_byte(run, texts, p, 4, 20) for p in (False, True))
-    assert seen == pytest.approx(prefix, rel=1e-4)
+    leaking = trained(position="rope", attention="leaking")
+    assert leak(leaking.model, 40) > 0.01
+    (cheat, honest), (seen, prefix) = (
+        [traps.prefix_bits_per_byte(model, texts, p, 4, 20) for p in (False, True)] for model in (leaking, run)
+    )
+    assert cheat < 0.95 * honest and seen == pytest.approx(prefix, rel=1e-4)
 
 
 def test_the_leaked_corpus_holds_the_test_text_and_goes_again(run):
@@ -108,11 +99,9 @@ def test_flips_and_tau_of_known_rankings():
 
 
 def test_a_flip_of_models_that_the_seeds_do_not_tell_apart_is_not_shown():
-    rows = values("x", {"a": 1.0, "b": 1.1}, {"a": 2, "b": 1}, range(3))
-    for r, noise in zip(rows, (0.0, 0.2, 0.3, -0.2, -0.3, 0.1), strict=True):
-        r["sound"] += noise
-    table = traps.summary(pd.DataFrame(rows))
-    assert table[["flips", "shown_pairs", "shown_flips"]].iloc[0].tolist() == [1, 0, 0]
+    rows = pd.DataFrame(values("x", {"a": 1.0, "b": 1.1}, {"a": 2, "b": 1}, range(3)))
+    rows["sound"] += [0.0, 0.2, 0.3, -0.2, -0.3, 0.1]
+    assert traps.summary(rows)[["flips", "shown_pairs", "shown_flips"]].iloc[0].tolist() == [1, 0, 0]
 
 
 def test_one_seed_shows_the_seed_that_differs_most():
@@ -141,11 +130,13 @@ def found_in(rows, protocol=SOUND):
     return {f.trap for f in audit(rows, protocol)}
 
 
-def test_a_sound_table_has_no_finding():
+def test_a_sound_table_has_no_finding_and_what_is_missing_is_asked_for():
     assert audit(table(), SOUND) == audit(table().to_dict("records"), SOUND) == []
-    before = pd.DataFrame([{"method": "none", "seed": 0, "bits_per_byte": 2.0}])
-    both = pd.concat([table(), before], ignore_index=True)
-    assert found_in(both) == {"one seed", "no interval"}
+    found = audit(table(), Protocol())
+    assert [f.where for f in found] == ["text", "padding_counted", "overlap", "tokenizer", "leak"]
+    assert {f.trap for f in found} == {"not declared"} and "Protocol(text=...)" in found[0].problem
+    with pytest.raises(ValueError, match=r"no column 'chrf'; it has method, seed"):
+        audit(table(), replace(SOUND, metric="chrf"))
 
 
 @pytest.mark.parametrize(
@@ -162,12 +153,6 @@ def test_a_sound_table_has_no_finding():
 def test_a_declared_mistake_is_one_finding_with_a_way_out(change, trap):
     (finding,) = audit(table(), replace(SOUND, **change))
     assert finding.trap == trap and finding.way_out
-
-
-def test_what_is_not_declared_is_asked_for():
-    found = audit(table(), Protocol())
-    assert [f.where for f in found] == ["text", "padding_counted", "overlap", "tokenizer", "leak"]
-    assert {f.trap for f in found} == {"not declared"} and "Protocol(text=...)" in found[0].problem
 
 
 @pytest.mark.parametrize("column", ["perplexity", "bits_per_byte"])
@@ -188,8 +173,7 @@ def test_perplexity_per_token_is_refused_across_tokenizers_and_fine_within_one()
 
 
 def test_too_few_seeds_and_seeds_that_are_no_column():
-    rows = table().query("not (method == 'lora' and seed == 2)")
-    (finding,) = [f for f in audit(rows, SOUND) if f.trap == "one seed"]
+    (finding,) = [f for f in audit(table().drop(5), SOUND) if f.trap == "one seed"]
     assert finding.where == "method=lora" and "2 seeds" in finding.problem
     (finding,) = audit(table().drop(columns="seed").iloc[[0, 3]], SOUND)
     assert finding.trap == "one seed" and finding.where == "seed"
@@ -205,17 +189,3 @@ def test_a_difference_inside_its_interval_is_named_and_pairing_counts():
     assert finding.trap == "no interval" and finding.where == "full against lora"
     rows["bits_per_byte"] = [1.0, 1.5, 2.0, 1.01, 1.51, 2.01]  # far apart by seed, always by the same
     assert audit(rows, SOUND) == []
-
-
-def test_comparisons_stay_inside_their_groups():
-    rows = pd.concat([table(task="a"), table(task="b").assign(method=lambda d: d["method"] + "2")])
-    inside = replace(SOUND, within=("task",))
-    assert audit(rows, inside) == []
-    rows.loc[rows["task"] == "b", "bits_per_byte"] = 1.0  # equal
-    rows = rows.drop(columns="nats")
-    assert {f.where for f in audit(rows, inside)} == {"task=b: full2 against lora2"}
-
-
-def test_bad_input_is_named():
-    with pytest.raises(ValueError, match=r"no column 'chrf'; it has method, seed"):
-        audit(table(), replace(SOUND, metric="chrf"))
