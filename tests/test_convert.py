@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from small_models import close, llama, padded, row, sharpened
 
 from lib.explore import convert
-from lib.explore.attention import ATTENTIONS, attention_modules
+from lib.explore.attention import attention_modules
 from lib.explore.convert import FORMS, FeatureMaps, converted, hybrid, hybrid_naive, hybrid_step, new_maps
 from lib.explore.costs import leak
 from lib.models import load_base, small_gpt2
@@ -106,23 +106,15 @@ def test_a_whole_model_decodes_step_by_step_as_it_reads(family, form):
 
 
 @both
+@torch.no_grad()
 def test_without_maps_it_is_the_model_itself_and_afterwards_too(family):
     model, ids = MODELS[family](), row(30)[None]
-    with torch.no_grad():
-        before = model(ids).logits
-        with converted(model, {}, "linear"):
-            close(model(ids).logits, before, 1e-4)
-        with converted(model, new_maps(model), "linear"):
-            assert (model(ids).logits - before).abs().max() > 1e-2 * before.abs().max()
-        assert torch.equal(model(ids).logits, before)
-    assert not any("feature_maps" in name for name, _ in model.named_parameters())
-
-
-def test_packed_rows_are_refused():
-    model = MODELS["gpt2"]()
-    with converted(model, new_maps(model), "linear"), pytest.raises(ValueError, match="one document a row"):
-        model(row(5)[None], position_ids=torch.tensor([[0, 1, 2, 0, 1]]))
-    assert not any("hybrid" in name for name in ATTENTIONS)  # nothing that notebook 06 could choose
+    before = model(ids).logits
+    with converted(model, {}, "linear"):
+        close(model(ids).logits, before, 1e-4)
+    with converted(model, new_maps(model), "linear"):
+        assert (model(ids).logits - before).abs().max() > 1e-2 * before.abs().max()
+    assert torch.equal(model(ids).logits, before)
 
 
 @pytest.fixture(scope="module")
@@ -154,41 +146,36 @@ def test_rows_hold_whole_documents_and_bits_per_byte_counts_each_token_once(base
     assert not torch.equal(one, two)
 
 
+def test_a_matching_error_is_the_relative_square_of_the_outputs(base, monkeypatch):
+    text, maps = rows(base, "validation", 40, 48), new_maps(base.model)
+    monkeypatch.setitem(FORMS, "exact", {"window": 10_000, "far": True})  # a window over everything
+    assert max(convert.matching_errors(base.model, maps, "exact", text)) < 1e-6
+    monkeypatch.setattr(convert, "hybrid", lambda q, k, v, *_, **__: torch.zeros_like(v))
+    assert convert.matching_errors(base.model, maps, "linear", text) == pytest.approx([1.0] * len(maps))
+
+
 @pytest.mark.parametrize("form", ["linear", "linear+window"])
 def test_matching_lowers_every_layers_error_and_moves_nothing_else(base, form):
     before = copy.deepcopy(base.model.state_dict())
-    held_out = rows(base, "validation", 100, 48)
-    text = rows(base, "train", 2_000, 48, 0)
+    held_out, text = rows(base, "validation", 100, 48), rows(base, "train", 2_000, 48, 0)
     maps = convert.match(base.model, text, form, 1e-2, "matching")
-    start = convert.matching_errors(base.model, new_maps(base.model), form, held_out)
-    end = convert.matching_errors(base.model, maps, form, held_out)
+    start, end = (convert.matching_errors(base.model, m, form, held_out) for m in (new_maps(base.model), maps))
     assert all(b < 0.95 * a for a, b in zip(start, end, strict=True)), (start, end)
     assert all(torch.equal(v, before[k]) for k, v in base.model.state_dict().items())
     assert all(p.requires_grad for p in base.model.parameters())
 
 
-def test_a_matching_error_is_the_relative_square_of_the_outputs(base, monkeypatch):
-    text = rows(base, "validation", 40, 48)
-    monkeypatch.setitem(FORMS, "exact", {"window": 10_000, "far": True})  # a window over everything
-    exact = convert.matching_errors(base.model, new_maps(base.model), "exact", text)
-    assert max(exact) < 1e-6
-    monkeypatch.setattr(convert, "hybrid", lambda q, k, v, *_, **__: torch.zeros_like(v))
-    nothing = convert.matching_errors(base.model, new_maps(base.model), "linear", text)
-    assert nothing == pytest.approx([1.0] * len(nothing))
-
-
 def test_tuning_learns_in_a_copy(base):
     before = copy.deepcopy(base.model.state_dict())
-    maps, text = new_maps(base.model), rows(base, "train", 1_500, 48, 0)
-    model, moved = convert.tune(base.model, maps, "linear+window", text, 3e-3, "tuning")
-    held_out = rows(base, "validation", 100, 48)
-    with converted(base.model, maps, "linear+window"):
-        start = convert.bits_per_byte(base.model, held_out)
-    with converted(model, moved, "linear+window"):
-        assert convert.bits_per_byte(model, held_out) < start - 0.05
+    maps, held_out = new_maps(base.model), rows(base, "validation", 100, 48)
+    model, moved = convert.tune(base.model, maps, "linear+window", rows(base, "train", 1_500, 48, 0), 3e-3, "tuning")
+    bits = []
+    for one, its in ((base.model, maps), (model, moved)):
+        with converted(one, its, "linear+window"):
+            bits.append(convert.bits_per_byte(one, held_out))
+    assert bits[1] < bits[0] - 0.05
     assert all(torch.equal(v, base.model.state_dict()[k]) for k, v in before.items())
     assert not torch.equal(moved[0].query, maps[0].query)  # the feature maps move as well
-    assert torch.equal(maps[0].query, new_maps(base.model)[0].query)
 
 
 def test_the_state_has_the_size_of_its_formula_and_only_the_caches_grows(base):

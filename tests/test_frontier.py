@@ -9,27 +9,17 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from lib import train
 from lib.explore import frontier
 from lib.explore.frontier import Muon, PullToStart, against_interpolation, front, general_text, interpolate, replay
-from lib.metrics import bits_per_byte, score_encoded
 from lib.models import load_base, small_gpt2
 from lib.packing import Encoded
-from lib.tasks import encode, head, load_task
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 brings Muon")
-BUDGET = {"train_tokens": 2_600, "batch_tokens": 640, "pack_length": 640, "evaluations": 1, "quiet": True}
 
 
 @pytest.fixture(scope="module")
 def base():
     return load_base()
-
-
-@pytest.fixture(scope="module")
-def task():
-    whole = load_task("debian")
-    return whole.replace(train=head(whole["train"], 60), validation=head(whole["validation"], 4))
 
 
 def gpt2():
@@ -65,17 +55,6 @@ def test_replay_takes_its_share_of_the_tokens():
     assert 100 <= count < 107 and 300 <= sum(len(d.input_ids) for d in mixed) - count < 310
     assert {d.id.split()[0] for d in mixed[:20]} == {"own", "general"}  # shuffled together
     assert mixed == draw(own, 400, 3) != draw(own, 400, 4)
-
-
-def test_a_run_with_replay_keeps_more_of_what_it_replays(base, task):
-    """The base model never saw this text: a run learns it only if it is really in the batches."""
-    rows = [row | {"prompt": "x\n", "target": "abc abc abc " * 12} for row in head(task["train"], 40)]
-    general = encode(base.tokenizer, rows, base.context)
-    mixed = {"variant": "replay of abc", "draw": replay(general, 0.5)}
-    runs = [train.finetune(base, task, learning_rate=3e-3, **BUDGET, **c) for c in ({}, mixed)]
-    plain, kept = (bits_per_byte(score_encoded(r.model, general[:2])) for r in runs)
-    assert kept < plain - 0.2
-    assert runs[0].path != runs[1].path
 
 
 @needs_muon
@@ -120,7 +99,6 @@ def test_muon_hears_the_schedule_and_goes_on_from_a_checkpoint():
 
 def test_interpolation_goes_from_before_to_after_and_moves_tied_weights_once():
     before, after = gpt2(), gpt2()
-    assert after.lm_head.weight is after.transformer.wte.weight  # in GPT-2, and in the stand-in
     with torch.no_grad():
         for p in after.parameters():
             p.add_(torch.randn_like(p))
@@ -146,12 +124,11 @@ def test_general_text_comes_from_the_base_model_once(base, monkeypatch):
     assert general_text(base, 300, 0) == first
 
 
-def row(method, setting, seed, task, general):
-    row = {"method": method, "setting": setting, "seed": seed, "bits_per_byte": task}
-    return row | {"wikitext2_bits_per_byte": general}
+def row(*values):
+    return dict(zip(("method", "setting", "seed", "bits_per_byte", "wikitext2_bits_per_byte"), values, strict=True))
 
 
-def made(extra=()):
+def made(extra):
     """Before at (2.0, 1.0), full at (1.0, 2.0), and the interpolation bowed towards the corner."""
     rows = [row("none", "before", 0, 2.0, 1.0)]
     for seed in range(3):

@@ -64,14 +64,6 @@ data/runs/ratings-debian.jsonl data/me.jsonl lib/__pycache__/x.pyc lib/model.saf
 lib/server.pem build/old.html .github/workflows/ci.yml"""
 
 
-def test_what_is_not_listed_stays_out_even_where_git_tracks_it(root):
-    private = PRIVATE.split()
-    for name in private:
-        write(root / name, "private")
-    commit(root, "add", "-f", *private)
-    assert not set(names(pack.pack(root=root))) & set(private)
-
-
 LEAKS = {
     "lib/judge.py": f'KEY = "{KEY}"\n',
     "tests/a.py": "-----BEGIN RSA PRIVATE " + "KEY-----\nx",
@@ -127,16 +119,21 @@ def test_what_is_gone_or_not_in_git_is_named(root, capsys):
     (root / "lib/packing.py").unlink()
     with pytest.raises(ValueError, match=r"lib/packing.py is gone: `git checkout lib/packing.py`"):
         pack.pack(root=root)
+    commit(root, "checkout", "lib/packing.py")
     commit(root, "rm", "-q", "--cached", "report.md", "data/results/04_token_encoding.json")
     with pytest.raises(ValueError, match=r"does not track data/results/04_token_encoding.json, report.md: `git add"):
         pack.pack(root=root)
 
 
-def test_without_git_the_known_layout_is_packed_and_no_link_is_followed(tmp_path, root):
-    plain = project(tmp_path / "plain", git=False)
-    for name in ("secrets.txt", *PRIVATE.split()):
+def test_what_is_not_listed_stays_out_with_git_and_without_and_no_link_is_followed(tmp_path, root):
+    plain, private = project(tmp_path / "plain", git=False), PRIVATE.split()
+    for name in private:
         write(plain / name, "private")
-    assert pack.pack(root=plain).read_bytes() == pack.pack(root=root).read_bytes()
-    (plain / "lib/link.py").symlink_to(plain / "secrets.txt")
+        write(root / name, "private")
+    commit(root, "add", "-f", *private)  # even where git tracks it
+    packed = pack.pack(root=root)
+    assert not set(names(packed)) & set(private)
+    assert pack.pack(root=plain).read_bytes() == packed.read_bytes()
+    (plain / "lib/link.py").symlink_to(plain / "notes.txt")
     with pytest.raises(ValueError, match=r"lib/link.py is a link"):
         pack.pack(root=plain)

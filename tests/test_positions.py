@@ -68,10 +68,8 @@ def test_a_broken_rope_fails_the_shift_test():
 def test_biases_depend_on_the_distance_alone(name):
     code = position(name)
     bias = code.bias(50, 50, CPU)
-    assert bias.shape == (2, 50, 50)
-    assert torch.equal(bias[:, 1:, 1:], bias[:, :-1, :-1])
-    assert bias[0, -1].std() > 0
-    assert not torch.equal(bias[0], bias[1])
+    assert bias.shape == (2, 50, 50) and torch.equal(bias[:, 1:, 1:], bias[:, :-1, :-1])
+    assert bias[0, -1].std() > 0 and not torch.equal(bias[0], bias[1])
     assert torch.equal(code.bias(7, 50, CPU), bias[:, -7:])  # behind a KV cache
 
 
@@ -104,12 +102,11 @@ def test_left_padding_and_kv_cache_change_nothing(name, attention):
 
 
 def test_rope_turns_a_pair_by_its_position():
-    turned = rope(torch.tensor([1.0, 0.0]).expand(1, 1, 5, 2), torch.arange(5))
-    for t in range(5):
-        torch.testing.assert_close(turned[0, 0, t], torch.tensor([math.cos(t), math.sin(t)]))
-    x = torch.tensor([0.0, 1.0, 0.0, 0.0]).expand(1, 1, 5, 4)  # the second pair: 10,000^(-2/4)
-    expected = torch.tensor([0.0, math.cos(0.04), 0.0, math.sin(0.04)])
-    torch.testing.assert_close(rope(x, torch.arange(5))[0, 0, 4], expected)
+    t = torch.arange(5.0)[:, None]
+    turned = rope(torch.tensor([1.0, 0.0, 0.0, 1.0]).expand(1, 1, 5, 4), torch.arange(5))[0, 0]  # two pairs
+    slow = t / 100  # 10,000^(-2/4)
+    expected = torch.cat([t.cos(), -slow.sin(), t.sin(), slow.cos()], 1)
+    torch.testing.assert_close(turned, expected)
 
 
 def test_alibis_slopes_are_the_papers():

@@ -70,12 +70,9 @@ def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeyp
 def test_a_caption_tells_seeds_budget_and_stand_in():
     base = type("Base", (), {"name": "SmolLM2 (stand-in)", "stand_in": True, "parameters": 1})
     kept = Results("99_test", base, (0, 2))
-    assert kept.caption("Loss.", tokens=80_000) == (
-        "Loss. Seeds 0, 2; 80,000 training tokens per run; SmolLM2 (stand-in), not GPT-2 117M."
-    )
+    budget = "Seeds 0, 2; 80,000 training tokens per run; SmolLM2 (stand-in), not GPT-2 117M."
+    assert kept.caption("Loss.", tokens=80_000) == f"Loss. {budget}"
     assert kept.caption("Loss.", scratch=True) == "Loss. Seeds 0, 2." and ";" not in kept.caption("Loss.", seeds=())
-    base.stand_in = False
-    assert "not GPT-2" not in kept.caption("Loss.")
 
 
 def test_forms_of_numbers():
@@ -100,8 +97,6 @@ def test_a_full_disk_leaves_the_previous_file(tmp_path, monkeypatch):
         results.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"], "a part file was left behind"
-    with pytest.raises(OSError, match="was not written"):
-        results.write_json(path / "r.json", {})  # below a file
 
 
 def test_shipped_results_follow_the_contract(tmp_path):

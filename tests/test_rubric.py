@@ -34,25 +34,18 @@ def without(heading: str) -> str:
     return re.sub(rf"^({re.escape(heading)})$.*?(?=^#|\Z)", r"\1\n\n", REPORT, flags=re.M | re.S)
 
 
-MEMBERS = "| Li Hua | encodings, positions, sections 6.1 and 6.2 | 50 % |\n"
 TAKEN_AWAY = {
     "placeholder for a name": (REPORT.replace("| Li Hua", "| [Name of member 2]"), "Members named", "Name of member 2"),
-    "one member": (REPORT.replace(MEMBERS, ""), "Members named", "1 members"),
-    "no team": (without("## 1 Team and division of labour"), "Members named", "0 members"),
     "no division": (REPORT.replace("encodings, positions, sections 6.1 and 6.2 | 50 %", "|"), "Division of", "Li Hua"),
     "structure without attention": (re.sub("(?i)attention", "x", REPORT), "The model's", "speak of attention"),
-    "no generation": (without("### How it generates"), "The principle of generation", "has 0 words"),
     "no dataset": (without("### The dataset"), "The dataset", "has 0 words"),
-    "no processing": (without("### Processing"), "Data processing", "has 0 words"),
     "no after": (re.sub(r"^\| after.*\n", "", REPORT, flags=re.M), "Before against after", "no row 'after'"),
     "one exploration": (without("### 6.2 Position encodings"), "At least two", "1 complete, two are asked for; report"),
     "no principle": (REPORT.replace("**Principle.** RoPE", "RoPE"), "At least two", "encodings, has no principle"),
     "an empty result": (re.sub(r"(\*\*Result\.\*\*) ALiBi.*", r"\1", REPORT), "At least two", "has no result"),
-    "no sources": (without("## 8 Sources"), "Sources", "has 0 words"),
     "the stand-in unnamed": (REPORT.replace("SmolLM2-135M-Instruct", "GPT-2"), "GPT-2 117M", "the stand-in SmolLM2"),
     "another figure": (REPORT.replace("](figures/03_", "](figures/09_"), "Figures", "shows figures/09_before_after"),
     "a TODO": (REPORT.replace("One dataset,", "TODO"), "No placeholder", ": TODO"),
-    "French": ("# Rapport\n\n" + "ё " * 200, "Report language", "has 1 words"),
     "an unknown mark": (REPORT + "\nsee <!--= 01.size -->124<!--/-->\n", "Every number", "report.md, line"),
     "no report": ("", "a report", "report.md is missing or empty"),
 }
@@ -61,7 +54,6 @@ TAKEN_AWAY = {
 @pytest.mark.parametrize("name", TAKEN_AWAY)
 def test_what_is_taken_away_from_the_report_is_missed(root, name):
     text, question, said = TAKEN_AWAY[name]
-    assert text != REPORT
     write(root / "report.md", text)
     found, answer = status(root, question)
     assert found == GAP and said in answer, answer
@@ -73,7 +65,6 @@ FILES = [  # file, what of it (None: all) is replaced by what, the question that
     ("data/results/01_load_and_generate.json", None, "", "Prior work", RUN),
     ("data/results/03_evaluate.json", None, "{", "Before against", RUN),
     ("data/results/03_evaluate.json", '"before"', '"after"', "Before against", RUN),
-    ("data/results/04_token_encoding.json", None, "{", "At least two", RUN),
     ("notebooks/02_finetune.ipynb", '"stream"', '"error"', "The code runs", "has an error"),
     ("notebooks/02_finetune.ipynb", '"outputs"', '"nothing"', "The code runs", "has no outputs"),
     ("notebooks/02_finetune.ipynb", None, "{", "The code runs", "is damaged: `python -m lib run 02`"),
@@ -114,10 +105,8 @@ def test_the_line_of_a_placeholder_is_that_of_the_file_and_brackets_may_be_innoc
     write(root / "report.md", text + "[One sentence on who reviewed what]\n")
     line = len(text.splitlines()) + 1
     assert status(root, "No placeholder")[1] == f"report.md:{line}: [One sentence on who reviewed what]"
-    write(
-        root / "report.md",
-        text.replace("## 1 Team and division of labour", "## 1 小组成员与分工") + "我们微调了模型并比较。" * 400,
-    )
+    text = text.replace("## 1 Team and division of labour", "## 1 小组成员与分工")
+    write(root / "report.md", text + "我们微调了模型并比较。" * 400)
     assert status(root, "Members named")[0] == OK and status(root, "Report language")[1].startswith("Chinese")
 
 

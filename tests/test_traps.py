@@ -71,10 +71,8 @@ def test_the_leaked_corpus_holds_the_test_text_and_goes_again(run):
         leaked = tasks.load_task(traps.LEAKED)
         ids = {row["id"] for row in leaked["train"]}
         assert {row["id"] for row in tasks.head(before["test"], len(split["test"]))} <= ids
-        assert ids.isdisjoint(row["id"] for row in before["validation"])
-        assert leaked.sha256 != before.sha256 and list(leaked["test"]) == list(before["test"])
-        encodings = [scratch.encoding_of(corpus, "bpe", 1_024) for corpus in (traps.LEAKED, "debian")]
-        assert encodings[0] is encodings[1]  # one thing changes
+        assert ids.isdisjoint(row["id"] for row in before["validation"]) and leaked.sha256 != before.sha256
+        assert len({id(scratch.encoding_of(c, "bpe", 1_024)) for c in (traps.LEAKED, "debian")}) == 1
         seen = trained(corpus=traps.LEAKED)
     assert traps.LEAKED not in tasks.TASKS and traps.LEAKED not in scratch.ENCODED_LIKE
     gaps = [r.bits_per_byte(split["test"]) - r.bits_per_byte(split["validation"]) for r in (seen, run)]
@@ -102,14 +100,6 @@ def test_a_flip_of_models_that_the_seeds_do_not_tell_apart_is_not_shown():
     rows = pd.DataFrame(values("x", {"a": 1.0, "b": 1.1}, {"a": 2, "b": 1}, range(3)))
     rows["sound"] += [0.0, 0.2, 0.3, -0.2, -0.3, 0.1]
     assert traps.summary(rows)[["flips", "shown_pairs", "shown_flips"]].iloc[0].tolist() == [1, 0, 0]
-
-
-def test_one_seed_shows_the_seed_that_differs_most():
-    df = pd.DataFrame({"model": ["a", "b"] * 3, "seed": [0, 0, 1, 1, 2, 2], "trapped": [1.0, 2.0, 1.0, 2.0, 1.6, 1.5]})
-    df = df.assign(trap="one seed", sound=df.groupby("model")["trapped"].transform("mean"))
-    row = traps.summary(df).iloc[0]
-    assert row["flips"] == 1 and row["ranking_trap"] == "b < a"
-    assert row["ranking_sound"] == "a < b" and row["seeds"] == 3 and row["shown_pairs"] == 0
 
 
 SOUND = Protocol(text="held-out", padding_counted=False, overlap=0, tokenizer="gpt2", leak=1e-6)
