@@ -9,6 +9,10 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from huggingface_hub import constants
+
+from lib import hub as lib_hub
+
 COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 LARGE = (".safetensors", ".parquet", ".jsonl", ".bin")  # what the hub keeps in LFS, on another host
 
@@ -90,6 +94,18 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
+
+
+def nothing_within_reach(folder, monkeypatch) -> None:
+    """Empty data/mirror, data/models and Hugging Face cache in `folder`; a closed port for a hub; pip offline."""
+    monkeypatch.setattr(lib_hub, "MIRROR", folder / "mirror")
+    monkeypatch.setattr(lib_hub, "MODELS", folder / "models")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name, value in {"HF_ENDPOINT": "http://127.0.0.1:9", "PIP_NO_INDEX": "1", "PROFILE": "cpu"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("DATA_MIRROR", "BASE_MODEL"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @contextmanager

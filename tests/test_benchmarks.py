@@ -79,11 +79,12 @@ def test_wikitext_blocks_equal_a_naive_loop(model, tokenizer):
         block = ids[start : start + 16]
         nats -= log_p(model, block[:1], block[1:])[0]
         tokens += len(block) - 1
+    part = benchmarks.wikitext2(model, tokenizer, max_tokens=20, articles=False)
+    assert (part["token_tokens"], part["max_length"]) == (19, 32) and "word_perplexity" not in part
     result = benchmarks.wikitext2(model, tokenizer, max_length=16)
     assert result["token_tokens"] == tokens
     assert result["token_bytes"] == sum(len(tokenizer.decode(ids[s + 1 : s + 16])) for s in range(0, len(ids), 16))
     assert result["token_perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
-    assert result["max_length"] == 16
 
 
 def test_wikitext_words_equal_a_naive_loop(model, tokenizer):
@@ -105,18 +106,9 @@ def test_wikitext_words_equal_a_naive_loop(model, tokenizer):
     assert result["word_bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
 
 
-def test_wikitext_takes_the_models_positions_and_the_leading_part(model, tokenizer):
-    assert benchmarks.wikitext2(model, tokenizer)["max_length"] == 32
-    part = benchmarks.wikitext2(model, tokenizer, max_tokens=20)
-    assert (part["max_tokens"], part["token_tokens"], part["pages"]) == (20, 19, 1)
-    blocks = benchmarks.wikitext2(model, tokenizer, max_tokens=20, articles=False)
-    assert blocks.items() < part.items() and "word_perplexity" not in blocks
-
-
 def test_detokenizer_by_hand():
     page = ' He said " so what " @-@ 3 @,@ 000 . ( yes ) , the [ b ] : = = X = = \n it \'s 5 ° C \n'
-    expected = ' He said "so what"-3,000. (yes), the [b]: == X ==\nit\'s 5°C\n'
-    assert benchmarks.detokenize(page) == expected
+    assert benchmarks.detokenize(page) == ' He said "so what"-3,000. (yes), the [b]: == X ==\nit\'s 5°C\n'
 
 
 def test_lambada_equals_a_naive_loop(model, tokenizer):
@@ -131,7 +123,6 @@ def test_lambada_equals_a_naive_loop(model, tokenizer):
         words.append(all(greedy))
         last.append(greedy[-1])
     result = benchmarks.lambada(model, tokenizer)
-    assert result["documents"] == len(PASSAGES)
     assert result["word_perplexity"] == pytest.approx(math.exp(total / len(PASSAGES)), rel=1e-4)
     assert result["word_accuracy"] == sum(words) / len(PASSAGES)
     assert result["last_token_accuracy"] == sum(last) / len(PASSAGES)
@@ -148,5 +139,4 @@ def test_blimp_equals_a_naive_loop(model, tokenizer):
     assert result["by_paradigm"] == pytest.approx(means)
     assert result["accuracy"] == pytest.approx(sum(means.values()) / 2)
     part = benchmarks.blimp(model, tokenizer, pairs=1)
-    assert part["by_paradigm"] == {k: float(v[0]) for k, v in right.items()}
-    assert (part["pairs"], part["paradigms"]) == (1, 2)
+    assert part["pairs"] == 1 and part["by_paradigm"] == {k: float(v[0]) for k, v in right.items()}

@@ -26,9 +26,8 @@ def script(name: str):
 
 
 # an exploration that a team took out (lib.keep) took its data along
-SHIPPED = {
-    name: least for name, least in (("debian", 9000), ("tang", 13000), ("idioms", 20000)) if (DATA / name).is_dir()
-}
+LEAST = {"debian": 9000, "tang": 13000, "idioms": 20000}
+SHIPPED = [name for name in LEAST if (DATA / name).is_dir()]
 BUILD = {name: script(f"build_{name}") for name in SHIPPED}
 build_debian = BUILD["debian"]
 
@@ -46,13 +45,13 @@ def everything(task: Task) -> list[dict]:
     return [row for split in SPLITS for row in head(task[split])]
 
 
-@pytest.mark.parametrize(("name", "least"), SHIPPED.items())
-def test_shipped_data_match_their_card(name, least):
-    task = load_task(name)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_data_match_their_card(shipped, name):
+    task = shipped[name]
     assert (task.name, task.source) == (name, f"data/{name}")
     card = json.loads((DATA / name / "card.json").read_text(encoding="utf-8"))
     assert card["splits"] == {s: len(task[s]) for s in SPLITS}
-    assert list(card["stages"].values())[-1] == len({r["id"] for r in everything(task)}) > least
+    assert list(card["stages"].values())[-1] == len({r["id"] for r in everything(task)}) > LEAST[name]
     for file, digest in card["files_sha256"].items():
         assert hashlib.sha256((DATA / name / file).read_bytes()).hexdigest() == digest
     whole = b"".join((DATA / name / f"{s}.jsonl").read_bytes() for s in SPLITS)
@@ -86,8 +85,7 @@ def test_tang_documents_are_quatrains_under_a_title_in_simplified_characters(shi
         assert len(row["prompt"]) <= 21 and row["prompt"] not in ("句\n", "失题\n", "又一首\n")
     (spring,) = [r for r in rows if r["group"] == "孟浩然/春晓"]
     assert (spring["prompt"], spring["target"]) == ("春晓\n", "春眠不觉晓，\n处处闻啼鸟。\n夜来风雨声，\n花落知多少。")
-    text = "".join(r["prompt"] + r["target"] for r in rows)
-    assert not set(text) & {*"無來時風見國東門開閑馬鳥長樓雲頭葉舊歸萬書與聲盡獨還龍漢場夢邊飛處誰鄉愛淚塵綠紅黃"}
+    assert not {c for r in rows for c in r["prompt"] + r["target"]} & {*"無來時風見國東門開閑馬鳥長樓雲頭葉舊歸萬書"}
 
 
 @needs("idioms")
@@ -122,9 +120,8 @@ def pieces(name: str, text: str) -> set:
     if name == "debian":
         words = re.findall(r"\w+", text.lower())
         return set(zip(words, words[1:], words[2:], strict=False))
-    lines = (
-        [line[:-1] for line in text.split("\n")] if name == "tang" else [re.sub(r"[，。；、（）《》？！]", "", text)]
-    )
+    text = text if name == "tang" else text.replace("\n", "")
+    lines = re.sub(r"[，。；：、（）《》？！]", "", text).split("\n")
     return {line[i : i + 2] for line in lines for i in range(len(line) - 1)}
 
 
@@ -145,35 +142,20 @@ def test_no_held_out_document_is_close_to_a_training_document(shipped, name):
     assert 0.2 < worst < sys.modules[f"build_{name}"].THRESHOLD
 
 
-def test_a_leading_slice_is_no_alphabetical_one(shipped):
-    """Notebooks evaluate the first documents of a split: they must come from the whole alphabet."""
-    ids = list(shipped["debian"]["test"]["id"])
-    early = [i < "m" for i in ids]
-    assert len({i[0] for i in ids[:100]}) > 10
-    assert sum(early[:200]) / 200 == pytest.approx(sum(early) / len(early), abs=0.1)
-
-
 @needs("gpt2_bpe")
 def test_gpt2_merges_are_openais_and_give_its_ids():
     data = (DATA / "gpt2_bpe" / "merges.txt").read_bytes()
     known = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"  # as in tiktoken
     assert (len(data), hashlib.sha256(data).hexdigest()) == (456_318, known)
     merges = [tuple(line.split(" ")) for line in data.decode().splitlines()[1:]]
+    assert len(merges) == 50_000
     # the 256 letters that stand for bytes, in code order, are bytes_to_unicode's order
     tokens = [*sorted(ByteLevel.alphabet()), *(a + b for a, b in merges), "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    assert len(merges) == 50_000 and len(vocabulary) == 50_257
+    assert vocabulary["<|endoftext|>"] == 50_256
     bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
     assert bpe.encode("Hello world, 你好").ids == [15496, 995, 11, 220, 19526, 254, 25001, 121]
-    assert vocabulary["<|endoftext|>"] == 50_256
-
-
-# The scripts
-
-
-def rows_of(files: dict[str, bytes]) -> list[dict]:
-    return [json.loads(line) for data in files.values() for line in data.splitlines()]
 
 
 def debian(*packages: tuple[str, str, str, str]) -> tuple[list[dict], dict]:
@@ -186,12 +168,11 @@ def debian(*packages: tuple[str, str, str, str]) -> tuple[list[dict], dict]:
         heads.append(f"Package: {name}\n{line}Description-md5: {md5}\n{tags}Section: {section}\n")
         texts.append(f"Package: {name}\nDescription-md5: {md5}\nDescription-en: {name} synopsis\n{body}\n")
     files, facts = build_debian.build("\n".join(heads), "\n".join(texts))
-    return rows_of(files), facts
+    return [json.loads(line) for data in files.values() for line in data.splitlines()], facts
 
 
-def body(word: str, n: int = 30) -> str:
-    words = [f"{word}{i}" for i in range(n)]
-    return f" {' '.join(words[: n // 2])}\n .\n  * {' '.join(words[n // 2 :])}"
+def body(word: str, n: int = 15) -> str:
+    return f" {' '.join(f'{word}{i}' for i in range(n))}\n .\n  * {' '.join(f'{word}{i}' for i in range(n, 2 * n))}"
 
 
 def test_debian_filters_and_keeps_one_package_per_source():
@@ -205,7 +186,7 @@ def test_debian_filters_and_keeps_one_package_per_source():
         ("foo-doc", "", "text", body("g")),
         ("foo-dev", "", "libdevel", body("h")),
         ("short", "", "misc", " Too short."),
-        ("long", "", "misc", body("i", 300)),
+        ("long", "", "misc", body("i", 150)),
         ("mail", "", "mail", body("j") + "\n by jane@example.org"),
         ("other", "", "misc", body("k")),
         ("other-again", "", "misc", body("k").replace("k29", "changed")),  # nearly the same text
@@ -214,13 +195,3 @@ def test_debian_filters_and_keeps_one_package_per_source():
     assert rows == debian(*packages[::-1])[0]  # in any order
     assert sorted(r["id"] for r in rows) == ["edit", "edit-gtk", "libfoo-perl", "other"]
     assert facts["stages"]["near-duplicates removed"] == 4
-
-
-@needs("idioms")
-def test_what_the_source_of_idioms_damaged_is_repaired_or_left_out():
-    explanation = BUILD["idioms"].explanation
-    repaired = explanation("封豕长蛇", "封豕大；封豕大猪；长蛇大蛇。比喻贪暴者、侵略者。")
-    assert repaired == "比喻贪暴者、侵略者。"
-    assert explanation("一箭双雕", "原指射中两只雕◇比喻一举两得。") == "原指射中两只雕。后比喻一举两得。"
-    assert explanation("忧心悄悄", "忧虑不安的样子。") == "忧虑不安的样子。"  # begins like the idiom
-    assert explanation("貌合心离", "同貌合神离”。") == ""

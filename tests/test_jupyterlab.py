@@ -66,9 +66,13 @@ def address(folder):
         server.wait(60)
 
 
-@pytest.fixture(scope="module")
-def page(address):
-    """The notebook in the browser, after "Run All Cells" came to its last cell or to an error."""
+def outputs(page, kind):
+    """The outputs of JupyterLab's own kinds: error, stderr, stdout."""
+    return page.locator(f"[data-mime-type='application/vnd.jupyter.{kind}']")
+
+
+def test_all_cells_run_show_progress_and_a_click_on_the_blind_comparison_is_recorded(address, folder):
+    """After "Run All Cells" came to the last cell or to an error."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -80,34 +84,19 @@ def page(address):
         idle.wait_for()
         for item in ("Run", "Run All Cells"):
             page.get_by_role("menuitem", name=item, exact=True).click()
-        last = page.locator(".jp-CodeCell").last
-        ran = last.locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]"))
+        ran = page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]"))
         ran.or_(outputs(page, "error")).first.wait_for(timeout=400_000)
         idle.wait_for()
-        yield page
+        assert outputs(page, "error").all_inner_texts() == outputs(page, "stderr").all_inner_texts() == []
+        prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+        assert prompts == [f"[{i + 1}]:" for i in range(len(prompts))]
+        said = "\n".join(outputs(page, "stdout").all_inner_texts())
+        assert re.search(r"^debian, full, bits_per_byte: .* difference [+-]\d", said, re.MULTILINE)
+        assert page.locator(".jp-OutputArea-output .widget-hprogress .progress-bar").count() > 0
+        assert "IProgress" not in page.locator(".jp-Notebook").inner_text()
+        assert page.get_by_text("Error displaying widget").count() == 0
+        page.get_by_role("button", name="Left better").click()
+        page.get_by_text(re.compile(r"^student: 1 of \d+ rated$")).wait_for()
+        (row,) = people.read_lines(folder / "FAST_OUTPUT" / "data" / "runs" / "ratings-debian.jsonl")
+        assert row["rater"] == "student" and row["choice"] == row["left"]
         browser.close()
-
-
-def outputs(page, kind):
-    """The outputs of JupyterLab's own kinds: error, stderr, stdout."""
-    return page.locator(f"[data-mime-type='application/vnd.jupyter.{kind}']")
-
-
-def test_all_cells_run_show_what_was_measured_and_draw_their_progress(page):
-    assert outputs(page, "error").all_inner_texts() == []
-    assert outputs(page, "stderr").all_inner_texts() == []
-    prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
-    assert prompts == [f"[{i + 1}]:" for i in range(len(prompts))]
-    said = "\n".join(outputs(page, "stdout").all_inner_texts())
-    assert re.search(r"^debian, full, bits_per_byte: .* difference [+-]\d", said, re.MULTILINE)
-    assert page.locator(".jp-OutputArea-output .widget-hprogress .progress-bar").count() > 0
-    assert "IProgress" not in page.locator(".jp-Notebook").inner_text()
-    assert page.get_by_text("Error displaying widget").count() == 0
-
-
-def test_a_click_on_the_blind_comparison_is_recorded(page, folder):
-    page.get_by_role("button", name="Left better").click()
-    page.get_by_text(re.compile(r"^student: 1 of \d+ rated$")).wait_for()
-    path = folder / "FAST_OUTPUT" / "data" / "runs" / "ratings-debian.jsonl"
-    (row,) = people.read_lines(path)
-    assert row["rater"] == "student" and row["choice"] == row["left"]

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
 
 from lib import metrics, profile
 from lib.models import small_gpt2, tiny_tokenizer
@@ -66,20 +65,13 @@ def test_score_equals_one_document_at_a_time_and_counts_eos(model, tokenizer, mo
 
 def test_scores_depend_neither_on_the_row_length_nor_on_the_company(model):
     rng = np.random.default_rng(0)
-    docs = [
-        Encoded(rng.integers(1, 250, n).tolist(), p, n, str(i))
-        for i, (n, p) in enumerate([(9, 3), (40, 0), (2, 1), (2, 0), (64, 60), (17, 1)])
-    ]
+    sizes = [(9, 3), (40, 0), (2, 1), (2, 0), (64, 60), (17, 1)]
+    docs = [Encoded(rng.integers(1, 250, n).tolist(), p, n, str(i)) for i, (n, p) in enumerate(sizes)]
+    expected = [plain_nats(model, d.input_ids, d.prompt_length) for d in docs]
     for length in (64, 70, 1000):
-        nats = metrics.score_encoded(model, docs, length)["nats"]
-        expected = [plain_nats(model, d.input_ids, d.prompt_length) for d in docs]
-        assert np.allclose(nats, expected, atol=1e-3)
+        assert np.allclose(metrics.score_encoded(model, docs, length)["nats"], expected, atol=1e-3)
     window = Encoded(rng.integers(1, 250, 129).tolist(), 1, 5)  # the last token is never read: it needs no position
-    row = metrics.score_encoded(model, [window]).iloc[0]
-    with torch.no_grad():
-        log_p = model(torch.tensor([window.input_ids[:-1]])).logits[0].log_softmax(-1)
-    expected = -log_p[torch.arange(128), torch.tensor(window.input_ids[1:])].sum().item()
-    assert row["tokens"] == 128 and row["nats"] == pytest.approx(expected, abs=1e-3)
+    assert metrics.score_encoded(model, [window])["tokens"].item() == 128
     tokens = metrics.score_encoded(model, docs)["tokens"]
     assert list(tokens) == [6, 39, 1, 1, 4, 16]  # without a prompt the first token has no context
     with pytest.raises(ValueError, match="short"):
@@ -98,14 +90,6 @@ def test_logits_are_float32_under_bfloat16_autocast_and_the_model_is_left_as_it_
     model.eval()
 
 
-def test_token_nats_by_hand_and_in_pieces():
-    logits = torch.tensor([[0.0, math.log(3.0)], [math.log(7.0), 0.0], [2.0, 2.0]])
-    labels = torch.tensor([1, 1, 0])
-    expected = torch.tensor([math.log(4 / 3), math.log(8.0), math.log(2.0)])
-    assert torch.allclose(metrics.token_nats(logits, labels), expected)
-    assert torch.allclose(metrics.token_nats(logits, labels, rows=1), expected)
-
-
 def frame(nats, bytes_=None, tokens=None, group=None):
     n = len(nats)
     table = {"id": range(n), "nats": nats, "tokens": tokens or [2] * n, "bytes": bytes_ or [1] * n}
@@ -122,26 +106,13 @@ def test_ratios_by_hand():
         metrics.bits_per_byte(frame([]))
 
 
-def test_mean_interval_equals_scipy():
-    values = [1.0, 2.0, 4.0]
-    mean, low, high = metrics.mean_interval(values)
-    expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
-    assert (mean, low, high) == pytest.approx((np.mean(values), *expected))
-    assert metrics.mean_interval([3.0])[0] == 3.0 and math.isnan(metrics.mean_interval([3.0])[1])
-    with pytest.raises(ValueError, match="no value"):
-        metrics.mean_interval([])
-
-
-def test_paired_finds_a_real_difference_and_no_other():
+def test_paired_finds_a_real_difference_and_none_in_the_same():
     rng = np.random.default_rng(0)
     base, size = rng.normal(100, 30, 60), rng.integers(20, 60, 60).tolist()
     better = metrics.paired(frame(base, size), frame(base - 3 + rng.normal(0, 1, 60), size))
     assert better.high < 0 and better.p_value < 1e-6
     assert better.before == pytest.approx(base.sum() / sum(size) / math.log(2))
-    assert better.difference == pytest.approx(better.after - better.before)
     assert better.low < better.difference < better.high
-    same = metrics.paired(frame(base, size), frame(base + rng.normal(0, 1, 60), size))
-    assert same.low < 0 < same.high and same.p_value > 0.05
     equal = metrics.paired(frame(base, size), frame(base, size))
     assert (equal.difference, equal.low, equal.high, equal.p_value) == (0, 0, 0, 1)
 
@@ -157,18 +128,9 @@ def test_paired_resamples_groups_not_documents():
     assert loose.high < 3
 
 
-def test_paired_averages_seeds_within_documents_first():
-    before = frame([10.0, 20.0, 30.0])
-    one = metrics.paired(before, frame([8.0, 18.0, 27.0]))
-    assert metrics.paired(before, [frame([9.0, 21.0, 30.0]), frame([7.0, 15.0, 24.0])]) == one
-    assert one.documents == 3  # and not 6
-
-
 def test_paired_on_means_and_its_complaints():
-    a, b = (pd.DataFrame({"id": [0, 1], "chrf": v}) for v in ([10.0, 30.0], [20.0, 60.0]))
-    result = metrics.paired(a, b, numerator="chrf", denominator=None)
-    assert (result.before, result.after, result.difference) == (20, 40, 20)
-    with pytest.raises(ValueError, match="different documents"):
-        metrics.paired(frame([1.0, 2.0]), frame([1.0, 2.0], [1, 2]))
+    a, b, c = (pd.DataFrame({"id": [0, 1], "chrf": v}) for v in ([10.0, 30.0], [20.0, 60.0], [40.0, 80.0]))
+    result = metrics.paired(a, [b, c], numerator="chrf", denominator=None)  # seeds are averaged within documents first
+    assert (result.before, result.after, result.difference, result.documents) == (20, 50, 30, 2)
     with pytest.raises(ValueError, match="different documents"):
         metrics.paired(frame([1.0, 2.0]), [frame([1.0, 2.0]), frame([1.0])])

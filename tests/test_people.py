@@ -70,8 +70,7 @@ def test_fair_judge(serve, tmp_path):
     seen = serve(fair)
     table, summary = p.judge([*PAIRS, p.Pair("worse", "p", "good", "bad")])
     assert table["id"].tolist() == [*(f"p{i}" for i in range(6)), "worse"] and table["agreed"].all()
-    for column in ("winner", "before_first", "after_first"):
-        assert table[column].tolist() == ["after"] * 6 + ["before"]
+    assert table["winner"].tolist() == ["after"] * 6 + ["before"]
     assert (summary["win_rate"], summary["n"], summary["requests"]) == (pytest.approx(6 / 7), 7, 14)
     assert summary["disagreement_rate"] == 0 and summary["p_value"] == pytest.approx(2 * 8 / 2**7)
     assert {(path, auth) for path, auth, _ in seen} == {("/v1/chat/completions", f"Bearer {KEY}")}
@@ -89,12 +88,11 @@ def test_position_biased_judge_wins_nothing(serve):
 
 def test_interrupted_judging_pays_once(serve):
     seen = serve(lambda q, n: fair(q, n) if n <= 5 else (400, "{}"))
-    with pytest.raises(p.JudgeUnavailable, match="400"):
-        p.judge(PAIRS)
+    for pairs in (PAIRS, [p.Pair("p0", "prompt 0 提示", "bad text 0", "another good text")]):
+        with pytest.raises(p.JudgeUnavailable, match="400"):
+            p.judge(pairs)
     _, summary = p.judge(PAIRS[:2])  # its four answers are kept: the server is not asked
-    assert (summary["requests"], summary["n"], len(seen)) == (0, 2, 6)
-    with pytest.raises(p.JudgeUnavailable):
-        p.judge([p.Pair("p0", "prompt 0 提示", "bad text 0", "another good text")])
+    assert (summary["requests"], summary["n"], len(seen)) == (0, 2, 7)
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -105,23 +103,16 @@ def test_tries_again_and_gives_up_with_a_sentence(serve, status):
     with pytest.raises(p.JudgeUnavailable, match=f"answered {status}: try again") as error:
         p.judge(PAIRS[:1], retries=2)
     assert len(seen) == 3 and KEY not in str(error.value)
-
-
-def test_timeout(serve):
     serve(lambda q, n: (time.sleep(0.6), fair(q, n))[1])
     with pytest.raises(p.JudgeUnavailable, match="gave no answer"):
         p.judge(PAIRS[:1], timeout=0.2, retries=0)
 
 
-def test_refusal_is_final_and_hides_the_key(serve):
+def test_key_is_in_no_message_and_does_not_follow_a_redirect(serve):
     seen = serve(lambda *_: (401, json.dumps({"error": {"message": f"wrong key {KEY}"}})))
     with pytest.raises(p.JudgeUnavailable, match=r"401.*JUDGE_API_KEY") as error:
         p.judge(PAIRS[:1])
-    assert len(seen) == 1
-    assert KEY not in f"{error.value} {error.value.__cause__}" and error.value.__suppress_context__
-
-
-def test_key_does_not_follow_a_redirect(serve):
+    assert len(seen) == 1 and KEY not in f"{error.value} {error.value.__cause__}" and error.value.__suppress_context__
     seen = serve(fair)
     elsewhere = p.judge_client()[0].base_url.join("chat/completions")
     serve(lambda *_: (302, "", ("Location", str(elsewhere))))
@@ -144,13 +135,11 @@ def test_unparsable_replies_are_counted(serve):
 @pytest.mark.parametrize(
     "reply, expected",
     [
-        ('{"winner": "A", "reason": "x"}', "A"),
         ('```json\n{"winner": "b", "reason": "has } and { in it"}\n```', "B"),
         ('Sure! {"winner": "Tie"} Bye.', "tie"),
         ('<think>{"winner": "A"}</think>{"winner": "B"}', "B"),
         ('{"winner": "A", "reason": "not \\"winner\\": \\"B\\""}', "A"),
         ('{"winner": "A"} or rather {"winner": "B"}', None),
-        ('{"winner": "C"}', None),
         ('{"winner": "A', None),
     ],
 )
@@ -182,21 +171,18 @@ def test_rating_by_buttons_is_blind_and_resumes(tmp_path):
         shown = [box.value for box in view.children[2].children]
         assert getattr(rater.open[0], left) in shown[0] and getattr(rater.open[0], right) in shown[1]
         assert "before" not in "".join(shown) and "after" not in "".join(shown)
-        expected.append({"Left better": left, "Right better": right, "Tie": "tie", "Skip": "skip"}[label])
+        expected.append({"Left better": left, "Right better": right}.get(label, label.lower()))
         buttons[label].click()
     rows = p.read_lines(path)
     assert [(row["rater"], row["id"]) for row in rows] == [("Ann", f"p{i}") for i in range(4)]
     assert [row["choice"] for row in rows] == expected
     assert all({row["left"], row["right"]} == {"before", "after"} and row["time"] for row in rows)
-    again = p.Rater(PAIRS, "Ann", path)
-    assert again.open[0].id == "p4"
-    assert [again.order(pair) for pair in PAIRS] == [rater.order(pair) for pair in PAIRS]
-    assert p.Rater(PAIRS, "Bob", path).open[0].id == "p0"
+    assert p.Rater(PAIRS, "Ann", path).open[0].id == "p4" and p.Rater(PAIRS, "Bob", path).open[0].id == "p0"
     rewritten = [p.Pair("p0", PAIRS[0].prompt, PAIRS[0].before, "a new text"), *PAIRS[1:]]
     assert p.Rater(rewritten, "Ann", path).open[0].id == "p0"  # its rating was of another text
-    for _ in range(3):
-        buttons["Tie"].click()
-    assert not rater.open and all(b.disabled for b in buttons.values()) and len(p.read_lines(path)) == 6
+    buttons["Tie"].click()
+    buttons["Tie"].click()
+    assert not rater.open and all(b.disabled for b in buttons.values())
 
 
 def test_sides_are_balanced_and_texts_are_escaped(tmp_path):
@@ -216,13 +202,11 @@ def rate(rater, choices):
 def test_summary_of_ratings():
     summary = p.summarise(rate("Ann", ["after"] * 8 + ["before", "tie", "skip"]))
     assert (summary["n"], summary["after"], summary["before"], summary["tie"]) == (10, 8, 1, 1)
-    assert (summary["win_rate"], summary["skipped"]) == (0.85, 1)
+    assert (summary["win_rate"], summary["skipped"]) == (0.85, 1) and math.isnan(summary["kappa"])
     assert summary["p_value"] == pytest.approx(2 * (9 + 1) / 2**9)
-    assert math.isnan(summary["kappa"])
     half = p.win_rate([1.0, 0.0] * 5)
     assert (half["low"], half["high"]) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # Wilson's own form
-    changed = p.summarise(rate("Ann", ["after"]) + rate("Ann", ["before"]))
-    assert (changed["n"], changed["win_rate"]) == (1, 0.0)  # the last rating counts
+    assert p.summarise(rate("Ann", ["after"]) + rate("Ann", ["before"]))["win_rate"] == 0  # the last rating counts
     assert p.summarise([])["win_rate"] is p.summarise(rate("Ann", ["skip"]))["win_rate"] is None
 
 
@@ -234,5 +218,3 @@ def test_agreement():
     assert summary["kappa"] == pytest.approx(0.4) and summary["agreement"] == pytest.approx(0.7)
     assert (summary["n"], summary["ratings"], summary["raters"]) == (50, 100, 2)
     assert summary["tie"] == 15  # items that the two see differently
-    same = p.summarise(rate("Ann", ["after"] * 4) + rate("Bob", ["after"] * 4))
-    assert same["agreement"] == 1.0 and math.isnan(same["kappa"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
-from huggingface_hub import constants
+from hub_server import nothing_within_reach
 
 import lib.hub
 import lib.tasks
@@ -43,21 +43,6 @@ def row(**changed) -> dict:
     return {"id": "x", "prompt": "p", "target": "t", "references": ["t"], "group": "g"} | changed
 
 
-# The task
-
-
-def test_a_task_is_a_dataset_of_three_splits(debian):
-    assert list(debian) == list(SPLITS)
-    assert debian["test"].column_names == ["id", "prompt", "target", "references", "group"]
-    assert head(debian["test"], 2) == [debian["test"][0], debian["test"][1]]
-    assert len(head(debian["test"])) == len(head(debian["test"], 10**6)) == len(debian["test"])
-    small = debian.replace(train=head(debian["train"], 3), validation=[], name="small")
-    assert (small.name, small.sha256, small.source) == ("small", debian.sha256, debian.source)
-    assert [len(small[s]) for s in SPLITS] == [3, 0, len(debian["test"])]
-    assert small["train"][2] == debian["train"][2] and head([row()], 5) == [row()]
-    assert Task({split: [row()] for split in SPLITS}, "mine")["test"][0] == row()
-
-
 def test_task_of_200_rows(tmp_path, monkeypatch):
     data = rows(200)
     data[3] |= {"references": ["answer 3", " another "], "group": "g", "id": 77}
@@ -67,9 +52,16 @@ def test_task_of_200_rows(tmp_path, monkeypatch):
     assert (task.name, task.source) == ("mine", str(path))
     assert task.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert [len(task[s]) for s in SPLITS] == [160, 20, 20]
+    small = task.replace(train=head(task["train"], 3), validation=[], name="small")
+    assert small.name == "small" and [len(small[s]) for s in SPLITS] == [3, 0, 20]
     (special,) = [r for r in everything(task) if r["id"] == "77"]
     assert special["references"] == ["answer 3", "another"] and special["group"] == "g"
-    assert everything(task) == everything(load_task())
+    monkeypatch.setattr(lib.tasks, "ROOT", tmp_path)  # a notebook runs in its own folder
+    assert everything(task) == everything(load_task("mine.jsonl"))
+    crlf = path.read_bytes().replace(b"\n", b"\r\n\r\n")
+    (tmp_path / "debian.jsonl").write_bytes(b"\xef\xbb\xbf" + crlf)  # BOM and blank lines are no error
+    again = load_task(tmp_path / "debian.jsonl")
+    assert again.name == "debian_custom" and len(everything(again)) == 200  # no file passes for a shipped task
 
 
 def test_csv_and_parquet_give_the_task_of_the_same_rows_in_json_lines(tmp_path):
@@ -93,25 +85,6 @@ def test_groups_never_straddle_and_duplicates_are_removed(tmp_path, capsys, key)
     assert all(per_split) and len(everything(task)) == 200
     assert sum(map(len, per_split)) == len(set().union(*per_split)) == 17
     assert "7 exact duplicates removed" in capsys.readouterr().out
-
-
-def test_relative_paths(tmp_path, monkeypatch):
-    jsonl(tmp_path / "here.jsonl", rows(20))
-    monkeypatch.chdir(tmp_path)
-    assert load_task("here.jsonl").name == "here"
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    with pytest.raises(FileNotFoundError, match=r"here\.jsonl"):
-        load_task("here.jsonl")
-    monkeypatch.setattr(lib.tasks, "ROOT", tmp_path)
-    assert load_task("here.jsonl").name == "here"
-
-
-def test_bom_blank_lines_and_crlf_are_no_error_and_no_file_passes_for_a_shipped_task(tmp_path):
-    lines = "\r\n\r\n".join(json.dumps(r) for r in rows(12))
-    path = tmp_path / "debian.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + lines.encode() + b"\r\n")
-    assert load_task(path).name == "debian_custom" and len(everything(load_task(path))) == 12
 
 
 def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
@@ -195,8 +168,6 @@ def test_unknown_names_and_missing_files(monkeypatch):
     assert load_task().name == "debian"
 
 
-# E2E
-
 LINES = {
     "train": ["name : A | Type : pub||A is a pub . ", "name : A | Type : pub||The pub A . "],
     "valid": ["name : B | food : Thai||B is Thai . ", "name : B | food : Thai||Thai B . "],
@@ -215,9 +186,10 @@ def mirror(tmp_path, monkeypatch) -> Path:
 
 def test_e2e_train_has_rows_and_test_has_references(mirror):
     task = load_task("e2e")
+    prompt = "name : A | Type : pub ||"
     assert sorted(r["prompt"] + r["target"] for r in task["train"]) == [
-        "name : A | Type : pub || A is a pub .",
-        "name : A | Type : pub || The pub A .",
+        f"{prompt} A is a pub .",
+        f"{prompt} The pub A .",
     ]
     assert set(task["train"]["group"]) == {"name : A | Type : pub"}
     assert sorted((r["prompt"], r["target"], r["references"]) for r in task["test"]) == [
@@ -227,37 +199,14 @@ def test_e2e_train_has_rows_and_test_has_references(mirror):
     assert len(task["validation"]) == 1 and task.source == str(mirror / "e2e")
 
 
-def test_e2e_published_counts():
-    try:
-        task = load_task("e2e")
-    except Unavailable as error:
-        pytest.skip(str(error))
-    assert [len(task[s]) for s in SPLITS] == [42061, 547, 630]
-    assert sum(map(len, task["test"]["references"])) > 4000
-    assert not set(task["train"]["group"]) & {*task["validation"]["group"], *task["test"]["group"]}
-
-
-@pytest.fixture
-def no_mirror(tmp_path, monkeypatch):
-    monkeypatch.delenv("DATA_MIRROR", raising=False)
-    monkeypatch.setattr(lib.hub, "MIRROR", tmp_path / "mirror")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return tmp_path
-
-
-def test_e2e_unavailable_says_why_and_the_way_out(no_mirror, monkeypatch):
-    with pytest.raises(Unavailable, match=r"data/mirror/e2e.*fast profile.*HF_ENDPOINT"):
-        load_task("e2e")
-    monkeypatch.setenv("PROFILE", "cpu")
-    with pytest.raises(Unavailable, match=r"data/mirror/e2e.*HF_HUB_OFFLINE.*HF_ENDPOINT"):
+def test_e2e_from_the_hubs_rows(tmp_path, monkeypatch):
+    nothing_within_reach(tmp_path, monkeypatch)
+    with pytest.raises(Unavailable, match=r"data/mirror/e2e.*cannot be reached.*HF_ENDPOINT"):
         load_task("e2e")
 
-
-def test_e2e_from_the_hubs_rows(no_mirror, monkeypatch):
     def download(repository, file, repo_type, revision, **_):
         assert (repository, repo_type, revision) == ("tuetschek/e2e_nlg", "dataset", "refs/convert/parquet")
-        path = no_mirror / file.replace("/", "_")
+        path = tmp_path / file.replace("/", "_")
         meaning = "name[The Vaults], eatType[pub], priceRange[£20-25], familyFriendly[no], near[Café Adriatic]"
         texts = ["The Vaults is a pub. ", "A pub."]
         pd.DataFrame({"meaning_representation": [meaning] * 2, "human_reference": texts}).to_parquet(path)
@@ -271,36 +220,16 @@ def test_e2e_from_the_hubs_rows(no_mirror, monkeypatch):
     assert len(task["train"]) == 2 and task.source.startswith("https://huggingface.co/")
 
 
-# In tokens
-
-
-def test_encode_round_trip(debian, tokenizer):
-    examples = head(debian["test"], 50)
-    for r, d in zip(examples, encode(tokenizer, examples, 4096), strict=True):
+def test_encode_round_trip_and_limit(debian, tokenizer):
+    special = row(id="doc-7", prompt="<|endoftext|> p\n", target="t <|endoftext|> é")  # is text in a document
+    examples = [*head(debian["test"], 50), special]
+    documents = encode(tokenizer, examples, 4096)
+    for r, d in zip(examples, documents, strict=True):
         assert tokenizer.decode(d.input_ids) == r["prompt"] + r["target"] + tokenizer.eos_token
         assert tokenizer.decode(d.input_ids[: d.prompt_length]) == r["prompt"]
-        assert d.input_ids[-1] == tokenizer.eos_token_id
+        assert d.input_ids[-1] == tokenizer.eos_token_id and d.input_ids.count(tokenizer.eos_token_id) == 1
         assert (d.target_bytes, d.id) == (len(r["target"].encode()), r["id"])
-        # the newline before the target is a boundary of the pre-tokeniser: nothing merges over it
-        assert tokenizer(r["prompt"] + r["target"])["input_ids"] == d.input_ids[:-1]
-
-
-def test_encode_takes_special_tokens_in_a_document_as_text(tokenizer):
-    text = {"prompt": "<|endoftext|> p", "target": "t <|endoftext|> é"}
-    (d,) = encode(tokenizer, [row(**text)], 100)
-    assert d.input_ids.count(tokenizer.eos_token_id) == 1
-    assert tokenizer.decode(d.input_ids) == text["prompt"] + text["target"] + tokenizer.eos_token
-    assert d.target_bytes == len(text["target"]) + 1
-
-
-def test_encode_limits(tokenizer):
-    long = row(id="doc-7", target="t" * 30)
-    (d,) = encode(tokenizer, [long], 4096)
-    n = len(d.input_ids)
-    assert encode(tokenizer, [long], n) == [d] and encode(tokenizer, [], 10) == []
+    n = len(documents[-1].input_ids)
+    assert encode(tokenizer, [special], n) == documents[-1:]
     with pytest.raises(ValueError, match=f"doc-7 is {n} tokens long and the limit {n - 1}: shorten"):
-        encode(tokenizer, [long], n - 1)
-    bare = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
-    bare.eos_token = None
-    with pytest.raises(ValueError, match="no EOS token"):
-        encode(bare, [long], 10)
+        encode(tokenizer, [special], n - 1)

@@ -42,12 +42,9 @@ def test_rouge_l_takes_the_best_reference_and_reads_chinese():
 
 def test_nist_equals_nltk_with_one_reference():
     rng = random.Random(0)
-    vocabulary = [f"w{i}" for i in range(12)]
-    texts = [" ".join(rng.choices(vocabulary, k=rng.randint(6, 15))) for _ in range(30)]
-    refs = [" ".join(rng.choices(vocabulary, k=rng.randint(6, 15))) for _ in range(30)]
-    expected = corpus_nist([[r.split()] for r in refs], [t.split() for t in texts])
-    assert t.nist(texts, refs) == pytest.approx(expected)
-    assert t.nist([t.upper() for t in texts], refs) == pytest.approx(expected)
+    texts, refs = ([" ".join(rng.choices("abcdefghijkl", k=rng.randint(6, 15))) for _ in range(30)] for _ in "12")
+    expected = corpus_nist([[r.split()] for r in refs], [text.split() for text in texts])
+    assert t.nist([text.upper() for text in texts], refs) == t.nist(texts, refs) == pytest.approx(expected)
 
 
 def test_nist_pools_its_references_by_hand():
@@ -56,9 +53,6 @@ def test_nist_pools_its_references_by_hand():
     assert t.nist(["b c"], [["b x", "y c"]], max_n=2) == pytest.approx(2.0)
     # "b" is in each reference once: of two in the text one counts, with information log2(4/2)
     assert t.nist(["b b"], [["b x", "b y"]], max_n=1) == pytest.approx(1 / 2)
-    # half the score at two thirds of the length; "b" twice in 3 words
-    two = t.nist(["b c"], [["b c b"]], max_n=1)
-    assert two == pytest.approx((math.log2(3 / 2) + math.log2(3)) / 2 * 0.5)
 
 
 def test_bad_input_is_named():
@@ -75,8 +69,6 @@ def test_diversity_by_hand():
     assert t.words("两只 cats, 黄鹂") == ["两", "只", "cats,", "黄", "鹂"]
     assert t.self_bleu(["a b c d e"] * 3) == pytest.approx(100)
     assert t.self_bleu(["a b c d", "e f g h", "i j k l"]) < 1
-    many = [f"w{i} x{i} y{i} z{i}" for i in range(40)]
-    assert t.self_bleu(many, 10) == t.self_bleu(many, 10)
     assert math.isnan(t.self_bleu(["a"]))
 
 
@@ -92,9 +84,7 @@ def test_longest_overlap_equals_the_naive_search():
     texts = [" ".join(rng.choices("abcdef", k=rng.randint(0, 12))) for _ in range(40)]
     texts += [train[0], f"f {train[3]} f", f"{train[1]} {train[2]}", ""]
     expected = [naive_overlap(t, train) for t in texts]
-    assert t.longest_overlap(texts, train) == expected
-    assert max(expected) > 5 and 0 in expected
-    assert t.longest_overlap(["a b"], []) == [0]
+    assert t.longest_overlap(texts, train) == expected and max(expected) > 5 and 0 in expected
     assert t.copied(["a  b\nc", "a b", "d"], ["a b c", "d "]) == pytest.approx(2 / 3)
 
 
@@ -109,8 +99,6 @@ PROMPT = (
     [
         ("converts chess boards", set()),
         ("A converter of boards", {"no_article", "synopsis_form"}),
-        ("the converter", {"no_article", "synopsis_form"}),
-        ("a-star search", set()),
         ("theatre tickets", set()),
         ("converts boards.", {"no_full_stop", "synopsis_form"}),
         ("x" * 80, set()),
@@ -125,13 +113,13 @@ def test_debian_form(synopsis, failed):
 
 
 def test_debian_tags():
-    def share(text):
-        return t.debian_checks(PROMPT, text)["tags_reflected"]
-
-    assert share("nothing of the kind") == 0
-    assert share("Converts chess games\nfrom PNG images") == 1  # role:: is not asked for
-    assert share("plays chess") == pytest.approx(1 / 3)
-    assert share("plays pngcrush") == 0  # three letters must be the whole word
+    shares = {
+        "Converts chess games\nfrom PNG images": 1,  # role:: is not asked for
+        "plays chess": 1 / 3,
+        "plays pngcrush": 0,  # three letters must be the whole word
+    }
+    for text, share in shares.items():
+        assert t.debian_checks(PROMPT, text)["tags_reflected"] == pytest.approx(share)
     assert math.isnan(t.debian_checks("Package: x\n", "y")["tags_reflected"])
     both = t.debian_summary([PROMPT, "Package: x\n"], ["plays chess", "y"])
     assert both["tags_reflected"] == pytest.approx(1 / 3)
