@@ -39,34 +39,35 @@ def command(folder, *arguments, launcher=("-m", "lib")):
     )
 
 
-def summary(folder, *arguments, **options):
-    """Of the run that the command makes, or takes up, in the folder."""
-    process = command(folder, *arguments, **options)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
+def summary(folder):
     (path,) = (folder / "data" / "runs").glob("*/run.json")
     return json.loads(path.read_text())["summary"]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return summary(tmp_path_factory.mktemp("whole"), *LONG)
-
-
 def test_each_method_learns_and_leaves_the_base_alone(base, task):
     before = {k: v.clone() for k, v in base.model.state_dict().items()}
+    trainable = {}
     for method in train.METHODS:
         run = train.finetune(base, task, method, seed=0, quiet=True, learning_rate=3e-3)
         curve = run.history["held_out_loss"].dropna()
         assert curve.iloc[-1] < curve.iloc[0] - 0.01, method
         assert run.summary["held_out_loss"] == pytest.approx(curve.min())
-        share = run.summary["trainable_parameters"] / base.parameters
-        assert share == 1 if method == "full" else 0 < share < 1
+        trainable[method] = run.summary["trainable_parameters"]
         moved = {k for k, v in run.model.state_dict().items() if not torch.equal(v, before[k])}
         assert not run.model.training and not hasattr(run.model, "peft_config")
     assert method == "last_blocks" and moved
     assert all(k.startswith(("transformer.h.1.", "transformer.ln_f.")) for k in moved)
+    assert trainable["full"] == base.parameters
+    assert 0 < trainable["lora"] < trainable["full"] and 0 < trainable["last_blocks"] < trainable["full"]
     assert all(torch.equal(v, before[k]) for k, v in base.model.state_dict().items())
+
+
+def test_a_finished_run_is_loaded_and_gives_the_same_model(base, task, capsys):
+    first = train.finetune(base, task, "lora", seed=0, quiet=True, learning_rate=3e-3)
+    again = train.finetune(base, task, "lora", seed=0, learning_rate=3e-3)
+    assert "finished before, loaded" in capsys.readouterr().out
+    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_the_loss_is_the_mean_over_target_tokens(base, task):
@@ -85,23 +86,33 @@ def test_the_loss_is_the_mean_over_target_tokens(base, task):
     assert len(nats) == flatten(docs)["labels"].numel() == (labels != -100).sum()
 
 
-def test_kill_9_then_the_same_command_ends_at_the_same_loss(tmp_path, whole):
-    process = command(tmp_path, *LONG)
+def test_kill_9_then_the_same_command_ends_at_the_same_loss(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = command(killed, *LONG)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("data/runs/*/checkpoints/checkpoint-*/trainer_state.json")):
+    while not list(killed.glob("data/runs/*/checkpoints/checkpoint-*/trainer_state.json")):
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.02)
     process.kill()
     process.wait()
-    assert not list(tmp_path.glob("data/runs/*/run.json")), "killed too late to show anything"
-    again = summary(tmp_path, *LONG)
-    assert (again["steps"], again["held_out_loss"]) == (whole["steps"], whole["held_out_loss"])
+    assert not list(killed.glob("data/runs/*/run.json")), "killed too late to show anything"
+    for folder in (killed, whole):
+        process = command(folder, *LONG)
+        assert process.wait(200) == 0, process.stdout.read()
+    for key in ("steps", "held_out_loss"):
+        assert summary(killed)[key] == summary(whole)[key]
 
 
-def test_two_gloo_processes_reach_the_loss_of_one(tmp_path, whole):
-    two = summary(tmp_path, *LONG, launcher=(*LAUNCH, "-m", "lib"))
-    assert (whole["processes"], two["processes"]) == (1, 2) and two["steps"] == whole["steps"]
-    assert two["held_out_loss"] == pytest.approx(whole["held_out_loss"], rel=0.01)
+def test_two_gloo_processes_reach_the_loss_of_one(tmp_path):
+    losses = []
+    for name, how in (("one", ("-m", "lib")), ("two", (*LAUNCH, "-m", "lib"))):
+        process = command(tmp_path / name, *LONG, launcher=how)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+        losses.append(summary(tmp_path / name))
+    assert [s["processes"] for s in losses] == [1, 2]
+    assert losses[0]["steps"] == losses[1]["steps"]
+    assert losses[1]["held_out_loss"] == pytest.approx(losses[0]["held_out_loss"], rel=0.01)
 
 
 def test_bad_settings_are_one_sentence(base, task, monkeypatch):
@@ -121,24 +132,27 @@ def test_a_variant_is_another_run_and_a_change_needs_its_name(base, task):
     with pytest.raises(ValueError, match="name the change in variant"):
         train.finetune(base, task, draw=backwards)
     options = {"train_tokens": 2_600, "batch_tokens": 640, "evaluations": 1, "quiet": True, "learning_rate": 3e-3}
-    sgd = {"variant": "sgd", "optimizer": lambda m, s: torch.optim.SGD(m.parameters(), s.learning_rate)}
-    changes = ({}, {"variant": "backwards", "draw": backwards}, sgd)
-    runs = [train.finetune(base, task, **change, **options) for change in changes]
-    losses = [run.summary["held_out_loss"] for run in runs]
-    assert len({run.path for run in runs}) == 3 and losses[0] != losses[1]
-    assert losses[2] > losses[0] + 0.01, "SGD moves little at this rate"
+    plain = train.finetune(base, task, **options)
+    changed = train.finetune(base, task, variant="backwards", draw=backwards, **options)
+    sgd = train.finetune(
+        base, task, variant="sgd", optimizer=lambda m, s: torch.optim.SGD(m.parameters(), s.learning_rate), **options
+    )
+    assert len({run.path for run in (plain, changed, sgd)}) == 3
+    losses = [run.summary["held_out_loss"] for run in (plain, changed, sgd)]
+    assert losses[0] != losses[1] and losses[2] > losses[0] + 0.01, "SGD moves little at this rate"
 
 
-def test_damaged_runs_say_what_to_delete(base, task, tmp_path, capsys):
-    run, again = (train.finetune(base, task, "lora", seed=0, quiet=q, learning_rate=3e-3) for q in (True, False))
-    assert "finished before, loaded" in capsys.readouterr().out
-    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), again.model.parameters(), strict=True))
+def test_damaged_runs_say_what_to_delete(base, task, tmp_path):
+    run = train.finetune(base, task, "lora", seed=0, quiet=True, learning_rate=3e-3)
     with pytest.raises(RuntimeError, match=r"was fine-tuned from tiny-random-gpt2, not from other"):
         train.load(replace(base, name="other"), run.path)
     copy = shutil.copytree(run.path, tmp_path / "copy")
     weights = copy / "model" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"is damaged .* delete the folder, run again"):
+        train.load(base, copy)
+    (copy / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
         train.load(base, copy)
     (copy / "run.json").unlink()
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
