@@ -9,31 +9,16 @@ from transformers.activations import NewGELUActivation
 
 from lib import profile
 from lib.explore import bench
-from lib.explore.bench import SYSTEMS, Clock, Enough, answer
+from lib.explore.bench import SYSTEMS, Clock, answer
 from lib.tasks import head, load_task
 
 
-def test_the_model_is_gpt2s_configuration_with_gpt2s_tokenizer():
-    tokenizer = bench.gpt2_tokenizer()
-    assert len(tokenizer) == 50_257 and tokenizer.eos_token_id == 50_256
-    assert tokenizer("Hello world").input_ids == [15496, 995]  # GPT-2's published example
-    text = "The Nile, isn't it? 春眠不覺曉"
-    assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert all((bench.BUDGET["n_layer"][i], bench.BUDGET["n_embd"][i]) == (12, 768) for i in (1, 2))
-
-
-def test_the_clock_counts_labels_while_training_alone_and_ends_it():
+def test_the_clock_counts_labels_while_training_alone():
     clock, module = Clock(seconds=0.0), torch.nn.Linear(1, 1).train()
     clock.count(module, (), {"labels": torch.tensor([[-100, 5, 6]])})
     clock.count(module, (), {"logits_to_keep": torch.tensor([3, 4, 5])})
-    assert clock.tokens == 5
     clock.count(module.eval(), (), {"labels": torch.tensor([[7]])})
     assert clock.tokens == 5
-    clock.on_step_begin(None, None, None)
-    for _ in range(bench.STEPS - 1):
-        clock.on_step_end(None, None, None)
-    with pytest.raises(Enough):
-        clock.on_step_end(None, None, None)
 
 
 class Watched(Clock):

@@ -67,16 +67,12 @@ def test_what_is_no_quatrain_scores_nothing(text):
         chinese.plan_of(text)
 
 
-def test_finals_without_their_medials():
-    wanted = (
-        "麻家花 a|波多 o|歌 e|月切 ê|来怀 ai|飞归 ei|高遥 ao|楼流 ou|山天川泉 an|人新春云 en|香光长 ang|风城情东穷 eng"
-    )
-    wanted += "|衣知诗 i|无孤 u|鱼居 v|儿 er"
-    for characters, final in (part.split() for part in wanted.split("|")):
-        assert {chinese.rhyme_of(c) for c in characters} == {final}
+FINALS = "麻家花 a|波多 o|歌 e|月切 ê|来怀 ai|飞归 ei|高遥 ao|楼流 ou|山天川泉 an|人新春云 en|香光长 ang|风城情东穷 eng"
 
 
 def test_rhyme_needs_two_different_characters_that_sound_alike():
+    for characters, final in (part.split() for part in f"{FINALS}|衣知诗 i|无孤 u|鱼居 v|儿 er".split("|")):
+        assert {chinese.rhyme_of(c) for c in characters} == {final}  # without its medial
     assert chinese.rhyme("流", "楼") and chinese.rhyme("家", "花")
     assert not chinese.rhyme("流", "天") and not chinese.rhyme("流", "流") and not chinese.rhyme("山", "香")
     for other in (NO_PINYIN, "a", "，", "\ufffd"):
@@ -114,22 +110,6 @@ def test_a_copied_line_is_one_of_the_training_lines_whole():
     assert seven["repeated"] == 0.75
     almost = "".join("云" if i % 9 == 3 else c for i, c in enumerate(LUSHAN))
     assert chinese.form(almost, known)["copied_line"] == 0
-
-
-def ending(second: str, fourth: str) -> str:
-    """A quatrain whose lines 2 and 4 end so."""
-    return "\n".join(["天" * 5, "天" * 4 + second, "天" * 5, "天" * 4 + fourth])
-
-
-def test_rhyme_by_chance_pairs_every_poem_with_every_other():
-    poems = [ending("流", "楼"), ending("愁", "山"), ending(NO_PINYIN, "流")]
-    # lines 2 x 4 of other poems: 流-山, 流-流 (the same), 愁-楼 (rhymes), 愁-流 (rhymes), 𬭭-楼, 𬭭-山
-    assert chinese.rhyme_by_chance(poems) == pytest.approx(2 / 6)
-    assert math.isnan(chinese.rhyme_by_chance(poems[:1])) and math.isnan(chinese.rhyme_by_chance([]))
-    # only poems of the same line length are paired, and what is no poem is left out
-    assert chinese.rhyme_by_chance([*poems, LUSHAN, "no poem"]) == pytest.approx(2 / 6)
-    # who ends in one sound rhymes by that alone
-    assert chinese.rhyme_by_chance([ending("流", "楼"), ending("愁", "秋"), ending("州", "舟")]) == 1
 
 
 def test_people_rhyme_and_chance_does_not(tang):
@@ -253,17 +233,6 @@ def test_old_rows_stay_and_new_ones_start_as_named(any_base, init):
     assert len(any_base.tokenizer) == size and all(torch.equal(now[k], weights[k]) for k in weights)
 
 
-def test_name_and_count_tell_extensions_apart(any_base):
-    asked = [(CHARACTERS, "pieces", 0), (CHARACTERS, "random", 0), (CHARACTERS, "random", 1)]
-    asked += [(CHARACTERS[:2], "random", 0), (["水", "日", "香"], "random", 0)]
-    made = [chinese.extend(any_base, *arguments) for arguments in asked]
-    assert len({b.name for b in made} | {any_base.name}) == 6
-    assert made[0].parameters == made[0].model.num_parameters()
-    again = chinese.extend(any_base, CHARACTERS, "random", 1)
-    assert torch.equal(tables(again.model)[0], tables(made[2].model)[0])
-    assert not torch.equal(tables(again.model)[0], tables(made[1].model)[0])
-
-
 def test_any_text_survives_the_extended_tokenizer(tokenizer, tang):
     model = small_gpt2(len(tokenizer), 1, 2, 32)
     base = Base(model, tokenizer, "tiny", True, "", None, model.num_parameters(), 256, "")
@@ -276,7 +245,7 @@ def test_any_text_survives_the_extended_tokenizer(tokenizer, tang):
         assert len(ids) <= len(own) - sum(text.count(c) * (len(tokenizer(c).input_ids) - 1) for c in characters)
 
 
-def test_split_characters_are_the_frequent_ones_that_the_tokenizer_splits(tokenizer):
+def test_split_characters_are_the_frequent_ones_that_the_tokenizer_splits(tokenizer, base):
     known = copy.deepcopy(tokenizer)
     known.add_tokens([AddedToken("山", normalized=False)])
     texts = ["山山山山日日日，，，，，x", "香香水水"]
@@ -284,9 +253,6 @@ def test_split_characters_are_the_frequent_ones_that_the_tokenizer_splits(tokeni
     assert chinese.split_characters(known, texts, 3) == ["日", "水", "香"]
     with pytest.raises(ValueError, match=r"hold 4 characters .* fewer than 5"):
         chinese.split_characters(tokenizer, texts, 5)
-
-
-def test_bad_extensions_are_refused(base):
     for characters in (["日", "a"], ["日", "日"], []):
         with pytest.raises(ValueError, match="a character that the tokenizer splits, given once"):
             chinese.extend(base, characters, "pieces")

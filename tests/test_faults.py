@@ -144,12 +144,6 @@ def kills_during_writes(folder: Path, write, times: int) -> int:
     return lost
 
 
-@pytest.mark.fault("kill during a write of results")
-def test_a_kill_during_a_write_leaves_the_old_file_or_the_new(tmp_path, record_property):
-    record_property("injected", 20)
-    assert kills_during_writes(tmp_path, results.write_json, 20) == 0
-
-
 def full_disks(folder: Path, write, times: int) -> int:
     path, lost = folder / "r.json", 0
     write(path, {"old": True})
@@ -165,12 +159,6 @@ def full_disks(folder: Path, write, times: int) -> int:
     return lost
 
 
-@pytest.mark.fault("disk full at a write of results")
-def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, record_property):
-    record_property("injected", TIMES)
-    assert full_disks(tmp_path, results.write_json, TIMES) == 0
-
-
 def two_writers(folder: Path, write, times: int) -> int:
     path, values = folder / "r.json", [[name] * 5_000 for name in ("a", "b")]
     write(path, values[0])
@@ -182,10 +170,18 @@ def two_writers(folder: Path, write, times: int) -> int:
     return lost + len(list(folder.iterdir())) - 1
 
 
-@pytest.mark.fault("two writers of one file")
-def test_a_reader_finds_one_of_two_writers_files_whole(tmp_path, record_property):
-    record_property("injected", 40)
-    assert two_writers(tmp_path, results.write_json, 20) == 0
+WRITES = {
+    "kill during a write of results": (kills_during_writes, 20),
+    "disk full at a write of results": (full_disks, TIMES),
+    "two writers of one file": (two_writers, 20),
+}
+
+
+@pytest.mark.parametrize("fault", [pytest.param(name, marks=pytest.mark.fault(name)) for name in WRITES])
+def test_a_results_file_is_the_old_one_or_the_new(fault, tmp_path, record_property):
+    harness, times = WRITES[fault]
+    record_property("injected", 2 * times if harness is two_writers else times)
+    assert harness(tmp_path, results.write_json, times) == 0
 
 
 @pytest.mark.parametrize(("harness", "times"), [(kills_during_writes, 20), (full_disks, 3), (two_writers, 200)])

@@ -85,37 +85,16 @@ def test_exposure_at_the_ends_and_with_ties():
     assert rank_of(flat, "3C4D") == CANDIDATES and exposure(CANDIDATES) == pytest.approx(0)
 
 
-def test_a_tokenizer_that_merges_the_code_is_refused(base):
-    class Merging:
-        name_or_path = "merging"
-
-        def __call__(self, text, **_):
-            ids = base.tokenizer(text, add_special_tokens=False).input_ids
-            return type("", (), {"input_ids": [*ids[:-2], ids[-2] * 1000 + ids[-1]]})()
-
-    with pytest.raises(ValueError, match=r"merging does not make the code .* one token a symbol"):
-        code_log_probabilities(base.model, Merging(), canaries(0, 1, 0)[0].prefix)
-
-
 def test_canaries_differ_within_a_seed_and_between_seeds():
     drawn = canaries(0, 3, 4)
     assert [c.repetitions for c in drawn] == [r for r in REPETITIONS for _ in range(3)] + [0] * 4
     assert len({c.prefix.split(" of ")[1] for c in drawn}) == len(drawn)
-    again, other = canaries(0, 3, 4), canaries(1, 3, 4)
-    assert drawn == again
+    other = canaries(1, 3, 4)
+    assert drawn == canaries(0, 3, 4)
     assert sum(a.secret == b.secret for a, b in zip(drawn, other, strict=True)) < 3
     assert sum(a.prefix == b.prefix for a, b in zip(drawn, other, strict=True)) < 3
     with pytest.raises(ValueError, match="43 canaries need as many names"):
         canaries(0, 6, 1)
-
-
-def test_secrets_are_uniform_over_the_space():
-    # what the p-value rests on; 0.1 % of fair draws fail this by chance, and the draw is fixed
-    codes = [c.secret for seed in range(120) for c in canaries(seed, 3, 4)]
-    for slot, at in zip(SLOTS, range(4), strict=True):
-        counts = np.array([sum(c[at] == s for c in codes) for s in slot])
-        expected = len(codes) / len(slot)
-        assert ((counts - expected) ** 2 / expected).sum() < 27.9
 
 
 def test_deduplication_leaves_one_copy_of_each_canary_and_no_canary_for_another():
@@ -139,12 +118,8 @@ def test_mixing_gives_every_condition_equally_much_text(base, task):
     assert dirty.copies == {c.id: c.repetitions for c in drawn if c.repetitions}
     assert set(clean.copies.values()) == {1} and clean.copies.keys() == dirty.copies.keys()
     assert dirty.task.sha256 != clean.task.sha256
-
-
-def test_little_text_is_passed_over_again_and_canaries_must_fit(base, task):
-    small, drawn = task.replace(train=head(task["train"], 5)), canaries(0, 1, 2)
-    mixed = memorise.mix(base, small, drawn, True, BUDGET)
-    assert mixed.passes == round(BUDGET / mixed.tokens) > 1
+    small = memorise.mix(base, task.replace(train=head(task["train"], 5)), drawn, True, BUDGET)
+    assert small.passes == round(BUDGET / small.tokens) > 1
     with pytest.raises(ValueError, match=r"The canaries fill .* of 500 training tokens"):
         memorise.mix(base, task, drawn, False, 500)
 
