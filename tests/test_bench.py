@@ -21,20 +21,13 @@ def test_the_clock_counts_labels_while_training_alone():
     assert clock.tokens == 5
 
 
-class Watched(Clock):
-    """Keeps the last clock, whose tokens and steps are then looked at."""
-
-    def __init__(self, seconds):
-        super().__init__(seconds)
-        Watched.last = self
-
-
 @pytest.mark.parametrize("system", ["ours", "tutorial"])
 def test_a_training_counts_targets_and_leaves_the_model_alone(system, monkeypatch):
-    monkeypatch.setattr(bench, "Clock", Watched)
+    clocks = []
+    monkeypatch.setattr(bench, "Clock", lambda seconds: clocks.append(Clock(seconds)) or clocks[-1])
     weights = (bench.model_folder() / "model.safetensors").read_bytes()
     assert answer("training", system, "default", 0, seconds=0.0)["useful_tokens_per_second"] > 0
-    steps = Watched.last.steps
+    steps = clocks[-1].steps
     assert len(steps) == bench.STEPS and [s for s, _ in steps] == sorted(s for s, _ in steps)
     tokenizer = bench.random_base().tokenizer
     longest = max(len(ids) for ids in tokenizer([row["target"] for row in load_task("debian")["train"]]).input_ids)
@@ -58,9 +51,8 @@ def test_evaluations_agree_and_runs_share_the_documents(monkeypatch):
 def test_generations_write_equal_numbers_of_tokens(monkeypatch):
     lengths = []
     real = bench.generate
-    monkeypatch.setattr(
-        bench, "generate", lambda m, t, p, n, **k: lengths.append((len(p), n, k)) or real(m, t, p, n, **k)
-    )
+    watched = lambda m, t, p, n, **k: lengths.append((len(p), n, k)) or real(m, t, p, n, **k)  # noqa: E731
+    monkeypatch.setattr(bench, "generate", watched)
     assert answer("generation", "ours", "default", 0)["tokens_per_second"] > 0
     b = profile.budget(**bench.BUDGET)
     assert lengths[-1] == (b.continuations, b.new_tokens, {"min_new_tokens": b.new_tokens})

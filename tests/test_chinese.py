@@ -52,12 +52,10 @@ def test_a_quatrain_is_read_without_its_punctuation():
     [
         "",
         HERON + "\n更上一层楼。",
-        HERON.replace("，\n", "，\n\n", 1),
         HERON.replace("黄河", "黄"),
         "\n".join(["白日依山尽去"] * 4),
         HERON.replace("河", "X"),
         HERON.replace("楼", "\ufffd"),
-        "，。\n" * 4,
     ],
 )
 def test_what_is_no_quatrain_scores_nothing(text):
@@ -82,15 +80,13 @@ def test_rhyme_needs_two_different_characters_that_sound_alike():
     assert not math.isnan(chinese.form(HERON.replace("日", NO_PINYIN))["alternation"])
 
 
-def test_tone_measures_of_a_poem_by_the_rule():
+def test_tone_measures_of_poems_counted_by_hand():
     tones = ["".join(map(chinese.tone_of, line)) for line in chinese.quatrain(HERON)]
     assert tones == ["平仄平平仄", "平平仄仄平", "仄平平仄仄", "仄仄平平平"]
     assert chinese.tone_of("吗") is None  # neutral
     found = chinese.form(HERON)
     assert (found["rhyme"], found["alternation"], found["opposition"]) == (1, 1, 1)
-
-
-def test_alternation_counts_inside_a_line_and_opposition_in_a_couplet():
+    # alternation counts inside a line, opposition in a couplet
     assert chinese.alternation(lines("---|-", "-|---", "-----", "-|-|-")) == 0.5
     # positions 2, 4, 6: two pairs a line
     assert chinese.alternation(lines("---|---", "-|---|-", "-------", "-----|-")) == 5 / 8
@@ -106,8 +102,7 @@ def test_a_copied_line_is_one_of_the_training_lines_whole():
     one_line = "\n".join([*HERON.split("\n")[:3], "疑是银河落九天！"])
     assert chinese.form(one_line, known)["copied_line"] == 1  # whatever the form and the mark
     assert chinese.form(HERON, known)["copied_line"] == 0
-    seven = chinese.form("\n".join(["天地玄黄宇"] * 4))
-    assert seven["repeated"] == 0.75
+    assert chinese.form("\n".join(["天地玄黄宇"] * 4))["repeated"] == 0.75
     almost = "".join("云" if i % 9 == 3 else c for i, c in enumerate(LUSHAN))
     assert chinese.form(almost, known)["copied_line"] == 0
 
@@ -124,9 +119,8 @@ def test_people_rhyme_and_chance_does_not(tang):
     rate = np.mean([chinese.rhyme(poems[i][1][-1], poems[j][3][-1]) for i, j in drawn if i != j])
     assert chinese.rhyme_by_chance(["\n".join(p) for p in poems]) == pytest.approx(rate, abs=0.01)
     mixed = chinese.characters_mixed(people, seed=1)
-    tones = pd.DataFrame(map(chinese.form, mixed)).mean()
-    assert tones["alternation"] == pytest.approx(0.5, abs=0.03)
-    assert tones["opposition"] == pytest.approx(0.5, abs=0.03)
+    tones = pd.DataFrame(map(chinese.form, mixed)).mean()[["alternation", "opposition"]]
+    assert tones.tolist() == pytest.approx([0.5, 0.5], abs=0.03)
     for a, b in zip(people, mixed, strict=True):
         assert sorted("".join(chinese.quatrain(a))) == sorted(b.replace("\n", "")) and a != b
     assert mixed == chinese.characters_mixed(people, seed=1) != chinese.characters_mixed(people, seed=2)
@@ -156,9 +150,7 @@ def test_given_plans_do_not_rhyme():
     ("text", "rhymes", "metre", "ends"),
     [
         (f"五i枝思\n{BEAN}", 1, 1, 1),
-        (f"七i枝思\n{BEAN}", 1, 0, 1),
-        (f"五ou枝楼\n{BEAN}", 0, 1, 0),
-        (f"五i思枝\n{BEAN}", 1, 1, 0),
+        (f"七ou枝楼\n{BEAN}", 0, 0, 0),
         ("五i枝思\n红豆生南国，", 1, 0, 0),
         (BEAN, 0, 0, 0),  # the plan was left out: the first line is read as one
         ("", 0, 0, 0),
@@ -179,19 +171,17 @@ def tokenizer():
     return tiny_tokenizer([row["target"] for row in head(load_task("debian")["train"], 100)], vocab_size=500)
 
 
-def llama(vocab_size: int, tied: bool) -> LlamaForCausalLM:
+def llama(vocab_size: int) -> LlamaForCausalLM:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=vocab_size, num_key_value_heads=1, tie_word_embeddings=tied, **sizes)
+    config = LlamaConfig(vocab_size=vocab_size, num_key_value_heads=1, tie_word_embeddings=False, **sizes)
     torch.manual_seed(0)
     return LlamaForCausalLM(config).eval()
 
 
 MODELS = {
     "gpt2 tied": lambda v: small_gpt2(v, 1, 2, 32),
-    "gpt2 untied": lambda v: small_gpt2(v, 1, 2, 32, tie_word_embeddings=False),
     "gpt2 with spare rows": lambda v: small_gpt2(v + 64, 1, 2, 32),
-    "llama tied": lambda v: llama(v, True),
-    "llama untied": lambda v: llama(v, False),
+    "llama untied": lambda v: llama(v),
 }
 
 
@@ -233,11 +223,9 @@ def test_old_rows_stay_and_new_ones_start_as_named(any_base, init):
     assert len(any_base.tokenizer) == size and all(torch.equal(now[k], weights[k]) for k in weights)
 
 
-def test_any_text_survives_the_extended_tokenizer(tokenizer, tang):
-    model = small_gpt2(len(tokenizer), 1, 2, 32)
-    base = Base(model, tokenizer, "tiny", True, "", None, model.num_parameters(), 256, "")
+def test_any_text_survives_the_extended_tokenizer(any_base, tokenizer, tang):
     characters = chinese.split_characters(tokenizer, [row["prompt"] + row["target"] for row in tang["train"]], 300)
-    wide = chinese.extend(base, characters, "pieces").tokenizer
+    wide = chinese.extend(any_base, characters, "pieces").tokenizer
     odd = ["日", "山日山", " 日 x日x ", "a\n\n日,", "日<|endoftext|>山", "🙂日\ufffd", "𬭭日", "ｶ日ﬁ"]
     for text in [*odd, *(row["prompt"] + row["target"] for row in head(tang["test"], 200))]:
         ids, own = (t(text, add_special_tokens=False, split_special_tokens=True).input_ids for t in (wide, tokenizer))

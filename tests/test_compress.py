@@ -87,12 +87,6 @@ def test_walk_sees_what_a_pass_without_cache_sees(codec):
         np.testing.assert_allclose(p, direct(codec, before), atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [1, 2_000])
-def test_a_window_that_does_not_fit_is_refused(codec, window):
-    with pytest.raises(ValueError, match=f"window of {window} tokens: the model has 1024 positions"):
-        compress(dataclasses.replace(codec, window=window), [b"text"])
-
-
 def rewriting_tokenizer() -> PreTrainedTokenizerFast:
     """Characters a-z and blank; all else is unknown, and capitals come back small."""
     alphabet = ["<unk>", "<end>", *"abcdefghijklmnopqrstuvwxyz "]
@@ -126,25 +120,17 @@ def test_every_damaged_byte_and_every_cut_is_refused(codec, made):
             decompress(codec, made[0][:n])
 
 
-def test_another_version_is_named(made):
+def test_another_version_another_model_and_other_numbers_are_refused(codec, made):
     body = bytearray(made[0][: -module.DIGEST])
     body[3] = 9
     with pytest.raises(ValueError, match="format 9 and this program reads 2"):
         module.read(bytes(body) + module.digest(bytes(body)))
-
-
-def test_another_model_is_refused_by_name(codec, made):
-    config = codec.model.config
-    other = small_gpt2(config.vocab_size, n_positions=config.n_positions, seed=1)
+    with pytest.raises(ValueError, match="window of 2000 tokens: the model has 1024 positions"):
+        compress(dataclasses.replace(codec, window=2_000), [b"text"])
+    other = Codec(small_gpt2(codec.model.config.vocab_size, n_positions=1_024, seed=1), codec.tokenizer, "other")
     with pytest.raises(ValueError, match=r"compressed with the model 'base' \(fingerprint .*load that"):
-        decompress(Codec(other, codec.tokenizer, "other"), made[0])
-
-
-def test_a_model_that_computes_other_numbers_is_noticed(codec, made):
-    """As on a machine whose sums come out otherwise: same weights by name, other probabilities."""
-    config = codec.model.config
-    other = Codec(small_gpt2(config.vocab_size, n_positions=config.n_positions, seed=1), codec.tokenizer)
-    other.__dict__["fingerprint"] = codec.fingerprint
+        decompress(other, made[0])
+    other.__dict__["fingerprint"] = codec.fingerprint  # as on a machine whose sums come out otherwise
     with pytest.raises(ValueError, match=r"other numbers here than where the file was made \(torch "):
         decompress(other, made[0])
 
@@ -173,10 +159,6 @@ def test_the_command_line_writes_beside_and_refuses(tmp_path, capsys):
     assert main(["decompress", str(packed), "-o", str(tmp_path / "out")]) == 1
     assert re.search(r"note\.txt\.lmz: .*damaged or cut short", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
-    assert main(["decompress", str(packed), str(packed), "-o", str(tmp_path / "out")]) == 1
-    assert "-o names one place for 2 files" in capsys.readouterr().err
-    assert main(["decompress", str(file)]) == 1
-    assert "does not end in .lmz" in capsys.readouterr().err
     assert main(["compress", str(file), "-o", str(tmp_path / "x"), "--run", "no-such-run"]) == 1
     assert "no-such-run holds no finished run" in capsys.readouterr().err
 
@@ -189,17 +171,11 @@ def test_an_archive_of_several_documents_becomes_a_folder_of_files(tmp_path):
     assert [f.read_bytes() for f in sorted(folder.iterdir())] == documents
 
 
-# --- data/release_notes
-
-
 def test_the_release_notes_are_of_2026_and_as_their_card_says():
     card = json.loads((DATA / "release_notes" / "card.json").read_text())
     data = (DATA / "release_notes" / "documents.jsonl").read_bytes()
     assert hashlib.sha256(data).hexdigest() == card["files_sha256"]["documents.jsonl"]
     rows = [json.loads(line) for line in data.splitlines()]
     assert len(rows) == card["documents"] == len({r["id"] for r in rows})
-    low, high = card["lengths_bytes"]
     for row in rows:
         assert row["date"].startswith("2026-") and row["date"] in row["text"]
-        assert low <= len(row["text"].encode()) <= high
-        assert not re.search(r"[\w.]+@\w+\.\w+", row["text"])  # no address of anybody

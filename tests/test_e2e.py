@@ -26,17 +26,13 @@ def errors(text, meaning=MEANING):
         ("pub", "place", (1, 0, 0)),
         ("pub", "coffee shop", (0, 1, 0)),
         ("Indian", "Italian", (0, 1, 0)),
-        ("with Indian food ", "", (1, 0, 0)),
         ("more than £ 30", "less than £ 20", (0, 1, 0)),
-        ("at prices of more than £ 30", "", (1, 0, 0)),
         ("low customer rating", "high customer rating", (0, 1, 0)),
         ("low customer rating", "customer rating of 1 out of 5 stars", (0, 0, 0)),
-        ("low customer rating", "customer rating of 5 out of 5", (0, 1, 0)),
         ("by the river", "in the city centre", (0, 1, 0)),
         ("by the river", "by the river in the city centre", (0, 0, 1)),
         ("is not family", "is family", (0, 1, 0)),
         ("is not family - friendly and", "doesn 't welcome children and", (0, 0, 0)),
-        ("near the Crowne Plaza Hotel", "", (1, 0, 0)),
         ("Crowne Plaza Hotel", "Burger King", (0, 1, 0)),
         ("Crowne Plaza Hotel", "Crowne Plaza Hotel and Burger King", (0, 0, 1)),
         ("Blue Spice", "The Punter", (0, 1, 0)),
@@ -53,24 +49,11 @@ def test_slots_on_hand_made_errors(old, new, expected):
     [
         ("Cotto is cheap .", "name : Cotto | customer rating : low", (1, 0, 1)),
         ("Cotto is near Raja Indian Cuisine .", "name : Cotto | near : Raja Indian Cuisine", (0, 0, 0)),
-        (
-            "The cotto has high prices and a low rating .",
-            "name : Cotto | price : high | customer rating : 1 out of 5",
-            (0, 0, 0),
-        ),
-        (
-            "Cotto has a low price and high customer rating .",
-            "name : Cotto | price : cheap | customer rating : high",
-            (0, 0, 0),
-        ),
-        ("Cotto is a restaurant .", "name : Cotto", (0, 0, 0)),
+        ("cotto : high prices, low rating .", "name : Cotto | price : high | customer rating : 1 out of 5", (0, 0, 0)),
+        ("Cotto has a low price, high rating .", "name : Cotto | price : cheap | customer rating : high", (0, 0, 0)),
         ("Cotto has a price range of £ 20 - 25 .", "name : Cotto | price : moderate", (0, 0, 0)),
-        (
-            "Cotto costs under £ 20 and is family friendly .",
-            "name : Cotto | price : less than £ 20 | family friendly : yes",
-            (0, 0, 0),
-        ),
-        ("New Place is a pub .", "name : New Place | Type : pub", (0, 0, 0)),
+        ("Cotto costs under £ 20 .", "name : Cotto | price : less than £ 20", (0, 0, 0)),
+        ("New Place is a restaurant .", "name : New Place", (0, 0, 0)),
         ("", "name : Cotto | Type : pub", (2, 0, 0)),
     ],
 )
@@ -89,11 +72,8 @@ def test_slot_error_rate():
         e2e.slot_check("name Cotto", "Cotto")
 
 
-REFERENCES = ["Cotto is a pub .", "A pub is Cotto ."]
-ROW = {"prompt": "name : Cotto | Type : pub ||", "target": " Cotto is a pub .", "references": REFERENCES}
-
-
 def test_checks_of_a_task_are_nist_and_slot_errors_over_all_rows():
-    found = e2e.checks([ROW, ROW], ["Cotto is a pub .", "Cotto !"])
+    row = {"prompt": "name : Cotto | Type : pub ||", "references": ["Cotto is a pub .", "A pub is Cotto ."]}
+    found = e2e.checks([row, row], ["Cotto is a pub .", "Cotto !"])
     assert (found["missing"], found["slots"], found["ser"], found["perfect"]) == (1, 4, 0.25, 0.5)
-    assert found["nist"] > e2e.checks([ROW, ROW], ["Cotto !", "Cotto !"])["nist"]
+    assert found["nist"] > e2e.checks([row, row], ["Cotto !", "Cotto !"])["nist"]

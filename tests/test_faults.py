@@ -249,13 +249,10 @@ def test_a_jumping_clock_changes_no_bit(undisturbed, tmp_path, moment):
 
 @pytest.mark.fault("same seed again")
 @often(5)
-def test_the_same_seed_gives_the_same_bits(undisturbed, tmp_path, moment):
-    assert finished(tmp_path) == undisturbed[0]
-
-
-def test_another_rate_gives_other_bits(undisturbed, tmp_path):
-    assert ended(child(lambda: tiny_run(tmp_path, learning_rate=2e-3))) == DONE
-    assert outcome(tmp_path) not in (None, undisturbed[0])
+def test_the_same_seed_gives_the_same_bits_and_another_rate_others(undisturbed, tmp_path, moment):
+    assert finished(tmp_path / "same") == undisturbed[0]
+    assert ended(child(lambda: tiny_run(tmp_path / "other", learning_rate=2e-3))) == DONE
+    assert outcome(tmp_path / "other") not in (None, undisturbed[0])
 
 
 class Resident(TrainerCallback):

@@ -205,9 +205,7 @@ def test_a_chat_becomes_replies_of_unnamed_speakers_day_by_day():
     ]
     said = CHAT.replace("Mira Holm", "user").replace("Tobi", "A")  # a role and a letter are no names to be replaced
     assert next(t for _, _, t in private.read_text(said, clean)) == "hi user\nhow are you"
-    whatsapp = (
-        "12/31/23, 9:14 PM - Now encrypted.\n12/31/23, 9:15 PM - Mira: hello\n31.12.23, 21:16 - Tobi: hi\n"
-    )
+    whatsapp = "12/31/23, 9:14 PM - Now encrypted.\n12/31/23, 9:15 PM - Mira: hello\n31.12.23, 21:16 - Tobi: hi\n"
     assert [text for _, _, text in private.chat_lines(whatsapp)] == ["hello", "hi"]
 
 
@@ -250,19 +248,13 @@ def test_mail_gives_what_its_sender_wrote(tmp_path):
     box.add(b"\n\n")
     box.close()
     assert list(private.read_mail(tmp_path / "b.mbox", clean)) == [("会议", "会议\n", chinese)]
-    (tmp_path / "c.eml").write_bytes((tmp_path / "a.eml").read_bytes().replace(b"drying", b"lying"))
-    files = [(p, p.name) for p in sorted(tmp_path.iterdir())]
-    rows = private._documents(files, (), Counter())
-    assert len(rows) == 3 and rows[0]["group"] == rows[2]["group"] != rows[1]["group"]  # the thread, whatever the file
 
 
 def test_mixed_encodings_are_told_apart():
     chinese = "今天的会议改到下午三点，请大家提前准备好材料，地点不变。" * 4
     french = "L'été dernier, nous avons été très occupés à préparer la fête du collège. " * 4
-    assert private.decode(("\ufeff" + chinese).encode())[0] == chinese
-    assert private.decode(chinese.encode("gb18030"))[0] == chinese
-    assert private.decode(french.encode("cp1252"))[0] == french
-    assert private.decode(french.encode("utf-16"))[0] == french
+    for text, encoding in ((chinese, "utf-8-sig"), (chinese, "gb18030"), (french, "cp1252"), (french, "utf-16")):
+        assert private.decode(text.encode(encoding))[0] == text
     assert private.decode(b"a\r\nb\rc")[0] == "a\nb\nc"
     for binary in (b"\x7fELF\0\0\1", bytes(range(1, 32)) * 20):
         with pytest.raises(Skip, match="binary"):
@@ -319,15 +311,8 @@ def test_a_folder_is_read_cleaned_and_split_by_file(folder, monkeypatch):
     # what is shown or stored says nothing of a file's name or text
     shown = collection.card.to_csv() + "".join(row["id"] + row["group"] for row in everything(task))
     assert "note" not in shown and str(folder) not in shown and "holm" not in shown
-    assert (profile.output_root() / "data" / "private" / "private.jsonl").is_file()
-
-
-def test_the_same_files_give_the_same_task_wherever_they_lie(folder, tmp_path):
-    first = private.collect((), folder).task
-    folder.rename(tmp_path / "elsewhere")
-    second = private.collect((), tmp_path / "elsewhere").task
-    assert first.sha256 == second.sha256
-    assert [row["id"] for row in first["test"]] == [row["id"] for row in second["test"]]
+    folder.rename(folder.with_name("elsewhere"))  # the same files give the same task wherever they lie
+    assert private.collect((), folder.with_name("elsewhere")).task.sha256 == task.sha256
 
 
 def test_bad_folders_are_refused_with_a_sentence(folder, tmp_path):
@@ -353,26 +338,23 @@ def test_near_duplicates_go_and_the_first_stays():
     assert near(texts) == [0, 1, 3]
     chinese = "春风又绿江南岸，明月何时照我还，京口瓜洲一水间，钟山只隔数重山"
     assert near([chinese, chinese[:-1] + "川", "床前明月光，疑是地上霜，举头望明月"]) == [0, 2]
-    kept = deduplicate([{"id": str(i), "target": t} for i, t in enumerate([*texts, texts[3].upper() + " "])])
-    assert [row["id"] for row in kept] == ["0", "1", "3"]
+    assert len(deduplicate([{"id": "", "target": t} for t in (*texts, texts[3].upper() + " ")])) == 3
 
 
 def test_docstrings_of_packages_are_the_same_every_time():
     first, second = (private.collect(("datasketch", "tqdm")) for _ in range(2))
-    assert first.task.sha256 == second.task.sha256 and not first.own
-    assert first.task.name == "docstrings" and len(first.task["train"]) > 20
+    assert first.task.sha256 == second.task.sha256 and first.task.name == "docstrings"
     assert all(row["prompt"].startswith(("def ", "class ")) for row in first.task["train"])
-    known = facts(first)
-    assert known["documents", "kept"] == len(everything(first.task))
-    assert any(what == "package" and key.startswith("datasketch ") for what, key in known)
 
 
+# in texts, names, subjects and file names
 SENTINELS = ("Zanzibar", "zanzibar", "Quirin", "quirin", "Kettledrum", "琥珀钟楼", "203 555 0144", "ledgerfile")
 SENTINELS += ("weaverbird",)
 
 
-def mixed_folder(root):
-    """Every kind of file, with SENTINELS in texts, names, subjects and file names."""
+def test_a_run_on_a_folder_of_ones_own_needs_one_setting_and_shows_nothing_of_it(tmp_path):
+    root, out = tmp_path / "own", tmp_path / "out"
+    root.mkdir()
     contact = "Ask quirin.z@zanzibar.example or Quirin Zabel, +1 203 555 0144."
     for i in range(24):
         text = f"Zanzibar note {i}\n{sentence(i, 20)} {contact}\n"
@@ -386,12 +368,6 @@ def mixed_folder(root):
     (root / "letter.eml").write_bytes(bytes(mail("Kettledrum", f"Zanzibar, {sentence(90)} {contact}")))
     (root / "scan.txt").write_bytes(b"\x89PNG\0\0Zanzibar")
     (root / "names.txt").write_text("Quirin Zabel\n", encoding="utf-8")
-
-
-def test_a_run_on_a_folder_of_ones_own_needs_one_setting_and_shows_nothing_of_it(tmp_path):
-    root, out = tmp_path / "own", tmp_path / "out"
-    root.mkdir()
-    mixed_folder(root)
     environment = {**os.environ, "PRIVATE_DATA": str(root), "FAST_OUTPUT": str(out)}
     command = [sys.executable, "-m", "lib", "run", "08"]
     done = subprocess.run(command, cwd=profile.ROOT, env=environment, capture_output=True, encoding="utf-8")
