@@ -293,9 +293,6 @@ def test_memory_stays_flat_and_a_leak_is_found(tmp_path, record_property):
     assert growth(seen[WARM : WARM + steps]) < FLAT < growth(seen[WARM + steps :])
 
 
-# --- whole processes
-
-
 @pytest.mark.fault("other locale")
 def test_the_command_line_trains_on_chinese_text_in_another_locale(tmp_path, record_property):
     others = [
