@@ -116,7 +116,7 @@ class Results:
         """`block` of a table, its cells formatted, with `caption(text, **options)`."""
         self.block(name, f"{markdown_table(header, rows, left)}\n\nTable: {self.caption(text, **options)}")
 
-    def save(self, base=None, data: Mapping[str, str] | None = None) -> Path:
+    def save(self, base=None, data: Mapping[str, str] | None = None) -> None:
         """Write the results file and the figures; `data` is the sha256 of each dataset. Raises OSError where a file
         can't be written."""
         self.base = base or self.base
@@ -129,7 +129,6 @@ class Results:
         write_json(path, value | {"report": self.report})
         rows = ", ".join(f"{name} {len(table)}" for name, table in value["tables"].items())
         print(f"Results: {path.relative_to(root)} ({rows} rows)")
-        return path
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence], left: int = 1) -> str:

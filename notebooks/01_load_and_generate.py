@@ -741,7 +741,7 @@ results.markdown("differences", header, cells, "GPT-2 117M and the loaded model.
 cells = [[r.text, r.characters, r.bytes, r.tokens, r.broken, f"{r.bytes_per_token:.2f}"] for r in tokens.itertuples()]
 header = ["text", "characters", "bytes", "tokens", "not UTF-8 alone", "bytes per token"]
 results.markdown("tokens", header, cells, "Three short texts under the loaded model's tokenizer.", seeds=())
-path = results.save(data={task.name: task.sha256})
+results.save(data={task.name: task.sha256})
 
 # %% [markdown]
 # ## Sources

@@ -320,4 +320,4 @@ text = "Fine-tuning runs; “start” and “best” are validation bits per byt
 results.markdown("runs", header, rows, text, left=2)
 
 # %%
-path = results.save(data={t.name: t.sha256 for t in {t.name: t for t, _, _ in plan}.values()})
+results.save(data={t.name: t.sha256 for t in {t.name: t for t, _, _ in plan}.values()})

@@ -515,4 +515,4 @@ results.claim("every comparison is better", bool((tests["shown"] & tests["better
 results.claim("no general text got worse", general_count > 0 and not worse)
 results.claim("people reflect more tags", tags < people_tags)
 results.claim("E2E ends below the documented GPT-2 small", gap < 0)
-path = results.save(data={t.name: t.sha256 for t in (task, e2e) if t})
+results.save(data={t.name: t.sha256 for t in (task, e2e) if t})

@@ -537,7 +537,7 @@ more = control.bits_per_byte - control.with_rope
 results.claim("learned positions cost bytes more than BPE", more.is_monotonic_decreasing)
 
 # %%
-path = results.save(data={corpus: tasks.load_task(corpus).sha256 for corpus in CONDITIONS})
+results.save(data={corpus: tasks.load_task(corpus).sha256 for corpus in CONDITIONS})
 
 # %% [markdown]
 # ## Sources

@@ -305,7 +305,7 @@ results.claim("ALiBi gains in blocks", shown(change["blocks"]["alibi"]) < 0)
 results.claim("ALiBi does not gain with a sliding window", shown(slide["alibi"]) >= 0)
 
 # %%
-path = results.save(data={"debian": tasks.load_task("debian").sha256})
+results.save(data={"debian": tasks.load_task("debian").sha256})
 
 # %% [markdown]
 # ## Sources

@@ -537,7 +537,7 @@ usable = len(errors) and errors[errors["form"] == "causal"].groupby("landmarks")
 results.claim("Nystrom's error is too large at every number of landmarks", len(errors) and not usable)
 
 # %%
-path = results.save(data={"debian": tasks.load_task("debian").sha256})
+results.save(data={"debian": tasks.load_task("debian").sha256})
 
 # %% [markdown]
 # ## Sources

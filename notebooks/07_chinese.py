@@ -687,7 +687,7 @@ results.value("sample.title", first["prompt"].iloc[0])
 quoted = [f"{r.source}:\n\n```\n" + "\n".join(r.text.strip().split("\n")[:5]) + "\n```" for r in first.itertuples()]
 results.block("samples", "\n\n".join(quoted))
 
-path = results.save(data={t.name: t.sha256 for t in (tang, idioms, debian)})
+results.save(data={t.name: t.sha256 for t in (tang, idioms, debian)})
 
 # %% [markdown]
 # ## Sources

@@ -565,7 +565,7 @@ text = (
 )
 results.markdown("exposure", ["method", "duplicates removed", *map(str, inserted)], rows, text, left=2)
 
-path = results.save(data={} if results.stored else {collection().task.name: collection().task.sha256})
+results.save(data={} if results.stored else {collection().task.name: collection().task.sha256})
 
 # %% [markdown]
 # ## Sources

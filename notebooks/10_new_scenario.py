@@ -739,4 +739,4 @@ results.markdown("compression", ["compressor", "packaging", "seeds", *saw], rows
 notes = (profile.DATA / "release_notes" / "documents.jsonl").read_bytes()
 data = {name: tasks.load_task(name).sha256 for name in ("debian", "tang")}
 data |= {"release_notes": hashlib.sha256(notes).hexdigest()} | ({"e2e": task.sha256} if task else {})
-path = results.save(data=data)
+results.save(data=data)

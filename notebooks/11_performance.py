@@ -502,4 +502,4 @@ results.markdown("speed", header, cells, text, left=3, scratch=True)
 text = "Faults injected and what was lost: a damaged file, a result off by a bit, an error without a way out."
 cells = [[row.fault, f"{row.injected:,}", row.lost] for row in faults.itertuples()]
 results.markdown("faults", ["fault", "injected", "lost"], cells, text, scratch=True)
-path = results.save(data={"debian": debian.sha256})
+results.save(data={"debian": debian.sha256})
