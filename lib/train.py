@@ -75,7 +75,7 @@ class Settings:
 # --- methods: model, settings -> model whose trainable parameters are the ones to train
 
 
-def train_lora(model: nn.Module, settings: Settings) -> nn.Module:
+def with_lora(model: nn.Module, settings: Settings) -> nn.Module:
     """Low-rank updates, alpha twice the rank (Hu et al. 2021, arXiv:2106.09685), of every linear map and not of query
     and value alone: needed to match full fine-tuning (Dettmers et al. 2023, QLoRA, arXiv:2305.14314, figure 2)."""
     transposed = model.config.model_type == "gpt2"  # GPT-2's Conv1D stores (in, out)
@@ -83,7 +83,7 @@ def train_lora(model: nn.Module, settings: Settings) -> nn.Module:
     return get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **shape))
 
 
-def train_last_blocks(model: nn.Module, settings: Settings) -> nn.Module:
+def only_last_blocks(model: nn.Module, settings: Settings) -> nn.Module:
     """The last quarter of the transformer blocks and the final norm; embeddings and head stay."""
     blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
     norm = model.base_model.ln_f if hasattr(model.base_model, "ln_f") else model.base_model.norm
@@ -93,7 +93,7 @@ def train_last_blocks(model: nn.Module, settings: Settings) -> nn.Module:
     return model
 
 
-METHODS = {"full": lambda model, settings: model, "lora": train_lora, "last_blocks": train_last_blocks}
+METHODS = {"full": lambda model, settings: model, "lora": with_lora, "last_blocks": only_last_blocks}
 LEARNING_RATES = {"full": 1e-4, "lora": 1e-3, "last_blocks": 2e-4}
 
 
@@ -156,7 +156,7 @@ class Finetuned:
 
     model: nn.Module
     summary: dict  # flat: method, seed, learning_rate, parameters, tokens, seconds, peak_megabytes, ...
-    history: pd.DataFrame  # step, tokens, train_loss (nats per target token), bits_per_byte (held out)
+    history: pd.DataFrame  # step, tokens, train_loss (nats per target token), held_out_loss, bits_per_byte
     path: Path
 
 
@@ -176,7 +176,7 @@ def run_path(base, task: tasks.Task, settings: Settings, variant: str = "") -> P
     """data/runs/<task>-<method>-<variant>-seed<seed>-<hash>: another model, dataset or setting is another folder."""
     chosen = asdict(settings) | ({"variant": variant} if variant else {})
     if settings.lora_rank == 16:
-        del chosen["lora_rank"]  # runs were published before there was a choice
+        del chosen["lora_rank"]  # the default: runs from before there was a choice keep their folder's name
     identity = [chosen, task.sha256, base.name, base.revision, base.parameters]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     method = re.sub(r"\W+", "-", f"{settings.method} {variant}".strip())
@@ -293,7 +293,7 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
         summary = asdict(settings) | {"task": task.name, "base_model": base.name, "base_parameters": base.parameters}
         summary["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         summary |= {"steps": trainer.state.global_step, "tokens": round(tokens * done)}
-        # tokens_per_second and seconds are of training steps, evaluations and checkpoints left out
+        # of training steps alone; the clock knows those since the last resumption, the rate holds for all
         summary |= {"target_tokens": round(targets * done), "tokens_per_second": rate, "seconds": tokens * done / rate}
         summary |= {"peak_megabytes": peak_megabytes(), "processes": world, "device": device_name()}
         summary |= {"best_step": trainer.state.best_global_step, "held_out_loss": trainer.state.best_metric}
@@ -306,7 +306,8 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
 
 
 def load(base, path: Path) -> Finetuned:
-    """A finished run from its folder. RuntimeError for one of another base model, ValueError for a damaged one."""
+    """A finished run from its folder. RuntimeError for another base model's, ValueError for a damaged one,
+    FileNotFoundError for none."""
     if not (path / "run.json").exists():
         raise FileNotFoundError(f"{path} holds no finished run: run notebook 02 first.")
     try:

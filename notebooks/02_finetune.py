@@ -138,7 +138,7 @@ print(f"{len(row)} documents, {batch['input_ids'].shape[1]} tokens, {share:.0%} 
 #   progress end a run. Held-out means the validation split: the test split is not looked at here.
 
 # %%
-print(inspect.getsource(train.train_lora), inspect.getsource(train.train_last_blocks), sep="\n")
+print(inspect.getsource(train.with_lora), inspect.getsource(train.only_last_blocks), sep="\n")
 pd.DataFrame([vars(train.settings_for(m, 0, task)) for m in train.METHODS]).T
 
 # %% [markdown]

@@ -76,7 +76,7 @@ length = budget.train_length
 # | `alibi` | $s_{ij} - m_h (i - j)$, slope $m_h$ fixed per head | 0 | the far past fades |
 # | `t5` | $s_{ij} + b_h(\text{bucket}(i - j))$ | 32 per head | shares the last bucket |
 #
-# - `wpe` is gone in the last four: a test checks that it has no parameters and that position ids change nothing.
+# - The last four add nothing to the embeddings.
 
 # %% [markdown]
 # - The change itself. A code is one function and one line of the registry, which says where it acts: `add` to the

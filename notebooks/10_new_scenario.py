@@ -460,8 +460,8 @@ def archived(codec: Codec, stage: str, seed: int) -> list[dict]:
         said = shell(folder, "decompress", *(f"{domain}.lmz" for domain in made))
         decoded = [float(s) for s in re.findall(r"bytes in ([\d.]+) s: ", "\n".join(said))]
         for (domain, (packed, bits)), seconds in zip(made.items(), decoded, strict=True):
-            archive = compress.read(packed)
-            header = compress.write(replace(archive, tokens=[], beside={}, coded=[]))
+            archive = compress.unpacked(packed)
+            header = compress.packed(replace(archive, tokens=[], beside={}, coded=[]))
             files = [file.read_bytes() for file in sorted(Path(folder, domain).iterdir())]
             same = sum(a == b for a, b in zip(files, texts()[domain], strict=True))
             who = {"compressor": f"model {stage}", "stage": stage, "seed": seed, "packaging": "archive"}

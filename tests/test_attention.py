@@ -236,7 +236,7 @@ def test_softmax_is_a_pretrained_models_own_attention():
 
 
 def test_a_bad_name_or_option_is_named():
-    with pytest.raises(ValueError, match="'flash': choose of softmax, softmax_sdpa, .*nystrom"):
+    with pytest.raises(ValueError, match=r"'flash': choose of softmax, softmax_sdpa, .*nystrom"):
         use_attention(small_gpt2(97), "flash")
     with pytest.raises(ValueError, match="'window' has no option 'size': it takes window"):
         use_attention(small_gpt2(97), "window", size=4)

@@ -53,7 +53,7 @@ def test_any_bytes_come_back(codec, made):
     other = dataclasses.replace(codec, batch=64, window=512)  # the file's own are taken
     assert decompress(other, made[0]) == ODD
     assert decompress(codec, compress(codec, [])[0]) == []
-    assert len(ODD[4]) > codec.batch and max(module.read(made[0]).tokens) > 3 * codec.window  # both were passed
+    assert len(ODD[4]) > codec.batch and max(module.unpacked(made[0]).tokens) > 3 * codec.window  # both were passed
 
 
 def test_the_real_bytes_are_the_cross_entropy(codec, made):
@@ -61,7 +61,7 @@ def test_the_real_bytes_are_the_cross_entropy(codec, made):
     ids = module.to_ids(codec.tokenizer, b"hello world")
     nats = [-np.log(direct(codec, [eos, *ids[:t]])[i]) for t, i in enumerate(ids)]
     assert made[1][1] == pytest.approx(sum(nats) / np.log(2), rel=1e-4)
-    groups = module.read(made[0]).coded
+    groups = module.unpacked(made[0]).coded
     spent = 8 * sum(map(len, groups))
     # each group ends in whole words of 32 bits, of which the coder needs at most two
     assert made[1].sum() <= spent <= made[1].sum() * 1.002 + 64 * len(groups)
@@ -102,8 +102,8 @@ def test_a_tokenizer_that_rewrites_loses_nothing():
     documents = ["ab春眠".encode(), b"Ab", b"plain", b"\x00\xff", b""]
     made = compress(codec, documents)
     assert decompress(codec, made[0]) == documents
-    assert module.read(made[0]).tokens == [0, 0, 5, 0, 0]
-    assert sorted(module.read(made[0]).beside) == [0, 1, 3]
+    assert module.unpacked(made[0]).tokens == [0, 0, 5, 0, 0]
+    assert sorted(module.unpacked(made[0]).beside) == [0, 1, 3]
 
 
 # --- damage, other models, other numbers
@@ -124,7 +124,7 @@ def test_another_version_another_model_and_other_numbers_are_refused(codec, made
     body = bytearray(made[0][: -module.DIGEST])
     body[3] = 9
     with pytest.raises(ValueError, match="format 9 and this program reads 2"):
-        module.read(bytes(body) + module.digest(bytes(body)))
+        module.unpacked(bytes(body) + module.digest(bytes(body)))
     with pytest.raises(ValueError, match="window of 2000 tokens: the model has 1024 positions"):
         compress(dataclasses.replace(codec, window=2_000), [b"text"])
     other = Codec(small_gpt2(codec.model.config.vocab_size, n_positions=1_024, seed=1), codec.tokenizer, "other")

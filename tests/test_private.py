@@ -15,7 +15,7 @@ import pytest
 from lib import profile, results
 from lib.explore import anonymise, private
 from lib.explore.anonymise import LABELLED, find, labelled, read_names
-from lib.explore.private import Skip, cut, deduplicate, near
+from lib.explore.private import Skip, cut, deduplicate, without_near_duplicates
 
 NAMES = read_names(LABELLED / "names.txt")
 WORDS = "amber basin cedar delta ember fjord grove harbor inlet jetty kelp lagoon marsh nook orchard pier".split()  # noqa: SIM905
@@ -335,9 +335,9 @@ def test_bad_folders_are_refused_with_a_sentence(folder, tmp_path):
 
 def test_near_duplicates_go_and_the_first_stays():
     texts = [sentence(1, 40), sentence(2, 40), sentence(1, 39) + " end", sentence(3, 40)]
-    assert near(texts) == [0, 1, 3]
+    assert without_near_duplicates(texts) == [0, 1, 3]
     chinese = "春风又绿江南岸，明月何时照我还，京口瓜洲一水间，钟山只隔数重山"
-    assert near([chinese, chinese[:-1] + "川", "床前明月光，疑是地上霜，举头望明月"]) == [0, 2]
+    assert without_near_duplicates([chinese, chinese[:-1] + "川", "床前明月光，疑是地上霜，举头望明月"]) == [0, 2]
     assert len(deduplicate([{"id": "", "target": t} for t in (*texts, texts[3].upper() + " ")])) == 3
 
 

@@ -143,7 +143,7 @@ def test_a_bad_recipe_is_named():
     with pytest.raises(ValueError, match="rows of 32 do not fill one step: raise train_bytes"):
         train(replace(TINY, train_bytes=500, rows=64))
     for field in ("corpus", "encoding", "position", "attention"):
-        with pytest.raises(ValueError, match="'debain'.* choose"):
+        with pytest.raises(ValueError, match=r"'debain'.* choose"):
             train(replace(TINY, **{field: "debain"}))
 
 

@@ -4,8 +4,9 @@ A variant is one function of queries, keys and values and one line of ATTENTIONS
 trained from scratch (lib.explore.scratch) and in a pretrained model (`use_attention`). A fast `form` has a readable
 `naive` or `step` beside it; tests/test_attention.py compares them and checks that no variant sees the future.
 
-All take q (B, H, T_q, D), k and v (B, H, T_k, D), the queries being the last T_q positions, and give (B, H, T_q, D).
-What is causal needs no padding mask if the padding comes last: `_moved` brings each row's real tokens to the front.
+All take q (B, H, T_q, D), k and v (B, H, T_k, D) and give (B, H, T_q, D). The softmaxes and the naive forms take the
+queries of the last T_q positions; the others want T_q = T_k, and `_moved` pads what a cache left out. What is causal
+needs no padding mask if the padding comes last: `_moved` brings each row's real tokens to the front.
 """
 
 import math
@@ -86,7 +87,7 @@ def _near(q: Tensor) -> Tensor:
 
 
 def elu_features(x: Tensor, **_) -> Tensor:
-    """elu(x) + 1, elementwise (Katharopoulos et al. 2020, "Transformers are RNNs", 2006.16236)."""
+    """elu(x) + 1 (Katharopoulos et al. 2020, 2006.16236); no 1 / sqrt(D), since it estimates no exponential."""
     return F.elu(x) + 1
 
 
@@ -229,7 +230,7 @@ def nystrom(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
 
 @dataclass(frozen=True)
 class Attention:
-    """A variant: `form` is what models run, `naive` its readable reference, `step` the recurrent form, another one."""
+    """A variant: `form` is what models run, `naive` or the recurrent `step` its readable reference."""
 
     form: Callable[..., Tensor]
     naive: Callable[..., Tensor] | None = None
@@ -296,18 +297,17 @@ def _attend(name: str) -> Callable:
     entry = ATTENTIONS[name]
 
     def attend(module, query, key, value, attention_mask=None, scaling=None, position_ids=None, **_):
-        """query (B, H, T_q, D), key and value (B, H_kv, T_k, D), mask (B, T_k) -> (B, T_q, H, D), without dropout."""
+        """What transformers calls in place of its own attention: query (B, H, T_q, D), key and value (B, H_kv, T_k, D),
+        mask (B, T_k) -> (B, T_q, H, D), without dropout."""
         position = module.__dict__.get("position")
         biased = position is not None and position.code.bias
         if biased and not entry.takes_bias:
             known = ", ".join(n for n, e in ATTENTIONS.items() if e.takes_bias)
-            raise ValueError(
-                f"position {position.name!r} adds to scores; {name!r} does not have any: choose of {known}."
-            )
+            raise ValueError(f"position {position.name!r} adds to scores, {name!r} has none: choose one of {known}.")
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(f"attention {name!r} takes a padding mask (B, T), not {tuple(attention_mask.shape)}.")
-        alone = module.layer_idx or attention_mask is not None or position_ids is None
-        if not alone and bool((position_ids.diff() != 1).any()):
+        first = not module.layer_idx and attention_mask is None and position_ids is not None  # once a pass is enough
+        if first and bool((position_ids.diff() != 1).any()):
             raise ValueError(f"attention {name!r} takes one document a row: lib.packing has one for packed rows.")
         groups = query.shape[1] // key.shape[1]  # grouped-query attention: H_kv heads serve H queries
         if groups > 1:

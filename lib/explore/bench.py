@@ -96,7 +96,7 @@ def random_base():
         return load_base()
 
 
-# --- training: every system gets (base, documents, clock, budget) and trains until the clock raises Enough
+# --- training: every system gets (base, documents, clock, budget, folder) and trains until the clock raises Enough
 
 
 class Enough(Exception):
@@ -131,7 +131,8 @@ class Clock(TrainerCallback):
 def training_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
     """Target tokens learned from a second; the first step, which sets up, is left out."""
     documents = draw(encode(base.tokenizer, load_task("debian")["train"], base.context), b.train_tokens, seed=0)
-    clock, _ = Clock(b.seconds), torch.manual_seed(0)
+    clock = Clock(b.seconds)
+    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         system(base, documents, clock, b, folder)
     if len(clock.steps) < STEPS:
@@ -141,7 +142,7 @@ def training_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
 
 
 def train_ours(base, documents, clock, b, folder) -> None:
-    """lib.train.finetune with its own packing."""
+    """lib.train.finetune with its own packing; it draws the same documents itself, with seed 0."""
     settings = {"train_tokens": b.train_tokens, "evaluations": 1, "validation_documents": 1}
     with mock.patch.object(profile, "output_root", return_value=Path(folder)):  # the run goes with the folder
         more = {"learning_rate": LEARNING_RATE, "callbacks": (clock,), "quiet": True}
@@ -164,7 +165,7 @@ def train_trl(base, documents, clock, b, folder, **options) -> None:
             clock.tokens += int((inputs["labels"] != -100).sum())
             return super().compute_loss(model, inputs, *args, **kwargs)
 
-    clock.count = lambda *_: None
+    clock.count = lambda *_: None  # counted above instead
     data, arguments = Dataset.from_list(list(map(labelled, documents))), SFTConfig(folder, **SHARED, **options)
     given = {"train_dataset": data, "processing_class": base.tokenizer, "callbacks": [clock]}
     Counted(model=base.model, args=arguments, **given).train()
@@ -179,8 +180,8 @@ def train_tutorial(base, documents, clock, b, folder, **options) -> None:
         mask = [1] * len(document.input_ids) + [0] * n
         return {"attention_mask": mask} | {key: row[key] + [pad] * n for key, pad in pads.items()}
 
-    data, arguments = map(padded, (d for d in documents if len(d.input_ids) <= b.padded)), TrainingArguments
-    Trainer(base.model, arguments(folder, **SHARED, **options), train_dataset=[*data], callbacks=[clock]).train()
+    data, given = [padded(d) for d in documents if len(d.input_ids) <= b.padded], SHARED | options
+    Trainer(base.model, TrainingArguments(folder, **given), train_dataset=data, callbacks=[clock]).train()
 
 
 # --- evaluation and generation: a system is prepared and gives the function that is timed

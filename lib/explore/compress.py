@@ -93,13 +93,13 @@ def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing"
     beside = {i: d for i, d in enumerate(documents) if d and not ids[i]}
     settings = torch.get_num_threads(), codec.batch, codec.window, codec.platform, codec.name
     content = sum(map(len, documents)), digest(b"".join(map(_block, documents)))
-    return write(Archive(codec.fingerprint, *settings, lengths, *content, beside, coded)), bits
+    return packed(Archive(codec.fingerprint, *settings, lengths, *content, beside, coded)), bits
 
 
 def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[bytes]:
     """The documents of an archive, in order. Raises ValueError for a damaged file, for one that another model wrote,
     and where this machine's arithmetic differs from the writer's: never returns anything but what went in."""
-    archive = read(data)
+    archive = unpacked(data)
     if archive.fingerprint != codec.fingerprint:
         made = f"the model {archive.name!r} (fingerprint {archive.fingerprint.hex()})"
         here = f"{codec.name!r} has {codec.fingerprint.hex()}"
@@ -224,7 +224,7 @@ def _block(data: bytes) -> bytes:
     return _number(len(data)) + data
 
 
-def write(archive: Archive) -> bytes:
+def packed(archive: Archive) -> bytes:
     """`archive` as the bytes of a file."""
     fingerprint, *settings, platform, name, tokens, n_bytes, content, beside, coded = astuple(archive)
     kept = zlib.compress(b"".join(_number(i) + _block(d) for i, d in beside.items()), 9) if beside else b""
@@ -243,7 +243,7 @@ class _Reader(io.BytesIO):
         return self.read(self.number())
 
 
-def read(data: bytes) -> Archive:
+def unpacked(data: bytes) -> Archive:
     """The content of a file. Raises ValueError for another kind or version of file, and for damage."""
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError("This is no file of `python -m lib compress`: it does not begin with LMZ.")
@@ -294,7 +294,7 @@ def decompress_file(path: Path, out: Path | None = None, run: str | None = None)
         raise ValueError(f"{path} does not end in {SUFFIX}: name the file to write with -o.")
     out, data = _free(out or path.with_suffix("")), path.read_bytes()
     try:
-        codec = codec_of(run or read(data).name)  # damage is told before a model is loaded
+        codec = codec_of(run or unpacked(data).name)  # damage is told before a model is loaded
         codec.fingerprint  # noqa: B018  hashing the weights belongs to loading, not to decoding
         began = time.monotonic()
         documents = decompress(codec, data)

@@ -77,8 +77,9 @@ def scaling(names: Sequence[str], lengths: Sequence[int], repeats: int = 5) -> p
                 on_gpu = profile.device().type == "cuda"
                 free = (torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available) / 1e6
                 if needed > free:
-                    problem = f"left out, could need {needed:,.0f} MB of {free:,.0f}"
-                    tqdm.write(f"{name}, {kind}, {length:,} tokens: {problem}.")
+                    tqdm.write(
+                        f"{name}, {kind}, {length:,} tokens: left out, could need {needed:,.0f} MB of {free:,.0f}."
+                    )
                     continue
                 runs[name] = one_pass(name, kind, length)
                 reset_peak_memory()

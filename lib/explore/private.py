@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from lib import profile
 from lib.explore.anonymise import anonymise, read_names
 from lib.results import write_text
-from lib.tasks import load_task
+from lib.tasks import Task, load_task
 from lib.texts import words
 
 PROMPT_BYTES, TARGET_BYTES = 200, 800
@@ -226,7 +226,7 @@ KIND_OF |= {".json": "chat", ".eml": "mail", ".mbox": "mail"}
 
 
 class Collection(NamedTuple):
-    task: object
+    task: Task
     card: pd.DataFrame  # what, key, value: counts; no text, no names of files
     own: bool  # a folder of one's own: then no text of it belongs into an output
 
@@ -324,7 +324,7 @@ def shingles(text: str, n: int = 3) -> frozenset[str]:
     return frozenset(" ".join(parts[i : i + n]) for i in range(max(1, len(parts) - n + 1)))
 
 
-def near(texts: Sequence[str], threshold: float = 0.3) -> list[int]:
+def without_near_duplicates(texts: Sequence[str], threshold: float = 0.3) -> list[int]:
     """Indices kept when of texts whose word 3-shingles reach this Jaccard similarity (0.3 as for `debian`) the first
     stays. MinHash (Broder 1997) with LSH proposes, the exact similarity decides: 128 bands of 2 rows miss a pair at 0.3
     with probability (1 - 0.3^2)^128 = 6e-6."""
@@ -344,7 +344,7 @@ def deduplicate(rows: Sequence[dict], facts: Counter | None = None) -> list[dict
     for row in rows:
         first.setdefault(" ".join(row["target"].lower().split()), row)
     once = list(first.values())
-    kept = [once[i] for i in near([row["target"] for row in once])]
+    kept = [once[i] for i in without_near_duplicates([row["target"] for row in once])]
     if facts is not None:
         facts["documents", "found"], facts["documents", "kept"] = len(rows), len(kept)
         facts["documents", "exact duplicates removed"] = len(rows) - len(once)
