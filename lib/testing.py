@@ -1,23 +1,16 @@
-"""A pytest plugin (pyproject.toml names it): tests and notebooks run in the `fast` profile, and write to a
-folder of their own that goes when they end.
-"""
+"""A pytest plugin (pyproject.toml names it): tests and notebooks run in the `fast` profile, and write to a folder of
+their own that goes when they end."""
 
 import os
 import shutil
 import tempfile
 
 os.environ.setdefault("PROFILE", "fast")
-for _name in (
-    "TASK",
-    "RESULTS",
-    "PRIVATE_DATA",
-    "BASE_MODEL",
-    "JUDGE_API_KEY",
-):  # what a user has set is not what is tested
+# what a user has set is not what is tested
+for _name in ("TASK", "RESULTS", "PRIVATE_DATA", "BASE_MODEL", "JUDGE_API_KEY"):
     os.environ.pop(_name, None)
-_OUTPUT = tempfile.mkdtemp(prefix="gpt2-coursework-test-")
-os.environ["FAST_OUTPUT"] = _OUTPUT
+os.environ["FAST_OUTPUT"] = _OUTPUT = tempfile.mkdtemp(prefix="gpt2-coursework-test-")
 
 
-def pytest_unconfigure(config) -> None:
+def pytest_unconfigure(config) -> None:  # no atexit, which the tests' forked children would run too
     shutil.rmtree(_OUTPUT, ignore_errors=True)
