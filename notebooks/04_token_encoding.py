@@ -265,7 +265,7 @@ def runs() -> list[scratch.Trained]:
 # $6 N + 6 V d + 6 L d T$ floating-point operations: $N$ parameters in the blocks, the output layer, and causal
 # attention over rows of $T$ tokens ($L$ layers of width $d$; Kaplan et al. 2020): 2 per weight forward and 4 backward.
 #
-# - The cost of BPE near 1,024 at full bytes is what everybody gets; the amount of text follows.
+# - What a recipe costs, and how many tokens its bytes are.
 
 
 # %%
@@ -286,6 +286,11 @@ def expected_tokens(r: scratch.Recipe) -> int:
     return round(r.train_bytes * (len(scratch.stream(encoding_of(r), drawn)) - 1) / n_bytes)
 
 
+# %% [markdown]
+# - The cost of BPE near 1,024 at full bytes is what everybody gets; the amount of text follows. Bytes and the BPEs in
+#   English only.
+
+# %%
 middle = min(sizes, key=lambda v: abs(v - 1_024))
 
 
@@ -303,21 +308,11 @@ def scaled_runs() -> list[scratch.Trained]:
 # %% [markdown]
 # ## 6 Bits per byte
 #
-# - The same held-out text for all, in blocks of 512 bytes on average, UNK priced in. Training speed is timed here, not
-#   taken from the runs, which may have shared the machine: random ids, since a step takes as long for any text; the
-#   conditions take turns; medians. Tokens per second is the wrong unit: bytes per second is what text costs.
+# - Training speed is timed here, not taken from the runs, which may have shared the machine: random ids, since a step
+#   takes as long for any text, and the first steps are not counted.
 
 
 # %%
-def measure(run: scratch.Trained, kind: str) -> dict:
-    r = run.recipe
-    score = scratch.score_stream(run.model, run.encoding, texts[r.corpus], r.train_length, batch_tokens=2_048)
-    found = {"corpus": r.corpus, "encoding": r.encoding, "vocab_size": run.encoding.vocab_size, "seed": r.seed}
-    found |= {"budget": kind, "bits_per_byte": score.bits_per_byte, "perplexity": math.exp(score.nats.mean())}
-    kept = ["train_bytes", "tokens", "parameters", "non_embedding_parameters"]
-    return found | {k: run.summary[k] for k in kept} | {"flops": flops(r, run.summary["tokens"])}
-
-
 def timer(r: scratch.Recipe):
     """A function that trains n steps of the recipe."""
     model = scratch.model_of(r).train()
@@ -335,6 +330,11 @@ def timer(r: scratch.Recipe):
     return steps
 
 
+# %% [markdown]
+# - The conditions take turns; medians. Tokens per second is the wrong unit: bytes per second is what text costs.
+
+
+# %%
 def training_speed() -> list[dict]:
     one_seed = [r for r in recipes() if r.seed == budget.seeds[0]]
     rows = []
@@ -350,7 +350,21 @@ speed = labelled(results.table("speed", training_speed))
 speed[["corpus", "label", "train_length", "tokens_per_second", "bytes_per_second"]].round(0)
 
 
+# %% [markdown]
+# - The same held-out text for all, in blocks of 512 bytes on average, UNK priced in. All runs have equally many
+#   parameters in their blocks.
+
+
 # %%
+def measure(run: scratch.Trained, kind: str) -> dict:
+    r = run.recipe
+    score = scratch.score_stream(run.model, run.encoding, texts[r.corpus], r.train_length, batch_tokens=2_048)
+    found = {"corpus": r.corpus, "encoding": r.encoding, "vocab_size": run.encoding.vocab_size, "seed": r.seed}
+    found |= {"budget": kind, "bits_per_byte": score.bits_per_byte, "perplexity": math.exp(score.nats.mean())}
+    kept = ["train_bytes", "tokens", "parameters", "non_embedding_parameters"]
+    return found | {k: run.summary[k] for k in kept} | {"flops": flops(r, run.summary["tokens"])}
+
+
 def measured() -> pd.DataFrame:
     df = pd.DataFrame([measure(r, "bytes") for r in runs()] + [measure(r, "compute") for r in scaled_runs()])
     keys = ["corpus", "encoding", "vocab_size"]
@@ -500,7 +514,7 @@ for corpus, name in (("debian", "English (Debian descriptions)"), ("tang", "Chin
     results.markdown(name.split()[0].lower(), HEADER, rows, text, scratch=True)
 
 # %% [markdown]
-# - The values and claims behind its sentences: the best encoding that was trained here, the sweep, UNK, the control.
+# - The values and claims behind its sentences: first the best encoding but GPT-2's, against bytes.
 
 # %%
 wide, english = by_seed(equal[equal.corpus == "debian"], "label"), gaps("debian")
@@ -512,6 +526,10 @@ for name, value in said.items():
     results.value(name, value)
 results.claim("the best needs fewer bits than bytes", shown(english[best]) < 0)
 
+# %% [markdown]
+# - The best vocabulary size at each budget, and per language which encodings need fewer bits than bytes.
+
+# %%
 for kind, part in sweep[sweep.encoding == "bpe"].groupby("budget"):
     heights = part.groupby("vocab_size")["bits_per_byte"]
     size = heights.mean().idxmin()
@@ -526,6 +544,10 @@ for corpus, language in (("debian", "english"), ("tang", "chinese")):
     results.value(f"{language}.misjudged", misjudged[corpus][0])
     results.value(f"{language}.pairs", misjudged[corpus][1])
 
+# %% [markdown]
+# - What UNK costs in Chinese, and what learned positions cost bytes and BPE.
+
+# %%
 for r in facts[(facts.corpus == "tang") & (facts.unknown_percent > 0)].itertuples():
     results.value(f"unknown.{r.encoding}", number(r.unknown_percent, 2))
     results.value(f"unknown.{r.encoding}.price", number(r.unknown_bits_per_byte))
