@@ -272,7 +272,7 @@ text = f"Bits per byte at {far:,} tokens minus those at {length:,}, paired by se
 results.markdown("change", ["position", "change, blocks", "change, sliding window"], rows, text, scratch=True)
 
 # %% [markdown]
-# - The values and claims behind its sentences.
+# - The values and claims behind its sentences: first which codes a shift changes.
 
 # %%
 moved = shift.set_index("position")["max_difference"]
@@ -284,15 +284,25 @@ results.value("shift.absolute", listed(absolute.index, code=True))
 results.value("shift.absolute.least", number(absolute.min(), 2))
 results.claim("all codes but learned and sinusoidal are relative", {*absolute.index} == {"learned", "sinusoidal"})
 
+# %% [markdown]
+# - Then the order at the trained length: the best, who is level with it, who is ahead of learned positions.
+
+# %%
 order = list(short.mean().sort_values().index)
-best, slide = order[0], change["sliding"]
-flat = slide.mean().abs().idxmin()
+best = order[0]
 results.value("best", f"`{best}`")
 results.value("best.bits", interval(short[best]))
 results.value("seeds", len(budget.seeds))
 results.value("level", listed([p for p in order[1:] if not shown(short[p] - short[best])], code=True))
 ahead = [p for p in short.columns.drop("learned") if shown(short[p] - short["learned"]) < 0]
 results.value("ahead", listed(ahead, code=True))
+
+# %% [markdown]
+# - At eight times that length: the code that changes least, who gets worse or better, and ALiBi in both protocols.
+
+# %%
+slide = change["sliding"]
+flat = slide.mean().abs().idxmin()
 results.value("length", f"{length:,}")
 results.value("far", f"{far:,}")
 results.value("flat", f"`{flat}`")
