@@ -137,7 +137,8 @@ results.figure(figure, "06_weights", text, scratch=True)
 #
 # - One thing changes, the attention. Text, order, seeds, steps, learning rate and all other weights are equal;
 #   positions are RoPE in all. `softmax` is trained as `softmax_sdpa`, the same function by the fused kernel (a test
-#   holds outputs and gradients equal). Held-out windows of the trained length slide by half.
+#   holds outputs and gradients equal). Held-out windows of the trained length slide by half. A caption's training
+#   tokens are the mean over runs, rounded: seeds draw other documents and differ by a step.
 
 # %%
 texts = scratch.documents("debian", "test", budget.eval_bytes)
@@ -159,7 +160,7 @@ def measure(run: scratch.Trained) -> dict:
 
 
 quality = results.table("quality", lambda: [measure(run) for run in runs()])
-tokens = int(quality["tokens"].iloc[0])
+tokens = int(quality["tokens"].mean().round(-3))
 figure = plots.dots(
     quality, "bits_per_byte", "attention", titles={None: "debian"}, xlabel="bits per byte (lower is better)"
 )
@@ -242,8 +243,7 @@ controls
 #
 # - No training: random keys are written with random values, then asked for; an answer is right if the value with the
 #   largest product with the output is the one written. `overwrite` writes every key twice and wants the newer value
-#   (after Schlag et al. 2021, section 6.1). Softmax keeps everything and finds it, but has no way to prefer the newer;
-#   the delta rule erases before it writes, until more keys are stored than a head has dimensions (64).
+#   (after Schlag et al. 2021, section 6.1).
 
 
 # %%
@@ -263,6 +263,11 @@ def accuracy(name: str, pairs: int, writes: int, seed: int, heads: int = 16) -> 
     return float((found == torch.arange((writes - 1) * pairs, writes * pairs)).float().mean())
 
 
+# %% [markdown]
+# - Softmax keeps everything and finds it, but has no way to prefer the newer; the delta rule erases before it writes,
+#   until more keys are stored than a head has dimensions (64).
+
+# %%
 recall = results.table(
     "recall",
     lambda: [
@@ -326,6 +331,7 @@ fitted.round(2)
 #
 # - One more token after a context, one attention operation: the recurrent form has a state of fixed size, a KV cache
 #   grows by concatenation, as transformers' does, and a window keeps its last tokens.
+# - `held` is what is kept between tokens: a state from a first step, or the keys and values of the context.
 
 
 # %%
@@ -352,6 +358,10 @@ def decoding_row(name: str, context: int, tokens: int = 20) -> dict:
     return row | {"milliseconds": milliseconds, "state_kilobytes": sum(x.numel() * 4 for x in held) / 1_000}
 
 
+# %% [markdown]
+# - Milliseconds per token in the figure, kilobytes held in the table: both stay constant, or grow with the context.
+
+# %%
 names = [SOFTMAX, "window", "linear", "performer", "delta"]
 contexts = (*budget.lengths, 8 * budget.lengths[-1])
 decoding = results.table("decoding", lambda: [decoding_row(name, context) for context in contexts for name in names])
@@ -386,6 +396,12 @@ def nystrom_errors(q, k, v, scale, landmarks: int) -> dict[str, float]:
     return {form: float((got - exact).norm() / exact.norm()) for form, (got, exact) in forms.items()}
 
 
+# %% [markdown]
+# - The heads are read by an attention of our own that notes what it is given and answers as softmax; with it in place
+#   the model's logits must stay.
+
+
+# %%
 @torch.no_grad()
 def real_heads(model, ids) -> list[tuple]:
     """Per layer the q, k, v and scale that the model's attention is given, position code included."""
@@ -405,6 +421,11 @@ def real_heads(model, ids) -> list[tuple]:
     return heads
 
 
+# %% [markdown]
+# - The error against the number of landmarks: 1 means an output no nearer to the model's own than 0 would be.
+
+
+# %%
 def nystrom_rows() -> list[dict]:
     try:
         results.base = models.load_base()
@@ -467,7 +488,7 @@ if len(errors):
 # %% [markdown]
 # ## For the report
 #
-# - The table of section 6.3: quality, and how time grows. A claim per sentence that hangs on the numbers.
+# - The table of section 6.3: quality, and how time grows.
 
 # %%
 longest, fit, rows = scaling["length"].max(), fitted.set_index("attention"), []
@@ -483,6 +504,10 @@ text = (
 header = ["attention", "bits per byte", "minus softmax, by seed", "time exponent", "faster from"]
 results.markdown("quality", header, rows, text, scratch=True)
 
+# %% [markdown]
+# - Values of its sentences, and a claim per sentence that hangs on them. Quality first: who is ahead of softmax, and
+#   the order of three that others published.
+
 # %%
 results.value("seeds", len(budget.seeds))
 for side, name in ((-1, "ahead"), (0, "level"), (1, "behind")):
@@ -493,6 +518,10 @@ results.value("linear.minus_delta", interval(wide["linear"] - wide["delta"], sig
 results.claim("softmax, delta and linear in the published order", order == [SOFTMAX, "delta", "linear"])
 results.claim("the window is not behind softmax", shown(against["window"]) <= 0)
 
+# %% [markdown]
+# - Recall at half of the most pairs, where the delta rule has as many keys as a head has dimensions.
+
+# %%
 pairs = recall["pairs"].max() // 2
 asked = recall[(recall["pairs"] == pairs) & (recall["task"] == "recall")]
 results.value("recall.pairs", pairs)
@@ -502,6 +531,10 @@ for name, part in asked.groupby("attention")["accuracy"]:
 retrieved = by_seed(asked, "attention", "accuracy")
 results.claim("delta retrieves more than linear", shown(retrieved["delta"] - retrieved["linear"]) > 0)
 
+# %% [markdown]
+# - Cost: decoding at the longest context over that at the shortest, and how time grows with length.
+
+# %%
 results.value("decoding.short", f"{times.index[0]:,}")
 results.value("decoding.long", f"{times.index[-1]:,}")
 for name, ratio in slower.items():
@@ -513,6 +546,10 @@ results.value("never_faster", listed([name for name in against if faster[name] !
 results.claim("Nystrom's time grows faster than softmax's", power["nystrom"] > power[SOFTMAX])
 results.claim("linear time grows more slowly than softmax's", power["linear"] < power[SOFTMAX])
 
+# %% [markdown]
+# - Causality: the largest leak of all mechanisms, and what the two controls leak.
+
+# %%
 results.value("leak", f"{leak['max_difference'].max():.0e}" if leak["max_difference"].any() else 0)
 results.value("leak.mechanisms", len(leak))
 for row in controls.itertuples():
