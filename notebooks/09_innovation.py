@@ -33,10 +33,7 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
-import functools
-import inspect
-import itertools
-import math
+import functools, inspect, itertools, math
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -52,6 +49,11 @@ from lib.models import load_base
 from lib.results import Results, by_seed, interval, kept, listed, load, number, shown, span
 
 
+# %% [markdown]
+# - `show` prints source of `lib`, `tell` hands a group of values to the report.
+
+
+# %%
 def show(*parts):
     display(Code("\n\n".join(map(inspect.getsource, parts)), language="python"))
 
@@ -84,6 +86,11 @@ budget = profile.budget(
     trap_layers=(2, 4, 4),
     trap_width=(32, 128, 128),
 )
+
+# %% [markdown]
+# - The model and the task; `measured_with` is what the kept measurements of the conversion hang on.
+
+# %%
 base, task = load_base(), tasks.load_task("debian")
 results = Results("09_innovation", base=base, seeds=budget.seeds)
 RUNS = profile.output_root() / "data" / "runs"  # what is measured is kept there, and found again by what it hangs on
@@ -145,6 +152,11 @@ def maps_of(form, seed):
     return convert.match(base.model, text, form, rate=MATCHING_RATE, desc=f"{form}, seed {seed}: matching")
 
 
+# %% [markdown]
+# - A row per layer: how far its output is off before and after the matching, and what converting it alone costs.
+
+
+# %%
 @functools.cache
 def damage_of(seed, form="linear+window"):
     def measure():
@@ -164,6 +176,10 @@ def damage_of(seed, form="linear+window"):
     return kept(RUNS / f"convert-damage-seed{seed}", [form, seed, *measured_with], measure)["rows"]
 
 
+# %% [markdown]
+# - Look at how uneven the layers are, and at what the matching does to the error.
+
+# %%
 damage = results.table("layer_damage", lambda: [row for seed in budget.seeds for row in damage_of(seed)])
 figure = plots.lines(damage, "layer", "damage", "form", logx=False, ylabel="bits per byte above softmax")
 text = "Damage of converting one layer alone, by layer; mean and range of seeds. No fine-tuning yet."
@@ -198,6 +214,10 @@ def decoding_rows(tokens=12):
     return found
 
 
+# %% [markdown]
+# - Look at which lines rise with the text: softmax has to keep every key and value.
+
+# %%
 decoding = results.table("decoding", decoding_rows)
 long = decoding.melt(["form", "share", "context"], ["milliseconds", "state_kilobytes"], "what")
 long["line"] = long["form"] + long["share"].map(" {:.0%}".format)
@@ -223,6 +243,11 @@ STEPS += [("linear", 1.0, "fine_tuned", "least_damage", True)]
 STEPS += [("window", share, stage, "least_damage", True) for stage in STAGES for share in (0.5, 1.0)]
 
 
+# %% [markdown]
+# - One step of the list with one seed: convert, fine-tune where the stage says so, measure on test text.
+
+
+# %%
 def conversion_row(seed, form, share, stage, order, matched):
     ranked = sorted(damage_of(seed), key=lambda r: r["damage"], reverse=order == "most_damage")
     chosen = sorted(ranked[: round(share * len(ranked))], key=lambda r: r["layer"])
@@ -245,15 +270,25 @@ def conversion_row(seed, form, share, stage, order, matched):
     return row | {"tuning_tokens": budget.tuning_tokens if stage == "fine_tuned" else 0}
 
 
+# %% [markdown]
+# - Every step with every seed, beside the cost of decoding at the longest context, where that was timed.
+
+
+# %%
 def conversion_rows():
     df = pd.DataFrame([conversion_row(seed, *step) for seed in budget.seeds for step in STEPS])
-    # with the cost of decoding at the longest context, where it was timed
     longest = decoding[decoding["context"] == decoding["context"].max()].rename(columns={"form": "decoded"})
     df["decoded"] = df["form"].where(df["share"] > 0, "softmax")
     return df.merge(longest, "left", ["decoded", "share"]).drop(columns="decoded")
 
 
 conversion = results.table("conversion", conversion_rows)
+
+# %% [markdown]
+# - Look at where the lines of `fine_tuned` leave the control at share 0, and at what the missing matching and the
+#   missing linear part cost.
+
+# %%
 conversion["series"] = conversion["form"].where(conversion["matched"], conversion["form"] + ", unmatched")
 ordered = conversion[conversion["order"] == "least_damage"]
 tuned = ordered[ordered["stage"] == "fine_tuned"]
@@ -311,6 +346,11 @@ def ways():
     ]
 
 
+# %% [markdown]
+# - What every model is measured by: bits per byte of the task and of general text.
+
+
+# %%
 def measured(model):
     scores = metrics.score(model, base.tokenizer, tasks.head(task["test"], budget.documents), "task")
     own = metrics.score_encoded(model, frontier.general_text(base, budget.general_tokens, 1), desc="general text")
@@ -321,6 +361,11 @@ def measured(model):
     return out
 
 
+# %% [markdown]
+# - Before; then each way with each seed, at equal tokens; between before and full fine-tuning three interpolations.
+
+
+# %%
 def frontier_rows():
     sizes = {"train_tokens": budget.frontier_tokens, "batch_tokens": budget.batch_tokens}
     # a held-out curve decides nothing here: a run ends with its last step
@@ -344,12 +389,37 @@ def frontier_rows():
     return found
 
 
+# %% [markdown]
+# - General text is WikiText-2 where it was within reach. `front`: means over seeds with 95 % t intervals.
+
+# %%
 table = results.table("frontier", frontier_rows)
 GENERAL = {"wikitext2_bits_per_byte": "WikiText-2", "base_samples_bits_per_byte": "the base model's own text"}
 general = next(column for column in GENERAL if column in table and table[column].notna().any())
 print(f"General text: {GENERAL[general]}, bits per byte.", "" if results.stored else out_of_reach("wikitext2") or "")
 front = results.table("front", lambda: frontier.front(table, general))
 front.round(4)
+
+# %% [markdown]
+# - The figure's labels: a name beside each point, moved down where it would lie on another.
+
+
+# %%
+def label_points(ax, front):
+    """ "method, setting" beside each point; labels that would overlap are moved down, with a thin line."""
+    ax.figure.draw_without_rendering()
+    taken, box = [], {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
+    for row in front.sort_values("general", ascending=False).itertuples():
+        x, wanted = ax.transData.transform((row.task, row.general)) * 72 / ax.figure.dpi
+        y = wanted
+        while any(abs(y - b) < 10 and abs(x - a) < 110 for a, b in taken):
+            y -= 2
+        taken.append((x, y))
+        text = "before" if row.method == "none" else f"{row.method}, {row.setting}"
+        arrow = {"arrowstyle": "-", "color": plots.GREY, "linewidth": 0.5} if wanted - y > 6 else None
+        style = {"va": "center", "arrowprops": arrow, "annotation_clip": False, "bbox": box}
+        plots.note(ax, text, (row.task, row.general), (9, y - wanted), **style)
+
 
 # %% [markdown]
 # - Left and down is better. Filled points are on the front: none is better in both. The dashed line is the control.
@@ -375,22 +445,6 @@ def front_figure(front):
     ax.set(ylabel=f"{GENERAL[general]}, bits per byte (lower: less forgotten)")
     label_points(ax, front)
     return fig
-
-
-def label_points(ax, front):
-    """ "method, setting" beside each point; labels that would overlap are moved down, with a thin line."""
-    ax.figure.draw_without_rendering()
-    taken, box = [], {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
-    for row in front.sort_values("general", ascending=False).itertuples():
-        x, wanted = ax.transData.transform((row.task, row.general)) * 72 / ax.figure.dpi
-        y = wanted
-        while any(abs(y - b) < 10 and abs(x - a) < 110 for a, b in taken):
-            y -= 2
-        taken.append((x, y))
-        text = "before" if row.method == "none" else f"{row.method}, {row.setting}"
-        arrow = {"arrowstyle": "-", "color": plots.GREY, "linewidth": 0.5} if wanted - y > 6 else None
-        style = {"va": "center", "arrowprops": arrow, "annotation_clip": False, "bbox": box}
-        plots.note(ax, text, (row.task, row.general), (9, y - wanted), **style)
 
 
 text = f"Gain against forgetting on {task.name}, {budget.documents} test documents; 95 % t intervals over seeds."
@@ -442,6 +496,11 @@ MODELS = {  # what differs from the plain recipe
 }
 
 
+# %% [markdown]
+# - Every model with every seed, each trained once; a row of the table has the sound measure beside the trapped one.
+
+
+# %%
 def trained(seed, **changes):
     sizes = {"n_layer": budget.trap_layers, "n_embd": budget.trap_width, "train_bytes": budget.trap_bytes}
     sizes |= {"train_length": LENGTH, "n_positions": LENGTH}
@@ -459,6 +518,10 @@ def rows_of(trap, runs, sound, trapped):
     return [row | {"sound": sound(run), "trapped": trapped(run)} for row, run in named]
 
 
+# %% [markdown]
+# - Overlap: the sound measure is of validation documents, which no model saw; the trapped one of the test documents.
+
+
 # %%
 def overlapping():
     names = ("plain", "one layer")
@@ -471,6 +534,11 @@ def overlapping():
     return rows_of("overlapping train and test", runs, *measures)
 
 
+# %% [markdown]
+# - Leak: the mask that is off by one. Scored from prefixes it has no next token to see; in one pass it has.
+
+
+# %%
 def off_by_one(q, k, v, scale, **_):
     """Softmax over everything up to the next token."""
     seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(1)
@@ -486,6 +554,11 @@ def leaky(texts):
     return rows_of("leaking attention", models() | runs, *measures)
 
 
+# %% [markdown]
+# - Notebook 04's tokenizers, ranked by token perplexity instead of bits per byte.
+
+
+# %%
 def across_tokenizers():
     df = pd.DataFrame(load("04_token_encoding", SHIPPED)["tables"]["encodings"])
     df = df[(df["corpus"] == "debian") & (df["budget"] == "bytes")]
@@ -494,6 +567,11 @@ def across_tokenizers():
     return df.assign(trap="token perplexity across tokenizers").to_dict("records")
 
 
+# %% [markdown]
+# - All mistakes on the same models; look at how far apart they lie by the sound measure, and at the spread of seeds.
+
+
+# %%
 def trap_rows():
     texts = scratch.documents("debian", "test", budget.trap_eval_bytes)
     own = rows_of("own samples", models(), lambda run: run.bits_per_byte(texts), traps.sample_perplexity)
@@ -508,6 +586,10 @@ def trap_rows():
 values = results.table("trap_values", trap_rows)
 own = values[values["trap"] == "own samples"]
 own.groupby("model", sort=False)["sound"].agg(["mean", "std", "count"]).round(3)
+
+
+# %% [markdown]
+# - The last mistake orders nothing anew, it claims too much. `tau` is Kendall's, between the two rankings.
 
 
 # %%
@@ -590,6 +672,11 @@ PROTOCOLS = {
 }
 
 
+# %% [markdown]
+# - Look at what it finds: `none` is a table without findings.
+
+
+# %%
 def audited_rows():
     found = []
     for (notebook, name), protocol in PROTOCOLS.items():
@@ -653,7 +740,11 @@ def quality(form="linear+window", share=1.0, stage="fine_tuned", order="least_da
     return conversion.set_index(keys).sort_index()["bits_per_byte"][form, share, stage, order, matched]
 
 
-TOLERATED, control = 0.05, quality(share=0.0)
+# %% [markdown]
+# - The table: each conversion after its fine-tuning, against the control.
+
+# %%
+control = quality(share=0.0)
 lines, dearer = [], []
 for (form, matched, share), part in tuned.groupby(["form", "matched", "share"], sort=False):
     own = part.set_index("seed")["bits_per_byte"]
@@ -667,6 +758,11 @@ text += "control (not converted, fine-tuned as well), paired by seed."
 results.markdown("conversion", header, lines, text)
 results.claim("every conversion costs something", all(dearer))
 
+# %% [markdown]
+# - The cost of each share, and the largest one that is small.
+
+# %%
+TOLERATED = 0.05
 dear = {share: mean_interval(quality(share=share) / control - 1) for share in SHARES[1:]}
 small = [share for share, (mean, _, high) in dear.items() if (mean if math.isnan(high) else high) < TOLERATED]
 results.claim("part of the layers converts at a small cost", small)
@@ -675,6 +771,11 @@ tell("conversion", **{f"cost{share * 100:.0f}": f"{mean:+.1%}" for share, (mean,
 tell("conversion", tolerated=f"{TOLERATED:.0%}", largest=f"{max(small):.0%}" if small else "none")
 tell("conversion", costly=listed([f"{share:.0%}" for share in dear if share not in small]), seeds=len(budget.seeds))
 tell("conversion", window=f"{(quality('window') / control - 1).mean():+.1%}")
+
+# %% [markdown]
+# - What helps: the matching, the linear part, converting the harmless layers first.
+
+# %%
 half = {"share": 0.5, "stage": "converted"}
 helped = {"matching": quality() - quality(matched=False), "linear": quality() - quality("window")}
 helped["order"] = quality(**half) - quality(**half, order="most_damage")
@@ -682,15 +783,22 @@ for name, gap in helped.items():
     results.value(f"conversion.{name}", interval(gap, 4, sign=True))
     results.claim(f"conversion: {name} helps", shown(gap) < 0)
 
+# %% [markdown]
+# - The layers: what the cheapest and the dearest cost alone, and how much of the whole the dearest quarter has.
+
+# %%
 alone = damage.groupby("layer")["damage"].mean().sort_values()
 quarter, whole = alone.clip(lower=0).iloc[-max(len(alone) // 4, 1) :].sum(), alone.clip(lower=0).sum()
-tell(
-    "damage", least=f"{alone.iloc[0]:+.4f}", most=f"{alone.iloc[-1]:+.4f}", quarter=f"{quarter / max(whole, 1e-9):.0%}"
-)
+tell("damage", least=f"{alone.iloc[0]:+.4f}", most=f"{alone.iloc[-1]:+.4f}")
+tell("damage", quarter=f"{quarter / max(whole, 1e-9):.0%}")
 tell("damage", layers=f"{max(len(alone) // 4, 1)} of {len(alone)}", matched=number(damage["matching_error"].mean()))
 tell("damage", unmatched=number(damage["error_unmatched"].mean()))
 results.claim("layers differ much in what they cost", alone.iloc[-1] > 10 * abs(alone.iloc[0]))
 
+# %% [markdown]
+# - Decoding at the longest context: the whole model converted, against the KV cache.
+
+# %%
 longest = decoding[decoding["context"] == decoding["context"].max()].set_index(["form", "share"])
 cache, state = longest.loc[("softmax", 0.0)], longest.loc[("linear+window", 1.0)]
 size, cached = state["state_kilobytes"], cache["state_kilobytes"]
@@ -713,6 +821,11 @@ text = f"Bits per byte of the task and of general text ({GENERAL[general]}); mea
 results.markdown("frontier", ["method", "setting", "seeds", "task", "general text", "front"], lines, text, left=2)
 
 
+# %% [markdown]
+# - The verdict on each method, from the interval of the difference to interpolation.
+
+
+# %%
 def verdict(row):
     if not row.seeds:
         return "gains more than full fine-tuning" if row.beyond else "gains nothing"
@@ -734,6 +847,10 @@ tally = pd.Series(verdicts.values()).value_counts(sort=False)
 tell("frontier", less=listed(less), others=listed([name for name in verdicts if name not in less]), front=listed(best))
 tell("frontier", tried=len(verdicts), tally=", ".join(f"{said} {n}" for said, n in tally.items()))
 
+# %% [markdown]
+# - What full fine-tuning gained and what it forgot, against before.
+
+# %%
 before = table[table["method"] == "none"].iloc[0]
 by_way = table.set_index(["method", "setting", "seed"]).sort_index()
 known, unknown = set(by_way.index.droplevel("seed")), pd.Series(dtype=float)
@@ -744,6 +861,11 @@ for name, column in zip(("task", "wikitext", "own"), ("bits_per_byte", *GENERAL)
     results.value(f"full.{name}", interval(moved[name], 4, sign=True) if len(moved[name]) else "not measured")
 results.claim("no forgetting of WikiText-2 is shown", len(moved["wikitext"]) and shown(moved["wikitext"]) <= 0)
 results.claim("the base model's own text is forgotten", shown(moved["own"]) > 0)
+
+# %% [markdown]
+# - Three pairs of methods, on the task and on general text.
+
+# %%
 LORA = {rank: ("LoRA", f"rank {rank}") for rank in (4, 64)}
 PAIRS = {"rank64": (LORA[64], FULL), "muon": (("Muon", "lr 1e-4"), FULL), "ranks": (LORA[64], LORA[4])}
 signs = {}
@@ -776,6 +898,10 @@ results.claim("some mistake turns pairs that seeds tell apart", (turned["shown_f
 worst = set(turned.sort_values("shown_flips")["trap"].iloc[-2:])
 results.claim("tokenizers and leaks turn most", worst == {"token perplexity across tokenizers", "leaking attention"})
 
+# %% [markdown]
+# - The audit of our own tables.
+
+# %%
 found = audited["trap"].value_counts()
 tell("audit", tables=len(audited[["notebook", "table"]].drop_duplicates()))
 tell("audit", pairs=found.get("no interval", 0), seeds=found.get("one seed", 0))
