@@ -179,6 +179,11 @@ PUBLISHED = [
 ]
 
 
+# %% [markdown]
+# - Notebook 03's run: more tokens and all inputs, read from the shipped results.
+
+
+# %%
 def longer() -> list[dict]:
     """Notebook 03's run on all inputs, from the shipped results; none for another base model."""
     try:
@@ -196,6 +201,11 @@ def longer() -> list[dict]:
     ]
 
 
+# %% [markdown]
+# - The table: every system's texts by the same measures, then people, the published rows and the longer run.
+
+
+# %%
 def e2e_rows() -> list[dict]:
     references, rows = [list(row["references"]) for row in inputs], []
     for system in written():
@@ -339,6 +349,11 @@ def texts() -> dict[str, list[bytes]]:
     return {name: fits[name][:count] for name, count in budget.documents.items()}
 
 
+# %% [markdown]
+# - The same model and text, computed again, with fewer documents side by side, with other threads, without a cache.
+
+
+# %%
 @torch.no_grad()
 def one_pass(ids: np.ndarray) -> np.ndarray:
     start = np.full((len(ids), 1), base.tokenizer.eos_token_id)
@@ -346,22 +361,31 @@ def one_pass(ids: np.ndarray) -> np.ndarray:
     return base.model(fed).logits.float().softmax(-1).transpose(0, 1).cpu().numpy()
 
 
-def bit_identity() -> list[dict]:
-    """Is the same model's distribution equal in every bit when the computation is arranged otherwise?"""
-    ids = [compress.to_ids(base.tokenizer, d)[: budget.probe_tokens] for d in texts()["debian"][:8]]
-    ids = np.array([i for i in ids if len(i) == budget.probe_tokens])
-    reference, threads, half = distributions(codec, ids), torch.get_num_threads(), ids[: max(len(ids) // 2, 1)]
+def arrangements(ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The distributions for ids (rows, T), computed in four ways."""
+    threads, half = torch.get_num_threads(), ids[: max(len(ids) // 2, 1)]
     other = 1 if threads > 1 else 2
     with compress.use_threads(other):
         threaded = distributions(codec, ids)
-    ways = {
+    return {
         "the same again": distributions(codec, ids),
         f"{len(half)} documents side by side, not {len(ids)}": distributions(codec, half),
         f"{other} thread(s), not {threads}": threaded,
         "the text in one pass, no cache": one_pass(ids),
     }
-    rows = []
-    for name, p in ways.items():
+
+
+# %% [markdown]
+# - Look at `identical`: which arrangements give the same bits, and how far the others are off.
+
+
+# %%
+def bit_identity() -> list[dict]:
+    """Is the same model's distribution equal in every bit when the computation is arranged otherwise?"""
+    ids = [compress.to_ids(base.tokenizer, d)[: budget.probe_tokens] for d in texts()["debian"][:8]]
+    ids = np.array([i for i in ids if len(i) == budget.probe_tokens])
+    reference, rows = distributions(codec, ids), []
+    for name, p in arrangements(ids).items():
         same = (p == reference[:, : p.shape[1]]).all(-1)
         at = np.arange(ids.shape[1])[:, None], np.arange(p.shape[1])[None], ids[: p.shape[1]].T
         difference = np.abs(np.log(p[at]) - np.log(reference[at])).max()
@@ -411,6 +435,11 @@ def rivals() -> dict[str, tuple]:
     }
 
 
+# %% [markdown]
+# - Each rival, timed; what it reads once, such as a dictionary, is read before the clock starts.
+
+
+# %%
 def row_of(domain: str, original: int, compressed: int, encode: float, decode: float, **who) -> dict:
     """One measurement; kB are 1,000 bytes of the uncompressed text, both times in seconds."""
     sizes = {"original_bytes": original, "compressed_bytes": compressed, "bits_per_byte": 8 * compressed / original}
@@ -434,8 +463,7 @@ def rival_rows(name: str, domain: str) -> list[dict]:
 
 
 # %% [markdown]
-# - "After" are the runs of notebook 02, all seeds. Every archive is decoded by `python -m lib decompress` in another
-#   process and compared byte for byte.
+# - Every archive is decoded by `python -m lib decompress` in another process and compared byte for byte.
 
 
 # %%
@@ -447,11 +475,23 @@ def shell(folder: str, *arguments: str) -> list[str]:
     return (done.stderr if done.returncode else done.stdout).strip().splitlines()
 
 
+def inside(packed: bytes, bits: np.ndarray) -> dict:
+    """What an archive is made of; `bits` is each document's -sum log2 p."""
+    archive = compress.unpacked(packed)
+    header = compress.packed(replace(archive, tokens=[], beside={}, coded=[]))
+    sizes = {"ideal_bytes": bits.sum() / 8, "tokens": sum(archive.tokens), "header_bytes": len(header)}
+    return sizes | {"escaped_bytes": sum(map(len, archive.beside.values())), "document_bits": bits}
+
+
+# %% [markdown]
+# - One archive per domain, written here and decoded there: sizes, both times, and how many documents came back.
+
+
+# %%
 def archived(codec: Codec, stage: str, seed: int) -> list[dict]:
     """A row per domain: an archive of all its documents, which do not see each other, decoded elsewhere."""
-    rows, weights = [], 4 * sum(p.numel() for p in codec.model.parameters())  # float32
+    rows, made, encoded = [], {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        made, encoded = {}, {}
         for domain, documents in texts().items():
             began = time.perf_counter()
             made[domain] = compress.compress(codec, documents, f"{codec.name}, {domain}")
@@ -460,19 +500,22 @@ def archived(codec: Codec, stage: str, seed: int) -> list[dict]:
         said = shell(folder, "decompress", *(f"{domain}.lmz" for domain in made))
         decoded = [float(s) for s in re.findall(r"bytes in ([\d.]+) s: ", "\n".join(said))]
         for (domain, (packed, bits)), seconds in zip(made.items(), decoded, strict=True):
-            archive = compress.unpacked(packed)
-            header = compress.packed(replace(archive, tokens=[], beside={}, coded=[]))
             files = [file.read_bytes() for file in sorted(Path(folder, domain).iterdir())]
             same = sum(a == b for a, b in zip(files, texts()[domain], strict=True))
             who = {"compressor": f"model {stage}", "stage": stage, "seed": seed, "packaging": "archive"}
-            who |= {"round_trip": same == len(files), "identical_documents": same, "shared_bytes": weights}
-            who |= {"ideal_bytes": bits.sum() / 8, "tokens": sum(archive.tokens), "header_bytes": len(header)}
-            who |= {"escaped_bytes": sum(map(len, archive.beside.values())), "document_bits": bits}
+            who |= {"round_trip": same == len(files), "identical_documents": same}
+            who |= {"shared_bytes": 4 * sum(p.numel() for p in codec.model.parameters())}  # float32
+            who |= inside(packed, bits)
             original = sum(map(len, texts()[domain]))
             rows.append(row_of(domain, original, len(packed), encoded[domain], seconds, **who))
     return rows
 
 
+# %% [markdown]
+# - Every compressor on every domain. "After" are the runs of notebook 02, all seeds.
+
+
+# %%
 @cache
 def compressed() -> pd.DataFrame:
     rows = [row for domain in texts() for name in rivals() for row in rival_rows(name, domain)]
@@ -483,6 +526,11 @@ def compressed() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+# %% [markdown]
+# - And after against before, paired by document, headers apart.
+
+
+# %%
 def by_document() -> list[dict]:
     """After against before, paired by document: -sum log2 p over bytes, headers apart, seeds averaged first."""
     out = []
@@ -629,7 +677,12 @@ for pair in pairs.itertuples():
         "beaten": after.mean() < rival["bits_per_byte"],
         "megabytes": number(mine["megabytes"].mean(), 0) if np.isfinite(mine["megabytes"]).all() else "no amount of",
     }
-display(pd.DataFrame(saw))
+pd.DataFrame(saw)
+
+# %% [markdown]
+# - Over all archives: what came back, what coder and container add to the cross-entropy, and how slow it is.
+
+# %%
 added = models["compressed_bytes"] / models["ideal_bytes"] - 1
 back, sent = int(models["identical_documents"].sum()), int(models["documents"].sum())
 size = models["original_bytes"]
@@ -672,20 +725,13 @@ for name in ("0-shot", "1-shot", "3-shot", "fine-tuned, full"):
     for measure, column, times in (("bleu", "bleu", 1), ("errors", "ser", 100)):
         cell = interval(times * systems[name][column], 1) if name in systems else "not measured"
         value(f"e2e.{name.removeprefix('fine-tuned, ')}.{measure}", cell)
-told = [
-    "fewer",
-    "tuned",
-    "few",
-    "few.name",
-    "people",
-    "fewest",
-    "fewest.errors",
-    "most",
-    "most.errors",
-    "gap",
-    "longer.gap",
-    "longer.small.gap",
-]
+
+# %% [markdown]
+# - E2E: slot errors, fewest and most facts, and the distance in BLEU to the published rows.
+
+# %%
+told = ["fewer", "tuned", "few", "few.name", "people", "fewest", "fewest.errors", "most", "most.errors"]
+told += ["gap", "longer.gap", "longer.small.gap"]
 told = dict.fromkeys(told, "not measured") | {"tokens": f"{budget.e2e_tokens:,}"}
 if has_e2e:
     best = table.groupby(["kind", "system"])["bleu"].mean().groupby("kind").max()
@@ -696,6 +742,17 @@ if has_e2e:
     for name, row in (("fewest", by_facts.iloc[0]), ("most", by_facts.iloc[-1])):
         told[name], numbers[f"{name}.errors"] = row.name, 100 * row["ser"]
     told |= {"fewer": fewer, "few.name": few} | {name: number(found, 1) for name, found in numbers.items()}
+for name, found in told.items():
+    value(f"e2e.{name}", found)
+results.claim(CLAIMS[0], has_e2e and high < 0)
+results.claim(CLAIMS[1], has_e2e and by_facts["ser"].iloc[-1] > by_facts["ser"].iloc[0])
+results.claim(CLAIMS[2], has_e2e and best["published"] > max(best["ours"], best.get("longer", 0.0)))
+
+# %% [markdown]
+# - E2E: the table, or a sentence in its place.
+
+# %%
+if has_e2e:
     rows, digits = [], {"bleu": 1, "nist": 2, "rouge_l": 3, "ser": 3}
     for (kind, system), part in table.groupby(["kind", "system"], sort=False):
         cells = [number(part[c].astype(float).mean(), d) for c, d in digits.items()]
@@ -706,11 +763,9 @@ if has_e2e:
 else:
     for name in ("text", "figure.few_shot"):
         results.block(name, "E2E NLG was not within reach of the machine, so this half was not measured.")
-for name, found in told.items():
-    value(f"e2e.{name}", found)
-results.claim(CLAIMS[0], has_e2e and high < 0)
-results.claim(CLAIMS[1], has_e2e and by_facts["ser"].iloc[-1] > by_facts["ser"].iloc[0])
-results.claim(CLAIMS[2], has_e2e and best["published"] > max(best["ours"], best.get("longer", 0.0)))
+
+# %% [markdown]
+# - Compression: all archives, then each domain.
 
 # %%
 told = {"documents": sent, "documents.back": back, "archives": len(models), "slower": number(slower, 0)}
@@ -721,6 +776,11 @@ for domain, found in saw.items():
     for name in ("before", "after", "header.before", "header.after", "paired", "rival", "megabytes"):
         value(f"{domain}.{name}", found[name])
 value("larger", listed([domain for domain, found in saw.items() if found["larger"]], code=True))
+
+# %% [markdown]
+# - Equal bits, and the claims.
+
+# %%
 for row, name in zip(identity.itertuples(), ("again", "half", "threads", "one_pass"), strict=True):
     value(f"identical.{name}", f"{row.identical:.0%}")
 results.claim("every document came back", back == sent and bool(others["round_trip"].all()))
@@ -730,6 +790,11 @@ results.claim("tang takes fewer bits", saw["tang"]["smaller"])
 results.claim("no rival is smaller than the fine-tuned model", all(found["beaten"] for found in saw.values()))
 results.claim("computed the same way, the numbers are the same", identity["identical"].iloc[0] == 1)
 results.claim("computed otherwise, they are not", bool((identity["identical"].iloc[1:] < 1).all()))
+
+# %% [markdown]
+# - The table; then everything is written.
+
+# %%
 rows = []
 for (name, packaging), part in compression.groupby(keys, sort=False):
     cells = [number(part.loc[part["domain"] == domain, "bits_per_byte"].mean()) for domain in saw]
