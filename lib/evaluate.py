@@ -15,11 +15,11 @@ from lib.generate import DECODING, generate
 from lib.hub import Unavailable, outside
 from lib.results import kept
 from lib.tasks import encode, head
-from lib.texts import debian_summary
+from lib.texts import debian_checks
 
 # A task's own measures, by its name: rows of the task and a text for each -> flat numbers.
 CHECKS: dict[str, Callable[[Sequence[Mapping], Sequence[str]], dict]] = {
-    "debian": lambda rows, texts: debian_summary([row["prompt"] for row in rows], texts)
+    "debian": lambda rows, texts: pd.DataFrame(map(debian_checks, [r["prompt"] for r in rows], texts)).mean().to_dict()
 }
 
 

@@ -4,10 +4,12 @@ and the memory that it takes. Measured by `python -m lib bench` and notebook 11:
 
 import contextlib
 import ctypes
+import functools
 import gc
 import math
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -19,6 +21,7 @@ from transformers.activations import GELUTanh, NewGELUActivation
 CPU_NUMBERS = 2**20  # float32 numbers of logits worked on at a time: 4 MB stay in a cache
 GPU_NUMBERS = 2**26  # a GPU wants fewer, larger kernels
 STEPS = 2**16  # of dropout's probability: 16 random bits an element, and the scale fits p as it is met
+ONEDNN_ROWS = 128  # below, putting the weights into oneDNN's own order costs more than it gains
 SHORT = 512  # tokens; the scores kept for backward are 6 MB a layer of GPT-2 for such a document
 
 
@@ -115,6 +118,27 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None, p=0.0
     scale = size**-0.5 if scale is None else scale
     scores = torch.baddbmm(future.expand(q.shape[1], -1, -1), q[0], k[0].mT, alpha=scale)
     return (dropout(scores.softmax(-1), p).to(v.dtype) @ v[0])[None]
+
+
+@contextlib.contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """torch's float32 matmul precision inside; what it was, after."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@functools.cache
+def onednn_precision() -> str:
+    """Under which oneDNN makes a CPU's float32 products and they stay float32, tried on one: GPT-2's output layer takes
+    MKL 1.7 times as long on an EPYC. "highest" where there is none, since bfloat16 would be inside."""
+    x, w = (torch.linspace(-3, 3, n * 512).sin().view(n, 512) for n in (256, 1024))
+    with matmul_precision("medium"):
+        error = ((x @ w.T) - x.double() @ w.double().T).abs().max()
+    return "medium" if error < 1e-3 and not torch.cuda.is_available() else "highest"
 
 
 def reset_peak_memory() -> None:

@@ -116,6 +116,8 @@ def endpoint() -> str:
 def hub_trouble(repository: str, file: str, revision: str = "main", repo_type: str | None = None) -> str | None:
     """Why `file` cannot be had from the hub, in a few words; None if its first byte arrived. Decided within PATIENCE
     seconds, name lookup and redirects included: huggingface_hub's own retries take up to a minute."""
+    if profile.name() == "fast":
+        return "the fast profile downloads nothing"
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
     host = urlsplit(endpoint()).netloc or endpoint()
@@ -198,12 +200,10 @@ def outside(name: str) -> Path:
     for folder in _places(name):
         if all((folder / file).is_file() for file in OUTSIDE[name]):
             return folder
-    reason = "the fast profile downloads nothing"
-    if profile.name() != "fast":
-        try:
-            return _from_hub(name)
-        except Unavailable as error:
-            reason = str(error)
+    try:
+        return _from_hub(name)
+    except Unavailable as error:
+        reason = str(error)
     where = f"neither in DATA_MIRROR nor in data/mirror ({', '.join(OUTSIDE[name])}), and the hub does not give it"
     ways = f"With another network, or a mirror of the hub in HF_ENDPOINT, `python -m lib fetch {name}` gets it."
     raise Unavailable(f"{name} is {where}: {reason}. {ways}")
@@ -258,11 +258,8 @@ def fetch(what: list[str] | None = None) -> int:
             if name == "model":
                 folder, how = _fetch_model()
             else:
-                good = [
-                    f
-                    for f in _places(name)
-                    if all((f / x).is_file() and sha256(f / x) == y for x, y in OUTSIDE[name].items())
-                ]
+                files = OUTSIDE[name].items()
+                good = [d for d in _places(name) if all((d / f).is_file() and sha256(d / f) == h for f, h in files)]
                 folder, how = (good[0], "already there") if good else (_from_hub(name), f"from {endpoint()}")
         except (Unavailable, OSError, ValueError) as error:
             print(f"{name:10} not fetched: {error}")

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lib import profile
-from lib.fast import rows_at_a_time
+from lib.fast import ONEDNN_ROWS, matmul_precision, onednn_precision, rows_at_a_time
 from lib.packing import Encoded, document_attention, flatten, pack
 from lib.tasks import encode
 
@@ -43,7 +43,8 @@ def float32_logits(model: PreTrainedModel) -> Iterator[None]:
     forward = head.forward
 
     def exact(hidden: torch.Tensor) -> torch.Tensor:  # (1, N, C) -> (1, N, V)
-        with torch.autocast(hidden.device.type, enabled=False):
+        precision = onednn_precision() if hidden.shape[-2] >= ONEDNN_ROWS else torch.get_float32_matmul_precision()
+        with torch.autocast(hidden.device.type, enabled=False), matmul_precision(precision):
             return forward(hidden.to(head.weight.dtype))
 
     head.forward = exact

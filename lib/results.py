@@ -76,9 +76,7 @@ class Results:
             "data": dict(data or {}),
         }
 
-    def caption(
-        self, text: str, tokens: int | None = None, scratch: bool = False, seeds: Sequence[int] | None = None
-    ) -> str:
+    def caption(self, text: str, tokens: int | None = None, scratch=False, seeds: Sequence[int] | None = None) -> str:
         """`text` and what its numbers hang on: seeds (all of the run's; () for none), training tokens per run, and the
         model unless from `scratch`."""
         made = self.provenance()

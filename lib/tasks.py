@@ -19,7 +19,6 @@ from huggingface_hub.errors import EntryNotFoundError
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
-from lib import profile
 from lib.hub import Unavailable, hub_file, hub_trouble, outside
 from lib.packing import Encoded
 from lib.profile import DATA, ROOT
@@ -191,7 +190,7 @@ def _shipped(name: str) -> Task:
 
 def _hub(name: str) -> Task:
     """All rows of a dataset on the hub, its own splits put together."""
-    trouble, rows, stem = _trouble(name, ".gitattributes", repo_type="dataset"), [], name.split("/")[1]
+    trouble, rows, stem = hub_trouble(name, ".gitattributes", repo_type="dataset"), [], name.split("/")[1]
     try:
         rows = [] if trouble else [row for part in load_dataset(name).values() for row in part]
     except Exception as error:  # of an HTTP library, pyarrow, or datasets' own
@@ -201,10 +200,6 @@ def _hub(name: str) -> Task:
     rows = _rows(((f"{name}, row {i}", row) for i, row in enumerate(rows, 1)), stem, name)
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     return _split(rows, stem, digest, f"https://huggingface.co/datasets/{name}")
-
-
-def _trouble(repository: str, file: str, **at) -> str | None:
-    return "the fast profile downloads nothing" if profile.name() == "fast" else hub_trouble(repository, file, **at)
 
 
 def _split(rows: list[dict], name: str, sha256: str, source: str) -> Task:
@@ -259,7 +254,7 @@ def e2e_meaning(raw: str) -> str:
 def _e2e_hub() -> list[list[list[str]]]:
     at = {"revision": E2E_REVISION, "repo_type": "dataset"}
     files = [f"default/{split}/0000.parquet" for split in SPLITS]
-    trouble = _trouble(E2E_HUB, files[0], **at)
+    trouble = hub_trouble(E2E_HUB, files[0], **at)
     try:  # without the hub an earlier download may still be in its cache
         files = [hub_file(E2E_HUB, f, local_files_only=bool(trouble), **at) for f in files]
     except (Unavailable, EntryNotFoundError) as error:

@@ -15,7 +15,6 @@ from functools import cache
 from itertools import zip_longest
 
 import numpy as np
-import pandas as pd
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
@@ -205,8 +204,3 @@ def debian_checks(prompt: str, output: str) -> dict[str, float]:
         "synopsis_form": float(all(form.values())),
         "tags_reflected": sum(tag_reflected(t, output) for t in tags) / len(tags) if tags else math.nan,
     }
-
-
-def debian_summary(prompts: Sequence[str], outputs: Sequence[str]) -> dict[str, float]:
-    """The mean of each check; `tags_reflected` over the outputs whose prompt has such tags."""
-    return pd.DataFrame(map(debian_checks, prompts, outputs)).mean().to_dict()

@@ -92,3 +92,17 @@ def test_attention_with_dropout_is_sdpas_on_average_and_exactly_without():
     many = torch.stack([fast.causal_attention(q, k, v, None, 0.3, True) for _ in range(3_000)])
     torch.testing.assert_close(many.mean(0), exact, atol=0.06, rtol=0)
     assert many.std(0)[:, :, 0].max() > 0.1, "nothing was dropped"
+
+
+def test_the_output_layer_computes_in_float32_whatever_makes_the_product(monkeypatch):
+    before, (x, w) = torch.get_float32_matmul_precision(), (torch.randn(n, 512) for n in (200, 3_000))
+    with fast.matmul_precision(fast.onednn_precision()):
+        product = x @ w.T
+    assert torch.get_float32_matmul_precision() == before
+    assert (product - x.double() @ w.double().T).abs().max() < 1e-3
+    fast.onednn_precision.cache_clear()
+    rounded = {torch.float32: torch.bfloat16}
+    inside = lambda a, b: torch.matmul(*(x.to(rounded.get(x.dtype, x.dtype)) for x in (a, b))).to(a.dtype)  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "__matmul__", inside)
+    assert fast.onednn_precision() == "highest"  # a machine that would round
+    fast.onednn_precision.cache_clear()

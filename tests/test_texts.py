@@ -7,6 +7,7 @@ import pytest
 from nltk.translate.nist_score import corpus_nist
 
 from lib import texts as t
+from lib.evaluate import CHECKS
 
 PREDICTIONS = ["the cat sat on the mat .", "a dog, barked at 3.50 pounds"]
 REFERENCES = [["The cat sat on a mat .", "a cat was sitting on the mat ."], ["a dog barked loudly, at 3.50 pounds"]]
@@ -121,5 +122,5 @@ def test_debian_tags():
     for text, share in shares.items():
         assert t.debian_checks(PROMPT, text)["tags_reflected"] == pytest.approx(share)
     assert math.isnan(t.debian_checks("Package: x\n", "y")["tags_reflected"])
-    both = t.debian_summary([PROMPT, "Package: x\n"], ["plays chess", "y"])
+    both = CHECKS["debian"]([{"prompt": PROMPT}, {"prompt": "Package: x\n"}], ["plays chess", "y"])
     assert both["tags_reflected"] == pytest.approx(1 / 3)
