@@ -145,25 +145,14 @@ bits = made["evaluation"].groupby(["system", "setting"])["bits_per_byte"].mean()
 # %% [markdown]
 # - How much of the machine is used: model FLOP of a training or an evaluation against the faster matrix products of
 #   the same run (MFU, Chowdhery et al. 2022, appendix B). Padding, recomputation and logits that no loss needs are
-#   time and no model FLOP. Forward 2 FLOP per weight and token, backward twice that (Kaplan et al. 2020, section
-#   2.1); the output layer for targets alone; attention's two products over half a document on average.
-
+#   time and no model FLOP.
+# - Forward 2 FLOP per weight and token, backward twice that (Kaplan et al. 2020, section 2.1); the output layer for
+#   targets alone; attention's two products over half a document on average.
 
 # %%
 debian = tasks.load_task("debian")
 shape = profile.budget(**bench.BUDGET)
 base = None if results.stored else bench.random_base()
-
-
-def seconds_of(work) -> float:
-    taken = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken[1:])
 
 
 def flop_per_useful_token(kind: str) -> float:
@@ -177,6 +166,27 @@ def flop_per_useful_token(kind: str) -> float:
     return passes * (body / targets + 2 * shape.n_embd * len(base.tokenizer))
 
 
+# %% [markdown]
+# - How anything is timed here: the median of three, after one that is not counted.
+
+
+# %%
+def seconds_of(work) -> float:
+    taken = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken[1:])
+
+
+# %% [markdown]
+# - The ceiling: the products of one training step alone, in both number formats.
+
+
+# %%
 def ceiling_rows() -> list[dict]:
     """GFLOP a second of the products of one training step, forward and both backward ones: each layer's four shapes and
     the output layer; one product of 2 m n k FLOP per shape is timed and counts as often as a step has it."""
@@ -195,8 +205,14 @@ def ceiling_rows() -> list[dict]:
 
 
 made["ceiling"] = results.table("ceiling", ceiling_rows)
+made["ceiling"].groupby("dtype")["gflops"].median().round(0)
 
 
+# %% [markdown]
+# - What each system reaches, in GFLOP a second and as a share of the faster format's products in the same run.
+
+
+# %%
 def limit_rows() -> pd.DataFrame:
     top, parts = made["ceiling"].groupby("run")["gflops"].max(), []
     for kind in ("training", "evaluation"):
@@ -208,15 +224,13 @@ def limit_rows() -> pd.DataFrame:
 
 limits = results.table("limits", limit_rows)
 reached = limits.groupby(["kind", "system", "setting"], sort=False)[["gflops", "share"]].median()
-display(reached.round(2))
-made["ceiling"].groupby("dtype")["gflops"].median().round(0)
+reached.round(2)
 
 # %% [markdown]
 # ## Quality
 #
 # - The same documents in the same steps of a plain float32 loop, without any of the changes: the held-out loss after
-#   equal tokens. Without dropout in either: its random numbers differ between the two, which after so few steps moves
-#   a loss by more than arithmetic does; tests/test_fast.py checks its distribution.
+#   equal tokens. First the project's step.
 
 
 # %%
@@ -239,6 +253,12 @@ class Stepper:
         self.optimizer.zero_grad()
 
 
+# %% [markdown]
+# - The plain step. Without dropout in either: its random numbers differ between the two, which after so few steps moves
+#   a loss by more than arithmetic does; tests/test_fast.py checks its distribution.
+
+
+# %%
 def plain_step(model: nn.Module, optimizer, documents: list[Encoded]) -> None:
     """One document at a time, float32 throughout."""
     targets = sum(len(d.input_ids) - max(d.prompt_length, 1) for d in documents)
@@ -256,6 +276,10 @@ def without_dropout(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model.to(profile.device()).train()
+
+
+# %% [markdown]
+# - Both from the same weights, for each seed's draw of documents; `percent` is by how much our loss is higher.
 
 
 # %%
@@ -286,8 +310,8 @@ wide.assign(percent=100 * gap).round(4)
 # %% [markdown]
 # ## Scaling
 #
-# - Against the documents (tokenising and packing), the length of a document, the rows behind a step, the processes.
-#   Seconds are medians of three, after one that is not counted.
+# - Against the documents (tokenising and packing), the length of a document, the rows behind a step. Seconds are
+#   medians of three, after one that is not counted. First what is measured: random documents, and the preparation.
 
 
 # %%
@@ -303,7 +327,12 @@ def prepare(count: int) -> None:
     rows(draw(documents, sum(len(d.input_ids) for d in documents), 0), 2_048, 1)
 
 
-def grown() -> list[dict]:
+# %% [markdown]
+# - A row is (axis, value on it, what was measured, result). Memory is what a step adds to the peak before it.
+
+
+# %%
+def grown() -> list[tuple]:
     out, step = [], Stepper(copy.deepcopy(base.model))
     for n in budget.sizes:
         out.append(("documents", n, "preparation_seconds", seconds_of(lambda n=n: prepare(n))))
@@ -317,11 +346,16 @@ def grown() -> list[dict]:
     for n in tqdm(budget.batches, desc="batches"):
         batch = [random_documents(shape.padded // 4, shape.padded)] * n
         out.append(("batch", n, "step_seconds", seconds_of(lambda b=batch: step(b))))
-    return [dict(zip(("axis", "value", "measure", "result"), row, strict=True)) for row in out + by_processes()]
+    return out
 
 
+# %% [markdown]
+# - Against the processes: one on all threads, or two that share them, the same two rows a step in both; on a CPU over
+#   gloo.
+
+
+# %%
 def by_processes(threads: int = 2) -> list[tuple]:
-    """One process on all threads against two that share them, the same two rows a step in both; on a CPU over gloo."""
     launch = ("-m", "accelerate.commands.launch", "--config_file", "lib/accelerate_ddp.yaml")
     settings = {"train_tokens": budget.quality_tokens, "pack_length": 640, "batch_tokens": 1_280, "evaluations": 1}
     settings |= {"validation_documents": 8, "learning_rate": bench.LEARNING_RATE}
@@ -342,7 +376,16 @@ def by_processes(threads: int = 2) -> list[tuple]:
     return out
 
 
-scaling = results.table("scaling", grown)
+# %% [markdown]
+# - All rows, one table.
+
+
+# %%
+def scaling_rows() -> list[dict]:
+    return [dict(zip(("axis", "value", "measure", "result"), row, strict=True)) for row in grown() + by_processes()]
+
+
+scaling = results.table("scaling", scaling_rows)
 
 # %% [markdown]
 # - Per axis the exponent (slope of the logarithms), and for the batch the seconds of a step that no row explains (the
@@ -447,7 +490,8 @@ print(f"{faults['injected'].sum():,} faults of {len(faults)} kinds, {faults['los
 # %% [markdown]
 # ## For the report
 #
-# - What section 6.8 and the headline take: values, tables, and the claims behind sentences.
+# - What section 6.8 and the headline take: values, and the claims behind sentences. Per other system how many times as
+#   fast ours is, and whether the mark was met.
 
 # %%
 by = ratios.set_index(["kind", "system", "setting"])
@@ -460,6 +504,11 @@ for key in bench.SYSTEMS:
             results.claim(f"mark met, {', '.join(key)}", row is not None and row["ratio"] >= row["mark"])
 loop = ("evaluation", "tutorial", "default")
 results.claim("mark not met, evaluation, tutorial, default", by.loc[loop, "ratio"] < bench.MARKS[loop])
+
+# %% [markdown]
+# - The machine's products, what an evaluation reaches of them, and what the mark that was not met would need.
+
+# %%
 top = made["ceiling"].groupby("dtype")["gflops"].median()
 wanted = bench.MARKS[loop] * reached.loc[loop, "gflops"]
 results.claim("no room for the mark of the evaluation", wanted > top.max())
@@ -469,6 +518,11 @@ results.value("evaluation.wanted.gflops", number(wanted, 0))
 results.value("ceiling.gflops", f"{top.max():.0f} in {top.idxmax()}")
 results.value("share", f"{own:.0%}")
 results.claim("training reaches its share of the products", own >= 0.6)
+
+# %% [markdown]
+# - That the numbers stay the same: bits per byte, and the loss after equal training; then what a step costs.
+
+# %%
 results.value("bits.ours", number(bits["ours", "default"], 4))
 results.value("bits.loop", number(bits["tutorial", "default"], 4))
 results.value("loss.gap", f"{gap.mean():+.2%}")
@@ -478,12 +532,20 @@ results.claim("the faster step learns the same", gap.abs().max() <= 0.005)
 results.value("step.fixed", number(batch["fixed"], 2))
 results.value("step.each", number(batch["each"], 2))
 results.value("step.exponent", number(length["exponent"], 2))
+
+# %% [markdown]
+# - Faults injected and fuzzed inputs.
+
+# %%
 fuzzed = faults["fault"].str.startswith("fuzzed")
 steps = faults["fault"] == "long run (steps)"  # whose steps are no faults
 results.value("faults", f"{faults.loc[~fuzzed & ~steps, 'injected'].sum():,}")
 results.value("fuzzed", f"{faults.loc[fuzzed, 'injected'].sum():,}")
 results.value("kinds", len(faults))
 results.claim("no fault lost anything", faults["lost"].sum() == 0)
+
+# %% [markdown]
+# - The table of speeds.
 
 # %%
 cells = []
@@ -499,6 +561,11 @@ text = (
     "configuration with random weights."
 )
 results.markdown("speed", header, cells, text, left=3, scratch=True)
+
+# %% [markdown]
+# - The table of faults.
+
+# %%
 text = "Faults injected and what was lost: a damaged file, a result off by a bit, an error without a way out."
 cells = [[row.fault, f"{row.injected:,}", row.lost] for row in faults.itertuples()]
 results.markdown("faults", ["fault", "injected", "lost"], cells, text, scratch=True)
