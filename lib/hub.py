@@ -252,7 +252,7 @@ def fetch(what: list[str] | None = None) -> int:
     returns the number of failures: what was asked for by name, or having no model at all."""
     failures, known = 0, ["model", *OUTSIDE]
     if unknown := set(what or ()) - set(known):
-        raise ValueError(f"Nothing is called {min(unknown)!r}: choose of {', '.join(known)}.")
+        raise ValueError(f"Nothing is called {min(unknown)!r}: choose one of {', '.join(known)}.")
     for name in what or known:
         try:
             if name == "model":

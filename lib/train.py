@@ -306,7 +306,7 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
 
 
 def load(base, path: Path) -> Finetuned:
-    """A finished run. FileNotFoundError for none, RuntimeError for another base model's, ValueError for a damaged one."""
+    """A finished run. FileNotFoundError for none, RuntimeError for another base model's, ValueError for damage."""
     if not (path / "run.json").exists():
         raise FileNotFoundError(f"{path} holds no finished run: run notebook 02 first.")
     try:

@@ -236,7 +236,7 @@ def test_softmax_is_a_pretrained_models_own_attention():
 
 
 def test_a_bad_name_or_option_is_named():
-    with pytest.raises(ValueError, match=r"'flash': choose of softmax, softmax_sdpa, .*nystrom"):
+    with pytest.raises(ValueError, match=r"'flash': choose one of softmax, softmax_sdpa, .*nystrom"):
         use_attention(small_gpt2(97), "flash")
     with pytest.raises(ValueError, match="'window' has no option 'size': it takes window"):
         use_attention(small_gpt2(97), "window", size=4)
@@ -246,7 +246,7 @@ def test_a_bad_name_or_option_is_named():
 @pytest.mark.parametrize("position", ["alibi", "t5"])
 def test_a_bias_needs_scores(name, position):
     model = build(97, position, name, n_layer=1, n_head=2, n_embd=32)
-    with pytest.raises(ValueError, match=rf"'{position}' adds .*'{name}' does not .*choose of softmax"):
+    with pytest.raises(ValueError, match=rf"'{position}' adds .*'{name}' does not .*choose one of softmax"):
         model(row(5)[None])
 
 

@@ -142,7 +142,7 @@ def test_export_writes_everything_into_build_and_says_so(tmp_path, monkeypatch, 
     assert names[:4] == ["report.html", "report.docx", "report.pdf", "notebooks/01_load_and_generate.html"]
     assert capsys.readouterr().out.count(" MB ") == len(done) == 8
     assert export.export(["pdf"], midterm=True, root=tmp_path) == [tmp_path / "build/readme.pdf"]
-    with pytest.raises(ValueError, match="Nothing is exported as 'doc': choose of html, docx"):
+    with pytest.raises(ValueError, match="Nothing is exported as 'doc': choose one of html, docx"):
         export.export(["doc"], root=tmp_path)
     (tmp_path / "report.md").unlink()
     monkeypatch.undo()

@@ -152,7 +152,7 @@ def test_bad_input_is_named():
     for name, n_head, n_embd, message in (
         ("rope", 4, 12, r"head size \(n_embd / n_head\) of 3"),
         ("sinusoidal", 3, 15, "even n_embd, not 15"),
-        ("xpos", 2, 32, r"'xpos': choose of learned, .*rope, alibi, t5"),
+        ("xpos", 2, 32, r"'xpos': choose one of learned, .*rope, alibi, t5"),
     ):
         with pytest.raises(ValueError, match=message):
             build(97, name, n_layer=1, n_head=n_head, n_embd=n_embd)(row(5)[None])

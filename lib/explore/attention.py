@@ -263,7 +263,7 @@ def use_attention(model: PreTrainedModel, name: str, **options) -> PreTrainedMod
     """Make `model`, pretrained or not, run the attention `name`, and return it. `options` replace the variant's own.
     New parameters (delta's beta) start from fixed seeds. Raises ValueError for an unknown variant or option."""
     if name not in ATTENTIONS:
-        raise ValueError(f"No attention is called {name!r}: choose of {', '.join(ATTENTIONS)}.")
+        raise ValueError(f"No attention is called {name!r}: choose one of {', '.join(ATTENTIONS)}.")
     entry = ATTENTIONS[name]
     if unknown := set(options) - set(entry.options):
         raise ValueError(f"{name!r} has no option {min(unknown)!r}: it takes {', '.join(entry.options) or 'none'}.")
@@ -303,7 +303,7 @@ def _attend(name: str) -> Callable:
         biased = position is not None and position.code.bias
         if biased and not entry.takes_bias:
             known = ", ".join(n for n, e in ATTENTIONS.items() if e.takes_bias)
-            raise ValueError(f"position {position.name!r} adds to scores, {name!r} has none: choose one of {known}.")
+            raise ValueError(f"{position.name!r} adds to scores and {name!r} does not have any: choose one of {known}.")
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(f"attention {name!r} takes a padding mask (B, T), not {tuple(attention_mask.shape)}.")
         first = not module.layer_idx and attention_mask is None and position_ids is not None  # once a pass is enough

@@ -296,7 +296,7 @@ def measure(kinds: Iterable[str] = SPEED) -> dict[str, pd.DataFrame]:
     """A table per kind, a row per system, setting and run, and `ratios`. A peer that is not installed or fails is left
     out with its reason; ours failing raises, and an unknown kind (ValueError)."""
     if unknown := set(kinds) - set(SPEED):
-        raise ValueError(f"Nothing is called {min(unknown)!r}: choose of {', '.join(SPEED)}.")
+        raise ValueError(f"Nothing is called {min(unknown)!r}: choose one of {', '.join(SPEED)}.")
     model_folder()
     for name in (name for module, name in PEERS.items() if not find_spec(module)):
         print(f"Left out: `pip install {name}` brings it.")

@@ -142,7 +142,7 @@ def use_position(model: GPT2LMHeadModel, name: str) -> GPT2LMHeadModel:
     for an unknown name. An attention that is not one of lib.explore.attention's would not read the code: it becomes
     `softmax_sdpa`. One without scores refuses a code that adds to them when the model runs."""
     if name not in POSITIONS:
-        raise ValueError(f"No position is called {name!r}: choose of {', '.join(POSITIONS)}.")
+        raise ValueError(f"No position is called {name!r}: choose one of {', '.join(POSITIONS)}.")
     if model.config._attn_implementation not in ATTENTIONS:
         model.set_attn_implementation("softmax_sdpa")
     model.transformer.wpe = Position(name, model.config).to(model.device)

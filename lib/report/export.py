@@ -34,7 +34,7 @@ def export(
 
     With `midterm` README.md is the report. Raises ValueError in one sentence for what can't be exported."""
     if unknown := [name for name in what if name not in WHAT]:
-        raise ValueError(f"Nothing is exported as {unknown[0]!r}: choose of {', '.join(WHAT)}.")
+        raise ValueError(f"Nothing is exported as {unknown[0]!r}: choose one of {', '.join(WHAT)}.")
     source, out = root / ("README.md" if midterm else "report.md"), root / "build"
     jobs: dict[Path, Callable[[], bytes]] = {}
     for form in (name for name in WHAT if name in (what or WHAT)):
