@@ -55,7 +55,10 @@ from lib.packing import draw
 from lib.results import Results, interval, kept, listed, number, shown, span
 from lib.train import finetune
 
-# each as (fast, cpu, full); tokens are those of the base model's own tokenizer
+# %% [markdown]
+# - The budget: (fast, cpu, full). Tokens are those of the base model's own tokenizer.
+
+# %%
 budget = profile.budget(
     seeds=((0, 1), (0,), (0, 1, 2)),
     poem_tokens=(4_000, 20_000, 40_000),  # that a run on the poems sees; the extended vocabularies see the same poems
@@ -74,6 +77,10 @@ budget = profile.budget(
 # short trial each of 3e-4, 5e-4 and 1e-3, whose poems for test titles were looked at.
 LEARNING_RATE = 8e-4
 
+# %% [markdown]
+# - The model, the data, and `show`, which prints functions of `lib` as they stand there.
+
+# %%
 base = load_base()
 results = Results("07_chinese", base=base, seeds=budget.seeds)
 tang, idioms, debian = (tasks.load_task(name) for name in ("tang", "idioms", "debian"))
@@ -196,8 +203,8 @@ def train(model, task, seed: int, tokens: int, row: int = budget.pack_tokens):
 
 
 # %% [markdown]
-# - What is measured of a model is kept beside its run: an interrupted notebook goes on where it stopped. A plan has
-#   nats and no bytes.
+# - `write` samples one text per prompt. Behind given plans the model writes the poem and not the plan: people's, and
+#   plans whose lines 2 and 4 do not rhyme.
 
 
 # %%
@@ -217,6 +224,12 @@ def behind_given_plans(model, tokenizer, task, wanted: list[dict], seed: int) ->
     return out
 
 
+# %% [markdown]
+# - What is measured of a model is kept beside its run: an interrupted notebook goes on where it stopped. A plan has
+#   nats and no bytes.
+
+
+# %%
 def measure(model, task, run=None, method: str = "none") -> SimpleNamespace:
     net, tokenizer, seed = run.model if run else model.model, model.tokenizer, run.summary["seed"] if run else 0
     seen = chinese.with_plan(task) if method == "plan" else task
@@ -240,6 +253,11 @@ def measure(model, task, run=None, method: str = "none") -> SimpleNamespace:
     return SimpleNamespace(**about, **{**found, "scores": pd.DataFrame(found["scores"])})
 
 
+# %% [markdown]
+# - The runs without new tokens and without plans: per task the base model, then a training per seed.
+
+
+# %%
 @functools.cache
 def plain() -> list:
     out = []
@@ -377,7 +395,7 @@ for (_, prompt), group in samples.groupby(["task", "prompt"], sort=False):
 # %% [markdown]
 # ## What the new tokens do
 #
-# - The same held-out poems for all; speed in text, not in tokens.
+# - Per run on the poems: bits per character, tokens per poem, and time. Speed is in text, not in tokens.
 
 
 # %%
@@ -406,6 +424,10 @@ def vocabularies() -> list[dict]:
     return rows
 
 
+# %% [markdown]
+# - The same held-out poems for all; means over seeds.
+
+# %%
 vocabulary = results.table("vocabulary", vocabularies)
 columns = ["bits_per_character", "tokens_per_poem", "tokens_per_second", "characters_per_second"]
 columns += ["train_seconds", "train_steps", "seconds_per_sample"]
@@ -460,8 +482,7 @@ plans.pivot_table(index="source", columns="measure", values="value", sort=False)
 # %% [markdown]
 # ## The form of the poems
 #
-# - People: the whole test split. Chance for rhyme: people's second lines with the fourth lines of other poems; `after,
-#   chance` the same with the model's own. Chance for tones: each poem's own characters, shuffled.
+# - Each measure is a mean over texts; `longest_run`, the longest stretch copied from the training poems, a median.
 # - A sampled text that is no quatrain counts as not rhyming.
 
 
@@ -477,6 +498,12 @@ def form_table(written: list[str], training: list[str]) -> pd.DataFrame:
     return table.astype({"texts": int}).rename_axis("measure").reset_index()
 
 
+# %% [markdown]
+# - People: the whole test split. Chance for rhyme: people's second lines with the fourth lines of other poems; `after,
+#   chance` the same with the model's own. Chance for tones: each poem's own characters, shuffled.
+
+
+# %%
 def formed() -> pd.DataFrame:
     people, training = ([row["target"] for row in tang[split]] for split in ("test", "train"))
     human = {"task": "tang", "stage": "", "method": "none", "seed": 0}
@@ -498,6 +525,9 @@ form = results.table("form", formed)
 names = {m: f", {m}" for m in ("pieces", "random", "plan")}
 form["label"] = form["source"] + form["method"].map(names).fillna("")
 form.groupby(["label", "measure"], sort=False)["value"].mean().unstack().round(3)
+
+# %% [markdown]
+# - Small dots: seeds. Beside each mean its number and interval.
 
 # %%
 titles = {"exact_form": "exact form", "rhyme": "rhyme, lines 2 and 4", "copied_line": "copied line"}
@@ -522,8 +552,19 @@ shown_english.groupby(["task", "stage", "method", "measure"], sort=False)["value
 # %% [markdown]
 # ## What we saw
 #
-# - Intervals of a rate are Wilson's over the sampled poems of all seeds, those of a mean are t intervals over seeds;
-#   both 95 %.
+# - Bits per character minus those of the untouched base model. Intervals of a mean are t intervals over seeds, 95 %.
+
+# %%
+METHODS = {"none": "after", "pieces": "after, pieces", "random": "after, random", "plan": "after, plan"}
+start = table[table["stage"] == "before"].set_index("task")["bits_per_character"]
+after = table[table["stage"] == "after"].groupby(["task", "method"], sort=False)["bits_per_character"]
+changes = {key: values - start[key[0]] for key, values in after}
+for key, change in changes.items():
+    print(*key, f"{start[key[0]]:.2f} bits per character before, {interval(change, sign=True)} after", sep=", ")
+
+# %% [markdown]
+# - Form, and rhyme behind each kind of plan, in percent. Intervals of a rate are Wilson's over the sampled poems of all
+#   seeds, 95 %.
 
 
 # %%
@@ -533,30 +574,31 @@ def rate(part: pd.DataFrame) -> tuple[float, float, float]:
     return tuple(100 * x for x in (hits / count, *proportion_confint(hits, count, method="wilson")))
 
 
-METHODS = {"none": "after", "pieces": "after, pieces", "random": "after, random", "plan": "after, plan"}
-start = table[table["stage"] == "before"].set_index("task")["bits_per_character"]
-after = table[table["stage"] == "after"].groupby(["task", "method"], sort=False)["bits_per_character"]
-changes = {key: values - start[key[0]] for key, values in after}
 RATES = ("exact_form", "rhyme", "copied_line")
 counted = form[form["measure"].isin(RATES) & ~form["source"].isin(["chance", "after, chance"])]
-rates = {key: rate(part) for key, part in counted.groupby(["label", "measure"])}  # percent of all texts
-chance = form[form["source"] == "chance"].set_index("measure")["value"]
-own_chance = form[form["source"] == "after, chance"].groupby("method")["value"].mean()
+rates = {key: rate(part) for key, part in counted.groupby(["label", "measure"])}
 by_plan = {key: rate(part) for key, part in plans.groupby(["source", "measure"])}
+for key, found in {**rates, **by_plan}.items():
+    print(*key, f"{span(*found, 1)} %", sep=", ")
+
+# %% [markdown]
+# - The vocabularies against each other, paired by seed.
+
+# %%
 wide_table = vocabulary.pivot(index="seed", columns="method", values="bits_per_character")
 compared = (("pieces", "none"), ("random", "none"), ("pieces", "random"))
 pairs = {f"{a}-{b}": wide_table[a] - wide_table[b] for a, b in compared}
+for pair, gap in pairs.items():
+    print(f"{pair}: {interval(gap, sign=True)} bits per character, paired by seed")
+
+# %% [markdown]
+# - What was forgotten: bits per byte of English minus those before, above 0 a loss.
+
+# %%
 debian_bits = forgetting[forgetting["measure"] == "debian_bits_per_byte"]
 english_before = debian_bits[debian_bits["stage"] == "before"]["value"].mean()
 english_after = debian_bits[debian_bits["stage"] == "after"].groupby(["task", "method"], sort=False)["value"]
 damage = {key: values - english_before for key, values in english_after}
-
-for key, change in changes.items():
-    print(*key, f"{start[key[0]]:.2f} bits per character before, {interval(change, sign=True)} after", sep=", ")
-for key, found in {**rates, **by_plan}.items():
-    print(*key, f"{span(*found, 1)} %", sep=", ")
-for pair, gap in pairs.items():
-    print(f"{pair}: {interval(gap, sign=True)} bits per character, paired by seed")
 for key, lost in damage.items():
     print("English after", *key, f"{interval(lost, sign=True)} bits per byte", sep=", ")
 
@@ -582,7 +624,7 @@ for key, lost in damage.items():
 # %% [markdown]
 # ## For the report
 #
-# - Numbers for `report.md`, each under the name that its mark has there.
+# - Numbers for `report.md`, each under the name that its mark has there: the model, and bits per character.
 
 # %%
 made = results.provenance()
@@ -595,6 +637,14 @@ results.value("poems.before", f"{start['tang']:.2f}")
 results.value("poems.after", f"{plain_poems.mean():.2f}")
 seen = table[(table["stage"] == "after") & (table["task"] == "tang")].groupby("method")["train_tokens"].mean()
 results.value("plan.times_tokens", f"{seen['plan'] / seen['none']:.1f}")
+
+# %% [markdown]
+# - Form. The goal is 90 % in exact form. Rhyme is above chance where its whole interval is above people's mixed lines
+#   and above the model's own.
+
+# %%
+chance = form[form["source"] == "chance"].set_index("measure")["value"]
+own_chance = form[form["source"] == "after, chance"].groupby("method")["value"].mean()
 results.value("rhyme.people", f"{span(*rates['people', 'rhyme'], 1)} %")
 results.value("rhyme.chance", f"{100 * chance['rhyme']:.1f} %")
 for method, label in METHODS.items():
@@ -608,12 +658,22 @@ for method, label in METHODS.items():
     results.claim(f"rhyme below chance, {method}", rhyme[2] < 100 * chance["rhyme"])
 results.claim("the goal lies inside the plan's interval", rates["after, plan", "exact_form"][1] < 90)
 results.claim("nobody copies lines", all(rates[label, "copied_line"][0] <= 1 for label in METHODS.values()))
+
+# %% [markdown]
+# - The plan: its poems' form as a mean over seeds, and the rhyme behind plans of three kinds.
+
+# %%
 planned_form = form[(form["source"] == "after") & (form["method"] == "plan")].set_index("measure")["value"]
 for measure in ("exact_form", "rhyme"):
     results.value(f"{measure}.plan.by_seed", f"{interval(100 * planned_form.loc[[measure]], 0)} %")
 for name, source in (("own", "own plan"), ("unrhymed", "unrhymed plan"), ("people", "people's plan")):
     results.value(f"{name}.rhyme", f"{span(*by_plan[source, 'rhyme'], 1)} %")
 results.claim("the plan decides the rhyme", by_plan["unrhymed plan", "rhyme"][2] < by_plan["own plan", "rhyme"][1])
+
+# %% [markdown]
+# - The new tokens: bits per character paired by seed; tokens and times as `pieces` over `none`.
+
+# %%
 for pair, gap in pairs.items():
     results.value(f"pair.{pair}", interval(gap, sign=True))
 results.claim("new tokens predict worse", min(shown(pairs["pieces-none"]), shown(pairs["random-none"])) > 0)
@@ -621,12 +681,22 @@ results.claim("pieces ahead of noise", shown(pairs["pieces-random"]) < 0)
 means = vocabulary.groupby("method")[["tokens_per_poem", "train_seconds", "seconds_per_sample"]].mean()
 for name, ratio in (means.loc["pieces"] / means.loc["none"]).items():
     results.value(f"ratio.{name}", f"{ratio:.2f}")
+
+# %% [markdown]
+# - English: what each training cost, and the largest loss among those shown.
+
+# %%
 for (task, method), lost in damage.items():
     results.value(f"english.{task}.{method}", interval(lost, sign=True))
 lost = [float(values.mean()) for values in damage.values() if shown(values) > 0]
 results.claim("English damaged by every training", len(lost) == len(damage))
 results.value("english.kinds", len(damage))
 results.value("english.most", number(max(lost, default=math.nan)))
+
+# %% [markdown]
+# - Tones: the measures that are shown to lie above shuffled characters.
+
+# %%
 tones = form[(form["source"] == "after") & form["measure"].isin(["alternation", "opposition"])]
 tonal = [
     f"{measure} ({METHODS[method]})"
@@ -637,7 +707,7 @@ results.value("tones.above_chance", listed(tonal))
 results.claim("no tones above chance", not tonal)
 
 # %% [markdown]
-# - Its tables, a held-out title's poems, and the file with everything: `data/results/07_chinese.json`.
+# - Its tables: tokens, and before and after.
 
 # %%
 rows = []
@@ -657,6 +727,10 @@ header = ["task", "model", "runs", "bits per character", "minus before", "traini
 text = "Bits per character of held-out targets (a plan's bits are paid as well); mean, 95 % t interval."
 results.markdown("before_after", header, rows, text, left=2)
 
+# %% [markdown]
+# - The form of the poems, in percent.
+
+# %%
 rows = []
 for label in order:
     own = form[form["label"] == label].dropna(subset=["value"])
@@ -668,6 +742,10 @@ header = ["", "exact form", "rhyme", "copied line", "alternation", "opposition",
 text = "Form of the poems, percent of sampled texts (people: of the test split); mean over seeds, 95 % t interval."
 results.markdown("form", header, rows, text)
 
+# %% [markdown]
+# - The vocabularies, and the plans.
+
+# %%
 rows = []
 for method, part in vocabulary.groupby("method", sort=False):
     digits = {"tokens_per_poem": 1, "train_seconds": 0, "seconds_per_sample": 2}
@@ -682,6 +760,10 @@ rows = [[s, *(f"{span(*by_plan[s, m], 1)} %" for m in measures)] for s in plans[
 header = ["plan", "exact form", "both ends kept", "lines 2 and 4 rhyme"]
 results.markdown("plans", header, rows, "Poems behind a plan of their own or a given one; Wilson 95 % intervals.")
 
+# %% [markdown]
+# - A held-out title's poems, and the file with everything: `data/results/07_chinese.json`.
+
+# %%
 first = samples[samples["id"] == samples["id"].iloc[0]]
 results.value("sample.title", first["prompt"].iloc[0])
 quoted = [f"{r.source}:\n\n```\n" + "\n".join(r.text.strip().split("\n")[:5]) + "\n```" for r in first.itertuples()]
