@@ -46,17 +46,15 @@ from lib.models import load_base
 from lib.results import Results, interval, kept, listed, shown, span
 from lib.train import finetune
 
+# %% [markdown]
+# - The budget: (fast, cpu, full). The packages' docstrings are the default documents.
+
+# %%
 # pure Python, documented by many hands, and installed anyway
 DOCUMENTED = ("accelerate", "datasets", "huggingface_hub", "matplotlib", "nltk", "peft", "sacrebleu")
-METHODS = ("full", "lora")
-# each as (fast, cpu, full)
 budget = profile.budget(
     seeds=((0, 1), (0,), (0, 1, 2)),
-    packages=(
-        ("datasketch", "sacrebleu", "tqdm"),
-        DOCUMENTED,
-        DOCUMENTED,
-    ),  # their docstrings are the default documents
+    packages=(("datasketch", "sacrebleu", "tqdm"), DOCUMENTED, DOCUMENTED),
     train_tokens=(8_000, 12_000, 12_000),  # of one run, canaries among them
     # short rows: what is remembered grows with the steps that a copy is part of, not with the tokens
     pack_length=(640, 256, 256),
@@ -68,6 +66,12 @@ budget = profile.budget(
     max_new_tokens=(12, 32, 32),
     probe_documents=(8, 32, 32),  # training and test documents continued from their first half
 )
+
+# %% [markdown]
+# - The model, the results file, and the two methods of fine-tuning that are compared.
+
+# %%
+METHODS = ("full", "lora")
 base = load_base()
 results = Results("08_private_domain", base=base, seeds=budget.seeds)
 
@@ -134,7 +138,7 @@ display(card.set_index(["what", "key"])["value"].map("{:,.0f}".format).to_frame(
 #   names is in one split only.
 
 # %%
-display(Code(inspect.getsource(private.near), language="python"))
+display(Code(inspect.getsource(private.without_near_duplicates), language="python"))
 
 # %% [markdown]
 # - What a document looks like. Of a folder of one's own nothing is shown.
@@ -223,9 +227,8 @@ display(Code(inspect.getsource(memorise.code_log_probabilities), language="pytho
 # %% [markdown]
 # - A run goes over whole passes of the mixed text, to its end: one evaluation, no early stop, no row left out, so that
 #   every canary is seen exactly as often as it stands there, times the passes.
-# - Of each model: bits per byte of held-out targets, texts for held-out prompts, the canaries' exposure, and how many
-#   documents greedy decoding continues word for word for ten tokens, from the prompt and the first half of the target
-#   (too short ones, and those cut inside a character, are left out). Texts stay in data/runs.
+# - `verbatim`: how many documents greedy decoding continues word for word for ten tokens, from the prompt and the first
+#   half of the target (too short ones, and those cut inside a character, are left out).
 
 
 # %%
@@ -248,6 +251,12 @@ def verbatim(model, rows: list[dict], tokens: int = 10) -> dict:
     return {"documents": len(pairs), "verbatim": same, "tokens": tokens}
 
 
+# %% [markdown]
+# - Of each model: bits per byte of held-out targets, texts for held-out prompts, the canaries' exposure, and the
+#   documents continued. Texts stay in data/runs.
+
+
+# %%
 def measure(mixed: memorise.Mixed, run, drawn: list[memorise.Canary], seed: int) -> dict:
     task, tokenizer, model = collection().task, base.tokenizer, run.model if run else base.model
     test = tasks.head(task["test"], max(budget.eval_documents, budget.probe_documents))
@@ -267,10 +276,14 @@ def measure(mixed: memorise.Mixed, run, drawn: list[memorise.Canary], seed: int)
     return kept(folder / "audited", settings, made)
 
 
+# %% [markdown]
+# - Per seed: the base model with that seed's canaries, then each of the four conditions.
+
+
+# %%
 @functools.cache
 def audited() -> list[tuple[dict, dict]]:
-    """(stage, method, deduplicated, seed) and what was measured: the base model with each seed's canaries, then every
-    condition."""
+    """(stage, method, deduplicated, seed) and what was measured."""
     out = []
     for seed in budget.seeds:
         drawn = memorise.canaries(seed, budget.canaries, budget.controls)
@@ -410,6 +423,18 @@ for row in advice.itertuples():
 
 # %% [markdown]
 # ## What we saw
+#
+# - The anonymiser over all categories: how much of the labelled it finds, and how much of the found is right.
+
+# %%
+whole = quality.set_index("category").loc["all"]
+recall, precision = (span(whole[m], whole[f"{m}_low"], whole[f"{m}_high"]) for m in ("recall", "precision"))
+missed = f"{whole.labelled - whole.correct:.0f}"
+print(f"Anonymiser: recall {recall}, precision {precision}; missed {missed} of {whole.labelled:.0f}.")
+
+# %% [markdown]
+# - Does exposure rise with the times inserted? Per condition Spearman's correlation over canaries, and the canaries
+#   inserted most often.
 
 
 # %%
@@ -417,34 +442,27 @@ def probability(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
-whole = quality.set_index("category").loc["all"]
-recall, precision = (span(whole[m], whole[f"{m}_low"], whole[f"{m}_high"]) for m in ("recall", "precision"))
-print(
-    f"Anonymiser: recall {recall}, precision {precision}; missed {whole.labelled - whole.correct:.0f} of "
-    f"{whole.labelled:.0f}."
-)
-rises = {}
-for key, part in after.groupby(["method", "deduplicated"], sort=False):
-    rises[key] = stats.spearmanr(part["repetitions"], part["exposure"], alternative="greater")
-often = memory["repetitions"].max()
-most = memorise.evidence(after[after["repetitions"] == often], ["method", "deduplicated"]).set_index(
-    ["method", "deduplicated"]
-)
+condition, often = ["method", "deduplicated"], memory["repetitions"].max()
+most = memorise.evidence(after[after["repetitions"] == often], condition).set_index(condition)
+rises = {
+    key: stats.spearmanr(part["repetitions"], part["exposure"], alternative="greater")
+    for key, part in after.groupby(condition, sort=False)
+}
 for key, (rho, p) in rises.items():
     row = most.loc[key]
-    print(
-        f"{NAMED[key]}: exposure and times inserted, Spearman {rho:+.2f} ({probability(p)}); inserted {often} times: ",
-        end="",
-    )
-    print(f"{row.exposure:.2f} bits ({probability(row.p_value)}), {row.extracted:.0f} of {row.canaries:.0f} come out.")
+    print(f"{NAMED[key]}: exposure and times inserted, Spearman {rho:+.2f} ({probability(p)}); ", end="")
+    print(f"inserted {often} times: {row.exposure:.2f} bits ({probability(row.p_value)}), ", end="")
+    print(f"{row.extracted:.0f} of {row.canaries:.0f} come out.")
+
+# %% [markdown]
+# - What was not inserted should lie at chance: canaries before training, and controls after it.
+
+# %%
 unseen = memory[(memory["stage"] == "before") | (memory["repetitions"] == 0)]
-controls = memorise.evidence(unseen, ["stage", "method", "deduplicated"]).set_index(["stage", "method", "deduplicated"])
+controls = memorise.evidence(unseen, ["stage", *condition]).set_index(["stage", *condition])
 for (stage, *key), row in controls.iterrows():
     what = "before training" if stage == "before" else f"controls, {NAMED[tuple(key)]}"
     print(f"{what}: {row.exposure:.2f} bits over {row.canaries:.0f} canaries ({probability(row.p_value)})")
-continued = continuing.groupby(["stage", "method", "deduplicated", "split"], sort=False)[
-    ["verbatim", "documents"]
-].sum()
 
 # %% [markdown]
 # ## What it does not show
@@ -460,26 +478,33 @@ continued = continuing.groupby(["stage", "method", "deduplicated", "split"], sor
 # %% [markdown]
 # ## For the report
 #
-# - Numbers for `report.md`, each under the name that its mark has there.
+# - Numbers for `report.md`, each under the name that its mark has there: the documents of the data card.
 
 # %%
 counted = card.set_index(["what", "key"])["value"]
-for name, key in {
-    "found": ("documents", "found"),
-    "exact": ("documents", "exact duplicates removed"),
-    "near": ("documents", "near-duplicates removed"),
-    "kept": ("documents", "kept"),
-    **{split: ("split", split) for split in ("train", "validation", "test")},
-}.items():
-    results.value(f"card.{name}", f"{counted[key]:,.0f}")
+removed = {"exact": "exact duplicates removed", "near": "near-duplicates removed"}
+for name, key in {"found": "found", **removed, "kept": "kept"}.items():
+    results.value(f"card.{name}", f"{counted['documents', key]:,.0f}")
+for split in ("train", "validation", "test"):
+    results.value(f"card.{split}", f"{counted['split', split]:,.0f}")
 results.value("card.replaced", f"{card[card['what'] == 'replaced']['value'].sum():,.0f}")
+
+# %% [markdown]
+# - The model, and the anonymiser.
+
+# %%
 made = results.provenance()
 stand_in = f"the stand-in {made['base_model'].removesuffix(' (stand-in)')}"
 results.value("model", stand_in if made["stand_in"] else "GPT-2 117M")
 results.value("anonymiser.recall", recall)
 results.value("anonymiser.precision", precision)
 results.value("anonymiser.labelled", f"{whole.labelled:.0f}")
-results.value("anonymiser.missed", f"{whole.labelled - whole.correct:.0f}")
+results.value("anonymiser.missed", missed)
+
+# %% [markdown]
+# - The inserted canaries, per condition: the rise, and those inserted most often.
+
+# %%
 results.value("often", often)
 for key, (rho, p) in rises.items():
     name, row = ".".join(key), most.loc[key]
@@ -488,48 +513,60 @@ for key, (rho, p) in rises.items():
     results.value(f"out.{name}", f"{row.extracted:.0f} of {row.canaries:.0f}")
     results.claim(f"exposure rises, {name}", p < 0.05)
     results.claim(f"exposure is not shown to rise, {name}", p >= 0.05)
+
+# %% [markdown]
+# - What was not inserted. Below 0.01 is told as above chance: with these 5 tests, 5 % in all.
+
+# %%
 for (stage, *key), row in controls.iterrows():
-    results.value(
-        f"unseen.{stage if stage == 'before' else '.'.join(key)}",
-        f"{row.exposure:.2f} bits, {probability(row.p_value)}",
-    )
+    name = stage if stage == "before" else ".".join(key)
+    results.value(f"unseen.{name}", f"{row.exposure:.2f} bits, {probability(row.p_value)}")
 results.value("unseen.before.canaries", f"{controls.loc['before'].canaries.sum():.0f}")
 results.value("unseen.controls", f"{controls.loc['after'].canaries.iloc[0]:.0f}")
-# below 0.01 is told as above chance: with these 5, 5 % in all
 results.claim("what was not inserted is as by chance", controls["p_value"].min() >= 0.01)
+
+# %% [markdown]
+# - Documents continued word for word: is any condition's share of training documents above the base model's?
+
+# %%
+continued = continuing.groupby(["stage", *condition, "split"], sort=False)[["verbatim", "documents"]].sum()
 for (stage, method, dedup, split), row in continued.iterrows():
     name = "before" if stage == "before" else f"{method}.{dedup}"
     results.value(f"verbatim.{name}.{split}", f"{row.verbatim} of {row.documents}")
-shares = continued["verbatim"].div(continued["documents"]).unstack("split")
-results.claim(
-    "no more documents continued than before", shares.loc["after", "train"].max() <= shares.loc["before", "train"].max()
-)
+seen = continued.xs("train", level="split")
+most_seen = (seen["verbatim"] / seen["documents"]).groupby("stage").max()
+results.claim("no more documents continued than before", most_seen["after"] <= most_seen["before"])
+
+# %% [markdown]
+# - The advice: which conditions let secrets out, show only a trace of one copy, or show nothing.
+
+# %%
 for row in advice.itertuples():
     name = f"{row.method}.{row.deduplicated}"
     results.value(f"secrets.{name}", f"{row.extracted} of {row.canaries}")
     results.claim(f"secrets come out, {name}", row.extracted > 0)
-    results.claim(
-        f"no secret comes out but one copy leaves a trace, {name}", row.extracted == 0 and row.leaks_from == 1
-    )
+    trace = row.extracted == 0 and row.leaks_from == 1
+    results.claim(f"no secret comes out but one copy leaves a trace, {name}", trace)
     results.claim(f"nothing found, {name}", row.extracted == 0 and row.leaks_from != row.leaks_from)
-left_in = (
-    memory[(memory["stage"] == "after") & (memory["deduplicated"] == "no")].groupby("repetitions")["exposure"].mean()
-)
-results.value("left_in.most", f"{left_in[often]:.1f}")
-results.value("left_in.controls", f"{left_in[0]:.1f}")
-results.value("unseen", f"{memorise.UNSEEN:.2f}")
-start = table[table["method"] == "none"]["chrf"].iloc[0]
-chrf = {
-    NAMED[key]: part["chrf"] - start
-    for key, part in table[table["method"] != "none"].groupby(["method", "deduplicated"], sort=False)
-}
-results.claim("chrF is shown to rise nowhere", max(shown(gap) for gap in chrf.values()) <= 0)
-results.value("chrf.fell", f"{sum(gap.mean() < 0 for gap in chrf.values())} of {len(chrf)}")
 closed = [NAMED[row.method, row.deduplicated] for row in advice.itertuples() if row.advice.startswith("Keep")]
 results.value("closed", listed(f"“{name}”" for name in closed))
 
 # %% [markdown]
-# - Its tables, and the file with everything: `data/results/08_private_domain.json`.
+# - Exposure with the duplicates left in, both methods together, and what training did to chrF.
+
+# %%
+trained = memory[(memory["stage"] == "after") & (memory["deduplicated"] == "no")]
+left_in = trained.groupby("repetitions")["exposure"].mean()
+results.value("left_in.most", f"{left_in[often]:.1f}")
+results.value("left_in.controls", f"{left_in[0]:.1f}")
+results.value("unseen", f"{memorise.UNSEEN:.2f}")
+start = table[table["method"] == "none"]["chrf"].iloc[0]
+gaps = [part - start for _, part in table[table["method"] != "none"].groupby(condition, sort=False)["chrf"]]
+results.claim("chrF is shown to rise nowhere", max(map(shown, gaps)) <= 0)
+results.value("chrf.fell", f"{sum(gap.mean() < 0 for gap in gaps)} of {len(gaps)}")
+
+# %% [markdown]
+# - Its tables: the anonymiser, and before and after.
 
 # %%
 rows = []
@@ -542,27 +579,28 @@ text = "The anonymiser on the labelled half that its rules were not tuned on; ex
 results.markdown("anonymiser", header, rows, text, scratch=True, seeds=())
 
 rows = []
-for (method, dedup), part in table.groupby(["method", "deduplicated"], sort=False):
+for (method, dedup), part in table.groupby(condition, sort=False):
     part = part.head(1) if method == "none" else part  # one base model, no spread
-    cells = [
-        interval(part[column], digits) for column, digits in (("bits_per_byte", 3), ("perplexity", 2), ("chrf", 1))
-    ]
+    digits = {"bits_per_byte": 3, "perplexity": 2, "chrf": 1}
+    cells = [interval(part[column], n) for column, n in digits.items()]
     rows.append([method, dedup, *cells])
 header = ["method", "duplicates removed", "bits per byte", "token perplexity", "chrF"]
 text = "Held-out documents before (none) and after; mean, 95 % t interval."
 results.markdown("before_after", header, rows, text, left=2)
 
+# %% [markdown]
+# - Exposure, and the file with everything: `data/results/08_private_domain.json`.
+
+# %%
 rows, inserted = [], sorted(evidence["repetitions"].unique())
-for key, part in evidence.groupby(["method", "deduplicated"], sort=False):
+for key, part in evidence.groupby(condition, sort=False):
     cells = []
     for r in part.set_index("repetitions").loc[inserted].itertuples():
         out = f" ({r.extracted} of {r.canaries})" if r.extracted else ""
         cells.append(f"{r.exposure:.1f}{'*' if r.p_value < 0.001 else ''}{out}")
     rows.append([*key, *cells])
-text = (
-    "Mean exposure in bits by how often a canary was inserted (0: controls); \\*: such a mean without a trace has "
-    "p < 0.001; in brackets, how many come out word for word."
-)
+text = "Mean exposure in bits by how often a canary was inserted (0: controls); \\*: such a mean without a trace has "
+text += "p < 0.001; in brackets, how many come out word for word."
 results.markdown("exposure", ["method", "duplicates removed", *map(str, inserted)], rows, text, left=2)
 
 results.save(data={} if results.stored else {collection().task.name: collection().task.sha256})
