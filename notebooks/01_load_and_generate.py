@@ -89,40 +89,53 @@ print(f"Profile {profile.name()}. Measured below: {of_what}.")
 #
 # ### 2.1 The picture
 #
-# - Follow the arrow from the token ids up: one vector of width 768 per token, which 12 equal blocks refine.
-# - Each sublayer *adds* to that vector (the lines around it): the residual stream.
+# - What stands in the boxes of the picture: every size is computed from GPT-2's configuration.
 
 
 # %%
 GPT2 = "GPT-2 117M"
 gpt2_parameters = gpt2.parameter_table(gpt2.empty_model(gpt2.GPT2_117M))
 parts = gpt2_parameters.set_index("component").parameters
-blue, orange, green = "#cfe2f3", "#fce5cd", "#d9ead3"
 
 
-def structure() -> plt.Figure:
+def boxes() -> list[tuple[float, str, str]]:
+    """Height, text and colour of each."""
     c, numbers = gpt2.GPT2_117M, parts["token embedding"] + parts["position embedding"]
     C, V, inner = c.n_embd, c.vocab_size, 4 * c.n_embd
-    boxes = [(0.0, "token ids\n(B, T)", "white"), (10.4, "logits\n(B, T, V)", "white")]  # height, text, colour
-    boxes += [(y, f"layer norm {name}", "#e8e8e8") for y, name in ((2.9, "ln_1"), (5.5, "ln_2"), (8.3, "ln_f"))]
+    blue, orange, green, grey = "#cfe2f3", "#fce5cd", "#d9ead3", "#e8e8e8"
     tables = f"{V:,} × {C}   and   {c.n_positions:,} × {C}   ({numbers:,} numbers)"
     heads = f"causal self-attention, {c.n_head} heads of width {C // c.n_head}"
-    boxes += [(1.2, f"token table wte + position table wpe\n{tables}", blue)]
-    boxes += [(3.8, f"{heads}\nc_attn {C} → 3 · {C},   c_proj {C} → {C}", orange)]
-    boxes += [(6.4, f"MLP, GELU in the middle\nc_fc {C} → {inner:,},   c_proj {inner:,} → {C}", green)]
-    boxes += [(9.3, f"LM head: the token table again, transposed\n{C} → {V:,}, no further numbers", blue)]
+    return [
+        (0.0, "token ids\n(B, T)", "white"),
+        (10.4, "logits\n(B, T, V)", "white"),
+        *((y, f"layer norm {name}", grey) for y, name in ((2.9, "ln_1"), (5.5, "ln_2"), (8.3, "ln_f"))),
+        (1.2, f"token table wte + position table wpe\n{tables}", blue),
+        (3.8, f"{heads}\nc_attn {C} → 3 · {C},   c_proj {C} → {C}", orange),
+        (6.4, f"MLP, GELU in the middle\nc_fc {C} → {inner:,},   c_proj {inner:,} → {C}", green),
+        (9.3, f"LM head: the token table again, transposed\n{C} → {V:,}, no further numbers", blue),
+    ]
+
+
+# %% [markdown]
+# - Follow the arrow from the token ids up: one vector of width 768 per token, which 12 equal blocks refine.
+# - Each sublayer *adds* to that vector (the lines around it): the residual stream.
+
+
+# %%
+def structure() -> plt.Figure:
+    c, shown = gpt2.GPT2_117M, boxes()
     fig, ax = plt.subplots(figsize=(7.5, 8))
     ax.add_patch(FancyBboxPatch((-3.9, 2.25), 8.9, 5.4, boxstyle="round,pad=0.05", fc="0.97", ec="0.6", ls="--"))
     ax.annotate("", (0, 10.1), (0, 0.3), arrowprops={"arrowstyle": "->", "lw": 1.5}, zorder=1)
     for leave, join in ((2.4, 4.65), (4.95, 7.25)):  # around attention and around the MLP
         ax.plot([0, 4.3, 4.3, 0.15], [leave, leave, join, join], color="0.3", ls="-", lw=1.5, zorder=1)
-        boxes.append((join, "+", "white"))
-    for y, text, colour in boxes:
+        shown.append((join, "+", "white"))
+    for y, text, colour in shown:
         box = {"boxstyle": "circle,pad=0.15" if text == "+" else "round,pad=0.4", "fc": colour, "ec": "0.3"}
         ax.text(0, y, text, ha="center", va="center", fontsize=None if text == "+" else 9, zorder=4, bbox=box)
     inside = f"× {c.n_layer} blocks\n{parts.filter(regex='attention|MLP|blocks').sum():,}\nnumbers"
     ax.text(5.2, 4.95, inside, va="center", fontsize=9)
-    ax.text(0.15, 1.95, f"(B, T, {C})", fontsize=8, va="center")
+    ax.text(0.15, 1.95, f"(B, T, {c.n_embd})", fontsize=8, va="center")
     ax.set(xlim=(-4.2, 7), ylim=(-0.5, 10.9))
     ax.axis("off")
     return fig
@@ -235,8 +248,8 @@ print(f"{forward.parameters:,.0f} parameters, largest difference {forward.larges
 # %% [markdown]
 # ### 2.5 What differs in the loaded model
 #
-# - The left column is GPT-2 117M's configuration, the right one that of the model loaded in section 1.
-#   Rows with `differs = True` are where the explanation above does not describe the loaded model.
+# - What a configuration says of a model, in words. Where a feature has no entry of its own, the parameters' names
+#   tell it: `gate_proj` is a gated MLP, `wpe` a learned position table.
 
 
 # %%
@@ -262,6 +275,12 @@ def features(config) -> dict[str, str]:
     }
 
 
+# %% [markdown]
+# - The left column is GPT-2 117M's configuration, the right one that of the model loaded in section 1.
+#   Rows with `differs = True` are where the explanation above does not describe the loaded model.
+
+
+# %%
 def compare() -> pd.DataFrame:
     table = pd.DataFrame({"gpt2_117m": features(gpt2.GPT2_117M), "loaded": features(model.config)})
     return table.assign(differs=table.gpt2_117m != table.loaded).reset_index(names="feature")
@@ -329,8 +348,7 @@ tokens.round(2)
 # | top-p | keep the fewest, most probable first, that sum to $p$, renormalise, draw (Holtzman et al. 2020) |
 # | beam search | keep the $b$ continuations with the highest $\sum_t \log p$; nothing is drawn |
 #
-# - One prompt, and what each setting makes of the same distribution. The settings shift probability; the
-#   order of the tokens stays.
+# - One prompt, six settings, and the logits that all of them start from.
 
 # %%
 PROMPT = "The weather was cold, so she put on her"
@@ -347,6 +365,12 @@ def last_logits(ids: torch.Tensor) -> torch.Tensor:  # (N, T) -> (N, V), as gene
         return model(ids.to(model.device)).logits[:, -1].float().cpu()
 
 
+# %% [markdown]
+# - What each setting makes of the same distribution. The settings shift probability; the order of the tokens
+#   stays.
+
+
+# %%
 def next_token(top: int = 8) -> pd.DataFrame:
     ids, rows = torch.tensor([prompt_ids]), []
     logits = last_logits(ids)
@@ -417,32 +441,40 @@ continuations
 # Prompts of unequal length need padding to share a batch. Generation appends on the right, so padding
 # stands on the **left**, hidden by the attention mask, and positions are counted from the first real token.
 #
-# - The first row must be rounding alone. The others are the usual mistakes: logits from the wrong place, or
-#   with padding among what the model read. A learned position table also minds a shifted count; RoPE,
-#   being relative, does not.
+# - Four ways to make one batch of three prompts. The first is the right one, the others are the usual mistakes.
 
 # %%
 PROMPTS = ["The", "My favourite food is", "In a small village by the sea there lived an old man who"]
 rows = [tokenizer(p, add_special_tokens=False).input_ids for p in PROMPTS]
 
 
-@torch.no_grad()
-def padding_ways() -> list[dict]:
-    """The last logits of each prompt in one padded batch against those of the prompt alone."""
-    alone = torch.cat([model(torch.tensor([r], device=model.device)).logits[:, -1] for r in rows])  # (B, V)
+def ways() -> dict[str, tuple[torch.Tensor, ...]]:
+    """Token ids, attention mask and positions, each (B, T)."""
     width, lengths = max(map(len, rows)), torch.tensor([len(r) for r in rows])[:, None]
     columns = torch.arange(width).expand(len(rows), width)  # (B, T)
     mask, pads = (columns >= width - lengths).long(), [[tokenizer.pad_token_id] * (width - len(r)) for r in rows]
     left, right = (torch.tensor([a + b for a, b in zip(*x, strict=True)]) for x in ((pads, rows), (rows, pads)))
     from_mask = (mask.cumsum(-1) - 1).clamp(min=0)  # 0 for the padding and for the first real token
-    ways = {
+    return {
         "left, mask, positions counted from the mask": (left, mask, from_mask),
         "left, mask, positions counted from the padding": (left, mask, columns),
         "left, no mask": (left, torch.ones_like(mask), columns),
         "right, mask, logits of the last column": (right, (columns < lengths).long(), columns),
     }
+
+
+# %% [markdown]
+# - The last logits of each prompt in the batch against those of the prompt alone: the first row must be rounding.
+# - Below it the logits come from the wrong place, or padding is among what the model read. A learned position
+#   table also minds a shifted count; RoPE, being relative, does not.
+
+
+# %%
+@torch.no_grad()
+def against_alone() -> list[dict]:
+    alone = torch.cat([model(torch.tensor([r], device=model.device)).logits[:, -1] for r in rows])  # (B, V)
     out = []
-    for way, given in ways.items():
+    for way, given in ways().items():
         given = zip(("input_ids", "attention_mask", "position_ids"), (x.to(model.device) for x in given), strict=True)
         logits = model(**dict(given)).logits[:, -1]  # (B, V)
         same, difference = (logits.argmax(-1) == alone.argmax(-1)).sum().item(), (logits - alone).abs().max().item()
@@ -450,7 +482,7 @@ def padding_ways() -> list[dict]:
     return out
 
 
-padding = results.table("padding", padding_ways)
+padding = results.table("padding", against_alone)
 assert padding.largest_difference[0] < 1e-3
 padding.assign(largest_difference=padding.largest_difference.map("{:.1e}".format))
 
@@ -482,13 +514,8 @@ batch
 #
 # ### 6.1 Attention maps
 #
-# - For one sentence, the head that looks most at the token before, at the token itself, at the first
-#   token, and the one that spreads its attention most evenly. Row: who looks; column: at whom.
+# - The attention weights of every head on a sentence. Row: who looks; column: at whom.
 # - Above the diagonal there is nothing: no token attends to a later one.
-
-# - Picked as the highest of all heads on one sentence, a value flatters itself. `elsewhere` is the same
-#   head on another sentence, `mean` all heads on the first: a pattern of the head, not of the sentence,
-#   stays far from the mean.
 
 # %%
 SENTENCE = "The cat sat on the mat because it was tired, and the dog watched it sleep."
@@ -512,6 +539,12 @@ def maps(sentence: str) -> torch.Tensor:
     return found
 
 
+# %% [markdown]
+# - How much each head looks at the token before, at the token itself, at the first token, and how evenly it spreads
+#   its attention.
+
+
+# %%
 def head_patterns(maps: torch.Tensor) -> pd.DataFrame:
     """Shares of each head's attention, kinds after Clark et al. 2019; in the first two rows `previous` is `first`."""
     entropy = -torch.special.xlogy(maps, maps).sum(-1)[..., 2:]  # (L, H, T - 2)
@@ -525,6 +558,13 @@ def head_patterns(maps: torch.Tensor) -> pd.DataFrame:
     return pd.DataFrame({k: v.flatten().tolist() for k, v in columns.items()}, index)
 
 
+# %% [markdown]
+# - Of each kind the most marked head. Picked as the highest of all heads on one sentence, a value flatters itself:
+#   `elsewhere` is the same head on another sentence, `mean` all heads on the first. A pattern of the head, not of
+#   the sentence, stays far from the mean.
+
+
+# %%
 def pick_heads() -> pd.DataFrame:
     here, other = head_patterns(maps(SENTENCE)), head_patterns(maps(OTHER))
     rows = [(kind, *here[kind].idxmax(), here[kind].max()) for kind in KINDS]
@@ -537,7 +577,7 @@ heads = results.table("heads", pick_heads)
 heads.round(3)
 
 # %% [markdown]
-# - The maps themselves, a row of the table per pair of tokens.
+# - The weights of these four heads, a row of the table per pair of tokens, and the tokens themselves.
 
 
 # %%
@@ -552,6 +592,11 @@ attention = results.table("attention", weights)
 names = [{"place": i, "token": generate.token_text(tokenizer, t)} for i, t in enumerate(ids_of(SENTENCE)[0].tolist())]
 words = results.table("attention_tokens", lambda: names).token
 words = [word.replace(" ", "␣").replace("$", r"\$") for word in words]
+
+# %% [markdown]
+# - The maps: a dark line beside the diagonal is the token before, a dark column the token that many look at.
+
+# %%
 side = min(4.2, 1.0 + 0.14 * len(words))  # inches
 figure, axes = plt.subplots(2, 2, sharex=True, sharey=True, figsize=(2 * side + 0.8, 2 * side))
 for ax, head in zip(axes.flat, heads.itertuples(), strict=True):
@@ -588,6 +633,11 @@ else:  # float64: at position 1,000 float32 has only four digits of the angle's 
     angles = torch.arange(length, dtype=torch.float64)[:, None] * rotary.inv_freq.double().cpu()  # (T, D / 2)
     similarity = (angles.cos() @ angles.cos().T + angles.sin() @ angles.sin().T) / angles.shape[1]
     similarity, what = similarity.float(), "RoPE's relative score"
+
+# %% [markdown]
+# - The matrix in coarse steps: look at how the likeness falls off beside the diagonal.
+
+# %%
 step = max(1, len(similarity) // 32)
 
 
@@ -706,6 +756,10 @@ results.claim("verified on random weights", model.config.model_type != "gpt2")
 results.value("differences", differences.differs.sum())
 results.value("features", len(differences))
 
+# %% [markdown]
+# - How the next token is chosen: the likeliest one under each setting, and the winning beam.
+
+# %%
 results.value("decoding.prompt", PROMPT)
 results.value("decoding.token", likeliest.strip())
 for name, probability in next_tokens.loc[likeliest].items():
@@ -714,6 +768,10 @@ ends = beams[beams.step == beams.step.max()]
 results.value("beams.steps", ends.step.iloc[0])
 results.value("beams.text", ends.text[ends.score.idxmax()].strip())
 
+# %% [markdown]
+# - Padding, and the head that looks at the token before.
+
+# %%
 results.value("padding.left", f"{alone:.0e}")
 results.value("padding.no_mask", f"{no_mask:.1f}")
 results.value("padding.right", f"{last:.1f}")
