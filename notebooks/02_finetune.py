@@ -158,17 +158,14 @@ except tasks.Unavailable as reason:
 pd.DataFrame([(t.name, method, seed) for t, method, seed in plan], columns=["task", "method", "seed"])
 
 # %% [markdown]
-# - The curve redraws at each evaluation. A finished run is loaded, an interrupted one goes on.
+# - A callback of transformers' Trainer: one figure for all runs, drawn anew at each held-out evaluation.
 
 
 # %%
 class LiveCurve(TrainerCallback):
-    """One figure for all runs, drawn anew at each held-out evaluation."""
-
-    frames, shown = {}, display(display_id=True)
-
-    def __init__(self, name: str, seed: int):
-        self.run = {"method": name, "seed": seed}
+    def __init__(self):
+        self.frames, self.shown = {}, display(display_id=True)
+        self.run = {}  # the method and seed of the run that trains now
 
     def on_evaluate(self, args, state, control, **_):
         self.frames[tuple(self.run.values())] = train.history_of(state.log_history, 0).assign(**self.run)
@@ -177,11 +174,16 @@ class LiveCurve(TrainerCallback):
         plt.close(figure)
 
 
+# %% [markdown]
+# - The runs themselves. A finished run is loaded, an interrupted one goes on.
+
+
+# %%
 @functools.cache
 def trained() -> list[train.Finetuned]:
-    runs = []
+    runs, curve = [], LiveCurve()
     for t, method, seed in plan:
-        curve = LiveCurve(method if t is task else f"{t.name} {method}", seed)
+        curve.run = {"method": method if t is task else f"{t.name} {method}", "seed": seed}
         runs.append(train.finetune(base, t, method, seed, callbacks=[curve]))
         runs[-1].model = None  # reloaded where it is needed: nine models would not fit a laptop
     return runs
