@@ -46,7 +46,10 @@ from lib.explore.e2e import slot_errors  # registers E2E's own checks as well
 from lib.models import load_base
 from lib.results import Results, interval, listed, number, span
 
-# Every number as (fast, cpu, full); what a training sees is notebook 02's.
+# %% [markdown]
+# - How much is scored and generated, as (fast, cpu, full); what a training sees is notebook 02's.
+
+# %%
 BUDGET = train.BUDGET | {
     "eval_documents": (12, 100, 200),  # test documents scored
     "generated": (4, 24, 64),  # and generated for, greedily; by sampling half as many
@@ -57,10 +60,15 @@ BUDGET = train.BUDGET | {
     "blimp_pairs": (1, 2, 10),  # of each paradigm
 }
 budget = profile.budget(**BUDGET)
+pd.DataFrame(BUDGET, index=profile.NAMES).T
+
+# %% [markdown]
+# - The base model and the task. One line says which model came.
+
+# %%
 base = load_base()
 results = Results("03_evaluate", base=base, seeds=budget.seeds)
 task = tasks.load_task()
-pd.DataFrame(BUDGET, index=profile.NAMES).T
 
 # %% [markdown]
 # ## Measure
@@ -106,9 +114,7 @@ train_of = {t.name: [row["target"] for row in t["train"]] for t, _ in counts}
 # Bits per byte is $\sum \text{nats} / (\ln 2 \cdot \sum \text{bytes})$ over the targets' bytes; token perplexity
 # is $\exp(\sum \text{nats} / \sum \text{tokens})$ over the same nats. EOS is a token and not a byte.
 #
-# - Bits per byte can be held against any model; the perplexity only against models of the same tokenizer.
-# - BLEU, chrF, ROUGE-L compare one generated text per prompt with the human one. For open-ended text they
-#   stay low even when a description is fine: look at the difference, not at the height.
+# - Which model a row is of, and the checks that its task brings: Debian and E2E have some, other tasks none.
 
 
 # %%
@@ -120,6 +126,13 @@ def own_checks(name, rows, texts):
     return evaluate.CHECKS[name](rows, texts) if name in evaluate.CHECKS else {}
 
 
+# %% [markdown]
+# - Bits per byte can be held against any model; the perplexity only against models of the same tokenizer.
+# - BLEU, chrF, ROUGE-L compare one generated text per prompt with the human one. For open-ended text they
+#   stay low even when a description is fine: look at the difference, not at the height.
+
+
+# %%
 def row(m):
     """Every number of one model, by the same functions before and after."""
     rows, texts = rows_of[m.task], [text.strip() for text in m.texts]
@@ -374,13 +387,10 @@ for r in significance.itertuples():
 # %% [markdown]
 # ## For the report
 #
-# - The main table, the tests, the task's own checks and the diversity of the texts.
+# - The main table: means over seeds with their intervals.
+
 
 # %%
-METHODS = {"full": "full fine-tuning", "lora": "LoRA"}
-MEASURES = {"bits_per_byte": "bits per byte", "chrf": "chrF"}
-
-
 def cells(part, digits):
     return [interval(part[column], d) for column, d in digits.items()]
 
@@ -393,6 +403,13 @@ text = (
     f"{generated} texts generated greedily; mean over seeds with 95 % t interval."
 )
 results.markdown("before_after", header, [[name, *cells(part, digits)] for name, part in groups], text)
+
+# %% [markdown]
+# - The tests: `shown` is an interval without 0, `better` the right direction of the difference.
+
+# %%
+METHODS = {"full": "full fine-tuning", "lora": "LoRA"}
+MEASURES = {"bits_per_byte": "bits per byte", "chrf": "chrF"}
 tests = significance.assign(
     holm=holm,
     name=[f"{r.task}, {METHODS.get(r.method, r.method)}, {MEASURES[r.measure]}" for r in significance.itertuples()],
@@ -407,6 +424,11 @@ rows = [
 ]
 text = "After against before by document: 95 % bootstrap interval of the difference, Wilcoxon's p-value, and what "
 results.markdown("tests", header, rows, text + "Holm's correction for the number of rows makes of it.")
+
+# %% [markdown]
+# - The task's own checks, with the people's row as the ceiling.
+
+# %%
 FORM = {"synopsis_form": "synopsis in form", "has_long_description": "long description"}
 FORM["tags_reflected"] = "tags reflected"
 if set(FORM) <= set(checks):
@@ -416,6 +438,11 @@ if set(FORM) <= set(checks):
     results.markdown("checks", ["", *FORM.values()], rows, text)
 else:
     results.block("checks", f"The task {task.name} brings no checks of its own.")
+
+# %% [markdown]
+# - The diversity of the texts, greedy and sampled.
+
+# %%
 likeness = diversity[diversity["task"] == task.name]
 columns = {"distinct_2": 3, "rep_4": 3, "self_bleu": 1}
 rows = [
@@ -426,7 +453,7 @@ text = "distinct-2: share of different word pairs; rep-4: share of repeated 4-gr
 results.markdown("diversity", ["", "decoding", "distinct-2", "rep-4", "self-BLEU"], rows, text, left=2)
 
 # %% [markdown]
-# - E2E beside the published rows, general text, and the first sample.
+# - E2E beside the published rows.
 
 # %%
 tuned, small = e2e_table[e2e_table["method"] != "none"], PUBLISHED.iloc[-1]
@@ -438,6 +465,11 @@ if len(e2e_table):
     results.markdown("e2e", header, rows, text + "other models and budgets (five passes, beam search).", seeds=[0])
 else:
     results.block("e2e", "E2E NLG was not within reach of the machine, so it was not measured.")
+
+# %% [markdown]
+# - General text before and after. `worse` lists each perplexity that rose and each accuracy that fell.
+
+# %%
 GENERAL = {  # measure -> name, digits, whether lower is better
     "wikitext2_token_perplexity": ("WikiText-2, perplexity per token", 2, True),
     "wikitext2_word_perplexity": ("WikiText-2, perplexity per word", 2, True),
@@ -461,7 +493,11 @@ if len(forgetting):
 else:
     results.block("forgetting", "WikiText-2, LAMBADA and BLiMP were not within reach of the machine.")
 
+# %% [markdown]
+# - The first sample, shortened.
 
+
+# %%
 def fenced(text, lines=8):
     """The leading lines of a text in a fence, without what would end the fence or look like a mark."""
     text = text.strip("\n").replace("```", "'''").replace("<!-", "<! -").replace("-->", "-- >")
@@ -474,7 +510,7 @@ first = samples.iloc[0]
 results.block("sample", "\n\n".join(f"{name}:\n\n{fenced(first[k])}" for k, name in names.items() if k in first))
 
 # %% [markdown]
-# - Values, and the conditions under which the report's sentences stand.
+# - Values: the setting, the main numbers of each method, and the comparisons.
 
 # %%
 results.value("model", made["base_model"].removesuffix(" (stand-in)"))
@@ -491,6 +527,11 @@ results.value("compared", len(tests))
 results.value("not_better", listed(tests.loc[~(tests["shown"] & tests["better"]), "name"]))
 results.value("general.compared", general_count or "not measured")
 results.value("general.worse", listed(worse) if general_count else "not measured")
+
+# %% [markdown]
+# - Values of copying, repetition and tags, and of E2E; what was not measured says so.
+
+# %%
 after = own[own["stage"] == "after"]
 results.value("overlap.before", int(own.loc[own["stage"] == "before", "overlap_words_max"].max()))
 results.value("overlap.after", int(after["overlap_words_max"].max()))
@@ -506,6 +547,10 @@ for name, value in values.items():
     results.value(name, "not measured" if "nan" in value else value)
 results.value("e2e.train_tokens", f"{budget.e2e_train_tokens:,}")
 
+# %% [markdown]
+# - The conditions under which the report's sentences stand, and the file: `data/results/03_evaluate.json`.
+
+# %%
 results.claim("stand-in", made["stand_in"])
 results.claim("stand-in is SmolLM2-135M-Instruct", made["stand_in"] and "SmolLM2-135M-Instruct" in made["base_model"])
 main = tests[(tests["task"] == task.name) & (tests["measure"] == "bits_per_byte")].set_index("method")
