@@ -535,6 +535,9 @@ results.value("general.worse", listed(worse) if general_count else "not measured
 after = own[own["stage"] == "after"]
 results.value("overlap.before", int(own.loc[own["stage"] == "before", "overlap_words_max"].max()))
 results.value("overlap.after", int(after["overlap_words_max"].max()))
+for stage, name in (("before", "overlap.e2e.before"), ("after", "overlap.e2e.after")):
+    longest = e2e_table.loc[e2e_table["stage"] == stage, "overlap_words_max"] if len(e2e_table) else []
+    results.value(name, int(longest.max()) if len(longest) else "not measured")
 results.value("copied", f"{own['copied_share'].max():.0%}")
 for (stage, method, decoding), part in likeness.groupby(["stage", "method", "decoding"]):
     results.value(f"repeats.{stage if stage == 'before' else method}.{decoding}", f"{part['rep_4'].mean():.0%}")

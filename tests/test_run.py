@@ -31,7 +31,7 @@ def test_the_form_of_a_notebook(source):
     assert "## What we saw" in prose and "## What it does not show" in prose and "## For the report" in prose
     for cell in (c for c in cells if c.cell_type == "code"):
         lines = cell.source.splitlines()
-        assert len(lines) <= 70, f"{source.stem}: a cell of {len(lines)} lines\n{cell.source}"
+        assert len(lines) <= 25, f"{source.stem}: a cell of {len(lines)} lines\n{cell.source}"
         for start in (i for i, line in enumerate(lines) if line.startswith("def ")):
             body = re.match(r"(?:    .*\n?|\n)*", "\n".join(lines[start + 1 :]))[0]
             assert len(body.strip().splitlines()) <= 25, f"{source.stem}: {lines[start]} belongs in lib"
