@@ -268,6 +268,9 @@ rows = pd.concat([statistics["split"], counts, statistics["bytes_per_token"].rou
 text = f"The task {task.name}, prompts and targets, but for “of targets”; the median is tokens per document."
 results.markdown("statistics", header, rows, text, seeds=())
 
+# %% [markdown]
+# - What Debian's packages became, stage by stage, and the other datasets that are shipped.
+
 # %%
 card = cards["debian"]
 documents = sum(card["splits"].values())
@@ -309,6 +312,9 @@ lora = own[own["method"] == "lora"].iloc[0]
 results.value("lora.parameters", f"{lora['trainable_parameters']:,}")
 results.value("lora.share", f"{lora['trainable_parameters'] / lora['base_parameters']:.1%}")
 results.value("parameters", f"{lora['base_parameters']:,}")
+
+# %% [markdown]
+# - One row per task and method: what was trained, at which rate, and how far it came on the validation split.
 
 # %%
 rows = []

@@ -240,6 +240,10 @@ poem
 show(scratch.length_for, scratch.stream, encodings.bpe)
 
 
+# %% [markdown]
+# - A run per seed, corpus and encoding: rows of 512 bytes on average, equal text, everything else equal.
+
+
 # %%
 def recipe(seed: int, corpus: str, name: str, size: int | None) -> scratch.Recipe:
     n = scratch.length_for(scratch.encoding_of(corpus, name, size), corpus, 512)

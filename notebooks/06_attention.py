@@ -297,6 +297,9 @@ figure = plots.lines(scaling, "length", "milliseconds", "attention", ylabel="mil
 text = f"Time of one attention operation, medians of {budget.repeats}, on {device}."
 results.figure(figure, "06_scaling", text, scratch=True)
 
+# %% [markdown]
+# - The same passes in memory; below a megabyte nothing can be told from noise.
+
 # %%
 measurable = scaling[scaling["peak_megabytes"] > 1]
 figure = plots.lines(measurable, "length", "peak_megabytes", "attention", ylabel="peak megabytes", **look)

@@ -190,6 +190,9 @@ def measured_anonymiser() -> list[dict]:
 quality = results.table("anonymiser", measured_anonymiser)
 quality.set_index("category").round(3)
 
+# %% [markdown]
+# - Where a bar is short, read the text yourself before you share it.
+
 # %%
 shares = quality.melt("category", ["precision", "recall"], "measure", "share")
 figure = plots.bars(shares.dropna(), "category", "share", panel="measure", columns=2)
@@ -321,6 +324,9 @@ def before_after() -> list[dict]:
 table = results.table("before_after", before_after)
 measures = ["bits_per_byte", "perplexity", "chrf", "rouge_l"]
 table.groupby(["method", "deduplicated"], sort=False)[measures].mean().round(3)
+
+# %% [markdown]
+# - Open dot: before. Filled dot: after, with duplicates removed and the interval over seeds.
 
 # %%
 axes = {"bits_per_byte": "bits per byte (lower is better)", "chrf": "chrF (higher is better)"}

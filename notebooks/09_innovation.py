@@ -330,6 +330,10 @@ ordered.pivot_table(index=["stage", "series"], columns="share", values="bits_per
 show(frontier.PullToStart, frontier.replay, frontier.interpolate)
 
 
+# %% [markdown]
+# - Seven settings beside full fine-tuning and the free control, which mixes the weights before and after.
+
+
 # %%
 def ways():
     """(method, setting, name in lib.train.METHODS, what else `finetune` is told)."""
