@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import jupytext
-import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
@@ -36,8 +35,7 @@ def run(names: list[str]) -> None:
 def execute(source: Path) -> Path:
     """Run a notebook in a kernel of its own, show its progress and text, write the .ipynb beside the source (below the
     temporary folder under `fast`). One that fails raises RuntimeError and leaves its previous .ipynb as it was."""
-    notebook = jupytext.read(source)
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = jupytext.read(source, config=jupytext.config.load_jupytext_config(str(source)))
     print(f"\n=== {source.stem} (profile {profile.name()}) ===", flush=True)
     # a kernel warns of its unencrypted loopback sockets, which is how every local notebook runs
     options = {"extra_arguments": ["--IPKernelApp.log_level=ERROR"], "resources": {"metadata": {"path": str(FOLDER)}}}
@@ -50,7 +48,7 @@ def execute(source: Path) -> Path:
         client.bar.close()
     tidy(notebook)
     target = profile.kept_root() / "notebooks" / f"{source.stem}.ipynb"
-    write_text(target, nbformat.writes(notebook) + "\n")
+    write_text(target, jupytext.writes(notebook, "ipynb") + "\n")
     print(f"=== {source.stem} done: {target} ===", flush=True)
     return target
 

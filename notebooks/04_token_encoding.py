@@ -6,7 +6,7 @@
 #       extension: .py
 #       format_name: percent
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -19,16 +19,21 @@
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
+# - JupyterLab saves what you ran: stepping through with `PROFILE=fast` replaces the outputs that are kept in git;
+#   `git checkout notebooks/*.ipynb` brings them back.
 
 # %%
 REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
-import os, subprocess, sys
+import glob, os, subprocess, sys
 
 if "google.colab" in sys.modules:
-    if not os.path.exists("/content/project"):
-        subprocess.run(["git", "clone", "-q", REPOSITORY, "/content/project"], check=True)
-    subprocess.run([sys.executable, "-m", "lib", "colab"], cwd="/content/project", check=True)
-    os.chdir("/content/project/notebooks")
+    if REPOSITORY and not glob.glob("/content/*/lib/colab.py"):
+        subprocess.run(["git", "clone", "-q", REPOSITORY, "/content/project"])
+    if not (found := glob.glob("/content/*/lib/colab.py")):
+        ways = "set REPOSITORY above to the address of your copy, or upload the project's zip to /content and run"
+        sys.exit(f"The project is not here: {ways} `!unzip -q /content/NAME.zip`; then run this cell again.")
+    os.chdir(f"{os.path.dirname(found[0])}/../notebooks")
+    subprocess.run([sys.executable, "-m", "lib", "colab"], cwd="..", check=True)
     sys.path.insert(0, "..")
 # %%
 import inspect

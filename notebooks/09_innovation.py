@@ -6,7 +6,7 @@
 #       extension: .py
 #       format_name: percent
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -20,16 +20,21 @@
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
+# - JupyterLab saves what you ran: stepping through with `PROFILE=fast` replaces the outputs that are kept in git;
+#   `git checkout notebooks/*.ipynb` brings them back.
 
 # %%
 REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
-import os, subprocess, sys
+import glob, os, subprocess, sys
 
 if "google.colab" in sys.modules:
-    if not os.path.exists("/content/project"):
-        subprocess.run(["git", "clone", "-q", REPOSITORY, "/content/project"], check=True)
-    subprocess.run([sys.executable, "-m", "lib", "colab"], cwd="/content/project", check=True)
-    os.chdir("/content/project/notebooks")
+    if REPOSITORY and not glob.glob("/content/*/lib/colab.py"):
+        subprocess.run(["git", "clone", "-q", REPOSITORY, "/content/project"])
+    if not (found := glob.glob("/content/*/lib/colab.py")):
+        ways = "set REPOSITORY above to the address of your copy, or upload the project's zip to /content and run"
+        sys.exit(f"The project is not here: {ways} `!unzip -q /content/NAME.zip`; then run this cell again.")
+    os.chdir(f"{os.path.dirname(found[0])}/../notebooks")
+    subprocess.run([sys.executable, "-m", "lib", "colab"], cwd="..", check=True)
     sys.path.insert(0, "..")
 
 # %%
@@ -320,7 +325,7 @@ ordered.pivot_table(index=["stage", "series"], columns="share", values="bits_per
 #
 # **Hypothesis.** Some method forgets less at the same gain than simply stopping on the way. **Control.** That way
 # itself: interpolation between before and full fine-tuning, read off at each method's gain, seed by seed.
-
+#
 # - One training loop, `lib.train`, with other settings; equal tokens, replayed ones counted. Learning rates are those
 #   of notebook 02 and were not tuned for this comparison; Muon's step is scaled so that AdamW's rate serves it.
 # - Measured: the task's test documents, WikiText-2 where it is within reach, and other samples of the base model. What
