@@ -3,8 +3,10 @@
 `PROFILE=fast|cpu|full` in the environment chooses; without it `full` with a GPU and `cpu` without.
 """
 
+import functools
 import os
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent  # the checkout: `lib` is installed editable
 DATA = ROOT / "data"
 NAMES = ("fast", "cpu", "full")
+GAIN = 1.2  # bfloat16 against float32 in a product, below which float32 stays
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
 
 
@@ -21,7 +24,7 @@ def name() -> str:
     Raises ValueError for another name."""
     chosen = os.environ.get("PROFILE")
     if not chosen:
-        return "full" if torch.cuda.is_available() or os.environ.get("RESULTS") == "stored" else "cpu"
+        return "full" if device().type == "cuda" or os.environ.get("RESULTS") == "stored" else "cpu"
     if chosen not in NAMES:
         raise ValueError(f"PROFILE={chosen!r} is unknown; choose one of {', '.join(NAMES)}.")
     return chosen
@@ -50,16 +53,38 @@ def kept_root() -> Path:
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The environment's DEVICE (cpu, cuda, mps: Apple's, untested), else the GPU that CUDA has, else the CPU."""
+    return torch.device(os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def product_seconds(dtype: torch.dtype) -> float:
+    """Seconds of GPT-2's widest product, 256 tokens by 768 by 3,072, on `device()`: the best of three after one."""
+    x, w = (torch.ones(shape, dtype=dtype, device=device()) for shape in ((256, 768), (768, 3_072)))
+    times = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        (x @ w)[0, 0].item()  # reading a number waits for a GPU
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+@functools.cache
 def autocast_dtype() -> torch.dtype:
-    """bfloat16 where the hardware computes in it (GPUs from compute capability 8.0, CPUs with its instructions: torch's
-    own is_bf16_supported also counts emulation), float16 on older GPUs (a T4), float32 otherwise."""
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-    has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if has_bf16 else torch.float32
+    """The environment's DTYPE (bfloat16, float16, float32), else what a product is measured to be fastest in on
+    `device()`: float32 or bfloat16, for which float16 stands on GPUs before compute capability 8.0 (a T4).
+
+    Once per process, a tenth of a second. No flag is asked: torch calls bfloat16 supported on every CPU with AVX-512,
+    and without instructions for it a product takes four times as long as in float32."""
+    if chosen := os.environ.get("DTYPE"):
+        if chosen not in ("bfloat16", "float16", "float32"):
+            raise ValueError(f"DTYPE={chosen!r} is unknown; choose one of bfloat16, float16, float32.")
+        return getattr(torch, chosen)
+    if device().type == "mps":
+        return torch.float32  # where mixed precision is untested
+    old = device().type == "cuda" and torch.cuda.get_device_capability() < (8, 0)
+    half = torch.float16 if old else torch.bfloat16
+    # a training step is more than products, and casts on the way into each: a small gain there is none
+    return half if product_seconds(half) < product_seconds(torch.float32) / GAIN else torch.float32
 
 
 def autocast() -> torch.autocast:

@@ -245,7 +245,7 @@ def git_commit() -> str:
 
 def device_name() -> str:
     """The GPU's name, or the processor's with its thread count."""
-    if torch.cuda.is_available():
+    if profile.device().type == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

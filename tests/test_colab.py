@@ -20,8 +20,15 @@ ipykernel==6.17.1 ipython==7.34.0 tornado==6.5.1 jupyter_client==7.4.9 packaging
 IMAGE = dict(pin.split("==") for pin in IMAGE.split())
 UNTOUCHED = {"torch", "numpy", "ipykernel", "ipython", "ipywidgets", "jupyter-client", "jupyter_client", "tornado"}
 TORCH = """
+import time
 from types import SimpleNamespace
-device = dtype = autocast = object
+dtype = autocast = object
+device = lambda name: SimpleNamespace(type=name)
+class ones:  # whose products take no time in 16 bits
+    def __init__(self, shape, dtype, device): self.dtype = dtype
+    def __matmul__(self, other): time.sleep(0.01 * self.dtype.endswith("32")); return self
+    def __getitem__(self, at): return self
+    def item(self): return 1.0
 bfloat16, float16, float32 = "torch.bfloat16", "torch.float16", "torch.float32"
 cuda = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "Tesla T4",
                        get_device_capability=lambda: (7, 5))
