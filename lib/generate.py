@@ -2,7 +2,7 @@
 
 Decoding is transformers' own; here is what goes wrong around it: batches of unequal prompts, stopping, seeds, number
 formats. Sources of the settings: nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751; beam search with length
-normalisation, Wu et al. 2016, arXiv:1609.08144.
+normalisation, Wu et al. 2016, arXiv:1609.08144 (transformers divides by length^a, they by ((5 + length) / 6)^a).
 """
 
 import math

@@ -117,7 +117,7 @@ def self_bleu(texts: Sequence[str], sample: int = 100, seed: int = 0) -> float:
 
 
 def diversity(texts: Sequence[str]) -> dict[str, float]:
-    """distinct_1, distinct_2: different n-grams / all n-grams of the texts together (Li et al. 2016), which falls with
+    """distinct_1, distinct_2: different n-grams / all n-grams of the texts together (Li, Galley et al. 2016: / tokens), which falls with
     the amount of text: compare equally many of similar length. rep_4: 1 - different / all 4-grams inside a text,
     averaged over the texts (Welleck et al. 2020); a text of fewer words repeats nothing. self_bleu; mean words."""
     split = [words(text) for text in texts]
@@ -187,7 +187,7 @@ def tag_reflected(tag: str, text: str) -> bool:
 def debian_checks(prompt: str, output: str) -> dict[str, float]:
     """Does one generated description keep Debian's form, and say what its tags say?
 
-    The form (Debian Policy 5.6.13, Developer's Reference 6.2.2): a synopsis of at most 80 characters without a leading
+    The form (Debian Policy 3.4.1, Developer's Reference 6.2.2): a synopsis of at most 80 characters without a leading
     article and a full stop; `synopsis_form` is all three. All are 0 or 1 but tags_reflected: the share of the prompt's
     tags in _FACETS that a word of the output says, nan without one. The rate of human descriptions is the ceiling."""
     synopsis, long = map(str.strip, output.strip().partition("\n")[::2])

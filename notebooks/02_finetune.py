@@ -137,7 +137,8 @@ print(f"{len(row)} documents, {batch['input_ids'].shape[1]} tokens, {share:.0%} 
 # %% [markdown]
 # ## The methods
 #
-# - `full` moves every weight; `lora` adds low-rank updates of rank 16 to every linear map (Hu et al. 2021);
+# - `full` moves every weight; `lora` adds low-rank updates of rank 16 (Hu et al. 2021) to every linear map (Dettmers et al.
+#   2023);
 #   `last_blocks` moves the last quarter of the blocks and the final norm.
 # - Warm-up and cosine, clipping at 1, AdamW; the best held-out checkpoint is kept; three evaluations without
 #   progress end a run. Held-out means the validation split: the test split is not looked at here.
@@ -255,7 +256,7 @@ learned.groupby(["task", "method"], sort=False).agg(["mean", "count"]).round(3)
 # ## Sources
 #
 # - Hu et al. 2021, LoRA, arXiv:2106.09685; Dettmers et al. 2023, QLoRA, arXiv:2305.14314 (all linear layers).
-# - Krell et al. 2021, packing without cross-contamination, arXiv:2107.02027.
+# - Krell et al. 2021, packing without cross-contamination, arXiv:2107.02027; first fit decreasing: Johnson 1973.
 # - transformers' Trainer, peft, accelerate: the training loop is theirs.
 
 # %% [markdown]

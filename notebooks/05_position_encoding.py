@@ -246,7 +246,7 @@ pd.DataFrame(
 
 # %% [markdown]
 # - A gain that shrinks with a sliding window came from the short contexts at the start of each block,
-#   not from reading further back (Press et al. 2022 find the same, appendix B).
+#   not from reading further back (Press et al. 2022 infer the same, appendix B).
 # - The loss by position shows it directly: what has no gain beyond the trained length makes no use of
 #   the longer context, however flat it stays.
 #

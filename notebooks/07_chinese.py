@@ -783,5 +783,5 @@ results.save(data={t.name: t.sha256 for t in (tang, idioms, debian)})
 # - BPE on bytes: Radford et al. 2019; Sennrich et al. 2016, arXiv:1508.07909. Rows from pieces: Sachidananda et al.
 #   2021, arXiv:2109.07460. What random rows do: Hewitt 2021, nlp.stanford.edu/~johnhew/vocab-expansion.html.
 # - Rhyming words first: Ghazvininejad et al. 2016, "Generating Topical Poetry", EMNLP. A plan in the text: Yao et al.
-#   2019, arXiv:1811.05701; Li et al. 2020, arXiv:2004.08022.
+#   2019, arXiv:1811.05701; Li, Zhang et al. 2020, arXiv:2004.08022.
 # - Sampling: Holtzman et al. 2020, arXiv:1904.09751. WikiText-2: Merity et al. 2016, arXiv:1609.07843.

@@ -418,7 +418,7 @@ fits.round(3)
 
 # %% [markdown]
 # - Elsewhere, as an estimate: the device's peak (NVIDIA's data sheets, dense half precision), times the share of it
-#   that others report for this model: between a third and a half of a GPU's peak (nanoGPT on an A100: 37 %).
+#   that others report for this model: between a quarter and a half of a GPU's peak.
 
 
 # %%

@@ -99,7 +99,7 @@ def favor_features(x: Tensor, is_query=False, scale=1.0, features=64, **_) -> Te
     exponent = x @ _projection(x.shape[-1], features).to(x).mT - x.square().sum(-1, keepdim=True) / 2
     if is_query:
         exponent = exponent - exponent.amax(-1, keepdim=True).detach()
-    return exponent.exp() + 1e-6  # as in the paper's code: a sum of them is never 0
+    return exponent.exp() + 1e-6  # as in the paper's TensorFlow code: a sum of them is never 0
 
 
 @cache
@@ -136,7 +136,7 @@ def delta_step(state, q, k, v, scale, beta=None, **_) -> tuple[Tensor, Tensor]:
     """S_t = S_t-1 + beta_t k_t (v_t - S_t-1^T k_t)^T, o_t = S_t^T q_t for one token: q, k, v (B, H, 1, D), writing
     strength beta (B, H, 1), state (B, H, D, D) or None -> output, state. It takes away what is stored under a key
     before it writes (Schlag et al. 2021, "Linear Transformers Are Secretly Fast Weight Programmers", 2102.11174).
-    Queries and keys have length 1, as in Yang et al. 2024 (2406.06484); their SiLU and RMS norm cost here."""
+    Queries and keys have length 1, as in Yang et al. 2024 (2406.06484); their SiLU, RMS norm and short convolutions are left out."""
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     old = 0.0 if state is None else k @ state  # (B, H, 1, D)
     update = k.mT @ ((v - old) * beta[..., None])

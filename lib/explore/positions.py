@@ -16,8 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lib.explore.attention import ATTENTIONS, attention_modules
 
-ROPE_BASE = 10_000.0  # Su et al. 2021: the slowest pair turns once in 2 pi 10,000 tokens
-T5_BUCKETS, T5_MAX_DISTANCE = 32, 128  # Raffel et al. 2020, appendix: as in all T5 checkpoints
+ROPE_BASE = 10_000.0  # Su et al. 2021: the slowest pair of D turns once in 2 pi 10,000^(1 - 2 / D) tokens
+T5_BUCKETS, T5_MAX_DISTANCE = 32, 128  # Raffel et al. 2020, section 2.1: as in all T5 checkpoints
 
 
 def learned(position_ids: Tensor, weight: Tensor, config: GPT2Config) -> Tensor:
@@ -42,7 +42,7 @@ def sinusoidal(position_ids: Tensor, weight: None, config: GPT2Config) -> Tensor
 def rope(x: Tensor, positions: Tensor) -> Tensor:
     """Queries or keys x (B, H, T, D) turned by an angle proportional to their position (Su et al. 2021, 2104.09864).
     Each pair (x_i, x_i+D/2) turns in its plane, so lengths stay and q.k depends on the distance alone. The pairing is
-    that of GPT-NeoX and Llama; the paper pairs neighbours, which is the same up to the order."""
+    that of GPT-NeoX and transformers' Llama; the paper pairs neighbours, which is the same up to the order."""
     if x.shape[-1] % 2:
         raise ValueError(f"RoPE turns pairs of coordinates, not a head size (n_embd / n_head) of {x.shape[-1]}.")
     angles = positions[:, None] * _frequencies(x.shape[-1], x.device)  # (T, D / 2)
