@@ -114,7 +114,7 @@ def lambada(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, document
 
     word_accuracy: all tokens of the word are the model's first choice (lm-evaluation-harness lambada_openai; GPT-2
     117M 32.56 %), word_perplexity: exp of the mean nats per word (40.06). last_token_accuracy: the passage's last token
-    alone (46.67 %, near the paper's 45.99, whose filter of stop words is another protocol). `documents` takes the leading passages, 0 all 5,153."""
+    alone (46.67 %; the paper's 45.99 is behind a filter of stop words). `documents`: leading passages, 0 all 5,153."""
     lines = (outside("lambada") / "lambada_test.jsonl").read_text(encoding="utf-8").strip().split("\n")
     limit = model.config.max_position_embeddings + 1  # the last token is predicted, never read
     encoded = []

@@ -1,7 +1,7 @@
 """Sequence packing without padding and without attention across documents.
 
 Whole documents are laid end to end in one row; each keeps its own `position_ids` from 0 and attends to itself alone.
-That is exact: the logits equal those of one document at a time (tests/test_packing.py). Masks and positions: Krell et al.
+That is exact: the logits equal those of one document at a time (tests/test_packing.py). Masks, positions: Krell et al.
 2021, "Efficient sequence packing without cross-contamination", arXiv:2107.02027; first fit decreasing: Johnson 1973.
 """
 

@@ -137,9 +137,8 @@ print(f"{len(row)} documents, {batch['input_ids'].shape[1]} tokens, {share:.0%} 
 # %% [markdown]
 # ## The methods
 #
-# - `full` moves every weight; `lora` adds low-rank updates of rank 16 (Hu et al. 2021) to every linear map (Dettmers et al.
-#   2023);
-#   `last_blocks` moves the last quarter of the blocks and the final norm.
+# - `full` moves every weight; `lora` adds low-rank updates of rank 16 (Hu et al. 2021) to every linear map (Dettmers
+#   et al. 2023); `last_blocks` moves the last quarter of the blocks and the final norm.
 # - Warm-up and cosine, clipping at 1, AdamW; the best held-out checkpoint is kept; three evaluations without
 #   progress end a run. Held-out means the validation split: the test split is not looked at here.
 

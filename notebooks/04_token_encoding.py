@@ -498,8 +498,8 @@ trap.sort_values(["corpus", "perplexity"]).round(3)
 # %% [markdown]
 # ## What it does not show
 #
-# - One small model and a short budget. Byte models that match subword models saw far more text than ours (ByT5, Xue et al.
-#   2022) and spend more of their depth on reading; whether bytes would catch up here is open.
+# - One small model and a short budget. Byte models that match subword models saw far more text than ours (ByT5, Xue
+#   et al. 2022) and spend more of their depth on reading; whether bytes would catch up here is open.
 # - Equal non-embedding parameters is not equal parameters: a table of 50,257 rows is most of its model.
 # - The learning rate is one for all, chosen with BPE 1,024; at equal compute the schedule is shorter for some.
 # - WordPiece and Unigram here follow GPT-2's cut into words and keep blanks as text, so that only the algorithm

@@ -136,7 +136,7 @@ def delta_step(state, q, k, v, scale, beta=None, **_) -> tuple[Tensor, Tensor]:
     """S_t = S_t-1 + beta_t k_t (v_t - S_t-1^T k_t)^T, o_t = S_t^T q_t for one token: q, k, v (B, H, 1, D), writing
     strength beta (B, H, 1), state (B, H, D, D) or None -> output, state. It takes away what is stored under a key
     before it writes (Schlag et al. 2021, "Linear Transformers Are Secretly Fast Weight Programmers", 2102.11174).
-    Queries and keys have length 1, as in Yang et al. 2024 (2406.06484); their SiLU, RMS norm and short convolutions are left out."""
+    Queries and keys have length 1, as in Yang et al. 2024 (2406.06484), without their SiLU, RMS norm, convolutions."""
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     old = 0.0 if state is None else k @ state  # (B, H, 1, D)
     update = k.mT @ ((v - old) * beta[..., None])

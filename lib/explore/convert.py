@@ -1,9 +1,9 @@
 """A pretrained model's softmax attention turned into linear attention, layer by layer.
 
-The near `window` tokens keep softmax's weights, all earlier ones get phi(q) . phi(k) (LoLCATs: Zhang, Arora et al. 2025,
-arXiv:2410.10254, equation 6; phi: Hedgehog, Zhang, Bhatia et al. 2024, arXiv:2402.04347). First the feature maps of all layers
-learn to give softmax attention's outputs (`match`), then layers are converted (`converted`), the harmless ones first,
-with a brief fine-tuning of all parameters (`tune`).
+The near `window` tokens keep softmax's weights, all earlier ones get phi(q) . phi(k) (LoLCATs: Zhang, Arora et al.
+2025, arXiv:2410.10254, equation 6; phi: Hedgehog, Zhang, Bhatia et al. 2024, arXiv:2402.04347). First the feature maps
+of all layers learn to give softmax attention's outputs (`match`), then layers are converted (`converted`), the harmless
+ones first, with a brief fine-tuning of all parameters (`tune`).
 """
 
 import copy

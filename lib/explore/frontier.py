@@ -24,9 +24,9 @@ SAMPLE_LENGTH = 96  # new tokens of a text sampled from the base model
 
 
 class PullToStart(TrainerCallback):
-    """L2-SP: the loss plus strength / 2 |theta - theta_0|^2, theta_0 the weights of `start` (Li, Grandvalet and Davoine 2018, "Explicit
-    Inductive Bias for Transfer Learning with Convolutional Networks", arXiv:1802.01483). The penalty's gradient is
-    added right before the optimizer's step, behind the clipping of the loss's own."""
+    """L2-SP: the loss plus strength / 2 |theta - theta_0|^2, theta_0 the weights of `start` (Li, Grandvalet, Davoine
+    2018, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", arXiv:1802.01483). The penalty's
+    gradient is added right before the optimizer's step, behind the clipping of the loss's own."""
 
     def __init__(self, start: nn.Module, strength: float) -> None:
         self.start, self.strength = dict(start.named_parameters()), strength
