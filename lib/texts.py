@@ -119,7 +119,7 @@ def self_bleu(texts: Sequence[str], sample: int = 100, seed: int = 0) -> float:
 def diversity(texts: Sequence[str]) -> dict[str, float]:
     """distinct_1, distinct_2: different n-grams / all n-grams of the texts together (Li, Galley et al. 2016 divide by
     tokens), which falls with the amount of text: compare equally many of similar length. rep_4: 1 - different / all
-    4-grams in a text, their mean (Welleck et al. 2020); a text of fewer words repeats nothing. self_bleu; mean words."""
+    4-grams in a text, their mean (Welleck et al. 2020); shorter texts repeat nothing. self_bleu; mean words."""
     split = [words(text) for text in texts]
     pooled = {n: Counter(g for tokens in split for g in ngrams(tokens, n).elements()) for n in (1, 2)}
     found = {f"distinct_{n}": len(c) / c.total() if c else 0.0 for n, c in pooled.items()}
