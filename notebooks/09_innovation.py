@@ -731,8 +731,8 @@ audited.groupby(["notebook", "table", "trap"], sort=False).size().reset_index(na
 #   arXiv:2410.10254.
 # - LoRA: Hu et al. 2021, arXiv:2106.09685. L2-SP: Li, Grandvalet, Davoine 2018, arXiv:1802.01483. Replay: Rolnick et
 #   al. 2019, arXiv:1811.11682; of a model's own samples: Sun et al. 2020, arXiv:1909.03329, Huang et al. 2024,
-#   arXiv:2403.01244. WiSE-FT: Wortsman et al. 2022, arXiv:2109.01903. Muon: Jordan et al. 2024; its scale: Liu et al. 2025,
-#   arXiv:2502.16982.
+#   arXiv:2403.01244. WiSE-FT: Wortsman et al. 2022, arXiv:2109.01903. Muon: Jordan et al. 2024; its scale: Liu et
+#   al. 2025, arXiv:2502.16982.
 # - Traps: Gao et al. 2020 (bits per byte), arXiv:2101.00027; Holtzman et al. 2020 (samples of low entropy),
 #   arXiv:1904.09751; Sainz et al. 2023 (contamination), arXiv:2310.18018; Dodge et al. 2020 (seeds), arXiv:2002.06305.
 
