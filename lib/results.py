@@ -30,13 +30,14 @@ class Results:
     """One notebook's tables, figures, and what the report takes from it (values, tables, claims).
 
     `RESULTS=stored` in the environment: tables are read back from data/results, nothing is measured, and `save` writes
-    the report's part and the figures anew. Nothing is written before `save`. Raises FileNotFoundError or ValueError
-    where there is no stored file, or it was measured under another profile than this process's."""
+    the report's part and the figures anew. `RESULTS=missing` measures the tables that the stored file lacks and no
+    other, and says in the provenance, under `tables_made`, when, where and by which commit. Nothing is written before
+    `save`. Raises FileNotFoundError or ValueError where there is no stored file, or one of another profile."""
 
     def __init__(self, notebook: str, base=None, seeds: Sequence[int] = ()):
         self.notebook, self.base, self.seeds = notebook, base, seeds
         self.began, self.commit = time.monotonic(), git_commit()
-        self.stored = os.environ.get("RESULTS") == "stored"
+        self.stored = os.environ.get("RESULTS") in ("stored", "missing")
         self.tables: dict[str, list[dict]] = {}
         self.report: dict[str, dict] = {"values": {}, "tables": {}, "claims": {}}
         self._figures: dict[str, bytes] = {}
@@ -45,17 +46,25 @@ class Results:
             made = self._file["provenance"]
             if made["profile"] != profile.name():
                 raise ValueError(f"{notebook} was measured with PROFILE={made['profile']}: set it beside RESULTS.")
-            print(f"RESULTS=stored: measured {made['created'][:10]}, commit {made['git_commit'][:7]}; not again now.")
+            print(f"Stored results: measured {made['created'][:10]}, commit {made['git_commit'][:7]}; not again now.")
 
     def table(self, name: str, make: Callable[[], pd.DataFrame | Iterable[Mapping]]) -> pd.DataFrame:
         """`make()`'s flat rows as a frame, kept under `name`; read back instead where results are stored."""
-        if self.stored and name not in self._file["tables"]:
-            raise ValueError(f"data/results/{self.notebook}.json has no table {name!r}: run without RESULTS=stored.")
-        rows = self._file["tables"][name] if self.stored else make()
+        old = self._file["tables"] if self.stored else {}
+        if self.stored and name not in old:
+            if os.environ["RESULTS"] != "missing":
+                raise ValueError(f"data/results/{self.notebook}.json has no table {name!r}: set RESULTS=missing.")
+            self._file["provenance"].setdefault("tables_made", {})[name] = self._made()
+        rows = old[name] if name in old else make()
         self.tables[name] = _plain(rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows))
         frame = pd.DataFrame(self.tables[name])
         empty = [c for c in frame if frame[c].isna().all()]
         return frame.astype(dict.fromkeys(empty, float))  # JSON's null is nan again
+
+    def _made(self) -> dict:
+        created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        dtype = str(profile.autocast_dtype()).removeprefix("torch.")
+        return {"created": created, "git_commit": self.commit, "device": device_name(), "dtype": dtype}
 
     def provenance(self, data: Mapping[str, str] | None = None) -> dict:
         """Of the run that measured the tables: model, profile, seeds, machine, commit, versions, datasets."""
@@ -67,10 +76,7 @@ class Results:
             "parameters": self.base.parameters if self.base else None,
             "profile": profile.name(),
             "seeds": list(self.seeds),
-            "device": device_name(),
-            "dtype": str(profile.autocast_dtype()).removeprefix("torch."),
-            "git_commit": self.commit,
-            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            **self._made(),
             "wall_seconds": round(time.monotonic() - self.began, 1),
             "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
             "data": dict(data or {}),
@@ -120,7 +126,7 @@ class Results:
         self.base = base or self.base
         root = profile.kept_root()
         new = {"notebook": self.notebook, "provenance": self.provenance(data), "tables": self.tables}
-        value = self._file if self.stored else new
+        value = self._file | {"tables": self._file["tables"] | self.tables} if self.stored else new
         for name, content in self._figures.items():
             write_bytes(root / "figures" / name, content)
         path = root / "data" / "results" / f"{self.notebook}.json"

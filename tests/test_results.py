@@ -59,8 +59,16 @@ def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeyp
     assert results.load("99_test") == first and (folder / "figures" / "99_x.svg").is_file()
     again = stored.table("t", refuse)
     pd.testing.assert_frame_equal(again, measured.table("t", lambda: ROWS))
-    with pytest.raises(ValueError, match="has no table 'u': run without RESULTS=stored"):
+    with pytest.raises(ValueError, match="has no table 'u': set RESULTS=missing"):
         stored.table("u", refuse)
+    monkeypatch.setenv("RESULTS", "missing")
+    more = notebook(refuse)
+    assert "tables_made" not in more.provenance()
+    more.table("u", lambda: ROWS[:1])
+    more.save()
+    new = results.load("99_test")
+    assert list(new["provenance"].pop("tables_made")) == ["u"] and new["tables"].pop("u") == first["tables"]["t"][:1]
+    assert new == first, "what was there stays as it was measured"
     monkeypatch.setenv("PROFILE", "cpu")
     monkeypatch.setattr(profile, "kept_root", lambda: folder)
     with pytest.raises(ValueError, match="was measured with PROFILE=fast: set it beside RESULTS"):
