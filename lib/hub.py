@@ -33,6 +33,7 @@ GPT2_SHA256 = "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"
 PATIENCE = 4.0  # seconds until a hub that does not answer counts as out of reach
 SIDE_FILES = ("generation_config.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 SIDE_FILES += ("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "chat_template.jinja")
+MOVED: dict[str, str] = {}  # endpoint -> where its permanent redirects lead
 # name -> file -> SHA-256 of the published file, line for line what the literature's numbers were taken on
 OUTSIDE = {
     "e2e": {
@@ -82,15 +83,21 @@ def sha256(path: Path) -> str:
 
 def check_folder(folder: Path) -> None:
     """Raise FileNotFoundError, or ValueError for damage, if `folder` does not hold config.json, a tokenizer, and
-    safetensors of the length that their header states."""
+    safetensors of the length that their header states or pytorch_model.bin."""
     files = {path.name for path in folder.iterdir()}
     if "config.json" not in files:
         raise FileNotFoundError(f"{folder} has no config.json: it is no model folder of transformers.")
-    if not (weights := [name for name in files if name.endswith(".safetensors")]):
-        pickled = " but a pickle, which could run code" if any(name.endswith(PICKLES) for name in files) else ""
-        raise FileNotFoundError(f"{folder} has no weights{pickled}: put model.safetensors beside config.json.")
+    weights = [name for name in files if name.endswith(".safetensors")]
+    if not weights and "pytorch_model.bin" not in files:
+        raise FileNotFoundError(f"{folder} has no weights: put model.safetensors beside config.json.")
     if not ({"tokenizer.json", "tokenizer.model"} & files or {"vocab.json", "merges.txt"} <= files):
         raise FileNotFoundError(f"{folder} has no tokenizer: put tokenizer.json, or vocab.json and merges.txt, there.")
+    for name in files & {"config.json", "pytorch_model.bin", *SIDE_FILES, *weights}:
+        with open(folder / name, "rb") as file:
+            begins = file.read(64).lstrip().lower()
+        if begins.startswith((b"version https://git-lfs", b"<!doctype html", b"<html")):
+            kind = "a web page" if begins.startswith(b"<") else "a Git-LFS pointer"
+            raise ValueError(f"{folder / name} is {kind} and not the file: get the file itself by its download link.")
     for name in weights:
         try:
             with safe_open(folder / name, "pt"):
@@ -109,8 +116,9 @@ def holds_model(folder: Path) -> bool:
 
 
 def endpoint() -> str:
-    """HF_ENDPOINT (a mirror) or the hub itself, without a slash at the end."""
-    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    """HF_ENDPOINT (a mirror) or the hub itself, or where `hub_trouble` saw it moved to; without a slash at the end."""
+    named = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    return MOVED.get(named, named)
 
 
 def hub_trouble(repository: str, file: str, revision: str = "main", repo_type: str | None = None) -> str | None:
@@ -120,9 +128,11 @@ def hub_trouble(repository: str, file: str, revision: str = "main", repo_type: s
         return "the fast profile downloads nothing"
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
-    host = urlsplit(endpoint()).netloc or endpoint()
+    asked = endpoint()
+    host = urlsplit(asked).netloc or asked
     found = [f"{host} did not answer within {PATIENCE:.0f} s"]
-    url = hf_hub_url(repository, file, repo_type=repo_type, revision=revision, endpoint=endpoint())
+    url = hf_hub_url(repository, file, repo_type=repo_type, revision=revision, endpoint=asked)
+    path = url.removeprefix(asked)
     headers = {**hub_utils.build_hf_headers(), "Range": "bytes=0-0"}
 
     def ask() -> None:
@@ -131,6 +141,10 @@ def hub_trouble(repository: str, file: str, revision: str = "main", repo_type: s
                 code = answer.status_code
                 next(answer.iter_bytes(1), b"")
             found[0] = None if code < 400 else f"{host} answered {code} for {repository}, {file}"
+            # huggingface_hub's HEAD requests follow no redirect to another host
+            for step, after in zip(answer.history[:3], [*answer.history[1:], answer], strict=False):
+                if step.status_code in (301, 308) and str(after.url).endswith(path):
+                    MOVED[asked] = str(after.url).removesuffix(path)
         except Exception as error:  # of two HTTP libraries, by version of huggingface_hub
             if "Timeout" not in type(error).__name__:
                 found[0] = f"{host} cannot be reached ({type(error).__name__})"
@@ -175,8 +189,11 @@ def hub_model(repository: str, revision: str = "main", local_dir: Path | None = 
                 if name not in SIDE_FILES:
                     raise Unavailable(f"{repository} has no {name} on {endpoint()}") from None
     blob = weights.resolve()
-    # the cache names a large file by the SHA-256 in the hub's ETag
-    expected = GPT2_SHA256 if pinned else blob.name
+    try:  # the hub's ETag of a large file is its SHA-256
+        url = hf_hub_url(repository, "model.safetensors", revision=revision, endpoint=endpoint())
+        expected = GPT2_SHA256 if pinned else HfApi().get_hf_file_metadata(url=url, timeout=PATIENCE).etag or ""
+    except Exception as error:  # see hub_file
+        raise Unavailable(f"{endpoint()} does not tell the SHA-256 of {repository} ({type(error).__name__})") from error
     if len(expected) == 64 and sha256(blob) != expected:
         weights.unlink()
         blob.unlink(missing_ok=True)

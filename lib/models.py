@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from filelock import FileLock
@@ -148,18 +149,27 @@ def _load_wanted(wanted: str) -> Base:
 
 def _load(folder: Path, name: str | None, revision: str | None, source: str = "", why: str = "") -> Base:
     check_folder(folder)
+    pickle = None if any(folder.glob("*.safetensors")) else folder / "pytorch_model.bin"
+    options = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model, info = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-        except (ValueError, KeyError, RuntimeError) as error:
+            safely = {"use_safetensors": not pickle, "weights_only": True}
+            model, info = AutoModelForCausalLM.from_pretrained(folder, **safely, **options)
+        except UnpicklingError as error:
+            raise ValueError(f"{pickle} is damaged or holds more than tensors: put model.safetensors there.") from error
+        except (ValueError, KeyError, RuntimeError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{folder} is no language model that can be loaded: {reason}") from error
     if missing := [*info["missing_keys"], *info["mismatched_keys"]]:
         first = f"{missing[0]} is the first of {len(missing)} tensors that are missing or of another shape"
         raise ValueError(f"{folder}: its weights do not fill the model of its config.json; {first}.")
+    if pickle:
+        copy = hub.MODELS / f"{folder.name}-{hub.sha256(pickle)[:8]}"
+        if not holds_model(copy):
+            model.save_pretrained(copy)
+            tokenizer.save_pretrained(copy)
+        print(f"{pickle}: read with weights_only, so that no code of it runs; a copy as safetensors is in {copy}.")
     if not source:
         source = str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else str(folder)
     return _base(model, tokenizer, name, source, revision, why)

@@ -27,7 +27,12 @@ def find(names: list[str]) -> list[Path]:
 
 
 def run(names: list[str]) -> None:
-    """`execute` the notebooks of these names."""
+    """`execute` the notebooks of these names. Relative paths in settings mean the folder where this was asked for."""
+    folders = dict.fromkeys(("BASE_MODEL", "DATA_MIRROR", "PRIVATE_DATA"), Path.is_dir)
+    for name, exists in {"TASK": Path.is_file, **folders}.items():
+        path = Path(os.environ.get(name, "").strip()).expanduser()
+        if os.environ.get(name) and exists(path):
+            os.environ[name] = str(path.absolute())
     for source in find(names):
         execute(source)
 

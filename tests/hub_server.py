@@ -28,6 +28,7 @@ class Hub:
         self.cut_once: set[str] = set()  # paths whose first whole download breaks off halfway
         self.url = ""
         self.cdn = ""  # where large files are said to be; this server by default
+        self.moved_to = ""  # another origin, to which every request is sent on for good
 
     def add(self, repository: str, files: dict[str, bytes]) -> None:
         self.files |= {f"{repository}/{name}": data for name, data in files.items()}
@@ -48,6 +49,9 @@ class Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path.strip("/")
         hub.requests.append((self.command, path))
         time.sleep(hub.delay)
+        if hub.moved_to:
+            self.send(308, {"Location": hub.moved_to + self.path}, b"", body)
+            return
         if path.startswith("api/") and "/tree/" in path:
             repository = path.removeprefix("api/").split("/tree/")[0]
             sizes = {k[len(repository) + 1 :]: len(hub.files[k]) for k in hub.files if k.startswith(repository + "/")}
@@ -100,6 +104,7 @@ def nothing_within_reach(folder, monkeypatch) -> None:
     """Empty data/mirror, data/models and Hugging Face cache in `folder`; a closed port for a hub; pip offline."""
     monkeypatch.setattr(lib_hub, "MIRROR", folder / "mirror")
     monkeypatch.setattr(lib_hub, "MODELS", folder / "models")
+    monkeypatch.setattr(lib_hub, "MOVED", {})
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for name, value in {"HF_ENDPOINT": "http://127.0.0.1:9", "PIP_NO_INDEX": "1", "PROFILE": "cpu"}.items():

@@ -1,5 +1,6 @@
 """Where the base model comes from: every source, and every way each of them fails."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import COMMIT, black_hole, nothing_within_reach, serve
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
 
@@ -112,6 +113,41 @@ def test_hand_download_of_four_files(home, small_folder):
     assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side) == (models.END, models.END, "left")
 
 
+class Runs:
+    """What a pickle can hold: loading it would create the file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_alone_is_read_as_tensors_and_copied(home, monkeypatch, small_folder, capsys):
+    folder = shutil.copytree(small_folder, home / "old")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    # as OpenAI's conversion wrote it: no prefix, and the masks beside the weights
+    old = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    torch.save(old | {"h.0.attn.bias": torch.ones(1, 1, 8, 8).tril()}, folder / "pytorch_model.bin")
+    monkeypatch.setenv("BASE_MODEL", str(folder))
+    base, printed = load_base(), capsys.readouterr().out
+    for name, tensor in base.model.state_dict().items():
+        assert name == "lm_head.weight" or torch.equal(tensor.cpu(), weights[name])
+    (copy,) = (home / "models").iterdir()
+    assert f"read with weights_only, so that no code of it runs; a copy as safetensors is in {copy}" in printed
+    monkeypatch.setenv("BASE_MODEL", str(copy))
+    assert torch.equal(load_base().model.transformer.wte.weight, base.model.transformer.wte.weight)
+    torch.save({"wte.weight": Runs(home / "ran")}, folder / "pytorch_model.bin")
+    monkeypatch.setenv("BASE_MODEL", str(folder))
+    with pytest.raises(ValueError, match="holds more than tensors"):
+        load_base()
+    assert not (home / "ran").exists()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:248dfc39\nsize 548105171\n"
+
+
 def without_a_tensor(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights.pop("transformer.h.1.mlp.c_fc.weight")
@@ -137,16 +173,25 @@ def as_bert(folder: Path) -> None:
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
         (lambda f: (f / "model.safetensors").unlink(), "has no weights: put"),
-        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "no weights but a pickle"),
+        (lambda f: (f / "model.safetensors").rename(f / "model.pt"), "no weights: put"),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+            "bin is damaged or holds more than tensors",
+        ),
+        (lambda f: (f / "model.safetensors").write_bytes(POINTER), "model.safetensors is a Git-LFS pointer and not"),
+        (
+            lambda f: (f / "config.json").write_bytes(b"\n<!DOCTYPE html><html>"),
+            "config.json is a web page and not the",
+        ),
+        (lambda f: (f / "config.json").write_bytes(b"{"), "no language model that can be loaded: .*not a valid JSON"),
         (lambda f: os.truncate(f / "model.safetensors", 90_000), "cut short.*delete it and fetch"),
         (lambda f: os.truncate(f / "model.safetensors", 0), "cut short"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"<html>" * 9), "cut short"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"<html>" * 9), "is a web page"),
         (lambda f: (f / "config.json").write_text("{}"), "no language model"),
         (without_a_tensor, r"h\.1\.mlp\.c_fc\.weight is the first of 1 "),
         (with_more_tokens, "do not belong together"),
         (as_bert, "depend on later tokens"),
     ],
-    ids=["config", "tokenizer", "weights", "pickle", "cut", "empty", "page", "type", "tensor", "tokens", "future"],
 )
 def test_broken_folder(home, small_folder, change, sentence):
     folder = shutil.copytree(small_folder, home / "models" / "gpt2")  # what was put there is not passed over
@@ -180,6 +225,35 @@ def test_base_model_as_a_hub_id(server, small_folder, monkeypatch):
     monkeypatch.setenv("BASE_MODEL", "someone/pickled")
     with pytest.raises(Unavailable, match=r"has no model.safetensors"):
         load_base()
+
+
+@pytest.mark.parametrize("times", [1, 3, 4])
+def test_a_mirror_that_moved_for_good(server, monkeypatch, times):
+    """huggingface_hub itself ends with "does not seem to be served by a Hugging Face Hub"."""
+    target = server.url
+    with contextlib.ExitStack() as stack:
+        for _ in range(times):
+            moved = stack.enter_context(serve())
+            moved.moved_to, target = target, moved.url
+        monkeypatch.setenv("HF_ENDPOINT", target + "/")
+        if times > 3:
+            with pytest.raises(Unavailable):
+                hub.hub_model(GPT2, GPT2_REVISION)
+            return
+        assert load_base().source == server.url
+        assert [method for method, _ in moved.requests] == ["GET"]  # asked once
+
+
+def test_a_cache_without_links_is_checked_too(server, small_folder, monkeypatch):
+    files = {path.name: path.read_bytes() for path in small_folder.iterdir()}
+    server.add("someone/small", files)
+    monkeypatch.setattr(file_download, "are_symlinks_supported", lambda *_: False)
+    weights, name = files["model.safetensors"], "someone/small/model.safetensors"
+    server.lies_about[name] = weights[:-1] + bytes([weights[-1] ^ 1])
+    with pytest.raises(Unavailable, match="wrong SHA-256"):
+        hub.hub_model("someone/small")
+    server.lies_about.clear()
+    assert not (hub.hub_model("someone/small") / "model.safetensors").is_symlink()
 
 
 def test_hub_then_cache_also_under_the_old_name_then_by_hand(home, server, small_folder, monkeypatch):
