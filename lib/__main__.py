@@ -16,7 +16,8 @@ def finetune(task: str | None, method: str, seed: int, pairs: list[str]) -> None
             raise ValueError(f"--set {name}={text}: use --{name} {text}.")
         kind = fields[name].type if name in fields else str  # finetune lists the known
         chosen[name] = text == "True" if kind is bool else kind(text)
-    summary = train.finetune(models.load_base(), tasks.load_task(task), method, seed, **chosen).summary
+    base = models.load_base()
+    summary = train.finetune(base, tasks.load_task(task, base), method, seed, **chosen).summary
     for name in ("steps", "tokens", "tokens_per_second", "seconds", "peak_megabytes", "held_out_loss"):
         if os.environ.get("RANK", "0") == "0":
             print(f"{name:18} {summary[name]:,.{4 * isinstance(summary[name], float)}f}")
@@ -48,7 +49,7 @@ FILES = {
     "--run": {"help": "a folder in data/runs; the base model by default, or what the compressed file names"},
 }
 TRAINING = {
-    "--task": {"help": "debian, e2e or a .jsonl file; TASK or debian by default"},
+    "--task": {"help": "debian, e2e or a file, see data/README.md; TASK or debian by default"},
     "--method": {"default": "full"},
     "--seed": {"type": int, "default": 0},
     "--set": {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "such as learning_rate=5e-5"},

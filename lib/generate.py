@@ -39,7 +39,8 @@ def generate(
         raise ValueError("prompts is one string: pass a list of prompts.")
     config = _checked(decoding)
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
-    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    # as lib.tasks.encode: a chat template writes special tokens' names
+    options = {"add_special_tokens": False, "split_special_tokens": not tokenizer.chat_template, "verbose": False}
     ids = [tokenizer(p, **options).input_ids or [tokenizer.eos_token_id] for p in prompts]
     for i, row in enumerate(ids):
         if len(row) + max_new_tokens > context:

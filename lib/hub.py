@@ -26,7 +26,6 @@ from lib import profile
 from lib.profile import DATA
 
 MODELS, MIRROR = DATA / "models", DATA / "mirror"  # ignored by git
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 GPT2 = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 GPT2_SHA256 = "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"  # 548,105,171 bytes

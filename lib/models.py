@@ -105,12 +105,9 @@ def load_base() -> Base:
         return _load(folder, None, None)
     tried = {str(folder): "not there"}
     for repository in (GPT2, "gpt2"):  # the repository's name before it moved
-        tried[f"Hugging Face cache, {repository}"] = "not there"
-        if cached := hub.cached_model(repository, GPT2_REVISION):
-            try:
-                return _load(cached, GPT2, GPT2_REVISION, "the local Hugging Face cache")
-            except FileNotFoundError as error:
-                tried[f"Hugging Face cache, {repository}"] = str(error)
+        tried[f"Hugging Face cache, {repository}"] = "no whole model"
+        if (cached := hub.cached_model(repository, GPT2_REVISION)) and holds_model(cached):
+            return _load(cached, GPT2, GPT2_REVISION, "the local Hugging Face cache")
     try:
         return _load(hub.hub_model(GPT2, GPT2_REVISION), GPT2, GPT2_REVISION, endpoint())
     except Unavailable as error:
@@ -133,8 +130,7 @@ def _load_wanted(wanted: str) -> Base:
         if folder.is_dir():
             return _load(folder, None, None)
         if folder.is_file():
-            kind = "a pickle, which could run code" if folder.suffix in hub.PICKLES else "a file"
-            raise ValueError(f"BASE_MODEL={wanted} is {kind}: name the folder of a model in transformers' format.")
+            raise ValueError(f"BASE_MODEL={wanted} is a file: name the folder of a model in transformers' format.")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", wanted):
         raise FileNotFoundError(f"BASE_MODEL={wanted} does not exist: name a folder of a model or a hub id.")
     revision = GPT2_REVISION if wanted in (GPT2, "gpt2") else "main"

