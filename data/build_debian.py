@@ -15,13 +15,14 @@ import lzma
 import os
 import re
 import subprocess
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from datasketch import MinHash, MinHashLSH
 from tqdm.auto import tqdm
+
+from lib.results import write_bytes
 
 HERE = Path(__file__).resolve().parent
 MIN_CHARACTERS, MAX_CHARACTERS = 80, 800
@@ -259,23 +260,13 @@ def release_facts(folder: Path, suite: str) -> dict[str, str]:
     return {}
 
 
-def write(path: Path, data: bytes) -> None:
-    """Atomically: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-
-
 def write_dataset(out: Path, files: dict[str, bytes], card: dict) -> None:
     """The splits and the card, to which their checksums are added; prints the stages' and splits' sizes."""
     checksums = {f"{k}.jsonl": hashlib.sha256(v).hexdigest() for k, v in files.items()}
     for name, data in files.items():
-        write(out / f"{name}.jsonl", data)
+        write_bytes(out / f"{name}.jsonl", data)
     text = json.dumps(card | {"files_sha256": checksums}, indent=1, ensure_ascii=False) + "\n"
-    write(out / "card.json", text.encode())
+    write_bytes(out / "card.json", text.encode())
     print(json.dumps(card["stages"] | card["splits"], indent=1))
 
 

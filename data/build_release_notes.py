@@ -18,7 +18,9 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from build_debian import HERE, write
+from build_debian import HERE
+
+from lib.results import write_bytes
 
 # sdist: its sha256, the changelog inside, the licence that its metadata names
 SDISTS = {
@@ -145,8 +147,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
         **facts,
         "files_sha256": {"documents.jsonl": hashlib.sha256(data).hexdigest()},
     }
-    write(options.out / "documents.jsonl", data)
-    write(options.out / "card.json", (json.dumps(card, indent=1) + "\n").encode())
+    write_bytes(options.out / "documents.jsonl", data)
+    write_bytes(options.out / "card.json", (json.dumps(card, indent=1) + "\n").encode())
     print(json.dumps({k: v for k, v in facts.items() if k != "sources"}))
 
 

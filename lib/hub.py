@@ -5,7 +5,6 @@ What arrives is whole, is checked against a SHA-256, and says why when it cannot
 
 import hashlib
 import os
-import shutil
 import threading
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, partialmethod
@@ -23,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
 from lib import profile
-from lib.profile import DATA
+from lib.profile import DATA, remove, replace
 
 MODELS, MIRROR = DATA / "models", DATA / "mirror"  # ignored by git
 GPT2 = "openai-community/gpt2"
@@ -194,8 +193,8 @@ def hub_model(repository: str, revision: str = "main", local_dir: Path | None = 
     except Exception as error:  # see hub_file
         raise Unavailable(f"{endpoint()} does not tell the SHA-256 of {repository} ({type(error).__name__})") from error
     if len(expected) == 64 and sha256(blob) != expected:
-        weights.unlink()
-        blob.unlink(missing_ok=True)
+        remove(weights)
+        remove(blob)
         raise Unavailable(f"model.safetensors of {repository} from {endpoint()} has the wrong SHA-256; it was removed")
     return weights.parent
 
@@ -296,10 +295,10 @@ def _fetch_model() -> tuple[Path, str]:
     try:
         with FileLock(MODELS / ".gpt2.lock"):
             hub_model(GPT2, GPT2_REVISION, local_dir=partial)
-            shutil.rmtree(partial / ".cache", ignore_errors=True)
+            remove(partial / ".cache")
             check_folder(partial)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
+            remove(folder)
+            replace(partial, folder)
     except Unavailable as error:
         from lib.models import STAND_IN, build_stand_in  # lib.models imports this module
 

@@ -130,7 +130,7 @@ def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> l
             raise RuntimeError("Commit your changes first: then `git checkout .` brings back all that goes.")
     else:
         root, origin = root / "build" / "kept", root
-        shutil.rmtree(root, ignore_errors=True)
+        profile.remove(root)
         leave = shutil.ignore_patterns("build", ".venv*", "__pycache__", "runs", "models", "mirror", "private")
         shutil.copytree(origin, root, ignore=leave)
     gone = plan(kept, root)
@@ -140,7 +140,7 @@ def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> l
     if not yes and input("Take them out? [y/N] ").strip().lower() != "y":
         return []
     for path in gone.files:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        profile.remove(path)
     for name, text in gone.texts.items():
         write_text(root / name, text)
     lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in (root / "lib" / "explore").glob("*.py"))

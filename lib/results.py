@@ -22,6 +22,7 @@ import torch
 
 from lib import profile
 from lib.metrics import mean_interval
+from lib.profile import remove, replace
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "sacrebleu", "numpy", "scipy")
 
@@ -87,7 +88,7 @@ class Results:
         model unless from `scratch`."""
         made = self.provenance()
         seeds = made["seeds"] if seeds is None else seeds
-        parts = [f"Seeds {', '.join(map(str, seeds))}"] if seeds else []
+        parts = [f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"] if seeds else []
         parts += [f"{tokens:,} training tokens per run"] if tokens else []
         if made["base_model"] and not scratch:
             parts.append(made["base_model"] + (", not GPT-2 117M" if made["stand_in"] else ""))
@@ -137,9 +138,9 @@ class Results:
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence], left: int = 1) -> str:
     """A Markdown table, the first `left` columns left-aligned. Of a wide one pandoc takes the columns' widths from the
-    rule, which therefore follows the longest cells."""
+    rule, which therefore follows the longest cells, up to where one would leave the others no room."""
     cells = [[str(c).replace("|", r"\|").replace("\n", " ") for c in row] for row in [header, *rows]]
-    widths = [max(3, *map(len, column)) + 2 for column in zip(*cells, strict=True)]
+    widths = [min(max(3, *map(len, column)), 48) + 2 for column in zip(*cells, strict=True)]
     rule = [":" + "-" * (w - 1) if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
 
@@ -155,9 +156,9 @@ def span(mean: float, low: float, high: float, digits: int = 3, sign: bool = Fal
     return m if a == "-" else f"{m} [{a}, {b}]"
 
 
-def interval(values: Sequence[float], digits: int = 3, sign: bool = False) -> str:
-    """`span` of the mean over seeds and its 95 % t interval."""
-    return span(*mean_interval(pd.Series(values, dtype=float).dropna()), digits, sign)
+def interval(values: Sequence[float], digits: int = 3, sign: bool = False, top: float = math.inf) -> str:
+    """`span` of the mean over seeds and its 95 % interval; `top` is 1 or 100 where the values are shares."""
+    return span(*mean_interval(pd.Series(values, dtype=float).dropna(), top), digits, sign)
 
 
 def shown(differences: Sequence[float]) -> int:
@@ -183,8 +184,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `path` whole or not at all: a temporary file beside it, flushed to disk, then renamed. Raises OSError with
-    one sentence when the disk is full or the folder can't be written; what stood at `path` stays."""
+    """Write `path` whole or not at all: a temporary file beside it, flushed to disk, then `replace`. Raises OSError in
+    one sentence where the disk is full, the folder can't be written or the file is held; what stood there stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,13 +193,15 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
     except OSError as error:
+        if isinstance(error, PermissionError) and temporary.exists():  # the file is held, the folder is one's own
+            raise
         why = f"{path} was not written ({error.strerror or error}); free space or choose a folder you own"
         raise OSError(error.errno, why) from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            remove(temporary, needed=False)
 
 
 def write_json(path: Path, value) -> None:

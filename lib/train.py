@@ -213,7 +213,7 @@ def finetune(
         # two checkpoints (weights and AdamW's two moments in float32) and the finished weights
         needed, free = 7 * 4 * base.parameters, shutil.disk_usage(path).free
         if free < needed:
-            why = f"{path} needs {needed / 1e9:.1f} GB for checkpoints and has {free / 1e9:.1f} GB: free some space"
+            why = f"{path} needs {needed / 1e6:,.0f} MB for checkpoints and has {free / 1e6:,.0f} MB: free some space"
             raise OSError(errno.ENOSPC, why)
         first = os.environ.get("RANK", "0") == "0"
         try:
@@ -301,7 +301,7 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
             model.save_pretrained(path / "model")
         history = history_of(trainer.state.log_history, tokens / steps).to_dict("records")
         write_json(path / "run.json", {"summary": summary, "history": history})  # the mark of a finished run
-        shutil.rmtree(path / "checkpoints", ignore_errors=True)
+        profile.remove(path / "checkpoints", needed=False)
     trainer.accelerator.wait_for_everyone()  # the other processes load what the first has written
 
 
@@ -335,5 +335,5 @@ def last_checkpoint(folder: Path) -> str | None:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
             return str(checkpoint)
         except (OSError, ValueError):
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            profile.remove(checkpoint, needed=False)
     return None

@@ -193,8 +193,8 @@ results.figure(figure, "03_before_after", text, tokens=budget.train_tokens)
 # %% [markdown]
 # ## Is the difference real?
 #
-# - Paired by document: a bootstrap over groups gives `low` to `high`, 95 % of `difference` = after - before;
-#   `p_value` is Wilcoxon's signed-rank test on the same documents. Seeds are averaged per document first.
+# - Paired by document: `low` to `high` is a 95 % interval of `difference` = after - before; `how` it and `p_value` were
+#   computed stands beside them. Groups of documents are the observations; seeds are averaged per document first.
 # - An interval that excludes 0 says that other documents of this kind would show the difference too. Several
 #   comparisons are several chances to be wrong: `holm` is the p-value corrected for all rows of the table.
 
@@ -396,8 +396,13 @@ for r in significance.itertuples():
 
 
 # %%
+FORM = {"synopsis_form": "synopsis in form", "has_long_description": "long description"}
+FORM["tags_reflected"] = "tags reflected"
+SHARES = {*FORM, "distinct_2", "rep_4"}
+
+
 def cells(part, digits):
-    return [interval(part[column], d) for column, d in digits.items()]
+    return [interval(part[c], d, top=1 if c in SHARES else np.inf) for c, d in digits.items()]
 
 
 groups = [(ROWS.get(m, m), part) for m, part in own.groupby("method", sort=False)]
@@ -427,15 +432,16 @@ rows = [
     [r.name, number(r.before), number(r.after), r.gap, r.documents, r.seeds, f"{r.p_value:.0e}", f"{r.holm:.0e}"]
     for r in tests.itertuples(index=False)
 ]
-text = "After against before by document: 95 % bootstrap interval of the difference, Wilcoxon's p-value, and what "
-results.markdown("tests", header, rows, text + "Holm's correction for the number of rows makes of it.")
+how = "bootstrap interval over groups and Wilcoxon's test over documents"  # of results that do not say
+how = listed(significance["how"].unique()) if "how" in significance else how
+results.value("how", how)
+text = f"After against before, paired by document: {how}. Behind each difference its 95 % interval; last, the p-values "
+results.markdown("tests", header, rows, text + "by Holm's correction for the number of rows.")
 
 # %% [markdown]
 # - The task's own checks, with the people's row as the ceiling.
 
 # %%
-FORM = {"synopsis_form": "synopsis in form", "has_long_description": "long description"}
-FORM["tags_reflected"] = "tags reflected"
 if set(FORM) <= set(checks):
     rows = [[name, *cells(part, dict.fromkeys(FORM, 3))] for name, part in groups]
     rows.append(["people", *(number(human[c].iloc[0]) for c in FORM)])

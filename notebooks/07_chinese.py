@@ -539,7 +539,7 @@ titles = {"exact_form": "exact form", "rhyme": "rhyme, lines 2 and 4", "copied_l
 titles |= {measure: f"{measure} of tones" for measure in ("alternation", "opposition")}
 titles |= {"repeated": "repeated characters"}
 order = ["people", "chance", "before", "after", "after, pieces", "after, random", "after, plan"]
-figure = plots.dots(form, "value", "label", "measure", titles, order, limits=(0, 1), form=".1%", xlabel="share")
+figure = plots.dots(form, "value", "label", "measure", titles, order, top=1, form=".1%", xlabel="share")
 text = f"Form of {budget.samples} sampled poems per run, beside people's and chance; with plans the training "
 text += f"saw {budget.plan_tokens:,} tokens. Tones and repetition need a quatrain to be measured on."
 results.figure(figure, "07_form", text, tokens=budget.poem_tokens)
@@ -670,7 +670,7 @@ results.claim("nobody copies lines", all(rates[label, "copied_line"][0] <= 1 for
 # %%
 planned_form = form[(form["source"] == "after") & (form["method"] == "plan")].set_index("measure")["value"]
 for measure in ("exact_form", "rhyme"):
-    results.value(f"{measure}.plan.by_seed", f"{interval(100 * planned_form.loc[[measure]], 0)} %")
+    results.value(f"{measure}.plan.by_seed", f"{interval(100 * planned_form.loc[[measure]], 0, top=100)} %")
 for name, source in (("own", "own plan"), ("unrhymed", "unrhymed plan"), ("people", "people's plan")):
     results.value(f"{name}.rhyme", f"{span(*by_plan[source, 'rhyme'], 1)} %")
 results.claim("the plan decides the rhyme", by_plan["unrhymed plan", "rhyme"][2] < by_plan["own plan", "rhyme"][1])
@@ -741,10 +741,10 @@ for label in order:
     own = form[form["label"] == label].dropna(subset=["value"])
     values = {m: 100 * own[own["measure"] == m]["value"] for m in titles}
     both = ("exact_form", "rhyme")  # two intervals are what a row has room for
-    cells = [interval(v, 0) if len(v) and m in both else number(v.mean(), 1) for m, v in values.items()]
+    cells = [interval(v, 0, top=100) if len(v) and m in both else number(v.mean(), 1) for m, v in values.items()]
     rows.append([label, *cells])
 header = ["", "exact form", "rhyme", "copied line", "alternation", "opposition", "repeated"]
-text = "Form of the poems, percent of sampled texts (people: of the test split); mean over seeds, 95 % t interval."
+text = "Form of the poems, percent of sampled texts (people: of the test split); mean over seeds, 95 % interval."
 results.markdown("form", header, rows, text)
 
 # %% [markdown]

@@ -728,7 +728,8 @@ value("model", f"the stand-in {made['base_model'].removesuffix(' (stand-in)')}" 
 systems = dict(list(by_system)) if has_e2e else {}
 for name in ("0-shot", "1-shot", "3-shot", "fine-tuned, full"):
     for measure, column, times in (("bleu", "bleu", 1), ("errors", "ser", 100)):
-        cell = interval(times * systems[name][column], 1) if name in systems else "not measured"
+        top = 100 if column == "ser" else np.inf
+        cell = interval(times * systems[name][column], 1, top=top) if name in systems else "not measured"
         value(f"e2e.{name.removeprefix('fine-tuned, ')}.{measure}", cell)
 
 # %% [markdown]

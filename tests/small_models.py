@@ -42,9 +42,9 @@ def padded(rows, width, side="left"):
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
-def logits_in_pieces(model, inputs, pieces):
-    """The logits of `padded` inputs, read `pieces` tokens at a time through a KV cache."""
-    cache, start, logits = None, 0, []
+def logits_in_pieces(model, inputs, pieces, cache=None):
+    """The logits of `padded` inputs, read `pieces` tokens at a time through a KV cache, by default one that grows."""
+    start, logits = 0, []
     for n in pieces:
         part = {key: x[:, start : start + n] for key, x in inputs.items()}
         part["attention_mask"] = inputs["attention_mask"][:, : start + n]

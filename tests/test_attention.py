@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from small_models import SMALL_RUN, close, llama, logits_in_pieces, padded, row, sharpened
+from transformers import StaticCache
 
 from lib.explore import attention, scratch
 from lib.explore.attention import ATTENTIONS, Attention, delta, favor_features, kernel, nystrom, softmax, use_attention
@@ -126,9 +127,10 @@ def test_kv_cache_in_pieces_equals_the_whole(name, kind, lengths, small_chunks):
     model = MODELS[kind](name, **small(name))
     inputs = padded([row(n, seed=n) for n in lengths], 40)
     whole = model(**inputs).logits
-    pieces = logits_in_pieces(model, inputs, (20, 7, *[1] * 13))
     real = inputs["attention_mask"].bool()
-    close(pieces[real], whole[real])
+    for cache in (None, StaticCache(config=model.config, max_cache_len=64)):  # that with room for later tokens
+        pieces = logits_in_pieces(model, inputs, (20, 7, *[1] * 13), cache)
+        close(pieces[real], whole[real])
 
 
 def stepped(entry):

@@ -55,6 +55,15 @@ def test_slots_on_hand_made_errors(old, new, expected):
         ("Cotto costs under £ 20 .", "name : Cotto | price : less than £ 20", (0, 0, 0)),
         ("New Place is a restaurant .", "name : New Place", (0, 0, 0)),
         ("", "name : Cotto | Type : pub", (2, 0, 0)),
+        ("Cotto is not cheap .", "name : Cotto | price : cheap", (0, 1, 0)),
+        ("Cotto isn 't exactly cheap .", "name : Cotto | price : less than £ 20", (0, 1, 0)),
+        ("Cotto is not cheap .", "name : Cotto | price : more than £ 30", (0, 0, 0)),
+        ("Cotto is cheap and not in the high price range .", "name : Cotto | price : cheap", (0, 0, 0)),
+        ("Cotto is not expensive .", "name : Cotto | price : high", (1, 0, 0)),
+        ("Cotto does not have an average rating .", "name : Cotto | customer rating : average", (0, 1, 0)),
+        ("Cotto is not highly rated .", "name : Cotto | customer rating : high", (0, 1, 0)),
+        ("Cotto is not only cheap , it costs no more than £ 20 .", "name : Cotto | price : cheap", (0, 0, 0)),
+        ("Cotto is not cheap .", "name : Cotto", (0, 0, 1)),
     ],
 )
 def test_slots_are_told_apart(text, meaning, expected):

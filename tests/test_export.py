@@ -1,16 +1,20 @@
 """The sample report as HTML, Word and PDF: complete, self-contained, nothing off the page."""
 
 import io
+import os
 import re
 import zipfile
 from html import unescape
 
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from sample_project import figure, project, write
 
 from lib.report import export
+from lib.results import markdown_table
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +136,58 @@ def test_a_notebook_becomes_one_file(root):
     write(root / "04_empty.ipynb", book.read_text("utf-8").replace('"outputs"', '"nothing"'))
     with pytest.raises(ValueError, match=r"04_empty.ipynb was not executed: `python -m lib run 04`"):
         export.notebook_html(root / "04_empty.ipynb")
+
+
+FRAME = pd.DataFrame({"form": ["linear", "window"], "bits per byte": [1.25, None], "said": ["1.2 [1.1, 1.3]", "-"]})
+
+
+def test_a_notebook_shows_markdown_and_frames_and_no_widget(root):
+    """The listings that 01 displays; text at the left, numbers at the right with their heads; no bare JSON."""
+    shown = {"text/markdown": ["```python\n", "def listed(): ...\n", "```\n\n$x^3$"], "text/plain": "<IPython>"}
+    widget = {export.WIDGET: {"model_id": "f00"}, "text/plain": "VBox(children=())"}
+    frame = {"text/html": FRAME.to_html(), "text/plain": str(FRAME)}
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("show()", id="a")])
+    book.cells[0].outputs = [nbformat.v4.new_output("display_data", data=d) for d in (shown, widget, frame)]
+    write(root / "05_shown.ipynb", nbformat.writes(book))
+    page = export.notebook_html(root / "05_shown.ipynb").decode("utf-8")
+    assert "def listed" in words(page) and "<mn>3</mn>" in page and "IPython" not in page
+    assert "VBox" not in page and "f00" not in page
+    left, right = (re.findall(rf"<t[hd]{mark}>([^<]*)<", page) for mark in ("", ' class="number"'))
+    assert right == ["bits per byte", "said", "1.25", "1.2 [1.1, 1.3]", "NaN", "-"]
+    assert left == ["", "form", "0", "linear", "1", "window"]
+
+
+def test_what_results_hold_is_shown_on_any_machine(tmp_path):
+    """A processor's name as long as they come, in one word or many, and letters of a model that no font has."""
+    names = ["Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz, " * 3 + "2 threads", "X" * 120]
+    rows = [[number, "a model", "full", "0, 1, 2", name, "2026-11-23"] for number, name in enumerate(names)]
+    header = ["notebook", "base model", "profile", "seeds", "machine", "date"]
+    table = f"<!-- begin all.provenance -->\n\n{markdown_table(header, rows, 6)}\n\n<!-- end all.provenance -->\n\n"
+    path = trial(tmp_path, table + "It wrote <!--= 03.x -->a sloth \U0001f9a5<!--/-->.\n")
+    assert "a sloth (U+1F9A5)" in export.drawable(path.read_text("utf-8"))
+    assert export.document(path, "pdf").startswith(b"%PDF") and "X" * 120 in words(export.document(path, "html"))
+    (page,) = pages(trial(tmp_path, table), ppi=100)
+    edge = round(page.shape[1] * 1.9 / 21)
+    assert page[:, :edge].min() > 250 and page[:, -edge:].min() > 250
+    body = parts(export.document(path, "docx"))["word/document.xml"]
+    widths = [int(w) for w in re.findall(r'<w:gridCol w:w="(\d+)"', body)]
+    assert sum(widths) < 9_300 and min(widths) > 300  # twentieths of a point: of A4 without its margins
+
+
+def test_a_held_file_is_named_and_the_others_are_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "document", lambda source, form, **options: form.encode())
+    move = os.replace
+
+    def held(source, target):
+        if target.suffix == ".docx":
+            raise PermissionError(13, "used by another process")
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", held)
+    with pytest.raises(PermissionError, match=r"report\.docx can't be replaced: close the program that has it open"):
+        export.export(["html", "docx", "pdf"], root=project(tmp_path, git=False))
+    assert {p.name for p in (tmp_path / "build").iterdir()} == {"report.html", "report.pdf"}
+    assert "docx" not in capsys.readouterr().out
 
 
 def test_export_writes_everything_into_build_and_says_so(tmp_path, monkeypatch, capsys):

@@ -61,7 +61,11 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
 
 PRIVATE = """data/private/me.jsonl data/models/gpt2/config.json data/runs/r/state.json data/mirror/e2e/a.txt notes.txt
 data/runs/ratings-debian.jsonl data/me.jsonl lib/__pycache__/x.pyc lib/model.safetensors .env lib/.env tests/id_rsa
-lib/server.pem build/old.html .github/workflows/ci.yml"""
+lib/server.pem build/old.html .github/workflows/ci.yml
+data/my_diary/a.txt data/my_task.jsonl data/debian/mine.jsonl data/results/mine.json data/my_diary/card.json
+.DS_Store lib/.DS_Store lib/._packing.py data/debian/._train.jsonl data/debian/Thumbs.db figures/desktop.ini .idea/a.xml
+.vscode/settings.json lib/packing-DESKTOP-1A2B3C4.py notebooks/03_evaluate-LAPTOP-张三.ipynb lib/packing(1).py
+figures/03_before_after-1.png lib/report/templates/~$reference.docx"""
 
 
 LEAKS = {
@@ -96,6 +100,8 @@ def test_this_repository_packs_all_that_it_needs_and_nothing_private():
     packed = pack.files(profile.ROOT, "report.md")
     needed = {p.relative_to(profile.ROOT).as_posix() for p in (profile.ROOT / "lib").rglob("*.py")}
     assert needed | {"requirements.txt", "data/debian/train.jsonl", "data/gpt2_bpe/merges.txt"} <= set(packed)
+    if (profile.ROOT / ".git").exists():
+        assert {n for n in pack._git(profile.ROOT) if not n.startswith((".ci/", ".github/"))} == set(packed)
     for name in (n for n in packed if not n.endswith((".jsonl", ".svg"))):
         assert not list(pack.private(name, (profile.ROOT / name).read_bytes(), profile.ROOT)), name
 
@@ -134,6 +140,12 @@ def test_what_is_not_listed_stays_out_with_git_and_without_and_no_link_is_follow
     packed = pack.pack(root=root)
     assert not set(names(packed)) & set(private)
     assert pack.pack(root=plain).read_bytes() == packed.read_bytes()
+    for name in ("data/my_diary", "data/debian"):  # what is private goes nowhere, whatever it is called
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PRIVATE_DATA", name)
+            patch.setenv("TASK", "data/results/04_token_encoding.json")
+            left = set(pack.files(plain, "report.md"))
+        assert not any(n.startswith((f"{name}/", "data/results/04")) for n in left) and "lib/packing.py" in left
     (plain / "lib/link.py").symlink_to(plain / "notes.txt")
     with pytest.raises(ValueError, match=r"lib/link.py is a link"):
         pack.pack(root=plain)

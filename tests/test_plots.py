@@ -77,6 +77,11 @@ def test_same_bytes_twice_and_every_glyph(name, folder, caplog):
 def test_labels_are_the_data_and_do_not_collide():
     (ax,) = plots.before_after(stages(), {"bits_per_byte": "bits per byte"}).axes
     assert {"before\n1.60", "after\n0.92", "1.60", "1.02"} <= {t.get_text() for t in ax.texts}
+    same = stages().assign(bits_per_byte=1.2)
+    (ax,) = plots.before_after(same, {"bits_per_byte": "bits per byte"}).axes
+    ax.figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in ax.texts if t.get_text()]
+    assert len(boxes) == 4 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     (ax,) = plots.loss_curves(curves()).axes
     ax.figure.draw_without_rendering()
     boxes = [t.get_window_extent() for t in ax.texts]
@@ -91,8 +96,8 @@ def test_dots_show_every_seed_the_mean_and_the_interval_or_that_nothing_was_meas
     bar, mean, seeds = (list(line.get_xdata()) for line in ax.get_lines()[:3])
     assert bar == pytest.approx(mean_interval([2.3, 2.32, 2.34])[1:])
     assert seeds == pytest.approx([2.3, 2.32, 2.34]) and mean[0] == pytest.approx(2.32)
-    ax = plots.dots(measured(), "bits_per_byte", "label", rows=["bytes 257", "chance"], limits=(0, 2.33)).axes[0]
-    assert max(ax.get_lines()[0].get_xdata()) == 2.33, "cut at its limit"
+    ax = plots.dots(measured(), "bits_per_byte", "label", rows=["bytes 257", "chance"], top=2.33).axes[0]
+    assert 2.32 < max(ax.get_lines()[0].get_xdata()) < 2.33, "an interval of shares"
 
 
 def test_a_box_for_every_token_and_the_kinds_look_different():

@@ -4,6 +4,8 @@ import errno
 import json
 import math
 import os
+import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -81,12 +83,15 @@ def test_a_caption_tells_seeds_budget_and_stand_in():
     budget = "Seeds 0, 2; 80,000 training tokens per run; SmolLM2 (stand-in), not GPT-2 117M."
     assert kept.caption("Loss.", tokens=80_000) == f"Loss. {budget}"
     assert kept.caption("Loss.", scratch=True) == "Loss. Seeds 0, 2." and ";" not in kept.caption("Loss.", seeds=())
+    assert kept.caption("Loss.", scratch=True, seeds=[1]) == "Loss. Seed 1."
 
 
 def test_forms_of_numbers():
     assert results.number(1234.5678, 1) == "1,234.6" and results.number(math.nan) == "-"
     assert results.interval([1.0, 2.0, 3.0], 2) == "2.00 [-0.48, 4.48]" and results.interval([1.0]) == "1.000"
     assert results.interval([0.5, 0.5, 0.5], 1, sign=True) == "+0.5 [+0.5, +0.5]"
+    percent = [88, 91, 97]
+    assert results.interval(percent, 0) == "92 [81, 103]" and results.interval(percent, 0, top=100) == "92 [71, 98]"
     assert [results.shown(d) for d in ([1, 1.1, 0.9], [-1, -1.1, -0.9], [1, -1, 0], [5])] == [1, -1, 0, 0]
     assert results.listed(["a", "b", "c"]) == "a, b and c" and results.listed(["a"], code=True) == "`a`"
     assert results.listed([]) == "none"
@@ -105,6 +110,44 @@ def test_a_full_disk_leaves_the_previous_file(tmp_path, monkeypatch):
         results.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"], "a part file was left behind"
+
+
+@pytest.mark.parametrize("times", [3, 99])
+def test_a_file_that_another_program_holds_is_tried_for_two_seconds(times, tmp_path, monkeypatch, capsys):
+    path, pauses, held, move, drop = tmp_path / "r.docx", [], [times], os.replace, Path.unlink
+    path.write_bytes(b"old")
+
+    def refuse(change):
+        def tried(*given, **options):
+            held[0] -= 1
+            if held[0] >= 0 and path in given:
+                raise PermissionError(errno.EACCES, "used by another process")
+            return change(*given, **options)
+
+        return tried
+
+    monkeypatch.setattr(profile.time, "sleep", pauses.append)
+    monkeypatch.setattr(os, "replace", refuse(move))
+    monkeypatch.setattr(Path, "unlink", refuse(drop))
+    if times == 3:
+        results.write_bytes(path, b"new")
+        assert path.read_bytes() == b"new" and len(pauses) == 3
+    else:
+        with pytest.raises(PermissionError, match=r"r\.docx can't be replaced: close the program that has it open"):
+            results.write_bytes(path, b"new")
+        assert path.read_bytes() == b"old" and sum(pauses) == pytest.approx(2)
+        with pytest.raises(PermissionError, match=r"r\.docx can't be removed: close"):
+            profile.remove(path)
+        profile.remove(path, needed=False)
+        assert "r.docx can't be removed: close" in capsys.readouterr().out and path.exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["r.docx"], "a part file was left behind"
+
+
+def test_files_are_replaced_and_removed_by_the_helper_alone():
+    bare = re.compile(r"os\.(?:replace|rename|remove|unlink)\b|shutil\.(?:move|rmtree)|\.unlink\(")
+    for source in [*(profile.ROOT / "lib").rglob("*.py"), *profile.DATA.glob("*.py")]:
+        known = {"profile.py": 3, "testing.py": 1}.get(source.name, 0)
+        assert len(bare.findall(source.read_text("utf-8"))) == known, f"{source.name}: lib.profile.replace and remove"
 
 
 def test_shipped_results_follow_the_contract(tmp_path):

@@ -179,5 +179,5 @@ def test_a_small_disk_is_told_early(base, task, monkeypatch):
     usage = namedtuple("usage", "total used free")(0, 0, 1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     big = replace(base, parameters=124_439_808)
-    with pytest.raises(OSError, match=r"needs 3\.5 GB for checkpoints and has 0.0 GB: free some space"):
+    with pytest.raises(OSError, match=r"needs 3,484 MB for checkpoints and has 1 MB: free some space"):
         train.finetune(big, task, seed=9)

@@ -286,11 +286,13 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
     return [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")]
 
 
-def _padding(batch_size, q_length, kv_length, attention_mask=None, **_) -> Tensor | None:
-    """The mask that transformers passes on to `_attend`: (B, T_k), True for real tokens, or None."""
+def _padding(batch_size, q_length, kv_length, q_offset=0, attention_mask=None, device=None, **_) -> Tensor | None:
+    """The mask that transformers passes on to `_attend`: (B, T_k), True for real tokens, or None. It ends with the
+    last token: a static cache holds `kv_length` keys, the room for those to come among them."""
+    length = min(kv_length, int(q_offset) + q_length)
     if attention_mask is None or bool(attention_mask.all()):
-        return None
-    return attention_mask[:, -kv_length:].bool()
+        return None if length == kv_length else torch.ones(batch_size, length, dtype=torch.bool, device=device)
+    return attention_mask[:, -length:].bool()
 
 
 def _attend(name: str) -> Callable:
@@ -309,6 +311,8 @@ def _attend(name: str) -> Callable:
         first = not module.layer_idx and attention_mask is None and position_ids is not None  # once a pass is enough
         if first and bool((position_ids.diff() != 1).any()):
             raise ValueError(f"attention {name!r} takes one document a row: lib.packing has one for packed rows.")
+        if attention_mask is not None:
+            key, value = (x[:, :, : attention_mask.shape[1]] for x in (key, value))
         groups = query.shape[1] // key.shape[1]  # grouped-query attention: H_kv heads serve H queries
         if groups > 1:
             key, value = (x.repeat_interleave(groups, 1) for x in (key, value))

@@ -78,7 +78,7 @@ def model_folder() -> Path:
         with quiet(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as new:
             tokenizer.save_pretrained(f"{new}/model")
             model.save_pretrained(f"{new}/model")
-            os.replace(f"{new}/model", folder)
+            profile.replace(Path(new) / "model", folder)
     return folder
 
 

@@ -115,6 +115,11 @@ _NOT = (
     r"\bcant\b|\bleave\b"
 )
 _BEFORE = re.compile(rf"(?:{_NOT})(?:[^\w.;,]+(?!but\b)[\w']+){{0,6}}[^\w.;,]*$")
+# "is not (at all) cheap", "doesn't have a high rating"; "not only cheap" and "no doubt cheap" are none
+_DENIED = re.compile(
+    r"(?:\bnot|n ?' ?t|\bnever|\bno|\bwithout|\bneither|\bnor|\bhardly|\bfar from|\banything but)"
+    r"(?:\W+(?:an?|the|in|at|of|all|be|been|have|has|get|that|so|too|very|really|exactly|considered)\b)*\W+$"
+)
 _AFTER = re.compile(rf"^(?:[^\w.;,]+(?!and\b|but\b|with\b)[\w']+){{0,5}}?[^\w.;,]*(?:{_NOT})")
 _ADULT = re.compile(r"\badults?\b|\bmature\b|\bgrown\W?ups?\b|\bover 18")
 _GOOD = r"(?:\W+(?:get|have|has|a|an|the|very|so|too|receive|been))*\W+(?:good|great|well|highly|high)\b"
@@ -154,6 +159,14 @@ def mentioned(text: str, venues: Iterable[str] = ()) -> tuple[dict, dict]:
         {slot: {value for value, p in values.items() if re.search(p, rest)} for slot, values in patterns.items()}
         for patterns in (PATTERNS, VAGUE)
     )
+    for slot in SCALES:
+        for value, p in PATTERNS[slot].items():
+            found = [(m[0], _DENIED.search(rest[: m.start()])) for m in re.finditer(p, rest)]
+            denied = [word for word, no in found if no and not re.search("0|twenty|thirty", word)]  # "no less than 20"
+            if denied:  # another value is meant
+                stated[slot] -= {value} if len(denied) == len(found) else set()
+                stated[slot].add(f"not {value}")
+                vague[slot] |= {*PATTERNS[slot]} - {value}
     near = [(rest[: m.start()], rest[m.end() :]) for m in _FAMILY.finditer(rest)]
     negated = [bool(_BEFORE.search(left) or _AFTER.search(right)) for left, right in near]
     # "not for families; couples without children like it": one denial decides
@@ -178,6 +191,8 @@ def slot_check(meaning: str, text: str) -> dict[str, int]:
         wanted = SCALES.get(slot, {}).get(value, value)
         # "restaurant" is E2E's word for any place: it contradicts nothing
         others = stated.get(slot, set()) - {wanted, "restaurant"}
+        if value:  # what is denied contradicts itself alone
+            others -= {f"not {v}" for v in PATTERNS.get(slot, ()) if v != wanted}
         if value is None or wanted in stated.get(slot, set()):
             added += bool(others)
         elif others:

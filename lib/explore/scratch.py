@@ -7,7 +7,6 @@ trained once, by transformers' Trainer in float32: a finished run is kept in dat
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -189,7 +188,7 @@ def _train(recipe: Recipe, encoding: Encoding, model: GPT2LMHeadModel, path: Pat
     path.mkdir(parents=True, exist_ok=True)
     save_model(model, str(path / "model.safetensors"))
     write_json(path / "run.json", asdict(recipe) | counts)  # the mark of a finished run
-    shutil.rmtree(path / "trainer", ignore_errors=True)
+    profile.remove(path / "trainer", needed=False)
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,15 @@ import matplotlib
 from matplotlib.ft2font import FT2Font
 
 from lib import profile
+from lib.report.fill import MARK, blank
 from lib.report.rubric import language
 from lib.results import write_bytes
 
 WHAT = ("html", "docx", "pdf", "notebooks")
 TEMPLATES = Path(__file__).parent / "templates"
 EPOCH = "315532800"  # 1980-01-01, the first date a zip can hold
+WIDGET = "application/vnd.jupyter.widget-view+json"
+NUMERIC = re.compile(r"([-+−]?[\d.,]+(e[-+]?\d+)?( ?%)?( \[.*\])?|nan|NaN|None|-|)")  # an interval behind it or not
 DRAFT = '<div class="draft">DRAFT, not for submission</div>'
 
 
@@ -32,7 +35,8 @@ def export(
 ) -> list[Path]:
     """Write build/report.html, .docx, .pdf and build/notebooks/*.html (`what`: some of WHAT); returns their paths.
 
-    With `midterm` README.md is the report. Raises ValueError in one sentence for what can't be exported."""
+    With `midterm` README.md is the report. Raises ValueError in one sentence for what can't be exported, and when all
+    others are made PermissionError for files that another program has open."""
     if unknown := [name for name in what if name not in WHAT]:
         raise ValueError(f"Nothing is exported as {unknown[0]!r}: choose one of {', '.join(WHAT)}.")
     source, out = root / ("README.md" if midterm else "report.md"), root / "build"
@@ -44,11 +48,18 @@ def export(
         else:
             path = out / f"{source.stem.lower()}.{form}"
             jobs[path] = lambda form=form: document(source, form, base="../", draft=draft)
+    held = []
     for path, make in jobs.items():
-        began = time.monotonic()
-        write_bytes(path, data := make())
+        began, data = time.monotonic(), make()
+        try:
+            write_bytes(path, data)
+        except PermissionError as error:  # Word has it open
+            held.append(str(error))
+            continue
         name = path.relative_to(root).as_posix()
         print(f"{name:40}{len(data) / 1e6:6.2f} MB  {time.monotonic() - began:5.1f} s", flush=True)
+    if held:
+        raise PermissionError("\n  ".join(held))
     return list(jobs)
 
 
@@ -71,21 +82,41 @@ def document(source: Path, form: str, base: str = "", draft: bool = False) -> by
         )
     if form == "docx":
         return pandoc(text, root, "report", "docx", *more, *["--reference-doc", str(TEMPLATES / "draft.docx")] * draft)
-    _check_glyphs(text)
-    return typeset(pandoc(text, root, "report", "typst", *more, *["-V", "draft=1"] * draft), root)
+    return typeset(pandoc(drawable(text), root, "report", "typst", *more, *["-V", "draft=1"] * draft), root)
 
 
 def notebook_html(path: Path) -> bytes:
     """An executed notebook with its outputs, in the report's style."""
     way_out = f"`python -m lib run {path.name[:2]}`"
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        book = json.loads(path.read_text(encoding="utf-8"))
+        cells = book["cells"]
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path.name} is no notebook ({error!r}): {way_out}.") from error
     if not any(cell.get("outputs") for cell in cells):
         raise ValueError(f"{path.name} was not executed: {way_out}.")
-    text = path.read_text(encoding="utf-8")
-    return pandoc(text, path.parent, "html", "-f", "ipynb", "-M", f"pagetitle={path.stem}")
+    for cell in (c for c in cells if c.get("outputs")):
+        # pandoc shows neither a widget, which needs its kernel, nor the Markdown that a cell displays
+        cell["outputs"] = [o for o in cell["outputs"] if WIDGET not in o.get("data", {})]
+        for data in (o["data"] for o in cell["outputs"] if "data" in o):
+            if markdown := "".join(data.get("text/markdown", "")):
+                data["text/html"] = pandoc(markdown, path.parent, "-f", "gfm", "-t", "html", "--mathml").decode("utf-8")
+            elif html := "".join(data.get("text/html", "")):
+                data["text/html"] = re.sub(r"(?s)<table.*?</table>", lambda m: aligned(m[0]), html)
+    return pandoc(json.dumps(book), path.parent, "html", "-f", "ipynb", "-M", f"pagetitle={path.stem}")
+
+
+def aligned(table: str) -> str:
+    """A data frame's HTML, its columns of numbers marked for the right; an index that spans rows leaves them shorter,
+    so columns are counted from there."""
+    rows = [re.split(r"(?=<t[hd]\b(?!ead))", row) for row in re.split(r"(?=<tr\b)", table)]
+    for k in range(1, max(map(len, rows))):
+        column = [row for row in rows if len(row) > k and "colspan" not in "".join(row)]
+        cells = [re.sub("<[^>]*>", "", row[-k]).strip() for row in column if row[-k].startswith("<td")]
+        if cells and all(map(NUMERIC.fullmatch, cells)):
+            for row in column:
+                row[-k] = f'{row[-k][:3]} class="number"{row[-k][3:]}'
+    return "".join(map("".join, rows))
 
 
 def pandoc(text: str, folder: Path, *arguments: str) -> bytes:
@@ -133,13 +164,15 @@ def font_folders() -> tuple[Path, Path]:
     return noto / "fonts", Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
-def _check_glyphs(text: str) -> None:
-    """Raise ValueError for characters that neither Noto CJK nor DejaVu has."""
+def drawable(text: str) -> str:
+    """A report whose results, such as a model's outputs, name the characters that neither Noto CJK nor DejaVu has by
+    their numbers. Raises ValueError for those that people wrote."""
     noto, dejavu = font_folders()
     missing = {c for c in text if c.isprintable() and c != " "}
     for file in (dejavu / "DejaVuSans.ttf", noto / "NotoSansCJKsc-Regular.otf"):
         font = FT2Font(str(file))
         missing = {c for c in missing if not font.get_char_index(ord(c))}
-    if missing:
-        shown = ", ".join(f"{c} (U+{ord(c):04X})" for c in sorted(missing)[:8])
+    if written := missing & set(blank(text, MARK)):
+        shown = ", ".join(f"{c} (U+{ord(c):04X})" for c in sorted(written)[:8])
         raise ValueError(f"The PDF's fonts lack {shown}: write it otherwise in the report.")
+    return text.translate({ord(c): f"(U+{ord(c):04X})" for c in missing})

@@ -19,12 +19,19 @@ from lib.report import export, rubric
 from lib.results import write_bytes
 
 LAYOUT = (
-    *("README.md", "requirements.txt", "pyproject.toml", "LICENSE", ".gitignore"),
-    *("notebooks/[0-9][0-9]_*.py", "notebooks/[0-9][0-9]_*.ipynb", "figures/[0-9][0-9]_*.*"),
-    *("lib/**/*.py", "lib/*.yaml", "lib/report/templates/*.*", "tests/**/*.py", "tests/*.md"),
-    *("data/README.md", "data/build_*.py", "data/results/*.json"),
-    *(f"data/{name}/*.*" for name in ("debian", "tang", "idioms", "release_notes", "gpt2_bpe", "anonymiser")),
+    *("README.md", "requirements.txt", "pyproject.toml", "LICENSE", ".gitignore", ".gitattributes"),
+    *("notebooks/[0-9][0-9]_*.py", "notebooks/[0-9][0-9]_*.ipynb"),
+    *("figures/[0-9][0-9]_*.png", "figures/[0-9][0-9]_*.svg"),
+    *("lib/**/*.py", "lib/*.yaml", "lib/*.mplstyle", "tests/**/*.py", "tests/*.md"),
+    *(f"lib/report/templates/*.{kind}" for kind in ("yaml", "lua", "typ", "css", "docx")),
+    *("data/README.md", "data/build_*.py", "data/results/[0-9][0-9]_*.json", "data/faults.json"),
+    *(f"data/{task}/{x}.jsonl" for task in ("debian", "tang", "idioms") for x in ("train", "validation", "test")),
+    *(f"data/{task}/card.json" for task in ("debian", "tang", "idioms", "release_notes")),
+    *("data/release_notes/documents.jsonl", "data/gpt2_bpe/merges.txt"),
+    *("data/anonymiser/labelled.jsonl", "data/anonymiser/names.txt"),
 )
+# none such as a Mac's ._x.py, Word's ~$x.docx, a browser's "x (1).py", OneDrive's x-DESKTOP-1A2B.py
+NAME = re.compile(r"(\.git)?\w[\w.]*", re.ASCII)
 DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
 TOP = "gpt2-coursework"  # the folder that unpacking makes
 KEY = re.compile(  # the prefixes that services give their keys, so that scanners find them
@@ -60,6 +67,11 @@ def pack(midterm: bool = False, draft: bool = False, root: Path = profile.ROOT) 
 def files(root: Path, report: str) -> list[str]:
     """The project's files, sorted. Raises ValueError for one that is gone, is a link, or was not added to git."""
     found = {p.relative_to(root).as_posix() for pattern in (*LAYOUT, report) for p in root.glob(pattern)}
+    if copies := sorted(name for name in found if not NAME.fullmatch(Path(name).name)):
+        print(f"By their names copies that another program made, so not packed: {', '.join(copies)}")
+    given = [os.environ[name] for name in ("TASK", "PRIVATE_DATA") if os.environ.get(name)]
+    own = [path for x in given for path in (root / x, Path(x).absolute()) if path.is_relative_to(root / "data")]
+    found -= {*copies, *(name for name in found if any((root / name).is_relative_to(path) for path in own))}
     if (root / ".git").exists():
         if gone := sorted(_git(root, "--deleted")):
             raise ValueError(f"{gone[0]} is gone: `git checkout {gone[0]}` brings it back.")

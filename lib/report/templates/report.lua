@@ -87,6 +87,14 @@ local function fit_table(block)
   end
   if pandoc.utils.stringify(pandoc.Blocks(block.head.rows[1] and block.head.rows[1].cells:map(function(c)
     return pandoc.Div(c.contents) end) or {})) == "" then block.head.rows = {} end
+  for i, column in ipairs(block.colspecs) do -- a column without a number stands at the left, whatever the rule says
+    local number = column[1] ~= pandoc.AlignRight
+    for _, row in ipairs(block.bodies[1].body) do
+      local text = row.cells[i] and pandoc.utils.stringify(row.cells[i].contents) or ""
+      number = number or text:match("^%A?%A?%A?%A?%d")
+    end
+    if not number then block.colspecs[i] = {pandoc.AlignLeft, column[2]} end
+  end
   local rows = block.head.rows .. block.bodies[1].body
   if FORMAT == "docx" then fit_word(block, rows) end
   if FORMAT ~= "typst" or #rows <= LONG then return block end
