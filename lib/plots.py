@@ -107,24 +107,18 @@ def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
     fig, axes = plt.subplots(1, len(measures), sharey=True, squeeze=False, figsize=size)
     for ax, (key, title) in zip(axes[0], measures.items(), strict=True):
         digits = max(0, 2 - math.floor(math.log10(df[key].abs().max() or 1)))  # three figures, aligned
-        labels = []
         for y, method in enumerate(methods):
             own = before[before["method"] == method]
             old = (own if len(own) else before[~before["method"].isin(methods)])[key].mean()
             ax.annotate("", (after.loc[after["method"] == method, key].mean(), y), (old, y), arrowprops=ARROW)
             ax.plot(old, y, "o", markerfacecolor="white", markeredgecolor=INK, markersize=7)
             new = _interval(ax, after.loc[after["method"] == method, key].dropna(), y, y)
-            pair = []
-            for value, name in ((old, "before"), (new, "after")):
+            pair = sorted([(old, "before"), (new, "after")], key=lambda end: end[0])
+            for (value, name), (side, shift) in zip(pair, (("right", -3), ("left", 3)), strict=True):
                 text = f"{value:.{digits}f}" if y else f"{name}\n{value:.{digits}f}"
-                pair.append(note(ax, text, (value, y), (0, 7), ha="center", fontsize=9))
-            labels.append(sorted(pair, key=lambda label: label.xy[0]))
+                note(ax, text, (value, y), (shift, 7), ha=side, fontsize=9)
         ax.set_title(title)
-        ax.margins(x=0.15)
-        for left, right in labels:  # a label is about a seventh of a panel wide
-            if right.xy[0] - left.xy[0] < 0.16 * np.ptp(ax.get_xlim()):
-                left.set(ha="right", position=(-3, 7))
-                right.set(ha="left", position=(3, 7))
+        ax.margins(x=0.25)
         ax.set_ylim(len(methods) - 0.5, -0.9)
         ax.grid(axis="y", visible=False)
         ax.set_yticks(range(len(methods)), methods)

@@ -2,6 +2,7 @@
 -- numbered and can be linked to, links to other files work from where the export lies (metadata `base`).
 local WIDTH, HEIGHT = 16.0, 10.5 -- cm at most of a picture on an A4 page
 local LINE, PADDING = 104, 3 -- letters of a table's text in a line of a Word page, and what a cell's margins take
+local WORD = 48 -- letters of a word, beyond which it breaks rather than take the other columns' room
 local LONG = 24 -- rows of a table that, with cells of two lines, no longer fits a page
 local words, base, figures, count = {}, "", {}, {figure = 0, table = 0}
 
@@ -65,7 +66,7 @@ local function fit_word(block, rows)
     for i, cell in ipairs(row.cells) do
       local text = pandoc.utils.stringify(cell.contents)
       longest[i] = math.max(longest[i] or 0, utf8.len(text) + PADDING)
-      for word in text:gmatch("%S+") do least[i] = math.max(least[i] or PADDING, utf8.len(word) + PADDING) end
+      for word in text:gmatch("%S+") do least[i] = math.max(least[i] or PADDING, math.min(utf8.len(word), WORD) + PADDING) end
       local inlines = text == "" and {"\u{a0}"} or cell.contents[1].content
       cell.contents = {pandoc.Div({pandoc.Para(inlines)}, {["custom-style"] = "Table Text"})}
     end
