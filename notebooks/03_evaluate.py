@@ -371,7 +371,7 @@ except people.JudgeUnavailable as reason:
 # %%
 for r in significance.itertuples():
     gap = span(r.difference, r.low, r.high, sign=True) + ("" if r.low * r.high > 0 else ", includes 0: not shown")
-    print(f"{r.task}, {r.method}, {r.measure}: {r.before:.3f} -> {r.after:.3f}, {r.seeds} seeds, difference {gap}")
+    print(f"{r.task}, {r.method}, {r.measure}: {r.before:.3f} -> {r.after:.3f}, seeds: {r.seeds}, difference {gap}")
 
 # %% [markdown]
 # ## What it does not show
@@ -527,7 +527,7 @@ results.block("sample", "\n\n".join(f"{name}:\n\n{fenced(first[k])}" for k, name
 results.value("model", made["base_model"].removesuffix(" (stand-in)"))
 results.value("parameters", f"{made['parameters']:,}")
 results.value("documents", documents)
-results.value("seeds", len(made["seeds"]))
+results.value("seeds", f"{len(made['seeds'])} seed{'s' * (len(made['seeds']) > 1)}")
 results.value("train_tokens", f"{budget.train_tokens:,}")
 for method, part in own.groupby("method", sort=False):
     for column, d in digits.items():

@@ -517,7 +517,7 @@ results.markdown("quality", header, rows, text, scratch=True)
 #   the order of three that others published.
 
 # %%
-results.value("seeds", len(budget.seeds))
+results.value("seeds", f"{len(budget.seeds)} seed{'s' * (len(budget.seeds) > 1)}")
 for side, name in ((-1, "ahead"), (0, "level"), (1, "behind")):
     results.value(name, listed([a for a, gap in against.items() if shown(gap) == side], code=True))
 order = list(wide.mean()[[SOFTMAX, "delta", "linear"]].sort_values().index)
