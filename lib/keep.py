@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lib import profile
-from lib.report import fill
+from lib.report import fill, pack
 from lib.results import write_text
 
 GONE = "[A section that was taken out]"
@@ -131,8 +131,9 @@ def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> l
     else:
         root, origin = root / "build" / "kept", root
         profile.remove(root)
-        leave = shutil.ignore_patterns("build", ".venv*", "__pycache__", "runs", "models", "mirror", "private")
-        shutil.copytree(origin, root, ignore=leave)
+        for name in pack.files(origin, "report.md"):  # a list: what else lies here is nobody's to hand on
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(origin / name, root / name)
     gone = plan(kept, root)
     print(f"Notebooks {', '.join(gone.numbers) or 'none'} go, with:")
     print(*(f"  {p.relative_to(root).as_posix()}" for p in gone.files), sep="\n")

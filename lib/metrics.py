@@ -152,17 +152,6 @@ class Paired:
     how: str  # interval and test
 
 
-def _per_document(runs, numerator: str, denominator: str | None) -> pd.DataFrame:
-    """Seeds averaged, a row per document: n (numerator), d (denominator; 1: a mean), g (group)."""
-    frames = [runs] if isinstance(runs, pd.DataFrame) else list(runs)
-    first = frames[0].reset_index(drop=True)
-    if any(list(frame["id"]) != list(first["id"]) for frame in frames):
-        raise ValueError("The runs scored different documents: score the same examples in one order.")
-    n = np.mean([f[numerator].to_numpy(float) for f in frames], axis=0)
-    d = first[denominator].astype(float) if denominator else 1.0
-    return pd.DataFrame({"id": first["id"], "g": first.get("group", first["id"]), "n": n, "d": d})
-
-
 def paired(before, after, numerator: str = "nats", denominator: str | None = "bytes", scale: float = 0) -> Paired:
     """Is the difference between two models larger than the choice of documents explains?
 
@@ -173,10 +162,14 @@ def paired(before, after, numerator: str = "nats", denominator: str | None = "by
     linearised error (Cochran 1977, section 6.8); the p-value flips the signs of the groups' differences, at random or
     in all ways. Raises ValueError where the documents differ."""
     scale = scale or (1 / math.log(2) if (numerator, denominator) == ("nats", "bytes") else 1.0)
-    b, a = (_per_document(x, numerator, denominator) for x in (before, after))
-    if list(b["id"]) != list(a["id"]) or not np.array_equal(b["d"], a["d"]):
-        raise ValueError("before and after scored different documents: score the same examples in one order.")
-    sums = pd.DataFrame({"g": b["g"], "gap": scale * (a["n"] - b["n"]), "d": b["d"]}).groupby("g").sum()
+    sides = [[x] if isinstance(x, pd.DataFrame) else list(x) for x in (before, after)]
+    first, same = sides[0][0], ["id", denominator] if denominator else ["id"]
+    if not all(np.array_equal(first[same], frame[same]) for side in sides for frame in side):
+        raise ValueError("The runs scored different documents: score the same examples in one order.")
+    sizes = first[denominator].to_numpy(float) if denominator else np.ones(len(first))
+    b, a = (np.mean([frame[numerator].to_numpy(float) for frame in side], axis=0) for side in sides)
+    groups = list(first.get("group", first["id"]))
+    sums = pd.DataFrame({"gap": scale * (a - b), "d": sizes}).groupby(groups).sum()
     gap, d, n = sums["gap"].to_numpy(), sums["d"].to_numpy(), len(sums)
     half = stats.t.ppf(0.975, n - 1) * stats.sem(gap - d * gap.sum() / d.sum()) * n / d.sum() if n > 1 else math.nan
     low, high = gap.sum() / d.sum() + np.array([-half, half])
@@ -186,6 +179,6 @@ def paired(before, after, numerator: str = "nats", denominator: str | None = "by
         low, high = ratio.confidence_interval
     flips = {"permutation_type": "samples", "n_resamples": 10_000, "batch": 1_000, "rng": 0}
     p = stats.permutation_test((gap,), np.sum, **flips).pvalue if gap.any() and n > 1 else 1.0
-    x, y = (float(scale * f["n"].sum() / f["d"].sum()) for f in (b, a))
+    x, y = (float(scale * values.sum() / d.sum()) for values in (b, a))
     how = f"{'bootstrap' if n >= FEW else 't'} interval and sign-flip test over groups"
-    return Paired(x, y, y - x, float(low), float(high), float(p), len(b), n, how)
+    return Paired(x, y, y - x, float(low), float(high), float(p), len(first), n, how)

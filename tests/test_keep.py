@@ -70,8 +70,10 @@ def test_each_exploration_lifts_out(kept, project, capsys):
 
 
 def test_the_tests_that_remain_are_found_and_the_commands_too(project):
+    (project / "data" / "diary.txt").write_text("what nobody else reads", encoding="utf-8")
     keep.keep(PAIRS[0], yes=True, root=project)
     root = project / "build" / "kept"
+    assert not (root / "data" / "diary.txt").exists()
     for command in (["-m", "pytest", "--collect-only", "-q", "tests"], ["-m", "lib", "--help"]):
         done = subprocess.run([sys.executable, *command], cwd=root, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
