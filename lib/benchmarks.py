@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ from lib.hub import outside
 from lib.metrics import token_scores
 from lib.packing import Encoded
 
+ARTICLE = re.compile(r"\n(?= = (?!= ).* = (?:\n|$))")  # before each ` = Title = ` line of a raw WikiText file
 # What wikitext's tokenisation becomes, in this order: lm-evaluation-harness's `wikitext_detokenizer`, whose odd
 # rules (the second and the one for " N ") are kept, since 37.37 was measured with them.
 _PAIRS = [(re.escape(o), re.escape(c), o + r"\1" + c) for o, c in ("()", "[]", "{}", '""', "''")]
@@ -37,27 +39,13 @@ def detokenize(page: str) -> str:
     return page
 
 
-def pages(raw: str) -> list[str]:
-    """The articles of a raw WikiText file, each with its ` = Title = ` line (62 in the test file)."""
-    found: list[list[str]] = [[]]
-    for line in raw.split("\n"):
-        heading = line.replace("= = =", "===").replace("= =", "==").strip()
-        if heading.startswith("= ") and heading.endswith(" ="):
-            found.append([])
-        found[-1].append(line)
-    return [page for page in map("\n".join, found) if page.strip()]
-
-
-def _prefix(tokenizer: PreTrainedTokenizerBase) -> int:
-    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool = False) -> list[int]:
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return [first] * bos + tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def wikitext2(model, tokenizer, max_tokens: int = 0, max_length: int = 1024, articles: bool = True) -> dict:
-    """WikiText-2's test text under two protocols, side by side. GPT-2 117M: 29.94 and 37.37.
+    """WikiText-2's test text under two protocols, side by side. GPT-2 117M: 29.94 and 37.37 in perplexity.
 
     token_*: blocks of `max_length` tokens of `"\\n\\n".join(rows)`, stride = block, perplexity exp(nats / tokens); the
     first token of a block is context only (transformers' documentation). The rows are the lines with their newline, a
@@ -76,27 +64,25 @@ def wikitext2(model, tokenizer, max_tokens: int = 0, max_length: int = 1024, art
     for start in range(0, len(ids) - 1, length):
         blocks.append(ids[start : start + length])
         size += len(text[offsets[start + 1][0] : offsets[start + len(blocks[-1]) - 1][1]].encode("utf-8"))
-    protocol = f"{length}-token blocks, stride {length}, per token"
+    found = {"max_tokens": max_tokens, "max_length": length}
     tokens = sum(map(len, blocks)) - len(blocks)
-    found = {"benchmark": "wikitext2", "max_tokens": max_tokens, "max_length": length, "token_protocol": protocol}
     found |= _ratios("token", model, [Encoded(block, 0, 0) for block in blocks], tokens, size)
     if not articles:
         return found
 
     windows, chosen, seen = [], [], 0
-    for page in pages(raw):
+    for page in filter(str.strip, ARTICLE.split(raw)):  # 62 in the test file
         if max_tokens and seen >= max_tokens:
             break
-        page_ids = _ids(tokenizer, detokenize(page))
-        for start in range(0, len(page_ids), length):
-            target = page_ids[start : start + length]
-            context = page_ids[start - (length + 1 - len(target)) : start] if start else [_prefix(tokenizer)]
-            windows.append(Encoded(context + target, len(context), 0))
+        ids = _ids(tokenizer, detokenize(page), bos=True)
+        for start in range(1, len(ids), length):
+            end = min(start + length, len(ids))
+            first = max(0, end - length - 1)
+            windows.append(Encoded(ids[first:end], start - first, 0))
         chosen.append(page)
-        seen += len(page_ids)
+        seen += len(ids) - 1
     words = sum(len(re.split(r"\s+", page)) for page in chosen)
     size = sum(len(page.encode("utf-8")) for page in chosen)
-    found["word_protocol"] = f"lm-evaluation-harness, per word, windows of {length} tokens"
     return found | _ratios("word", model, windows, words, size) | {"words": words, "pages": len(chosen)}
 
 
@@ -120,37 +106,35 @@ def lambada(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, document
     encoded = []
     for i, line in enumerate(lines[: documents or len(lines)]):
         text = json.loads(line)["text"]
-        context = text.rpartition(" ")[0].rstrip()
-        whole, n_context = _ids(tokenizer, text), len(_ids(tokenizer, context)) if context else 0
-        if not n_context:
-            whole, n_context = [_prefix(tokenizer), *whole], 1
-        cut = max(0, len(whole) - limit)
-        encoded.append(Encoded(whole[cut:], max(n_context - cut, 1), 0, f"LAMBADA {i}"))
+        context = len(_ids(tokenizer, text.rpartition(" ")[0].rstrip()))
+        ids = _ids(tokenizer, text, bos=not context)
+        cut = max(0, len(ids) - limit)
+        encoded.append(Encoded(ids[cut:], max((context or 1) - cut, 1), 0, f"LAMBADA {i}"))
     scored = token_scores(model, encoded, desc="LAMBADA")
     n, nats = len(scored), sum(float(nats.double().sum()) for nats, _ in scored)
-    found = {"benchmark": "lambada", "protocol": "lm-evaluation-harness lambada_openai", "documents": n}
-    found |= {"word_accuracy": sum(bool(g.all()) for _, g in scored) / n, "word_perplexity": math.exp(nats / n)}
-    return found | {"last_token_accuracy": sum(bool(g[-1]) for _, g in scored) / n}
+    return {
+        "documents": n,
+        "word_accuracy": sum(bool(greedy.all()) for _, greedy in scored) / n,
+        "word_perplexity": math.exp(nats / n),
+        "last_token_accuracy": sum(bool(greedy[-1]) for _, greedy in scored) / n,
+    }
 
 
 def blimp(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: int = 0) -> dict:
     """BLiMP (Warstadt et al. 2020): how often the grammatical sentence of a minimal pair is the likelier,
     by the sum of its log-probabilities after BOS.
 
-    accuracy: mean over the 67 paradigms (by_paradigm); `standard_error` of it from the pairs. A tie counts as wrong.
-    `pairs` per paradigm, 0 all."""
+    accuracy: mean over the 67 paradigms, its standard_error from the pairs. A tie counts as wrong. `pairs`: of each
+    paradigm, 0 all."""
     names, path = ["paradigm", "phenomenon", "good", "bad"], outside("blimp") / "blimp_all.tsv"
     table = pd.read_csv(path, sep="\t", names=names, quoting=3, dtype=str, keep_default_na=False, encoding="utf-8")
     table = table.groupby("paradigm", sort=False).head(pairs or len(table))
     # with a space before the sentence, as the harness has it
-    sentences = [f" {s}" for row in zip(table["good"], table["bad"], strict=True) for s in row]
-    ids = tokenizer(sentences, add_special_tokens=False)["input_ids"]
-    encoded = [Encoded([_prefix(tokenizer), *i], 1, 0, f"BLiMP {k}") for k, i in enumerate(ids)]
-    nats = [float(n.double().sum()) for n, _ in token_scores(model, encoded, desc="BLiMP")]
-    right = pd.Series([g < b for g, b in zip(nats[::2], nats[1::2], strict=True)], table.index)
-    by_paradigm = right.groupby(table["paradigm"], sort=False).agg(["mean", "size"])
-    mean, size = by_paradigm["mean"], by_paradigm["size"]
-    found = {"benchmark": "blimp", "protocol": "sum of log-probabilities after BOS, mean over paradigms"}
-    found |= {"pairs": int(size.max()), "paradigms": len(mean), "accuracy": float(mean.mean())}
+    ids = [_ids(tokenizer, f" {sentence}", bos=True) for sentence in table[["good", "bad"]].to_numpy().ravel()]
+    scored = token_scores(model, [Encoded(x, 1, 0, f"BLiMP {k}") for k, x in enumerate(ids)], desc="BLiMP")
+    good, bad = np.reshape([float(nats.double().sum()) for nats, _ in scored], (-1, 2)).T
+    by_paradigm = pd.Series(good < bad).groupby(table["paradigm"].to_numpy(), sort=False)
+    mean, size = by_paradigm.mean(), by_paradigm.size()
     error = math.sqrt((mean * (1 - mean) / size).sum()) / len(mean)
-    return found | {"standard_error": error, "by_paradigm": mean.to_dict()}
+    counts = {"pairs": int(size.max()), "paradigms": len(mean)}
+    return counts | {"accuracy": float(mean.mean()), "standard_error": error}

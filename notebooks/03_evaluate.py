@@ -37,19 +37,23 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
+import re
 import textwrap
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 from IPython.display import display
 from statsmodels.stats.multitest import multipletests
 
-from lib import evaluate, metrics, people, plots, profile, tasks, train
+from lib import benchmarks, metrics, people, plots, profile, tasks, train
 from lib import texts as measures
-from lib.explore.e2e import slot_errors  # registers E2E's own checks as well
+from lib.explore import e2e as slots
+from lib.generate import DECODING, generate
+from lib.hub import Unavailable, outside
 from lib.models import load_base
-from lib.results import Results, interval, listed, number, span
+from lib.results import Results, interval, kept, listed, number, span
 
 # %% [markdown]
 # - How much is scored and generated, as (fast, cpu, full); what a training sees is notebook 02's.
@@ -78,23 +82,75 @@ task = tasks.load_task()
 # %% [markdown]
 # ## Measure
 #
-# - The base model first, then each run of notebook 02: loaded if it is there, trained if not.
-# - Per model: nats of the held-out targets, one text per test prompt, one more text by sampling; for the first
-#   seed also general text that nobody fine-tuned on. The test split was not looked at before this notebook.
+# - A text for each of the first test prompts, as long as the longest validation target, at most `max_new_tokens`.
+
+
+# %%
+def write(model, task, count, decoding, seed):
+    documents = tasks.encode(base.tokenizer, task["validation"], 10**9)
+    longest = max(len(d.input_ids) - d.prompt_length for d in documents)
+    prompts = [r["prompt"] for r in tasks.head(task["test"], count)]
+    options = {"seed": seed, "desc": f"{task.name}: {decoding}", **DECODING[decoding]}
+    together = 640 if profile.device().type == "cuda" else 64  # sequences: a GPU has room, and waits for launches
+    return generate(model, base.tokenizer, prompts, min(longest, budget.max_new_tokens), together, **options)
+
+
+# %% [markdown]
+# - All that is measured of one model: nats of the held-out targets, texts by greedy decoding, half as many by sampling
+#   with the run's seed, and general text that nobody fine-tuned on.
+# - It is kept beside the run: an interrupted notebook goes on, and a measure of texts can be added. Texts stay in
+#   `data/runs`, which git ignores.
+
+
+# %%
+def measure(task, run=None, generated=budget.generated, general=None):
+    model, who = base.model, {"stage": "before", "method": "none", "seed": 0}
+    if run:
+        model, who = run.model, {"stage": "after", "method": run.summary["method"], "seed": run.summary["seed"]}
+    general, documents, sampled = general or {}, budget.eval_documents, budget.generated // 2
+
+    def found():
+        rows, label = tasks.head(task["test"], documents), f"{task.name}, {who['method']}: scoring"
+        out = {"scores": metrics.score(model, base.tokenizer, rows, label).to_dict("records"), "forgetting": {}}
+        out["texts"] = write(model, task, generated, "greedy", who["seed"])
+        out["sampled"] = write(model, task, sampled, "sample", who["seed"])
+        for name, size in general.items():
+            numbers = getattr(benchmarks, name)(model, base.tokenizer, size)
+            out["forgetting"] |= {f"{name}_{k}": v for k, v in numbers.items()}
+        return out
+
+    settings = [task.sha256, base.name, base.revision, documents, generated, sampled, budget.max_new_tokens]
+    folder = run.path if run else profile.output_root() / "data" / "runs" / f"{task.name}-before-seed0"
+    record = kept(folder / "measured", [*settings, DECODING, general], found)
+    return SimpleNamespace(task=task.name, **who, **record | {"scores": pd.DataFrame(record["scores"])})
+
+
+# %% [markdown]
+# - General text comes from `DATA_MIRROR` or the hub, of each set the leading part: enough to see a collapse.
+
+# %%
+general = {}
+sizes = {"wikitext2": budget.wikitext_tokens, "lambada": budget.lambada_documents, "blimp": budget.blimp_pairs}
+for name, size in sizes.items() if not results.stored else ():
+    try:
+        outside(name)
+        general[name] = size
+    except Unavailable as reason:
+        print(f"Skipped: {reason}")
+
+# %% [markdown]
+# - The base model first, then each run of notebook 02: loaded if it is there, trained if not. General text for the
+#   first seed alone. The test split was not looked at before this notebook.
 # - `RESULTS=stored` measures nothing: the tables come from the last run's file.
 
 # %%
-sizes = {"documents": budget.eval_documents, "sampled": budget.generated // 2, "max_new_tokens": budget.max_new_tokens}
-general = {"wikitext2": budget.wikitext_tokens, "lambada": budget.lambada_documents, "blimp": budget.blimp_pairs}
-own = {**sizes, "generated": budget.generated}
 measured = []
 if not results.stored:
-    measured.append(evaluate.measure(base, task, general=general, **own))
+    measured.append(measure(task, general=general))
     for seed in budget.seeds:
         for method in budget.methods:
             run = train.finetune(base, task, method, seed)
-            first = general if seed == budget.seeds[0] else None
-            measured.append(evaluate.measure(base, task, run, general=first, **own))
+            measured.append(measure(task, run, general=general if seed == budget.seeds[0] else None))
 
 # %% [markdown]
 # - E2E NLG beside the default task: it has published GPT-2 rows. It comes from `DATA_MIRROR` or the hub.
@@ -102,13 +158,12 @@ if not results.stored:
 # %%
 try:
     e2e = tasks.load_task("e2e") if task.name == "debian" else None
-except tasks.Unavailable as reason:
+except Unavailable as reason:
     e2e = None
     print(f"Skipped: {reason}")
 if e2e and not results.stored:
     run = train.finetune(base, e2e, "full", 0)
-    for model in (None, run):
-        measured.append(evaluate.measure(base, e2e, model, **sizes, generated=budget.e2e_generated))
+    measured += [measure(e2e, model, budget.e2e_generated) for model in (None, run)]
 counts = [(task, budget.generated)] + ([(e2e, budget.e2e_generated)] if e2e else [])
 rows_of = {t.name: tasks.head(t["test"], n) for t, n in counts}  # what was generated for
 train_of = {t.name: [row["target"] for row in t["train"]] for t, _ in counts}
@@ -119,6 +174,64 @@ train_of = {t.name: [row["target"] for row in t["train"]] for t, _ in counts}
 # Bits per byte is $\sum \text{nats} / (\ln 2 \cdot \sum \text{bytes})$ over the targets' bytes; token perplexity
 # is $\exp(\sum \text{nats} / \sum \text{tokens})$ over the same nats. EOS is a token and not a byte.
 #
+# - Debian's form (Debian Policy 3.4.1, Developer's Reference 6.2.2): a synopsis of at most 80 characters, without a
+#   leading article and a full stop, then a long description. `synopsis_form` is all three of the synopsis.
+
+
+# %%
+def debian_form(text):
+    synopsis, long = map(str.strip, text.strip().partition("\n")[::2])
+    form = {
+        "synopsis_at_most_80": 0 < len(synopsis) <= 80,
+        "no_article": not re.match(r"(?:an?|the)\b(?!-)", synopsis, re.IGNORECASE),
+        "no_full_stop": not synopsis.endswith(".") or synopsis.endswith(("...", "etc.")),
+    }
+    return form | {"has_long_description": bool(long), "synopsis_form": all(form.values())}
+
+
+# %% [markdown]
+# - Debtags whose values a description talks about: on the validation split a human description mentions 54 % of these
+#   tags and that of the next package 11 %. Without such a contrast: role, scope, interface, uitoolkit, devel, x11.
+# - A tag's value and other words that say it, as prefixes; short on purpose.
+
+# %%
+FACETS = """accessibility admin biology culture field game hardware mail made-of network office protocol
+science security sound suite system use web works-with works-with-format"""
+SYNONYMS = """gameplaying game play; timekeeping time clock date; text string word; viewing display show; monitor
+watch; checking test verif valid; configuring setting setup; organizing manag; analysing analy;
+learning teach educat tutor; storing storage backup archiv; chatting irc messag; synchronizing sync;
+transmission send transfer; downloading fetch; image graphic picture photo; audio sound music; video
+movie film; db database sql; source code; package deb apt; logfile log; plaintext text; jpg jpeg;
+oggvorbis ogg vorbis; ssl tls; http web; mathematics math; cryptography encrypt crypt;
+virtualization virtual xen qemu kvm; filesystem disk mount; vcs git version; raster image picture
+photo; vector svg drawing; biology bio gene dna protein sequenc; bioinformatics bio gene dna;
+entertaining fun game amus; storage disk drive tape; cd disc"""
+SYNONYMS = {value: others for value, *others in map(str.split, SYNONYMS.split(";"))}
+
+# %% [markdown]
+# - `tags_reflected`: the share of the prompt's tags that a word of the text says. A word says a tag if it begins with
+#   the tag's value, its stem or a synonym; values of fewer than four letters ("c", "r", "x11") must be the whole word.
+
+
+# %%
+def says(tag, text):
+    value = tag.rpartition("::")[2].split(":")[-1]
+    said = set(re.findall(r"[a-z0-9]+\+*", text.lower()))
+    # a crude stem: the word less one ending, at least four letters of it ("converting" -> "convert")
+    short = {w: re.sub(r"(?:ings?|ers?|ors?|ions?|ies|ed|es|s|e|y)$", "", w) for w in value.split("-") if len(w) > 3}
+    stems = [stem if len(stem) >= 4 else w for w, stem in short.items()]
+    wanted = {value, *SYNONYMS.get(value, ()), *stems}
+    return any(w in said if len(w) < 4 else any(s.startswith(w) for s in said) for w in wanted)
+
+
+def tags_reflected(prompt, text):
+    line = re.search(r"^Tags:(.*)$", prompt, re.MULTILINE)
+    tags = [tag.strip() for tag in line[1].split(",")] if line else []
+    tags = [tag for tag in tags if "::" in tag and tag.partition("::")[0] in FACETS.split()]
+    return sum(says(tag, text) for tag in tags) / len(tags) if tags else np.nan
+
+
+# %% [markdown]
 # - Which model a row is of, and the checks that its task brings: Debian and E2E have some, other tasks none.
 
 
@@ -128,7 +241,11 @@ def who(m):
 
 
 def own_checks(name, rows, texts):
-    return evaluate.CHECKS[name](rows, texts) if name in evaluate.CHECKS else {}
+    if name != "debian":
+        return slots.checks(rows, texts) if name == "e2e" else {}
+    found = pd.DataFrame(map(debian_form, texts)).astype(float).mean().to_dict()
+    shares = [tags_reflected(r["prompt"], text) for r, text in zip(rows, texts, strict=True)]
+    return found | {"tags_reflected": pd.Series(shares).mean()}
 
 
 # %% [markdown]
@@ -143,6 +260,7 @@ def row(m):
     rows, texts = rows_of[m.task], [text.strip() for text in m.texts]
     references = [list(r["references"]) for r in rows]
     overlap = measures.longest_overlap(texts, train_of[m.task])
+    seen = {" ".join(text.split()) for text in train_of[m.task]}
     return {
         **who(m),
         **metrics.describe(m.scores),
@@ -153,7 +271,7 @@ def row(m):
         "rouge_l": measures.rouge_l(texts, references),
         "overlap_words_median": float(np.median(overlap)),
         "overlap_words_max": max(overlap),
-        "copied_share": measures.copied(texts, train_of[m.task]),
+        "copied_share": float(np.mean([" ".join(text.split()) in seen for text in texts])),
         **own_checks(m.task, rows, texts),
     }
 
@@ -225,9 +343,6 @@ significance.assign(holm=holm).map(lambda x: f"{x:.4g}" if isinstance(x, float) 
 # %% [markdown]
 # ## The task's own checks
 #
-# - Debian: a synopsis of at most 80 characters, without a leading article and without a full stop (Debian
-#   Policy 3.4.1 and the Developer's Reference 6.2.2); a long description present; the share of the prompt's
-#   debtags that the text reflects.
 # - The row `human` is what people's own descriptions reach: the ceiling, and it is not 100 %.
 
 # %%
@@ -261,7 +376,7 @@ if len(e2e_table):
     display(both[["system", "bleu", "nist", "rouge_l", "ser", "source"]].round(3))
 if e2e:
     pairs = [(r["prompt"], text) for r in rows_of["e2e"] for text in r["references"]]
-    print(f"People, by the same check: {slot_errors(*zip(*pairs, strict=True))['ser']:.1%} slot errors.")
+    print(f"People, by the same check: {slots.slot_errors(*zip(*pairs, strict=True))['ser']:.1%} slot errors.")
 
 # %% [markdown]
 # ## Diversity, repetition, copying
@@ -291,15 +406,12 @@ table.groupby(["task", "method"], sort=False)[overlap].mean().round(3)
 # - General text, before and after. WikiText-2 by the two protocols that get confused: `wikitext2_block_...`
 #   per token in blocks of 1,024, `wikitext2_word_...` per word as lm-evaluation-harness counts.
 # - LAMBADA by last token and by last word; BLiMP: the share of pairs whose grammatical sentence is likelier.
-# - The leading part of each set and one seed: enough to see a collapse, not to rank the methods.
+# - The leading part of each set and one seed: not enough to rank the methods.
 
 # %%
 forgetting = results.table(
     "forgetting", lambda: [who(m) | {"measure": k, "value": v} for m in measured for k, v in m.forgetting.items()]
 )
-for name in general:
-    if reason := not results.stored and evaluate.out_of_reach(name):
-        print(f"Skipped: {reason}")
 if len(forgetting):
     groups = forgetting.groupby(["measure", "method"], sort=False)["value"]
     display(groups.mean().unstack().round(3))
@@ -347,8 +459,7 @@ else:
         for row, before, after in zip(rows_of[task.name], measured[0].texts, full.texts, strict=True)
     ]
     path = profile.kept_root() / "data" / "runs" / f"ratings-{task.name}.jsonl"
-    rater = people.Rater(pairs[:20], os.environ.get("RATER", "me"), path)
-    display(people.rating_widget(rater))
+    display(people.rating_widget(pairs[:20], os.environ.get("RATER", "").strip() or "me", path))
     print(people.summarise(people.read_lines(path)))
 
 # %% [markdown]
@@ -491,13 +602,13 @@ GENERAL = {  # measure -> name, digits, whether lower is better
 worse, general_count = [], 0
 if len(forgetting):
     means = forgetting.pivot_table(index="measure", columns="method", values="value", sort=False)
-    kept = [k for k in GENERAL if k in means.index]
+    known = [k for k in GENERAL if k in means.index]
     header = ["general text", *(ROWS.get(m, m) for m in means)]
-    rows = [[GENERAL[k][0], *(number(x, GENERAL[k][1]) for x in means.loc[k])] for k in kept]
+    rows = [[GENERAL[k][0], *(number(x, GENERAL[k][1]) for x in means.loc[k])] for k in known]
     text = f"General text before and after, leading parts: {budget.wikitext_tokens:,} tokens of WikiText-2, "
     text += f"{budget.lambada_documents} passages of LAMBADA, {budget.blimp_pairs} pairs of each of BLiMP's paradigms."
     results.markdown("forgetting", header, rows, text, seeds=[budget.seeds[0]])
-    for k in kept:
+    for k in known:
         gaps = (means.loc[k] - means.loc[k, "none"]).drop("none") * (1 if GENERAL[k][2] else -1)
         worse += [f"{GENERAL[k][0]} ({METHODS.get(m, m)})" for m in gaps.index[gaps > 0]]
         general_count += len(gaps)

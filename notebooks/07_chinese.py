@@ -197,8 +197,7 @@ def english(model, tokenizer) -> dict:
         print(f"Skipped: WikiText-2. {reason}")
         return out
     general = benchmarks.wikitext2(model, tokenizer, budget.wikitext_tokens)
-    numbers = {k.removeprefix("wikitext2_"): v for k, v in general.items() if isinstance(v, int | float)}
-    return out | {f"wikitext2_{k}": v for k, v in numbers.items()}
+    return out | {f"wikitext2_{k}": v for k, v in general.items()}
 
 
 def train(model, task, seed: int, tokens: int, row: int = budget.pack_tokens):

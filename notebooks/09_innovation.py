@@ -47,8 +47,8 @@ from IPython.display import Code, display
 from tqdm.auto import tqdm
 
 from lib import benchmarks, metrics, plots, profile, tasks, train
-from lib.evaluate import out_of_reach
 from lib.explore import attention, convert, costs, frontier, scratch, traps
+from lib.hub import Unavailable, outside
 from lib.metrics import mean_interval
 from lib.models import load_base
 from lib.results import Results, by_seed, interval, kept, listed, load, number, shown, span
@@ -356,15 +356,22 @@ def ways():
 
 
 # %% [markdown]
-# - What every model is measured by: bits per byte of the task and of general text.
-
+# - What every model is measured by: bits per byte of the task and of general text, WikiText-2 among it where it can be
+#   had.
 
 # %%
+try:
+    wikitext = None if results.stored else outside("wikitext2")
+except Unavailable as reason:
+    wikitext = None
+    print(f"Skipped: {reason}")
+
+
 def measured(model):
     scores = metrics.score(model, base.tokenizer, tasks.head(task["test"], budget.documents), "task")
     own = metrics.score_encoded(model, frontier.general_text(base, budget.general_tokens, 1), desc="general text")
     out = {"bits_per_byte": metrics.bits_per_byte(scores), "base_samples_bits_per_byte": metrics.bits_per_byte(own)}
-    if out_of_reach("wikitext2") is None:
+    if wikitext:
         found = benchmarks.wikitext2(model, base.tokenizer, budget.wikitext_tokens, articles=False)
         out["wikitext2_bits_per_byte"] = found["token_bits_per_byte"]
     return out
@@ -405,7 +412,7 @@ def frontier_rows():
 table = results.table("frontier", frontier_rows)
 GENERAL = {"wikitext2_bits_per_byte": "WikiText-2", "base_samples_bits_per_byte": "the base model's own text"}
 general = next(column for column in GENERAL if column in table and table[column].notna().any())
-print(f"General text: {GENERAL[general]}, bits per byte.", "" if results.stored else out_of_reach("wikitext2") or "")
+print(f"General text: {GENERAL[general]}, bits per byte.")
 front = results.table("front", lambda: frontier.front(table, general))
 front.round(4)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from lib import evaluate, texts
+from lib import texts
 
 # E2E's restaurants and landmarks: a closed list in all three splits of the dataset
 VENUES = (
@@ -216,6 +216,3 @@ def checks(rows: Sequence[Mapping], outputs: Sequence[str]) -> dict[str, float]:
     """E2E's own measures of one text per row: NIST and the slot errors."""
     found = slot_errors([row["prompt"] for row in rows], outputs)
     return {"nist": texts.nist(outputs, [list(row["references"]) for row in rows]), **found}
-
-
-evaluate.CHECKS["e2e"] = checks
