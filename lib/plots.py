@@ -52,8 +52,8 @@ def visible(token: str) -> str:
     return token.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥").replace("$", r"\$")
 
 
-def label_lines(ax: plt.Axes, gap: float = 11) -> None:
-    """Write each labelled line's label beside its right end, at least `gap` points apart."""
+def label_lines(ax: plt.Axes) -> None:
+    """Write each labelled line's label beside its right end, at least 11 points apart."""
     ax.autoscale_view()
     ax.figure.draw_without_rendering()
     ends = []
@@ -64,7 +64,7 @@ def label_lines(ax: plt.Axes, gap: float = 11) -> None:
             ends.append([ax.transData.transform(xy[-1])[1] * 72 / ax.figure.dpi, xy[-1], line])
     last, right = -np.inf, max((end[1][0] for end in ends), default=0)
     for wanted, end, line in sorted(ends, key=lambda e: e[0]):
-        last = max(wanted, last + gap)
+        last = max(wanted, last + 11)
         rgb = np.array(to_rgb(line.get_color()))
         dark = tuple(rgb * min(1.0, 0.4 / (rgb @ (0.2126, 0.7152, 0.0722))))  # enough for text on white
         text = note(ax, line.get_label(), (right, end[1]), (8, last - wanted), va="center", color=dark, fontsize=9)
@@ -177,10 +177,10 @@ def bars(df: pd.DataFrame, label="token", value="probability", panel="setting", 
     fig, axes = _grid(len(groups), columns, width, 0.5 + 0.2 * len(names), sharex=True, sharey=True)
     for ax, (title, group) in zip(axes.flat, groups, strict=False):
         values = group.set_index(label)[value].reindex(names).to_numpy()
-        ax.barh(range(len(names)), values, color=[PALE if n == OTHERS else COLORS[0] for n in names], height=0.72)
-        for y, v in enumerate(values):
-            text = "0" if v < 5e-7 else f"{v:.3f}" if v >= 0.0005 else "<0.001"
-            note(ax, text, (v, y), (3, 0), va="center")
+        colors = [PALE if n == OTHERS else COLORS[0] for n in names]
+        drawn = ax.barh(range(len(names)), values, color=colors, height=0.72)
+        said = ["0" if v < 5e-7 else f"{v:.3f}" if v >= 0.0005 else "<0.001" for v in values]
+        ax.bar_label(drawn, said, padding=3, fontsize=7.5)
         ax.set_title(title, fontsize=9)
         ax.set_yticks(range(len(names)), [visible(str(n)) for n in names])
         ax.grid(axis="y", visible=False)

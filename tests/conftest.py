@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from lib import results
+from lib.models import load_base
+from lib.tasks import head, load_task
 
 OUT = os.environ.get("FAULTS_OUT")
 ELSEWHERE = {  # tests of other files that inject a fault each -> its kind
@@ -23,6 +25,18 @@ ELSEWHERE = {  # tests of other files that inject a fault each -> its kind
     "test_bad_tables_say_where": "bad row in a task file",
 }
 rows: dict[str, dict] = {}
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base()
+
+
+@pytest.fixture(scope="module")
+def task():
+    """A small part of the default task."""
+    whole = load_task("debian")
+    return whole.replace(train=head(whole["train"], 300), validation=head(whole["validation"], 16))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib.explore import chinese
 from lib.metrics import score
-from lib.models import Base, load_base, small_gpt2, tiny_tokenizer
+from lib.models import Base, small_gpt2, tiny_tokenizer
 from lib.packing import draw
 from lib.tasks import encode, head, load_task
 
@@ -25,11 +25,6 @@ NO_PINYIN = "𬭭"
 @pytest.fixture(scope="module")
 def tang():
     return load_task("tang")
-
-
-@pytest.fixture(scope="module")
-def base():
-    return load_base()
 
 
 def lines(*patterns: str) -> list[str]:

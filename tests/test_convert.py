@@ -13,7 +13,7 @@ from lib.explore import convert
 from lib.explore.attention import attention_modules
 from lib.explore.convert import FORMS, FeatureMaps, converted, hybrid, hybrid_naive, hybrid_step, new_maps
 from lib.explore.costs import leak
-from lib.models import load_base, small_gpt2
+from lib.models import small_gpt2
 from lib.tasks import head, load_task
 
 WINDOW = 6  # several blocks in a short row
@@ -118,9 +118,8 @@ def test_without_maps_it_is_the_model_itself_and_afterwards_too(family):
 
 
 @pytest.fixture(scope="module")
-def base():
-    loaded = load_base()
-    return replace(loaded, model=sharpened(copy.deepcopy(loaded.model)), name="sharpened")
+def base(base):
+    return replace(base, model=sharpened(copy.deepcopy(base.model)), name="sharpened")
 
 
 def rows(base, *arguments):

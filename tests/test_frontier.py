@@ -11,15 +11,10 @@ from transformers import Trainer, TrainingArguments
 
 from lib.explore import frontier
 from lib.explore.frontier import Muon, PullToStart, against_interpolation, front, general_text, interpolate, replay
-from lib.models import load_base, small_gpt2
+from lib.models import small_gpt2
 from lib.packing import Encoded
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 brings Muon")
-
-
-@pytest.fixture(scope="module")
-def base():
-    return load_base()
 
 
 def gpt2():

@@ -15,22 +15,10 @@ from lib.explore import memorise
 from lib.explore.memorise import CANDIDATES, REPETITIONS, SLOTS, canaries, code_log_probabilities, exposure, rank_of
 from lib.explore.private import deduplicate
 from lib.metrics import token_scores
-from lib.models import load_base
-from lib.tasks import encode, head, load_task
+from lib.tasks import encode, head
 from lib.train import finetune
 
 BUDGET = 8_000
-
-
-@pytest.fixture(scope="module")
-def base():
-    return load_base()
-
-
-@pytest.fixture(scope="module")
-def task():
-    whole = load_task("debian")
-    return whole.replace(train=head(whole["train"], 200), validation=head(whole["validation"], 8))
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,11 @@
-"""The judge against a local server that speaks its protocol, and blind ratings without a browser."""
+"""The judge's answers and errors without a network, and blind ratings without a browser."""
 
 import json
 import math
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 
+import httpx
+import openai
 import pytest
 
 from lib import people as p
@@ -25,45 +25,25 @@ def fair(question, _):
 
 @pytest.fixture
 def serve(monkeypatch, tmp_path):
-    """serve(reply) starts a judge whose answers are reply(question, number of the request), and lists its requests."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("PROFILE", "fast")
-    monkeypatch.setenv("FAST_OUTPUT", str(tmp_path))
-    servers = []
+    """serve(reply) answers the judge's requests by reply(question, number of the request), and lists the requests."""
+    judge = {"JUDGE_BASE_URL": "http://host/v1", "JUDGE_MODEL": "stub", "JUDGE_API_KEY": KEY}
+    for name, value in {"PROFILE": "fast", "FAST_OUTPUT": str(tmp_path), **judge}.items():
+        monkeypatch.setenv(name, value)
 
     def start(reply):
         seen = []
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                seen.append((self.path, self.headers["Authorization"], body))
-                status, text, *headers = reply(body["messages"][-1]["content"], len(seen))
-                self.send_response(status)
-                for name, value in [("Content-Type", "application/json"), *headers]:
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(text.encode())
+        def handle(request):
+            seen.append(request)
+            status, text, *headers = reply(json.loads(request.content)["messages"][-1]["content"], len(seen))
+            headers = dict([("Content-Type", "application/json"), *headers])
+            return httpx.Response(status, headers=headers, content=text.encode())
 
-            def do_GET(self):  # where a redirect would lead
-                seen.append((self.path, self.headers["Authorization"], None))
-
-            def log_message(self, *_):
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.handle_error = lambda *_: None  # a client that timed out has hung up
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        servers.append(server)
-        url = f"http://127.0.0.1:{server.server_port}/v1"
-        for name, value in (("BASE_URL", url), ("MODEL", "stub"), ("API_KEY", KEY)):
-            monkeypatch.setenv(f"JUDGE_{name}", value)
+        client = partial(httpx.Client, transport=httpx.MockTransport(handle))
+        monkeypatch.setattr(openai, "DefaultHttpxClient", client)
         return seen
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    return start
 
 
 def test_fair_judge(serve, tmp_path):
@@ -73,8 +53,10 @@ def test_fair_judge(serve, tmp_path):
     assert table["winner"].tolist() == table["before_first"].tolist() == ["after"] * 6 + ["before"]
     assert (summary["win_rate"], summary["n"], len(seen)) == (pytest.approx(6 / 7), 7, 14)
     assert summary["disagreement_rate"] == 0 and summary["p_value"] == pytest.approx(2 * 8 / 2**7)
-    assert {(path, auth) for path, auth, _ in seen} == {("/v1/chat/completions", f"Bearer {KEY}")}
-    assert all(body["temperature"] == 0 and body["model"] == "stub" for _, _, body in seen)
+    asked = {(str(r.url), r.headers["Authorization"]) for r in seen}
+    assert asked == {("http://host/v1/chat/completions", f"Bearer {KEY}")}
+    bodies = [json.loads(r.content) for r in seen]
+    assert all(body["temperature"] == 0 and body["model"] == "stub" for body in bodies)
     written = [path.read_text("utf-8") for path in tmp_path.rglob("*") if path.is_file()]
     assert written and not any(KEY in text for text in written)
 
@@ -106,8 +88,11 @@ def test_tries_again_and_gives_up_with_a_sentence(serve, status):
 
 
 def test_a_silent_judge_is_given_up(serve, monkeypatch):
-    monkeypatch.setattr(p, "PATIENCE", {"timeout": 0.2, "max_retries": 0})
-    serve(lambda q, n: (time.sleep(0.6), fair(q, n))[1])
+    def silent(*_):
+        raise httpx.ReadTimeout("slow")
+
+    serve(silent)
+    monkeypatch.setitem(p.PATIENCE, "max_retries", 0)
     with pytest.raises(p.JudgeUnavailable, match=r"gave no answer.*Timeout.*later"):
         p.judge(PAIRS[:1])
 
@@ -117,12 +102,10 @@ def test_key_is_in_no_message_and_does_not_follow_a_redirect(serve):
     with pytest.raises(p.JudgeUnavailable, match=r"401.*JUDGE_API_KEY") as error:
         p.judge(PAIRS[:1])
     assert len(seen) == 1 and KEY not in f"{error.value} {error.value.__cause__}" and error.value.__suppress_context__
-    seen = serve(fair)
-    elsewhere = p.judge_client()[0].base_url.join("chat/completions")
-    serve(lambda *_: (302, "", ("Location", str(elsewhere))))
+    seen = serve(lambda *_: (302, "", ("Location", "http://elsewhere/v1/chat/completions")))
     with pytest.raises(p.JudgeUnavailable, match="302"):
         p.judge(PAIRS[:1])
-    assert not seen
+    assert len(seen) == 1
 
 
 def test_unparsable_replies_are_counted(serve):

@@ -12,23 +12,11 @@ import torch
 from filelock import FileLock
 
 from lib import packing, profile, train
-from lib.models import load_base
 from lib.packing import flatten
-from lib.tasks import encode, head, load_task
+from lib.tasks import encode, head
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--config_file", "lib/accelerate_ddp.yaml")
 LONG = ["--set", "train_tokens=40000", "--set", "batch_tokens=1300", "--set", "pack_length=650"]
-
-
-@pytest.fixture(scope="module")
-def base():
-    return load_base()
-
-
-@pytest.fixture(scope="module")
-def task():
-    whole = load_task("debian")
-    return whole.replace(train=head(whole["train"], 300), validation=head(whole["validation"], 16))
 
 
 def command(folder, *arguments, launcher=("-m", "lib")):
