@@ -238,17 +238,14 @@ def build(packages: str, translation: str) -> tuple[dict[str, bytes], dict]:
     counts["near-duplicates removed"] = len(documents)
     documents = cap_families(documents)
     counts["module families capped"] = len(documents)
-    rows: dict[str, list[str]] = {name: [] for name in SHARES}
-    for d in documents:
-        row = {key: d[key] for key in ("id", "prompt", "target", "group")}
-        rows[split_of(d["group"])].append(json.dumps(row, ensure_ascii=False) + "\n")
+    files, sizes = in_splits({key: d[key] for key in ("id", "prompt", "target", "group")} for d in documents)
     facts = {
         "stages": counts,
-        "splits": {name: len(lines) for name, lines in rows.items()},
+        "splits": sizes,
         "sections": dict(Counter(d["section"] for d in documents).most_common()),
         "module_families": dict(Counter(d["family"] for d in documents if d["family"]).most_common()),
     }
-    return {name: "".join(lines).encode() for name, lines in rows.items()}, facts
+    return files, facts
 
 
 def release_facts(folder: Path, suite: str) -> dict[str, str]:
@@ -258,6 +255,14 @@ def release_facts(folder: Path, suite: str) -> dict[str, str]:
         found = dict(re.findall(r"^(Version|Codename|Date): (.*)$", head, re.MULTILINE))
         return {key.lower(): value for key, value in found.items()}
     return {}
+
+
+def in_splits(rows: Iterable[dict]) -> tuple[dict[str, bytes], dict[str, int]]:
+    """{split: its rows as JSON lines} and {split: how many}, split by the rows' groups."""
+    lines: dict[str, list[str]] = {name: [] for name in SHARES}
+    for row in rows:
+        lines[split_of(row["group"])].append(json.dumps(row, ensure_ascii=False) + "\n")
+    return {k: "".join(v).encode() for k, v in lines.items()}, {k: len(v) for k, v in lines.items()}
 
 
 def write_dataset(out: Path, files: dict[str, bytes], card: dict) -> None:

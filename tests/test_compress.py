@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from lib.__main__ import main
 from lib.explore import compress as module
 from lib.explore.compress import Codec, compress, decompress, walk
-from lib.models import load_base, small_gpt2
+from lib.models import small_gpt2
 from lib.profile import DATA
 
 ODD = [
@@ -33,8 +33,7 @@ ODD = [
 
 
 @pytest.fixture(scope="module")
-def codec() -> Codec:
-    base = load_base()
+def codec(base) -> Codec:
     return Codec(base.model, base.tokenizer, batch=3, window=16)
 
 
@@ -163,8 +162,7 @@ def test_the_command_line_writes_beside_and_refuses(tmp_path, capsys):
     assert "no-such-run holds no finished run" in capsys.readouterr().err
 
 
-def test_an_archive_of_several_documents_becomes_a_folder_of_files(tmp_path):
-    base = load_base()
+def test_an_archive_of_several_documents_becomes_a_folder_of_files(base, tmp_path):
     documents = [b"one text", b"", b"bytes \xff\xfe"]
     (tmp_path / "a.lmz").write_bytes(compress(Codec(base.model, base.tokenizer), documents)[0])
     folder = module.decompress_file(tmp_path / "a.lmz")

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from lib.explore.compress import Codec, compress, decompress
-from lib.models import load_base
 from lib.report import fill
 from lib.tasks import SPLITS, load_task
 
@@ -38,16 +37,9 @@ DAMAGE = st.tuples(
 
 def repeat(check, strategy, times: int) -> None:
     """`check` on `times` examples, the same in every run; without shrinking, which takes minutes for a whole file."""
-
-    def one(example) -> None:
-        check(example)
-
     options = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
-    seed(0)(
-        settings(max_examples=times, phases=(Phase.generate,), **options)(
-            given(strategy)(lambda example: check(example))
-        )
-    )()
+    chosen = settings(max_examples=times, phases=(Phase.generate,), **options)
+    seed(0)(chosen(given(strategy)(lambda example: check(example))))()
 
 
 def valid_rows(path, load, rows: list[dict]) -> None:
@@ -105,9 +97,8 @@ def damaged(data: bytes, how: str, where: float, more: bytes) -> bytes:
 
 
 @pytest.mark.fault("fuzzed compressed file")
-def test_damaged_archives_are_refused(record_property):
+def test_damaged_archives_are_refused(base, record_property):
     record_property("injected", DAMAGES)
-    base = load_base()
     codec = Codec(base.model, base.tokenizer, batch=2, window=16)
     whole = compress(codec, ["Debian 春眠不覚暁".encode(), b"\xff\x00 any bytes"])[0]
 
