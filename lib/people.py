@@ -141,7 +141,7 @@ def judge_client() -> tuple[openai.OpenAI, str]:
     url, model, key = values = [os.environ.get(n, "").strip() for n in names]
     if missing := [n for n, v in zip(names, values, strict=True) if not v]:
         raise JudgeUnavailable(f"No judge model: set {', '.join(missing)} to any OpenAI-compatible endpoint.")
-    if not re.match(r"https?://\w", url) or not re.fullmatch(r"[!-~]+", key):  # else httpx would print the key
+    if not re.match(r"https?://\w", url) or not re.fullmatch(r"[!-~]+", key):  # else an HTTP client would print the key
         raise JudgeUnavailable("JUDGE_BASE_URL looks like https://host/v1, JUDGE_API_KEY is ASCII without white space.")
     http = openai.DefaultHttpxClient(follow_redirects=False)  # a redirect could lead the key astray
     return openai.OpenAI(base_url=url, api_key=key, http_client=http, **PATIENCE), model

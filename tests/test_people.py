@@ -1,10 +1,11 @@
 """The judge's answers and errors without a network, and blind ratings without a browser."""
 
+import itertools
 import json
 import math
 from functools import partial
 
-import httpx
+import httpx2 as httpx  # what openai speaks HTTP by
 import openai
 import pytest
 
@@ -26,11 +27,13 @@ def fair(question, _):
 @pytest.fixture
 def serve(monkeypatch, tmp_path):
     """serve(reply) answers the judge's requests by reply(question, number of the request), and lists the requests."""
-    judge = {"JUDGE_BASE_URL": "http://host/v1", "JUDGE_MODEL": "stub", "JUDGE_API_KEY": KEY}
-    for name, value in {"PROFILE": "fast", "FAST_OUTPUT": str(tmp_path), **judge}.items():
+    settings = {"PROFILE": "fast", "FAST_OUTPUT": str(tmp_path), "JUDGE_MODEL": "stub", "JUDGE_API_KEY": KEY}
+    for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    addresses = (f"http://host-{i}/v1" for i in itertools.count())  # another judge's answers are not this one's
 
     def start(reply):
+        monkeypatch.setenv("JUDGE_BASE_URL", next(addresses))
         seen = []
 
         def handle(request):
@@ -54,7 +57,7 @@ def test_fair_judge(serve, tmp_path):
     assert (summary["win_rate"], summary["n"], len(seen)) == (pytest.approx(6 / 7), 7, 14)
     assert summary["disagreement_rate"] == 0 and summary["p_value"] == pytest.approx(2 * 8 / 2**7)
     asked = {(str(r.url), r.headers["Authorization"]) for r in seen}
-    assert asked == {("http://host/v1/chat/completions", f"Bearer {KEY}")}
+    assert asked == {("http://host-0/v1/chat/completions", f"Bearer {KEY}")}
     bodies = [json.loads(r.content) for r in seen]
     assert all(body["temperature"] == 0 and body["model"] == "stub" for body in bodies)
     written = [path.read_text("utf-8") for path in tmp_path.rglob("*") if path.is_file()]
