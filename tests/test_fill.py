@@ -119,6 +119,8 @@ def test_a_damaged_results_file_is_one_sentence(root, damage):
     write(root / "data/results/03_evaluate.json", damage)
     with pytest.raises(ValueError, match=r"03_evaluate.json is damaged .*: run `python -m lib run 03` again"):
         fill.check(root)
+    (root / "data/results/03_evaluate.json").rename(root / "data/results/03_evaluate-LAPTOP-1A2B.json")
+    assert fill.answers(root)["values"] == {}  # a copy that a cloud folder made is not read
 
 
 def test_a_report_that_is_not_utf8_is_one_sentence(root):

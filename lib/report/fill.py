@@ -34,6 +34,8 @@ def answers(root: Path) -> dict[str, dict]:
     origins = []
     for path in sorted((root / "data" / "results").glob("[0-9][0-9]_*.json")):
         number = path.stem[:2]
+        if not re.fullmatch(r"\w+", path.stem, re.ASCII):
+            continue  # OneDrive's copy after a conflict, or a person's
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
             made = results["provenance"]

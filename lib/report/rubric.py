@@ -76,7 +76,7 @@ class Project:
 
     def results(self, number: str) -> dict | None:
         """The results file of notebook `number`; None where it is missing or damaged."""
-        for path in (self.root / "data" / "results").glob(f"{number}_*.json"):
+        for path in sorted((self.root / "data" / "results").glob(f"{number}_*.json"), reverse=True):  # copies last
             try:
                 value = json.loads(path.read_text(encoding="utf-8"))
                 return value if value["tables"] and value["provenance"] else None
