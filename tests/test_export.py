@@ -162,6 +162,7 @@ def test_what_results_hold_is_shown_on_any_machine(tmp_path):
     rows = [[number, "a model", "full", "0, 1, 2", name, "2026-11-23"] for number, name in enumerate(names)]
     header = ["notebook", "base model", "profile", "seeds", "machine", "date"]
     table = f"<!-- begin all.provenance -->\n\n{markdown_table(header, rows, 6)}\n\n<!-- end all.provenance -->\n\n"
+    assert "-" * 60 not in table, "a rule as long as a name would leave the others no room"
     path = trial(tmp_path, table + "It wrote <!--= 03.x -->a sloth \U0001f9a5<!--/-->.\n")
     assert "a sloth (U+1F9A5)" in export.drawable(path.read_text("utf-8"))
     assert export.document(path, "pdf").startswith(b"%PDF") and "X" * 120 in words(export.document(path, "html"))
