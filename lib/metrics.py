@@ -12,7 +12,6 @@ EOS is a target token (it costs nats and has no byte); prompt tokens are not; th
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -137,31 +136,19 @@ def mean_interval(values: Sequence[float], top: float = math.inf) -> tuple[float
     return mean, *(top * expit(ends)).tolist()
 
 
-@dataclass(frozen=True)
-class Paired:
-    """`after` against `before` on the same documents; `low`, `high` bound after - before."""
-
-    before: float
-    after: float
-    difference: float
-    low: float
-    high: float
-    p_value: float  # two-sided
-    documents: int
-    clusters: int  # groups of documents, or the documents
-    how: str  # interval and test
-
-
-def paired(before, after, numerator: str = "nats", denominator: str | None = "bytes", scale: float = 0) -> Paired:
+def paired(before, after, numerator: str = "nats", denominator: str | None = "bytes") -> dict:
     """Is the difference between two models larger than the choice of documents explains?
 
     `before` and `after`: a frame, or one per seed. Documents are the sampling unit, not seeds: each document's values
-    are averaged over the seeds first. The measure is scale * sum(numerator) / sum(denominator); the defaults make it
-    bits per byte. For a metric with one value per document (chrF), name its column and pass `denominator=None`. The
-    95 % interval is a percentile bootstrap over groups (Efron and Tibshirani 1993), of few groups t with the ratio's
-    linearised error (Cochran 1977, section 6.8); the p-value flips the signs of the groups' differences, at random or
-    in all ways. Raises ValueError where the documents differ."""
-    scale = scale or (1 / math.log(2) if (numerator, denominator) == ("nats", "bytes") else 1.0)
+    are averaged over the seeds first. The measure is sum(numerator) / sum(denominator), of nats in bits; for a metric
+    with one value per document (chrF), name its column and pass `denominator=None`. Raises ValueError where the
+    documents differ.
+
+    before, after, difference (after - before); low, high: its 95 % interval, a percentile bootstrap over groups (Efron
+    and Tibshirani 1993), of few groups t with the ratio's linearised error (Cochran 1977, section 6.8); p_value:
+    two-sided, the signs of the groups' differences flipped at random or in all ways; documents; clusters: groups; how:
+    interval and test."""
+    scale = 1 / math.log(2) if numerator == "nats" else 1.0
     sides = [[x] if isinstance(x, pd.DataFrame) else list(x) for x in (before, after)]
     first, same = sides[0][0], ["id", denominator] if denominator else ["id"]
     if not all(np.array_equal(first[same], frame[same]) for side in sides for frame in side):
@@ -181,4 +168,5 @@ def paired(before, after, numerator: str = "nats", denominator: str | None = "by
     p = stats.permutation_test((gap,), np.sum, **flips).pvalue if gap.any() and n > 1 else 1.0
     x, y = (float(scale * values.sum() / d.sum()) for values in (b, a))
     how = f"{'bootstrap' if n >= FEW else 't'} interval and sign-flip test over groups"
-    return Paired(x, y, y - x, float(low), float(high), float(p), len(first), n, how)
+    found = {"before": x, "after": y, "difference": y - x, "low": float(low), "high": float(high), "p_value": float(p)}
+    return found | {"documents": len(first), "clusters": n, "how": how}

@@ -39,7 +39,6 @@ if "google.colab" in sys.modules:
 # %%
 import re
 import textwrap
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -333,7 +332,7 @@ def comparisons():
         bits = metrics.paired([m.scores for m in before], [m.scores for m in runs])
         chrf = metrics.paired(list(map(chrf_of, before)), list(map(chrf_of, runs)), "chrf", None)
         for measure, found in (("bits_per_byte", bits), ("chrf", chrf)):
-            yield {"task": name, "method": method, "seeds": len(runs), "measure": measure} | asdict(found)
+            yield {"task": name, "method": method, "seeds": len(runs), "measure": measure} | found
 
 
 significance = results.table("significance", comparisons)

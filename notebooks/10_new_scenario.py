@@ -38,7 +38,7 @@ if "google.colab" in sys.modules:
 
 # %%
 import gzip, hashlib, inspect, json, lzma, re, tempfile, time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -544,8 +544,8 @@ def by_document() -> list[dict]:
         frames = {"before": [], "after": []}
         for row in rows.itertuples():
             frames[row.stage].append(pd.DataFrame({**sizes, "bits": row.document_bits}))
-        found = paired(frames["before"], frames["after"], numerator="bits", scale=1)
-        out.append({"domain": domain, "seeds": len(frames["after"]), **asdict(found)})
+        found = paired(frames["before"], frames["after"], numerator="bits")
+        out.append({"domain": domain, "seeds": len(frames["after"]), **found})
     return out
 
 
