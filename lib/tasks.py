@@ -110,7 +110,9 @@ def _json(path: Path) -> Iterator[tuple[str, object]]:
                 found = json.loads(part)
             except (ValueError, RecursionError) as e:
                 line = getattr(e, "lineno", 1) + number - 1
-                raise ValueError(f"{path}, line {line}: not valid JSON ({e}); write one object a line.") from None
+                raise ValueError(
+                    f"{path}, line {line}: not valid JSON ({e}); write one object a line, or one array."
+                ) from None
             records = enumerate(found, 1) if array else [(number, found)]
             yield from ((f"{path}, {'row' if array else 'line'} {i}", record) for i, record in records)
 
@@ -171,16 +173,18 @@ def _chat(turns: list, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, 
     `User: ...`, a turn a line. ShareGPT's turns are `from` a human or gpt and have a `value`."""
     names = {"human": "user", "gpt": "assistant"}
     try:
-        turns = [{"role": names.get(t["from"], t["from"]), "content": t["value"]} if "from" in t else t for t in turns]
-        lines = [f"{_text('role', t['role']).capitalize()}: {_text('content', t['content'])}\n" for t in turns]
+        pairs = [(t["from"], t["value"]) if "from" in t else (t["role"], t["content"]) for t in turns]
+        pairs = [(_text("role", role).lower(), _text("content", said)) for role, said in pairs]
     except (TypeError, KeyError):
         raise ValueError('a turn is not {"role": "...", "content": "..."}; mend it.') from None
+    turns = [{"role": names.get(role, role), "content": said} for role, said in pairs]
     if not (last := max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)):
         raise ValueError("no turn of an assistant follows another; remove the row.")
     if tokenizer and tokenizer.chat_template:
         prompt = tokenizer.apply_chat_template(turns[:last], tokenize=False, add_generation_prompt=True)
         return prompt, turns[last]["content"]
-    return "".join(lines[:last]) + "Assistant:", f" {turns[last]['content']}"
+    lines = [f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in turns[:last]]
+    return "".join(lines) + "Assistant:", f" {turns[last]['content']}"
 
 
 FORMS = {  # a record's keys -> its prompt and target, given the tokenizer of a model or None; the first that fits
@@ -205,7 +209,7 @@ def _row(record: dict, default_id: str, tokenizer: PreTrainedTokenizerBase | Non
     form = next((keys for keys in FORMS if set(keys) <= set(record)), None)
     if form is None or (form == ("text",) and "prompt" in record):
         missing = [key for key in ("prompt", "target") if key not in record]
-        others = [key for key in record if key not in ("prompt", "target", *COLUMNS)]
+        others = [key for key, value in record.items() if isinstance(value, str) and key not in COLUMNS]
         new = missing if len(others) >= len(missing) else ["text"]
         columns = ",".join(f"{key}={name}" for key, name in zip(new, others, strict=False))
         way = f"such as TASK_COLUMNS={columns}" if others else "or add it to every row"
@@ -278,7 +282,9 @@ def _own(records: Iterable[tuple[str, object]], label: str, content: bytes, sour
     if long:
         why = "" if few else f", longer than the context of {context:,} tokens,"
         what = "cut into blocks" if form == ("text",) else "left out"
-        print(f"{label}: {len(long)} of {len(rows)} documents{why} {what}; the first is {long[0]}.")
+        print(
+            f"{label}: {len(long)} of {len(rows)} documents{why} {what}; the first is {long[0].replace(source, label)}."
+        )
     digest = hashlib.sha256(content + os.environ.get("TASK_COLUMNS", "").encode()).hexdigest()
     return _split(fitting, Path(label).stem, digest, source)
 
@@ -325,19 +331,23 @@ def _split(rows: list[dict], name: str, sha256: str, source: str) -> Task:
     if len(distinct) < len(rows):
         print(f"{name}: {len(rows) - len(distinct)} exact duplicates removed.")
     groups = sorted({r["group"] for r in distinct}, key=lambda g: hashlib.sha256(g.encode()).digest())
+    note = ""
     if len(groups) < MIN_GROUPS and not any(r["prompt"] for r in distinct):
-        print(f"{name}: {len(distinct)} blocks; the last tenth is the test split, the one before it validation.")
+        note = f"{name}: {len(distinct)} blocks; the last tenth is the test split, the one before it validation.\n"
         distinct = [r | {"group": r["id"]} for r in distinct]
         groups = [r["id"] for r in reversed(distinct)]
     elif len(groups) < min(max(MIN_GROUPS, len(distinct) / 20), len(distinct)) and all(
         r["by_prompt"] for r in distinct
     ):
-        print(f"{name}: {len(distinct)} rows have {len(groups)} different prompts: each row is a group of its own.")
+        note = f"{name}: {len(distinct)} rows have {len(groups)} different prompts: each row is a group of its own.\n"
         distinct = [r | {"group": r["target"]} for r in distinct]
         groups = sorted({r["target"] for r in distinct}, key=lambda g: hashlib.sha256(g.encode()).digest())
     if len(groups) < MIN_GROUPS:
-        few = f'{len(groups)} different groups (a row\'s "group", else its prompt) are too few to split'
+        few = (
+            f'{len(groups)} different groups (a row\'s "group", else its prompt; of texts, blocks) are too few to split'
+        )
         raise ValueError(f"{source}: {few} into train, validation and test; give it {MIN_GROUPS} or more.")
+    print(note, end="")
     held_out = max(2, round(len(groups) / 10))
     where = dict.fromkeys(groups, "train") | dict.fromkeys(groups[:held_out], "test")
     where |= dict.fromkeys(groups[held_out : 2 * held_out], "validation")

@@ -688,12 +688,11 @@ print(f"Widest band {band:.1e}: {'a relative' if band < 1e-4 else 'not a purely 
 # %% [markdown]
 # ## 7 Before fine-tuning
 #
-# - Three held-out prompts of the task that notebook 02 fine-tunes on: a package's name, section and tags,
-#   and the description that people wrote for it. Look at whether the text begins like a one-line summary,
-#   says what the tags say, and ends.
+# - Three held-out prompts of the task that notebook 02 fine-tunes on, and what people wrote after them. Look at whether
+#   the text has the form of theirs, says what the prompt asks for, and ends.
 
 # %%
-task = tasks.load_task()
+task = tasks.load_task(base=base)
 
 
 def before() -> pd.DataFrame:

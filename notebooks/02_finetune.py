@@ -59,12 +59,12 @@ pd.DataFrame(train.BUDGET, index=profile.NAMES).T  # shared with notebook 03 and
 # %% [markdown]
 # ## The data
 #
-# - A document is a prompt and a target; groups (source packages, meaning representations) never straddle the
-#   splits. `data/README.md` is the data card.
+# - A document is a prompt and a target; groups (documents of one source, or of one prompt) never straddle the splits.
+#   `data/README.md` is the data card, and says which forms a file of one's own may have.
 # - Look at `target_tokens`: these are the tokens the loss is taken over. Prompts are read, not learned.
 
 # %%
-task = tasks.load_task()
+task = tasks.load_task(base=base)
 encoded = {split: tasks.encode(base.tokenizer, task[split], base.context) for split in tasks.SPLITS}
 
 
@@ -75,29 +75,33 @@ def describe(split: str) -> dict:
     counts = {"documents": len(rows), "groups": len({r["group"] for r in rows}), "characters": sum(map(len, texts))}
     counts |= {"bytes": size, "tokens": tokens.sum(), "target_tokens": tokens.sum() - prompts}
     counts |= {"median_tokens": tokens.median(), "p95_tokens": tokens.quantile(0.95), "max_tokens": tokens.max()}
-    # EOS is a token of the target and has no byte
-    return {"task": task.name, "split": split} | counts | {"bytes_per_token": size / (tokens.sum() - len(rows))}
+    ends = len(rows) + sum(not r["prompt"] for r in rows)  # EOS, at the end and before a text, has no byte
+    return {"task": task.name, "split": split} | counts | {"bytes_per_token": size / (tokens.sum() - ends)}
 
 
 statistics = results.table("statistics", lambda: [describe(split) for split in tasks.SPLITS])
 statistics
 
 # %% [markdown]
-# - One document, as the model sees it: everything up to `Description:` is the prompt.
+# - Three documents, as the model sees them: the target, which it learns, stands in «», and what is before it is the
+#   prompt. Here a prompt and a target that run into each other show, before anything is trained.
 
 # %%
 example = task["train"][0]
-print(example["prompt"] + "«" + example["target"] + "»")
+for row, document in zip(tasks.head(task["train"], 3), encoded["train"], strict=False):
+    tokens = f"{document.prompt_length} + {len(document.input_ids) - document.prompt_length} tokens"
+    print(f"[{row['id']}, {tokens}]\n{row['prompt']}«{row['target']}»\n")
 
 # %% [markdown]
-# - How `debian` came about: packages left after each step of `data/build_debian.py`.
+# - How a shipped task came about: documents left after each step of its script in `data`.
 
 # %%
 cards = {path.parent.name: json.loads(path.read_text("utf-8")) for path in profile.DATA.glob("*/card.json")}
-pd.Series(cards["debian"]["stages"], name="packages").to_frame()
+stages = cards.get(task.name, {}).get("stages", {})
+pd.Series(stages, name="documents", dtype=int).to_frame() if stages else print("Read as it is:", task.name)
 
 # %% [markdown]
-# - Lengths in tokens of the loaded model's tokenizer. All fit one row, so no document is cut.
+# - Lengths in tokens of the loaded model's tokenizer. All fit one row: what was longer is cut or left out above.
 
 # %%
 figure, axes = plt.subplots(3, 1, sharex=True, figsize=(6.4, 4))
@@ -151,7 +155,8 @@ pd.DataFrame([vars(train.settings_for(m, 0, task)) for m in train.METHODS]).T
 #
 # - One run per method and seed. A seed decides the order of the documents and LoRA's random start. The methods that
 #   the budget does not name run with one seed: enough to show what they cost, not to rank them.
-# - E2E NLG has published rows to stand beside; notebook 03 compares. It comes from `DATA_MIRROR` or the hub.
+# - With the default task comes E2E NLG, which has published rows to stand beside; notebook 03 compares. It comes from
+#   `DATA_MIRROR` or the hub.
 
 # %%
 plan = [(task, method, seed) for seed in budget.seeds for method in budget.methods]
@@ -274,16 +279,24 @@ text = f"The task {task.name}, prompts and targets, but for “of targets”; th
 results.markdown("statistics", header, rows, text, seeds=())
 
 # %% [markdown]
-# - What Debian's packages became, stage by stage, and the other datasets that are shipped.
+# - What the source became, stage by stage.
 
 # %%
-card = cards["debian"]
-documents = sum(card["splits"].values())
+results.claim("task is debian", task.name == "debian")
+documents = int(statistics["documents"].sum())
 results.value("documents", f"{documents:,}")
-results.value("perl", f"{card['sections']['perl'] / documents:.0%}")
-text = f"Table: Packages left after each stage, Debian {card['release']['version']} “{card['suite']}”, main."
-rows = [[stage, f"{count:,}"] for stage, count in card["stages"].items()]
-results.block("stages", f"{markdown_table(['stage', 'packages'], rows)}\n\n{text}")
+card, what, of = cards.get(task.name, {}), "documents", task.name
+if task.name == "debian":
+    what, of = "packages", f"Debian {card['release']['version']} “{card['suite']}”, main"
+results.value("perl", f"{card['sections']['perl'] / documents:.0%}" if "sections" in card else "not measured")
+rows = [[stage, f"{count:,}"] for stage, count in stages.items()]
+table = f"{markdown_table(['stage', what], rows)}\n\nTable: {what.capitalize()} left after each stage, {of}."
+results.block("stages", table if rows else f"The task {task.name} was read as it is: {documents:,} documents.")
+
+# %% [markdown]
+# - The other datasets that are shipped.
+
+# %%
 OTHERS = {  # what it is, notebooks
     "tang": ("title to Tang quatrain, simplified characters", "04, 07, 10"),
     "idioms": ("four-character idiom to its explanation", "07"),
