@@ -219,11 +219,8 @@ def test_what_exceeds_the_context(tmp_path, tokenizer, capsys):
     data = [*rows(40), {"prompt": "P", "target": long}]
     task = load_task(jsonl(tmp_path / "pairs.jsonl", data), Base(tokenizer))
     assert len(everything(task)) == 40
-    assert (
-        f"1 of 41 documents, longer than the context of 64 tokens, left out; the first is {tmp_path}"
-        in (out := capsys.readouterr().out)
-        and "pairs.jsonl, line 41" in out
-    )
+    left_out = "1 of 41 documents, longer than the context of 64 tokens, left out; the first is pairs.jsonl, line 41."
+    assert left_out in capsys.readouterr().out
     data = [{"text": f"Text {i}"} for i in range(40)] + [{"text": long}]
     task = load_task(jsonl(tmp_path / "texts.jsonl", data), Base(tokenizer, 1_024))
     assert "cut into blocks; the first is" in capsys.readouterr().out
