@@ -1,7 +1,7 @@
 """E2E NLG: does a text say what its meaning representation asks for?
 
 The slot check is by rules, the measure that of Dušek et al. 2019, arXiv:1911.03905; the patterns are ours, written on
-train.txt and valid.txt. Neither they nor people are perfect: over the human references the error rate is 8.7 % of the
+train.txt and valid.txt. Neither they nor people are perfect: over the human references the error rate is 8.6 % of the
 slots on train, 7.1 % on valid and 8.2 % on test; a model's rate stands beside that.
 """
 
@@ -118,7 +118,7 @@ _BEFORE = re.compile(rf"(?:{_NOT})(?:[^\w.;,]+(?!but\b)[\w']+){{0,6}}[^\w.;,]*$"
 # "is not (at all) cheap", "doesn't have a high rating"; "not only cheap" and "no doubt cheap" are none
 _DENIED = re.compile(
     r"(?:\bnot|n ?' ?t|\bnever|\bno|\bwithout|\bneither|\bnor|\bhardly|\bfar from|\banything but)"
-    r"(?:\W+(?:an?|the|in|at|of|all|be|been|have|has|get|that|so|too|very|really|exactly|considered)\b)*\W+$"
+    r"(?:[^\w.;,]+(?:an?|the|in|at|of|all|be|been|have|has|get|that|so|too|very|really|considered)\b)*[^\w.;,]+$"
 )
 _AFTER = re.compile(rf"^(?:[^\w.;,]+(?!and\b|but\b|with\b)[\w']+){{0,5}}?[^\w.;,]*(?:{_NOT})")
 _ADULT = re.compile(r"\badults?\b|\bmature\b|\bgrown\W?ups?\b|\bover 18")
