@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy import stats
 
 from lib import profile
 from lib.explore.private import deduplicate
@@ -186,30 +184,3 @@ def audit(model, tokenizer, drawn: Sequence[Canary]) -> list[dict]:
         row = {"canary": c.id, "repetitions": c.repetitions, "rank": rank, "candidates": CANDIDATES}
         rows.append({**row, "exposure": exposure(rank), "extracted": text.startswith(c.secret)})
     return rows
-
-
-# --- what it says
-
-
-def evidence(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Per group of `by`: canaries, exposure (mean, bits), extracted (how many), p_value: how often codes without a
-    trace in the model would reach this mean. Their ranks are uniform, so the exposures' sum times 2 ln 2 is chi-squared
-    with 2 degrees of freedom per canary."""
-    rows = []
-    for key, part in table.groupby(list(by), sort=False):
-        total, count = part["exposure"].sum(), len(part)
-        row = {"canaries": count, "exposure": total / count, "extracted": int(part["extracted"].sum())}
-        p_value = float(stats.chi2.sf(2 * math.log(2) * total, 2 * count))
-        rows.append({**dict(zip(by, key, strict=True)), **row, "p_value": p_value})
-    return pd.DataFrame(rows)
-
-
-def leaks(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
-    """Per method and deduplicated, of trained models: canaries (inserted ones), extracted, leaks_from (the fewest
-    copies in the training text with exposure above chance, Bonferroni over their numbers; nan: none)."""
-    trained, rows = table[(table["copies"] > 0) & (table["stage"] == "after")], []
-    for (method, dedup), part in trained.groupby(["method", "deduplicated"], sort=False):
-        tests = evidence(part, ["copies"])
-        row = {"method": method, "deduplicated": dedup, **tests[["canaries", "extracted"]].sum()}
-        rows.append({**row, "leaks_from": tests.loc[tests["p_value"] < level / len(tests), "copies"].min()})
-    return pd.DataFrame(rows)

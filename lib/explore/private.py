@@ -16,6 +16,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from email import policy
 from email.errors import MessageError
 from email.parser import BytesParser
@@ -37,12 +38,16 @@ from lib.texts import words
 PROMPT_BYTES, TARGET_BYTES = 200, 800
 MIN_CHARACTERS = 20  # of a target; a chat's replies are shorter
 TURNS, BLOCK = 3, 20  # turns that a reply sees; turns at most in a chat's block, which is split as one
-LARGEST = 20 * 2**20  # bytes of a file: more is data, not something a person wrote; a mailbox may have 25 times that
-NAMES = "names.txt"  # in the folder's top: names to be replaced, one a line
+LABEL = len("\nA: ")  # before a turn, who speaks
+FIRST_LINES, START = 50, 8192  # lines that show whether a file is a chat, characters that show whether it is text
+SHORT = 256  # bytes: of fewer, charset-normalizer often guesses wrong
+LARGEST, LARGEST_MAIL = 20 * 2**20, 500 * 2**20  # bytes of a file: a person wrote less; a mailbox has attachments
+NAMES = "names.txt"  # in the folder's top, in small letters or not: names to be replaced, one a line
 LEFT_OUT = {"node_modules", "__pycache__", "site-packages", "venv", "env", "build", "dist"}
 # what files of students come in; among all of Python's, neighbours such as cp1250 and cp1252 are confused
 ENCODINGS = ["utf_16", "gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251"]
-Clean = Callable[..., str]  # clean(text, names=()) -> text
+LOST = "\ufffd"  # what a decoder writes for bytes that it cannot read
+Clean = Callable[..., str]  # clean(text, people=()) -> text
 Pairs = Iterator[tuple[str, str, str]]  # part (what of a file must not be split), prompt, target
 
 
@@ -50,16 +55,21 @@ class Skip(Exception):
     """A file that gives no documents; the message is the reason, without the file's name or text."""
 
 
-def decode(data: bytes) -> tuple[str, str]:
-    """(text, encoding): UTF-8, else the likeliest of ENCODINGS. Raises Skip for binary data."""
-    try:
-        text, encoding = data.decode("utf-8-sig"), "utf-8"
-    except UnicodeDecodeError:
+def decode(data: bytes, declared: str = "") -> tuple[str, str]:
+    """(text, encoding): as `declared` (an older GB also as GB 18030), as UTF-8, else the likeliest of ENCODINGS, for a
+    short text GB 2312 first. Raises Skip for binary data."""
+    newer = "gb18030" if declared.startswith("gb") else ""
+    for encoding in filter(None, (declared, newer, "utf-8-sig", "gb2312" if len(data) < SHORT else "")):
+        with suppress(UnicodeDecodeError, LookupError):
+            text = data.decode(encoding)
+            break
+    else:
         best = from_bytes(data, cp_isolation=ENCODINGS).best()
         text, encoding = (str(best), best.encoding) if best else ("\0", "")
-    if "\0" in text or sum(ord(c) < 32 and c not in "\t\n\r\f\x1b" for c in text[:8192]) > len(text[:8192]) / 50:
+    strange = sum(ord(c) < 32 and c not in "\t\n\r\f\x1b" for c in text[:START])
+    if "\0" in text or strange > len(text[:START]) / 50:  # a form feed or two is still text
         raise Skip("binary")
-    return text.replace("\r\n", "\n").replace("\r", "\n"), encoding
+    return text.replace("\r\n", "\n").replace("\r", "\n"), encoding.removesuffix("-sig")
 
 
 def cut(text: str, limit: int = TARGET_BYTES) -> list[str]:
@@ -86,11 +96,11 @@ def _titled(title: str, body: str, part: str = "") -> Pairs:
 # --- readers, by the kind of file
 
 
-def read_text(text: str, clean: Clean) -> Pairs:
+def read_text(text: str, clean: Clean, facts: Counter) -> Pairs:
     """First line -> the rest, and Markdown's heading -> what stands below it (fenced code holds no headings). A chat
     export under the name of a text file is read as one."""
-    if chat := chat_lines(text):
-        yield from _replies(chat, clean)
+    if chat := chat_messages(text):
+        yield from _replies(chat, clean, facts)
         return
     sections, fenced = [[]], False
     for line in clean(text).strip().splitlines():
@@ -104,7 +114,7 @@ def read_text(text: str, clean: Clean) -> Pairs:
         yield from _titled(short, "\n".join([own[len(short) :], *body]).strip())
 
 
-def read_code(text: str, clean: Clean) -> Pairs:
+def read_code(text: str, clean: Clean, facts: Counter) -> Pairs:
     """Signature -> docstring, as far as whole paragraphs fit."""
     try:
         with warnings.catch_warnings():
@@ -114,13 +124,9 @@ def read_code(text: str, clean: Clean) -> Pairs:
         raise Skip("not valid Python") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if isinstance(node, ast.ClassDef):
-                given = f"class {node.name}({', '.join(map(ast.unparse, node.bases))}):".replace("()", "")
-            else:
-                returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-                given = f"def {node.name}({ast.unparse(node.args)}){returns}:"
-            prompt, target = clean(given), ""
-            for paragraph in clean(ast.get_docstring(node) or "").split("\n\n"):
+            documented, node.body, node.decorator_list = ast.get_docstring(node) or "", [ast.Pass()], []
+            prompt, target = clean(ast.unparse(node).rpartition("\n")[0]), ""
+            for paragraph in clean(documented).split("\n\n"):
                 longer = f"{target}\n\n{paragraph}".strip()
                 if len(longer.encode("utf-8")) > TARGET_BYTES:
                     break
@@ -129,34 +135,44 @@ def read_code(text: str, clean: Clean) -> Pairs:
                 yield "", prompt + "\n", target
 
 
-HEADS = (  # [time] name: text, and WhatsApp's date, time - name: text
-    re.compile(r"\u200e?\[([^\] ,T\n]+)[^\]\n]{0,40}\]\s*([^:：\n]{1,40})[:：]\s*(.*)"),
-    re.compile(r"\u200e?(\d{1,4}[./-]\d{1,2}[./-]\d{1,4}),?\s+\d{1,2}:\d\d[^-\n]{0,12}-\s+([^:\n]{1,40}):\s(.*)"),
+TIME = r"(?:[上下]午)?\d{1,2}:\d\d(?::\d\d)?"
+DAY = r"(?P<day>\d{4}[-/.年]\d{1,2}[-/.月]\d{1,2})日?"
+HEADS = (  # [time] name: text; WhatsApp's date, time - name: text; WeChat's and QQ's, on a line of their own
+    r"\[(?P<day>[^\] ,T\n]+)[^\]\n]{0,40}\]\s*(?P<name>[^:：\n]{1,40})[:：]\s*(?P<text>.*)",
+    rf"(?P<day>[\d./-]{{6,10}}),?\s+{TIME}[^-\n]{{0,9}}-\s+(?P<name>[^:\n]{{1,40}}):\s(?P<text>.*)",
+    rf"(?P<name>[^:：\n]{{1,40}}?)\s+{DAY}\s+{TIME}\s*(?P<text>)$",
+    rf"{DAY}\s+{TIME}\s+(?:【[^】]*】)?(?P<name>[^:：\n]{{1,40}}?)(?:\(\d{{5,12}}\)|<[^<>\s]+>)?\s*(?P<text>)$",
 )
+HEADS = [re.compile(f"[\u200e\ufeff]?{head}") for head in HEADS]
 SYSTEM = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4},?\s+\d{1,2}:\d\d.{0,12}? - [^:]*$")
-OMITTED = re.compile(r"<[^<>]*(?:omitted|weggelassen|省略)[^<>]*>|[\u200e\u200f]")
+OMITTED = r"<[^<>]*(?:omitted|weggelassen|省略)[^<>]*>|\[(?:图片|\w*表情|语音|视频|文件)\]|[\u200e\u200f]"
+OMITTED = re.compile(OMITTED)
 ROLES = {"user", "assistant", "system", "bot", "me", "you"}  # who speaks, but no name to be replaced
 
 
-def chat_lines(text: str) -> list[list[str]]:
+def chat_messages(text: str) -> list[list[str]]:
     """[day, name, text] of a chat export; lines without a head of HEADS continue the message before. Empty unless most
-    of the first lines are heads."""
+    of the first lines are heads (one on a line of its own counts for itself and two lines of text) and most messages
+    have a text."""
     lines = [line for line in text.splitlines() if line.strip()]
-    heads, messages = [HEADS[0].match(line) or HEADS[1].match(line) for line in lines], []
-    if sum(map(bool, heads[:50])) < max(2, len(heads[:50]) / 2):
+    heads, messages = [next(filter(None, (h.match(line) for h in HEADS)), None) for line in lines], []
+    counts = [1 if head["text"] else 3 for head in heads[:FIRST_LINES] if head]
+    if len(counts) < 2 or sum(counts) < len(heads[:FIRST_LINES]) / 2:
         return []
     for line, head in zip(lines, heads, strict=True):
         if head:
-            messages.append([head[1], head[2].strip(), head[3]])
+            messages.append([head["day"], head["name"].strip(), head["text"]])
         elif messages and not SYSTEM.match(line):
             messages[-1][2] += "\n" + line
-    return messages
+    return messages if sum(bool(m[2]) for m in messages) >= len(messages) / 2 else []
 
 
-def _replies(messages: Sequence[Sequence[str]], clean: Clean) -> Pairs:
+def _replies(messages: Sequence[Sequence[str]], clean: Clean, facts: Counter) -> Pairs:
     """Previous turns -> reply, inside blocks of one day and at most BLOCK turns. Speakers become A, B, ... in each
     block, and their names are cleaned from the messages."""
     names, number = sorted({n for _, n, _ in messages if len(n) > 1 and n.lower() not in ROLES}), 0
+    facts["messages", "chat"] += len(messages)
+    facts["speakers", "chat"] += len({name for _, name, _ in messages})
     told = [(day, name, said) for day, name, text in messages if (said := OMITTED.sub("", text).strip())]
     for _, of_day in groupby(told, key=lambda m: m[0]):
         # neighbouring messages of one speaker are one turn
@@ -165,8 +181,8 @@ def _replies(messages: Sequence[Sequence[str]], clean: Clean) -> Pairs:
             labels = {n: chr(ord("A") + i % 26) for i, n in enumerate(dict.fromkeys(name for name, _ in block))}
             said = [f"{labels[name]}: {clean(text, names)}" for name, text in block]
             for i in range(1, len(block)):
-                if len(said[i]) > 4:
-                    before = "\n".join(said[max(0, i - TURNS) : i]).encode("utf-8")[4 - PROMPT_BYTES :]
+                if len(said[i]) > LABEL:
+                    before = "\n".join(said[max(0, i - TURNS) : i]).encode("utf-8")[LABEL - PROMPT_BYTES :]
                     yield f"{number}", f"{before.decode('utf-8', 'ignore')}\n{said[i][:2]} ", cut(said[i][3:])[0]
             number += 1
 
@@ -174,7 +190,7 @@ def _replies(messages: Sequence[Sequence[str]], clean: Clean) -> Pairs:
 KEYS = [keys.split() for keys in ("date time timestamp", "name from sender author user role", "text message content")]
 
 
-def read_json(text: str, clean: Clean) -> Pairs:
+def read_json(text: str, clean: Clean, facts: Counter) -> Pairs:
     """A chat exported as JSON: a list of messages, or an object with one under "messages"; day, name and text stand
     under the usual KEYS, a text in pieces too (Telegram)."""
     try:
@@ -189,7 +205,7 @@ def read_json(text: str, clean: Clean) -> Pairs:
             messages.append((re.split(r"[ ,T]", str(time))[0], name, "".join(pieces)))
     if not messages:
         raise Skip("JSON without messages")
-    yield from _replies(messages, clean)
+    yield from _replies(messages, clean, facts)
 
 
 REPLIED = re.compile(r"(?i)^(?:(?:re|fwd?|aw|wg|回复|答复|转发)\s*[:：]\s*)+")
@@ -198,7 +214,7 @@ QUOTED = re.compile(
 )
 
 
-def read_mail(path: Path, clean: Clean) -> Pairs:
+def read_mail(path: Path, clean: Clean, facts: Counter) -> Pairs:
     """Subject -> what the sender wrote in plain text, without quotations, signature and the names in From, To and Cc. A
     thread is one part. `.eml` is one message, `.mbox` many; malformed ones are left out."""
     if path.suffix.lower() == ".mbox":
@@ -207,12 +223,22 @@ def read_mail(path: Path, clean: Clean) -> Pairs:
         messages = [BytesParser(policy=policy.default).parsebytes(path.read_bytes())]
     for message in messages:
         try:
+            body = message.get_body(("plain",))
+            data, declared = (body.get_payload(decode=True), body.get_content_charset("")) if body else (b"", "")
+            for name, value in message.raw_items():
+                raw = " ".join(value.split()).encode("utf-8", "surrogateescape")
+                if not raw.isascii() and name.lower() in ("subject", "from", "to", "cc"):  # a header without encoding
+                    encoding = decode(raw + b"\n" + data, declared)[1]
+                    message.replace_header(name, raw.decode(encoding, "replace"))
             people = [a.display_name for h in ("from", "to", "cc") for a in getattr(message[h], "addresses", ())]
-            subject, body = REPLIED.sub("", str(message["subject"] or "")).strip(), message.get_body(("plain",))
-            text = body.get_content().replace("\r\n", "\n") if body else ""
-        except (ValueError, LookupError, AttributeError, TypeError, AssertionError, MessageError):
-            continue  # what Python's parsers raise on such headers and on unknown charsets
+            subject, text = REPLIED.sub("", str(message["subject"] or "")).strip(), decode(data, declared)[0]
+        except (Skip, ValueError, LookupError, AttributeError, TypeError, AssertionError, MessageError):
+            facts["messages", "mail that is malformed"] += 1  # what Python's parsers raise on such headers
+            continue
+        facts["messages", "mail"] += 1
         names = [" ".join(reversed(n.split(", "))) for n in people if len(n) > 1]
+        if path.suffix.lower() == ".mbox":  # whose escape for a line that begins like a message is no quotation
+            text = re.sub(r"(?m)^>(?=>*From )", "", text)
         own = "\n".join(line for line in QUOTED.split(text)[0].splitlines() if not line.startswith(">")).strip()
         yield from _titled(clean(subject, names), clean(own, names), subject.lower())
 
@@ -242,8 +268,8 @@ def collect(packages: Sequence[str], folder: str | os.PathLike | None = None) ->
         root = next((p.resolve() for p in places if p.is_dir()), None)
         if root is None:
             raise FileNotFoundError(f"PRIVATE_DATA={folder} is no folder; name one that holds your files.")
-        names = read_names(root / NAMES) if (root / NAMES).is_file() else []
-        rows = _documents(_files(root), names, facts)
+        lists = [p for p in root.iterdir() if p.name.lower() == NAMES and p.is_file()]
+        rows = _documents(_files(root, lists), [name for path in lists for name in read_names(path)], facts)
     else:
         rows = _documents([file for package in packages for file in _modules(package)], (), facts)
         facts.update({("package", f"{p} {importlib.metadata.version(p)}"): 1 for p in packages})
@@ -263,13 +289,13 @@ def collect(packages: Sequence[str], folder: str | os.PathLike | None = None) ->
     return Collection(task, card, bool(folder))
 
 
-def _files(root: Path) -> list[tuple[Path, str]]:
-    """(file, name below `root`) in a fixed order; hidden and installed things and links are left out."""
+def _files(root: Path, lists: Sequence[Path]) -> list[tuple[Path, str]]:
+    """(file, name below `root`) in a fixed order, without hidden and installed things, links and `lists`."""
     found = []
     for folder, below, names in os.walk(root):
         below[:] = sorted(d for d in below if not d.startswith(".") and d not in LEFT_OUT)
         paths = (Path(folder, n) for n in sorted(names) if not n.startswith("."))
-        found += [p for p in paths if p.is_file() and not p.is_symlink() and p != root / NAMES]
+        found += [p for p in paths if p.is_file() and not p.is_symlink() and p not in lists]
     return [(p, p.relative_to(root).as_posix()) for p in found]
 
 
@@ -287,8 +313,8 @@ def _digest(text: str) -> str:  # paths are private too; a file's name may hold 
 def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: Counter) -> list[dict]:
     """Rows of a task file. `files`: (path, a name that stays the same on every machine)."""
 
-    def clean(text: str, more: Sequence[str] = ()) -> str:
-        text, counts = anonymise(text, [*names, *more])
+    def clean(text: str, people: Sequence[str] = ()) -> str:
+        text, counts = anonymise(text, names, people)
         facts.update({("replaced", category): n for category, n in counts.items()})
         return text
 
@@ -296,19 +322,23 @@ def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: C
     for path, name in tqdm(files, desc="reading", disable=len(files) < 200):
         kind = KIND_OF.get(path.suffix.lower())
         try:
-            if kind is None or path.stat().st_size > LARGEST * (25 if kind == "mail" else 1):
+            if kind is None or path.stat().st_size > (LARGEST_MAIL if kind == "mail" else LARGEST):
                 raise Skip("too large" if kind else "another kind of file")
             if kind == "mail":  # each message names its own encoding
-                found = list(read_mail(path, clean))
+                found = list(read_mail(path, clean, facts))
             else:
                 text, encoding = decode(path.read_bytes())
                 facts["encoding", encoding] += 1
-                found = list(READERS[kind](text, clean))
+                found = list(READERS[kind](text, clean, facts))
         except (Skip, OSError) as reason:
             facts["skipped", getattr(reason, "strerror", None) or str(reason)] += 1
             continue
         facts["files", kind if found else f"{kind} without a document"] += 1
         for i, (part, prompt, target) in enumerate(found):
+            if lost := (prompt + target).count(LOST):
+                facts["left out", "documents with characters that cannot be read"] += 1
+                facts["left out", "such characters"] += lost
+                continue
             row = {"id": f"{kind}-{_digest(f'{name} {i}')}", "prompt": prompt, "target": target}
             place = "" if kind == "mail" else name  # a thread may lie in several files
             rows.append({**row, "group": _digest(f"{place}\n{part}"), "kind": kind})
