@@ -39,6 +39,9 @@ if "google.colab" in sys.modules:
 # %%
 import functools
 import inspect
+import json
+import math
+import re
 
 import pandas as pd
 from IPython.display import Code, display
@@ -90,7 +93,7 @@ results = Results("08_private_domain", base=base, seeds=budget.seeds)
 # | text `.txt .rst .tex` | first line, or the end of the piece before | the rest, in pieces | file |
 # | Markdown | heading | what stands below it | file |
 # | Python | signature | docstring | file |
-# | chat export `[time] name: message`, WhatsApp, JSON | up to three turns before | reply | day, or 20 turns of it |
+# | chat export `[time] name: text`, WhatsApp, WeChat, QQ, JSON | up to three turns before | reply | day or 20 turns |
 # | mail `.eml .mbox` | subject | what the sender wrote in plain text | thread |
 #
 # **Remembering.** A canary is an invented secret, inserted a known number of times. After training, all
@@ -139,6 +142,15 @@ card = results.table("card", lambda: collection().card)
 display(card.set_index(["what", "key"])["value"].map("{:,.0f}".format).to_frame())
 
 # %% [markdown]
+# - In short, before anything is trained on it. A file that was read wrongly shows here: a chat that gives no messages,
+#   an encoding that nobody used, characters that could not be read (such documents are left out).
+
+# %%
+for what in ("files", "messages", "speakers", "encoding", "replaced", "left out", "skipped"):
+    counted = [f"{row.value:,.0f} {row.key}" for row in card[card["what"] == what].itertuples()]
+    print(f"{what}: {', '.join(counted) or 'none'}")
+
+# %% [markdown]
 # - Near-duplicates are removed before the split, by the similarity of word 3-shingles; what the last column above
 #   names is in one split only.
 
@@ -165,43 +177,69 @@ names = anonymise.read_names(anonymise.LABELLED / "names.txt")
 print(anonymise.anonymise(text, names)[0])
 
 # %% [markdown]
-# - How well? `data/anonymiser` is a labelled set: invented people and addresses, English and Chinese, with version
-#   numbers, hashes, dates, ISBNs and documentation addresses as traps. The rules were written while looking at one
-#   half; this is the other half. An item counts if category and characters are exactly right.
+# - How well? `data/anonymiser` is a labelled set: invented people and addresses, English and Chinese, in ordinary forms
+#   and in odd ones (full-width letters, escapes, an address torn over two lines), with version numbers, hashes, dates,
+#   ISBNs and documentation addresses as traps. The rules were written while looking at one half, "tune".
+
 
 # %%
-labelled, items = anonymise.labelled("test"), []
-for text, wanted in labelled:
-    found = anonymise.find(text, names)
+def labelled(half: str) -> list[tuple[str, list[anonymise.Found], str, list[str]]]:
+    """(text, its items, kind, speakers) of a half; {{ip|10.0.0.1}} marks an item in the file."""
+    rows, lines = [], (anonymise.LABELLED / "labelled.jsonl").read_text(encoding="utf-8").splitlines()
+    for row in map(json.loads, lines):
+        text, items = row["text"], []
+        while mark := re.search(r"\{\{(\w+)\|(.*?)\}\}", text, re.DOTALL):
+            items.append(anonymise.Found(mark.start(), mark.start() + len(mark[2]), mark[1]))
+            text = text[: mark.start()] + mark[2] + text[mark.end() :]
+        rows += [(text, items, row.get("kind", "ordinary"), row.get("speakers", []))] * (row["half"] == half)
+    return rows
+
+
+# %% [markdown]
+# - This is the other half. An item counts if category and characters are exactly right.
+
+# %%
+texts_of_test, items = labelled("test"), []
+for text, wanted, kind, speakers in texts_of_test:
+    found = anonymise.find(text, names, speakers)
     for item in sorted({*found, *wanted}):
-        about = {"category": item.category, "item": text[item.start : item.end], "text": text}
+        about = {"category": item.category, "kind": kind, "item": text[item.start : item.end], "text": text}
         items.append({**about, "found": item in found, "labelled": item in wanted})
 items = pd.DataFrame(items)
 
+# %% [markdown]
+# - Precision and recall by category, and by the kind of text. No model and no seed; the rows were made when the results
+#   file says, under `tables_made`, and a test compares them with what the rules find.
 
+
+# %%
 def measured_anonymiser() -> list[dict]:
+    parts = [("category", c, items[items["category"] == c]) for c in anonymise.CATEGORIES]
+    parts += [("category", "all", items), *(("kind", kind, part) for kind, part in items.groupby("kind", sort=False))]
     rows = []
-    for category in (*anonymise.CATEGORIES, "all"):
-        part = items if category == "all" else items[items["category"] == category]
+    for by, name, part in parts:
         counts = {"found": part["found"].sum(), "labelled": part["labelled"].sum()}
-        row = {"category": category, **counts, "correct": (part["found"] & part["labelled"]).sum()}
+        row = {"by": by, "name": name, **counts, "correct": (part["found"] & part["labelled"]).sum()}
         for measure, total in (("precision", row["found"]), ("recall", row["labelled"])):
-            low, high = stats.binomtest(row["correct"], total).proportion_ci()  # exact, Clopper-Pearson
-            row |= {measure: row["correct"] / total, f"{measure}_low": low, f"{measure}_high": high}
+            exact = stats.binomtest(row["correct"], total).proportion_ci() if total else (None, None)  # Clopper-Pearson
+            row |= dict(zip((f"{measure}_low", f"{measure}_high"), exact, strict=True))
+            row[measure] = row["correct"] / total if total else None
         rows.append(row)
     return rows
 
 
-quality = results.table("anonymiser", measured_anonymiser)
-quality.set_index("category").round(3)
+quality = results.table("anonymiser_by_kind", measured_anonymiser)
+by_category, by_kind = (quality[quality["by"] == by].drop(columns="by") for by in ("category", "kind"))
+columns = ["labelled", "found", "correct", "precision", "recall"]
+display(by_category.set_index("name")[columns].round(3), by_kind.set_index("name")[columns].round(3))
 
 # %% [markdown]
 # - Where a bar is short, read the text yourself before you share it.
 
 # %%
-shares = quality.melt("category", ["precision", "recall"], "measure", "share")
+shares = by_category.rename(columns={"name": "category"}).melt("category", ["precision", "recall"], "measure", "share")
 figure = plots.bars(shares.dropna(), "category", "share", panel="measure", columns=2)
-text = f"The anonymiser on {len(labelled)} labelled texts that its rules were not tuned on. No model."
+text = f"The anonymiser on {len(texts_of_test)} labelled texts that its rules were not tuned on. No model."
 results.figure(figure, "08_anonymiser", text, scratch=True, seeds=())
 
 # %% [markdown]
@@ -373,12 +411,30 @@ text = (
 results.figure(figure, "08_exposure", text, tokens=budget.train_tokens)
 
 # %% [markdown]
+# - The test. Ranks of codes without a trace in the model are uniform, so the sum of their exposures times $2 \ln 2$ is
+#   chi-squared distributed, with two degrees of freedom for each canary.
+
+
+# %%
+def above_chance(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Per group of `by`: canaries, exposure (mean, bits), extracted (how many), p_value: how often codes without a
+    trace would reach this mean."""
+    rows = []
+    for key, part in table.groupby(by, sort=False):
+        total, count = part["exposure"].sum(), len(part)
+        row = {"canaries": count, "exposure": total / count, "extracted": int(part["extracted"].sum())}
+        p_value = float(stats.chi2.sf(2 * math.log(2) * total, 2 * count))
+        rows.append({**dict(zip(by, key, strict=True)), **row, "p_value": p_value})
+    return pd.DataFrame(rows)
+
+
+# %% [markdown]
 # - Per condition and number of repetitions (0: controls): canaries, mean exposure, how many come out word for word by
 #   greedy decoding from their prefix, and the probability of such a mean for codes without a trace.
 
 # %%
 keys = ["method", "deduplicated", "repetitions"]
-evidence = results.table("evidence", lambda: memorise.evidence(memory, keys))
+evidence = results.table("evidence", lambda: above_chance(memory, keys))
 indexed = evidence.set_index(keys)
 indexed.assign(p_value=indexed["p_value"].map("{:.1e}".format)).round(2)
 
@@ -406,6 +462,22 @@ groups[["verbatim", "documents"]].sum().assign(share=groups["share"].mean()).rou
 
 
 # %%
+def leaks(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
+    """Per method and deduplicated, of trained models: canaries (inserted ones), extracted, leaks_from (the fewest
+    copies in the training text with exposure above chance; nan: none)."""
+    trained, rows = table[(table["copies"] > 0) & (table["stage"] == "after")], []
+    for (method, dedup), part in trained.groupby(["method", "deduplicated"], sort=False):
+        tests = above_chance(part, ["copies"])
+        row = {"method": method, "deduplicated": dedup, **tests[["canaries", "extracted"]].sum()}
+        rows.append({**row, "leaks_from": tests.loc[tests["p_value"] < level / len(tests), "copies"].min()})
+    return pd.DataFrame(rows)
+
+
+# %% [markdown]
+# - The advice in words, for each condition.
+
+
+# %%
 def advised() -> pd.DataFrame:
     def advice(row) -> str:
         if row.extracted:
@@ -419,7 +491,7 @@ def advised() -> pd.DataFrame:
             "and no number of copies is above chance. That is no proof for other secrets."
         )
 
-    found = memorise.leaks(memory)
+    found = leaks(memory)
     return found.assign(advice=[advice(row) for row in found.itertuples()])
 
 
@@ -438,7 +510,7 @@ for row in advice.itertuples():
 # - The anonymiser over all categories: how much of the labelled it finds, and how much of the found is right.
 
 # %%
-whole = quality.set_index("category").loc["all"]
+whole = by_category.set_index("name").loc["all"]
 recall, precision = (span(whole[m], whole[f"{m}_low"], whole[f"{m}_high"]) for m in ("recall", "precision"))
 missed = f"{whole.labelled - whole.correct:.0f}"
 print(f"Anonymiser: recall {recall}, precision {precision}; missed {missed} of {whole.labelled:.0f}.")
@@ -454,7 +526,7 @@ def probability(value: float) -> str:
 
 
 condition, often = ["method", "deduplicated"], memory["repetitions"].max()
-most = memorise.evidence(after[after["repetitions"] == often], condition).set_index(condition)
+most = above_chance(after[after["repetitions"] == often], condition).set_index(condition)
 rises = {
     key: stats.spearmanr(part["repetitions"], part["exposure"], alternative="greater")
     for key, part in after.groupby(condition, sort=False)
@@ -470,7 +542,7 @@ for key, (rho, p) in rises.items():
 
 # %%
 unseen = memory[(memory["stage"] == "before") | (memory["repetitions"] == 0)]
-controls = memorise.evidence(unseen, ["stage", *condition]).set_index(["stage", *condition])
+controls = above_chance(unseen, ["stage", *condition]).set_index(["stage", *condition])
 for (stage, *key), row in controls.iterrows():
     what = "before training" if stage == "before" else f"controls, {NAMED[tuple(key)]}"
     print(f"{what}: {row.exposure:.2f} bits over {row.canaries:.0f} canaries ({probability(row.p_value)})")
@@ -481,7 +553,7 @@ for (stage, *key), row in controls.iterrows():
 # - Exposure is a lower bound on what an attacker learns: one kind of secret, one attack, a known prefix. Nothing found
 #   is no proof of nothing there; a guarantee needs differentially private training.
 # - Duplicate removal is tested on exact copies. A secret that is told in other words each time stays repeated.
-# - The anonymiser and its labelled set have one author. Names outside the list, nicknames, addresses of houses,
+# - The rules and each of the labelled set's two parts have one author. Names outside the list, nicknames, streets,
 #   and whatever tells who someone is by what it says are not found.
 # - Little text at one learning rate per method: more passes act like more repetitions. Full fine-tuning and LoRA
 #   run at different rates, each its usual one, so their gap is not the method's alone.
@@ -511,6 +583,10 @@ results.value("anonymiser.recall", recall)
 results.value("anonymiser.precision", precision)
 results.value("anonymiser.labelled", f"{whole.labelled:.0f}")
 results.value("anonymiser.missed", missed)
+forms = by_kind[by_kind["labelled"] > 0]
+results.value("anonymiser.kinds", len(forms))
+results.value("anonymiser.lowest", f"{forms['recall'].min():.2f}")
+results.claim("the anonymiser reaches 0.95 in each kind", forms["recall"].min() >= 0.95)
 
 # %% [markdown]
 # - The inserted canaries, per condition: the rise, and those inserted most often.
@@ -577,18 +653,28 @@ results.claim("chrF is shown to rise nowhere", max(map(shown, gaps)) <= 0)
 results.value("chrf.fell", f"{sum(gap.mean() < 0 for gap in gaps)} of {len(gaps)}")
 
 # %% [markdown]
-# - Its tables: the anonymiser, and before and after.
+# - Its tables: the anonymiser, by category and by kind.
 
 # %%
-rows = []
-for r in quality.itertuples():
-    precise = span(r.precision, r.precision_low, r.precision_high, 2)
-    complete = span(r.recall, r.recall_low, r.recall_high, 2)
-    rows.append([r.category, r.labelled, r.found, r.correct, precise, complete])
-header = ["category", "labelled", "found", "correct", "precision", "recall"]
-text = "The anonymiser on the labelled half that its rules were not tuned on; exact Clopper-Pearson 95 % intervals."
-results.markdown("anonymiser", header, rows, text, scratch=True, seeds=())
+header = ["labelled", "found", "correct", "precision", "recall"]
+of_half = "The anonymiser on the labelled half that its rules were not tuned on"
+tables = {
+    "anonymiser": ("category", by_category, of_half),
+    "anonymiser_by_kind": ("kind", by_kind, f"{of_half}, by kind"),
+}
+for block, (by, part, text) in tables.items():
+    rows = []
+    for r in part.itertuples():
+        precise = span(r.precision, r.precision_low, r.precision_high, 2)
+        complete = span(r.recall, r.recall_low, r.recall_high, 2)
+        rows.append([r.name, f"{r.labelled:.0f}", f"{r.found:.0f}", f"{r.correct:.0f}", precise, complete])
+    text = f"{text}; exact Clopper-Pearson 95 % intervals."
+    results.markdown(block, [by, *header], rows, text, scratch=True, seeds=())
 
+# %% [markdown]
+# - Held-out documents before and after.
+
+# %%
 rows = []
 for (method, dedup), part in table.groupby(condition, sort=False):
     part = part.head(1) if method == "none" else part  # one base model, no spread

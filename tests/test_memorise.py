@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from notebook_08 import functions
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib import profile
@@ -19,6 +20,7 @@ from lib.tasks import encode, head
 from lib.train import finetune
 
 BUDGET = 8_000
+above_chance, leaks = functions("above_chance", "leaks")
 
 
 @pytest.fixture(autouse=True)
@@ -144,19 +146,19 @@ def test_the_p_value_is_that_of_uniform_ranks():
     sums = (math.log2(CANDIDATES) - np.log2(ranks)).mean(axis=1)
     for level in (0.5, 0.05):
         reached = np.quantile(sums, 1 - level)
-        found = memorise.evidence(_table({1: [reached] * 5}), ["repetitions"])
+        found = above_chance(_table({1: [reached] * 5}), ["repetitions"])
         assert found["p_value"][0] == pytest.approx(level, abs=0.012)
     assert found["exposure"][0] == pytest.approx(reached)
 
 
 def test_leaks_are_counted_by_copies_and_corrected_for_their_number():
     unseen = [1.4, 0.2, 3.0]
-    quiet = memorise.leaks(_table({1: unseen, 64: unseen})).iloc[0]
+    quiet = leaks(_table({1: unseen, 64: unseen})).iloc[0]
     assert math.isnan(quiet["leaks_from"]) and quiet["extracted"] == 0 and quiet["canaries"] == 6
-    assert memorise.leaks(_table({1: unseen, 8: [9, 9, 9], 64: [12, 12, 12]})).iloc[0]["leaks_from"] == 8
-    assert memorise.leaks(_table({1: unseen, 64: unseen}, extracted=2)).iloc[0]["extracted"] == 2
+    assert leaks(_table({1: unseen, 8: [9, 9, 9], 64: [12, 12, 12]})).iloc[0]["leaks_from"] == 8
+    assert leaks(_table({1: unseen, 64: unseen}, extracted=2)).iloc[0]["extracted"] == 2
     once = _table({1: unseen, 64: [9, 9, 9]}).assign(copies=1, deduplicated="yes")
-    assert memorise.leaks(once).iloc[0]["leaks_from"] == 1  # copies count, not insertions
-    found = memorise.evidence(_table({1: [3.4] * 3}), ["copies"])["p_value"][0]
-    five = memorise.leaks(_table({i: [3.4] * 3 for i in (1, 2, 4, 8, 16)}))
+    assert leaks(once).iloc[0]["leaks_from"] == 1  # copies count, not insertions
+    found = above_chance(_table({1: [3.4] * 3}), ["copies"])["p_value"][0]
+    five = leaks(_table({i: [3.4] * 3 for i in (1, 2, 4, 8, 16)}))
     assert 0.01 < found < 0.05 and math.isnan(five["leaks_from"][0])

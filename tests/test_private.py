@@ -11,13 +11,15 @@ from collections import Counter
 from email.message import EmailMessage
 
 import pytest
+from notebook_08 import functions
 
 from lib import profile, results
 from lib.explore import anonymise, private
-from lib.explore.anonymise import LABELLED, find, labelled, read_names
+from lib.explore.anonymise import LABELLED, find, plain, read_names
 from lib.explore.private import Skip, cut, deduplicate, without_near_duplicates
 
 NAMES = read_names(LABELLED / "names.txt")
+(labelled,) = functions("labelled")
 WORDS = "amber basin cedar delta ember fjord grove harbor inlet jetty kelp lagoon marsh nook orchard pier".split()  # noqa: SIM905
 
 
@@ -26,8 +28,8 @@ def sentence(i, n=12):
     return " ".join(f"{WORDS[(i * 7 + k * (i % 5 + 1)) % 16]}{i * 31 + k}" for k in range(n)) + "."
 
 
-def items(text, names=()):
-    return [(f.category, text[f.start : f.end]) for f in find(text, names)]
+def items(text, names=(), speakers=()):
+    return [(f.category, text[f.start : f.end]) for f in find(text, names, speakers)]
 
 
 # --- personal data
@@ -51,6 +53,37 @@ def items(text, names=()):
         ('password="kettle!Moss9"', [("key", "kettle!Moss9")]),
         ("git clone https://me:q9wErTy7@holm.example/x", [("key", "q9wErTy7")]),
         ("in /home/kim/x or C:\\Users\\Kim L\\x", [("path", "/home/kim"), ("path", "C:\\Users\\Kim L")]),
+        # as other hands write them
+        ("卡6200008084828070686", [("id", "6200008084828070686")]),
+        ("6200 0032 4166 9025 238, ok", [("id", "6200 0032 4166 9025 238")]),
+        ("2024-01-02 0171 39200 21, 030/2312504", [("phone", "0171 39200 21"), ("phone", "030/2312504")]),
+        ("（19900001234）, 0559-5550101", [("phone", "19900001234"), ("phone", "0559-5550101")]),
+        ("am 06 39 98 00 22, 008619900001234", [("phone", "06 39 98 00 22"), ("phone", "008619900001234")]),
+        ("wandb login a8d89df84f74d604ca04b2fda2cf814acb88b3b4", [("key", "a8d89df84f74d604ca04b2fda2cf814acb88b3b4")]),
+        ("SG." + "a1B2" * 5 + "." + "c3D4" * 10, [("key", "SG." + "a1B2" * 5 + "." + "c3D4" * 10)]),
+        (
+            "ｍ＠ｈｏｌｍ．ｅｘａｍｐｌｅ，m @ holm . example",
+            [("email", "ｍ＠ｈｏｌｍ．ｅｘａｍｐｌｅ"), ("email", "m @ holm . example")],
+        ),
+        ("mail kim@\n> holm.example\nor fax", [("email", "kim@\n> holm.example")]),
+        (
+            "mail: kim at holm.example, kim (at) holm (dot) example",
+            [("email", "kim at holm.example"), ("email", "kim (at) holm (dot) example")],
+        ),
+        (
+            "k%40holm.example &#107;&commat;holm.example",
+            [("email", "k%40holm.example"), ("email", "&#107;&commat;holm.example")],
+        ),
+        (
+            "k\u200b@holm.example\u200b, 199\u00ad00001234",
+            [("email", "k\u200b@holm.example"), ("phone", "199\u00ad00001234")],
+        ),
+        ("手机一九九零零零零一二三四", [("phone", "一九九零零零零一二三四")]),
+        ("994205 19751102 0757", [("id", "994205 19751102 0757")]),
+        (
+            "de18 0009 0786 6661 7603 13, c:\\users\\kim",
+            [("id", "de18 0009 0786 6661 7603 13"), ("path", "c:\\users\\kim")],
+        ),
     ],
 )
 def test_each_kind_is_found_with_exact_bounds(text, wanted):
@@ -71,6 +104,8 @@ def test_each_kind_is_found_with_exact_bounds(text, wanted):
         "ISBN 978-3-16-148410-0, react@18.2.0, icon@2x.png, git@holm.example:x",
         "a loss of 0.755190908908844, a time of 2147483647, the years 1990-1995",
         "https://holm.example/home/index.html, /home/$USER, C:\\Users\\Public\\x",
+        "available at holm.example, meet us @ holm.example, y = x @ self.weight + w @ b.info(3)",
+        "sums 1201\n1320\n1450\n1512, 一二三四五六七, order 6200008084828070686, AKIDO, SG.x",
     ],
 )
 def test_look_alikes_are_left_alone(text):
@@ -82,6 +117,18 @@ def test_names_come_from_the_list_alone():
     text = "mira  holm, Holm, Mira and Will will ask 李雷, not Willa or Mira Holmes."
     assert [t for _, t in items(text, names)] == ["mira  holm", "Holm, Mira", "Will", "李雷"]
     assert items(text) == [] == items(text, ["", " "])
+    text = "Jose\u0301 O’Hara, JOSÉ O'HARA; 歐陽 若谷, 欧阳\u3000若谷"
+    wanted = ["Jose\u0301 O’Hara", "JOSÉ O'HARA", "歐陽 若谷", "欧阳\u3000若谷"]
+    assert [t for _, t in items(text, ["José O'Hara", "欧阳若谷"])] == wanted
+
+
+def test_of_speakers_the_first_name_alone_is_found_unless_it_may_be_a_word():
+    text, speakers = (
+        "Mark my words. Thanks Mark, says Lena, not Elena. 请晓华来",
+        ["Mark Orme", "Lena Brandt", "张晓华"],
+    )
+    assert [t for _, t in items(text, (), speakers)] == ["Mark", "Lena", "晓华"]
+    assert items(text, speakers) == []
 
 
 def test_replacing_keeps_the_rest_and_counts():
@@ -93,7 +140,7 @@ def test_replacing_keeps_the_rest_and_counts():
 
 
 def test_no_pattern_takes_long_on_hostile_text():
-    pieces = "1 |a.|0-|A1 |x@|::|token=|12.|(0) |C:\\Users\\|ab at c dot |pass_|mail"
+    pieces = "1 |a.|0-|A1 |x@|::|token=|12.|(0) |mail|  |0-|一 |%4|=\n|C:\\Users\\|ab at c dot |pass_|mail"
     for piece in pieces.split("|"):
         find(piece * 20_000)  # quadratic patterns would run into the timeout
     log = "".join(f"10.3.{i // 250}.{i % 250} GET /\n" for i in range(20_000))
@@ -102,41 +149,53 @@ def test_no_pattern_takes_long_on_hostile_text():
     assert "".join(cut(text)) == text
 
 
-def counts(half: str) -> dict[str, list[int]]:
-    """Per category: found, labelled, correct."""
-    out = {category: [0, 0, 0] for category in (*anonymise.CATEGORIES, "all")}
-    for text, wanted in labelled(half):
-        found = find(text, NAMES)
+def counts(half: str) -> dict[tuple[str, str], list[int]]:
+    """Per category and per kind of text: found, labelled, correct."""
+    out = {("category", category): [0, 0, 0] for category in (*anonymise.CATEGORIES, "all")}
+    for text, wanted, kind, speakers in labelled(half):
+        found = find(text, NAMES, speakers)
         for at, some in enumerate((found, wanted, {*found} & {*wanted})):
             for item in some:
-                out[item.category][at] += 1
-                out["all"][at] += 1
+                for key in (("category", item.category), ("category", "all"), ("kind", kind)):
+                    out.setdefault(key, [0, 0, 0])[at] += 1
     return out
 
 
 @pytest.mark.parametrize("half", ["tune", "test"])
 def test_the_anonymiser_reaches_what_the_project_promises(half):
-    found, wanted, correct = counts(half)["all"]
-    assert correct / wanted >= 0.95 and correct / found >= 0.9
+    every = counts(half)
+    for key in [("category", "all"), *(key for key in every if key[0] == "kind")]:
+        found, wanted, correct = every[key]
+        assert correct >= 0.95 * wanted and correct >= 0.9 * found, key
 
 
 def test_shipped_numbers_are_those_of_the_test_half():
     path = profile.DATA / "results" / "08_private_domain.json"
-    rows = results.load(path.stem, path.parent)["tables"]["anonymiser"]
-    assert {r["category"]: [r["found"], r["labelled"], r["correct"]] for r in rows} == counts("test")
+    rows = results.load(path.stem, path.parent)["tables"]["anonymiser_by_kind"]
+    assert {(r["by"], r["name"]): [r["found"], r["labelled"], r["correct"]] for r in rows} == counts("test")
+
+
+def test_in_text_without_persons_nothing_more_is_taken_for_personal_than_eight_look_alikes():
+    found = Counter()
+    for path in sorted(profile.DATA.glob("*/*.jsonl")):
+        if path.parent.name in ("debian", "release_notes", "tang", "idioms"):
+            for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()[::4]):
+                found.update(item.category for item in find("\n".join(v for v in row.values() if isinstance(v, str))))
+    assert found.total() <= 2, found
 
 
 def test_the_labelled_set_is_large_held_apart_and_invented():
     halves = {half: labelled(half) for half in ("tune", "test")}
-    texts = [text for rows in halves.values() for text, _ in rows]
+    texts = [text for rows in halves.values() for text, *_ in rows]
     assert len(set(texts)) == len(texts)
     for rows in halves.values():
-        own = Counter(item.category for _, spans in rows for item in spans)
+        own = Counter(item.category for _, spans, *_ in rows for item in spans)
         assert set(own) == {*anonymise.CATEGORIES} and min(own.values()) >= 10 and own.total() >= 120
-        assert sum(not spans for _, spans in rows) >= 25  # traps
-        for text, spans in rows:
-            for item in (text[s.start : s.end].lower() for s in spans if s.category == "email"):
-                assert re.search(r"(\.|\bdot |\[dot\] )(example|test)$", item), item  # RFC 2606: not of the real world
+        assert sum(not spans for _, spans, *_ in rows) >= 25  # traps
+        assert min(Counter(kind for _, spans, kind, _ in rows for _ in spans).values()) >= 8
+        for text, spans, *_ in rows:
+            for item in (plain(text[s.start : s.end], ("",))[0].lower() for s in spans if s.category == "email"):
+                assert re.search(r"(\. ?|\bdot[\])}> ]*)(example|test)$", item), item  # RFC 2606: not of the real world
 
 
 # --- files
@@ -152,7 +211,7 @@ def clean(text, names=()):
 
 def test_text_gives_its_first_line_as_prompt_and_goes_on_in_pieces():
     body = "\n\n".join(sentence(i, 30) for i in range(6))
-    found = list(private.read_text(f"On kelp\n{body}\n", keep))
+    found = list(private.read_text(f"On kelp\n{body}\n", keep, Counter()))
     assert found[0][1] == "On kelp\n" and found[0][2].startswith(sentence(0, 30))
     assert len(found) > 1 and found[0][2].endswith(found[1][1].strip())
     assert "".join("".join(t.split()) for _, _, t in found) == "".join(body.split())
@@ -161,13 +220,13 @@ def test_text_gives_its_first_line_as_prompt_and_goes_on_in_pieces():
 @pytest.mark.parametrize("text", ["word " * 600, "无" * 900 + "。", "🌊" * 500, sentence(1, 300)])
 def test_a_document_stays_below_1024_bytes_and_nothing_is_lost(text):
     assert "".join("".join(cut(text)).split()) == "".join(text.split())
-    for _, prompt, target in private.read_text(f"{text[:300]}\n{text}", keep):
+    for _, prompt, target in private.read_text(f"{text[:300]}\n{text}", keep, Counter()):
         assert len((prompt + target).encode()) < 1_024
 
 
 def test_markdown_headings_and_fenced_code():
     text = f"# One\n{sentence(1)}\n```\n# no heading\n```\n## Two\n{sentence(2)}\n"
-    found = list(private.read_text(text, keep))
+    found = list(private.read_text(text, keep, Counter()))
     assert [p for _, p, _ in found] == ["One\n", "Two\n"]
     assert "# no heading" in found[0][2] and found[1][2] == sentence(2)
 
@@ -178,13 +237,13 @@ def test_code_gives_signatures_and_docstrings():
         "    def warp(self, n: int = 2) -> str:\n        '''Lay n threads over the frame.\n\n        Twice.'''\n"
         "def bare(): pass\nclass Bare: 'Nothing to inherit from.'\n"
     )
-    assert list(private.read_code(source, keep)) == [
+    assert list(private.read_code(source, keep, Counter())) == [
         ("", "class Loom(Base):\n", "A loom that weaves text into cloth."),
         ("", "class Bare:\n", "Nothing to inherit from."),
         ("", "def warp(self, n: int=2) -> str:\n", "Lay n threads over the frame.\n\nTwice."),
     ]
     with pytest.raises(Skip, match="not valid Python"):
-        list(private.read_code("void warp(int n) {\n", keep))
+        list(private.read_code("void warp(int n) {\n", keep, Counter()))
 
 
 CHAT = """[2024-05-01 20:15] Mira Holm: hello there
@@ -198,15 +257,52 @@ how are you
 
 
 def test_a_chat_becomes_replies_of_unnamed_speakers_day_by_day():
-    assert list(private.read_text(CHAT, clean)) == [
+    assert list(private.read_text(CHAT, clean, Counter())) == [
         ("0", "A: hello there\nB: ", "hi [NAME]\nhow are you"),
         ("0", "A: hello there\nB: hi [NAME]\nhow are you\nA: ", "fine"),
         ("1", "A: morning\nB: ", "good morning"),
     ]
     said = CHAT.replace("Mira Holm", "user").replace("Tobi", "A")  # a role and a letter are no names to be replaced
-    assert next(t for _, _, t in private.read_text(said, clean)) == "hi user\nhow are you"
+    assert next(t for _, _, t in private.read_text(said, clean, Counter())) == "hi user\nhow are you"
     whatsapp = "12/31/23, 9:14 PM - Now encrypted.\n12/31/23, 9:15 PM - Mira: hello\n31.12.23, 21:16 - Tobi: hi\n"
-    assert [text for _, _, text in private.chat_lines(whatsapp)] == ["hello", "hi"]
+    assert [text for _, _, text in private.chat_messages(whatsapp)] == ["hello", "hi"]
+
+
+WECHAT = """Ben 2023-12-20 17:47:11
+你好，Anna Lund
+
+Anna Lund 2023-12-20 17:48:02
+好的Ben
+明天见
+[图片]
+
+Ben 2023-12-21 8:00:00
+[图片]
+
+Anna Lund 2023-12-21 8:01:00
+Anna不来了
+"""
+QQ = """消息记录（此消息记录为文本格式，不支持重新导入）
+
+================================================================
+消息分组:我的好友
+================================================================
+消息对象:Ben
+================================================================
+
+""" + re.sub(r"(?m)^(\w+|Anna Lund) (2023\S+ \S+)$", r"\2 【群主】\1(12345678)", WECHAT)
+
+
+@pytest.mark.parametrize("text", [WECHAT, QQ, QQ.replace("【群主】", ""), WECHAT.replace("2023-12-2", "2023/12/2")])
+def test_wechat_and_qq_exports_are_chats(text):
+    known = Counter()
+    assert list(private.read_text(text, lambda text, people=(): anonymise.anonymise(text, (), people)[0], known)) == [
+        ("0", "A: 你好，[NAME]\nB: ", "好的[NAME]\n明天见")
+    ]
+    assert known == {("messages", "chat"): 4, ("speakers", "chat"): 2}
+    assert private.chat_messages(text)[-1][2].strip() == "Anna不来了"
+    log = "2023-12-20 17:47:11 started\n2023-12-20 17:47:12 stopped\n2023-12-20 17:47:13 cleaned\n"
+    assert private.chat_messages(log) == [] == private.chat_messages(f"{sentence(1)}\n" * 9 + WECHAT[:60])
 
 
 def test_a_chat_in_json_reads_like_the_plain_form():
@@ -218,10 +314,12 @@ def test_a_chat_in_json_reads_like_the_plain_form():
         "no message",
     ]
     for value in (rows, {"messages": rows}):
-        assert list(private.read_json(json.dumps(value), clean)) == [("0", "A: see kelp\nB: ", "thanks [NAME]")]
+        assert list(private.read_json(json.dumps(value), clean, Counter())) == [
+            ("0", "A: see kelp\nB: ", "thanks [NAME]")
+        ]
     for bad in ("[1", "3", '{"messages": [{"text": "x"}]}'):
         with pytest.raises(Skip, match=r"not valid JSON|JSON without"):
-            list(private.read_json(bad, clean))
+            list(private.read_json(bad, clean, Counter()))
 
 
 def mail(subject, body, charset="utf-8"):
@@ -240,14 +338,36 @@ def test_mail_gives_what_its_sender_wrote(tmp_path):
     end = "\nOn Mon, 1 May 2024, Tobi Enk\n<t@enk.example> wrote:\nearlier words"
     (tmp_path / "a.eml").write_bytes(bytes(mail("Re: AW: On kelp of Tobi Enk", body + end)))
     wanted = ("on kelp of tobi enk", "On kelp of [NAME]\n", "Dear [NAME],\nthe kelp is drying on the pier. [NAME]")
-    assert list(private.read_mail(tmp_path / "a.eml", clean)) == [wanted]
+    assert list(private.read_mail(tmp_path / "a.eml", clean, Counter())) == [wanted]
     chinese = "明天下午的会议改到三点开始，请大家带上海带的样品和记录。"
     box = mailbox.mbox(tmp_path / "b.mbox")
     box.add(mail("回复：会议", f"{chinese}\n-- \nsignature", "gb18030"))
-    box.add(b"Subject: broken\nContent-Type: text/plain; charset=none-such\n\nwords that nobody can read \xff\n")
+    box.add(b"Subject: broken\nContent-Type: text/plain; charset=none-such\n\nwords that nobody can read \0\xff\n")
+    box.add(b"Subject: escape\n\nFrom here on the path is steep and wet.\n>quoted\n")  # mailbox writes >From
     box.add(b"\n\n")
     box.close()
-    assert list(private.read_mail(tmp_path / "b.mbox", clean)) == [("会议", "会议\n", chinese)]
+    known, escaped = Counter(), ("escape", "escape\n", "From here on the path is steep and wet.")
+    assert list(private.read_mail(tmp_path / "b.mbox", clean, known)) == [("会议", "会议\n", chinese), escaped]
+    assert known == {("messages", "mail"): 3, ("messages", "mail that is malformed"): 1}
+
+
+@pytest.mark.parametrize(
+    ("head", "charset"),
+    [
+        ("Content-Type: text/plain; charset=gb2312\nSubject: =?gb2312?B?u+HS6Q==?=", "gb18030"),  # 镕 is beyond GB 2312
+        ("Content-Type: text/plain; charset=gb2312\nSubject: 会议", "gb18030"),
+        ("Content-Type: text/plain\nSubject: 会议", "gbk"),
+        ("Subject: 会议", "gbk"),
+        ("Subject: 会议", "utf-8"),
+        ("Content-Type: text/plain; charset=utf-8\nSubject: 会议", "gbk"),
+    ],
+)
+def test_mail_is_read_whatever_it_says_of_its_encoding(tmp_path, head, charset):
+    body = "陈砚秋，朱镕的材料明天下午三点以前交到办公室，请大家互相转告。"
+    text = f"From: 陈砚秋 <c@holm.example>\n{head}\nContent-Transfer-Encoding: 8bit\n\n{body}\n"
+    (tmp_path / "a.eml").write_bytes(text.encode(charset))
+    wanted = ("会议", "会议\n", body.replace("陈砚秋", "[NAME]"))
+    assert list(private.read_mail(tmp_path / "a.eml", clean, Counter())) == [wanted]
 
 
 def test_mixed_encodings_are_told_apart():
@@ -283,7 +403,10 @@ def everything(task):
 
 
 def test_a_folder_is_read_cleaned_and_split_by_file(folder, monkeypatch):
-    (folder / "names.txt").write_text("# me\nJonas Adebri\n", encoding="utf-8")
+    (folder / "Names.txt").write_text("# me\nJonas Adebri\n", encoding="utf-8")  # as a Mac's or Windows' user may say
+    for name in (".DS_Store", "._note1.txt"):
+        (folder / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    (folder / "lost.txt").write_text(f"A lost letter\n{sentence(93)} caf\ufffd.\n", encoding="utf-8")
     (folder / "copy.txt").write_bytes((folder / "note3.txt").read_bytes())
     (folder / "image.txt").write_bytes(b"\x89PNG\0\0")
     (folder / "photo.jpg").write_bytes(b"\xff\xd8")
@@ -302,6 +425,10 @@ def test_a_folder_is_read_cleaned_and_split_by_file(folder, monkeypatch):
     assert "@" not in text and "Adebri" not in text and "[EMAIL] or [NAME]" in text
     assert "hidden" not in text and "installed" not in text
     assert known["replaced", "email"] == 15 and known["replaced", "name"] == 16
+    assert known["messages", "chat"] == 6 and known["speakers", "chat"] == 2 and "\ufffd" not in text
+    assert (
+        known["left out", "documents with characters that cannot be read"] == known["left out", "such characters"] == 1
+    )
     assert known["skipped", "binary"] == known["skipped", "another kind of file"] == known["skipped", "too large"] == 1
     assert known["documents", "exact duplicates removed"] == 1
     assert sum(known["split", s] for s in ("train", "validation", "test")) == 14 + 3

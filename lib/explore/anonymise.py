@@ -34,7 +34,7 @@ WRITTEN = re.compile(
 )
 SIGNS = str.maketrans("‘’ʼ´‐‑‒–−", "''''-----")
 HAN_DIGITS = "〇零○一幺壹二贰三叁四肆五伍六陆七柒八捌九玖"
-HAN_NUMBER = re.compile(rf"(?=[\d -]*[{HAN_DIGITS}])[\d{HAN_DIGITS}](?:[ -]?[\d{HAN_DIGITS}]){{6,}}")
+HAN_NUMBER = re.compile(rf"(?=[\d -]{{0,30}}[{HAN_DIGITS}])[\d{HAN_DIGITS}](?:[ -]?[\d{HAN_DIGITS}]){{6,}}")
 HAN_VALUES = str.maketrans(HAN_DIGITS, "0001112233445566778899")
 NOBODY = {"user", "username", "runner", "shared", "public", "default", "all users", "guest", "you"}
 FILE = re.compile(r"(?i)\.(?:html?|php|txt|md|py|css|js|png|jpe?g|gif|svg|webp|zip)$")
@@ -152,7 +152,7 @@ WRITTEN_OUT = rf"{AT}(?:{DOMAIN}|[\w-]+(?:{DOT}[\w-]+)+)"
 TOP = r"(?:com|org|net|edu|gov|info|io|ai|app|dev|me|cn|hk|tw|de|at|ch|uk|eu|fr|it|es|nl|jp|kr|in|au|ca|example|test)"
 SPACED_HOST = rf"(?:[\w-]{{1,63}} ?\. ?){{1,4}}{TOP}\b(?![\[=]|\([\w)]|\.\w)"
 NO_LOCAL = r"(?!(?:you|us|me|we|it|is|are|was|be|them|him|her|here|and|or|meet\w*|all|look|available|live|read|out)\b)"
-ASKED = r"(?:e-?mail|邮箱|邮件|信箱|contact|address|reach|write|send|kontakt)"
+ASKED = r"(?:mail|邮箱|邮件|信箱|contact|address|reach|write|send|kontakt)"
 IPV4 = r"(?a)(?:(?<![\w.-])|(?<=\bIP))\d{1,3}(?:\.\d{1,3}){3}(?!\.?\w)"
 KEY = [line.split()[0] for line in (LABELLED / "keys.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
 # 40 hexadecimal digits elsewhere are a commit
@@ -188,8 +188,8 @@ RULES = (
     ("email", rf"(?ai){LOCAL}\s?{WRITTEN_OUT}", None),
     ("email", rf"(?ai){LOCAL} at [\w-]{{1,63}}(?: dot [\w-]{{1,63}})+\b", None),
     ("email", rf"(?ai)(?<![A-Za-z0-9]){NO_LOCAL}{LOCAL}(?: @ ?|@ ){SPACED_HOST}", None),
-    ("email", rf"(?ai){ASKED}\W{{0,4}}(?:\w+\W{{1,3}}){{0,2}}?({NO_LOCAL}{LOCAL} at {SPACED_HOST})", None),
-    ("email", rf"(?ai)(?<![A-Za-z0-9])(?:(?<=[<(])|(?=[a-z][\w-]*[._\d])){LOCAL} at {SPACED_HOST}", None),
+    ("email", rf"(?ai){ASKED}\W{{0,4}}(?:\w{{1,20}}\W{{1,3}}){{0,2}}?({NO_LOCAL}{LOCAL} at {SPACED_HOST})", None),
+    ("email", rf"(?ai)(?<![A-Za-z0-9])(?:(?<=[<(])|(?=[a-z][\w-]{{0,63}}[._\d])){LOCAL} at {SPACED_HOST}", None),
     ("email", rf"(?ai)(?:邮箱|邮件|mail)\D{{0,6}}?([A-Za-z0-9][\w.-]{{0,63}}#{DOMAIN})", None),  # against harvesters
     ("id", RESIDENT, lambda m: [m.span()] * resident_id(re.sub("[ -]", "", m[0]))),
     ("id", rf"(?a)(?<![\w.])(?:{CARD})(?![\w.]\d|\w)", _card),
