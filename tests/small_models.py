@@ -1,7 +1,7 @@
 """What the tests of lib.explore's models share: small models with weights that matter, rows, padding, a KV cache."""
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from small_llama import small_llama
 
 from lib.explore.attention import attention_modules
 
@@ -19,12 +19,7 @@ def sharpened(model):
 
 
 def llama():
-    """Grouped queries and RoPE, as in the stand-in."""
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    grouped = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return sharpened(LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes, **grouped)).eval())
+    return sharpened(small_llama(97))
 
 
 def row(length, seed=0):

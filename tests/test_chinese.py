@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_llama import small_llama
 from tokenizers import AddedToken
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib.explore import chinese
 from lib.metrics import score
@@ -42,17 +42,10 @@ def test_a_quatrain_is_read_without_its_punctuation():
     assert [len(x) for x in chinese.quatrain(f"\n{LUSHAN} \n")] == [7, 7, 7, 7]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        HERON + "\n更上一层楼。",
-        HERON.replace("黄河", "黄"),
-        "\n".join(["白日依山尽去"] * 4),
-        HERON.replace("河", "X"),
-        HERON.replace("楼", "\ufffd"),
-    ],
-)
+BROKEN = [HERON.replace(*change) for change in (("黄河", "黄"), ("河", "X"), ("楼", "\ufffd"))]
+
+
+@pytest.mark.parametrize("text", ["", "\n".join(["白日依山尽去"] * 4), HERON + "\n更上一层楼。", *BROKEN])
 def test_what_is_no_quatrain_scores_nothing(text):
     assert chinese.quatrain(text) is None
     assert chinese.form(text) == {"exact_form": 0, "rhyme": 0, "copied_line": 0}
@@ -166,17 +159,10 @@ def tokenizer():
     return tiny_tokenizer([row["target"] for row in head(load_task("debian")["train"], 100)], vocab_size=500)
 
 
-def llama(vocab_size: int) -> LlamaForCausalLM:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=vocab_size, num_key_value_heads=1, tie_word_embeddings=False, **sizes)
-    torch.manual_seed(0)
-    return LlamaForCausalLM(config).eval()
-
-
 MODELS = {
     "gpt2 tied": lambda v: small_gpt2(v, 1, 2, 32),
     "gpt2 with spare rows": lambda v: small_gpt2(v + 64, 1, 2, 32),
-    "llama untied": lambda v: llama(v),
+    "llama untied": small_llama,
 }
 
 
