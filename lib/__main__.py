@@ -26,7 +26,7 @@ def finetune(task: str | None, method: str, seed: int, pairs: list[str]) -> None
 def bench(kinds: list[str]) -> None:
     from lib.explore import bench
 
-    print(bench.summary(bench.measure(kinds or bench.SPEED)).round(2).to_string(index=False, na_rep=""))
+    print(bench.summary(bench.compare(kinds or bench.SPEED)).round(2).to_string(index=False, na_rep=""))
 
 
 def compress(files: list[Path], out: Path | None, run: str | None, back: bool = False) -> None:

@@ -19,12 +19,12 @@ from lib.results import write_text
 
 GONE = "[A section that was taken out]"
 ALWAYS = ("01", "02", "03")
-# What no import and no name shows: data of explorations, which stays while one of its notebooks does, with its build
-# script. A test holds it complete: all of data/ that 01 to 03 do not need stands here.
+# What no import and no name shows: data of explorations, which stays, with its build script, while one of these
+# notebooks or files of lib/explore does. A test holds it complete: what 01 to 03 do not need of data/ stands here.
 DATA = {
-    "anonymiser": ("08",),
+    "anonymiser": ("anonymise",),
     "faults.json": ("11",),
-    "gpt2_bpe": ("04", "11"),
+    "gpt2_bpe": ("gpt2_bpe",),
     "idioms": ("07",),
     "release_notes": ("10",),
     "tang": ("04", "07", "10"),
@@ -33,12 +33,10 @@ DATA = {
 
 @dataclass
 class Plan:
-    """`files` go, and lines of requirements.txt; `texts` is what changed files hold afterwards."""
-
-    numbers: list[str]
-    files: list[Path] = field(default_factory=list)
-    requirements: list[str] = field(default_factory=list)
-    texts: dict[str, str] = field(default_factory=dict)
+    numbers: list[str]  # of the notebooks that go
+    files: list[Path] = field(default_factory=list)  # that go
+    requirements: list[str] = field(default_factory=list)  # lines that go
+    texts: dict[str, str] = field(default_factory=dict)  # what changed files hold afterwards
 
 
 def imports(path: Path, anywhere: bool = True) -> set[str]:
@@ -71,26 +69,28 @@ def plan(kept: Iterable[str], root: Path = profile.ROOT) -> Plan:
     kept = {n.zfill(2) for n in kept} | set(ALWAYS)
     if unknown := kept - set(notebooks):
         raise ValueError(f"No notebook {min(unknown)}; there are {', '.join(notebooks)}.")
-    gone = Plan([n for n in notebooks if n not in kept])
-    explore = set((root / "lib" / "explore").glob("[!_]*.py")) - reached([notebooks[n] for n in kept], root)
+    gone, used = Plan([n for n in notebooks if n not in kept]), reached([notebooks[n] for n in kept], root)
+    kept |= {p.stem for p in used}
+    explore = set(root.glob("lib/explore/[!_]*.py")) - used
     modules = {f"lib.explore.{p.stem}" for p in explore}
-    tests = {p for p in (root / "tests").glob("*.py") if imports(p, anywhere=False) & modules}
-    gone.files = [*sorted(explore), *sorted(tests)]
+    tests = [p for p in root.glob("tests/*.py") if imports(p, anywhere=False) & modules]
+    gone.files = sorted(explore) + sorted(tests)
     for pattern in ("notebooks/{}_*", "data/results/{}_*", "figures/{}_*"):
         gone.files += sorted(p for n in gone.numbers for p in root.glob(pattern.format(n)))
     data, unused = root / "data", [name for name, users in DATA.items() if not kept & set(users)]
     gone.files += [p for x in unused for p in (data / x, data / f"build_{x}.py") if p.exists()]
     cards = re.split(r"(?m)^(?=## )", (data / "README.md").read_text(encoding="utf-8"))
     gone.texts["data/README.md"] = "".join(c for c in cards if not c.startswith(tuple(f"## `{x}`" for x in unused)))
-    idle = packages(gone.files) - packages(set(root.glob("*/**/*.py")) - set(gone.files))
+    code = {p for folder in ("lib", "notebooks", "tests", "data") for p in root.glob(f"{folder}/**/*.py")}
+    idle = packages(gone.files) - packages(code - set(gone.files))
     lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines(keepends=True)
     gone.requirements = [line.strip() for line in lines if re.split(r"[\s<>=~;\[]", line)[0].lower() in idle]
     gone.texts["requirements.txt"] = "".join(line for line in lines if line.strip() not in gone.requirements)
     texts = {name: without((root / name).read_text(encoding="utf-8"), gone.numbers) for name in fill.FILES}
     sections = re.findall(r"(?m)^### (6\.\d) ", texts["report.md"])
     gone.texts |= {name: numbered_anew(text, sections) for name, text in texts.items()}
-    note = f"Taken out of the original project by `python -m lib keep`: notebooks {', '.join(gone.numbers)}."
-    gone.texts["README.md"] += f"\n{note}\n" if gone.numbers else ""
+    names = ", ".join(notebooks[n].stem.replace("_", " ") for n in gone.numbers) or "nothing"
+    gone.texts["README.md"] += f"\nTaken out of the original project by `python -m lib keep`: {names}.\n"
     return gone
 
 
@@ -122,11 +122,10 @@ def numbered_anew(text: str, sections: list[str]) -> str:
 
 
 def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> list[str]:
-    """Say what goes, ask once unless `yes`, do it, and list what is left for people, a line each.
-    Without git the thinner project is written to build/kept. Raises RuntimeError for uncommitted changes."""
+    """Say what goes, ask once unless `yes`, do it, and list what is left for people, a line each. Without git the
+    thinner project is written to build/kept. Raises RuntimeError for uncommitted changes."""
     if (root / ".git").exists():
-        command = ["git", "status", "--porcelain", "--untracked-files=no"]
-        if subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8").stdout.strip():
+        if subprocess.check_output(["git", "status", "--porcelain", "--untracked-files=no"], cwd=root).strip():
             raise RuntimeError("Commit your changes first: then `git checkout .` brings back all that goes.")
     else:
         root, origin = root / "build" / "kept", root
@@ -135,18 +134,19 @@ def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> l
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(origin / name, root / name)
     gone = plan(kept, root)
-    print(f"Notebooks {', '.join(gone.numbers) or 'none'} go, with:")
-    print(*(f"  {p.relative_to(root).as_posix()}" for p in gone.files), sep="\n")
-    print(*(f"  {line} of requirements.txt" for line in gone.requirements), sep="\n")
+    going = [p.relative_to(root).as_posix() for p in gone.files]
+    going += [f"{line} of requirements.txt" for line in gone.requirements]
+    print(f"Notebooks {', '.join(gone.numbers) or 'none'} go, with:", *going, sep="\n  ")
     if not yes and input("Take them out? [y/N] ").strip().lower() != "y":
         return []
     for path in gone.files:
         profile.remove(path)
     for name, text in gone.texts.items():
         write_text(root / name, text)
-    lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in (root / "lib" / "explore").glob("*.py"))
+    lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in root.glob("lib/explore/*.py"))
     left = fill.fill(root)
-    report = gone.texts["report.md"].splitlines()
+    report = (root / "report.md").read_text(encoding="utf-8").splitlines()
     left += [f"report.md, line {n}: {GONE}." for n, x in enumerate(report, 1) if GONE in x]
+    left.sort(key=lambda x: int(re.search(r"\d+", x)[0]))
     print(f"{root}: lib/explore has {lines} lines now. Left for you: {len(left) or 'nothing'}", *left, sep="\n")
     return left

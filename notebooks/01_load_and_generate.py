@@ -18,7 +18,7 @@
 # library's; how a text becomes tokens, and how the next token is chosen; what can be seen inside.
 #
 # If GPT-2 is not within reach, a stand-in of the same size is loaded and says so. The structure below is
-# then still GPT-2's, from its configuration, and section 2.5 names what differs.
+# then still GPT-2's, from its configuration, and section 2.6 names what differs.
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
@@ -42,6 +42,7 @@ if "google.colab" in sys.modules:
 # %%
 import functools
 import inspect
+import math
 import re
 
 import matplotlib.pyplot as plt
@@ -92,14 +93,63 @@ print(f"Profile {profile.name()}. Measured below: {of_what}.")
 # gives, at every place $t$, a probability for each of the $V$ tokens that could follow $x_0 \dots x_t$. It
 # was trained to maximise $\sum_t \log p(x_{t+1} \mid x_0 \dots x_t)$, nothing else.
 #
-# ### 2.1 The picture
+# ### 2.1 The parts
+#
+# - A parameter belongs to the first component whose pattern is found in its name; a name that fits none is an error.
+
+# %%
+COMPONENTS = {  # of GPT-2, and of Llama-like models such as the stand-in
+    "token embedding": r"\b(wte|embed_tokens)\.",
+    "position embedding": r"\bwpe\.",
+    "attention: query, key, value": r"\b(c_attn|q_proj|k_proj|v_proj)\.",
+    "attention: output": r"\b(attn\.c_proj|o_proj)\.",
+    "MLP": r"\bmlp\.",
+    "norms in the blocks": r"\b(ln_1|ln_2|input_layernorm|post_attention_layernorm)\.",
+    "final norm": r"\b(ln_f|model\.norm)\.",
+    "LM head": r"\blm_head\.",
+}
+
+
+def empty_model(config) -> transformers.PreTrainedModel:
+    """Shapes only: no memory for the weights."""
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+
+# %% [markdown]
+# - The formula is made of the tensors' shapes, those of a block once. A head that is tied to the token embedding has no
+#   numbers of its own.
+
+
+# %%
+def parameter_table(model) -> pd.DataFrame:
+    shapes = {component: {} for component in COMPONENTS}  # component -> block -> shapes
+    for name, tensor in model.named_parameters():  # a tied tensor comes once
+        component = next((c for c, pattern in COMPONENTS.items() if re.search(pattern, name)), None)
+        if component is None:
+            raise ValueError(f"Parameter {name} fits no component: name it in COMPONENTS.")
+        place = re.search(r"\.\d+\.", name)
+        shapes[component].setdefault(place and place[0], []).append(tuple(tensor.shape))
+    total, rows = sum(p.numel() for p in model.parameters()), []
+    for component, by_block in shapes.items():
+        if by_block or component == "LM head":
+            formula = " + ".join("·".join(map(str, s)) for s in next(iter(by_block.values()), []))
+            if len(by_block) > 1:  # every block has the same shapes
+                formula = f"{len(by_block)}·({formula})"
+            count = sum(math.prod(shape) for block in by_block.values() for shape in block)
+            rows.append((component, formula or "tied: the token embedding again", count, count / total))
+    return pd.DataFrame([*rows, ("total", "", total, 1.0)], columns=["component", "formula", "parameters", "share"])
+
+
+# %% [markdown]
+# ### 2.2 The picture
 #
 # - What stands in the boxes of the picture: every size is computed from GPT-2's configuration.
 
 
 # %%
 GPT2 = "GPT-2 117M"
-gpt2_parameters = gpt2.parameter_table(gpt2.empty_model(gpt2.GPT2_117M))
+gpt2_parameters = parameter_table(empty_model(gpt2.GPT2_117M))
 parts = gpt2_parameters.set_index("component").parameters
 
 
@@ -150,7 +200,7 @@ text = "GPT-2 117M from token ids to logits, with the sizes of its configuration
 results.figure(structure(), "01_structure", text, scratch=True, seeds=())
 
 # %% [markdown]
-# ### 2.2 Where the parameters are
+# ### 2.3 Where the parameters are
 #
 # - The formula column is made of the tensors' shapes; the rows sum to the total, 124,439,808.
 # - "117M" is the paper's count. The head has no numbers of its own: it is the token table, transposed.
@@ -158,7 +208,7 @@ results.figure(structure(), "01_structure", text, scratch=True, seeds=())
 
 # %%
 def count() -> pd.DataFrame:
-    of = {GPT2: gpt2_parameters, base.name: gpt2.parameter_table(model)}
+    of = {GPT2: gpt2_parameters, base.name: parameter_table(model)}
     return pd.concat([table.assign(model=name) for name, table in of.items()])
 
 
@@ -169,7 +219,7 @@ as_text = {"parameters": "{:,}".format, "share": "{:.2%}".format}
 gpt2_parameters.assign(**{c: gpt2_parameters[c].map(f) for c, f in as_text.items()})
 
 # %% [markdown]
-# ### 2.3 The forward pass, written out
+# ### 2.4 The forward pass, written out
 #
 # The code shown is what runs: `lib/explore/gpt2.py`, plain functions on the model's own tensors. $B$ texts in the
 # batch, $T$ tokens, width $C = 768$, $H = 12$ heads of width $D = C / H = 64$.
@@ -219,7 +269,7 @@ show(gpt2.gelu, gpt2.mlp)
 show(gpt2.block, gpt2.blocks, gpt2.forward)
 
 # %% [markdown]
-# ### 2.4 Is it right?
+# ### 2.5 Is it right?
 #
 # - The same weights and ids through transformers' own GPT-2: the largest difference of a logit must stay
 #   below $10^{-4}$. With the stand-in loaded the weights are random, every norm and bias too, so that none
@@ -251,7 +301,7 @@ forward = results.table("forward", verify).iloc[0]
 print(f"{forward.parameters:,.0f} parameters, largest difference {forward.largest_difference:.1e}")
 
 # %% [markdown]
-# ### 2.5 What differs in the loaded model
+# ### 2.6 What differs in the loaded model
 #
 # - What a configuration says of a model, in words. Where a feature has no entry of its own, the parameters' names
 #   tell it: `gate_proj` is a gated MLP, `wpe` a learned position table.
@@ -259,7 +309,7 @@ print(f"{forward.parameters:,.0f} parameters, largest difference {forward.larges
 
 # %%
 def features(config) -> dict[str, str]:
-    names = " ".join(name for name, _ in gpt2.empty_model(config).named_parameters())
+    names = " ".join(name for name, _ in empty_model(config).named_parameters())
     C, heads, rope = config.hidden_size, config.num_attention_heads, getattr(config, "rope_parameters", None)
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * C
     rotary = f"rotary (RoPE), base {rope['rope_theta']:,.0f}" if rope else "not known here"
@@ -276,7 +326,7 @@ def features(config) -> dict[str, str]:
         "position": "learned table (wpe)" if "wpe" in names else rotary,
         "biases in linear layers": "yes" if re.search(r"(c_attn|_proj|c_fc)\.bias\b", names) else "no",
         "LM head": "tied to the token embedding" if config.tie_word_embeddings else "its own",
-        "parameters": f"{gpt2.empty_model(config).num_parameters():,}",
+        "parameters": f"{empty_model(config).num_parameters():,}",
     }
 
 

@@ -39,9 +39,11 @@ if "google.colab" in sys.modules:
 import inspect
 import json
 import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from itertools import combinations, islice
+from itertools import combinations, islice, pairwise
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -49,7 +51,7 @@ import torch
 from IPython.display import Code, display
 
 from lib import plots, profile, tasks
-from lib.explore import costs, encodings, scratch
+from lib.explore import costs, encodings, gpt2_bpe, scratch
 from lib.metrics import mean_interval
 from lib.results import Results, by_seed, interval, listed, number, shown
 
@@ -134,59 +136,131 @@ results.figure(plots.strips(cut), "04_tokens", "A line of a package description 
 # symbols, make it one symbol, count again, until the vocabulary is full. **Encode**: cut the text into words,
 # spell each in bytes, and apply the merges in the order in which they were learned. **Decode**: join the bytes.
 #
-# - The training that runs below. Words are cut by GPT-2's pattern first, so no merge crosses a word's edge.
+# - A symbol is a byte string, a merge a pair of symbols, in GPT-2's order: the 256 bytes, printable ones first, then
+#   what the merges make. Words are cut by GPT-2's pattern first, so no merge crosses a word's edge.
 
 # %%
-show(encodings.bpe_steps)
+Symbol, Merge = bytes, tuple[bytes, bytes]
+
+
+def split_words(text: str) -> list[str]:
+    return [word for word, _ in encodings.PATTERN.pre_tokenize_str(text)]
+
+
+def bpe_vocabulary(merges: list[Merge]) -> dict[Symbol, int]:
+    """Symbol -> id."""
+    symbols = [bytes([b]) for b in encodings.BYTE_CHARACTERS] + [a + b for a, b in merges]
+    return {symbol: i for i, symbol in enumerate(dict.fromkeys(symbols))}
+
+
+def merged(pieces: list[Symbol], pair: Merge) -> list[Symbol]:
+    """`pieces` with every `pair` of neighbours joined, from the left."""
+    out, i = [], 0
+    while i < len(pieces):
+        found = (*pieces[i : i + 2],) == pair
+        out.append(b"".join(pair) if found else pieces[i])
+        i += 2 if found else 1
+    return out
+
+
+# %% [markdown]
+# - The training: merge after merge, until no pair stands in the text twice. Only the words that a merge changed are
+#   counted again.
+
+
+# %%
+def bpe_steps(texts: list[str]) -> Iterator[tuple[Merge, int]]:
+    """(pair that becomes a symbol, how often it stood there); of equally frequent pairs the one of older symbols."""
+    frequency = Counter(word for text in texts for word in split_words(text))
+    spelled = {word: [bytes([b]) for b in word.encode("utf-8")] for word in frequency}
+    age, counts, where = bpe_vocabulary([]), Counter(), defaultdict(set)  # where: pair -> words it stood in
+
+    def count(word: str, sign: int) -> None:
+        for pair in pairwise(spelled[word]):
+            counts[pair] += sign * frequency[word]
+            where[pair].add(word)
+
+    for word in spelled:
+        count(word, +1)
+    while counts and (most := max(counts.values())) >= 2:
+        pair = min((p for p, n in counts.items() if n == most), key=lambda p: (age[p[0]], age[p[1]]))
+        age.setdefault(b"".join(pair), len(age))
+        yield pair, most
+        for word in where.pop(pair):
+            count(word, -1)
+            spelled[word] = merged(spelled[word], pair)
+            count(word, +1)
+        del counts[pair]
+
 
 # %% [markdown]
 # - The paper's own example, with GPT-2's blank (␣) in front of a word: every merge until no pair is left twice.
 
 
 # %%
-def seen(piece: bytes) -> str:
+def seen(piece: Symbol) -> str:
     return encodings.piece_text(piece).replace(" ", "␣")
 
 
-steps = list(encodings.bpe_steps([" low" * 5 + " lower" * 2 + " newest" * 6 + " widest" * 3]))
+steps = list(bpe_steps([" low" * 5 + " lower" * 2 + " newest" * 6 + " widest" * 3]))
+assert [pair for pair, _ in steps[:4]] == [(b"e", b"s"), (b"es", b"t"), (b"l", b"o"), (b" ", b"lo")]
 named = [{"left": seen(a), "right": seen(b), "count": n, "symbol": seen(a + b)} for (a, b), n in steps]
 results.table("merges", lambda: [{"step": i} | row for i, row in enumerate(named, 1)])
 
 # %% [markdown]
-# - A word that the text did not hold, encoded with those merges, and decoded again.
+# - The encoding of one word, as it goes: its bytes first, then after each merge, the earliest learned first. Below a
+#   word that the text did not hold, and decoded again.
+
 
 # %%
-show(encodings.bpe_encode_steps, encodings.merged)
-ranks = {pair: rank for rank, (pair, _) in enumerate(steps)}
-for pieces in encodings.bpe_encode_steps(" lowest", ranks):
+def bpe_encode_steps(word: str, ranks: dict[Merge, int]) -> Iterator[list[Symbol]]:
+    pieces = [bytes([b]) for b in word.encode("utf-8")]
+    yield pieces
+    while known := [pair for pair in pairwise(pieces) if pair in ranks]:
+        pieces = merged(pieces, min(known, key=ranks.get))
+        yield pieces
+
+
+def bpe_encode(text: str, merges: list[Merge]) -> list[Symbol]:
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    return [piece for word in split_words(text) for piece in [*bpe_encode_steps(word, ranks)][-1]]
+
+
+for pieces in bpe_encode_steps(" lowest", {pair: rank for rank, (pair, _) in enumerate(steps)}):
     print(" | ".join(map(seen, pieces)))
 assert b"".join(pieces).decode() == " lowest"
 
 # %% [markdown]
 # - Is it right? On the same text the `tokenizers` library must learn the same merges in the same order and
-#   give the same ids.
+#   give the same ids, in English and in Chinese. It writes a byte as a letter.
+
 
 # %%
-sample, other = (scratch.documents("debian", split, 20_000) for split in ("train", "test"))
-pairs = [pair for pair, _ in islice(encodings.bpe_steps(sample), 150)]
-library = encodings.train_encoding("bpe", sample, 257 + len(pairs))  # 256 bytes, the merges, EOS
-theirs = json.loads(library.tokenizer.to_str())["model"]["merges"]
-ours = [["".join(encodings.BYTE_CHARACTERS[b] for b in part) for part in pair] for pair in pairs]
-ids = encodings.bpe_vocabulary(pairs)
-assert ours == [list(merge) for merge in theirs]
-for text in other:
-    assert [ids[p] for p in encodings.bpe_encode(text, pairs)] == library.encode(text)
-print(f"{len(pairs)} merges and the ids of {len(other)} held-out documents are the library's.")
+def in_bytes(letters) -> list[Merge]:
+    """Merges of the library."""
+    return [tuple(bytes(encodings.CHARACTER_BYTES[c] for c in part) for part in pair) for pair in letters]
+
+
+for corpus in CONDITIONS:
+    sample, other = (scratch.documents(corpus, split, 20_000) for split in ("train", "test"))
+    pairs = [pair for pair, _ in islice(bpe_steps(sample), 150)]
+    library = encodings.train_encoding("bpe", sample, 257 + len(pairs))  # 256 bytes, the merges, EOS
+    assert pairs == in_bytes(json.loads(library.tokenizer.to_str())["model"]["merges"])
+    ids = bpe_vocabulary(pairs)
+    for text in other:
+        pieces = bpe_encode(text, pairs)
+        assert [ids[p] for p in pieces] == library.encode(text) and b"".join(pieces).decode() == text
+    print(f"{corpus}: {len(pairs)} merges and the ids of {len(other)} held-out documents are the library's.")
 
 # %% [markdown]
 # - With GPT-2's 50,000 merges the same few lines are GPT-2's tokenizer, in English and in Chinese.
 
 # %%
-gpt2, pairs = scratch.encoding_of("tang", "gpt2", None), encodings.gpt2_merges()
-ids = encodings.bpe_vocabulary(pairs)
+gpt2, pairs = scratch.encoding_of("tang", "gpt2", None), in_bytes(gpt2_bpe.merges())
+ids = bpe_vocabulary(pairs)
 for corpus in CONDITIONS:
     text = "\n".join(scratch.documents(corpus, "test", 8_000))
-    pieces = encodings.bpe_encode(text, pairs)
+    pieces = bpe_encode(text, pairs)
     assert [ids[p] for p in pieces] == gpt2.encode(text) and b"".join(pieces).decode() == text
     print(f"{corpus}: {len(pieces):,} tokens, the same as GPT-2's.")
 
@@ -195,20 +269,36 @@ for corpus in CONDITIONS:
 #
 # - Learned on the training split, measured on held-out text. `lossless_percent`: documents that come back as
 #   they were; `unknown_percent`: characters lost; `invalid_percent`: tokens that are not valid UTF-8 alone.
-# - WordPiece spends two entries on a character, alone and inside a word, and at most half of its table on
-#   them: of 4,096 entries that is 1,024 characters. In Chinese the price of UNK decides its result.
 
 # %%
 texts = {corpus: scratch.documents(corpus, "test", budget.eval_bytes) for corpus in CONDITIONS}
 
 
+def statistics(corpus: str, name: str, size: int | None) -> dict:
+    """EOS is not counted."""
+    encoding, written = scratch.encoding_of(corpus, name, size), texts[corpus]
+    batch = encoding.encode_batch(written)
+    pieces = [encoding.pieces[i] for ids in batch for i in ids]
+    n_bytes, n_characters, tokens = len("".join(written).encode("utf-8")), sum(map(len, written)), len(pieces)
+    same = sum(encoding.decode(ids) == t for t, ids in zip(written, batch, strict=True))
+    lost = sum(len(stretch) for t in written for stretch in encoding.lost(t))
+    invalid = sum(p.decode("utf-8", errors="ignore").encode("utf-8") != p for p in pieces)
+    row = {"corpus": corpus, "encoding": name, "vocab_size": encoding.vocab_size, "bytes": n_bytes}
+    row |= {"characters": n_characters, "tokens": tokens, "bytes_per_token": n_bytes / tokens}
+    row |= {"characters_per_token": n_characters / tokens, "lossless_percent": 100 * same / len(written)}
+    row |= {"unknown_percent": 100 * lost / n_characters}
+    row |= {"unknown_bits_per_byte": sum(map(encoding.unknown_bits, written)) / n_bytes}
+    return row | {"invalid_percent": 100 * invalid / tokens}
+
+
+# %% [markdown]
+# - WordPiece spends two entries on a character, alone and inside a word, and at most half of its table on
+#   them: of 4,096 entries that is 1,024 characters. In Chinese the price of UNK decides its result.
+
+
+# %%
 def labelled(df: pd.DataFrame) -> pd.DataFrame:
     return df.assign(label=[label(r.encoding, r.vocab_size) for r in df.itertuples()])
-
-
-def statistics(corpus: str, name: str, size: int | None) -> dict:
-    found = encodings.encoding_statistics(scratch.encoding_of(corpus, name, size), texts[corpus])
-    return {"corpus": corpus, "encoding": name, **found}
 
 
 facts = labelled(results.table("statistics", lambda: [statistics(*c) for c in every]))
@@ -242,7 +332,7 @@ poem
 #   name in the recipe chooses.
 
 # %%
-show(scratch.length_for, scratch.stream, encodings.bpe)
+show(scratch.stream, encodings.bpe)
 
 
 # %% [markdown]
@@ -250,8 +340,15 @@ show(scratch.length_for, scratch.stream, encodings.bpe)
 
 
 # %%
+def length_for(encoding: encodings.Encoding, corpus: str, context_bytes: int) -> int:
+    """The number of tokens that hold `context_bytes` of the corpus's text on average."""
+    written = scratch.documents(corpus, "validation")
+    tokens = sum(map(len, encoding.encode_batch(written)))
+    return max(round(context_bytes * tokens / sum(len(t.encode("utf-8")) for t in written)), 2)
+
+
 def recipe(seed: int, corpus: str, name: str, size: int | None) -> scratch.Recipe:
-    n = scratch.length_for(scratch.encoding_of(corpus, name, size), corpus, 512)
+    n = length_for(scratch.encoding_of(corpus, name, size), corpus, 512)
     what = {"seed": seed, "corpus": corpus, "encoding": name, "vocab_size": size}
     shape = {"position": "rope", "n_layer": budget.n_layer, "n_embd": budget.n_embd}
     return scratch.Recipe(**what, **shape, train_length=n, rows=2, train_bytes=budget.train_bytes)

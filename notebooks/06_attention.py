@@ -317,13 +317,19 @@ results.figure(figure, "06_memory", text, scratch=True)
 
 
 # %%
+def exponent(df: pd.DataFrame, value: str, points: int = 3) -> float:
+    """The slope of log `value` against log length over the longest lengths: 2 is quadratic, 1 linear."""
+    logs = np.log(df.sort_values("length").tail(points)[["length", value]].clip(lower=1e-9))
+    return float(np.polyfit(logs["length"], logs[value], 1)[0])
+
+
 def fits() -> list[dict]:
     rows = []
     for name, own in scaling.groupby("attention", sort=False):
         row = {"attention": name}
         for what, value in (("time", "milliseconds"), ("memory", "peak_megabytes")):
             for kind in costs.PASSES:
-                row[f"{what}_exponent_{kind}"] = costs.exponent(own[own["pass"] == kind], value)
+                row[f"{what}_exponent_{kind}"] = exponent(own[own["pass"] == kind], value)
         for against in ("softmax", SOFTMAX):
             start = float("nan") if name == against else costs.crossover(scaling, name, against)
             row[f"faster_than_{against}_from"] = start

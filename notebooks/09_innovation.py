@@ -44,6 +44,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from IPython.display import Code, display
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from lib import benchmarks, metrics, plots, profile, tasks, train
@@ -194,8 +195,23 @@ damage.groupby("layer")[["error_unmatched", "matching_error", "damage"]].mean().
 # %% [markdown]
 # ## Decoding at long context
 #
-# - The whole model, one more token after many: time, and what has to be kept. Share 0 is the KV cache. Past the model's
-#   positions the last one serves: quality is not measured here.
+# - The whole model, one more token after many: time, and what has to be kept. Share 0 is the KV cache. The states are
+#   those after `context` tokens with random keys and values: time and size do not depend on what they are.
+
+
+# %%
+def fill_states(model, context):
+    for m in attention.attention_modules(model):
+        n_kv = model.config.num_attention_heads // getattr(m, "num_key_value_groups", 1)
+        near = context if m.feature_maps is None else min(context, m.attention_options["window"])
+        holds_far = m.feature_maps is not None and m.attention_options["far"]
+        far = torch.rand(1, n_kv, 2 * m.head_dim, m.head_dim + 1, device=model.device) if holds_far else None
+        m.recurrent_state = (*torch.randn(2, 1, n_kv, near, m.head_dim, device=model.device), far)
+
+
+# %% [markdown]
+# - Timed by turns, the first two tokens not counted. Past the model's positions the last one serves: quality is not
+#   measured here.
 
 
 # %%
@@ -207,7 +223,7 @@ def decoding_rows(tokens=12):
         maps = {i: m for i, m in maps.items() if i < round(share * len(maps))}
         with convert.converted(base.model, maps, form, "hybrid_step"), profile.autocast():
             for context in budget.contexts:
-                convert.fill_states(base.model, context)
+                fill_states(base.model, context)
                 position = torch.tensor([[min(context, base.context - 1)]], device=base.model.device)
                 given = {"input_ids": torch.zeros_like(position), "position_ids": position, "use_cache": False}
                 taken = costs.by_turns({"token": functools.partial(base.model, **given)}, tokens + 2)["token"]
@@ -406,14 +422,33 @@ def frontier_rows():
 
 
 # %% [markdown]
-# - General text is WikiText-2 where it was within reach. `front`: means over seeds with 95 % t intervals.
+# - Means over seeds with 95 % t intervals. `front`: no other setting's means are at least as good in both and better in
+#   one.
+
+
+# %%
+def front_rows(df, general):
+    rows = []
+    for (method, setting), part in df.groupby(["method", "setting"], sort=False):
+        row = {"method": method, "setting": setting, "seeds": len(part)}
+        for name, column in (("task", "bits_per_byte"), ("general", general)):
+            row[name], row[f"{name}_low"], row[f"{name}_high"] = mean_interval(part[column])
+        rows.append(row)
+    points = pd.DataFrame(rows)[["task", "general"]].to_numpy()
+    for row, point in zip(rows, points, strict=True):
+        row["front"] = not ((points <= point).all(1) & (points < point).any(1)).any()
+    return rows
+
+
+# %% [markdown]
+# - General text is WikiText-2 where it was within reach.
 
 # %%
 table = results.table("frontier", frontier_rows)
 GENERAL = {"wikitext2_bits_per_byte": "WikiText-2", "base_samples_bits_per_byte": "the base model's own text"}
 general = next(column for column in GENERAL if column in table and table[column].notna().any())
 print(f"General text: {GENERAL[general]}, bits per byte.")
-front = results.table("front", lambda: frontier.front(table, general))
+front = results.table("front", lambda: front_rows(table, general))
 front.round(4)
 
 # %% [markdown]
@@ -499,8 +534,35 @@ against.round(4)
 #   those and on others. Leak: one more, whose mask lets a token see the next; soundly, a token is scored from its
 #   prefix. Token perplexity needs models whose tokens differ: notebook 04's, from its results.
 
+
 # %%
-show(traps.padded_perplexity)
+@torch.no_grad()
+def sample_perplexity(run, samples=16):
+    """Own samples: temperature 0.8, top-p 0.9. Low for a model that repeats itself."""
+    start = torch.full((samples, 1), run.encoding.eos_token_id, device=run.model.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.recipe.seed)
+        how = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0}
+        how |= {"max_new_tokens": run.recipe.train_length - 1, "use_cache": run.recipe.attention.startswith("softmax")}
+        ids = run.model.generate(start, attention_mask=torch.ones_like(start), **how)
+    logits = run.model(ids[:, :-1], use_cache=False).logits
+    return math.exp(float(cross_entropy(logits.mT.float(), ids[:, 1:])))
+
+
+@torch.no_grad()
+def padded_perplexity(run, texts):
+    """Padding counted: documents padded with EOS to a row and one token (longer ones are cut), labels the same."""
+    end, length = run.encoding.eos_token_id, run.recipe.train_length
+    coded = [[end, *d, *[end] * length][: length + 1] for d in run.encoding.encode_batch(texts)]
+    ids = torch.tensor(coded, device=run.model.device)
+    logits = run.model(ids[:, :-1], use_cache=False).logits
+    return math.exp(float(cross_entropy(logits.mT.float(), ids[:, 1:])))
+
+
+# %% [markdown]
+# - The models that are ranked, six in all.
+
+# %%
 LENGTH = 128  # tokens in a row
 MODELS = {  # what differs from the plain recipe
     "plain": {},
@@ -571,11 +633,13 @@ def leaky(texts):
 
 
 # %% [markdown]
-# - Notebook 04's tokenizers, ranked by token perplexity instead of bits per byte.
+# - Notebook 04's tokenizers, ranked by token perplexity instead of bits per byte, where its results are there.
 
 
 # %%
 def across_tokenizers():
+    if not (SHIPPED / "04_token_encoding.json").exists():
+        return []
     df = pd.DataFrame(load("04_token_encoding", SHIPPED)["tables"]["encodings"])
     df = df[(df["corpus"] == "debian") & (df["budget"] == "bytes")]
     df["model"] = df["encoding"] + df["vocab_size"].map(" {}".format)
@@ -590,10 +654,10 @@ def across_tokenizers():
 # %%
 def trap_rows():
     texts = scratch.documents("debian", "test", budget.trap_eval_bytes)
-    own = rows_of("own samples", models(), lambda run: run.bits_per_byte(texts), traps.sample_perplexity)
+    own = rows_of("own samples", models(), lambda run: run.bits_per_byte(texts), sample_perplexity)
     means = pd.DataFrame(own).groupby("model")["sound"].mean()
     alone = own if len(budget.seeds) > 1 else []
-    padded = {key: traps.padded_perplexity(run, texts) for key, run in models().items()}
+    padded = {key: padded_perplexity(run, texts) for key, run in models().items()}
     rows = own + [r | {"trap": "padding counted", "trapped": padded[r["model"], r["seed"]]} for r in own]
     rows += [*across_tokenizers(), *overlapping(), *leaky(texts)]
     return rows + [r | {"trap": "one seed", "sound": means[r["model"]], "trapped": r["sound"]} for r in alone]

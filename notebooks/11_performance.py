@@ -106,7 +106,7 @@ display(Code(inspect.getsource(fast._Dropped), language="python"))
 #   own loss, float32; lm-evaluation-harness' HFLM. Generation: `lib.generate`; transformers' pipeline, greedy.
 
 # %%
-made = {} if results.stored else bench.measure()
+made = {} if results.stored else bench.compare()
 made = {kind: results.table(kind, lambda kind=kind: made[kind]) for kind in (*bench.SPEED, "ratios")}
 ratios = made["ratios"]
 summary = bench.summary(made)

@@ -1,4 +1,4 @@
-"""lib.explore.bench: the systems answer on a tiny model, they do equal work, and ratios follow from their answers."""
+"""lib.explore.bench: the systems are measured on a tiny model, they do equal work, and ratios are of one run."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from transformers.activations import NewGELUActivation
 
 from lib import profile
 from lib.explore import bench
-from lib.explore.bench import SYSTEMS, Clock, answer
+from lib.explore.bench import SYSTEMS, Clock, measured
 from lib.tasks import head, load_task
 
 
@@ -26,7 +26,7 @@ def test_a_training_counts_targets_and_leaves_the_model_alone(system, monkeypatc
     clocks = []
     monkeypatch.setattr(bench, "Clock", lambda seconds: clocks.append(Clock(seconds)) or clocks[-1])
     weights = (bench.model_folder() / "model.safetensors").read_bytes()
-    assert answer("training", system, "default", 0, seconds=0.0)["useful_tokens_per_second"] > 0
+    assert measured("training", system, "default", 0, seconds=0.0)["useful_tokens_per_second"] > 0
     steps = clocks[-1].steps
     assert len(steps) == bench.STEPS and [s for s, _ in steps] == sorted(s for s, _ in steps)
     tokenizer = bench.random_base().tokenizer
@@ -42,7 +42,7 @@ def test_evaluations_agree_and_runs_share_the_documents(monkeypatch):
     real = bench.encode
     monkeypatch.setattr(bench, "encode", lambda t, rows, n: seen.append([r["id"] for r in rows]) or real(t, rows, n))
     for run in range(2):
-        ours, loop = (answer("evaluation", s, "default", run, runs=2) for s in ("ours", "tutorial"))
+        ours, loop = (measured("evaluation", s, "default", run, runs=2) for s in ("ours", "tutorial"))
         assert ours["bits_per_byte"] == pytest.approx(loop["bits_per_byte"], rel=2e-3)
     documents = head(load_task("debian")["test"], profile.budget(**bench.BUDGET).documents)
     assert sorted(seen[0] + seen[2]) == sorted(row["id"] for row in documents) and seen[0] == seen[1]
@@ -53,10 +53,10 @@ def test_generations_write_equal_numbers_of_tokens(monkeypatch):
     real = bench.generate
     watched = lambda m, t, p, n, **k: lengths.append((len(p), n, k)) or real(m, t, p, n, **k)  # noqa: E731
     monkeypatch.setattr(bench, "generate", watched)
-    assert answer("generation", "ours", "default", 0)["tokens_per_second"] > 0
+    assert measured("generation", "ours", "default", 0)["tokens_per_second"] > 0
     b = profile.budget(**bench.BUDGET)
     assert lengths[-1] == (b.continuations, b.new_tokens, {"min_new_tokens": b.new_tokens})
-    assert answer("generation", "pipeline", "best", 0)["tokens_per_second"] > 0
+    assert measured("generation", "pipeline", "best", 0)["tokens_per_second"] > 0
 
 
 def test_the_others_get_transformers_own_model(monkeypatch):
@@ -65,29 +65,29 @@ def test_the_others_get_transformers_own_model(monkeypatch):
         look = lambda base, system=system: seen.update({system: {type(m) for m in base.model.modules()}})  # noqa: E731
         monkeypatch.setitem(SYSTEMS, ("evaluation", system, "default"), (look, {}, ""))
         with pytest.raises(TypeError):  # it gives no function
-            answer("evaluation", system, "default", 0)
+            measured("evaluation", system, "default", 0)
     assert NewGELUActivation in seen["tutorial"] and NewGELUActivation not in seen["ours"]
 
 
 def test_one_measurement_in_a_process_of_its_own_and_one_that_fails():
-    assert bench.one("evaluation", "ours", "default", 0)["bits_per_byte"] > 0
+    assert bench.measured_apart("evaluation", "ours", "default", 0)["bits_per_byte"] > 0
     with pytest.raises(RuntimeError, match=r"(?s)none \(default\), evaluation: .*KeyError"):
-        bench.one("evaluation", "none", "default", 0)
+        bench.measured_apart("evaluation", "none", "default", 0)
 
 
-def answers(failing: list[str], speeds: dict[str, list[float]]):
-    def one(kind, system, setting, run):
+def made_up(failing: list[str], speeds: dict[str, list[float]]):
+    def measured_apart(kind, system, setting, run):
         if system in failing:
             raise RuntimeError("broken")
         return {bench.SPEED[kind]: speeds[system][run], "peak_megabytes": 2_000.0}
 
-    return one
+    return measured_apart
 
 
 def test_ratios_are_taken_run_by_run(monkeypatch):
     monkeypatch.setitem(bench.BUDGET, "runs", (2, 2, 2))
-    monkeypatch.setattr(bench, "one", answers([], {"ours": [4.0, 10.0], "pipeline": [2.0, 2.5]}))
-    made = bench.measure(["generation"])
+    monkeypatch.setattr(bench, "measured_apart", made_up([], {"ours": [4.0, 10.0], "pipeline": [2.0, 2.5]}))
+    made = bench.compare(["generation"])
     for row in made["ratios"].itertuples():
         assert (row.low, row.high, row.ratio) == (2.0, 4.0, 3.0)
     assert made["ratios"]["mark"].tolist()[0] == 2.0 and pd.isna(made["ratios"]["mark"].tolist()[1])
@@ -99,13 +99,13 @@ def test_ratios_are_taken_run_by_run(monkeypatch):
 
 def test_a_peer_that_fails_or_is_not_installed_is_left_out_and_ours_is_not(monkeypatch, capsys):
     failing = ["pipeline"]
-    monkeypatch.setattr(bench, "one", answers(failing, {"ours": [1.0], "tutorial": [1.0]}))
+    monkeypatch.setattr(bench, "measured_apart", made_up(failing, {"ours": [1.0], "tutorial": [1.0]}))
     monkeypatch.setattr(bench, "find_spec", lambda name: None)
-    assert bench.measure(["generation"])["generation"]["system"].tolist() == ["ours"]
-    assert bench.measure(["evaluation"])["evaluation"]["system"].tolist() == ["ours", "tutorial"]
+    assert bench.compare(["generation"])["generation"]["system"].tolist() == ["ours"]
+    assert bench.compare(["evaluation"])["evaluation"]["system"].tolist() == ["ours", "tutorial"]
     assert "Left out: `pip install lm-eval==0.4.13` brings it." in capsys.readouterr().out
     failing.append("ours")
     with pytest.raises(RuntimeError, match="broken"):
-        bench.measure(["generation"])
+        bench.compare(["generation"])
     with pytest.raises(ValueError, match=r"'speed'.*training, evaluation, generation"):
-        bench.measure(["speed"])
+        bench.compare(["speed"])

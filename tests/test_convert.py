@@ -181,15 +181,15 @@ def test_the_state_has_the_size_of_its_formula_and_only_the_caches_grows(base):
     def numbers(form, layers, context):
         maps = {i: m for i, m in new_maps(base.model).items() if i < layers}
         with converted(base.model, maps, form, "hybrid_step"), torch.no_grad():
-            convert.fill_states(base.model, context)
-            base.model(torch.zeros(1, 1, dtype=torch.long), position_ids=torch.tensor([[9]]), use_cache=False)
+            for t in range(context):
+                base.model(torch.tensor([[t]]), position_ids=torch.tensor([[t]]), use_cache=False)
             return sum(x.numel() for m in attention_modules(base.model) for x in m.recurrent_state if x is not None)
 
     config = base.model.config
     layers, width = config.n_layer, config.n_embd // config.n_head
     token = layers * config.n_head * 2 * width  # keys and values
     for context in (40, 80):
-        cache, state = token * (context + 1), token * (width + 1)
+        cache, state = token * context, token * (width + 1)
         assert numbers("linear", 0, context) == cache and numbers("linear", layers, context) == state
         assert numbers("linear+window", layers, context) == state + WINDOW * token
         assert numbers("linear", layers // 2, context) == (cache + state) / 2

@@ -7,7 +7,7 @@ import pytest
 
 from lib.explore import costs
 from lib.explore.attention import ATTENTIONS
-from lib.explore.costs import crossover, exponent, leak, scaling
+from lib.explore.costs import crossover, leak, scaling
 from lib.models import small_gpt2
 
 LENGTHS = (250, 500, 1_000, 2_000, 4_000)
@@ -22,17 +22,6 @@ def table(**milliseconds):
         for name, f in milliseconds.items()
     ]
     return pd.DataFrame(rows)
-
-
-def test_the_exponent_is_the_slope_of_the_longest_lengths():
-    for slope, milliseconds in (
-        (2, lambda n: 3e-6 * n**2),
-        (1, lambda n: 0.02 * n),
-        (2, lambda n: 1.0 if n < 1_000 else (n / 1_000) ** 2),  # constant costs hide the start
-        (0, lambda n: 0.0),  # below what can be measured
-    ):
-        df = table(form=milliseconds).query("`pass` == 'forward'")
-        assert exponent(df.sample(frac=1, random_state=0)) == pytest.approx(slope)
 
 
 def square(n):

@@ -1,13 +1,13 @@
-import json
+from collections import Counter
 from functools import cache
-from itertools import islice
+from itertools import pairwise
 
 import pytest
 from small_models import SMALL_RUN
 from tokenizers import models
 
-from lib.explore import encodings, scratch
-from lib.explore.encodings import ENCODINGS, UNK, bpe_encode, bpe_steps, encoding_statistics, train_encoding
+from lib.explore import encodings, gpt2_bpe, scratch
+from lib.explore.encodings import ENCODINGS, UNK, train_encoding
 from lib.explore.scratch import Recipe, documents
 
 POEMS = [
@@ -64,29 +64,15 @@ def test_an_unknown_character_is_lost_alone_and_priced(name):
     assert encoding.unknown_bits(text) == 8 * (6 + 1) + 8 * (2 + 1)
     assert encoding.decode(encoding.encode(text)).replace("\ufffd", "") == "床前明月光 café ."
     assert UNK in encoding.tokens(text)
-    row = encoding_statistics(encoding, [text, "a word"])
-    assert row["lossless_percent"] == 50
-    assert row["unknown_percent"] == pytest.approx(100 * 3 / (len(text) + 6))
-    assert row["unknown_bits_per_byte"] == pytest.approx(80 / (len(text.encode()) + 6))
 
 
-def test_our_bpe_with_gpt2s_merges_is_gpt2s():
-    merges, encoding = encodings.gpt2_merges(), trained("gpt2")
-    assert len(merges) == 50_000 and encoding.eos_token_id == 50256
+def test_gpt2s_tokens_are_those_of_its_tokenizer():
+    encoding, tokenizer = trained("gpt2"), gpt2_bpe.tokenizer()
+    assert encoding.eos_token_id == tokenizer.eos_token_id == 50256
     assert encoding.encode("Hello world") == [15496, 995] and encoding.encode("!\n\n") == [0, 628]
     assert encoding.tokens("春眠") == ["<E6 98>", "<A5>", "<E7 9C>", "<A0>"]
-    ids = encodings.bpe_vocabulary(merges)
-    for text in [*texts()[:10], *POEMS, *AWKWARD[:4]]:
-        assert [ids[p] for p in bpe_encode(text, merges)] == encoding.encode(text)
-
-
-def test_statistics():
-    row = encoding_statistics(train_encoding("bytes", []), ["ab", "春"])
-    counts = {"vocab_size": 257, "bytes": 5, "characters": 3, "tokens": 5, "bytes_per_token": 1.0}
-    shares = {"lossless_percent": 100.0, "unknown_percent": 0.0, "invalid_percent": 60.0, "unknown_bits_per_byte": 0.0}
-    assert row == counts | shares | {"characters_per_token": 0.6}
-    with pytest.raises(ValueError, match="No text"):
-        encoding_statistics(train_encoding("bytes", []), [""])
+    for text in [*texts()[:10], *AWKWARD]:
+        assert encoding.encode(text) == tokenizer(text, split_special_tokens=True).input_ids
 
 
 @pytest.mark.parametrize(
@@ -110,8 +96,8 @@ def test_bad_input_is_said_in_one_sentence(name, corpus, size, message):
 def test_a_new_encoding_is_one_function_and_one_line(monkeypatch):
     def pairs_of_bytes(texts, vocab_size):
         """One merge, of the most frequent pair."""
-        (a, b), _ = next(bpe_steps(texts))
-        merge = (encodings.BYTE_CHARACTERS[a[0]], encodings.BYTE_CHARACTERS[b[0]])
+        ((a, b), _), *_ = Counter(pairwise("".join(texts).encode())).most_common(1)
+        merge = (encodings.BYTE_CHARACTERS[a], encodings.BYTE_CHARACTERS[b])
         return encodings._encoding("pair", models.BPE({**encodings.CHARACTER_BYTES, "".join(merge): 256}, [merge]))
 
     for registry in (ENCODINGS, encodings.OWN_SIZE):
@@ -120,37 +106,3 @@ def test_a_new_encoding_is_one_function_and_one_line(monkeypatch):
     assert encoding.tokens("with the") == ["w", "i", "th", " ", "th", "e"]
     run = scratch.train(Recipe(seed=0, encoding="pair", **SMALL_RUN | {"vocab_size": None}))
     assert run.model.config.vocab_size == 258 and run.encoding.decode(run.encoding.encode("é 春")) == "é 春"
-
-
-def test_bpe_of_the_paper():
-    """The toy corpus of Sennrich et al. 2016, with GPT-2's blank in front of a word."""
-    corpus = [" low" * 5 + " lower" * 2 + " newest" * 6 + " widest" * 3]
-    steps = list(islice(bpe_steps(corpus), 4))
-    assert [(b"".join(pair), count) for pair, count in steps] == [(b"es", 9), (b"est", 9), (b"lo", 7), (b" lo", 7)]
-    merges = [pair for pair, _ in steps]
-    assert list(encodings.bpe_encode_steps(" lowest", {pair: rank for rank, pair in enumerate(merges)})) == [
-        [b" ", b"l", b"o", b"w", b"e", b"s", b"t"],
-        [b" ", b"l", b"o", b"w", b"es", b"t"],
-        [b" ", b"l", b"o", b"w", b"est"],
-        [b" ", b"lo", b"w", b"est"],
-        [b" lo", b"w", b"est"],
-    ]
-    assert bpe_encode(" lowest newer", merges) == [b" lo", b"w", b"est", *(bytes([b]) for b in b" newer")]
-
-
-@pytest.mark.parametrize("corpus", [texts(), POEMS * 3, ["aaaa aaaaa abab babab " * 3]])
-def test_bpe_equals_the_library(corpus):
-    merges = [pair for pair, _ in islice(bpe_steps(corpus), 300)]
-    size = 256 + len(merges) + 1
-    library = train_encoding("bpe", corpus, size)
-    named = json.loads(library.tokenizer.to_str())["model"]["merges"]
-    ours = [tuple(bytes(encodings.CHARACTER_BYTES[c] for c in part) for part in m) for m in named]
-    assert merges == ours
-    ids = encodings.bpe_vocabulary(merges)
-    for text in [*corpus[:40], *AWKWARD]:
-        pieces = bpe_encode(text, merges)
-        assert [ids[p] for p in pieces] == library.encode(text)
-        assert b"".join(pieces).decode() == text
-    if len(merges) < 300:  # it stopped where the library stops
-        with pytest.raises(ValueError, match=f"gave {size} entries"):
-            train_encoding("bpe", corpus, size + 1)

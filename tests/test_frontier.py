@@ -1,4 +1,4 @@
-"""lib.explore.frontier: pull, replay, Muon and interpolation; general text; the front and the free control."""
+"""lib.explore.frontier: pull, replay, Muon and interpolation; general text; the free control."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from lib.explore import frontier
-from lib.explore.frontier import Muon, PullToStart, against_interpolation, front, general_text, interpolate, replay
+from lib.explore.frontier import Muon, PullToStart, against_interpolation, general_text, interpolate, replay
 from lib.models import small_gpt2
 from lib.packing import Encoded
 
@@ -131,18 +131,6 @@ def made(extra):
         rows.append(row("full", "lr 1e-4", seed, 1.0 + shift, 2.0))
         rows += [row("interpolation", f"alpha {a}", seed, 2 - a + shift * a, 1 + a**2) for a in (0.25, 0.5, 0.75)]
     return pd.DataFrame([*rows, *extra])
-
-
-def test_the_front_holds_what_nothing_beats_in_both():
-    extra = [row("LoRA", "rank 4", s, 1.5, 1.26) for s in range(3)]  # worse than alpha 0.5 in general alone
-    extra += [row("replay", "x", s, 1.2, 1.1 + 0.01 * s) for s in range(3)]
-    table = front(made(extra), "wikitext2_bits_per_byte").set_index(["method", "setting"])
-    best = {k for k, on in table["front"].items() if on}
-    assert best == {("none", "before"), ("full", "lr 1e-4"), ("interpolation", "alpha 0.25"), ("replay", "x")}
-    assert table.loc[("replay", "x"), "general"] == pytest.approx(1.11)
-    half = 4.302653 * 0.01 / math.sqrt(3)
-    assert table.loc[("replay", "x"), "general_high"] == pytest.approx(1.11 + half, abs=1e-6)
-    assert math.isnan(table.loc[("none", "before"), "general_low"])
 
 
 def test_the_control_is_read_off_at_the_same_gain_of_the_same_seed():

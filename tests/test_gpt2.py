@@ -1,8 +1,9 @@
-"""lib/explore/gpt2.py against transformers' GPT-2 and Llama."""
+"""lib/explore/gpt2.py against transformers' GPT-2."""
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
+from small_llama import small_llama
+from transformers import GPT2Config
 
 from lib.explore import gpt2
 
@@ -10,12 +11,6 @@ from lib.explore import gpt2
 def small():
     sizes = {"vocab_size": 97, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 4}
     return gpt2.random_gpt2(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, attn_implementation="eager"))
-
-
-def llama(tied=True):
-    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=60, num_key_value_heads=2, initializer_range=0.3, tie_word_embeddings=tied, **sizes)
-    return LlamaForCausalLM(config).eval()
 
 
 @torch.no_grad()
@@ -42,20 +37,4 @@ def test_too_long_a_sequence_and_wrong_architectures_say_so():
     with pytest.raises(ValueError, match=r"33 tokens.*32"):
         gpt2.forward(gpt2.parameters_of(model), torch.zeros(1, 33, dtype=torch.long), 4)
     with pytest.raises(ValueError, match=r"not that of a llama"):
-        gpt2.parameters_of(llama())
-    model.register_parameter("adapter", torch.nn.Parameter(torch.zeros(3)))
-    with pytest.raises(ValueError, match="adapter fits no component"):
-        gpt2.parameter_table(model)
-
-
-@pytest.mark.parametrize("make", [lambda: gpt2.empty_model(gpt2.GPT2_117M), small, llama, lambda: llama(tied=False)])
-def test_parameter_table_sums_and_its_formulas_hold(make):
-    model = make()
-    table = gpt2.parameter_table(model).set_index("component")
-    assert table.parameters["total"] == sum(p.numel() for p in model.parameters())
-    parts = table.drop("total")
-    assert parts.parameters.sum() == table.parameters["total"]
-    assert parts.share.sum() == pytest.approx(1)
-    for row in parts[parts.parameters > 0].itertuples():
-        assert eval(row.formula.replace("·", "*")) == row.parameters
-    assert parts.parameters["LM head"] == (0 if model.config.tie_word_embeddings else 60 * 32)
+        gpt2.parameters_of(small_llama(60))

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 
 from lib import tasks
 from lib.explore import attention, scratch, traps
@@ -29,24 +28,6 @@ def run():
 @pytest.fixture(scope="module")
 def texts():
     return scratch.documents("debian", "test", N_BYTES)[:6]
-
-
-def perplexity(run, texts, padded_to=0):
-    """One document at a time, EOS among its tokens."""
-    end, nats = run.encoding.eos_token_id, []
-    for ids in run.encoding.encode_batch(texts):
-        row = [end, *ids, end]
-        row = torch.tensor([row + [end] * (padded_to + 1 - len(row))])
-        with torch.no_grad():
-            nats.append(F.cross_entropy(run.model(row[:, :-1]).logits[0], row[0, 1:], reduction="none"))
-    return math.exp(float(torch.cat(nats).mean()))
-
-
-def test_padding_counts_in_the_trap_and_changes_it(run, texts):
-    short = [t[:60] for t in texts]
-    counted = traps.padded_perplexity(run, short)
-    assert counted == pytest.approx(perplexity(run, short, 128), rel=1e-4)
-    assert counted != pytest.approx(perplexity(run, short), rel=0.05)
 
 
 def test_scoring_from_prefixes_is_one_pass_for_a_causal_model_and_not_for_a_leaking_one(run, texts, monkeypatch):

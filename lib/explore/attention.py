@@ -196,31 +196,37 @@ def nystrom_naive(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
 
 
 def nystrom(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
-    """`nystrom_naive` with one batch of systems, the leading parts of one (M, M) matrix of scores, filled up with ones
-    on the diagonal: O(T segment + T M + M^4) for M = T / segment."""
+    """`nystrom_naive` for all segments i at once. The landmarks before i are the first i of M, so its system A is the
+    leading i x i part of one (M, M) matrix; filled up with ones on the diagonal, the systems of all i are one batch.
+    O(T segment + T M + M^4) for M = T / segment."""
     length, lowest = q.shape[2] - 1, torch.finfo(q.dtype).min
     if not length:
         return v
+    # near: the first token, which is in no segment, beside the query's own segment up to itself
     first_k, first_v = k[:, :, None, :1], v[:, :, None, :1]  # (B, H, 1, 1, D)
     q, k, v = (_chunks(x[:, :, 1:], segment) for x in (q * scale, k, v))  # (B, H, N, c, D)
     n = q.shape[2]
     late = torch.ones(segment, segment, dtype=torch.bool, device=q.device).triu(1)
-    scores = torch.cat([q @ first_k.mT, (q @ k.mT).masked_fill(late, lowest)], -1)  # (.., c, 1 + c)
+    scores = torch.cat([q @ first_k.mT, (q @ k.mT).masked_fill(late, lowest)], -1)  # (B, H, N, c, 1 + c)
     weights = scores.softmax(-1)
     near = weights[..., :1] * first_v + weights[..., 1:] @ v
     if n > 1:
-        marks = k.mean(3)  # (B, H, M, D)
+        marks = k.mean(3)  # a landmark per segment: (B, H, M, D), M = N
         before = torch.ones(n, n, dtype=torch.bool, device=q.device).tril(-1)  # [i, m]: m < i
-        a = (marks @ marks.mT * scale)[:, :, None].masked_fill(~before[:, None], lowest)  # i, m, n
+        # A + ridge for each i: softmax over the landmarks before i; the rows and columns from i on are the identity's
+        a = (marks @ marks.mT * scale)[:, :, None].masked_fill(~before[:, None], lowest)  # (B, H, N, M, M)
         a = a.softmax(-1) * (before[:, :, None] & before[:, None])
         eye = torch.eye(n, device=q.device, dtype=q.dtype)
         a = a + eye * (1 + (ridge - 1) * before.to(q.dtype))[:, None]
+        # B v for each i: softmax inside every segment j, which does not depend on i, then over the segments before i by
+        # the log-sum-exp that they hold; together it is softmax over all tokens before segment i
         b = torch.einsum("bhmd,bhjcd->bhmjc", marks, k) * scale  # (B, H, M, N, c)
-        mass = b.logsumexp(-1)[:, :, None].masked_fill(~before[:, None], lowest).softmax(-1)
+        mass = b.logsumexp(-1)[:, :, None].masked_fill(~before[:, None], lowest).softmax(-1)  # (B, H, N, M, N)
         mixed = torch.einsum("bhmjc,bhjcd->bhmjd", b.softmax(-1), v)
         mixed = torch.einsum("bhimj,bhmjd->bhimd", mass, mixed) * before[..., None]
-        solved = torch.linalg.solve(a, mixed) * (1 + ridge)  # (B, H, N, M, D)
-        marked = torch.einsum("bhncd,bhmd->bhncm", q, marks).masked_fill(~before[:, None], lowest)
+        # rows of A + ridge sum to 1 + ridge: the factor lets equal values come out unchanged
+        solved = torch.linalg.solve(a, mixed) * (1 + ridge)  # A^-1 B v: (B, H, N, M, D)
+        marked = torch.einsum("bhncd,bhmd->bhncm", q, marks).masked_fill(~before[:, None], lowest)  # F's scores
         far_mass = math.log(segment) + marked.logsumexp(-1, keepdim=True)
         share = torch.sigmoid(scores.logsumexp(-1, keepdim=True) - far_mass)
         share = share.masked_fill(torch.arange(n, device=q.device)[:, None, None] == 0, 1.0)  # nothing before

@@ -25,16 +25,16 @@ from unittest import mock
 
 import pandas as pd
 import torch
-from tokenizers import pre_tokenizers
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, GPT2Tokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from lib import profile, train
+from lib.explore import gpt2_bpe
 from lib.fast import peak_megabytes
 from lib.generate import generate
 from lib.hub import quiet
 from lib.metrics import score_encoded
-from lib.models import END, load_base, small_gpt2, tiny_base
+from lib.models import load_base, small_gpt2, tiny_base
 from lib.packing import Encoded, draw
 from lib.results import device_name
 from lib.tasks import encode, head, load_task
@@ -71,7 +71,7 @@ def model_folder() -> Path:
     b = profile.budget(**BUDGET)
     folder = profile.output_root() / "data" / "runs" / f"bench-{b.n_layer}x{b.n_embd}"
     if not (folder / "config.json").exists():
-        tokenizer = tiny_base().tokenizer if profile.name() == "fast" else gpt2_tokenizer()
+        tokenizer = tiny_base().tokenizer if profile.name() == "fast" else gpt2_bpe.tokenizer()
         ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
         model = small_gpt2(len(tokenizer), b.n_layer, b.n_embd // 64, b.n_embd, 1_024, **ends)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -80,14 +80,6 @@ def model_folder() -> Path:
             model.save_pretrained(f"{new}/model")
             profile.replace(Path(new) / "model", folder)
     return folder
-
-
-def gpt2_tokenizer() -> GPT2Tokenizer:
-    """GPT-2's own, from its merges in data/gpt2_bpe: 256 bytes, 50,000 merges and <|endoftext|>."""
-    lines = (profile.DATA / "gpt2_bpe" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
-    merges = [tuple(line.split(" ")) for line in lines]
-    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges), END]
-    return GPT2Tokenizer(vocab={name: i for i, name in enumerate(names)}, merges=merges, pad_token=END)
 
 
 def random_base():
@@ -266,8 +258,8 @@ SYSTEMS: dict[tuple[str, str, str], tuple] = {  # (kind, system, setting) -> wha
 KIND = {"training": training_of, "evaluation": evaluation_of, "generation": generation_of}
 
 
-def answer(kind: str, system: str, setting: str, run: int, **changes) -> dict:
-    """One measurement; `changes` of the budget are for tests."""
+def measured(kind: str, system: str, setting: str, run: int, **changes) -> dict:
+    """One measurement, in this process; `changes` of the budget are for tests."""
     function, options, _ = SYSTEMS[kind, system, setting]
     b, base = SimpleNamespace(**vars(profile.budget(**BUDGET)) | changes), random_base()
     with mock.patch.dict(os.environ, BASE_MODEL=str(model_folder())), quiet(bars=True):
@@ -281,8 +273,8 @@ def answer(kind: str, system: str, setting: str, run: int, **changes) -> dict:
 # --- measurements and their tables
 
 
-def one(kind: str, system: str, setting: str, run: int) -> dict:
-    """`answer` from a fresh process. Raises RuntimeError with the end of what it wrote when it fails."""
+def measured_apart(kind: str, system: str, setting: str, run: int) -> dict:
+    """`measured`, in a process of its own. Raises RuntimeError with the end of what it wrote when it fails."""
     settings = {"PYTHONPATH": str(profile.ROOT), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     request = [sys.executable, "-m", "lib.explore.bench", kind, system, setting, str(run)]
     given = {"cwd": profile.ROOT, "env": {**os.environ, **settings}, "capture_output": True, "encoding": "utf-8"}
@@ -292,7 +284,7 @@ def one(kind: str, system: str, setting: str, run: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(kinds: Iterable[str] = SPEED) -> dict[str, pd.DataFrame]:
+def compare(kinds: Iterable[str] = SPEED) -> dict[str, pd.DataFrame]:
     """A table per kind, a row per system, setting and run, and `ratios`. A peer that is not installed or fails is left
     out with its reason; ours failing raises, and an unknown kind (ValueError)."""
     if unknown := set(kinds) - set(SPEED):
@@ -304,7 +296,7 @@ def measure(kinds: Iterable[str] = SPEED) -> dict[str, pd.DataFrame]:
     made = {kind: [] for kind in kinds}
     for run, key in tqdm([(r, k) for r in range(profile.budget(**BUDGET).runs) for k in todo], desc="measurements"):
         try:
-            got = one(*key, run)
+            got = measured_apart(*key, run)
         except (RuntimeError, subprocess.TimeoutExpired) as reason:
             if key[1] == "ours":
                 raise
@@ -339,4 +331,4 @@ def summary(made: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
-    print(json.dumps(answer(*sys.argv[1:4], run=int(sys.argv[4]))), flush=True)
+    print(json.dumps(measured(*sys.argv[1:4], run=int(sys.argv[4]))), flush=True)

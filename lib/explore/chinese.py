@@ -111,15 +111,6 @@ def rhyme_by_chance(poems: Sequence[str]) -> float:
     return hits / pairs if pairs else float("nan")
 
 
-def characters_mixed(poems: Sequence[str], seed: int = 0) -> list[str]:
-    """Chance for tones: each quatrain with its own characters in a random order."""
-    rng, out = np.random.default_rng(seed), []
-    for lines in filter(None, map(quatrain, poems)):
-        mixed, n = "".join(rng.permutation(list("".join(lines)))), len(lines[0])
-        out.append("\n".join(mixed[i : i + n] for i in range(0, 4 * n, n)))
-    return out
-
-
 # --- plan, then write (rhyme words first: Ghazvininejad et al. 2016; a plan before the text: Yao et al. 2019)
 
 

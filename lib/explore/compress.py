@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -90,10 +90,20 @@ def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing"
 
             walk(codec, [lengths[i] for i in rows], code)
             coded.append(encoder.get_compressed().astype("<u4").tobytes())
-    beside = {i: d for i, d in enumerate(documents) if d and not ids[i]}
-    settings = torch.get_num_threads(), codec.batch, codec.window, codec.platform, codec.name
-    content = sum(map(len, documents)), digest(b"".join(map(_block, documents)))
-    return packed(Archive(codec.fingerprint, *settings, lengths, *content, beside, coded)), bits
+    archive = Archive(
+        fingerprint=codec.fingerprint,
+        threads=torch.get_num_threads(),
+        batch=codec.batch,
+        window=codec.window,
+        platform=codec.platform,
+        name=codec.name,
+        tokens=lengths,
+        n_bytes=sum(map(len, documents)),
+        content=digest(b"".join(map(_block, documents))),
+        beside={i: d for i, d in enumerate(documents) if d and not ids[i]},
+        coded=coded,
+    )
+    return packed(archive), bits
 
 
 def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[bytes]:
@@ -102,9 +112,9 @@ def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[b
     archive = unpacked(data)
     if archive.fingerprint != codec.fingerprint:
         made = f"the model {archive.name!r} (fingerprint {archive.fingerprint.hex()})"
-        here = f"{codec.name!r} has {codec.fingerprint.hex()}"
-        raise ValueError(f"The file was compressed with {made}, and {here}: load that model.")
-    here = replace(codec, batch=archive.batch, window=archive.window)
+        given = f"{codec.name!r} has {codec.fingerprint.hex()}"
+        raise ValueError(f"The file was compressed with {made}, and {given}: load that model.")
+    same = replace(codec, batch=archive.batch, window=archive.window)
     ids: list[list[int]] = [[] for _ in archive.tokens]
     try:
         with use_threads(archive.threads), tqdm(total=sum(archive.tokens), desc=desc, unit="token") as bar:
@@ -118,7 +128,7 @@ def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[b
                     bar.update(len(p))
                     return symbols
 
-                walk(here, [archive.tokens[i] for i in rows], code)
+                walk(same, [archive.tokens[i] for i in rows], code)
         documents = [archive.beside.get(n) or to_bytes(codec.tokenizer, i) for n, i in enumerate(ids)]
         sound = digest(b"".join(map(_block, documents))) == archive.content
     except (AssertionError, IndexError):  # constriction's word for bits that no symbol explains
@@ -226,11 +236,13 @@ def _block(data: bytes) -> bytes:
 
 def packed(archive: Archive) -> bytes:
     """`archive` as the bytes of a file."""
-    fingerprint, *settings, platform, name, tokens, n_bytes, content, beside, coded = astuple(archive)
-    kept = zlib.compress(b"".join(_number(i) + _block(d) for i, d in beside.items()), 9) if beside else b""
-    parts = [MAGIC, bytes([VERSION]), fingerprint, *map(_number, settings), _block(platform.encode())]
-    parts += [_block(name.encode()), *map(_number, (len(tokens), *tokens, n_bytes)), content]
-    body = b"".join([*parts, *map(_block, [kept, *coded])])
+    settings = [_number(n) for n in (archive.threads, archive.batch, archive.window)]
+    origin = [_block(text.encode()) for text in (archive.platform, archive.name)]
+    sizes = [_number(n) for n in (len(archive.tokens), *archive.tokens, archive.n_bytes)]
+    beside = b"".join(_number(i) + _block(document) for i, document in archive.beside.items())
+    blocks = [_block(data) for data in (zlib.compress(beside, 9) if beside else b"", *archive.coded)]
+    head = [MAGIC, bytes([VERSION]), archive.fingerprint]
+    body = b"".join([*head, *settings, *origin, *sizes, archive.content, *blocks])
     return body + digest(body)
 
 
@@ -254,15 +266,16 @@ def unpacked(data: bytes) -> Archive:
         made = f"is of format {body[len(MAGIC)]} and this program reads {VERSION}"
         raise ValueError(f"The compressed file {made}: use the checkout that wrote it.")
     file = _Reader(body[len(MAGIC) + 1 :])
-    head = file.read(DIGEST), file.number(), file.number(), file.number(), file.block().decode(), file.block().decode()
+    fingerprint, threads, batch, window = file.read(DIGEST), file.number(), file.number(), file.number()
+    platform, name = file.block().decode(), file.block().decode()
     tokens = [file.number() for _ in range(file.number())]
-    content = file.number(), file.read(DIGEST)
-    kept, beside = file.block(), {}
-    flat = _Reader(zlib.decompress(kept) if kept else b"")
+    n_bytes, content, deflated, beside = file.number(), file.read(DIGEST), file.block(), {}
+    flat = _Reader(zlib.decompress(deflated) if deflated else b"")
     while flat.tell() < len(flat.getvalue()):
         i = flat.number()
         beside[i] = flat.block()
-    return Archive(*head, tokens, *content, beside, [file.block() for _ in groups(tokens, head[2])])
+    coded = [file.block() for _ in groups(tokens, batch)]
+    return Archive(fingerprint, threads, batch, window, platform, name, tokens, n_bytes, content, beside, coded)
 
 
 # --- files

@@ -177,17 +177,6 @@ def new_maps(model: PreTrainedModel) -> dict[int, FeatureMaps]:
     return {m.layer_idx: FeatureMaps(n_head, n_kv, m.head_dim).to(model.device) for m in layers}
 
 
-def fill_states(model: PreTrainedModel, context: int) -> None:
-    """Inside `converted(..., "hybrid_step")`: give every layer the recurrent state after `context` tokens with random
-    keys and values (module.recurrent_state), since time and size do not depend on what they are."""
-    for m in attention_modules(model):
-        n_kv = model.config.num_attention_heads // getattr(m, "num_key_value_groups", 1)
-        near = context if m.feature_maps is None else min(context, m.attention_options["window"])
-        holds_far = m.feature_maps is not None and m.attention_options["far"]
-        far = torch.rand(1, n_kv, 2 * m.head_dim, m.head_dim + 1, device=model.device) if holds_far else None
-        m.recurrent_state = (*torch.randn(2, 1, n_kv, near, m.head_dim, device=model.device), far)
-
-
 class Rows(NamedTuple):
     """A stream of documents in rows (1, length + 1) that overlap by one token: each is predicted once."""
 

@@ -91,12 +91,6 @@ def scaling(names: Sequence[str], lengths: Sequence[int], repeats: int = 5) -> p
     return pd.DataFrame(rows)
 
 
-def exponent(df: pd.DataFrame, value: str = "milliseconds", points: int = 3) -> float:
-    """The slope of log `value` against log length over the `points` longest lengths: 2 is quadratic, 1 linear."""
-    logs = np.log(df.sort_values("length").tail(points)[["length", value]].clip(lower=1e-9))
-    return float(np.polyfit(logs["length"], logs[value], 1)[0])
-
-
 def crossover(df: pd.DataFrame, name: str, against: str, kind: str = "forward+backward") -> float:
     """The length from which `name` is faster than `against` on to the longest one measured, interpolated
     in logarithms; nan where it is not faster at the longest that both were measured at."""

@@ -2,23 +2,21 @@
 
 An encoding is one function and one line of ENCODINGS, made from texts by `train_encoding`; the `tokenizers` library
 does the work. All but bytes and characters cut text into words by GPT-2's pattern first, so that they differ in the
-algorithm alone. Every encoding has EOS as its last entry, which no text can produce. Below, BPE is written out step by
-step (`bpe_steps`, `bpe_encode`), with the library's merges and tokens.
+algorithm alone. Every encoding has EOS as its last entry, which no text can produce.
 
 BPE: Sennrich et al. 2016, 1508.07909; on bytes, with the pattern: Radford et al. 2019 (GPT-2); bytes: Xue et al. 2022
 (ByT5), 2105.13626; WordPiece: Wu et al. 2016, 1609.08144; Unigram: Kudo 2018, 1804.10959 (SentencePiece, 1808.06226).
 """
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from lib.profile import DATA
+from lib.explore import gpt2_bpe
 
 UNK = "[UNK]"
 MIN_COUNT = 2  # seen once is no pattern, and without rare characters training would never show UNK
@@ -118,15 +116,13 @@ def bpe(texts: list[str], vocab_size: int) -> Encoding:
     """Byte-level BPE as in GPT-2."""
     settings = {"vocab_size": vocab_size - 1, "min_frequency": MIN_COUNT, "show_progress": False}
     trainer = trainers.BpeTrainer(initial_alphabet=list(CHARACTER_BYTES), **settings)
-    return _encoding(
-        "bpe", _tokenizer(models.BPE(), [pre_tokenizers.ByteLevel(add_prefix_space=False)], trainer, texts).model
-    )
+    return _encoding("bpe", _tokenizer(models.BPE(), _BYTE_LEVEL, trainer, texts).model)
 
 
 def gpt2(texts: list[str], vocab_size: None) -> Encoding:
     """GPT-2's own 50,257 tokens, not trained here."""
-    merges = [tuple("".join(BYTE_CHARACTERS[b] for b in part) for part in pair) for pair in gpt2_merges()]
-    vocabulary = dict.fromkeys([*CHARACTER_BYTES, *(a + b for a, b in merges)])
+    merges = gpt2_bpe.merges()
+    vocabulary = dict.fromkeys([*CHARACTER_BYTES, *map("".join, merges)])
     return _encoding("gpt2", models.BPE({piece: i for i, piece in enumerate(vocabulary)}, merges))
 
 
@@ -163,8 +159,9 @@ def unigram(texts: list[str], vocab_size: int) -> Encoding:
 OWN_SIZE = {"bytes": utf8_bytes, "characters": characters, "gpt2": gpt2}
 ENCODINGS = OWN_SIZE | {"bpe": bpe, "wordpiece": wordpiece, "unigram": unigram}  # (texts, vocab_size) -> Encoding
 _GPT2_WORD = Regex(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-_PATTERN = pre_tokenizers.Split(_GPT2_WORD, "isolated")
-_WORDS = [_PATTERN, pre_tokenizers.FixedLength(WORD_LIMIT)]
+PATTERN = pre_tokenizers.Split(_GPT2_WORD, "isolated")
+_WORDS = [PATTERN, pre_tokenizers.FixedLength(WORD_LIMIT)]
+_BYTE_LEVEL = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
 
 
 def _alphabet(texts: list[str], limit: int | None = None) -> list[str]:
@@ -191,108 +188,13 @@ def _tokenizer(model, split, trainer=None, texts: Sequence[str] = ()) -> Tokeniz
     return tokenizer
 
 
-def _raw(letters: str) -> bytes:
-    """What byte-level BPE writes as `letters`."""
-    return bytes(CHARACTER_BYTES[c] for c in letters)
-
-
 def _encoding(name: str, model, split=None, piece: Callable[[str], bytes] = str.encode) -> Encoding:
     """Around a fresh tokenizer: a trainer registers UNK as a special token, and those are found inside text. Without a
     `split` byte-level, else UNK is id 0; `piece` gives the bytes of a token."""
-    tokenizer = _tokenizer(model, split or [pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer = _tokenizer(model, split or _BYTE_LEVEL)
     vocabulary = tokenizer.get_vocab()
-    pieces = [piece(token) if split else _raw(token) for token in sorted(vocabulary, key=vocabulary.get)]
+    piece = piece if split else lambda letters: bytes(CHARACTER_BYTES[c] for c in letters)
+    pieces = [piece(token) for token in sorted(vocabulary, key=vocabulary.get)]
     if split:
         pieces[0] = "\ufffd".encode()
     return Encoding(name, (*pieces, b""), tokenizer, 0 if split else None)
-
-
-def encoding_statistics(encoding: Encoding, texts: Sequence[str]) -> dict[str, float]:
-    """What `encoding` makes of `texts`, EOS not counted. lossless_percent: of the texts, given back as they were;
-    unknown_percent: of the characters, lost to UNK; unknown_bits_per_byte: what spelling those out adds;
-    invalid_percent: of the tokens, those whose bytes alone are not valid UTF-8. Raises ValueError without text."""
-    n_bytes, n_characters = sum(len(t.encode("utf-8")) for t in texts), sum(map(len, texts))
-    if not n_bytes:
-        raise ValueError("No text to measure the encoding on.")
-    batch = [encoding.encode(t) for t in texts]
-    pieces = [encoding.pieces[i] for ids in batch for i in ids]
-    tokens, invalid = len(pieces), sum(p.decode("utf-8", errors="ignore").encode("utf-8") != p for p in pieces)
-    same = sum(encoding.decode(ids) == t for t, ids in zip(texts, batch, strict=True))
-    lost = sum(len(stretch) for t in texts for stretch in encoding.lost(t))
-    row = {"vocab_size": encoding.vocab_size, "bytes": n_bytes, "characters": n_characters, "tokens": tokens}
-    row |= {"bytes_per_token": n_bytes / tokens, "characters_per_token": n_characters / tokens}
-    row |= {"lossless_percent": 100 * same / len(texts), "unknown_percent": 100 * lost / n_characters}
-    row |= {"unknown_bits_per_byte": sum(map(encoding.unknown_bits, texts)) / n_bytes}
-    return row | {"invalid_percent": 100 * invalid / tokens}
-
-
-# --- BPE, step by step. A symbol is a byte string, a merge a pair of symbols.
-
-
-def split_words(text: str) -> list[str]:
-    """GPT-2's pre-tokenisation: merges never cross these words. Joined they are `text` again."""
-    return [word for word, _ in _PATTERN.pre_tokenize_str(text)]
-
-
-def bpe_steps(texts: Sequence[str]) -> Iterator[tuple[tuple[bytes, bytes], int]]:
-    """The training of byte-level BPE: (pair that becomes a symbol, how often it stood in the text), merge after merge,
-    until none stands there twice. Of equally frequent pairs the one of the older symbols, as in the library."""
-    frequency = Counter(word for text in texts for word in split_words(text))
-    spelled = {word: [bytes([b]) for b in word.encode("utf-8")] for word in frequency}
-    age = {symbol: i for i, symbol in enumerate(bpe_vocabulary([]))}
-    counts: Counter[tuple[bytes, bytes]] = Counter()
-    where = defaultdict(set)  # pair -> words it stands, or once stood, in
-
-    def count(word: str, sign: int) -> None:
-        for pair in pairwise(spelled[word]):
-            counts[pair] += sign * frequency[word]
-            where[pair].add(word)
-
-    for word in spelled:
-        count(word, +1)
-    while counts and (most := max(counts.values())) >= MIN_COUNT:
-        pair = min((p for p, n in counts.items() if n == most), key=lambda p: (age[p[0]], age[p[1]]))
-        age.setdefault(b"".join(pair), len(age))
-        yield pair, most
-        for word in where.pop(pair):
-            count(word, -1)
-            spelled[word] = merged(spelled[word], pair)
-            count(word, +1)
-        del counts[pair]
-
-
-def bpe_encode_steps(word: str, ranks: dict[tuple[bytes, bytes], int]) -> Iterator[list[bytes]]:
-    """The pieces of one word of `split_words`: first its bytes, then after each merge, the earliest learned first."""
-    pieces = [bytes([b]) for b in word.encode("utf-8")]
-    yield pieces
-    while known := [pair for pair in pairwise(pieces) if pair in ranks]:
-        pieces = merged(pieces, min(known, key=ranks.get))
-        yield pieces
-
-
-def merged(pieces: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
-    """`pieces` with every `pair` of neighbours joined, from the left."""
-    out, i = [], 0
-    while i < len(pieces):
-        found = (*pieces[i : i + 2],) == pair
-        out.append(b"".join(pair) if found else pieces[i])
-        i += 2 if found else 1
-    return out
-
-
-def bpe_encode(text: str, merges: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
-    """The pieces of `text`; `bpe_vocabulary(merges)` has their ids."""
-    ranks = {pair: rank for rank, pair in enumerate(merges)}
-    return [piece for word in split_words(text) for piece in [*bpe_encode_steps(word, ranks)][-1]]
-
-
-def bpe_vocabulary(merges: Sequence[tuple[bytes, bytes]]) -> dict[bytes, int]:
-    """Symbol -> id, in GPT-2's order: the 256 bytes (printable ones first), then the merges."""
-    symbols = [bytes([b]) for b in BYTE_CHARACTERS] + [a + b for a, b in merges]
-    return {symbol: i for i, symbol in enumerate(dict.fromkeys(symbols))}
-
-
-def gpt2_merges() -> list[tuple[bytes, bytes]]:
-    """GPT-2's 50,000 merges, from data/gpt2_bpe."""
-    lines = (DATA / "gpt2_bpe" / "merges.txt").read_text(encoding="utf-8").splitlines()
-    return [tuple(map(_raw, line.split(" "))) for line in lines[1:]]  # the first names the format

@@ -127,21 +127,6 @@ def general_text(base, tokens: int, seed: int) -> list[Encoded]:
     return documents
 
 
-def front(df: pd.DataFrame, general: str) -> pd.DataFrame:
-    """Per method and setting of runs (method, setting, seed, bits_per_byte of the task and a column `general`): means,
-    95 % t interval bounds, and `front`: no other setting's means are at least as good in both and better in one."""
-    rows = []
-    for (method, setting), part in df.groupby(["method", "setting"], sort=False):
-        row = {"method": method, "setting": setting, "seeds": len(part)}
-        for name, column in (("task", "bits_per_byte"), ("general", general)):
-            row[name], row[f"{name}_low"], row[f"{name}_high"] = mean_interval(part[column])
-        rows.append(row)
-    points = np.array([[r["task"], r["general"]] for r in rows])
-    for row, point in zip(rows, points, strict=True):
-        row["front"] = not ((points <= point).all(1) & (points < point).any(1)).any()
-    return pd.DataFrame(rows)
-
-
 def against_interpolation(df: pd.DataFrame, general: str) -> pd.DataFrame:
     """The control that costs nothing: at the same task score, general text under a setting minus under the
     interpolation between before ("none") and full fine-tuning, seed by seed. method, setting, difference, low, high;

@@ -1,4 +1,4 @@
-"""GPT-2 written out on plain tensors (`params` is the model's own state dict), and its parameters by component.
+"""GPT-2's forward pass written out on plain tensors; `params` is the model's own state dict.
 
 Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2: the norm before each
 sublayer, one more at the end); Vaswani et al. 2017, arXiv:1706.03762 (attention); Ba et al. 2016, arXiv:1607.06450
@@ -6,12 +6,10 @@ sublayer, one more at the end); Vaswani et al. 2017, arXiv:1706.03762 (attention
 """
 
 import math
-import re
 
-import pandas as pd
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PretrainedConfig, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 Params = dict[str, Tensor]
 GPT2_117M = GPT2Config()  # transformers' defaults are the 117M model: 12 blocks, 12 heads, width 768
@@ -105,45 +103,3 @@ def forward(params: Params, input_ids: Tensor, n_head: int) -> Tensor:
     """Token ids to logits: (B, T) -> (B, T, V). The logits at t score the token that follows t."""
     x, _ = blocks(params, input_ids, n_head)  # (B, T, C)
     return layer_norm(params, "ln_f", x) @ params["wte.weight"].T  # the token table once more
-
-
-# --- what a model is made of, for GPT-2 and for Llama-like models such as the stand-in
-
-COMPONENTS = {  # in the order of the table; the first match names a parameter's component
-    "token embedding": r"\b(wte|embed_tokens)\.",
-    "position embedding": r"\bwpe\.",
-    "attention: query, key, value": r"\b(c_attn|q_proj|k_proj|v_proj)\.",
-    "attention: output": r"\b(attn\.c_proj|o_proj)\.",
-    "MLP": r"\bmlp\.",
-    "norms in the blocks": r"\b(ln_1|ln_2|input_layernorm|post_attention_layernorm)\.",
-    "final norm": r"\b(ln_f|model\.norm)\.",
-    "LM head": r"\blm_head\.",
-}
-
-
-def parameter_table(model: PreTrainedModel) -> pd.DataFrame:
-    """Trained numbers by component: component, formula (of the tensors' shapes), parameters, share; the last row is
-    `total`. A head tied to the token embedding has no numbers of its own and counts 0. Raises ValueError for a
-    parameter that fits no component."""
-    shapes: dict[str, dict[str, list]] = {component: {} for component in COMPONENTS}  # component -> block -> shapes
-    for name, tensor in model.named_parameters():  # a tied tensor comes once
-        component = next((c for c, pattern in COMPONENTS.items() if re.search(pattern, name)), None)
-        if component is None:
-            raise ValueError(f"Parameter {name} fits no component: name it in lib.explore.gpt2.COMPONENTS.")
-        place = re.search(r"\.\d+\.", name)
-        shapes[component].setdefault(place and place[0], []).append(tuple(tensor.shape))
-    total, rows = sum(p.numel() for p in model.parameters()), []
-    for component, by_block in shapes.items():
-        if by_block or component == "LM head":
-            formula = " + ".join("·".join(map(str, s)) for s in next(iter(by_block.values()), []))
-            if len(by_block) > 1:  # every block has the same shapes
-                formula = f"{len(by_block)}·({formula})"
-            count = sum(math.prod(shape) for block in by_block.values() for shape in block)
-            rows.append((component, formula or "tied: the token embedding again", count, count / total))
-    return pd.DataFrame([*rows, ("total", "", total, 1.0)], columns=["component", "formula", "parameters", "share"])
-
-
-def empty_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a configuration without memory for its weights: shapes only."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)

@@ -120,13 +120,6 @@ def stream(encoding: Encoding, texts: Sequence[str]) -> torch.Tensor:
     return torch.tensor([end, *(i for document in encoding.encode_batch(texts) for i in [*document, end])])
 
 
-def length_for(encoding: Encoding, corpus: str, context_bytes: int) -> int:
-    """The number of tokens that hold `context_bytes` of the corpus's text on average."""
-    texts = documents(corpus, "validation")
-    tokens = sum(map(len, encoding.encode_batch(texts)))
-    return max(round(context_bytes * tokens / sum(len(t.encode("utf-8")) for t in texts)), 2)
-
-
 def run_path(recipe: Recipe) -> Path:
     """data/runs/scratch-<task>-<variants>-seed<seed>-<hash>: another recipe or dataset is another folder."""
     task = _task(recipe.corpus)

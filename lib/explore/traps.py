@@ -26,31 +26,6 @@ LEAKED = "debian_leaked"  # a task inside `leaked_corpus`
 
 
 @torch.no_grad()
-def sample_perplexity(run: Trained, samples: int = 16) -> float:
-    """Own samples: exp of the mean nats of what the model itself wrote (temperature 0.8, top-p 0.9), which is low for a
-    model that repeats itself."""
-    start = torch.full((samples, 1), run.encoding.eos_token_id, device=run.model.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.recipe.seed)
-        how = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0}
-        how |= {"max_new_tokens": run.recipe.train_length - 1, "use_cache": run.recipe.attention.startswith("softmax")}
-        ids = run.model.generate(start, attention_mask=torch.ones_like(start), **how)
-    logits = run.model(ids[:, :-1], use_cache=False).logits
-    return math.exp(float(F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())))
-
-
-@torch.no_grad()
-def padded_perplexity(run: Trained, texts: Sequence[str]) -> float:
-    """Padding counted: exp of the mean nats over documents padded with EOS to a row and one token (longer ones are
-    cut), where the labels are a copy of the input."""
-    end, length = run.encoding.eos_token_id, run.recipe.train_length
-    coded = [[end, *d, *[end] * length][: length + 1] for d in run.encoding.encode_batch(texts)]
-    ids = torch.tensor(coded, device=run.model.device)
-    logits = run.model(ids[:, :-1], use_cache=False).logits
-    return math.exp(float(F.cross_entropy(logits.mT.float(), ids[:, 1:])))
-
-
-@torch.no_grad()
 def prefix_bits_per_byte(run: Trained, texts: Sequence[str], prefix=True, rows: int = 16, length: int = 48) -> float:
     """Bits per byte of `rows` rows of `length` tokens, each token from a text that ends before it; not `prefix`: all of
     a row in one pass, the same for a causal model and only for one. Bytes are the stream's average per token."""
