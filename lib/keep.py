@@ -10,8 +10,8 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 from lib import profile
 from lib.report import fill, pack
@@ -29,14 +29,6 @@ DATA = {
     "release_notes": ("10",),
     "tang": ("04", "07", "10"),
 }
-
-
-@dataclass
-class Plan:
-    numbers: list[str]  # of the notebooks that go
-    files: list[Path] = field(default_factory=list)  # that go
-    requirements: list[str] = field(default_factory=list)  # lines that go
-    texts: dict[str, str] = field(default_factory=dict)  # what changed files hold afterwards
 
 
 def imports(path: Path, anywhere: bool = True) -> set[str]:
@@ -63,13 +55,15 @@ def reached(start: Iterable[Path], root: Path) -> set[Path]:
     return found
 
 
-def plan(kept: Iterable[str], root: Path = profile.ROOT) -> Plan:
-    """What keeping these notebooks (numbers, "05") takes out. Raises ValueError for a number that no notebook has."""
+def plan(kept: Iterable[str], root: Path = profile.ROOT) -> SimpleNamespace:
+    """What keeping these notebooks takes out: `numbers` of notebooks, `files`, lines of `requirements`; and `texts`,
+    what the files that change hold afterwards. Raises ValueError for a number that no notebook has."""
     notebooks = {p.name[:2]: p for p in sorted((root / "notebooks").glob("[0-9][0-9]_*.py"))}
     kept = {n.zfill(2) for n in kept} | set(ALWAYS)
     if unknown := kept - set(notebooks):
         raise ValueError(f"No notebook {min(unknown)}; there are {', '.join(notebooks)}.")
-    gone, used = Plan([n for n in notebooks if n not in kept]), reached([notebooks[n] for n in kept], root)
+    gone = SimpleNamespace(numbers=[n for n in notebooks if n not in kept], texts={})
+    used = reached([notebooks[n] for n in kept], root)
     kept |= {p.stem for p in used}
     explore = set(root.glob("lib/explore/[!_]*.py")) - used
     modules = {f"lib.explore.{p.stem}" for p in explore}
@@ -79,8 +73,9 @@ def plan(kept: Iterable[str], root: Path = profile.ROOT) -> Plan:
         gone.files += sorted(p for n in gone.numbers for p in root.glob(pattern.format(n)))
     data, unused = root / "data", [name for name, users in DATA.items() if not kept & set(users)]
     gone.files += [p for x in unused for p in (data / x, data / f"build_{x}.py") if p.exists()]
-    cards = re.split(r"(?m)^(?=## )", (data / "README.md").read_text(encoding="utf-8"))
-    gone.texts["data/README.md"] = "".join(c for c in cards if not c.startswith(tuple(f"## `{x}`" for x in unused)))
+    cards = re.split(r"(?m)^(?=## |\| `)", (data / "README.md").read_text(encoding="utf-8"))
+    theirs = tuple(f"{start}`{x}" for x in unused for start in ("## ", "| "))
+    gone.texts["data/README.md"] = without("".join(c for c in cards if not c.startswith(theirs)), gone.numbers)
     code = {p for folder in ("lib", "notebooks", "tests", "data") for p in root.glob(f"{folder}/**/*.py")}
     idle = packages(gone.files) - packages(code - set(gone.files))
     lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -135,7 +130,7 @@ def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> l
             shutil.copyfile(origin / name, root / name)
     gone = plan(kept, root)
     going = [p.relative_to(root).as_posix() for p in gone.files]
-    going += [f"{line} of requirements.txt" for line in gone.requirements]
+    going += [f"requirements.txt: {line}" for line in gone.requirements]
     print(f"Notebooks {', '.join(gone.numbers) or 'none'} go, with:", *going, sep="\n  ")
     if not yes and input("Take them out? [y/N] ").strip().lower() != "y":
         return []
@@ -149,4 +144,5 @@ def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> l
     left += [f"report.md, line {n}: {GONE}." for n, x in enumerate(report, 1) if GONE in x]
     left.sort(key=lambda x: int(re.search(r"\d+", x)[0]))
     print(f"{root}: lib/explore has {lines} lines now. Left for you: {len(left) or 'nothing'}", *left, sep="\n")
+    print("Notebook 02 lists the datasets: `RESULTS=stored PROFILE=full python -m lib run 02` makes its table anew.")
     return left
