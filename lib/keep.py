@@ -73,9 +73,10 @@ def plan(kept: Iterable[str], root: Path = profile.ROOT) -> SimpleNamespace:
         gone.files += sorted(p for n in gone.numbers for p in root.glob(pattern.format(n)))
     data, unused = root / "data", [name for name, users in DATA.items() if not kept & set(users)]
     gone.files += [p for x in unused for p in (data / x, data / f"build_{x}.py") if p.exists()]
-    cards = re.split(r"(?m)^(?=## |\| `)", (data / "README.md").read_text(encoding="utf-8"))
-    theirs = tuple(f"{start}`{x}" for x in unused for start in ("## ", "| "))
-    gone.texts["data/README.md"] = without("".join(c for c in cards if not c.startswith(theirs)), gone.numbers)
+    cards = re.split(r"(?m)^(?=## )", (data / "README.md").read_text(encoding="utf-8"))
+    cards = "".join(c for c in cards if not c.startswith(tuple(f"## `{x}`" for x in unused)))
+    rows = re.compile(rf"(?m)^\| `(?:{'|'.join(unused)})/.*\n")
+    gone.texts["data/README.md"] = without(rows.sub("", cards), gone.numbers)
     code = {p for folder in ("lib", "notebooks", "tests", "data") for p in root.glob(f"{folder}/**/*.py")}
     idle = packages(gone.files) - packages(code - set(gone.files))
     lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines(keepends=True)
