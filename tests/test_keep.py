@@ -50,6 +50,9 @@ def holds_together(root, gone: list[str], left: list[str]) -> None:
     assert not [p for p in root.rglob("*") if p.stem in names or (p.parent.name == "figures" and p.name[:2] in gone)]
     readme = (root / "README.md").read_text("utf-8")
     assert not [name for name in names if name in readme] and not re.search(rf"<!--\S* ?({'|'.join(gone)})\.", readme)
+    texts = [(at / "data" / "README.md").read_text("utf-8") for at in (root, ROOT)]
+    cards, before = (re.findall(r"(?m)^## `(\w+)`", text) for text in texts)
+    assert cards == [name for name in before if (root / "data" / name).is_dir()]
     assert all(re.match(r"report\.md, line \d+: ", line) for line in left)
     for _ in range(9):  # a paragraph less may leave another without its start
         if not left:
