@@ -98,8 +98,9 @@ def test_nothing_goes_over_uncommitted_changes_or_without_a_yes(project, monkeyp
 
 
 def test_the_table_of_data_is_complete():
-    """What is in data/ belongs to 01 to 03, or to explorations that the table names."""
+    """What is in data/ belongs to 01 to 03, or to explorations and files of lib/explore that the table names."""
     always = {"README.md", "results", "debian", "build_debian.py", "runs", "models", "mirror", "private"}
     found = {re.sub(r"^build_|\.py$", "", p.name) if p.suffix == ".py" else p.name for p in (ROOT / "data").iterdir()}
     assert found - always - {"debian"} <= set(keep.DATA)
-    assert {n for users in keep.DATA.values() for n in users} <= {f"{n:02}" for n in range(4, 12)}
+    stems = {p.stem for p in (ROOT / "lib" / "explore").glob("*.py")}
+    assert {name for users in keep.DATA.values() for name in users} <= {*ALL, *stems}
