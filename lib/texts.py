@@ -116,18 +116,13 @@ def diversity(texts: Sequence[str]) -> dict[str, float]:
 
 def longest_overlap(predictions: Sequence[str], train: Sequence[str]) -> list[int]:
     """Words of each prediction's longest run of words that also stands in one training text."""
-    # runs grow by a word at a time, and only those places are looked at again whose run was shared so far
     mine, theirs = [words(t) for t in predictions], [words(t) for t in train]
     longest, n = [0] * len(mine), 0
-    here, there = (
-        [(tokens, i, at) for i, tokens in enumerate(side) for at in range(len(tokens))] for side in (mine, theirs)
-    )
-    while here:
+    while theirs:
         n += 1
-        known = {tuple(tokens[at : at + n]) for tokens, _, at in there}
-        here = [p for p in here if p[2] + n <= len(p[0]) and tuple(p[0][p[2] : p[2] + n]) in known]
-        shared = {tuple(tokens[at : at + n]) for tokens, _, at in here}
-        there = [p for p in there if tuple(p[0][p[2] : p[2] + n]) in shared]
-        for _, i, _ in here:
-            longest[i] = n
+        wanted = {gram for tokens in mine for gram in ngrams(tokens, n)}
+        shared = [wanted.intersection(ngrams(tokens, n)) for tokens in theirs]
+        theirs = [tokens for tokens, found in zip(theirs, shared, strict=True) if found]  # else no longer run either
+        known = set().union(*shared)
+        longest = [best if known.isdisjoint(ngrams(t, n)) else n for t, best in zip(mine, longest, strict=True)]
     return longest
