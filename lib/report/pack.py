@@ -28,7 +28,7 @@ LAYOUT = (
     *(f"data/{task}/{x}.jsonl" for task in ("debian", "tang", "idioms") for x in ("train", "validation", "test")),
     *(f"data/{task}/card.json" for task in ("debian", "tang", "idioms", "release_notes")),
     *("data/release_notes/documents.jsonl", "data/gpt2_bpe/merges.txt"),
-    *("data/anonymiser/labelled.jsonl", "data/anonymiser/names.txt"),
+    *(f"data/anonymiser/{name}" for name in ("labelled.jsonl", "names.txt", "keys.txt", "traditional.txt")),
 )
 # none such as a Mac's ._x.py, Word's ~$x.docx, a browser's "x (1).py", OneDrive's x-DESKTOP-1A2B.py
 NAME = re.compile(r"(\.git)?\w[\w.]*", re.ASCII)
