@@ -3,11 +3,12 @@
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
 
-def finetune(task: str | None, method: str, seed: int, pairs: list[str]) -> None:
+def finetune(task: str | None, method: str, seed: int, pairs: list[str], out: Path | None) -> None:
     from lib import models, tasks, train
 
     chosen, fields = {}, train.Settings.__dataclass_fields__
@@ -15,12 +16,21 @@ def finetune(task: str | None, method: str, seed: int, pairs: list[str]) -> None
         if name in ("method", "seed"):
             raise ValueError(f"--set {name}={text}: use --{name} {text}.")
         kind = fields[name].type if name in fields else str  # finetune lists the known
-        chosen[name] = text == "True" if kind is bool else kind(text)
+        if not text:
+            raise ValueError(f"--set {name}: give it a value, such as --set learning_rate=5e-5.")
+        chosen[name] = text.lower() in ("true", "1") if kind is bool else kind(text)
     base = models.load_base()
-    summary = train.finetune(base, tasks.load_task(task, base), method, seed, **chosen).summary
+    run = train.finetune(base, tasks.load_task(task, base), method, seed, **chosen)
+    if os.environ.get("RANK", "0") != "0":
+        return
     for name in ("steps", "tokens", "tokens_per_second", "seconds", "peak_megabytes", "held_out_loss"):
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{name:18} {summary[name]:,.{4 * isinstance(summary[name], float)}f}")
+        print(f"{name:18} {run.summary[name]:,.{4 * isinstance(run.summary[name], float)}f}")
+    if out:
+        run.model.save_pretrained(out)
+        base.tokenizer.save_pretrained(out)
+    adapter = " (an adapter of peft; --out FOLDER writes whole weights)" * (method == "lora" and not out)
+    print(f"{'weights':18} {out or run.path / 'model'}{adapter}")
+    print(f"{'to write with them':18} python -m lib generate --run {run.path.name} --prompt TEXT")
 
 
 def bench(kinds: list[str]) -> None:
@@ -53,6 +63,14 @@ TRAINING = {
     "--method": {"default": "full"},
     "--seed": {"type": int, "default": 0},
     "--set": {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "such as learning_rate=5e-5"},
+    "--out": {"type": Path, "help": "a folder for the whole weights, LoRA merged, and the tokenizer"},
+}
+WRITING = {
+    "--prompt": {"required": True, "help": "what the text goes on from; \\n in it begins a line"},
+    "--run": {"help": "a folder in data/runs; the base model by default"},
+    "--samples": {"type": int, "default": 0, "help": "how many texts to draw; by default the one greedy text"},
+    "--tokens": {"type": int, "default": 120, "help": "the most that a text has"},
+    "--seed": {"type": int, "default": 0},
 }
 KEPT = {"notebooks": {"nargs": "+"}, "--yes": FLAG}
 CHECK, SOME = {"--check": FLAG | {"help": "change nothing, say what is wrong"}}, {"what": MANY}
@@ -60,6 +78,7 @@ COMMANDS = {  # name: (what is called with the options in their order, what it d
     "fetch": ("lib.hub.fetch", "for offline use, all or some of model, e2e, wikitext2, lambada, blimp", SOME),
     "run": ("lib.run.run", "execute notebooks, such as 01 02 03; all by default", {"notebooks": MANY}),
     "finetune": (finetune, "one fine-tuning run; also under accelerate launch", TRAINING),
+    "generate": ("lib.generate.write", "print what a model writes after a prompt", WRITING),
     "bench": (bench, "against other libraries: all or some of training, evaluation, generation", SOME),
     "compress": (compress, "text files with the language model", FILES),
     "decompress": (lambda *given: compress(*given, back=True), "what compress wrote; exact, or refused", FILES),
@@ -71,6 +90,7 @@ COMMANDS = {  # name: (what is called with the options in their order, what it d
     ),
     "export": ("lib.report.export.export", "into build/: html, docx, pdf, notebooks, or some", SOME | MIDTERM | DRAFT),
     "pack": ("lib.report.pack.pack", "one zip to hand in, into build/", MIDTERM | DRAFT),
+    "tidy": ("lib.run.mend", "drop from saved .ipynb what git and GitHub cannot use", {"notebooks": MANY}),
     "keep": ("lib.keep.keep", "explorations to hand in, such as 05 06; the others go with all that is theirs", KEPT),
     "colab": ("lib.colab.setup", "install what a Colab session lacks; its torch and numpy stay", {}),
 }
@@ -96,6 +116,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as stop:
+        said, number = stop.args or ("Interrupted; what is finished is kept.", signal.SIGINT)
+        print(said, file=sys.stderr)
+        return 128 + number
 
 
 if __name__ == "__main__":

@@ -18,16 +18,17 @@ from lib import profile
 # torch and numpy fit Colab's GPU driver and each other: another pair costs gigabytes. The others are the session
 # itself: it runs on these, and its page draws widgets of ipywidgets 7 only (googlecolab/colabtools issue 4525).
 KEEP = ("torch", "numpy", "ipykernel", "ipython", "ipywidgets", "jupyter-client", "tornado")
+NOT_HERE = "# For the report's export"  # begins the lines of requirements.txt that no notebook needs
 TORCHAO = Version("0.16.0")  # peft refuses an older one, which Colab has and nothing here uses
 
 
 def setup() -> None:
-    """Install the project and its requirements.txt, KEEP left out and held as they are (pip leaves alone what satisfies
-    it), then say what the session computes on and where its results stay.
+    """Install the project and what its notebooks need of requirements.txt, KEEP left out and held as they are (pip
+    leaves alone what satisfies it), then say what the session computes on and where its results stay.
 
     Raises CalledProcessError, with pip's own words above it, where that can't be."""
     found = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
-    lines = (profile.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    lines = (profile.ROOT / "requirements.txt").read_text(encoding="utf-8").partition(NOT_HERE)[0].splitlines()
     wanted = [line for line in lines if not line.startswith("-e") and re.split(r"[<>=~! ]", line)[0] not in KEEP]
     held = [f"{name}=={found[name]}" for name in KEEP if name in found]
     pip = [sys.executable, "-m", "pip"]

@@ -6,16 +6,18 @@ normalisation, Wu et al. 2016, arXiv:1609.08144 (transformers divides by length^
 """
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from lib import profile
+from lib import profile, train
 from lib.metrics import float32_logits
+from lib.models import load_base
 
 DECODING = {
     "greedy": {"do_sample": False},
@@ -37,7 +39,13 @@ def generate(
     leaves no room for `max_new_tokens` in the context, and for a setting that is unknown or would have no effect."""
     if isinstance(prompts, str):
         raise ValueError("prompts is one string: pass a list of prompts.")
-    config = _checked(decoding)
+    config = {"do_sample": False, **decoding}  # transformers would ignore a wrong setting or only warn
+    if unknown := [k for k in config if not hasattr(GenerationConfig(), k)]:
+        raise ValueError(f"Unknown decoding setting {unknown}: see transformers' GenerationConfig.")
+    if config["do_sample"]:
+        config.setdefault("top_k", 0)  # transformers' default of 50 would truncate unasked
+    elif idle := {"temperature", "top_k", "top_p", "min_p", "typical_p"} & set(config):
+        raise ValueError(f"{sorted(idle)} has no effect on greedy or beam search: add do_sample=True.")
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
     # as lib.tasks.encode: a chat template writes special tokens' names
     options = {"add_special_tokens": False, "split_special_tokens": not tokenizer.chat_template, "verbose": False}
@@ -70,6 +78,16 @@ def generate(
     return texts
 
 
+def write(prompt: str, run: str | None, samples: int, tokens: int, seed: int) -> None:
+    """Print what the base model, or `run` (a folder in data/runs), writes after `prompt`, in which \\n begins a line:
+    the greedy text, or `samples` drawn ones, of at most `tokens` tokens. Nothing else goes to stdout."""
+    with redirect_stdout(sys.stderr):
+        base = load_base()
+        model = train.load(base, profile.output_root() / "data" / "runs" / run).model if run else base.model
+    prompts, decoding = [prompt.replace("\\n", "\n")] * max(samples, 1), DECODING["sample" if samples else "greedy"]
+    print(*generate(model, base.tokenizer, prompts, tokens, seed=seed, **decoding), sep="\n---\n")
+
+
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """One token as a reader can see it: its text, or the bytes of a broken character as <E6 98>, as which two thirds of
     GPT-2's Chinese tokens would else print as U+FFFD."""
@@ -81,18 +99,6 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     if not all(c in values for c in token):
         return token
     return "<" + " ".join(f"{values[c]:02X}" for c in token) + ">"
-
-
-def _checked(decoding: Mapping) -> dict:
-    """`decoding` with greedy as the default; transformers would ignore a wrong setting or only warn."""
-    config = {"do_sample": False, **decoding}
-    if unknown := [k for k in config if not hasattr(GenerationConfig(), k)]:
-        raise ValueError(f"Unknown decoding setting {unknown}: see transformers' GenerationConfig.")
-    if config["do_sample"]:
-        config.setdefault("top_k", 0)  # transformers' default of 50 would truncate unasked
-    elif idle := {"temperature", "top_k", "top_p", "min_p", "typical_p"} & set(config):
-        raise ValueError(f"{sorted(idle)} has no effect on greedy or beam search: add do_sample=True.")
-    return config
 
 
 @contextmanager

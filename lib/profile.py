@@ -24,7 +24,7 @@ DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
 def name() -> str:
     """`fast`, `cpu` or `full`: the environment's PROFILE, else `full` with a GPU or for stored results, else `cpu`.
     Raises ValueError for another name."""
-    chosen = os.environ.get("PROFILE")
+    chosen = os.environ.get("PROFILE", "").lower()
     if not chosen:
         return "full" if device().type == "cuda" or "RESULTS" in os.environ else "cpu"
     if chosen not in NAMES:

@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -122,16 +123,21 @@ class Results:
         self.block(name, f"{markdown_table(header, rows, left)}\n\nTable: {self.caption(text, **options)}")
 
     def save(self, base=None, data: Mapping[str, str] | None = None) -> None:
-        """Write the results file and the figures; `data` is the sha256 of each dataset. Raises OSError where a file
-        can't be written."""
+        """Write the results file and the figures together; `data` is the sha256 of each dataset. Raises OSError where
+        one can't be written, and leaves the previous ones."""
         self.base = base or self.base
         root = profile.kept_root()
         new = {"notebook": self.notebook, "provenance": self.provenance(data), "tables": self.tables}
         value = self._file | {"tables": self._file["tables"] | self.tables} if self.stored else new
-        for name, content in self._figures.items():
-            write_bytes(root / "figures" / name, content)
         path = root / "data" / "results" / f"{self.notebook}.json"
-        write_json(path, value | {"report": self.report})
+        (root / "build").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root / "build") as folder:  # all is written before anything is replaced
+            for name, content in self._figures.items():
+                write_bytes(Path(folder, "figures", name), content)
+            write_json(Path(folder, path.relative_to(root)), value | {"report": self.report})
+            for file in [f for f in Path(folder).rglob("*") if f.is_file()]:
+                (target := root / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+                profile.replace(file, target)
         rows = ", ".join(f"{name} {len(table)}" for name, table in value["tables"].items())
         print(f"Results: {path.relative_to(root)} ({rows} rows)")
 

@@ -1,18 +1,24 @@
 """Executing the numbered notebooks from the shell: the .py half is the source, the .ipynb is made."""
 
+import asyncio
+import contextlib
 import os
 import re
+import signal
+import time
 from pathlib import Path
 
 import jupytext
+import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
 from lib import profile
 from lib.results import write_text
 
 FOLDER = profile.ROOT / "notebooks"
+METADATA = {"jupytext", "kernelspec", "language_info", "lines_to_next_cell", "tags"}  # of notebooks and cells, kept
 
 
 def find(names: list[str]) -> list[Path]:
@@ -27,19 +33,23 @@ def find(names: list[str]) -> list[Path]:
 
 
 def run(names: list[str]) -> None:
-    """`execute` the notebooks of these names. Relative paths in settings mean the folder where this was asked for."""
+    """Say what these notebooks replace, and `execute` them. Relative paths in settings are seen from this folder."""
     folders = dict.fromkeys(("BASE_MODEL", "DATA_MIRROR", "PRIVATE_DATA"), Path.is_dir)
     for name, exists in {"TASK": Path.is_file, **folders}.items():
         path = Path(os.environ.get(name, "").strip()).expanduser()
         if os.environ.get(name) and exists(path):
             os.environ[name] = str(path.absolute())
+    if profile.kept_root() == profile.ROOT and os.environ.get("RESULTS") != "stored":
+        print("Each notebook, when it ends, replaces its results, figures and outputs; the committed ones come back by")
+        print("`git checkout data/results figures notebooks/*.ipynb`.")
     for source in find(names):
         execute(source)
 
 
 def execute(source: Path) -> Path:
-    """Run a notebook in a kernel of its own, show its progress and text, write the .ipynb beside the source (below the
-    temporary folder under `fast`). One that fails raises RuntimeError and leaves its previous .ipynb as it was."""
+    """Run a notebook in a kernel of its own, show its progress and text, the last cell's at the end, and write the
+    .ipynb beside the source (below the temporary folder under `fast`). The previous one stays where it fails, which
+    raises RuntimeError, or is interrupted: KeyboardInterrupt of a sentence and the signal's number."""
     notebook = jupytext.read(source, config=jupytext.config.load_jupytext_config(str(source)))
     print(f"\n=== {source.stem} (profile {profile.name()}) ===", flush=True)
     # a kernel warns of its unencrypted loopback sockets, which is how every local notebook runs
@@ -48,51 +58,98 @@ def execute(source: Path) -> Path:
     try:
         client.execute()
     except CellExecutionError as error:
-        raise RuntimeError(f"{source.stem} stopped: {error.ename}: {error.evalue}\n\n{error}") from None
+        raise RuntimeError(f"{source.stem} stopped: {failure(error, source.stem)}") from None
+    except (KeyboardInterrupt, asyncio.CancelledError, DeadKernelError) as error:
+        if isinstance(error, DeadKernelError) and not client.stopped:
+            raise RuntimeError(f"{source.stem} stopped: its kernel died, as it does when memory runs out.") from None
+        states = profile.output_root().glob("data/runs/*/checkpoints/checkpoint-*/trainer_state.json")
+        new = [(p.stat().st_mtime, p.parent.name.replace("-", " ")) for p in states if p.stat().st_mtime > client.began]
+        at, start = (f" at step {client.step} of a training", new) if client.step else ("", [])
+        said = f"{source.stem} was interrupted{at}; its results, figures and outputs are as they were. "
+        said += f"The same command goes on from {max(start)[1] if start else 'what is finished'}."
+        raise KeyboardInterrupt(said, client.stopped or signal.SIGINT) from None
     finally:
         client.bar.close()
     tidy(notebook)
     target = profile.kept_root() / "notebooks" / f"{source.stem}.ipynb"
     write_text(target, jupytext.writes(notebook, "ipynb") + "\n")
     print(f"=== {source.stem} done: {target} ===", flush=True)
+    print("".join(o.get("text", "") for o in client.last.outputs), end="", flush=True)
     return target
 
 
+def failure(error: CellExecutionError, stem: str) -> str:
+    """What a cell raised, the last lines above it, and the file that has the whole traceback."""
+    raised, text = f"{error.ename}: {error.evalue}", re.sub(r"\x1b\[[\d;]*m", "", str(error))
+    above = [line.rstrip() for line in text.rpartition(raised)[0].splitlines() if line.strip()]
+    write_text(path := profile.output_root() / "build" / f"{stem}.traceback.txt", text)
+    return "\n".join([raised, *above[-8:], f"The whole traceback: {path}"])
+
+
 def tidy(notebook) -> None:
-    """Drop progress bars, timestamps and machine paths, so that what is committed is what a reader needs."""
+    """Drop progress bars, dead widgets, timestamps, machine paths and editors' metadata (GitHub shows no notebook that
+    has Colab's `widgets`), so that what is committed is what a reader needs."""
+    for part in (notebook, *notebook.cells):
+        for name in set(part.metadata) - METADATA:
+            del part.metadata[name]
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
         for output in list(cell.get("outputs", [])):
-            text = output.get("text", "") or output.get("data", {}).get("text/plain", "")
-            html = output.get("data", {}).get("text/html", "")
-            if output.get("name") == "stderr" or re.search(r"\d+%\|", text) or "<progress" in html:
+            data = output.get("data", {})
+            text, html = output.get("text", "") or data.get("text/plain", ""), data.get("text/html", "")
+            gone = output.get("name") == "stderr" or re.search(r"\d+%\|", text) or "<progress" in html
+            if gone or "application/vnd.jupyter.widget-view+json" in data:
                 cell.outputs.remove(output)
             elif "text" in output:
                 output["text"] = text.replace(f"{profile.ROOT}{os.sep}", "")
 
 
+def mend(names: list[str]) -> None:
+    """`tidy` the .ipynb of these notebooks in place: for one that was saved on Colab, or by hand."""
+    for path in (source.with_suffix(".ipynb") for source in find(names)):
+        notebook = nbformat.read(path, as_version=4)
+        tidy(notebook)
+        write_text(path, nbformat.writes(notebook) + "\n")
+
+
 class ShownClient(NotebookClient):
-    """nbclient that shows on the terminal what a cell prints, and the newest line of its progress bars."""
+    """nbclient that shows on the terminal what the cells but the last print, and the newest line of their progress
+    bars. SIGINT or SIGTERM ends it and is noted in `stopped`."""
 
     def __init__(self, notebook, **kwargs):
         super().__init__(notebook, **kwargs)
-        cells = sum(c.cell_type == "code" for c in notebook.cells)
-        self.bar = tqdm(total=cells, unit="cell", desc="cells", dynamic_ncols=True)
+        code = [c for c in notebook.cells if c.cell_type == "code"]
+        self.bar = tqdm(total=len(code), unit="cell", desc="cells", dynamic_ncols=True)
+        self.last, self.step, self.stopped, self.began = code[-1], "", 0, time.time()
+
+    async def async_start_new_kernel(self, **kwargs):
+        """Take the signals over: nbclient's own handlers end in an AssertionError."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def stop(number: int) -> None:
+            self.stopped, self.shutdown_kernel = number, "immediate"
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(RuntimeError):  # Windows raises KeyboardInterrupt; a thread gets no signals
+                loop.add_signal_handler(number, stop, number)
+        await super().async_start_new_kernel(**kwargs)
 
     def process_message(self, msg, cell, cell_index):
         kind, content = msg["msg_type"], msg["content"]
         data = content.get("data", {})
-        if kind == "stream" and content["name"] == "stdout":
+        if kind == "stream" and content["name"] == "stdout" and cell is not self.last:
             self.bar.write(content["text"].rstrip("\n"))
         elif kind in ("display_data", "execute_result", "update_display_data"):
-            if step := re.search(r"\[\s*(\d+/\d+ [^\]]*)\]", data.get("text/html", "")):
-                self.bar.set_postfix_str(f"training {step[1]}")
-            elif (text := data.get("text/plain", "")) and not re.search(r"\d+%\||^<(IPython|Figure)", text):
+            if step := re.search(r"\[\s*(\d+/\d+) [^\]]*\]", data.get("text/html", "")):
+                self.step = step[1].replace("/", " of ")
+                self.bar.set_postfix_str(f"training {step[0].strip('[] ')}")
+            elif (text := data.get("text/plain", "")) and not re.search(r"\d+%\||^(<IPython|<Figure|[HV]Box)", text):
                 self.bar.write(text)
         elif kind == "comm_msg":  # tqdm's widgets: the text right of the bar
             value = data.get("state", {}).get("value")
             if isinstance(value, str) and re.match(r"\s*\d+/\d+ \[", value):
                 self.bar.set_postfix_str(value.strip())
         elif kind == "status" and content["execution_state"] == "idle" and cell.cell_type == "code":
+            self.step = ""
             self.bar.update(1)
         return super().process_message(msg, cell, cell_index)

@@ -35,7 +35,7 @@ from lib.fast import fuse_activations, fuse_dropout, peak_megabytes, reset_peak_
 from lib.hub import quiet as silenced
 from lib.metrics import bits_per_byte, score_encoded
 from lib.packing import Encoded, document_attention
-from lib.results import device_name, write_json
+from lib.results import device_name, listed, write_json
 
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks by an old name
 
@@ -161,7 +161,7 @@ class Finetuned:
 
 
 def settings_for(method: str, seed: int, task: tasks.Task, **overrides) -> Settings:
-    """The profile's settings for a run. Raises ValueError for an unknown method or setting."""
+    """The profile's settings for a run. Raises ValueError for an unknown method or setting, and one out of range."""
     if method not in METHODS:
         raise ValueError(f"Method {method!r} is unknown; choose one of {', '.join(METHODS)}.")
     known, budget = Settings.__dataclass_fields__, vars(profile.budget(**BUDGET))
@@ -169,7 +169,12 @@ def settings_for(method: str, seed: int, task: tasks.Task, **overrides) -> Setti
         raise ValueError(f"Setting {min(unknown)!r} is unknown; known: {', '.join(known)}.")
     chosen = {name: number for name, number in budget.items() if name in known}
     chosen |= {"train_tokens": budget["e2e_train_tokens"]} if task.name == "e2e" else {}
-    return Settings(**{"method": method, "seed": seed, "learning_rate": LEARNING_RATES[method]} | chosen | overrides)
+    chosen = {"method": method, "seed": seed, "learning_rate": LEARNING_RATES[method]} | chosen | overrides
+    for name, x in chosen.items():
+        zero = name in ("seed", "weight_decay", "warmup_share", "max_grad_norm", "gradient_checkpointing")
+        if name != "method" and not (0 < x < math.inf or (x == 0 and zero)):
+            raise ValueError(f"{name}={x}: give a number {'from 0 on' if zero else 'above 0'}.")
+    return Settings(**chosen)
 
 
 def run_path(base, task: tasks.Task, settings: Settings, variant: str = "") -> Path:
@@ -281,10 +286,13 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
         optimizers=(optimizer(model, settings) if optimizer else None, None),
         callbacks=[clock, EarlyStoppingCallback(settings.patience), *callbacks],
     )
+    start = last_checkpoint(path / "checkpoints")
+    if start and args.should_save:
+        print(f"Run {path.name} goes on from {Path(start).name.replace('-', ' ')} of {steps} steps.", flush=True)
     trainer.remove_callback(PrinterCallback)  # what `quiet` puts in place of the progress bar
     transformers_logging.disable_progress_bar()  # a bar per checkpoint would hide the training's own
     with document_attention(model), silenced(bars=True):
-        trainer.train(resume_from_checkpoint=last_checkpoint(path / "checkpoints"))
+        trainer.train(resume_from_checkpoint=start)
     if args.should_save:
         tokens = sum(len(d.input_ids) for row in data for d in row)
         targets = sum(len(d.input_ids) - d.prompt_length for row in data for d in row)
@@ -299,6 +307,7 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
         summary |= {"best_step": trainer.state.best_global_step, "held_out_loss": trainer.state.best_metric}
         with silenced():
             model.save_pretrained(path / "model")
+            base.tokenizer.save_pretrained(path / "model")
         history = history_of(trainer.state.log_history, tokens / steps).to_dict("records")
         write_json(path / "run.json", {"summary": summary, "history": history})  # the mark of a finished run
         profile.remove(path / "checkpoints", needed=False)
@@ -308,7 +317,8 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
 def load(base, path: Path) -> Finetuned:
     """A finished run. FileNotFoundError for none, RuntimeError for another base model's, ValueError for damage."""
     if not (path / "run.json").exists():
-        raise FileNotFoundError(f"{path} holds no finished run: run notebook 02 first.")
+        there = listed(sorted(p.parent.name for p in path.parent.glob("*/run.json")))
+        raise FileNotFoundError(f"{path} holds no finished run: run notebook 02 first. Finished: {there}.")
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
         trained_from = record["summary"]["base_model"]

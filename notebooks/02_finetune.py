@@ -48,6 +48,7 @@ from IPython.display import display
 from transformers import TrainerCallback
 
 from lib import packing, plots, profile, tasks, train
+from lib.generate import DECODING, generate
 from lib.models import load_base
 from lib.results import Results, interval, markdown_table, number
 
@@ -262,6 +263,21 @@ learned.groupby(["task", "method"], sort=False).agg(["mean", "count"]).round(3)
 # - Hu et al. 2021, LoRA, arXiv:2106.09685; Dettmers et al. 2023, QLoRA, arXiv:2305.14314 (all linear layers).
 # - Krell et al. 2021, packing without cross-contamination, arXiv:2107.02027; first fit decreasing: Johnson 1973.
 # - transformers' Trainer, peft, accelerate: the training loop is theirs.
+
+# %% [markdown]
+# ## Try it
+#
+# - What the first run writes for a validation prompt, by sampling. In the terminal `python -m lib generate` does the
+#   same for any prompt, and `finetune --out my-model` writes a folder for `from_pretrained`, LoRA merged.
+
+# %%
+prompt = task["validation"][0]["prompt"]
+if results.stored:
+    print("RESULTS=stored: no model was trained that could write.")
+else:
+    first = train.load(base, trained()[0].path)
+    print(prompt, *generate(first.model, base.tokenizer, [prompt], 80, **DECODING["sample"]))
+    print(f"\npython -m lib generate --run {first.path.name} --samples 3 --prompt TEXT")
 
 # %% [markdown]
 # ## For the report

@@ -284,7 +284,7 @@ def row(m):
 
 table = results.table("before_after", lambda: pd.DataFrame([row(m) for m in measured]))
 headline = ["bits_per_byte", "perplexity", "bleu", "chrf", "rouge_l"]
-print(table[["task", "stage", "method", "seed", *headline]].round(3).to_string(index=False))
+table[["task", "stage", "method", "seed", *headline]].round(3)
 
 
 # %% [markdown]
@@ -453,7 +453,8 @@ for sample in samples.to_dict("records"):
 # ## People: a blind A/B
 #
 # - Which side is "after" is shuffled. Ratings are kept in `data/runs`, out of git; several people can rate,
-#   each under a name of their own. The buttons work where the notebook runs live.
+#   each under a name of their own.
+# - The pairs of the first training method: before and after for the same prompts.
 
 # %%
 pairs = []
@@ -464,10 +465,23 @@ else:
     pairs = [
         people.Pair(row["id"], row["prompt"], before.strip(), after.strip())
         for row, before, after in zip(rows_of[task.name], measured[0].texts, full.texts, strict=True)
-    ]
-    path = profile.kept_root() / "data" / "runs" / f"ratings-{task.name}.jsonl"
-    display(people.rating_widget(pairs[:20], os.environ.get("RATER", "").strip() or "me", path))
-    print(people.summarise(people.read_lines(path)))
+    ][:20]
+    ratings = profile.kept_root() / "data" / "runs" / f"ratings-{task.name}.jsonl"
+    display(people.rating_widget(pairs, os.environ.get("RATER", "").strip() or "me", ratings))
+
+# %% [markdown]
+# - What all raters said of these pairs: run this cell again after rating. A skipped pair is not rated.
+
+# %%
+if pairs:
+    rows = [r for r in people.read_lines(ratings) if people.Pair(*map(r.get, people.Pair._fields)) in pairs]
+    said = people.summarise(rows)
+    raters = f"by {said['raters']} rater{'s' * (said['raters'] > 1)}"
+    print(f"{said['n']} of {len(pairs)} pairs rated {raters}." if said["n"] else "No ratings yet.")
+    if said["n"]:
+        share = span(said["win_rate"], said["low"], said["high"], 2)
+        print(f"After is better in {said['after']}, before in {said['before']}, tie {said['tie']}; {share} for after.")
+        print(f"Agreement of two raters {number(said['agreement'], 2)}, kappa {number(said['kappa'], 2)}.")
 
 # %% [markdown]
 # ## A judge model
@@ -477,7 +491,9 @@ else:
 
 # %%
 try:
-    display(*people.judge(pairs[:20]) if pairs else [])
+    if pairs:
+        verdicts, found = people.judge(pairs)
+        display(verdicts, pd.Series(found, name="judge").to_frame())
 except people.JudgeUnavailable as reason:
     print(f"Skipped: {reason}")
 
@@ -700,7 +716,10 @@ main = tests[(tests["task"] == task.name) & (tests["measure"] == "bits_per_byte"
 for method in budget.methods:
     results.claim(f"{method} beats before", bool(main.loc[method, "shown"] and main.loc[method, "better"]))
 results.claim("every comparison is better", bool((tests["shown"] & tests["better"] & (tests["holm"] < 0.001)).all()))
+results.claim("general text was measured", general_count > 0)
 results.claim("no general text got worse", general_count > 0 and not worse)
 results.claim("people reflect more tags", tags < people_tags)
+results.claim("E2E was measured", len(e2e_table) > 0)
 results.claim("E2E ends below the documented GPT-2 small", gap < 0)
 results.save(data={t.name: t.sha256 for t in (task, e2e) if t})
+print(table[["task", "stage", "method", "seed", *headline]].round(3).to_string(index=False))

@@ -66,6 +66,8 @@ def session(tmp_path_factory):
     (cell,) = [c.source for c in cells if c.cell_type == "code" and "google.colab" in c.source]
     code = COLAB + cell.replace("/content", str(folder / "content")) + "\nimport lib.profile"
     environment = {n: v for n, v in os.environ.items() if n not in ("PYTHONPATH", "PROFILE")}
+    lost = subprocess.run([python, "-c", code.replace("/content", "/nothing")], capture_output=True, text=True)
+    assert lost.returncode == 1 and lost.stderr.count("\n") == 1 and "upload the project's zip" in lost.stderr
     run = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     *calls, shown = run.stdout.split("\n", 2)
@@ -79,6 +81,6 @@ def test_the_first_cell_tells_the_gpu_and_the_dtype_and_asks_pip_for_what_lacks(
     assert "torch 2.11.0+cu128, numpy 2.0.2 as they were" in shown
     assert "Google Drive is not mounted" in shown
     names = {re.match(r"[\w-]*", line)[0] for line in installs["wanted"]}
-    assert {"transformers", "peft", "sacrebleu"} <= names and not names & UNTOUCHED
+    assert {"transformers", "peft", "sacrebleu"} <= names and not names & (UNTOUCHED | {"pytest", "ruff", "typst"})
     assert {f"{name}=={IMAGE[name.replace('-', '_')]}" for name in colab.KEEP} == set(installs["held"])
     assert uninstalls["arguments"] == ["uninstall", "-q", "-y", "torchao"]

@@ -189,7 +189,7 @@ def test_export_writes_everything_into_build_and_says_so(tmp_path, monkeypatch, 
         word.setattr(export, "write_bytes", lambda path, data: path.suffix == ".docx" and held(path))
         export.export(["html", "docx", "pdf"], root=tmp_path)
     assert re.findall(r"report\.\w+", capsys.readouterr().out) == ["report.html", "report.pdf"]
-    assert export.export(["pdf"], midterm=True, root=tmp_path) == [tmp_path / "build/readme.pdf"]
+    assert export.export(["PDF"], midterm=True, root=tmp_path) == [tmp_path / "build/readme.pdf"]
     with pytest.raises(ValueError, match="Nothing is exported as 'doc': choose one of html, docx"):
         export.export(["doc"], root=tmp_path)
     (tmp_path / "report.md").unlink()

@@ -1,5 +1,7 @@
 """Batched generation equals one at a time; seeds, stops and errors."""
 
+import re
+
 import pytest
 import torch
 from small_llama import small_llama
@@ -7,7 +9,8 @@ from transformers import GenerationConfig
 
 from lib import generate as g
 from lib import profile
-from lib.models import small_gpt2, tiny_tokenizer
+from lib.__main__ import main
+from lib.models import small_gpt2, tiny_base, tiny_tokenizer
 
 PROMPTS = ["The tool", "a", "Package: apt\nSection: admin\n", "", "床前明月光", "one two three four five six"]
 
@@ -91,3 +94,16 @@ def test_errors_name_the_prompt_and_the_setting(model, tokenizer):
     with pytest.raises(ValueError, match="list of prompts"):
         g.generate(model, tokenizer, "one string", 4)
     assert g.generate(model, tokenizer, [], 4) == []
+
+
+def test_the_command_prints_text_alone_from_the_base_model_or_a_run(capsys):
+    assert main(["generate", "--prompt", r"Package: x\nDescription:", "--tokens", "8"]) == 0
+    said, base = capsys.readouterr(), tiny_base()
+    assert said.out == g.generate(base.model, base.tokenizer, ["Package: x\nDescription:"], 8)[0] + "\n"
+    assert "Base model: tiny" in said.err
+    assert main(["finetune", "--set", "train_tokens=1300", "--set", "evaluations=1"]) == 0
+    run = re.search(r"generate --run (\S+) --prompt TEXT\n$", capsys.readouterr().out)[1]
+    assert main(["generate", "--prompt", "a", "--run", run, "--samples", "3", "--tokens", "8"]) == 0
+    assert capsys.readouterr().out.count("\n---\n") == 2
+    assert main(["generate", "--prompt", "a", "--run", "gone"]) == 1
+    assert re.search(rf"gone holds no finished run: .* Finished: .*{run}", capsys.readouterr().err)

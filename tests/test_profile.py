@@ -6,7 +6,7 @@ import torch
 from lib import profile, results
 
 
-@pytest.mark.parametrize("name", ["quick", "FULL"])
+@pytest.mark.parametrize("name", ["quick", "full,"])
 def test_an_unknown_profile_lists_the_known(monkeypatch, name):
     monkeypatch.setenv("PROFILE", name)
     with pytest.raises(ValueError, match="choose one of fast, cpu, full"):
@@ -21,7 +21,7 @@ def test_the_profile_follows_the_machine_and_the_environment(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("RESULTS", "stored")
     assert profile.name() == "full", "the shipped results are of the full profile"
-    monkeypatch.setenv("PROFILE", "cpu")
+    monkeypatch.setenv("PROFILE", "CPU")
     assert profile.name() == "cpu"
 
 

@@ -144,6 +144,17 @@ def test_files_are_replaced_and_removed_by_the_helper_alone():
         assert len(bare.findall(source.read_text("utf-8"))) == known, f"{source.name}: lib.profile.replace and remove"
 
 
+def test_figures_are_replaced_with_the_results_or_not_at_all(folder, monkeypatch):
+    notebook(lambda: ROWS)
+    before = {path: path.read_bytes() for path in folder.rglob("99_*")}
+    other = plt.subplots()[0]
+    monkeypatch.setattr(plt, "figure", lambda: other)
+    monkeypatch.delattr(results, "write_json")  # comes after the figures
+    with pytest.raises(NameError):
+        notebook(lambda: ROWS)
+    assert len(before) == 3 and {path: path.read_bytes() for path in folder.rglob("99_*")} == before
+
+
 def test_shipped_results_follow_the_contract(tmp_path):
     for path in sorted((profile.DATA / "results").glob("[0-9][0-9]_*.json")):
         value = results.load(path.stem, path.parent)

@@ -37,6 +37,7 @@ def export(
 
     With `midterm` README.md is the report. Raises ValueError in one sentence for what can't be exported, and when all
     others are made PermissionError for files that another program has open."""
+    what = [name.lower() for name in what]
     if unknown := [name for name in what if name not in WHAT]:
         raise ValueError(f"Nothing is exported as {unknown[0]!r}: choose one of {', '.join(WHAT)}.")
     source, out = root / ("README.md" if midterm else "report.md"), root / "build"
