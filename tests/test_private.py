@@ -175,13 +175,11 @@ def test_shipped_numbers_are_those_of_the_test_half():
     assert {(r["by"], r["name"]): [r["found"], r["labelled"], r["correct"]] for r in rows} == counts("test")
 
 
-def test_in_text_without_persons_nothing_more_is_taken_for_personal_than_eight_look_alikes():
-    found = Counter()
+def test_in_ordinary_text_nothing_is_taken_for_personal():
     for path in sorted(profile.DATA.glob("*/*.jsonl")):
         if path.parent.name in ("debian", "release_notes", "tang", "idioms"):
-            for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()[::4]):
-                found.update(item.category for item in find("\n".join(v for v in row.values() if isinstance(v, str))))
-    assert found.total() <= 2, found
+            for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()[::10]):
+                assert items("\n".join(v for v in row.values() if isinstance(v, str))) == []
 
 
 def test_the_labelled_set_is_large_held_apart_and_invented():

@@ -125,7 +125,7 @@ def read_code(text: str, clean: Clean, facts: Counter) -> Pairs:
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             documented, node.body, node.decorator_list = ast.get_docstring(node) or "", [ast.Pass()], []
-            prompt, target = clean(ast.unparse(node).rpartition("\n")[0]), ""
+            prompt, target = clean(ast.unparse(node).rpartition("\n")[0].removeprefix("async ")), ""
             for paragraph in clean(documented).split("\n\n"):
                 longer = f"{target}\n\n{paragraph}".strip()
                 if len(longer.encode("utf-8")) > TARGET_BYTES:
