@@ -25,7 +25,6 @@ COLORS = ("#004488", "#DDAA33", "#994455", "#6699CC", "#997700", "#F2BBD0")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 BYTES = re.compile(r"<[0-9A-F]{2}( [0-9A-F]{2})*>")  # how lib.generate.token_text writes a fragment
-ARROW = {"arrowstyle": "->", "color": GREY}
 # Chinese: Noto Sans CJK SC of the wheel mplfonts, which is not imported: that would change matplotlib
 NOTO = Path(importlib.util.find_spec("mplfonts").submodule_search_locations[0]) / "fonts" / "NotoSansCJKsc-Regular.otf"
 font_manager.fontManager.addfont(NOTO)
@@ -67,9 +66,8 @@ def label_lines(ax: plt.Axes) -> None:
         last = max(wanted, last + 11)
         rgb = np.array(to_rgb(line.get_color()))
         dark = tuple(rgb * min(1.0, 0.4 / (rgb @ (0.2126, 0.7152, 0.0722))))  # enough for text on white
-        text = note(ax, line.get_label(), (right, end[1]), (8, last - wanted), va="center", color=dark, fontsize=9)
-        text.set_annotation_clip(False)
-        text.set_in_layout(True)
+        style = {"va": "center", "color": dark, "fontsize": 9, "annotation_clip": False}
+        note(ax, line.get_label(), (right, end[1]), (8, last - wanted), **style)
 
 
 def _grid(panels: int, columns: int, width: float, height: float, **options):
@@ -110,9 +108,10 @@ def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
         for y, method in enumerate(methods):
             own = before[before["method"] == method]
             old = (own if len(own) else before[~before["method"].isin(methods)])[key].mean()
-            ax.annotate("", (after.loc[after["method"] == method, key].mean(), y), (old, y), arrowprops=ARROW)
+            values = after.loc[after["method"] == method, key].dropna()
+            ax.annotate("", (values.mean(), y), (old, y), arrowprops={"arrowstyle": "->", "color": GREY})
             ax.plot(old, y, "o", markerfacecolor="white", markeredgecolor=INK, markersize=7)
-            new = _interval(ax, after.loc[after["method"] == method, key].dropna(), y, y)
+            new = _interval(ax, values, y, y)
             pair = sorted([(old, "before"), (new, "after")], key=lambda end: end[0])
             for (value, name), (side, shift) in zip(pair, (("right", -3), ("left", 3)), strict=True):
                 text = f"{value:.{digits}f}" if y else f"{name}\n{value:.{digits}f}"
