@@ -137,15 +137,12 @@ def test_bits_per_byte_count_the_unknown():
     assert score.bits_per_byte == pytest.approx((score.nats.sum() / math.log(2) + 32) / 7)
 
 
-def test_a_bad_recipe_is_named():
+def test_a_bad_recipe_or_stride_is_named(run, texts):
     with pytest.raises(ValueError, match="rows of 32 do not fill one step: raise train_bytes"):
         train(replace(TINY, train_bytes=500, rows=64))
     for field in ("corpus", "encoding", "position", "attention"):
         with pytest.raises(ValueError, match=r"'debain'.* choose"):
             train(replace(TINY, **{field: "debain"}))
-
-
-def test_a_stride_that_skips_tokens_is_refused(run, texts):
     for stride in (0, -1, 17):
         with pytest.raises(ValueError, match=f"stride={stride} must lie between 1 and length=16"):
             score_stream(run.model, run.encoding, texts, 16, stride)
