@@ -2,13 +2,14 @@
 
 import argparse
 import importlib.util
+import math
 import os
 import signal
 import sys
 from pathlib import Path
 
 
-def finetune(task: str | None, method: str, seed: int, pairs: list[str], out: Path | None) -> None:
+def finetune(method: str, seed: int, pairs: list[str], out: Path | None) -> None:
     from lib import models, tasks, train
 
     chosen, fields = {}, train.Settings.__dataclass_fields__
@@ -20,11 +21,12 @@ def finetune(task: str | None, method: str, seed: int, pairs: list[str], out: Pa
             raise ValueError(f"--set {name}: give it a value, such as --set learning_rate=5e-5.")
         chosen[name] = text.lower() in ("true", "1") if kind is bool else kind(text)
     base = models.load_base()
-    run = train.finetune(base, tasks.load_task(task, base), method, seed, **chosen)
+    run = train.finetune(base, tasks.load_task(None, base), method, seed, **chosen)
     if os.environ.get("RANK", "0") != "0":
         return
     for name in ("steps", "tokens", "tokens_per_second", "seconds", "peak_megabytes", "held_out_loss"):
-        print(f"{name:18} {run.summary[name]:,.{4 * isinstance(run.summary[name], float)}f}")
+        value = math.nan if run.summary[name] is None else run.summary[name]  # JSON has no nan
+        print(f"{name:18} {value:,.{4 * isinstance(value, float)}f}")
     if out:
         run.model.save_pretrained(out)
         base.tokenizer.save_pretrained(out)
@@ -53,13 +55,37 @@ OPTIONAL = {"bench": "lib.explore.bench", "compress": "lib.explore.compress", "d
 MANY, FLAG = {"nargs": "*"}, {"action": "store_true"}
 MIDTERM = {"--midterm": FLAG | {"help": "README.md as the mid-term report"}}
 DRAFT = {"--draft": FLAG | {"help": "with a watermark; pack: in spite of gaps"}}
+# whole paths, because notebooks run in a folder of their own
+FILE = {"type": lambda text: os.path.abspath(text) if os.path.isfile(text) else text}
+FOLDER = {"type": lambda text: os.path.abspath(text) if os.path.isdir(text) else text}
+MODEL = {  # settings of the environment as options: cmd and PowerShell take no NAME=value in front of a command
+    "--profile": {"dest": "PROFILE", "help": "fast, cpu or full; full with a GPU and cpu without by default"},
+    "--base-model": FOLDER | {"dest": "BASE_MODEL", "help": "a folder in transformers' format or a hub id"},
+    "--mirror": {"dest": "HF_ENDPOINT", "help": "of the Hugging Face hub, such as https://hf-mirror.com"},
+    "--data-mirror": FOLDER | {"dest": "DATA_MIRROR", "help": "a folder with the texts from outside, as data/mirror"},
+    "--device": {"dest": "DEVICE", "help": "cpu, cuda or mps"},
+    "--dtype": {"dest": "DTYPE", "help": "bfloat16, float16 or float32"},
+}
+TASK = {
+    "--task": FILE | {"dest": "TASK", "help": "debian, e2e, a file or a hub id, see data/README.md; debian by default"},
+    "--task-columns": {"dest": "TASK_COLUMNS", "help": "of your own rows, such as prompt=question,target=answer"},
+}
+RUN = {
+    "notebooks": MANY,
+    **(MODEL | TASK),
+    "--private-data": FOLDER | {"dest": "PRIVATE_DATA", "help": "a folder of your own, for notebook 08"},
+    "--results": {
+        "dest": "RESULTS",
+        "choices": ["stored", "missing"],
+        "help": "read data/results; measure what it lacks",
+    },
+}
 FILES = {
     "file": {"nargs": "+", "type": Path},
     "--out": {"type": Path, "help": "what to write; beside the file by default"},
     "--run": {"help": "a folder in data/runs; the base model by default, or what the compressed file names"},
 }
 TRAINING = {
-    "--task": {"help": "debian, e2e or a file, see data/README.md; TASK or debian by default"},
     "--method": {"default": "full"},
     "--seed": {"type": int, "default": 0},
     "--set": {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "such as learning_rate=5e-5"},
@@ -75,13 +101,13 @@ WRITING = {
 KEPT = {"notebooks": {"nargs": "+"}, "--yes": FLAG}
 CHECK, SOME = {"--check": FLAG | {"help": "change nothing, say what is wrong"}}, {"what": MANY}
 COMMANDS = {  # name: (what is called with the options in their order, what it does, options)
-    "fetch": ("lib.hub.fetch", "for offline use, all or some of model, e2e, wikitext2, lambada, blimp", SOME),
-    "run": ("lib.run.run", "execute notebooks, such as 01 02 03; all by default", {"notebooks": MANY}),
-    "finetune": (finetune, "one fine-tuning run; also under accelerate launch", TRAINING),
-    "generate": ("lib.generate.write", "print what a model writes after a prompt", WRITING),
-    "bench": (bench, "against other libraries: all or some of training, evaluation, generation", SOME),
-    "compress": (compress, "text files with the language model", FILES),
-    "decompress": (lambda *given: compress(*given, back=True), "what compress wrote; exact, or refused", FILES),
+    "fetch": ("lib.hub.fetch", "for offline use, all or some of model, e2e, wikitext2, lambada, blimp", SOME | MODEL),
+    "run": ("lib.run.run", "execute notebooks, such as 01 02 03; all by default", RUN),
+    "finetune": (finetune, "one fine-tuning run; also under accelerate launch", TRAINING | MODEL | TASK),
+    "generate": ("lib.generate.write", "print what a model writes after a prompt", WRITING | MODEL),
+    "bench": (bench, "against other libraries: all or some of training, evaluation, generation", SOME | MODEL),
+    "compress": (compress, "text files with the language model", FILES | MODEL),
+    "decompress": (lambda *given: compress(*given, back=True), "what compress wrote; exact, or refused", FILES | MODEL),
     "report": ("lib.report.fill.command", "fill report.md and README.md from data/results", CHECK),
     "check": (
         "lib.report.rubric.command",
@@ -105,13 +131,16 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=text, description=text)
         for option, about in options.items():
             command.add_argument(*(["-o"] if option == "--out" else []), option, **about)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a pipe or a file in GBK has not every character
     chosen = vars(parser.parse_args(arguments))
     function, _, options = COMMANDS[chosen.pop("command")]
+    os.environ |= {name: value for name, value in chosen.items() if name.isupper() and value}
     try:
         if isinstance(function, str):
             module, _, name = function.rpartition(".")
             function = getattr(importlib.import_module(module), name)
-        done = function(*(chosen[option.removeprefix("--")] for option in options))
+        done = function(*(chosen[name.removeprefix("--")] for name, about in options.items() if "dest" not in about))
         return int(done) if isinstance(done, int) else 0
     except (ValueError, OSError, RuntimeError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -7,16 +7,17 @@ import ctypes
 import functools
 import gc
 import math
-import re
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+import threading
+from collections.abc import Callable, Iterator
 
 import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUTanh, NewGELUActivation
+
+from lib import profile
 
 CPU_NUMBERS = 2**20  # float32 numbers of logits worked on at a time: 4 MB stay in a cache
 GPU_NUMBERS = 2**26  # a GPU wants fewer, larger kernels
@@ -141,28 +142,34 @@ def onednn_precision() -> str:
     return "medium" if error < 1e-3 and not torch.cuda.is_available() else "highest"
 
 
-def reset_peak_memory() -> None:
-    """Start a new high-water mark, with freed memory given back first where the platform can."""
+@contextlib.contextmanager
+def peak_memory(seconds: float = 0.02) -> Iterator[Callable[..., float]]:
+    """`with peak_memory() as peak:` peak() is the most memory held since the start in MB (10^6 bytes): on a GPU what
+    torch has allocated, else what of this process is resident, looked at every `seconds` by a thread; peak(above=True)
+    is what of it came on top of the start, at which freed memory is given back where the platform can."""
+    gpu, process, over = profile.device().type == "cuda", psutil.Process(), threading.Event()
     gc.collect()
-    if torch.cuda.is_available():
+    if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, proc(5)
+    start = highest = torch.cuda.memory_allocated() if gpu else process.memory_info().rss
 
+    def peak(above: bool = False) -> float:
+        nonlocal highest
+        highest = max(highest, torch.cuda.max_memory_allocated() if gpu else process.memory_info().rss)
+        return (highest - start * above) / 1e6
 
-def peak_megabytes() -> float:
-    """High-water mark in MB (10^6 bytes): of GPU memory, or else of the process's resident memory, which Linux counts
-    from `reset_peak_memory` and others from the process's start."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    if (status := Path("/proc/self/status")).exists():
-        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e6
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset / 1e6
-    import resource  # which Windows lacks
+    def watch() -> None:
+        while not (gpu or over.wait(seconds)):
+            peak()
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()

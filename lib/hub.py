@@ -220,7 +220,7 @@ def outside(name: str) -> Path:
     except Unavailable as error:
         reason = str(error)
     where = f"neither in DATA_MIRROR nor in data/mirror ({', '.join(OUTSIDE[name])}), and the hub does not give it"
-    ways = f"With another network, or a mirror of the hub in HF_ENDPOINT, `python -m lib fetch {name}` gets it."
+    ways = f"`python -m lib fetch {name} --mirror https://hf-mirror.com`, or without the mirror in another network."
     raise Unavailable(f"{name} is {where}: {reason}. {ways}")
 
 

@@ -119,7 +119,7 @@ def load_base() -> Base:
         return _load(folder, STAND_IN, STAND_IN_PIN, why=f"GPT-2 was not within reach: {why}")
     reasons = "".join(f"\n  {place}: {reason}" for place, reason in tried.items())
     by_hand = f"config.json, model.safetensors, vocab.json and merges.txt of {GPT2} into {hub.MODELS / 'gpt2'}"
-    ways = f"`HF_ENDPOINT=https://hf-mirror.com python -m lib fetch model`; {by_hand}, by hand; BASE_MODEL=<folder>"
+    ways = f"`python -m lib fetch model --mirror https://hf-mirror.com`; {by_hand}, by hand; `--base-model FOLDER`"
     raise Unavailable(f"No base model could be had.{reasons}\nWays out: {ways}.")
 
 

@@ -249,7 +249,7 @@ def load(notebook: str, folder: Path | None = None) -> dict:
 
 def git_commit() -> str:
     """The checkout's commit, with "+changes" where tracked files differ from it; "unknown" without git."""
-    options = {"cwd": profile.ROOT, "text": True, "stderr": subprocess.DEVNULL, "timeout": 20}
+    options = {"cwd": profile.ROOT, "encoding": "utf-8", "stderr": subprocess.DEVNULL, "timeout": 20}
     status = ["git", "status", "--porcelain", "--untracked-files=no", "--", "lib", "notebooks/*.py"]
     try:
         changed = subprocess.check_output(status, **options)
@@ -263,6 +263,6 @@ def device_name() -> str:
     if profile.device().type == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"CPU, {names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"

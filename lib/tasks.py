@@ -212,7 +212,7 @@ def _row(record: dict, default_id: str, tokenizer: PreTrainedTokenizerBase | Non
         others = [key for key, value in record.items() if isinstance(value, str) and key not in COLUMNS]
         new = missing if len(others) >= len(missing) else ["text"]
         columns = ",".join(f"{key}={name}" for key, name in zip(new, others, strict=False))
-        way = f"such as TASK_COLUMNS={columns}" if others else "or add it to every row"
+        way = f"such as --task-columns {columns}" if others else "or add it to every row"
         raise ValueError(f'no "{missing[0]}" in {", ".join(record) or "an empty row"}; name what holds it, {way}.')
     prompt, target = FORMS[form](record, tokenizer)
     # a generation may start from "\n", but only a text from nothing
@@ -396,7 +396,7 @@ def _e2e_hub() -> list[list[list[str]]]:
         files = [hub_file(E2E_HUB, f, local_files_only=bool(trouble), **at) for f in files]
     except (Unavailable, EntryNotFoundError) as error:
         where = "E2E NLG is not in $DATA_MIRROR/e2e or data/mirror/e2e, and the hub does not give it"
-        ways = "put train.txt, valid.txt and test.txt into data/mirror/e2e, or set HF_ENDPOINT to a mirror of the hub"
+        ways = "put train.txt, valid.txt and test.txt into data/mirror/e2e, or add --mirror https://hf-mirror.com"
         raise Unavailable(f"{where} ({trouble or error}): {ways}.") from error
     tables = (pd.read_parquet(f)[["meaning_representation", "human_reference"]] for f in files)
     return [[[e2e_meaning(m), t.strip()] for m, t in table.itertuples(index=False)] for table in tables]

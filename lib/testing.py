@@ -9,7 +9,8 @@ os.environ.setdefault("PROFILE", "fast")
 # what a user has set is not what is tested
 for _name in ("TASK", "RESULTS", "PRIVATE_DATA", "BASE_MODEL", "JUDGE_API_KEY"):
     os.environ.pop(_name, None)
-os.environ["FAST_OUTPUT"] = _OUTPUT = tempfile.mkdtemp(prefix="gpt2-coursework-test-")
+_OUTPUT = os.path.realpath(tempfile.mkdtemp(prefix="gpt2-coursework-test-"))  # on a Mac it lies behind a link
+os.environ["FAST_OUTPUT"] = _OUTPUT
 
 
 def pytest_unconfigure(config) -> None:  # no atexit, which the tests' forked children would run too

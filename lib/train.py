@@ -31,7 +31,7 @@ from transformers.trainer_utils import set_seed
 from transformers.utils import logging as transformers_logging
 
 from lib import packing, profile, tasks
-from lib.fast import fuse_activations, fuse_dropout, peak_megabytes, reset_peak_memory, summed_cross_entropy
+from lib.fast import fuse_activations, fuse_dropout, peak_memory, summed_cross_entropy
 from lib.hub import quiet as silenced
 from lib.metrics import bits_per_byte, score_encoded
 from lib.packing import Encoded, document_attention
@@ -233,7 +233,6 @@ def finetune(
 
 
 def _train(base, task, settings: Settings, path: Path, draw, optimizer, callbacks, quiet: bool) -> None:
-    reset_peak_memory()
     set_seed(settings.seed)
     model = METHODS[settings.method](fuse_dropout(copy.deepcopy(base.model)), settings)
     if settings.gradient_checkpointing:
@@ -291,19 +290,19 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
         print(f"Run {path.name} goes on from {Path(start).name.replace('-', ' ')} of {steps} steps.", flush=True)
     trainer.remove_callback(PrinterCallback)  # what `quiet` puts in place of the progress bar
     transformers_logging.disable_progress_bar()  # a bar per checkpoint would hide the training's own
-    with document_attention(model), silenced(bars=True):
+    with document_attention(model), silenced(bars=True), peak_memory() as peak:
         trainer.train(resume_from_checkpoint=start)
     if args.should_save:
         tokens = sum(len(d.input_ids) for row in data for d in row)
         targets = sum(len(d.input_ids) - d.prompt_length for row in data for d in row)
         done = trainer.state.global_step / steps  # less than 1 after an early stop
-        rate = tokens / steps * clock.steps / max(clock.seconds, 1e-9)
+        rate = tokens / steps * clock.steps / clock.seconds if clock.steps else math.nan  # all was done before
         summary = asdict(settings) | {"task": task.name, "base_model": base.name, "base_parameters": base.parameters}
         summary["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         summary |= {"steps": trainer.state.global_step, "tokens": round(tokens * done)}
         # of training steps alone; the clock knows those since the last resumption, the rate holds for all
         summary |= {"target_tokens": round(targets * done), "tokens_per_second": rate, "seconds": tokens * done / rate}
-        summary |= {"peak_megabytes": peak_megabytes(), "processes": world, "device": device_name()}
+        summary |= {"peak_megabytes": peak(), "processes": world, "device": device_name()}
         summary |= {"best_step": trainer.state.best_global_step, "held_out_loss": trainer.state.best_metric}
         with silenced():
             model.save_pretrained(path / "model")

@@ -307,29 +307,34 @@ results.figure(figure, "06_scaling", text, scratch=True)
 
 # %%
 measurable = scaling[scaling["peak_megabytes"] > 1]
-figure = plots.lines(measurable, "length", "peak_megabytes", "attention", ylabel="peak megabytes", **look)
-text = f"Peak memory of one attention operation above its inputs, on {device}."
-results.figure(figure, "06_memory", text, scratch=True)
+if measurable.empty:
+    print("No figure of memory: at these lengths no pass adds a megabyte that this machine could measure.")
+else:
+    figure = plots.lines(measurable, "length", "peak_megabytes", "attention", ylabel="peak megabytes", **look)
+    text = f"Peak memory of one attention operation above its inputs, on {device}."
+    results.figure(figure, "06_memory", text, scratch=True)
 
 # %% [markdown]
-# - Fitted exponents over the three longest lengths, and from which length on each is faster than softmax (both passes),
-#   against the naive form and against the fused kernel (nan: not within the lengths measured).
+# - Fitted exponents over the three longest lengths (memory: of those with more than a megabyte; nan: fewer than two).
+# - From which length on each is faster than softmax (both passes), against the naive form and against the fused kernel
+#   (nan: not within the lengths measured).
 
 
 # %%
-def exponent(df: pd.DataFrame, value: str, points: int = 3) -> float:
-    """The slope of log `value` against log length over the longest lengths: 2 is quadratic, 1 linear."""
-    logs = np.log(df.sort_values("length").tail(points)[["length", value]].clip(lower=1e-9))
-    return float(np.polyfit(logs["length"], logs[value], 1)[0])
+def exponent(df: pd.DataFrame, value: str) -> float:
+    """The slope of log `value` against log length over the three longest: 2 is quadratic, 1 linear, nan of one."""
+    logs = np.log(df.sort_values("length").tail(3)[["length", value]])
+    return float(np.polyfit(logs["length"], logs[value], 1)[0]) if len(logs) > 1 else float("nan")
 
 
 def fits() -> list[dict]:
     rows = []
     for name, own in scaling.groupby("attention", sort=False):
         row = {"attention": name}
-        for what, value in (("time", "milliseconds"), ("memory", "peak_megabytes")):
-            for kind in costs.PASSES:
-                row[f"{what}_exponent_{kind}"] = exponent(own[own["pass"] == kind], value)
+        for kind in costs.PASSES:
+            passes = own[own["pass"] == kind]
+            row[f"time_exponent_{kind}"] = exponent(passes, "milliseconds")
+            row[f"memory_exponent_{kind}"] = exponent(passes[passes["peak_megabytes"] > 1], "peak_megabytes")
         for against in ("softmax", SOFTMAX):
             start = float("nan") if name == against else costs.crossover(scaling, name, against)
             row[f"faster_than_{against}_from"] = start

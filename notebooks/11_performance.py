@@ -344,10 +344,9 @@ def grown() -> list[tuple]:
     for n in tqdm(budget.lengths, desc="lengths"):
         batch = [random_documents(n, n)]
         out.append(("context", n, "step_seconds", seconds_of(lambda b=batch: step(b))))
-        fast.reset_peak_memory()
-        before = fast.peak_megabytes()
-        step(batch)
-        out.append(("context", n, "added_megabytes", fast.peak_megabytes() - before))
+        with fast.peak_memory(seconds=0.001) as peak:
+            step(batch)
+            out.append(("context", n, "added_megabytes", peak(above=True)))
     for n in tqdm(budget.batches, desc="batches"):
         batch = [random_documents(shape.padded // 4, shape.padded)] * n
         out.append(("batch", n, "step_seconds", seconds_of(lambda b=batch: step(b))))

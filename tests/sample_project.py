@@ -16,7 +16,7 @@ REPORT, README = ((Path(__file__).parent / f"sample_{name}.md").read_text("utf-8
 
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def notebook(stem: str, output: str = "bits per byte 1.042\n") -> str:

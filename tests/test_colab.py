@@ -53,10 +53,10 @@ def session(tmp_path_factory):
     for package, version in IMAGE.items():
         about = site / f"{package.replace('-', '_')}-{version}.dist-info"
         about.mkdir()
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n", "utf-8")
     shutil.copytree(Path(packaging.__file__).parent, site / "packaging")
     for module, code in (("torch", TORCH), ("pip", PIP)):
-        (site / f"{module}.py").write_text(code)
+        (site / f"{module}.py").write_text(code, "utf-8")
 
     for name in ("lib", "notebooks", "pyproject.toml", "requirements.txt"):
         source, target = profile.ROOT / name, folder / "content" / "project" / name
@@ -66,9 +66,9 @@ def session(tmp_path_factory):
     (cell,) = [c.source for c in cells if c.cell_type == "code" and "google.colab" in c.source]
     code = COLAB + cell.replace("/content", str(folder / "content")) + "\nimport lib.profile"
     environment = {n: v for n, v in os.environ.items() if n not in ("PYTHONPATH", "PROFILE")}
-    lost = subprocess.run([python, "-c", code.replace("/content", "/nothing")], capture_output=True, text=True)
+    lost = subprocess.run([python, "-c", code.replace("/content", "/nothing")], capture_output=True, encoding="utf-8")
     assert lost.returncode == 1 and lost.stderr.count("\n") == 1 and "upload the project's zip" in lost.stderr
-    run = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True, env=environment)
+    run = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, encoding="utf-8", env=environment)
     assert run.returncode == 0, run.stderr
     *calls, shown = run.stdout.split("\n", 2)
     return python, shown, [json.loads(call) for call in calls]

@@ -170,7 +170,7 @@ def test_an_archive_of_several_documents_becomes_a_folder_of_files(base, tmp_pat
 
 
 def test_the_release_notes_are_of_2026_and_as_their_card_says():
-    card = json.loads((DATA / "release_notes" / "card.json").read_text())
+    card = json.loads((DATA / "release_notes" / "card.json").read_text("utf-8"))
     data = (DATA / "release_notes" / "documents.jsonl").read_bytes()
     assert hashlib.sha256(data).hexdigest() == card["files_sha256"]["documents.jsonl"]
     rows = [json.loads(line) for line in data.splitlines()]

@@ -1,13 +1,17 @@
+import contextlib
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from lib import profile
 from lib.explore import costs
 from lib.explore.attention import ATTENTIONS
 from lib.explore.costs import crossover, leak, scaling
+from lib.fast import peak_memory
 from lib.models import small_gpt2
 
 LENGTHS = (250, 500, 1_000, 2_000, 4_000)
@@ -59,9 +63,18 @@ def test_scaling_takes_the_median_of_turns(monkeypatch):
     assert df["spread"].tolist() == [2_000, 5_000] * 4  # quartiles 1.5 and 5.5, 15 and 25
 
 
+def test_peak_memory_sees_what_is_gone_again():
+    with peak_memory(seconds=0.001) as peak:
+        numbers = torch.ones(50_000_000, device=profile.device())  # 200 MB
+        numbers.sum().item()
+        del numbers
+        added = peak(above=True)
+    assert added == pytest.approx(200, abs=20) and peak() > added
+
+
 def test_what_could_outgrow_the_memory_is_left_out(monkeypatch, capsys):
-    monkeypatch.setattr(costs, "reset_peak_memory", lambda: None)
-    monkeypatch.setattr(costs, "peak_megabytes", iter([0, 10] * 20).__next__)  # 10 MB a pass
+    ten = contextlib.nullcontext(lambda above: 10.0)  # MB a pass
+    monkeypatch.setattr(costs, "peak_memory", lambda seconds: ten)
     monkeypatch.setattr(costs.psutil, "virtual_memory", lambda: SimpleNamespace(available=100e6))
     df = scaling(["softmax", "linear"], (8, 16, 64), repeats=2)
     assert set(df["length"]) == {8, 16}, "16: 10 MB x 8 of 100; 64: 10 MB x 8 x 8"

@@ -26,7 +26,10 @@ from lib import profile, results, run, train
 from lib.models import load_base
 from lib.tasks import head, load_task
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="faults are injected into forked children")
+FORKS = (
+    hasattr(os, "fork") and hasattr(os, "waitid") and sys.platform != "darwin"
+)  # whose libraries don't outlive a fork
+pytestmark = pytest.mark.skipif(not FORKS, reason="faults are injected into forked children")
 TIMES = 20 if OUT else 2
 SETTINGS = {"train_tokens": 8_000, "pack_length": 640, "batch_tokens": 1_280, "evaluations": 3, "learning_rate": 3e-3}
 DONE, DIED = 0, 1
@@ -122,7 +125,7 @@ def is_one_of(path: Path, values: list) -> bool:
 def careless(path: Path, value) -> None:
     """Into the file itself, slowly enough to be caught in the middle."""
     text = json.dumps(value)
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for start in range(0, len(text), 20_000):
             file.write(text[start : start + 20_000])
             file.flush()
@@ -282,14 +285,14 @@ def test_memory_stays_flat_and_a_leak_is_found(tmp_path, record_property):
         os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "8"
         seen = Resident(WARM + steps)
         tiny_run(tmp_path, (seen,), train_tokens=640 * (WARM + steps + 20), batch_tokens=640, evaluations=1)
-        path.write_text(json.dumps(seen.megabytes))
+        path.write_text(json.dumps(seen.megabytes), "utf-8")
 
     def growth(megabytes):
         first, second = torch.tensor(megabytes).chunk(2)
         return float(second.median() - first.median())
 
     assert ended(child(work)) == DONE
-    seen = json.loads(path.read_text())
+    seen = json.loads(path.read_text("utf-8"))
     assert growth(seen[WARM : WARM + steps]) < FLAT < growth(seen[WARM + steps :])
 
 
@@ -316,7 +319,8 @@ def test_a_notebook_killed_in_mid_cell_leaves_its_twin_whole(tmp_path, moment):
     source, flag, target = tmp_path / "97_trial.py", tmp_path / "running", tmp_path / "notebooks" / "97_trial.ipynb"
     source.write_text(
         f"# %%\nimport pathlib, time\nflag = pathlib.Path({str(flag)!r})\n"
-        "if flag.exists():\n    flag.unlink()\n    time.sleep(60)\nprint('whole')\n"
+        "if flag.exists():\n    flag.unlink()\n    time.sleep(60)\nprint('whole')\n",
+        "utf-8",
     )
 
     def work():

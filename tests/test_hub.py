@@ -74,7 +74,7 @@ def test_unavailable_names_the_way_out(home, server, monkeypatch):
     assert not server.requests
     monkeypatch.setenv("PROFILE", "cpu")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(Unavailable, match=r"DATA_MIRROR.*cannot be reached.*fetch blimp"):
+    with pytest.raises(Unavailable, match=r"DATA_MIRROR.*cannot be reached.*fetch blimp --mirror https"):
         outside("blimp")
     with pytest.raises(Unavailable, match="only the untokenised release"):
         outside("e2e")
@@ -85,15 +85,15 @@ def test_unavailable_names_the_way_out(home, server, monkeypatch):
 def test_fetch_takes_what_is_whole_and_replaces_what_is_damaged(server, home, monkeypatch, capsys):
     file, text = TEXTS["lambada"]
     (home / "given" / "lambada").mkdir(parents=True)
-    (home / "given" / "lambada" / file).write_text(text)
+    (home / "given" / "lambada" / file).write_text(text, "utf-8", newline="\n")
     monkeypatch.setenv("DATA_MIRROR", str(home / "given"))
     assert __main__.main(["fetch", "lambada"]) == 0
     assert capsys.readouterr().out.split()[:2] == ["lambada", f"{home / 'given' / 'lambada'},"] and not server.requests
-    (home / "given" / "lambada" / file).write_text("damaged")
+    (home / "given" / "lambada" / file).write_text("damaged", "utf-8", newline="\n")
     assert hub.fetch(["lambada"]) == 0 and "from http://127" in capsys.readouterr().out
-    assert (home / "mirror" / "lambada" / file).read_text() == text
+    assert (home / "mirror" / "lambada" / file).read_text("utf-8") == text
     assert hub.fetch(["lambada"]) == 0 and "already there" in capsys.readouterr().out
-    (home / "given" / "lambada" / file).write_text(text)
+    (home / "given" / "lambada" / file).write_text(text, "utf-8", newline="\n")
     assert outside("lambada") == home / "given" / "lambada"  # before data/mirror
 
 

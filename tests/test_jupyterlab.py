@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     for plugin, values in SETTINGS.items():
         path = folder / "JUPYTERLAB_SETTINGS_DIR" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(values))
+        path.write_text(json.dumps(values), "utf-8")
     source = jupytext.read(profile.ROOT / "notebooks" / f"{NOTEBOOK}.py")
     (folder / "notebooks").mkdir()
     jupytext.write(source, folder / "notebooks" / f"{NOTEBOOK}.ipynb")
@@ -54,11 +54,11 @@ def address(folder):
     environment = os.environ | {name: str(folder / name) for name in places}
     environment |= {"PYTHONPATH": str(profile.ROOT), "RATER": "student"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    with open(folder / "server.log", "w") as log:
+    with open(folder / "server.log", "w", encoding="utf-8") as log:
         server = subprocess.Popen(command, cwd=folder / "notebooks", env=environment, stdout=log, stderr=log)
     try:
         while not (running := list(list_running_servers(str(folder / "JUPYTER_RUNTIME_DIR")))):
-            assert server.poll() is None, (folder / "server.log").read_text()
+            assert server.poll() is None, (folder / "server.log").read_text("utf-8")
             time.sleep(0.5)
         yield f"{running[0]['url']}lab/tree/{NOTEBOOK}.ipynb?token={running[0]['token']}"
     finally:

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,10 +41,18 @@ def test_every_command_has_a_target_and_a_help(name, capsys):
         (["fetch", "gold"], "ValueError: Nothing is called 'gold'"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments, says, capsys):
+def test_bad_input_is_one_sentence(arguments, says, capsys, monkeypatch):
+    monkeypatch.setenv("TASK", "")  # and what an option sets goes with the test
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith(says) and error.count("\n") == 1
+
+
+def test_a_number_that_a_run_lacks_is_nan(monkeypatch, capsys):
+    summary = dict.fromkeys(("steps", "tokens", "tokens_per_second", "seconds", "peak_megabytes"), 2.5)
+    monkeypatch.setattr("lib.models.load_base", lambda: None)
+    monkeypatch.setattr("lib.train.finetune", lambda *_: SimpleNamespace(summary=summary | {"held_out_loss": None}))
+    assert main(["finetune"]) == 0 and "held_out_loss      nan\n" in capsys.readouterr().out
 
 
 def test_readmes_commands_and_links_exist():

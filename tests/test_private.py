@@ -1,6 +1,7 @@
 """lib.explore.anonymise and lib.explore.private: what is found of personal data, how files become documents, and that
 nothing of a folder of one's own is shown."""
 
+import contextlib
 import json
 import mailbox
 import os
@@ -408,11 +409,12 @@ def test_a_folder_is_read_cleaned_and_split_by_file(folder, monkeypatch):
     (folder / "copy.txt").write_bytes((folder / "note3.txt").read_bytes())
     (folder / "image.txt").write_bytes(b"\x89PNG\0\0")
     (folder / "photo.jpg").write_bytes(b"\xff\xd8")
-    (folder / ".secret.txt").write_text("hidden\n" + sentence(90))
+    (folder / ".secret.txt").write_text("hidden\n" + sentence(90), "utf-8")
     (folder / "node_modules").mkdir()
-    (folder / "node_modules" / "x.txt").write_text("installed\n" + sentence(91))
-    (folder / "link.txt").symlink_to(folder / "note1.txt")
-    (folder / "huge.md").write_text("# x\n" + sentence(92, 200))
+    (folder / "node_modules" / "x.txt").write_text("installed\n" + sentence(91), "utf-8")
+    with contextlib.suppress(OSError):  # of Windows, where not every user may make links
+        (folder / "link.txt").symlink_to(folder / "note1.txt")
+    (folder / "huge.md").write_text("# x\n" + sentence(92, 200), "utf-8")
     (folder / "chat.txt").write_text(CHAT, encoding="utf-8")
     monkeypatch.setattr(private, "LARGEST", 1_500)
     monkeypatch.setenv("PRIVATE_DATA", str(folder))

@@ -1,9 +1,15 @@
-"""Which profile, its budgets, and where files go."""
+"""Which profile, its budgets, and where files go; settings of the environment and their options."""
+
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from lib import profile, results
+from lib import SETTINGS, profile, results
+from lib.__main__ import main
 
 
 @pytest.mark.parametrize("name", ["quick", "full,"])
@@ -73,3 +79,24 @@ def test_a_product_is_timed_without_touching_the_random_numbers():
     before = torch.get_rng_state()
     assert 0 < profile.product_seconds(torch.float32) < 60
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_option_is_a_setting_and_a_file_is_found_from_a_notebooks_folder(tmp_path, monkeypatch):
+    for name in ("TASK", "HF_ENDPOINT"):
+        monkeypatch.setenv(name, "before")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.jsonl").touch()
+    asked = []
+    monkeypatch.setattr("lib.run.run", asked.append)
+    assert main(["run", "02", "--mirror", "https://x", "--task", "my.jsonl"]) == 0 and asked == [["02"]]
+    assert (os.environ["HF_ENDPOINT"], os.environ["TASK"]) == ("https://x", str(tmp_path / "my.jsonl"))
+
+
+def test_settings_are_stripped_and_children_speak_utf_8():
+    code = "import lib, os; print(os.environ['PROFILE'], os.environ['TASK'], os.environ['PYTHONUTF8'], sep='|')"
+    given = os.environ | {"PROFILE": "fast ", "TASK": '"my.jsonl"', "PYTHONPATH": str(profile.ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, encoding="utf-8")
+    assert run.stdout.strip() == "fast|my.jsonl|1"
+    text = "".join(path.read_text("utf-8") for path in (profile.ROOT / "lib").rglob("*.py"))
+    used = set(re.findall(r'environ(?:\.get\(|\[)"(\w+)"', text))
+    assert len(used) > 8 and used <= {*SETTINGS, "RANK", "WORLD_SIZE"}

@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_the_previous_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"r\.json was not written \(No space left on device\); free space"):
         results.write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}
+    assert json.loads(path.read_text("utf-8")) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"], "a part file was left behind"
 
 
@@ -162,7 +162,7 @@ def test_shipped_results_follow_the_contract(tmp_path):
         assert all(not isinstance(x, dict | list) for t in value["tables"].values() for row in t for x in row.values())
     with pytest.raises(FileNotFoundError, match=r"98_none\.json is missing: run `python -m lib run 98`"):
         results.load("98_none", tmp_path)
-    (tmp_path / "98_none.json").write_text('{"notebook": ')
+    (tmp_path / "98_none.json").write_text('{"notebook": ', "utf-8")
     with pytest.raises(ValueError, match="is damaged"):
         results.load("98_none", tmp_path)
 

@@ -70,7 +70,8 @@ def test_run_keeps_outputs_and_drops_progress_and_a_failure_leaves_the_previous(
     source = tmp_path / "98_trial.py"
     source.write_text(
         "# %%\nfrom tqdm.auto import tqdm\nimport ipywidgets\nprint('kept')\nfor _ in tqdm(range(3)): pass\n"
-        "ipywidgets.VBox()\n\n# %%\nprint('the table')\n"
+        "ipywidgets.VBox()\n\n# %%\nprint('the table')\n",
+        "utf-8",
     )
     target = notebooks.execute(source)
     before = target.read_bytes()
@@ -78,7 +79,7 @@ def test_run_keeps_outputs_and_drops_progress_and_a_failure_leaves_the_previous(
     assert [o.text for c in made.cells for o in c.outputs] == ["kept\n", "the table\n"]
     said = capsys.readouterr().out
     assert "kept" in said and "VBox" not in said and said.endswith("98_trial.ipynb ===\nthe table\n")
-    source.write_text("# %%\nprint(2)\n1 / 0\n")
+    source.write_text("# %%\nprint(2)\n1 / 0\n", "utf-8")
     with pytest.raises(RuntimeError, match="98_trial stopped: ZeroDivisionError: division by zero\n") as failed:
         notebooks.execute(source)
     assert target.read_bytes() == before and "\x1b" not in str(failed.value)
@@ -94,10 +95,10 @@ def test_an_interrupted_run_is_one_line(tmp_path, number, status):
     state.parent.mkdir(parents=True)
     shown = f"open({str(state)!r}, 'w').close()\ndisplay(HTML('[ 3/42 00:01 < 00:20]'))\nprint('it trains')"
     text = f"# %%\nimport time\nfrom IPython.display import HTML\n{shown}\ntime.sleep(60)\n\n# %%\n2\n"
-    (tmp_path / "98_trial.py").write_text(text)
+    (tmp_path / "98_trial.py").write_text(text, "utf-8")
     code = "import sys; from pathlib import Path; from lib import __main__, run; run.FOLDER = Path(sys.argv[1]);"
     command = [sys.executable, "-c", f"{code} sys.exit(__main__.main(['run', '98']))", str(tmp_path)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": profile.ROOT}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "cwd": profile.ROOT}
     process = subprocess.Popen(command, env=os.environ | {"FAST_OUTPUT": str(tmp_path)}, **pipes)
     while "it trains" not in process.stdout.readline():
         assert process.poll() is None
@@ -130,13 +131,13 @@ def test_a_notebook_saved_on_colab_is_mended(tmp_path, monkeypatch):
 
 def test_a_task_of_ones_own_runs_02_and_03(tmp_path):
     rows = [{"prompt": f"{i} plus {i % 7} is", "target": f" {i + i % 7}."} for i in range(200)]
-    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     environment = {**os.environ, "TASK": str(tmp_path / "my.jsonl"), "FAST_OUTPUT": str(tmp_path / "out")}
     command = [sys.executable, "-m", "lib", "run", "02", "03"]
-    run = subprocess.run(command, cwd=profile.ROOT, env=environment, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=profile.ROOT, env=environment, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr[-3000:]
     assert re.search(r"\n +task +stage .* rouge_l\n( +my .*\n)+$", run.stdout), "the table is the last that is printed"
-    table = json.loads((tmp_path / "out/data/results/03_evaluate.json").read_text())["tables"]["before_after"]
+    table = json.loads((tmp_path / "out/data/results/03_evaluate.json").read_text("utf-8"))["tables"]["before_after"]
     assert {row["task"] for row in table} == {"my"}
     assert {row["method"] for row in table} == {"none", "full", "lora"}
     assert all(row["bits_per_byte"] > 0 for row in table)

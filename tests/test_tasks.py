@@ -109,7 +109,7 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
     of_a_file = load_task(jsonl(tmp_path / "set.jsonl", rows(200)))
     assert without_ids(task) == without_ids(of_a_file)
     parts["train"] = Dataset.from_dict({"question": ["x"]})
-    with pytest.raises(ValueError, match=r'user/set, row 1: no "prompt" in question; .* TASK_COLUMNS=text=question'):
+    with pytest.raises(ValueError, match=r'user/set, row 1: no "prompt" in question; .* --task-columns text=question'):
         load_task("user/set")
     monkeypatch.setattr(lib.tasks, "load_dataset", lambda name: {}[name])
     with pytest.raises(Unavailable, match="cannot be had: KeyError"):
@@ -179,7 +179,7 @@ def test_tables_by_their_mark_with_other_names_and_in_utf16(tmp_path, monkeypatc
     monkeypatch.setenv("TASK_COLUMNS", "prompt=Antwort,target=Frage")
     assert load_task(tmp_path / name).sha256 != task.sha256  # another run
     monkeypatch.setenv("TASK_COLUMNS", "prompt=Quelle,target=Antwort")
-    with pytest.raises(ValueError, match=r'line 3: no "prompt" in Frage, n, target; .*TASK_COLUMNS=prompt=Frage'):
+    with pytest.raises(ValueError, match=r'line 3: no "prompt" in Frage, n, target; .* --task-columns prompt=Frage'):
         load_task(tmp_path / name)
 
 
@@ -283,8 +283,11 @@ GOOD = b'{"prompt": "p", "target": "t"}\n'
         (b'{"prompt": "", "target": "t"}', r'line 1: "prompt" is empty'),
         (b'{"prompt": "p", "target": "\\ud800"}', r'line 1: "target" holds half a surrogate'),
         (b'{"prompt": "p", "target": "t", "references": "r"}', r'"references" is no list'),
-        (b'{"answer": "t", "question": "p", "n": 1}', r'no "prompt" in answer, .*TASK_COLUMNS=prompt=answer,target=qu'),
-        (b'{"prompt": "p", "text": "t"}', r'no "target" in prompt, text; .* such as TASK_COLUMNS=target=text'),
+        (
+            b'{"answer": "t", "question": "p", "n": 1}',
+            r'no "prompt" in answer, .* --task-columns prompt=answer,target=qu',
+        ),
+        (b'{"prompt": "p", "text": "t"}', r'no "target" in prompt, text; .* such as --task-columns target=text'),
         (GOOD + b'{"text": "t"}', r'line 2: a row with "text" after rows with "target"'),
         (b'{"instruction": ["i"], "output": "t"}', r'"instruction" holds list'),
         (b'{"messages": ["hello"]}', r"line 1: a turn is not"),
@@ -369,7 +372,7 @@ def test_e2e_train_has_rows_and_test_has_references(mirror):
 
 def test_e2e_from_the_hubs_rows(tmp_path, monkeypatch):
     nothing_within_reach(tmp_path, monkeypatch)
-    with pytest.raises(Unavailable, match=r"data/mirror/e2e.*cannot be reached.*HF_ENDPOINT"):
+    with pytest.raises(Unavailable, match=r"data/mirror/e2e.*cannot be reached.*--mirror https"):
         load_task("e2e")
 
     def download(repository, file, repo_type, revision, **_):

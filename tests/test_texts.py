@@ -20,11 +20,11 @@ def test_bleu_equals_the_sacrebleu_command(tmp_path):
     lists = [REFERENCES[0], REFERENCES[1] * 2]
     files = [tmp_path / name for name in ("reference 1", "reference 2", "out")]
     for file, lines in zip(files, [*zip(*lists, strict=True), PREDICTIONS], strict=True):
-        file.write_text("".join(f"{line}\n" for line in lines))
+        file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
     def command(*options):
         run = [sys.executable, "-m", "sacrebleu", *files[:2], "-i", files[2], "-b", "-w", "6", *options]
-        return float(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+        return float(subprocess.run(run, capture_output=True, encoding="utf-8", check=True).stdout)
 
     assert t.bleu(PREDICTIONS, lists) == pytest.approx(command(), abs=1e-5)
     lower = t.bleu(PREDICTIONS, lists, lowercase=True)

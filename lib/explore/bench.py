@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from lib import profile, train
 from lib.explore import gpt2_bpe
-from lib.fast import peak_megabytes
+from lib.fast import peak_memory
 from lib.generate import generate
 from lib.hub import quiet
 from lib.metrics import score_encoded
@@ -262,12 +262,12 @@ def measured(kind: str, system: str, setting: str, run: int, **changes) -> dict:
     """One measurement, in this process; `changes` of the budget are for tests."""
     function, options, _ = SYSTEMS[kind, system, setting]
     b, base = SimpleNamespace(**vars(profile.budget(**BUDGET)) | changes), random_base()
-    with mock.patch.dict(os.environ, BASE_MODEL=str(model_folder())), quiet(bars=True):
+    with mock.patch.dict(os.environ, BASE_MODEL=str(model_folder())), quiet(bars=True), peak_memory() as peak:
         if system != "ours":  # the others get transformers' model as it comes
             model = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32, use_safetensors=True)
             base = replace(base, model=model.eval().to(profile.device()))
         got = KIND[kind](partial(function, **options), base, b, run)
-    return got | {"peak_megabytes": peak_megabytes()}
+        return got | {"peak_megabytes": peak()}
 
 
 # --- measurements and their tables
@@ -277,8 +277,8 @@ def measured_apart(kind: str, system: str, setting: str, run: int) -> dict:
     """`measured`, in a process of its own. Raises RuntimeError with the end of what it wrote when it fails."""
     settings = {"PYTHONPATH": str(profile.ROOT), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     request = [sys.executable, "-m", "lib.explore.bench", kind, system, setting, str(run)]
-    given = {"cwd": profile.ROOT, "env": {**os.environ, **settings}, "capture_output": True, "encoding": "utf-8"}
-    done = subprocess.run(request, **given, timeout=900)
+    given = {"cwd": profile.ROOT, "env": {**os.environ, **settings}, "capture_output": True, "timeout": 900}
+    done = subprocess.run(request, **given, encoding="utf-8", errors="replace")
     if done.returncode:
         raise RuntimeError(f"{system} ({setting}), {kind}: {done.stderr[-1500:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lib import profile
 from lib.explore.attention import ATTENTIONS
-from lib.fast import peak_megabytes, reset_peak_memory
+from lib.fast import peak_memory
 
 HEADS, HEAD_DIM = 4, 64  # GPT-2's head size; a third of its heads, so that 8,192 naive scores fit a laptop
 PASSES = ("forward", "forward+backward")
@@ -80,10 +80,9 @@ def scaling(names: Sequence[str], lengths: Sequence[int], repeats: int = 5) -> p
                     tqdm.write(f"{name}, {kind}, {length:,} tokens: {problem}.")
                     continue
                 runs[name] = one_pass(name, kind, length)
-                reset_peak_memory()
-                before = peak_megabytes()
-                runs[name]()  # also warms up
-                peaks[name, kind] = (length, peak_megabytes() - before)
+                with peak_memory(seconds=0.001) as peak:
+                    runs[name]()  # also warms up
+                    peaks[name, kind] = (length, peak(above=True))
             for name, taken in by_turns(runs, repeats).items():
                 low, middle, high = statistics.quantiles([1_000 * s for s in taken], n=4, method="inclusive")
                 row = {"attention": name, "length": length, "pass": kind, "milliseconds": middle}
