@@ -32,7 +32,7 @@ def finetune(method: str, seed: int, pairs: list[str], out: Path | None) -> None
         base.tokenizer.save_pretrained(out)
     adapter = " (an adapter of peft; --out FOLDER writes whole weights)" * (method == "lora" and not out)
     print(f"{'weights':18} {out or run.path / 'model'}{adapter}")
-    print(f"{'to write with them':18} python -m lib generate --run {run.path.name} --prompt TEXT")
+    print(f"python -m lib generate --run {run.path.name} --prompt TEXT")
 
 
 def bench(kinds: list[str]) -> None:
@@ -116,7 +116,7 @@ COMMANDS = {  # name: (what is called with the options in their order, what it d
     ),
     "export": ("lib.report.export.export", "into build/: html, docx, pdf, notebooks, or some", SOME | MIDTERM | DRAFT),
     "pack": ("lib.report.pack.pack", "one zip to hand in, into build/", MIDTERM | DRAFT),
-    "tidy": ("lib.run.mend", "drop from saved .ipynb what git and GitHub cannot use", {"notebooks": MANY}),
+    "tidy": ("lib.run.tidy", "drop from saved .ipynb what git and GitHub cannot use", {"file": FILES["file"]}),
     "keep": ("lib.keep.keep", "explorations to hand in, such as 05 06; the others go with all that is theirs", KEPT),
     "colab": ("lib.colab.setup", "install what a Colab session lacks; its torch and numpy stay", {}),
 }

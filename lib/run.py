@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import jupytext
@@ -58,7 +59,11 @@ def execute(source: Path) -> Path:
     try:
         client.execute()
     except CellExecutionError as error:
-        raise RuntimeError(f"{source.stem} stopped: {failure(error, source.stem)}") from None
+        text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # without colours
+        write_text(path := profile.output_root() / "build" / f"{source.stem}.traceback.txt", text)
+        above = [line for line in text.splitlines() if line.startswith(("---->", "Cell In"))][-2:]
+        said = "\n".join([f"{source.stem} stopped: {error.ename}: {error.evalue}", *above, f"The traceback: {path}"])
+        raise RuntimeError(said) from None
     except (KeyboardInterrupt, asyncio.CancelledError, DeadKernelError) as error:
         if isinstance(error, DeadKernelError) and not client.stopped:
             raise RuntimeError(f"{source.stem} stopped: its kernel died, as it does when memory runs out.") from None
@@ -70,44 +75,31 @@ def execute(source: Path) -> Path:
         raise KeyboardInterrupt(said, client.stopped or signal.SIGINT) from None
     finally:
         client.bar.close()
-    tidy(notebook)
     target = profile.kept_root() / "notebooks" / f"{source.stem}.ipynb"
-    write_text(target, jupytext.writes(notebook, "ipynb") + "\n")
+    write_text(target, jupytext.writes(notebook, "ipynb"))
+    tidy([target])
     print(f"=== {source.stem} done: {target} ===", flush=True)
     print("".join(o.get("text", "") for o in client.last.outputs), end="", flush=True)
     return target
 
 
-def failure(error: CellExecutionError, stem: str) -> str:
-    """What a cell raised, the last lines above it, and the file that has the whole traceback."""
-    raised, text = f"{error.ename}: {error.evalue}", re.sub(r"\x1b\[[\d;]*m", "", str(error))
-    above = [line.rstrip() for line in text.rpartition(raised)[0].splitlines() if line.strip()]
-    write_text(path := profile.output_root() / "build" / f"{stem}.traceback.txt", text)
-    return "\n".join([raised, *above[-8:], f"The whole traceback: {path}"])
-
-
-def tidy(notebook) -> None:
-    """Drop progress bars, dead widgets, timestamps, machine paths and editors' metadata (GitHub shows no notebook that
-    has Colab's `widgets`), so that what is committed is what a reader needs."""
-    for part in (notebook, *notebook.cells):
-        for name in set(part.metadata) - METADATA:
-            del part.metadata[name]
-    for cell in notebook.cells:
-        for output in list(cell.get("outputs", [])):
-            data = output.get("data", {})
-            text, html = output.get("text", "") or data.get("text/plain", ""), data.get("text/html", "")
-            gone = output.get("name") == "stderr" or re.search(r"\d+%\|", text) or "<progress" in html
-            if gone or "application/vnd.jupyter.widget-view+json" in data:
-                cell.outputs.remove(output)
-            elif "text" in output:
-                output["text"] = text.replace(f"{profile.ROOT}{os.sep}", "")
-
-
-def mend(names: list[str]) -> None:
-    """`tidy` the .ipynb of these notebooks in place: for one that was saved on Colab, or by hand."""
-    for path in (source.with_suffix(".ipynb") for source in find(names)):
+def tidy(files: Iterable[Path]) -> None:
+    """Drop from .ipynb files progress bars, dead widgets, timestamps, machine paths and editors' metadata (GitHub shows
+    no notebook that has Colab's `widgets`): what is committed is what a reader needs."""
+    for path in files:
         notebook = nbformat.read(path, as_version=4)
-        tidy(notebook)
+        for part in (notebook, *notebook.cells):
+            for name in set(part.metadata) - METADATA:
+                del part.metadata[name]
+        for cell in notebook.cells:
+            for output in list(cell.get("outputs", [])):
+                data = output.get("data", {})
+                text, html = output.get("text", "") or data.get("text/plain", ""), data.get("text/html", "")
+                gone = output.get("name") == "stderr" or re.search(r"\d+%\|", text) or "<progress" in html
+                if gone or "application/vnd.jupyter.widget-view+json" in data:
+                    cell.outputs.remove(output)
+                elif "text" in output:
+                    output["text"] = text.replace(f"{profile.ROOT}{os.sep}", "")
         write_text(path, nbformat.writes(notebook) + "\n")
 
 
