@@ -5,8 +5,8 @@ trained from scratch (lib.explore.scratch) and in a pretrained model (`use_atten
 `naive` or `step` beside it; tests/test_attention.py compares them and checks that no variant sees the future.
 
 All take q (B, H, T_q, D), k and v (B, H, T_k, D) and give (B, H, T_q, D). The softmaxes and the naive forms take the
-queries of the last T_q positions; the others want T_q = T_k, and `_moved` pads what a cache left out. What is causal
-needs no padding mask if the padding comes last: `_moved` brings each row's real tokens to the front.
+queries of the last T_q positions; the others want T_q = T_k, and `_padding_last` pads what a cache left out. What is
+causal needs no padding mask if the padding comes last: `_padding_last` brings each row's real tokens to the front.
 """
 
 import math
@@ -325,7 +325,7 @@ def _attend(name: str) -> Callable:
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         given = entry.options | getattr(module, "attention_options", {}) | ({"bias": position.bias} if biased else {})
         if not entry.takes_mask:
-            out = _moved(entry, module, position, query, key, value, attention_mask, scale, given)
+            out = _padding_last(entry, module, position, query, key, value, attention_mask, scale, given)
             return out.transpose(1, 2), None
         mask = None if attention_mask is None else _causal(query, key) & attention_mask[:, None, None]
         if position is not None:
@@ -335,7 +335,7 @@ def _attend(name: str) -> Callable:
     return attend
 
 
-def _moved(entry, module, position, q, k, v, mask, scale, given) -> Tensor:
+def _padding_last(entry, module, position, q, k, v, mask, scale, given) -> Tensor:
     """The plain causal form in float32 (running sums drown in bfloat16's 8 bits), padding moved to the end."""
     n_q, n_k, dtype = q.shape[2], k.shape[2], v.dtype
     with torch.autocast(q.device.type, enabled=False):
