@@ -69,7 +69,7 @@ def plan(kept: Iterable[str], root: Path = profile.ROOT) -> SimpleNamespace:
     modules = {f"lib.explore.{p.stem}" for p in explore}
     tests = [p for p in root.glob("tests/*.py") if imports(p, anywhere=False) & modules]
     gone.files = sorted(explore) + sorted(tests)
-    for pattern in ("notebooks/{}_*", "data/results/{}_*", "figures/{}_*"):
+    for pattern in ("notebooks/{}_*", "data/results/{}_*", "figures/{}_*", "tests/notebook_{}.py"):
         gone.files += sorted(p for n in gone.numbers for p in root.glob(pattern.format(n)))
     data, unused = root / "data", [name for name, users in DATA.items() if not kept & set(users)]
     gone.files += [p for x in unused for p in (data / x, data / f"build_{x}.py") if p.exists()]
@@ -105,7 +105,8 @@ def without(text: str, numbers: list[str]) -> str:
         return not found or not found <= set(numbers)
 
     text = "".join(p for p in re.split(r"(?m)^(?=#{2,3} )", text) if not p.startswith("### ") or stays(p))
-    return re.sub(r"(?m)^(?:- .*\n(?:  .*\n)*|\|.*\n)", lambda m: m[0] if stays(m[0]) else "", text)
+    text = re.sub(r"(?m)^(?:- .*\n(?:  .*\n)*|\|.*\n)", lambda m: m[0] if stays(m[0]) else "", text)
+    return re.sub(r"(?m)^\|.*\n\|[ :|-]+\n\n(?:Table: .*\n\n)?", "", text)  # a head without rows
 
 
 def numbered_anew(text: str, sections: list[str]) -> str:
@@ -130,8 +131,7 @@ def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> l
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(origin / name, root / name)
     gone = plan(kept, root)
-    going = [p.relative_to(root).as_posix() for p in gone.files]
-    going += [f"requirements.txt: {line}" for line in gone.requirements]
+    going = [p.relative_to(root).as_posix() for p in gone.files] + [f"requirements.txt: {x}" for x in gone.requirements]
     print(f"Notebooks {', '.join(gone.numbers) or 'none'} go, with:", *going, sep="\n  ")
     if not yes and input("Take them out? [y/N] ").strip().lower() != "y":
         return []
@@ -142,7 +142,8 @@ def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> l
     lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in root.glob("lib/explore/*.py"))
     left = fill.fill(root)
     report = (root / "report.md").read_text(encoding="utf-8").splitlines()
-    left += [f"report.md, line {n}: {GONE}." for n, x in enumerate(report, 1) if GONE in x]
+    theirs = re.compile(rf"{re.escape(GONE)}|[Nn]otebooks? (?:{'|'.join(gone.numbers) or '-'})\b")
+    left += [f"report.md, line {n}: rewrite “{m[0]}”." for n, x in enumerate(report, 1) if (m := theirs.search(x))]
     left.sort(key=lambda x: int(re.search(r"\d+", x)[0]))
     print(f"{root}: lib/explore has {lines} lines now. Left for you: {len(left) or 'nothing'}", *left, sep="\n")
     print("Notebook 02 lists the datasets: `RESULTS=stored PROFILE=full python -m lib run 02` makes its table anew.")
