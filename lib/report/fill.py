@@ -111,8 +111,7 @@ def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
         kind = "values" if m["value"] else "tables" if m["block"] else "claims"
         name = m["value"] or m["block"] or m["claim"]
         if name not in found[kind]:
-            ways = f"run notebook {name[:2]}, mend the name, or rewrite the sentence of a notebook that was taken out."
-            wrong.append((m.start(), f"no results file answers `{name}`: {ways}"))
+            wrong.append((m.start(), f"no results file answers `{name}`: run notebook {name[:2]}, or rewrite it."))
         elif kind == "claims" and not found[kind][name]:
             wrong.append((m.start(), f"the claim `{name}` does not hold any more: rewrite the sentence behind it."))
         elif filled(m[0], found) != m[0]:

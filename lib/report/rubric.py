@@ -47,6 +47,7 @@ class Section:
     title: str
     at: str  # file:line of the heading
     text: str  # up to the next heading of its level or a higher one
+    raw: str  # the same with its marks
 
     @property
     def rows(self) -> list[list[str]]:
@@ -67,7 +68,7 @@ class Project:
         for i, head in enumerate(heads):
             end = next((h.start() for h in heads[i + 1 :] if len(h[1]) <= len(head[1])), len(self.text))
             at = f"{self.name}:{self.text.count(chr(10), 0, head.start()) + 1}"
-            self.sections.append(Section(head[2], at, self.text[head.end() : end]))
+            self.sections.append(Section(head[2], at, self.text[head.end() : end], self.raw[head.end() : end]))
 
     def find(self, titles: str) -> Section | None:
         """The first section whose title holds the first of `titles` ("a|b") that any title holds, case aside."""
@@ -150,13 +151,14 @@ def before_after(p: Project) -> Answer:
 
 
 def explorations(p: Project) -> Answer:
-    """6.1 is notebook 04, and so on; each part is a paragraph of four words or more that begins in bold."""
+    """A section of 6 is the notebook's that most of its marks name; each part is a paragraph that begins in bold."""
     complete, unfinished, not_run = [], [], []
     for section in (s for s in p.sections if re.match(r"6\.\d", s.title)):
         parts = re.findall(r"^\*\*([^*\n]+)\*\*(.*?)(?=^\*\*|\Z)", section.text, re.M | re.S)
         told = " ".join(head for head, body in parts if words(body) >= 4)
         lacks = [part for part, word in PARTS.items() if not re.search(word, told, re.IGNORECASE)]
-        number = f"{int(section.title[2]) + 3:02}"
+        named = re.findall(r"<!--(?:=|\?| begin) (\d\d)\.", section.raw) or [f"{int(section.title[2]) + 3:02}"]
+        number = max(named, key=named.count)
         if lacks:
             unfinished.append(f"{section.at}, {section.title}, has no {', no '.join(lacks)}")
         elif not p.results(number):
