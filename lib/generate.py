@@ -28,15 +28,16 @@ OTHERS = "all other tokens"  # a row of a table of next tokens
 
 
 def generate(
-    model, tokenizer, prompts: Sequence[str], max_new_tokens=160, batch_size=32, seed=0, desc="Generating", **decoding
+    model, tokenizer, prompts, max_new_tokens=160, batch_size=32, seed=0, desc="Generating", processors=(), **decoding
 ) -> list[str]:
     """The continuation of each prompt, in the order given: the new tokens before EOS, decoded as they are.
 
     An empty prompt starts from EOS. `decoding` is one of `DECODING` or any setting of transformers' GenerationConfig;
-    the default is greedy, and a setting not named is off, whatever the model's own generation_config says. Prompts are
-    batched by length, `batch_size` sequences (prompts x beams) at a time; under sampling the same seed, prompts and
-    batch_size give the same texts, and torch's global random state is untouched. Raises ValueError for a prompt that
-    leaves no room for `max_new_tokens` in the context, and for a setting that is unknown or would have no effect."""
+    the default is greedy, and a setting not named is off, whatever the model's own generation_config says. `processors`
+    make transformers' LogitsProcessors of the width of a batch's prompts. Prompts are batched by length, `batch_size`
+    sequences (prompts x beams) at a time; under sampling the same seed, prompts and batch_size give the same texts, and
+    torch's global random state is untouched. Raises ValueError for a prompt that leaves no room for `max_new_tokens` in
+    the context, and for a setting that is unknown or would have no effect."""
     if isinstance(prompts, str):
         raise ValueError("prompts is one string: pass a list of prompts.")
     config = {"do_sample": False, **decoding}  # transformers would ignore a wrong setting or only warn
@@ -70,7 +71,8 @@ def generate(
             width, pad = len(ids[batch[0]]), used.pad_token_id
             padded = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in batch], device=device)
             mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=device)
-            out = model.generate(input_ids=padded, attention_mask=mask)
+            more = [make(width) for make in processors]
+            out = model.generate(input_ids=padded, attention_mask=mask, logits_processor=more)
             for i, new in zip(batch, out[:, width:].tolist(), strict=True):
                 # EOS, and the padding that transformers appends after it, are special tokens.
                 texts[i] = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)

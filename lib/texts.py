@@ -3,8 +3,7 @@
 `predictions` are texts, `references` for each prediction a list of texts, or one. sacrebleu (Post 2018) counts BLEU
 and chrF, rouge-score ROUGE-L. Beside the published E2E rows (tuetschek/e2e-metrics): `bleu` with
 `lowercase=True` and `nist` follow mteval-13a's definition, but those rows may score detokenised text, and mteval counts
-the empty strings that pad its files. ROUGE-L there is coco-caption's F with beta 1.2: not comparable. Left out: METEOR,
-which needs WordNet's files, and CIDEr, which needs Java.
+the empty strings that pad its files. ROUGE-L and CIDEr of those rows: `lib.explore.e2e`.
 """
 
 import math
@@ -26,6 +25,10 @@ _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\s\u3400-\u9fff\uf900-\ufaff
 def words(text: str) -> list[str]:
     """Whitespace-separated words; each Chinese character is a word of its own."""
     return _WORD.findall(text)
+
+
+# rouge-score's own tokenizer drops everything outside a-z and 0-9, which is all Chinese text
+PLAIN = SimpleNamespace(tokenize=lambda text: words(re.sub(r"[^\w\s]|_", " ", text.lower())))
 
 
 def _lists(predictions: Sequence[str], references: Sequence) -> list[list[str]]:
@@ -57,9 +60,7 @@ def chrf(predictions: Sequence[str], references: Sequence) -> float:
 def rouge_l(predictions: Sequence[str], references: Sequence) -> float:
     """Mean ROUGE-L F1 in 0-1, the best reference of each text (Lin 2004), without stemming. Words by `words`, in lower
     case and without the punctuation between them."""
-    # rouge-score's own tokenizer drops everything outside a-z and 0-9, which is all Chinese text
-    plain = SimpleNamespace(tokenize=lambda text: words(re.sub(r"[^\w\s]|_", " ", text.lower())))
-    lists, scorer = _lists(predictions, references), RougeScorer(["rougeL"], tokenizer=plain)
+    lists, scorer = _lists(predictions, references), RougeScorer(["rougeL"], tokenizer=PLAIN)
     best = [scorer.score_multi(r, p)["rougeL"].fmeasure for p, r in zip(predictions, lists, strict=True)]
     return float(np.mean(best))
 

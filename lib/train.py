@@ -44,11 +44,15 @@ BUDGET = {
     "seeds": ((0, 1), (0,), (0, 1, 2)),
     "methods": (("full", "lora"), ("full", "lora"), ("full", "lora")),  # with every seed; the others once
     "train_tokens": (12_000, 40_000, 80_000),  # prompt + target tokens that one run sees
-    "e2e_train_tokens": (12_000, 20_000, 320_000),  # the published rows of E2E saw the whole set five times
     "pack_length": (640, 2_048, 2_048),  # tokens in one forward pass
     "batch_tokens": (1_280, 2_048, 2_048),  # tokens behind one optimizer step
     "evaluations": (3, 4, 6),  # held-out evaluations of a run, with a checkpoint each
     "validation_documents": (16, 32, 64),  # behind each of them
+    # E2E NLG's own, whose published rows saw the whole set (2.37 M tokens) five times
+    "e2e_methods": (("full",), ("full",), ("full", "lora")),
+    "e2e_train_tokens": (12_000, 20_000, 11_850_000),
+    "e2e_pack_length": (640, 2_048, 16_384),
+    "e2e_batch_tokens": (1_280, 2_048, 16_384),
 }
 
 
@@ -65,11 +69,12 @@ class Settings:
     validation_documents: int
     learning_rate: float
     weight_decay: float = 0.01
-    warmup_share: float = 0.06  # of the steps; the rest follows a cosine to 0
+    warmup_share: float = 0.06  # of the steps; the rest follows `schedule` to 0
     max_grad_norm: float = 1.0
     patience: int = 3  # evaluations without a better held-out loss before the run stops
     gradient_checkpointing: bool = False
     lora_rank: int = 16
+    schedule: str = "cosine"  # or another of transformers' SchedulerType
 
 
 # --- methods: model, settings -> model whose trainable parameters are the ones to train
@@ -94,7 +99,8 @@ def only_last_blocks(model: nn.Module, settings: Settings) -> nn.Module:
 
 
 METHODS = {"full": lambda model, settings: model, "lora": with_lora, "last_blocks": only_last_blocks}
-LEARNING_RATES = {"full": 1e-4, "lora": 1e-3, "last_blocks": 2e-4}
+# by method, or by task and method; full and lora are the best of notebook 02's grids on the validation split
+LEARNING_RATES = {"full": 1e-4, "lora": 1e-3, "last_blocks": 2e-4, "e2e full": 3e-4, "e2e lora": 2e-3}
 
 
 def collate(batch: Sequence[Sequence[Encoded]]) -> dict[str, torch.Tensor]:
@@ -168,6 +174,7 @@ def settings_for(method: str, seed: int, task: tasks.Task, **overrides) -> Setti
     if unknown := set(overrides) - set(known):
         raise ValueError(f"Setting {min(unknown)!r} is unknown; known: {', '.join(known)}.")
     chosen = {name: number for name, number in budget.items() if name in known}
+<<<<<<< HEAD
     chosen |= {"train_tokens": budget["e2e_train_tokens"]} if task.name == "e2e" else {}
     chosen = {"method": method, "seed": seed, "learning_rate": LEARNING_RATES[method]} | chosen | overrides
     for name, x in chosen.items():
@@ -175,13 +182,17 @@ def settings_for(method: str, seed: int, task: tasks.Task, **overrides) -> Setti
         if name != "method" and not (0 < x < math.inf or (x == 0 and zero)):
             raise ValueError(f"{name}={x}: give a number {'from 0 on' if zero else 'above 0'}.")
     return Settings(**chosen)
+=======
+    if task.name == "e2e":
+        chosen |= {name: number for name in known if (number := budget.get(f"e2e_{name}"))}
+    rate = LEARNING_RATES.get(f"{task.name} {method}", LEARNING_RATES[method])
+    return Settings(**{"method": method, "seed": seed, "learning_rate": rate} | chosen | overrides)
+>>>>>>> 12298f7 (02: rates, learning curve, yardsticks; 03: E2E as published, a fairer before, recovery; padded documents on a GPU)
 
 
 def run_path(base, task: tasks.Task, settings: Settings, variant: str = "") -> Path:
     """data/runs/<task>-<method>-<variant>-seed<seed>-<hash>: another model, dataset or setting is another folder."""
     chosen = asdict(settings) | ({"variant": variant} if variant else {})
-    if settings.lora_rank == 16:
-        del chosen["lora_rank"]  # the default: runs from before there was a choice keep their folder's name
     identity = [chosen, task.sha256, base.name, base.revision, base.parameters]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     method = re.sub(r"\W+", "-", f"{settings.method} {variant}".strip())
@@ -253,7 +264,7 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
         per_device_train_batch_size=1,
         gradient_accumulation_steps=rows_per_step // world,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=settings.schedule,
         warmup_steps=max(round(settings.warmup_share * steps), 1),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,

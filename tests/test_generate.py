@@ -52,6 +52,18 @@ def test_batch_equals_one_at_a_time(model, tokenizer, batch_size):
     assert len(set(texts)) > 3  # or equality would say little
 
 
+def test_a_processor_knows_where_the_new_tokens_begin(model, tokenizer):
+    ids = [tokenizer(p).input_ids for p in PROMPTS]
+    widths, wanted = [], tokenizer("z").input_ids[0]
+
+    def make(width):
+        widths.append(width)
+        return lambda input_ids, scores: scores.index_fill(1, torch.tensor(wanted), 1e9)
+
+    assert g.generate(model, tokenizer, PROMPTS, 3, batch_size=4, processors=[make]) == ["zzz"] * len(PROMPTS)
+    assert widths == [max(map(len, ids)), sorted(map(len, ids))[1]]  # in batches of four, the longest first
+
+
 def test_stops_at_eos_and_keeps_white_space(tokenizer, monkeypatch):
     model = small_gpt2(len(tokenizer), n_positions=96)
     planned = [*tokenizer("  two\n").input_ids, tokenizer.eos_token_id, *tokenizer("six").input_ids]

@@ -3,7 +3,7 @@ import torch
 from small_llama import small_llama
 
 from lib.models import small_gpt2
-from lib.packing import Encoded, document_attention, draw, flatten, pack, rows
+from lib.packing import Encoded, attend_padded, attend_within_documents, document_attention, draw, flatten, pack, rows
 
 MODELS = {"gpt2": lambda: small_gpt2(97), "llama": lambda: small_llama(97)}
 
@@ -28,6 +28,30 @@ def test_packed_gradients_equal_one_document_at_a_time(name):
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
     gradients = [[p.grad for p in m.parameters() if p.grad is not None] for m in (model, alone)]
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_padded_documents_attend_as_one_at_a_time(kv_heads):
+    """What a GPU computes in one call against one call per document, in outputs and in every gradient."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = (9, 1, 12, 7)
+    bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0)
+    parts = [torch.randn(1, heads, 29, 8, generator=generator) for heads in (4, kv_heads, kv_heads)]
+    inputs = [[x.clone().requires_grad_() for x in parts] for _ in range(2)]
+    padded = attend_padded(*inputs[0], None, 0.0, bounds)
+    naive, _ = attend_within_documents(None, *inputs[1], None, cu_seq_lens_q=bounds)
+    assert padded.shape == (1, 29, 4, 8)
+    torch.testing.assert_close(padded, naive)
+    towards = torch.randn(padded.shape, generator=generator)
+    for out in (padded, naive):
+        (out * towards).sum().backward()
+    for a, b in zip(*inputs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    changed = [x.detach().clone() for x in parts]
+    for x in changed:
+        x[:, :, 15] += 1  # in the third document
+    again = attend_padded(*changed, None, 0.0, bounds)
+    assert torch.equal(again[:, :15], padded[:, :15]) and torch.equal(again[:, 22:], padded[:, 22:])
 
 
 def test_labels_are_the_targets_and_eos_and_no_prompt():
