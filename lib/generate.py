@@ -7,7 +7,7 @@ normalisation, Wu et al. 2016, arXiv:1609.08144 (transformers divides by length^
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 
 import torch

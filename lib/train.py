@@ -174,20 +174,15 @@ def settings_for(method: str, seed: int, task: tasks.Task, **overrides) -> Setti
     if unknown := set(overrides) - set(known):
         raise ValueError(f"Setting {min(unknown)!r} is unknown; known: {', '.join(known)}.")
     chosen = {name: number for name, number in budget.items() if name in known}
-<<<<<<< HEAD
-    chosen |= {"train_tokens": budget["e2e_train_tokens"]} if task.name == "e2e" else {}
-    chosen = {"method": method, "seed": seed, "learning_rate": LEARNING_RATES[method]} | chosen | overrides
-    for name, x in chosen.items():
-        zero = name in ("seed", "weight_decay", "warmup_share", "max_grad_norm", "gradient_checkpointing")
-        if name != "method" and not (0 < x < math.inf or (x == 0 and zero)):
-            raise ValueError(f"{name}={x}: give a number {'from 0 on' if zero else 'above 0'}.")
-    return Settings(**chosen)
-=======
     if task.name == "e2e":
         chosen |= {name: number for name in known if (number := budget.get(f"e2e_{name}"))}
     rate = LEARNING_RATES.get(f"{task.name} {method}", LEARNING_RATES[method])
-    return Settings(**{"method": method, "seed": seed, "learning_rate": rate} | chosen | overrides)
->>>>>>> 12298f7 (02: rates, learning curve, yardsticks; 03: E2E as published, a fairer before, recovery; padded documents on a GPU)
+    chosen = {"method": method, "seed": seed, "learning_rate": rate} | chosen | overrides
+    for name, x in chosen.items():
+        zero = name in ("seed", "weight_decay", "warmup_share", "max_grad_norm", "gradient_checkpointing")
+        if name not in ("method", "schedule") and not (0 < x < math.inf or (x == 0 and zero)):
+            raise ValueError(f"{name}={x}: give a number {'from 0 on' if zero else 'above 0'}.")
+    return Settings(**chosen)
 
 
 def run_path(base, task: tasks.Task, settings: Settings, variant: str = "") -> Path:

@@ -54,14 +54,9 @@ from IPython.display import display
 from scipy import optimize, stats
 from transformers import TrainerCallback
 
-<<<<<<< HEAD
-from lib import packing, plots, profile, tasks, train
-from lib.generate import DECODING, generate
-=======
 from lib import metrics, packing, plots, profile, tasks, train
 from lib import texts as measures
-from lib.generate import generate
->>>>>>> 12298f7 (02: rates, learning curve, yardsticks; 03: E2E as published, a fairer before, recovery; padded documents on a GPU)
+from lib.generate import DECODING, generate
 from lib.models import load_base
 from lib.results import Results, by_seed, interval, kept, markdown_table, number, shown, span
 
