@@ -495,7 +495,7 @@ e2e_table = table[table["task"] == "e2e"]
 ours = as_published if len(as_published) else e2e_table.drop(columns="rouge_l")  # the greedy texts of above
 ours = ours.assign(system=ours["method"].map(ROWS), source=made["base_model"])
 both = pd.concat([ours, PUBLISHED], ignore_index=True).reindex(columns=["system", "decoding", *columns, "source"])
-both.round(3)
+both.round(3) if len(ours) else None
 
 # %% [markdown]
 # - What people's own texts come to under the slot check: the mark for a model's.
