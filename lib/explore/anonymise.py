@@ -156,7 +156,7 @@ ASKED = r"(?:mail|邮箱|邮件|信箱|contact|address|reach|write|send|kontakt)
 IPV4 = r"(?a)(?:(?<![\w.-])|(?<=\bIP))\d{1,3}(?:\.\d{1,3}){3}(?!\.?\w)"
 KEY = [line.split()[0] for line in (LABELLED / "keys.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
 # 40 hexadecimal digits elsewhere are a commit
-WANDB = r"(?:wandb|W&B|[Ww]eights ?(?:&|and) ?[Bb]iases)(?:(?!commit|sha|rev).){0,60}?\b([0-9a-f]{40})\b"
+WANDB = r"(?i:wandb|w&b|weights ?(?:&|and) ?biases)(?:(?!commit|sha|rev).){0,60}?\b([0-9a-f]{40})\b"
 SECRET = r"(?<![\w-])[\w-]{0,60}(?:passw|passphrase|pwd|_pass|secret|token(?!i[sz])|(?:api|access)[_ -]?key)[\w-]{0,60}"
 VALUE = r"""(?:"([^"\s]{6,})"|'([^'\s]{6,})'|([^\s"'`,;<>()\[\]{}，。；、：（）]{6,}))"""
 HOME_ON_DRIVE = r"[A-Za-z]:(?:\\\\?|/)Users(?:\\\\?|/)([^\\/:*?\"<>|\s][^\\/:*?\"<>|\r\n]*(?=[\\/])|[\w.-]+)"
