@@ -147,7 +147,7 @@ display(card.set_index(["what", "key"])["value"].map("{:,.0f}".format).to_frame(
 
 # %%
 for what in ("files", "messages", "speakers", "encoding", "replaced", "left out", "skipped"):
-    counted = [f"{row.value:,.0f} {row.key}" for row in card[card["what"] == what].itertuples()]
+    counted = [f"{row.key} {row.value:,.0f}" for row in card[card["what"] == what].itertuples()]
     print(f"{what}: {', '.join(counted) or 'none'}")
 
 # %% [markdown]

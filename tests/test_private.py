@@ -426,9 +426,7 @@ def test_a_folder_is_read_cleaned_and_split_by_file(folder, monkeypatch):
     assert "hidden" not in text and "installed" not in text
     assert known["replaced", "email"] == 15 and known["replaced", "name"] == 16
     assert known["messages", "chat"] == 6 and known["speakers", "chat"] == 2 and "\ufffd" not in text
-    assert (
-        known["left out", "documents with characters that cannot be read"] == known["left out", "such characters"] == 1
-    )
+    assert known["left out", "documents with unreadable characters"] == known["left out", "unreadable characters"] == 1
     assert known["skipped", "binary"] == known["skipped", "another kind of file"] == known["skipped", "too large"] == 1
     assert known["documents", "exact duplicates removed"] == 1
     assert sum(known["split", s] for s in ("train", "validation", "test")) == 14 + 3

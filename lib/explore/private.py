@@ -336,8 +336,8 @@ def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: C
         facts["files", kind if found else f"{kind} without a document"] += 1
         for i, (part, prompt, target) in enumerate(found):
             if lost := (prompt + target).count(LOST):
-                facts["left out", "documents with characters that cannot be read"] += 1
-                facts["left out", "such characters"] += lost
+                facts["left out", "documents with unreadable characters"] += 1
+                facts["left out", "unreadable characters"] += lost
                 continue
             row = {"id": f"{kind}-{_digest(f'{name} {i}')}", "prompt": prompt, "target": target}
             place = "" if kind == "mail" else name  # a thread may lie in several files
