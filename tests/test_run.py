@@ -131,7 +131,7 @@ def test_a_task_of_ones_own_runs_02_and_03(tmp_path):
     command = [sys.executable, "-m", "lib", "run", "02", "03"]
     run = subprocess.run(command, cwd=profile.ROOT, env=environment, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr[-3000:]
-    assert re.search(r"\n +task +stage .* rouge_l\n( +my .*\n)+$", run.stdout), "the table is the last that is printed"
+    assert re.search(r"\n *task +stage .* rouge_l\n( +my .*\n)+$", run.stdout), "the table is the last that is printed"
     table = json.loads((tmp_path / "out/data/results/03_evaluate.json").read_text("utf-8"))["tables"]["before_after"]
     assert {row["task"] for row in table} == {"my"}
     assert {row["method"] for row in table} == {"none", "full", "lora"}
