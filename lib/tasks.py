@@ -171,13 +171,13 @@ def _instruction(record: dict, answer: str) -> tuple[str, str]:
 def _chat(turns: list, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, str]:
     """The assistant's last turn is the target, what stands before it the prompt: by the tokenizer's chat template, else
     `User: ...`, a turn a line. ShareGPT's turns are `from` a human or gpt and have a `value`."""
-    names = {"human": "user", "gpt": "assistant"}
+    roles = {"human": "user", "gpt": "assistant"}
     try:
         pairs = [(t["from"], t["value"]) if "from" in t else (t["role"], t["content"]) for t in turns]
         pairs = [(_text("role", role).lower(), _text("content", said)) for role, said in pairs]
     except (TypeError, KeyError):
         raise ValueError('a turn is not {"role": "...", "content": "..."}; mend it.') from None
-    turns = [{"role": names.get(role, role), "content": said} for role, said in pairs]
+    turns = [{"role": roles.get(role, role), "content": said} for role, said in pairs]
     if not (last := max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)):
         raise ValueError("no turn of an assistant follows another; remove the row.")
     if tokenizer and tokenizer.chat_template:
@@ -188,16 +188,12 @@ def _chat(turns: list, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, 
 
 
 FORMS = {  # a record's keys -> its prompt and target, given the tokenizer of a model or None; the first that fits
-    ("prompt", "target"): lambda r, _: (r["prompt"], r["target"]),
-    ("prompt", "completion"): lambda r, tokenizer: (
-        _chat(r["prompt"] + r["completion"], tokenizer)
-        if isinstance(r["prompt"], list) and isinstance(r["completion"], list)
-        else (r["prompt"], r["completion"])
-    ),
-    ("instruction", "output"): lambda r, _: _instruction(r, "output"),
-    ("instruction", "response"): lambda r, _: _instruction(r, "response"),
     ("messages",): lambda r, tokenizer: _chat(r["messages"], tokenizer),
     ("conversations",): lambda r, tokenizer: _chat(r["conversations"], tokenizer),
+    ("prompt", "target"): lambda r, _: (r["prompt"], r["target"]),
+    ("prompt", "completion"): lambda r, _: (r["prompt"], r["completion"]),
+    ("instruction", "output"): lambda r, _: _instruction(r, "output"),
+    ("instruction", "response"): lambda r, _: _instruction(r, "response"),
     ("text",): lambda r, _: ("", r["text"]),
 }
 
@@ -206,14 +202,17 @@ def _row(record: dict, default_id: str, tokenizer: PreTrainedTokenizerBase | Non
     """The columns of COLUMNS, the record's `form`, and whether its group is its prompt."""
     if not isinstance(record, dict):
         raise ValueError('not an object; write {"prompt": "...", "target": "..."}.')
+    if isinstance(record.get("prompt"), list) and isinstance(record.get("completion"), list):  # trl's chats
+        record = record | {"messages": record["prompt"] + record["completion"]}
     form = next((keys for keys in FORMS if set(keys) <= set(record)), None)
     if form is None or (form == ("text",) and "prompt" in record):
-        missing = [key for key in ("prompt", "target") if key not in record]
-        others = [key for key, value in record.items() if isinstance(value, str) and key not in COLUMNS]
-        new = missing if len(others) >= len(missing) else ["text"]
-        columns = ",".join(f"{key}={name}" for key, name in zip(new, others, strict=False))
-        way = f"such as --task-columns {columns}" if others else "or add it to every row"
-        raise ValueError(f'no "{missing[0]}" in {", ".join(record) or "an empty row"}; name what holds it, {way}.')
+        ours = [key for key in ("prompt", "target") if key not in record]
+        theirs = [key for key, value in record.items() if isinstance(value, str) and key not in COLUMNS]
+        pairs = zip(ours if len(theirs) >= len(ours) else ["text"], theirs, strict=False)
+        columns = ",".join(f"{key}={name}" for key, name in pairs) or f"{ours[0]}=..."
+        raise ValueError(
+            f'no "{ours[0]}" in {", ".join(record)}; name what holds it, such as --task-columns {columns}.'
+        )
     prompt, target = FORMS[form](record, tokenizer)
     # a generation may start from "\n", but only a text from nothing
     begins, ends = _text(form[0], prompt) or form == ("text",), _text(form[-1], target).strip()
@@ -248,9 +247,7 @@ def _rows(records: Iterable[tuple[str, object]], source: str, label: str, base) 
             if (taken := first.setdefault(row["id"], where)) != where:
                 raise ValueError(f'the id "{row["id"]}" is taken by {taken}.')
             if rows and row["form"] != rows[0]["form"]:
-                raise ValueError(
-                    f'a row with "{row["form"][-1]}" after rows with "{rows[0]["form"][-1]}"; write one form.'
-                )
+                raise ValueError(f'it has "{row["form"][-1]}", the first row "{rows[0]["form"][-1]}"; write one form.')
         except (ValueError, TemplateError) as e:
             raise ValueError(f"{where}: {e}") from None
         rows.append(row)
@@ -304,8 +301,7 @@ def _shipped(name: str) -> Task:
     """data/`name`, as its build script split it and tests/test_data.py checks it."""
     paths = [DATA / name / f"{split}.jsonl" for split in SPLITS]
     splits = [[json.loads(line) for line in path.read_text("utf-8").strip().split("\n")] for path in paths]
-    for row in (row for rows in splits for row in rows):
-        row["references"] = [row["target"].strip()]
+    splits = [[row | {"references": [row["target"].strip()]} for row in rows] for rows in splits]
     return _task(name, splits, _sha256(paths), f"data/{name}")
 
 
@@ -336,16 +332,12 @@ def _split(rows: list[dict], name: str, sha256: str, source: str) -> Task:
         note = f"{name}: {len(distinct)} blocks; the last tenth is the test split, the one before it validation.\n"
         distinct = [r | {"group": r["id"]} for r in distinct]
         groups = [r["id"] for r in reversed(distinct)]
-    elif len(groups) < min(max(MIN_GROUPS, len(distinct) / 20), len(distinct)) and all(
-        r["by_prompt"] for r in distinct
-    ):
+    elif len(groups) < min(len(distinct), max(MIN_GROUPS, len(distinct) / 20)) and all(r["by_prompt"] for r in rows):
         note = f"{name}: {len(distinct)} rows have {len(groups)} different prompts: each row is a group of its own.\n"
         distinct = [r | {"group": r["target"]} for r in distinct]
         groups = sorted({r["target"] for r in distinct}, key=lambda g: hashlib.sha256(g.encode()).digest())
     if len(groups) < MIN_GROUPS:
-        few = (
-            f'{len(groups)} different groups (a row\'s "group", else its prompt; of texts, blocks) are too few to split'
-        )
+        few = f'{len(groups)} different groups (a row\'s "group", else its prompt or block) are too few to split'
         raise ValueError(f"{source}: {few} into train, validation and test; give it {MIN_GROUPS} or more.")
     print(note, end="")
     held_out = max(2, round(len(groups) / 10))

@@ -124,7 +124,9 @@ for row, document in zip(tasks.head(task["train"], 3), encoded["train"], strict=
 # %%
 cards = {path.parent.name: json.loads(path.read_text("utf-8")) for path in profile.DATA.glob("*/card.json")}
 stages = cards.get(task.name, {}).get("stages", {})
-pd.Series(stages, name="documents", dtype=int).to_frame() if stages else print("Read as it is:", task.name)
+pd.Series(stages, name="documents", dtype=int).to_frame() if stages else print(
+    task.name, "does not ship with the project."
+)
 
 # %% [markdown]
 # - Lengths in tokens of the loaded model's tokenizer. All fit one row: what was longer is cut or left out above.
@@ -317,10 +319,11 @@ unseen_encoded = encoded["validation"][first:][: budget.curve_documents]
 some = unseen[: budget.curve_generated]
 FORM = re.compile(r"(?!(?:an?|the)\b(?!-)).{0,79}[^.]", re.IGNORECASE)  # a synopsis, as notebook 03 explains
 longest = min(budget.curve_new_tokens, max(len(d.input_ids) - d.prompt_length for d in encoded["validation"]))
+longest = min(longest, base.context - max(d.prompt_length for d in encoded["validation"]))
 
 
 def held_out(model) -> dict:
-    """Bits per byte of `unseen`, and chrF and Debian's form of greedy texts for some of them."""
+    """Bits per byte of `unseen`, corpus chrF of greedy texts for some of them, and for the default task their form."""
     texts = generate(model, base.tokenizer, [r["prompt"] for r in some], longest, batch_size=64)
     texts = [text.strip() for text in texts]
     found = {"bits_per_byte": metrics.bits_per_byte(metrics.score(model, base.tokenizer, unseen))}
@@ -552,7 +555,9 @@ if task.name == "debian":
 results.value("perl", f"{card['sections']['perl'] / documents:.0%}" if "sections" in card else "not measured")
 rows = [[stage, f"{count:,}"] for stage, count in stages.items()]
 table = f"{markdown_table(['stage', what], rows)}\n\nTable: {what.capitalize()} left after each stage, {of}."
-results.block("stages", table if rows else f"The task {task.name} was read as it is: {documents:,} documents.")
+results.block(
+    "stages", table if rows else f"The task {task.name} does not ship with the project: {documents:,} documents."
+)
 
 # %% [markdown]
 # - The other datasets that are shipped.
@@ -641,7 +646,7 @@ rows = []
 for (method, size), part in curve.groupby(["method", "train_tokens"], sort=False) if len(curve) else ():
     cells = [interval(part[c], digits) for c, digits in SHOWN.items()]
     rows.append(["before" if method == "none" else method, f"{size:,}", len(part), *cells])
-header = ["method", "tokens", "seeds", "bits per byte", "chrF", "synopsis in form"]
+header = ["method", "tokens", "seeds", "bits per byte", "corpus chrF", "synopsis in form"]
 if rows:
     text = f"{len(unseen)} validation documents of {task.name} scored, {len(some)} texts generated greedily; "
     results.markdown("learning_curve", header[: 3 + len(SHOWN)], rows, text + "mean with 95 % t interval.", seeds=())

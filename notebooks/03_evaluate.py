@@ -819,8 +819,8 @@ for r in significance.itertuples():
 # - Public texts, as those of the shipped tasks, may have stood in the base model's pretraining. Before and after share
 #   that, the height of "before" does not stand for unseen text.
 # - One base model, one task (and one seed on a second): not a statement about fine-tuning in general.
-# - Learning or recovery: English that is neither Debian's nor anything like it. What part of the gain is the form of a
-#   description, and what its knowledge, is not told apart.
+# - Learning or recovery: English that is nothing like the task's. What part of the gain is form and what is
+#   knowledge is not told apart.
 #
 # ## Sources
 #
@@ -953,7 +953,7 @@ if len(fair_before):
     full = own[own["method"] == "full"]
     rows = [[r["setting"], *(number(r[c], d) for c, d in FAIR.items())] for _, r in fair_before.iterrows()]
     rows.append(["after, full", *(interval(full[c], d) for c, d in FAIR.items())])
-    header = ["before", "bits per byte", "chrF", "ROUGE-L", "synopsis in form", "tags reflected"]
+    header = ["before", "bits per byte", "corpus chrF", "ROUGE-L", "synopsis in form", "tags reflected"]
     text = f"{task.name}, the base model asked in other ways, same documents; beside it full fine-tuning."
     results.markdown("fair_before", header[: 1 + len(FAIR)], rows, text)
     least, most = fair_before["bits_per_byte"].min(), fair_before["chrf"].max()

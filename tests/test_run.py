@@ -125,17 +125,24 @@ def test_a_notebook_saved_on_colab_is_mended(tmp_path):
 
 
 def test_a_task_of_ones_own_runs_02_and_03(tmp_path):
-    rows = [{"prompt": f"{i} plus {i % 7} is", "target": f" {i + i % 7}."} for i in range(200)]
-    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    environment = {**os.environ, "TASK": str(tmp_path / "my.jsonl"), "FAST_OUTPUT": str(tmp_path / "out")}
+    rows = [f"{i} plus {i % 7} is; {i + i % 7}." for i in range(200)]
+    (tmp_path / "my.csv").write_text("\n".join(["question;answer", *rows]), "utf-8")
+    environment = {**os.environ, "TASK": "my.csv", "TASK_COLUMNS": "prompt=question,target=answer"}
+    environment |= {"FAST_OUTPUT": str(tmp_path / "out"), "PYTHONPATH": str(profile.ROOT)}
     command = [sys.executable, "-m", "lib", "run", "02", "03"]
-    run = subprocess.run(command, cwd=profile.ROOT, env=environment, capture_output=True, encoding="utf-8")
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr[-3000:]
     assert re.search(r"\n *task +stage .* rouge_l\n( +my .*\n)+$", run.stdout), "the table is the last that is printed"
     table = json.loads((tmp_path / "out/data/results/03_evaluate.json").read_text("utf-8"))["tables"]["before_after"]
     assert {row["task"] for row in table} == {"my"}
     assert {row["method"] for row in table} == {"none", "full", "lora"}
     assert all(row["bits_per_byte"] > 0 for row in table)
+    for stem in ("02_finetune", "03_evaluate"):
+        report = json.loads((tmp_path / f"out/data/results/{stem}.json").read_text("utf-8"))["report"]
+        assert report["claims"]["task is debian"] is False
+        # but for what the tiny model writes, whose tokens are Debian's
+        assert not re.search("debian|package", str(report["tables"] | {"sample": "", "others": ""}), re.IGNORECASE)
+    assert report["tables"]["tests"].count("| too few documents to say anything |") == 2
 
 
 def test_everything_works_after_a_run_whose_data_were_out_of_reach(tmp_path, monkeypatch):

@@ -158,7 +158,7 @@ def test_forms_of_rows(tmp_path, capsys, form, prompt, target, name):
         (tmp_path / name).write_text("\n".join(lines) if name == "a.jsonl" else json.dumps(data, indent=1), "utf-8")
     found = {(r["prompt"], r["target"]) for r in everything(load_task(tmp_path / name))}
     assert found == {(prompt.replace("{i}", str(i)), target.replace("{i}", str(i))) for i in range(30)}
-    shown = f"{name}: rows with {' and '.join(list(form)[:1])}"
+    shown = f"{name}: rows with "
     assert (shown in capsys.readouterr().out) == (prompt != "")
 
 
@@ -288,7 +288,7 @@ GOOD = b'{"prompt": "p", "target": "t"}\n'
             r'no "prompt" in answer, .* --task-columns prompt=answer,target=qu',
         ),
         (b'{"prompt": "p", "text": "t"}', r'no "target" in prompt, text; .* such as --task-columns target=text'),
-        (GOOD + b'{"text": "t"}', r'line 2: a row with "text" after rows with "target"'),
+        (GOOD + b'{"text": "t"}', r'line 2: it has "text", the first row "target"'),
         (b'{"instruction": ["i"], "output": "t"}', r'"instruction" holds list'),
         (b'{"messages": ["hello"]}', r"line 1: a turn is not"),
         (b'{"messages": [{"role": "assistant", "content": "t"}]}', r"line 1: no turn of an assistant follows"),
