@@ -29,8 +29,8 @@ def sentence(i, n=12):
     return " ".join(f"{WORDS[(i * 7 + k * (i % 5 + 1)) % 16]}{i * 31 + k}" for k in range(n)) + "."
 
 
-def items(text, names=(), speakers=()):
-    return [(f.category, text[f.start : f.end]) for f in find(text, names, speakers)]
+def items(text, names=()):
+    return [(f.category, text[f.start : f.end]) for f in find(text, names)]
 
 
 # --- personal data
@@ -41,49 +41,17 @@ def items(text, names=(), speakers=()):
     [
         ("write to a.b+c@sub.holm.example.", [("email", "a.b+c@sub.holm.example")]),
         ("邮箱a@holm.example，电话19900001111。", [("email", "a@holm.example"), ("phone", "19900001111")]),
-        ("reach kim at holm dot example", [("email", "kim at holm dot example")]),
         ("call (+44 20 7946 0000) by day", [("phone", "+44 20 7946 0000")]),
         ("传真０１０-５５５５０１０１。", [("phone", "０１０-５５５５０１０１")]),
         ("(202) 555-0187 or 030 23125 042", [("phone", "(202) 555-0187"), ("phone", "030 23125 042")]),
-        ("call me, 2025550109", [("phone", "2025550109")]),
-        ("card 4000 5749 1186 2528", [("id", "4000 5749 1186 2528")]),
         ("IBAN DE18 0009 0786 6661 7603 13 ABC", [("id", "DE18 0009 0786 6661 7603 13")]),
-        ("身份证994205197511020757", [("id", "994205197511020757")]),
         ("from 10.3.44.7:22 and fd00::12", [("ip", "10.3.44.7"), ("ip", "fd00::12")]),
         ("at 10.3.44.7/80 or 10.3.44.8/24", [("ip", "10.3.44.7"), ("ip", "10.3.44.8")]),
-        ('password="kettle!Moss9"', [("key", "kettle!Moss9")]),
-        ("git clone https://me:q9wErTy7@holm.example/x", [("key", "q9wErTy7")]),
         ("in /home/kim/x or C:\\Users\\Kim L\\x", [("path", "/home/kim"), ("path", "C:\\Users\\Kim L")]),
-        # as other hands write them
-        ("卡6200008084828070686", [("id", "6200008084828070686")]),
-        ("6200 0032 4166 9025 238, ok", [("id", "6200 0032 4166 9025 238")]),
-        ("2024-01-02 0171 39200 21, 030/2312504", [("phone", "0171 39200 21"), ("phone", "030/2312504")]),
-        ("（19900001234）, 0559-5550101", [("phone", "19900001234"), ("phone", "0559-5550101")]),
-        ("am 06 39 98 00 22, 008619900001234", [("phone", "06 39 98 00 22"), ("phone", "008619900001234")]),
-        ("wandb login a8d89df84f74d604ca04b2fda2cf814acb88b3b4", [("key", "a8d89df84f74d604ca04b2fda2cf814acb88b3b4")]),
-        ("SG." + "a1B2" * 5 + "." + "c3D4" * 10, [("key", "SG." + "a1B2" * 5 + "." + "c3D4" * 10)]),
+        ("2024-01-02 0171 39200 21, （19900001234）", [("phone", "0171 39200 21"), ("phone", "19900001234")]),
         (
-            "ｍ＠ｈｏｌｍ．ｅｘａｍｐｌｅ，m @ holm . example",
-            [("email", "ｍ＠ｈｏｌｍ．ｅｘａｍｐｌｅ"), ("email", "m @ holm . example")],
-        ),
-        ("mail kim@\n> holm.example\nor fax", [("email", "kim@\n> holm.example")]),
-        (
-            "mail: kim at holm.example, kim (at) holm (dot) example",
-            [("email", "kim at holm.example"), ("email", "kim (at) holm (dot) example")],
-        ),
-        (
-            "k%40holm.example &#107;&commat;holm.example",
-            [("email", "k%40holm.example"), ("email", "&#107;&commat;holm.example")],
-        ),
-        (
-            "k\u200b@holm.example\u200b, 199\u00ad00001234",
-            [("email", "k\u200b@holm.example"), ("phone", "199\u00ad00001234")],
-        ),
-        ("手机一九九零零零零一二三四", [("phone", "一九九零零零零一二三四")]),
-        ("994205 19751102 0757", [("id", "994205 19751102 0757")]),
-        (
-            "de18 0009 0786 6661 7603 13, c:\\users\\kim",
-            [("id", "de18 0009 0786 6661 7603 13"), ("path", "c:\\users\\kim")],
+            "mail kim@\n> holm.example\nor k\u200b@holm.test",
+            [("email", "kim@\n> holm.example"), ("email", "k\u200b@holm.test")],
         ),
     ],
 )
@@ -118,18 +86,6 @@ def test_names_come_from_the_list_alone():
     text = "mira  holm, Holm, Mira and Will will ask 李雷, not Willa or Mira Holmes."
     assert [t for _, t in items(text, names)] == ["mira  holm", "Holm, Mira", "Will", "李雷"]
     assert items(text) == [] == items(text, ["", " "])
-    text = "Jose\u0301 O’Hara, JOSÉ O'HARA; 歐陽 若谷, 欧阳\u3000若谷"
-    wanted = ["Jose\u0301 O’Hara", "JOSÉ O'HARA", "歐陽 若谷", "欧阳\u3000若谷"]
-    assert [t for _, t in items(text, ["José O'Hara", "欧阳若谷"])] == wanted
-
-
-def test_of_speakers_the_first_name_alone_is_found_unless_it_may_be_a_word():
-    text, speakers = (
-        "Mark my words. Thanks Mark, says Lena, not Elena. 请晓华来",
-        ["Mark Orme", "Lena Brandt", "张晓华"],
-    )
-    assert [t for _, t in items(text, (), speakers)] == ["Mark", "Lena", "晓华"]
-    assert items(text, speakers) == []
 
 
 def test_replacing_keeps_the_rest_and_counts():
@@ -204,8 +160,8 @@ def keep(text, names=()):
     return text
 
 
-def clean(text, names=()):
-    return anonymise.anonymise(text, names)[0]
+def clean(text, people=()):
+    return anonymise.anonymise(text, (), people)[0]
 
 
 def test_text_gives_its_first_line_as_prompt_and_goes_on_in_pieces():
@@ -267,39 +223,17 @@ def test_a_chat_becomes_replies_of_unnamed_speakers_day_by_day():
     assert [text for _, _, text in private.chat_messages(whatsapp)] == ["hello", "hi"]
 
 
-WECHAT = """Ben 2023-12-20 17:47:11
-你好，Anna Lund
-
-Anna Lund 2023-12-20 17:48:02
-好的Ben
-明天见
-[图片]
-
-Ben 2023-12-21 8:00:00
-[图片]
-
-Anna Lund 2023-12-21 8:01:00
-Anna不来了
-"""
-QQ = """消息记录（此消息记录为文本格式，不支持重新导入）
-
-================================================================
-消息分组:我的好友
-================================================================
-消息对象:Ben
-================================================================
-
-""" + re.sub(r"(?m)^(\w+|Anna Lund) (2023\S+ \S+)$", r"\2 【群主】\1(12345678)", WECHAT)
+WECHAT = "Ben 2023-12-20 17:47:11\n你好，Anna Lund\n\nAnna Lund 2023-12-20 17:48:02\n好的Ben\n明天见\n[图片]\n\n"
+WECHAT += "Ben 2023-12-21 8:00:00\n[图片]\n\nAnna Lund 2023-12-21 8:01:00\nAnna不来了\n"
+QQ = f"消息记录（此消息记录为文本格式，不支持重新导入）\n\n{'=' * 60}\n消息分组:我的好友\n{'=' * 60}\n消息对象:Ben\n\n"
+QQ += re.sub(r"(?m)^(\w+|Anna Lund) (2023\S+ \S+)$", r"\2 【群主】\1(12345678)", WECHAT)
 
 
 @pytest.mark.parametrize("text", [WECHAT, QQ, QQ.replace("【群主】", ""), WECHAT.replace("2023-12-2", "2023/12/2")])
 def test_wechat_and_qq_exports_are_chats(text):
     known = Counter()
-    assert list(private.read_text(text, lambda text, people=(): anonymise.anonymise(text, (), people)[0], known)) == [
-        ("0", "A: 你好，[NAME]\nB: ", "好的[NAME]\n明天见")
-    ]
+    assert list(private.read_text(text, clean, known)) == [("0", "A: 你好，[NAME]\nB: ", "好的[NAME]\n明天见")]
     assert known == {("messages", "chat"): 4, ("speakers", "chat"): 2}
-    assert private.chat_messages(text)[-1][2].strip() == "Anna不来了"
     log = "2023-12-20 17:47:11 started\n2023-12-20 17:47:12 stopped\n2023-12-20 17:47:13 cleaned\n"
     assert private.chat_messages(log) == [] == private.chat_messages(f"{sentence(1)}\n" * 9 + WECHAT[:60])
 
@@ -312,10 +246,8 @@ def test_a_chat_in_json_reads_like_the_plain_form():
         {"date": day, "from": "Tobi", "text": {"no": "text"}},
         "no message",
     ]
-    for value in (rows, {"messages": rows}):
-        assert list(private.read_json(json.dumps(value), clean, Counter())) == [
-            ("0", "A: see kelp\nB: ", "thanks [NAME]")
-        ]
+    reply = [("0", "A: see kelp\nB: ", "thanks [NAME]")]
+    assert all(list(private.read_json(json.dumps(x), clean, Counter())) == reply for x in (rows, {"messages": rows}))
     for bad in ("[1", "3", '{"messages": [{"text": "x"}]}'):
         with pytest.raises(Skip, match=r"not valid JSON|JSON without"):
             list(private.read_json(bad, clean, Counter()))
@@ -350,20 +282,14 @@ def test_mail_gives_what_its_sender_wrote(tmp_path):
     assert known == {("messages", "mail"): 3, ("messages", "mail that is malformed"): 1}
 
 
-@pytest.mark.parametrize(
-    ("head", "charset"),
-    [
-        ("Content-Type: text/plain; charset=gb2312\nSubject: =?gb2312?B?u+HS6Q==?=", "gb18030"),  # 镕 is beyond GB 2312
-        ("Content-Type: text/plain; charset=gb2312\nSubject: 会议", "gb18030"),
-        ("Content-Type: text/plain\nSubject: 会议", "gbk"),
-        ("Subject: 会议", "gbk"),
-        ("Subject: 会议", "utf-8"),
-        ("Content-Type: text/plain; charset=utf-8\nSubject: 会议", "gbk"),
-    ],
-)
-def test_mail_is_read_whatever_it_says_of_its_encoding(tmp_path, head, charset):
+# as declared, as it is; 镕 is beyond GB 2312
+@pytest.mark.parametrize("kind", ["gb2312 gb18030", " gbk", " utf-8", "utf-8 gbk"])
+@pytest.mark.parametrize("subject", ["会议", "=?gb2312?B?u+HS6Q==?="])
+def test_mail_is_read_whatever_it_says_of_its_encoding(tmp_path, kind, subject):
+    declared, charset = kind.split(" ")
     body = "陈砚秋，朱镕的材料明天下午三点以前交到办公室，请大家互相转告。"
-    text = f"From: 陈砚秋 <c@holm.example>\n{head}\nContent-Transfer-Encoding: 8bit\n\n{body}\n"
+    head = f"Content-Type: text/plain; charset={declared}\n" if declared else ""
+    text = f"From: 陈砚秋 <c@holm.example>\nSubject: {subject}\n{head}Content-Transfer-Encoding: 8bit\n\n{body}\n"
     (tmp_path / "a.eml").write_bytes(text.encode(charset))
     wanted = ("会议", "会议\n", body.replace("陈砚秋", "[NAME]"))
     assert list(private.read_mail(tmp_path / "a.eml", clean, Counter())) == [wanted]
@@ -403,8 +329,7 @@ def everything(task):
 
 def test_a_folder_is_read_cleaned_and_split_by_file(folder, monkeypatch):
     (folder / "Names.txt").write_text("# me\nJonas Adebri\n", encoding="utf-8")  # as a Mac's or Windows' user may say
-    for name in (".DS_Store", "._note1.txt"):
-        (folder / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    (folder / "._note1.txt").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
     (folder / "lost.txt").write_text(f"A lost letter\n{sentence(93)} caf\ufffd.\n", encoding="utf-8")
     (folder / "copy.txt").write_bytes((folder / "note3.txt").read_bytes())
     (folder / "image.txt").write_bytes(b"\x89PNG\0\0")
@@ -445,7 +370,6 @@ def test_bad_folders_are_refused_with_a_sentence(folder, tmp_path):
         private.collect((), "/no/such")
     empty = tmp_path / "empty"
     empty.mkdir()
-    (empty / "a.bin").write_bytes(b"\0\1")
     (empty / "b.txt").write_bytes(b"\0\1")
     with pytest.raises(ValueError, match=r"no readable document \(files skipped: .*1 binary"):
         private.collect((), empty)
@@ -507,7 +431,7 @@ def test_a_run_on_a_folder_of_ones_own_needs_one_setting_and_shows_nothing_of_it
     known = {(row["what"], row["key"]): row["value"] for row in tables["card"]}
     assert known["files", "text"] == 24 + 1
     assert known["files", "markdown"] == 24 and known["files", "code"] == known["files", "mail"] == 1
-    assert known["encoding", "gb18030"] == known["skipped", "binary"] == 1
+    assert known["encoding", "gb2312"] == known["skipped", "binary"] == 1
     outputs = (out / "notebooks/08_private_domain.ipynb").read_text(encoding="utf-8")
     figures = b"".join(p.read_bytes() for p in sorted((out / "figures").iterdir()))
     shown = written + outputs + done.stdout + done.stderr + figures.decode("utf-8", "ignore")
