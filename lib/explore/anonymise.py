@@ -26,11 +26,12 @@ from lib.profile import DATA
 
 LABELLED = DATA / "anonymiser"
 # what stands for another character: a line end inside a paragraph (quoted or not; = in quoted-printable mail), percent
-# and HTML escapes, letters with accents of their own, all beyond ASCII but Chinese characters and ends of a clause
+# and HTML escapes, accents of their own; beyond ASCII all but letters in their only form and ends of a clause
 WRITTEN = re.compile(
     r"=?[ \t]{0,9}\n(?![ \t>]*\n)[ \t>]*"
     r"|%[0-7]\w|%[CcDd]\w%\w\w|%[Ee]\w(?:%\w\w){2}|&(?:#\d{2,6}|#[xX][\da-fA-F]{2,5}|[A-Za-z]{2,8});"
-    r"|[A-Za-z][\u0300-\u036f]+|[^\x00-\x7f\u3001\u3002\u3400-\u9fff！，；？][\u0300-\u036f]*"
+    r"|[A-Za-z][\u0300-\u036f]+"
+    r"|[^\x00-\x7f\u00c0-\u0130\u0400-\u04ff\u3001\u3002\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3！，；？][\u0300-\u036f]*"
 )
 SIGNS = str.maketrans("‘’ʼ´‐‑‒–−", "''''-----")
 HAN_DIGITS = "〇零○一幺壹二贰三叁四肆五伍六陆七柒八捌九玖"
