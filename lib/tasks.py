@@ -210,9 +210,7 @@ def _row(record: dict, default_id: str, tokenizer: PreTrainedTokenizerBase | Non
         theirs = [key for key, value in record.items() if isinstance(value, str) and key not in COLUMNS]
         pairs = zip(ours if len(theirs) >= len(ours) else ["text"], theirs, strict=False)
         columns = ",".join(f"{key}={name}" for key, name in pairs) or f"{ours[0]}=..."
-        raise ValueError(
-            f'no "{ours[0]}" in {", ".join(record)}; name what holds it, such as --task-columns {columns}.'
-        )
+        raise ValueError(f'no "{ours[0]}" in {", ".join(record)}; name what holds it: --task-columns {columns}.')
     prompt, target = FORMS[form](record, tokenizer)
     # a generation may start from "\n", but only a text from nothing
     begins, ends = _text(form[0], prompt) or form == ("text",), _text(form[-1], target).strip()
@@ -279,9 +277,7 @@ def _own(records: Iterable[tuple[str, object]], label: str, content: bytes, sour
     if long:
         why = "" if few else f", longer than the context of {context:,} tokens,"
         what = "cut into blocks" if form == ("text",) else "left out"
-        print(
-            f"{label}: {len(long)} of {len(rows)} documents{why} {what}; the first is {long[0].replace(source, label)}."
-        )
+        print(f"{label}: {len(long)} of {len(rows)} documents{why} {what}; first {long[0].replace(source, label)}.")
     digest = hashlib.sha256(content + os.environ.get("TASK_COLUMNS", "").encode()).hexdigest()
     return _split(fitting, Path(label).stem, digest, source)
 
@@ -293,16 +289,13 @@ def _task(name: str, splits: Iterable[list[dict]], sha256: str, source: str) -> 
     return Task(dict(zip(SPLITS, parts, strict=True)), name, sha256, source)
 
 
-def _sha256(paths: Iterable[Path]) -> str:
-    return hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()
-
-
 def _shipped(name: str) -> Task:
     """data/`name`, as its build script split it and tests/test_data.py checks it."""
     paths = [DATA / name / f"{split}.jsonl" for split in SPLITS]
     splits = [[json.loads(line) for line in path.read_text("utf-8").strip().split("\n")] for path in paths]
     splits = [[row | {"references": [row["target"].strip()]} for row in rows] for rows in splits]
-    return _task(name, splits, _sha256(paths), f"data/{name}")
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    return _task(name, splits, digest, f"data/{name}")
 
 
 def _hub(name: str, base) -> Task:
@@ -368,7 +361,7 @@ def _e2e() -> Task:
         paths = [folder / f"{name}.txt" for name in ("train", "valid", "test")]
         lines = [p.read_text("utf-8").splitlines() for p in paths]
         tables = [[[part.strip() for part in line.partition("||")[::2]] for line in part] for part in lines]
-        source, digest = str(folder), _sha256(paths)
+        source, digest = str(folder), hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()
     return _task("e2e", map(_e2e_split, SPLITS, tables), digest, source)
 
 

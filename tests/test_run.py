@@ -141,7 +141,8 @@ def test_a_task_of_ones_own_runs_02_and_03(tmp_path):
         report = json.loads((tmp_path / f"out/data/results/{stem}.json").read_text("utf-8"))["report"]
         assert report["claims"]["task is debian"] is False
         # but for what the tiny model writes, whose tokens are Debian's
-        assert not re.search("debian|package", str(report["tables"] | {"sample": "", "others": ""}), re.IGNORECASE)
+        said = [text for name, text in report["tables"].items() if "sample" not in name and name != "others"]
+        assert not re.search("debian|package", str(said), re.IGNORECASE)
     assert report["tables"]["tests"].count("| too few documents to say anything |") == 2
 
 

@@ -219,11 +219,11 @@ def test_what_exceeds_the_context(tmp_path, tokenizer, capsys):
     data = [*rows(40), {"prompt": "P", "target": long}]
     task = load_task(jsonl(tmp_path / "pairs.jsonl", data), Base(tokenizer))
     assert len(everything(task)) == 40
-    left_out = "1 of 41 documents, longer than the context of 64 tokens, left out; the first is pairs.jsonl, line 41."
+    left_out = "1 of 41 documents, longer than the context of 64 tokens, left out; first pairs.jsonl, line 41."
     assert left_out in capsys.readouterr().out
     data = [{"text": f"Text {i}"} for i in range(40)] + [{"text": long}]
     task = load_task(jsonl(tmp_path / "texts.jsonl", data), Base(tokenizer, 1_024))
-    assert "cut into blocks; the first is" in capsys.readouterr().out
+    assert "cut into blocks; first" in capsys.readouterr().out
     blocks = [r for r in everything(task) if r["group"] == "texts.jsonl, line 41"]
     assert len(blocks) > 5 and encode(tokenizer, blocks, 1_024)
     assert len({s for s in SPLITS for r in head(task[s]) if r in blocks}) == 1
@@ -285,9 +285,12 @@ GOOD = b'{"prompt": "p", "target": "t"}\n'
         (b'{"prompt": "p", "target": "t", "references": "r"}', r'"references" is no list'),
         (
             b'{"answer": "t", "question": "p", "n": 1}',
-            r'no "prompt" in answer, .* --task-columns prompt=answer,target=qu',
+            r'no "prompt" in answer, .*: --task-columns prompt=answer,target=qu',
         ),
-        (b'{"prompt": "p", "text": "t"}', r'no "target" in prompt, text; .* such as --task-columns target=text'),
+        (
+            b'{"prompt": "p", "text": "t"}',
+            r'no "target" in prompt, text; name what holds it: --task-columns target=text',
+        ),
         (GOOD + b'{"text": "t"}', r'line 2: it has "text", the first row "target"'),
         (b'{"instruction": ["i"], "output": "t"}', r'"instruction" holds list'),
         (b'{"messages": ["hello"]}', r"line 1: a turn is not"),
