@@ -99,7 +99,7 @@ def test_replacing_keeps_the_rest_and_counts():
 def test_no_pattern_takes_long_on_hostile_text():
     pieces = "1 |a.|0-|A1 |x@|::|token=|12.|(0) |mail|  |0-|一 |%4|=\n|C:\\Users\\|ab at c dot |pass_|mail"
     for piece in pieces.split("|"):
-        find(piece * 20_000)  # quadratic patterns would run into the timeout
+        find(piece * 10_000)  # quadratic patterns would run into the timeout
     log = "".join(f"10.3.{i // 250}.{i % 250} GET /\n" for i in range(20_000))
     assert len(find(log)) == 20_000
     text = "a" * 2_000_000 + "无" * 300_000
