@@ -15,11 +15,14 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from lib import profile
 from lib.metrics import mean_interval
@@ -167,10 +170,16 @@ def interval(values: Sequence[float], digits: int = 3, sign: bool = False, top: 
     return span(*mean_interval(pd.Series(values, dtype=float).dropna(), top), digits, sign)
 
 
-def shown(differences: Sequence[float]) -> int:
-    """-1 or 1 where the 95 % t interval of these lies on one side of 0, else 0; one seed shows nothing."""
-    _, low, high = mean_interval(pd.Series(differences, dtype=float).dropna())
-    return 0 if math.isnan(low) or low * high <= 0 else int(math.copysign(1, low))
+def shown(family: Mapping[Hashable, Sequence[float]] | Sequence[float]):
+    """-1 or 1 where differences over seeds lie on one side of 0 (t test, p < .05), else 0; one seed shows nothing. Of a
+    mapping or frame, a dict, with p corrected over all of them (Holm 1979): for a sentence that picks from them."""
+    if not isinstance(family, Mapping | pd.DataFrame):
+        return shown({0: family})[0]
+    gaps = {name: pd.Series(gap, dtype=float).dropna() for name, gap in family.items()}
+    t = [abs(x.mean()) / max(x.sem(), 1e-300) if len(x) > 1 else 0.0 for x in gaps.values()]
+    p = [2 * stats.t.sf(size, max(len(x) - 1, 1)) for size, x in zip(t, gaps.values(), strict=True)]
+    told = multipletests(p, method="holm")[0] if p else []
+    return {name: int(np.sign(x.mean())) if sure else 0 for (name, x), sure in zip(gaps.items(), told, strict=True)}
 
 
 def by_seed(frame: pd.DataFrame, columns: str, values: str = "bits_per_byte") -> pd.DataFrame:

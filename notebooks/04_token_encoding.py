@@ -630,7 +630,7 @@ said |= {"bytes.bits": number(wide["bytes"].mean()), "seeds": len(budget.seeds),
 said |= {"layers": budget.n_layer, "width": budget.n_embd, "blocks": f"{equal.non_embedding_parameters.iloc[0]:,}"}
 for name, value in said.items():
     results.value(name, value)
-results.claim("the best needs fewer bits than bytes", shown(english[best]) < 0)
+results.claim("the best needs fewer bits than bytes", shown(english)[best] < 0)
 
 # %% [markdown]
 # - The best vocabulary size at each budget, and per language which encodings need fewer bits than bytes.
@@ -643,7 +643,8 @@ for kind, part in sweep[sweep.encoding == "bpe"].groupby("budget"):
     results.value(f"sweep.{kind}.bits", interval(heights.get_group(size)))
     results.claim(f"the largest vocabulary is best at equal {kind}", size == max(sizes))
 
-sides = {(c, s): [n for n, gap in gaps(c).items() if shown(gap) == s] for c in CONDITIONS for s in (-1, 0, 1)}
+told = {corpus: shown(gaps(corpus)) for corpus in CONDITIONS}  # a family of comparisons each
+sides = {(c, s): [n for n, side in told[c].items() if side == s] for c in CONDITIONS for s in (-1, 0, 1)}
 for corpus, language in (("debian", "english"), ("tang", "chinese")):
     for side, name in ((-1, "fewer"), (0, "level"), (1, "more")):
         results.value(f"{language}.{name}", listed(sides[corpus, side]))

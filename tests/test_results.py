@@ -93,6 +93,10 @@ def test_forms_of_numbers():
     percent = [88, 91, 97]
     assert results.interval(percent, 0) == "92 [81, 103]" and results.interval(percent, 0, top=100) == "92 [71, 98]"
     assert [results.shown(d) for d in ([1, 1.1, 0.9], [-1, -1.1, -0.9], [1, -1, 0], [5])] == [1, -1, 0, 0]
+    barely = [1.0, 1.6, 0.9, 1.4, 0.1]  # p = 0.018 alone
+    assert results.shown(barely) == 1 and results.shown(dict.fromkeys(range(3), barely)) == {0: 0, 1: 0, 2: 0}
+    family = {"clear": [1, 1.01, 0.99], "barely": barely, "same": [0, 0, 0], "one": [5], "none": []}
+    assert results.shown(family) == {"clear": 1, "barely": 0, "same": 0, "one": 0, "none": 0} and not results.shown({})
     assert results.listed(["a", "b", "c"]) == "a, b and c" and results.listed(["a"], code=True) == "`a`"
     assert results.listed([]) == "none"
     assert results.markdown_table(["a", "b"], [["x|y", 1]]).splitlines()[2] == r"| x\|y | 1 |"
