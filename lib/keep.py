@@ -69,7 +69,7 @@ def plan(kept: Iterable[str], root: Path = profile.ROOT) -> SimpleNamespace:
     modules = {f"lib.explore.{p.stem}" for p in explore}
     tests = [p for p in root.glob("tests/*.py") if imports(p, anywhere=False) & modules]
     gone.files = sorted(explore) + sorted(tests)
-    for pattern in ("notebooks/{}_*", "data/results/{}_*", "figures/{}_*", "tests/notebook_{}.py"):
+    for pattern in ("notebooks/{}_*", "data/results/{}_*", "figures/{}_*"):
         gone.files += sorted(p for n in gone.numbers for p in root.glob(pattern.format(n)))
     data, unused = root / "data", [name for name, users in DATA.items() if not kept & set(users)]
     gone.files += [p for x in unused for p in (data / x, data / f"build_{x}.py") if p.exists()]

@@ -6,13 +6,11 @@ judges do (Zheng et al. 2023, arXiv:2306.05685). Interval: Wilson 1927. Agreemen
 
 import datetime
 import html
-import itertools
 import json
-import math
 import os
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,25 +105,6 @@ def win_rate(scores: Sequence[float]) -> dict:
     p = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else None
     counts = {"n": n, "after": wins, "before": losses, "tie": n - wins - losses}
     return counts | {"win_rate": sum(scores) / n if n else None, "low": low, "high": high, "p_value": p}
-
-
-def summarise(ratings: Iterable[Mapping]) -> dict:
-    """`win_rate` over items (an item's score is the mean of its raters'), with ratings, skipped, raters, agreement
-    (share of equal choices) and kappa, both averaged over the pairs of raters that share items, else nan."""
-    keys = list(Pair._fields)  # texts that changed since are another item; the last rating of an item counts
-    table = pd.DataFrame(ratings, columns=["rater", "choice", *keys]).drop_duplicates(["rater", *keys], keep="last")
-    rated = table[table["choice"].isin(SCORE)]
-    wide = rated.pivot(index=keys, columns="rater", values="choice")
-    equal, kappas = [], []
-    for two in itertools.combinations(wide, 2):
-        a, b = wide[list(two)].dropna().to_numpy().T
-        if len(a):
-            equal.append((a == b).mean())
-            chance = sum((a == c).mean() * (b == c).mean() for c in SCORE)
-            kappas.append((equal[-1] - chance) / (1 - chance) if chance < 1 else math.nan)
-    found = {"ratings": len(rated), "skipped": len(table) - len(rated), "raters": wide.shape[1]}
-    found |= {name: float(pd.Series(x, dtype=float).mean()) for name, x in (("agreement", equal), ("kappa", kappas))}
-    return win_rate(wide.apply(lambda choices: choices.map(SCORE)).mean(axis=1).tolist()) | found
 
 
 # --- a model as judge

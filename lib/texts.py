@@ -1,4 +1,4 @@
-"""How generated texts compare with references, with each other and with the training text.
+"""How generated texts compare with references and with the training text.
 
 `predictions` are texts, `references` for each prediction a list of texts, or one. sacrebleu (Post 2018) counts BLEU
 and chrF, rouge-score ROUGE-L. Beside the published E2E rows (tuetschek/e2e-metrics): `bleu` with
@@ -92,27 +92,7 @@ def nist(predictions: Sequence[str], references: Sequence) -> float:
     return score * math.exp(beta * math.log(ratio) ** 2) if ratio else 0.0
 
 
-# --- with each other, and with the training text
-
-
-def diversity(texts: Sequence[str]) -> dict[str, float]:
-    """distinct_1, distinct_2: different n-grams / all n-grams of the texts together (Li, Galley et al. 2016 divide by
-    tokens), which falls with the amount of text: compare equally many of similar length. rep_4: 1 - different / all
-    4-grams in a text, their mean (Welleck et al. 2020); shorter texts repeat nothing. self_bleu: mean BLEU-4 in 0-100
-    of each text against all the others (Zhu et al. 2018, "Texygen"), of at most 100, drawn with a fixed seed, since it
-    grows with their number; nan for one text. words: their mean number."""
-    split = [words(text) for text in texts]
-    pooled = {n: [gram for tokens in split for gram in ngrams(tokens, n)] for n in (1, 2)}
-    found = {f"distinct_{n}": len(set(grams)) / len(grams) if grams else 0.0 for n, grams in pooled.items()}
-    inside = [list(ngrams(tokens, 4)) for tokens in split]
-    found["rep_4"] = float(np.mean([1 - len(set(grams)) / len(grams) if grams else 0.0 for grams in inside]))
-    chosen = np.random.default_rng(0).choice(len(texts), min(100, len(texts)), replace=False)
-    picked = [" ".join(split[i]) for i in sorted(chosen)]
-    metric = BLEU(tokenize="none", effective_order=True, force=True)
-    others = [(text, picked[:i] + picked[i + 1 :]) for i, text in enumerate(picked)]
-    likeness = [metric.sentence_score(text, rest).score for text, rest in others if rest]
-    found["self_bleu"] = float(np.mean(likeness)) if likeness else math.nan
-    return found | {"words": float(np.mean([len(tokens) for tokens in split]))}
+# --- with the training text
 
 
 def longest_overlap(predictions: Sequence[str], train: Sequence[str]) -> list[int]:

@@ -39,6 +39,7 @@ if "google.colab" in sys.modules:
 # %%
 import functools
 import io
+import itertools
 import math
 import re
 import textwrap
@@ -50,8 +51,10 @@ import nltk
 import numpy as np
 import pandas as pd
 from IPython.display import display
+from nltk import ngrams
 from nltk.corpus.reader.wordnet import WordNetCorpusReader
 from nltk.translate.meteor_score import meteor_score
+from sacrebleu.metrics import BLEU
 from statsmodels.stats.multitest import multipletests
 from transformers import LogitsProcessor
 
@@ -681,8 +684,31 @@ if len(recovery):
 # %% [markdown]
 # ## Diversity, repetition, copying
 #
-# - `rep_4`: share of 4-grams that repeat inside a text. Greedy decoding of a small model runs in circles;
-#   sampling does not. `self_bleu`: how alike the texts are to each other.
+# - `distinct_1`, `distinct_2`: different n-grams / all n-grams of the texts together (Li, Galley et al. 2016 divide by
+#   tokens), which falls with the amount of text: compare equally many of similar length. `rep_4`: 1 - different / all
+#   4-grams in a text, their mean (Welleck et al. 2020); shorter texts repeat nothing.
+# - `self_bleu`: mean BLEU-4 of each text against all the others (Zhu et al. 2018, "Texygen"), high where they are
+#   alike; of at most 100 texts, drawn with a fixed seed, since it grows with their number.
+
+
+# %%
+def diversity_of(texts):
+    split = [measures.words(text) for text in texts]
+    pooled = {n: [gram for tokens in split for gram in ngrams(tokens, n)] for n in (1, 2)}
+    found = {f"distinct_{n}": len(set(grams)) / len(grams) if grams else 0.0 for n, grams in pooled.items()}
+    inside = [list(ngrams(tokens, 4)) for tokens in split]
+    found["rep_4"] = np.mean([1 - len(set(grams)) / len(grams) if grams else 0.0 for grams in inside])
+    chosen = np.random.default_rng(0).choice(len(texts), min(100, len(texts)), replace=False)
+    picked = [" ".join(split[i]) for i in sorted(chosen)]
+    metric = BLEU(tokenize="none", effective_order=True, force=True)
+    others = [(text, picked[:i] + picked[i + 1 :]) for i, text in enumerate(picked)]
+    likeness = [metric.sentence_score(text, rest).score for text, rest in others if rest]
+    found["self_bleu"] = np.mean(likeness) if likeness else np.nan
+    return found | {"words": np.mean([len(tokens) for tokens in split])}
+
+
+# %% [markdown]
+# - Greedy decoding of a small model runs in circles; sampling does not.
 # - `overlap_words_max`: the longest run of words that some training target also has. `copied_share`: outputs
 #   that are a training target word for word.
 
@@ -691,7 +717,7 @@ if len(recovery):
 def diversities():
     for m in measured:
         for decoding, texts in (("greedy", m.texts), ("sample", m.sampled)):
-            yield who(m) | {"decoding": decoding, **measures.diversity(texts)}
+            yield who(m) | {"decoding": decoding, **diversity_of(texts)}
 
 
 diversity = results.table("diversity", diversities)
@@ -763,12 +789,36 @@ else:
     display(people.rating_widget(pairs, os.environ.get("RATER", "").strip() or "me", ratings))
 
 # %% [markdown]
+# - An item's score is the mean of its raters': 1 after is better, 0.5 tie, 0 before; the last rating of an item counts.
+#   `agreement` is the share of equal choices, `kappa` Cohen's (1960), both averaged over the pairs of raters that share
+#   items.
+
+
+# %%
+def summarise(ratings):
+    keys = list(people.Pair._fields)  # texts that changed since are another item
+    table = pd.DataFrame(ratings, columns=["rater", "choice", *keys]).drop_duplicates(["rater", *keys], keep="last")
+    rated = table[table["choice"].isin(people.SCORE)]
+    wide = rated.pivot(index=keys, columns="rater", values="choice")
+    equal, kappas = [], []
+    for two in itertools.combinations(wide, 2):
+        a, b = wide[list(two)].dropna().to_numpy().T
+        if len(a):
+            equal.append((a == b).mean())
+            chance = sum((a == c).mean() * (b == c).mean() for c in people.SCORE)
+            kappas.append((equal[-1] - chance) / (1 - chance) if chance < 1 else np.nan)
+    found = {"ratings": len(rated), "skipped": len(table) - len(rated), "raters": wide.shape[1]}
+    found |= {name: pd.Series(x, dtype=float).mean() for name, x in (("agreement", equal), ("kappa", kappas))}
+    return people.win_rate(wide.apply(lambda choices: choices.map(people.SCORE)).mean(axis=1).tolist()) | found
+
+
+# %% [markdown]
 # - What all raters said of these pairs: run this cell again after rating. A skipped pair is not rated.
 
 # %%
 if pairs:
     rows = [r for r in people.read_lines(ratings) if people.Pair(*map(r.get, people.Pair._fields)) in pairs]
-    said = people.summarise(rows)
+    said = summarise(rows)
     raters = f"by {said['raters']} rater{'s' * (said['raters'] > 1)}"
     print(f"{said['n']} of {len(pairs)} pairs rated {raters}." if said["n"] else "No ratings yet.")
     if said["n"]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from notebook_08 import functions
+from notebook_code import defined
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib import profile
@@ -20,7 +20,7 @@ from lib.tasks import encode, head
 from lib.train import finetune
 
 BUDGET = 8_000
-above_chance, leaks = functions("above_chance", "leaks")
+above_chance, leaks = vars(defined("08_private_domain", "above_chance", "leaks")).values()
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,11 @@ from functools import partial
 import httpx2 as httpx  # what openai speaks HTTP by
 import openai
 import pytest
+from notebook_code import defined
 
 from lib import people as p
+
+summarise = defined("03_evaluate", "summarise").summarise
 
 KEY = "sk-secret-0123456789"
 PAIRS = [p.Pair(f"p{i}", f"prompt {i} 提示", f"bad text {i}", f"good text {i}") for i in range(6)]
@@ -189,21 +192,21 @@ def rate(rater, choices):
 
 
 def test_summary_of_ratings():
-    summary = p.summarise(rate("Ann", ["after"] * 8 + ["before", "tie", "skip"]))
+    summary = summarise(rate("Ann", ["after"] * 8 + ["before", "tie", "skip"]))
     assert (summary["n"], summary["after"], summary["before"], summary["tie"]) == (10, 8, 1, 1)
     assert (summary["win_rate"], summary["skipped"]) == (0.85, 1) and math.isnan(summary["kappa"])
     assert summary["p_value"] == pytest.approx(2 * (9 + 1) / 2**9)
     half = p.win_rate([1.0, 0.0] * 5)
     assert (half["low"], half["high"]) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # Wilson's own form
-    assert p.summarise(rate("Ann", ["after"]) + rate("Ann", ["before"]))["win_rate"] == 0  # the last rating counts
-    assert p.summarise([])["win_rate"] is p.summarise(rate("Ann", ["skip"]))["win_rate"] is None
+    assert summarise(rate("Ann", ["after"]) + rate("Ann", ["before"]))["win_rate"] == 0  # the last rating counts
+    assert summarise([])["win_rate"] is summarise(rate("Ann", ["skip"]))["win_rate"] is None
 
 
 def test_agreement():
     """Cohen's textbook table of 50: 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no gives 0.4."""
     ann = ["after"] * 25 + ["before"] * 25
     bob = ["after"] * 20 + ["before"] * 5 + ["after"] * 10 + ["before"] * 15
-    summary = p.summarise(rate("Ann", ann) + rate("Bob", bob))
+    summary = summarise(rate("Ann", ann) + rate("Bob", bob))
     assert summary["kappa"] == pytest.approx(0.4) and summary["agreement"] == pytest.approx(0.7)
     assert (summary["n"], summary["ratings"], summary["raters"]) == (50, 100, 2)
     assert summary["tie"] == 15  # items that the two see differently

@@ -12,7 +12,7 @@ from collections import Counter
 from email.message import EmailMessage
 
 import pytest
-from notebook_08 import functions
+from notebook_code import defined
 
 from lib import profile, results
 from lib.explore import anonymise, private
@@ -20,7 +20,7 @@ from lib.explore.anonymise import LABELLED, find, plain, read_names
 from lib.explore.private import Skip, cut, deduplicate, without_near_duplicates
 
 NAMES = read_names(LABELLED / "names.txt")
-(labelled,) = functions("labelled")
+labelled = defined("08_private_domain", "labelled").labelled
 WORDS = "amber basin cedar delta ember fjord grove harbor inlet jetty kelp lagoon marsh nook orchard pier".split()  # noqa: SIM905
 
 

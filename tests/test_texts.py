@@ -1,16 +1,15 @@
-import ast
 import math
 import random
-import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from nltk.translate.nist_score import corpus_nist
+from notebook_code import defined
 
-from lib import profile
 from lib import texts as t
+
+own = defined("03_evaluate", "FACETS", "SYNONYMS", "says", "debian_form", "tags_reflected", "diversity_of")
 
 PREDICTIONS = ["the cat sat on the mat .", "a dog, barked at 3.50 pounds"]
 REFERENCES = [["The cat sat on a mat .", "a cat was sitting on the mat ."], ["a dog barked loudly, at 3.50 pounds"]]
@@ -67,13 +66,13 @@ def test_bad_input_is_named():
 
 
 def test_diversity_by_hand():
-    found = t.diversity(["a b a b", "a c"])
+    found = own.diversity_of(["a b a b", "a c"])
     assert (found["distinct_1"], found["distinct_2"]) == pytest.approx((3 / 6, 3 / 4)) and found["words"] == 3
-    assert t.diversity(["a b c d a b c d", "x y"])["rep_4"] == pytest.approx((1 - 4 / 5) / 2)
+    assert own.diversity_of(["a b c d a b c d", "x y"])["rep_4"] == pytest.approx((1 - 4 / 5) / 2)
     assert t.words("两只 cats, 黄鹂") == ["两", "只", "cats,", "黄", "鹂"]
-    assert t.diversity(["a b c d e"] * 3)["self_bleu"] == pytest.approx(100)
-    assert t.diversity(["a b c d", "e f g h", "i j k l"])["self_bleu"] < 1
-    assert math.isnan(t.diversity(["a"])["self_bleu"])
+    assert own.diversity_of(["a b c d e"] * 3)["self_bleu"] == pytest.approx(100)
+    assert own.diversity_of(["a b c d", "e f g h", "i j k l"])["self_bleu"] < 1
+    assert math.isnan(own.diversity_of(["a"])["self_bleu"])
 
 
 def naive_overlap(text, train):
@@ -91,18 +90,6 @@ def test_longest_overlap_equals_the_naive_search():
     assert t.longest_overlap(texts, train) == expected and max(expected) > 5 and 0 in expected
 
 
-@pytest.fixture(scope="module")
-def debian():
-    """The functions by which notebook 03 checks a description."""
-    tree = ast.parse((profile.ROOT / "notebooks" / "03_evaluate.py").read_text("utf-8"))
-    found = {"re": re, "np": np}
-    for node in tree.body:
-        assigned = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else ""
-        if {assigned, getattr(node, "name", "")} & {"FACETS", "SYNONYMS", "debian_form", "says", "tags_reflected"}:
-            exec(ast.unparse(node), found)
-    return found
-
-
 @pytest.mark.parametrize(
     ("synopsis", "failed"),
     [
@@ -115,13 +102,13 @@ def debian():
         ("x" * 81, {"synopsis_at_most_80", "synopsis_form"}),
     ],
 )
-def test_debian_form(debian, synopsis, failed):
-    checks = debian["debian_form"](f"{synopsis}\nMore about it.")
+def test_debian_form(synopsis, failed):
+    checks = own.debian_form(f"{synopsis}\nMore about it.")
     assert {k for k, v in checks.items() if not v} == failed
-    assert not any(debian["debian_form"](x)["has_long_description"] for x in (synopsis, "tool\n \n", ""))
+    assert not any(own.debian_form(x)["has_long_description"] for x in (synopsis, "tool\n \n", ""))
 
 
-def test_debian_tags(debian):
+def test_debian_tags():
     tags = "game::board:chess, role::program, works-with-format::png, use::converting"
     prompt = f"Package: wow\nTags: {tags}\nDescription:\n"
     shares = {
@@ -130,5 +117,5 @@ def test_debian_tags(debian):
         "plays pngcrush": 0,  # three letters must be the whole word
     }
     for text, share in shares.items():
-        assert debian["tags_reflected"](prompt, text) == pytest.approx(share)
-    assert math.isnan(debian["tags_reflected"]("Package: x\n", "y"))
+        assert own.tags_reflected(prompt, text) == pytest.approx(share)
+    assert math.isnan(own.tags_reflected("Package: x\n", "y"))
