@@ -37,12 +37,7 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
-import functools
-import io
-import itertools
-import math
-import re
-import textwrap
+import functools, io, itertools, math, re, textwrap
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
