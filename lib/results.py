@@ -53,11 +53,14 @@ class Results:
                 raise ValueError(f"{notebook} was measured with PROFILE={made['profile']}: set it beside RESULTS.")
             print(f"Stored results: measured {made['created'][:10]}, commit {made['git_commit'][:7]}; not again now.")
 
-    def table(self, name: str, make: Callable[[], pd.DataFrame | Iterable[Mapping]]) -> pd.DataFrame:
-        """`make()`'s flat rows as a frame, kept under `name`; read back instead where results are stored."""
+    def table(self, name: str, make: Callable[[], pd.DataFrame | Iterable[Mapping]], optional=False) -> pd.DataFrame:
+        """`make()`'s flat rows as a frame, kept under `name`; read back instead where results are stored, and empty for
+        an `optional` table that was not measured yet."""
         old = self._file["tables"] if self.stored else {}
         if self.stored and name not in old:
             if os.environ["RESULTS"] != "missing":
+                if optional:
+                    return pd.DataFrame()
                 raise ValueError(f"data/results/{self.notebook}.json has no table {name!r}: set RESULTS=missing.")
             self._file["provenance"].setdefault("tables_made", {})[name] = self._made()
         rows = old[name] if name in old else make()

@@ -62,8 +62,10 @@ from lib.results import Results, by_seed, interval, kept, markdown_table, number
 
 # %% [markdown]
 # - `train.BUDGET` is shared with notebook 03 and `python -m lib finetune`; the rest is this notebook's.
+# - In profile `full` the grids, the learning curve and E2E's five passes are made for a GPU.
 
 # %%
+NOT_YET = "Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 02`, an estimated 15 minutes on a GPU."
 BUDGET = train.BUDGET | {
     "rates": (  # tried on the validation split, method by method
         {"full": (1e-4, 1e-3), "lora": (1e-3,)},
@@ -270,8 +272,8 @@ results.figure(figure, "02_training_loss", text, tokens=budget.train_tokens)
 # %% [markdown]
 # ## Which rate?
 #
-# - A grid per method, each run scored on the 64 validation documents that the runs above are watched on; the best rate
-#   is the one in use (`train.LEARNING_RATES`). Seed 0 alone: enough for rates that lie a factor of three apart.
+# - A grid per method around the rate in use (`train.LEARNING_RATES`), each run scored on the validation documents that
+#   the runs above are watched on. Seed 0 alone: enough for rates that lie a factor of three apart.
 # - E2E gets its own, after a quarter of a pass, and a second schedule at the middle rate.
 
 
@@ -299,10 +301,12 @@ for method, some in budget.e2e_rates.items() if e2e else ():
 # - Bits per byte by rate. A run that diverged has no number.
 
 # %%
-rates = results.table("rates", lambda: [tried(*trial) for trial in trials])
+rates = results.table("rates", lambda: [tried(*trial) for trial in trials], optional=True)
 if len(rates):
     index = ["task", "schedule", "method"]
     display(rates.pivot_table("bits_per_byte", index, "learning_rate", sort=False).round(3))
+else:
+    print(NOT_YET)
 
 # %% [markdown]
 # ## How much data?
@@ -385,9 +389,12 @@ def learning_curve() -> list[dict]:
     return [before | held_out(base.model), *(learned(*row) for row in curve_plan)] if sizes else []
 
 
-curve = results.table("learning_curve", learning_curve)
+curve = results.table("learning_curve", learning_curve, optional=True)
 measured = [c for c in ("bits_per_byte", "chrf", "synopsis_form") if c in curve]
-display(curve.groupby(["method", "train_tokens"], sort=False)[measured].mean().round(3) if len(curve) else curve)
+if len(curve):
+    display(curve.groupby(["method", "train_tokens"], sort=False)[measured].mean().round(3))
+else:
+    print(NOT_YET)
 
 # %% [markdown]
 # - A power law, $a + b N^{-c}$ of $N$ training tokens, fitted to the runs of each method by least squares. What it
@@ -417,8 +424,12 @@ def fit(method: str) -> dict:
     return row | dict(zip("abc", p, strict=True)) | found
 
 
-laws = results.table("power_law", lambda: [fit(method) for method in budget.methods] if sizes else [])
-laws
+# %% [markdown]
+# - `predicted`, `low` and `high` are of one run on `train_tokens`.
+
+# %%
+laws = results.table("power_law", lambda: [fit(m) for m in budget.methods] if len(curve) else [], optional=True)
+display(laws) if len(laws) else print(NOT_YET)
 
 # %% [markdown]
 # ## Is my loss normal?
@@ -447,8 +458,8 @@ def yardsticks() -> list[dict]:
     return [{"yardstick": name, "bits_per_byte": value} for name, value in found.items()]
 
 
-marks = results.table("yardsticks", lambda: yardsticks() if sizes else [])
-marks
+marks = results.table("yardsticks", lambda: yardsticks() if len(curve) else [], optional=True)
+display(marks) if len(marks) else print(NOT_YET)
 
 # %% [markdown]
 # - Above, the yardsticks far away; below, the curve (seeds as dots), its fit to the whole split, and the base model.
@@ -477,7 +488,7 @@ def against_yardsticks():
 
 
 # %% [markdown]
-# - Without a curve (profile `cpu`) there is no figure.
+# - Without rows there is no figure.
 
 # %%
 if len(curve) and len(marks):
@@ -485,7 +496,7 @@ if len(curve) and len(marks):
     text += "yardsticks; dotted: the power law. Three seeds at the ends and at the main budget, else one."
     results.figure(against_yardsticks(), "02_learning_curve", text)
 else:
-    results.block("figure.learning_curve", "The learning curve was not measured in this profile.")
+    results.block("figure.learning_curve", NOT_YET)
 
 # %% [markdown]
 # ## What we saw
@@ -500,8 +511,8 @@ came.groupby(["task", "method"], sort=False).agg(["mean", "count"]).round(3)
 #
 # - The held-out documents of this notebook chose the checkpoint, so their loss flatters the run a little:
 #   notebook 03 uses the test split.
-# - Learning rates were chosen from grids a factor of three wide, at one budget and with one seed: at other budgets of
-#   the learning curve another rate may be better, and the distance between the methods is that of these settings.
+# - Learning rates were chosen beforehand, one per method: the distance between the methods is that of these settings
+#   and no ranking. The grids try others at one budget with one seed: at another budget another rate may be better.
 # - Seconds and tokens per second are as the machine was that day; where other work shared it, as for the results
 #   shipped here, they are lower bounds and no comparison of the methods.
 # - A seed changes the documents drawn and their order, not the base model.
@@ -632,7 +643,7 @@ if rows:
     text += "- for a run that diverged." if rates["bits_per_byte"].isna().any() else "one run each."
     results.markdown("rates", header, rows, text, left=3, seeds=[0])
 else:
-    results.block("rates", "The rates were not tried in this profile.")
+    results.block("rates", NOT_YET)
 results.claim("the rates in use are the best of their grids", bool(best) and all(best))
 results.claim("the schedule in use is the better one", bool(schedules) and all(schedules))
 
@@ -651,7 +662,7 @@ if rows:
     text = f"{len(unseen)} validation documents of {task.name} scored, {len(some)} texts generated greedily; "
     results.markdown("learning_curve", header[: 3 + len(SHOWN)], rows, text + "mean with 95 % t interval.", seeds=())
 else:
-    results.block("learning_curve", "The learning curve was not measured in this profile.")
+    results.block("learning_curve", NOT_YET)
 
 # %% [markdown]
 # - Values: what the law says of the whole split, what came, the ablation, the yardsticks.

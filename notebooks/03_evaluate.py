@@ -65,6 +65,7 @@ from lib.results import Results, interval, kept, listed, number, span
 # - How much is scored and generated, as (fast, cpu, full); what a training sees is notebook 02's.
 
 # %%
+NOT_YET = "Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 03`, an estimated 15 minutes on a GPU."
 BUDGET = train.BUDGET | {
     "eval_documents": (12, 100, 200),  # test documents scored
     "generated": (4, 24, 64),  # and generated for, greedily; by sampling half as many
@@ -458,7 +459,8 @@ def published_measures(rows, texts) -> dict:
 
 
 def e2e_rows():
-    greedy = [(m, "greedy", m.texts) for m in measured if m.task == "e2e"] if inputs else []
+    models = [measured_of(*which) for which in plan if inputs and which[0] is e2e]  # kept above
+    greedy = [(m, "greedy", m.texts) for m in models]
     beam = [(m, "beam 10", beam_texts(m.method)) for m, _, _ in greedy if m.method != "none"]
     for m, decoding, texts in greedy + beam:
         row = {"method": m.method, "seed": m.seed, "decoding": decoding, "inputs": len(inputs), "train_tokens": 0}
@@ -468,9 +470,12 @@ def e2e_rows():
         yield row | published_measures(inputs, [text.strip() for text in texts[: len(inputs)]])
 
 
-as_published = results.table("e2e_published_setting", e2e_rows)
+as_published = results.table("e2e_published_setting", e2e_rows, optional=True)
 columns = ["bleu", "nist", "meteor", "rouge_l", "cider", "ser"]
-display(as_published[["method", "decoding", "train_tokens", *columns]].round(3) if len(as_published) else as_published)
+if len(as_published):
+    display(as_published[["method", "decoding", "train_tokens", *columns]].round(3))
+else:
+    print(NOT_YET)
 
 # %% [markdown]
 # - Beside published rows: of GPT-2 small, medium and large, and of other recipes. The small ones are user reports.
@@ -493,7 +498,7 @@ e2e_table = table[table["task"] == "e2e"]
 ours = as_published if len(as_published) else e2e_table.drop(columns="rouge_l")  # the greedy texts of above
 ours = ours.assign(system=ours["method"].map(ROWS), source=made["base_model"])
 both = pd.concat([ours, PUBLISHED], ignore_index=True).reindex(columns=["system", "decoding", *columns, "source"])
-both.round(3) if len(ours) else None
+display(both.round(3).astype(object).fillna("-")) if len(ours) else None
 
 # %% [markdown]
 # - What people's own texts come to under the slot check: the mark for a model's.
@@ -573,7 +578,7 @@ def fairer() -> dict[str, dict]:
 def fair_rows():
     rows = rows_of[task.name]
     references = [list(r["references"]) for r in rows]
-    raw = [m for m in measured if (m.task, m.stage) == (task.name, "before")] if budget.shots else []
+    raw = [measured_of(task)] if budget.shots else []
     alone = [("prompt alone", {"bits_per_byte": metrics.bits_per_byte(m.scores), "texts": m.texts}) for m in raw]
     for setting, found in [*alone, *fairer().items()]:
         texts = [text.strip() for text in found["texts"]]
@@ -588,9 +593,9 @@ def fair_samples(count=3):
         yield {"id": rows[i]["id"]} | {setting: found["texts"][i] for setting, found in fairer().items()}
 
 
-fair_before = results.table("fair_before", fair_rows)
-answers = results.table("fair_samples", lambda: fair_samples() if budget.shots else [])
-display(fair_before.round(3), answers)
+fair_before = results.table("fair_before", fair_rows, optional=True)
+answers = results.table("fair_samples", lambda: fair_samples() if budget.shots else [], optional=True)
+display(fair_before.round(3), answers) if len(fair_before) else print(NOT_YET)
 
 # %% [markdown]
 # ## Learning or recovery?
@@ -672,9 +677,11 @@ def recovery_rows():
     yield from (recovered(*which) for which in recovery_plan)
 
 
-recovery = results.table("recovery", recovery_rows)
+recovery = results.table("recovery", recovery_rows, optional=True)
 if len(recovery):
     display(recovery.groupby(["method", "trained_on"], sort=False)["bits_per_byte"].agg(["mean", "count"]).round(3))
+else:
+    print(NOT_YET)
 
 # %% [markdown]
 # ## Diversity, repetition, copying
@@ -962,7 +969,8 @@ if len(ours):
     rows = [[number(r[c], digits_of[c]) if c in digits_of else r[c] for c in names] for _, r in both.iterrows()]
     text = f"E2E NLG, {len(inputs) or int(ours['generated'].iloc[0])} test inputs, one seed; ours after "
     text += f"{passes:.1f} passes over the training set. " if equal else "part of one pass over the training set. "
-    text += "METEOR is nltk's for ours and the Java program's for the published rows, which are of other models."
+    text += "METEOR is nltk's for ours and the Java program's for the published rows, which are of other models and, "
+    text += "for beam search, of five passes. -: not measured."
     results.markdown("e2e", header, rows, text, left=2, seeds=[0])
 else:
     why = "was not within reach of the machine" if task.name == "debian" else "stands beside the default task alone"
@@ -1008,7 +1016,7 @@ if len(fair_before):
     results.claim("full beats the fairest before", metrics.mean_interval(full["bits_per_byte"])[2] < least)
     results.claim("full beats the fairest before in chrF", metrics.mean_interval(full["chrf"])[1] > most)
 else:
-    results.block("fair_before", "The fairer before was not measured in this profile.")
+    results.block("fair_before", NOT_YET)
 
 # %% [markdown]
 # - Learning or recovery: bits per byte after each text, and the share of the gain that general English does not bring.
@@ -1032,7 +1040,7 @@ if rows:
         results.value(f"recovery.{m}.left", f"{least:.0%}")
         results.value(f"recovery.{m}.by", name)
 else:
-    results.block("recovery", "Learning and recovery were not told apart in this profile.")
+    results.block("recovery", NOT_YET)
 
 # %% [markdown]
 # - General text before and after. `worse` lists each perplexity that rose and each accuracy that fell.
@@ -1084,7 +1092,7 @@ results.block("sample", "\n\n".join(f"{name}:\n\n{fenced(first[k])}" for k, name
 blocks = (
     [f"{setting}:\n\n{fenced(answers.iloc[0][setting])}" for setting in answers.columns[1:]] if len(answers) else []
 )
-results.block("fair_sample", "\n\n".join(blocks) or "No sample in this profile.")
+results.block("fair_sample", "\n\n".join(blocks) or NOT_YET)
 
 # %% [markdown]
 # - Values: the setting, the main numbers of each method, and the comparisons.

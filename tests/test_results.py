@@ -61,6 +61,7 @@ def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeyp
     assert results.load("99_test") == first and (folder / "figures" / "99_x.svg").is_file()
     again = stored.table("t", refuse)
     pd.testing.assert_frame_equal(again, measured.table("t", lambda: ROWS))
+    assert stored.table("u", refuse, optional=True).empty and "u" not in stored.tables
     with pytest.raises(ValueError, match="has no table 'u': set RESULTS=missing"):
         stored.table("u", refuse)
     monkeypatch.setenv("RESULTS", "missing")
