@@ -213,13 +213,12 @@ items = pd.DataFrame(items)
 
 
 # %%
-def measured_anonymiser() -> list[dict]:
-    parts = [("category", c, items[items["category"] == c]) for c in anonymise.CATEGORIES]
-    parts += [("category", "all", items), *(("kind", kind, part) for kind, part in items.groupby("kind", sort=False))]
+def measured_anonymiser(by: str) -> list[dict]:
+    parts = [(name, part) for name, part in items.groupby(by, sort=False)]
     rows = []
-    for by, name, part in parts:
+    for name, part in [*parts, *[("all", items)] * (by == "category")]:
         counts = {"found": part["found"].sum(), "labelled": part["labelled"].sum()}
-        row = {"by": by, "name": name, **counts, "correct": (part["found"] & part["labelled"]).sum()}
+        row = {by: name, **counts, "correct": (part["found"] & part["labelled"]).sum()}
         for measure, total in (("precision", row["found"]), ("recall", row["labelled"])):
             exact = stats.binomtest(row["correct"], total).proportion_ci() if total else (None, None)  # Clopper-Pearson
             row |= dict(zip((f"{measure}_low", f"{measure}_high"), exact, strict=True))
@@ -228,16 +227,16 @@ def measured_anonymiser() -> list[dict]:
     return rows
 
 
-quality = results.table("anonymiser_by_kind", measured_anonymiser)
-by_category, by_kind = (quality[quality["by"] == by].drop(columns="by") for by in ("category", "kind"))
+by_category = results.table("anonymiser", lambda: measured_anonymiser("category"))
+by_kind = results.table("anonymiser_by_kind", lambda: measured_anonymiser("kind"))
 columns = ["labelled", "found", "correct", "precision", "recall"]
-display(by_category.set_index("name")[columns].round(3), by_kind.set_index("name")[columns].round(3))
+display(by_category.set_index("category")[columns].round(3), by_kind.set_index("kind")[columns].round(3))
 
 # %% [markdown]
 # - Where a bar is short, read the text yourself before you share it.
 
 # %%
-shares = by_category.rename(columns={"name": "category"}).melt("category", ["precision", "recall"], "measure", "share")
+shares = by_category.melt("category", ["precision", "recall"], "measure", "share")
 figure = plots.bars(shares.dropna(), "category", "share", panel="measure", columns=2)
 text = f"The anonymiser on {len(texts_of_test)} labelled texts that its rules were not tuned on. No model."
 results.figure(figure, "08_anonymiser", text, scratch=True, seeds=())
@@ -510,7 +509,7 @@ for row in advice.itertuples():
 # - The anonymiser over all categories: how much of the labelled it finds, and how much of the found is right.
 
 # %%
-whole = by_category.set_index("name").loc["all"]
+whole = by_category.set_index("category").loc["all"]
 recall, precision = (span(whole[m], whole[f"{m}_low"], whole[f"{m}_high"]) for m in ("recall", "precision"))
 missed = f"{whole.labelled - whole.correct:.0f}"
 print(f"Anonymiser: recall {recall}, precision {precision}; missed {missed} of {whole.labelled:.0f}.")
@@ -664,7 +663,7 @@ tables = {
 }
 for block, (by, part, text) in tables.items():
     rows = []
-    for r in part.itertuples():
+    for r in part.rename(columns={by: "name"}).itertuples():
         precise = span(r.precision, r.precision_low, r.precision_high, 2)
         complete = span(r.recall, r.recall_low, r.recall_high, 2)
         rows.append([r.name, f"{r.labelled:.0f}", f"{r.found:.0f}", f"{r.correct:.0f}", precise, complete])
