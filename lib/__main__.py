@@ -120,14 +120,13 @@ COMMANDS = {  # name: (what is called with the options in their order, what it d
     "keep": ("lib.keep.keep", "explorations to hand in, such as 05 06; the others go with all that is theirs", KEPT),
     "colab": ("lib.colab.setup", "install what a Colab session lacks; its torch and numpy stay", {}),
 }
+COMMANDS = {n: c for n, c in COMMANDS.items() if n not in OPTIONAL or importlib.util.find_spec(OPTIONAL[n])}
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib", description="GPT-2 fine-tuning coursework")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, text, options) in COMMANDS.items():
-        if name in OPTIONAL and not importlib.util.find_spec(OPTIONAL[name]):
-            continue
         command = commands.add_parser(name, help=text, description=text)
         for option, about in options.items():
             command.add_argument(*(["-o"] if option == "--out" else []), option, **about)
