@@ -925,6 +925,10 @@ def verdict(row):
     return ("forgets less" if row.difference < 0 else "forgets more") if sure[row.Index] else "no difference shown"
 
 
+# %% [markdown]
+# - The table, and who is on which side of the control.
+
+# %%
 lines, verdicts = [], {}
 for r in against.itertuples():
     verdicts[f"{r.method} ({r.setting})"] = said = verdict(r)

@@ -20,7 +20,6 @@ ELSEWHERE = {  # tests of other files that inject a fault each -> its kind
     "test_damaged_runs_say_what_to_delete": "damaged model or run",
     "test_a_half_written_checkpoint_is_dropped": "damaged model or run",
     "test_base_model_that_is_a_pickle": "pickle instead of weights",
-    "test_every_damaged_byte_and_every_cut_is_refused": "damaged byte or cut in a compressed file",
     "test_bad_json_lines_say_where": "bad row in a task file",
     "test_bad_tables_say_where": "bad row in a task file",
 }

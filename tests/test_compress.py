@@ -108,6 +108,7 @@ def test_a_tokenizer_that_rewrites_loses_nothing():
 # --- damage, other models, other numbers
 
 
+@pytest.mark.fault("damaged byte or cut in a compressed file")
 def test_every_damaged_byte_and_every_cut_is_refused(codec, made):
     for i in range(len(made[0])):
         damaged = bytearray(made[0])
