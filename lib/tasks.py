@@ -17,14 +17,12 @@ from itertools import islice
 from pathlib import Path
 
 import datasets
-import pandas as pd
 from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
-from huggingface_hub.errors import EntryNotFoundError
 from jinja2 import TemplateError
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
-from lib.hub import Unavailable, endpoint, hub_file, hub_trouble, outside
+from lib.hub import Unavailable, endpoint, hub_trouble
 from lib.packing import Encoded
 from lib.profile import DATA, ROOT
 
@@ -282,7 +280,7 @@ def _own(records: Iterable[tuple[str, object]], label: str, content: bytes, sour
     return _split(fitting, Path(label).stem, digest, source)
 
 
-def _task(name: str, splits: Iterable[list[dict]], sha256: str, source: str) -> Task:
+def ordered(name: str, splits: Iterable[list[dict]], sha256: str, source: str) -> Task:
     """Each split in the order of a hash, and not of the split's own: an id that is also the group's name would sort by
     its split."""
     parts = (sorted(rows, key=lambda r: hashlib.sha256(f"order:{r['id']}".encode()).digest()) for rows in splits)
@@ -295,7 +293,7 @@ def _shipped(name: str) -> Task:
     splits = [[json.loads(line) for line in path.read_text("utf-8").strip().split("\n")] for path in paths]
     splits = [[row | {"references": [row["target"].strip()]} for row in rows] for rows in splits]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-    return _task(name, splits, digest, f"data/{name}")
+    return ordered(name, splits, digest, f"data/{name}")
 
 
 def _hub(name: str, base) -> Task:
@@ -337,67 +335,11 @@ def _split(rows: list[dict], name: str, sha256: str, source: str) -> Task:
     where = dict.fromkeys(groups, "train") | dict.fromkeys(groups[:held_out], "test")
     where |= dict.fromkeys(groups[held_out : 2 * held_out], "validation")
     splits = [[r for r in distinct if where[r["group"]] == split] for split in SPLITS]
-    return _task(name if name not in TASKS else f"{name}_custom", splits, sha256, source)
+    return ordered(name if name not in TASKS else f"{name}_custom", splits, sha256, source)
 
 
-# --- E2E NLG
-
-E2E_HUB, E2E_REVISION = "tuetschek/e2e_nlg", "refs/convert/parquet"
-E2E_FIELDS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
-
-
-def _e2e() -> Task:
-    """E2E NLG (Novikova et al. 2017, arXiv:1706.09254): train has one row per text; validation and test have one per
-    distinct meaning representation, all its texts as references, in file order.
-
-    The files (`name : X | Type : pub||text`, tokenised by spaCy) are those of the LoRA paper. Without them the hub's
-    rows serve, in the same form but untokenised: scores do not compare with published ones; `source` tells which."""
-    try:
-        folder = outside("e2e")
-    except Unavailable:
-        tables, source = _e2e_hub(), f"https://huggingface.co/datasets/{E2E_HUB}"
-        digest = hashlib.sha256(json.dumps(tables).encode()).hexdigest()
-    else:
-        paths = [folder / f"{name}.txt" for name in ("train", "valid", "test")]
-        lines = [p.read_text("utf-8").splitlines() for p in paths]
-        tables = [[[part.strip() for part in line.partition("||")[::2]] for line in part] for part in lines]
-        source, digest = str(folder), hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()
-    return _task("e2e", map(_e2e_split, SPLITS, tables), digest, source)
-
-
-def e2e_meaning(raw: str) -> str:
-    """`name[X], eatType[pub], priceRange[£20-25]` -> `name : X | Type : pub | price : £ 20 - 25`."""
-    fields = dict(field.split("[", 1) for field in raw.strip().removesuffix("]").split("], "))
-    if "priceRange" in fields:
-        fields["priceRange"] = fields["priceRange"].replace("£", "£ ").replace("-", " - ")
-    return " | ".join(f"{E2E_FIELDS.get(key, key)} : {value}" for key, value in fields.items())
-
-
-def _e2e_hub() -> list[list[list[str]]]:
-    at = {"revision": E2E_REVISION, "repo_type": "dataset"}
-    files = [f"default/{split}/0000.parquet" for split in SPLITS]
-    trouble = hub_trouble(E2E_HUB, files[0], **at)
-    try:  # without the hub an earlier download may still be in its cache
-        files = [hub_file(E2E_HUB, f, local_files_only=bool(trouble), **at) for f in files]
-    except (Unavailable, EntryNotFoundError) as error:
-        where = "E2E NLG is not in $DATA_MIRROR/e2e or data/mirror/e2e, and the hub does not give it"
-        ways = "put train.txt, valid.txt and test.txt into data/mirror/e2e, or add --mirror https://hf-mirror.com"
-        raise Unavailable(f"{where} ({trouble or error}): {ways}.") from error
-    tables = (pd.read_parquet(f)[["meaning_representation", "human_reference"]] for f in files)
-    return [[[e2e_meaning(m), t.strip()] for m, t in table.itertuples(index=False)] for table in tables]
-
-
-def _e2e_split(split: str, rows: Iterable[list[str]]) -> list[dict]:
-    merged = [(meaning, [text]) for meaning, text in rows]
-    if split != "train":
-        frame = pd.DataFrame(rows).drop_duplicates()
-        merged = [(meaning, texts.tolist()) for meaning, texts in frame.groupby(0, sort=False)[1]]
-    rows = [{"prompt": f"{m} ||", "target": f" {t[0]}", "references": t, "group": m} for m, t in merged]
-    return [{"id": f"e2e-{split}-{i:05d}", **row} for i, row in enumerate(rows)]
-
-
+# lib.explore.e2e adds "e2e"
 TASKS = {name: partial(_shipped, name) for name in ("debian", "tang", "idioms") if (DATA / name).is_dir()}
-TASKS["e2e"] = _e2e
 
 
 # --- in tokens

@@ -54,6 +54,7 @@ from IPython.display import display
 from scipy import optimize, stats
 from transformers import TrainerCallback
 
+import lib.explore.e2e  # noqa: F401 - registers the task "e2e"
 from lib import metrics, packing, plots, profile, tasks, train
 from lib import texts as measures
 from lib.generate import DECODING, generate

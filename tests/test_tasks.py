@@ -1,4 +1,4 @@
-"""lib.tasks: forms of files, bad input, group safety, E2E, documents in tokens."""
+"""lib.tasks: forms of files, bad input, group safety, documents in tokens."""
 
 import copy
 import dataclasses
@@ -10,9 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
-from hub_server import nothing_within_reach
 
-import lib.hub
 import lib.run
 import lib.tasks
 from lib.hub import Unavailable
@@ -331,7 +329,7 @@ def test_bad_tables_say_where(tmp_path, name, bad, message):
 
 def test_unknown_names_and_missing_files(monkeypatch):
     monkeypatch.setenv("TASK", "debain")
-    with pytest.raises(ValueError, match=r"'debain' is unknown: choose debian, .*e2e, the path of a"):
+    with pytest.raises(ValueError, match=r"'debain' is unknown: choose debian, .*the path of a"):
         load_task()
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_task("nowhere.jsonl")
@@ -340,58 +338,6 @@ def test_unknown_names_and_missing_files(monkeypatch):
     for name in ("", "DEBIAN "):
         monkeypatch.setenv("TASK", name)
         assert load_task().name == "debian"
-
-
-LINES = {
-    "train": ["name : A | Type : pub||A is a pub . ", "name : A | Type : pub||The pub A . "],
-    "valid": ["name : B | food : Thai||B is Thai . ", "name : B | food : Thai||Thai B . "],
-    "test": ["name : C||C . ", "name : D||D one . ", "name : C||C again . ", "name : C||C . "],
-}
-
-
-@pytest.fixture
-def mirror(tmp_path, monkeypatch) -> Path:
-    (tmp_path / "e2e").mkdir()
-    for name, lines in LINES.items():
-        (tmp_path / "e2e" / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    monkeypatch.setenv("DATA_MIRROR", str(tmp_path))
-    return tmp_path
-
-
-def test_e2e_train_has_rows_and_test_has_references(mirror):
-    task = load_task("e2e")
-    prompt = "name : A | Type : pub ||"
-    assert sorted(r["prompt"] + r["target"] for r in task["train"]) == [
-        f"{prompt} A is a pub .",
-        f"{prompt} The pub A .",
-    ]
-    assert set(task["train"]["group"]) == {"name : A | Type : pub"}
-    assert sorted((r["prompt"], r["target"], r["references"]) for r in task["test"]) == [
-        ("name : C ||", " C .", ["C .", "C again ."]),
-        ("name : D ||", " D one .", ["D one ."]),
-    ]
-    assert len(task["validation"]) == 1 and task.source == str(mirror / "e2e")
-
-
-def test_e2e_from_the_hubs_rows(tmp_path, monkeypatch):
-    nothing_within_reach(tmp_path, monkeypatch)
-    with pytest.raises(Unavailable, match=r"data/mirror/e2e.*cannot be reached.*--mirror https"):
-        load_task("e2e")
-
-    def download(repository, file, repo_type, revision, **_):
-        assert (repository, repo_type, revision) == ("tuetschek/e2e_nlg", "dataset", "refs/convert/parquet")
-        path = tmp_path / file.replace("/", "_")
-        meaning = "name[The Vaults], eatType[pub], priceRange[£20-25], familyFriendly[no], near[Café Adriatic]"
-        texts = ["The Vaults is a pub. ", "A pub."]
-        pd.DataFrame({"meaning_representation": [meaning] * 2, "human_reference": texts}).to_parquet(path)
-        return str(path)
-
-    monkeypatch.setattr(lib.hub, "hf_hub_download", download)
-    task = load_task("e2e")
-    prompt = "name : The Vaults | Type : pub | price : £ 20 - 25 | family friendly : no | near : Café Adriatic ||"
-    assert task["test"][0]["prompt"] == prompt
-    assert task["test"][0]["references"] == ["The Vaults is a pub.", "A pub."]
-    assert len(task["train"]) == 2 and task.source.startswith("https://huggingface.co/")
 
 
 def test_encode_round_trip_and_limit(debian, tokenizer):

@@ -1,10 +1,13 @@
-"""E2E NLG: does a text say what its meaning representation asks for? And the measures of its published rows.
+"""E2E NLG: the task "e2e", registered here; whether a text says what its meaning representation asks for; the measures
+of its published rows.
 
 The slot check is by rules, the measure that of Dušek et al. 2019, arXiv:1911.03905; the patterns are ours, written on
 train.txt and valid.txt. Neither they nor people are perfect: over the human references the error rate is 8.6 % of the
 slots on train, 7.1 % on valid and 8.2 % on test; a model's rate stands beside that.
 """
 
+import hashlib
+import json
 import math
 import re
 from collections import Counter
@@ -12,10 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from huggingface_hub.errors import EntryNotFoundError
 from nltk import ngrams
 from rouge_score.rouge_scorer import RougeScorer
 
-from lib import texts
+from lib import tasks, texts
+from lib.hub import Unavailable, hub_file, hub_trouble, outside
 
 # E2E's restaurants and landmarks: a closed list in all three splits of the dataset
 VENUES = (
@@ -251,3 +256,62 @@ def cider(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
 
     pairs = ((split(p), rs) for p, rs in zip(outputs, lists, strict=True))
     return 10 * float(np.mean([np.mean([likeness(p, r, n) for r in rs for n in range(1, 5)]) for p, rs in pairs]))
+
+
+# --- the dataset
+
+HUB, REVISION = "tuetschek/e2e_nlg", "refs/convert/parquet"
+FIELDS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
+
+
+def load() -> tasks.Task:
+    """E2E NLG (Novikova et al. 2017, arXiv:1706.09254): train has one row per text; validation and test have one per
+    distinct meaning representation, all its texts as references, in file order.
+
+    The files (`name : X | Type : pub||text`, tokenised by spaCy) are those of the LoRA paper. Without them the hub's
+    rows serve, in the same form but untokenised: scores do not compare with published ones; `source` tells which."""
+    try:
+        folder = outside("e2e")
+    except Unavailable:
+        tables, source = _from_hub(), f"https://huggingface.co/datasets/{HUB}"
+        digest = hashlib.sha256(json.dumps(tables).encode()).hexdigest()
+    else:
+        paths = [folder / f"{name}.txt" for name in ("train", "valid", "test")]
+        lines = [p.read_text("utf-8").splitlines() for p in paths]
+        tables = [[[part.strip() for part in line.partition("||")[::2]] for line in part] for part in lines]
+        source, digest = str(folder), hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()
+    return tasks.ordered("e2e", map(_split, tasks.SPLITS, tables), digest, source)
+
+
+def meaning_of(raw: str) -> str:
+    """`name[X], eatType[pub], priceRange[£20-25]` -> `name : X | Type : pub | price : £ 20 - 25`."""
+    fields = dict(field.split("[", 1) for field in raw.strip().removesuffix("]").split("], "))
+    if "priceRange" in fields:
+        fields["priceRange"] = fields["priceRange"].replace("£", "£ ").replace("-", " - ")
+    return " | ".join(f"{FIELDS.get(key, key)} : {value}" for key, value in fields.items())
+
+
+def _from_hub() -> list[list[list[str]]]:
+    at = {"revision": REVISION, "repo_type": "dataset"}
+    files = [f"default/{split}/0000.parquet" for split in tasks.SPLITS]
+    trouble = hub_trouble(HUB, files[0], **at)
+    try:  # without the hub an earlier download may still be in its cache
+        files = [hub_file(HUB, f, local_files_only=bool(trouble), **at) for f in files]
+    except (Unavailable, EntryNotFoundError) as error:
+        where = "E2E NLG is not in $DATA_MIRROR/e2e or data/mirror/e2e, and the hub does not give it"
+        ways = "put train.txt, valid.txt and test.txt into data/mirror/e2e, or add --mirror https://hf-mirror.com"
+        raise Unavailable(f"{where} ({trouble or error}): {ways}.") from error
+    tables = (pd.read_parquet(f)[["meaning_representation", "human_reference"]] for f in files)
+    return [[[meaning_of(m), t.strip()] for m, t in table.itertuples(index=False)] for table in tables]
+
+
+def _split(split: str, rows: Iterable[list[str]]) -> list[dict]:
+    merged = [(meaning, [text]) for meaning, text in rows]
+    if split != "train":
+        frame = pd.DataFrame(rows).drop_duplicates()
+        merged = [(meaning, texts.tolist()) for meaning, texts in frame.groupby(0, sort=False)[1]]
+    rows = [{"prompt": f"{m} ||", "target": f" {t[0]}", "references": t, "group": m} for m, t in merged]
+    return [{"id": f"e2e-{split}-{i:05d}", **row} for i, row in enumerate(rows)]
+
+
+tasks.TASKS["e2e"] = load
