@@ -3,7 +3,7 @@
 `predictions` are texts, `references` for each prediction a list of texts, or one. sacrebleu (Post 2018) counts BLEU
 and chrF, rouge-score ROUGE-L. Beside the published E2E rows (tuetschek/e2e-metrics): `bleu` with
 `lowercase=True` and `nist` follow mteval-13a's definition, but those rows may score detokenised text, and mteval counts
-the empty strings that pad its files. ROUGE-L and CIDEr of those rows: `lib.explore.e2e`.
+the empty strings that pad its files. ROUGE-L and CIDEr of those rows: notebook 03.
 """
 
 import math

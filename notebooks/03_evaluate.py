@@ -38,6 +38,7 @@ if "google.colab" in sys.modules:
 
 # %%
 import functools, io, itertools, math, re, textwrap
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +50,7 @@ from IPython.display import display
 from nltk import ngrams
 from nltk.corpus.reader.wordnet import WordNetCorpusReader
 from nltk.translate.meteor_score import meteor_score
+from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from statsmodels.stats.multitest import multipletests
 from transformers import LogitsProcessor
@@ -447,6 +449,46 @@ def meteor(texts, references) -> float:
 
 
 # %% [markdown]
+# - ROUGE-L as those rows have it.
+
+
+# %%
+def coco_rouge_l(outputs, references) -> float:
+    """ROUGE-L in 0-1 as coco-caption counts it: F with beta 1.2 of the best precision and the best recall that a text's
+    references give."""
+    scorer, pairs = RougeScorer(["rougeL"], tokenizer=measures.PLAIN), zip(outputs, references, strict=True)
+    scores = [[scorer.score(r, p)["rougeL"] for r in rs] for p, rs in pairs]
+    best = np.array([(max(s.precision for s in found), max(s.recall for s in found)) for found in scores])
+    return float(np.mean(2.44 * best.prod(1) / np.maximum(best @ (1.44, 1), 1e-12)))
+
+
+# %% [markdown]
+# - CIDEr weighs a run of words by how rare it is among all inputs' references.
+
+
+# %%
+def cider(outputs, references) -> float:
+    """CIDEr-D (Vedantam et al. 2015, arXiv:1411.5726, section 5) in 0-10, as coco-caption counts it: how alike the
+    tf-idf weights of a text's 1- to 4-grams and each reference's are, a text's references being one document."""
+    split = measures.PLAIN.tokenize
+    lists = [[split(r) for r in rs] for rs in references]
+    grams = [{g for r in rs for n in range(1, 5) for g in ngrams(r, n)} for rs in lists]
+    seen = Counter(g for found in grams for g in found)
+
+    def likeness(p: list[str], r: list[str], n: int) -> float:
+        a, b = (
+            {g: k * math.log(len(lists) / max(seen[g], 1)) for g, k in Counter(ngrams(words, n)).items()}
+            for words in (p, r)
+        )
+        norm = math.sqrt(sum(x * x for x in a.values()) * sum(x * x for x in b.values()))
+        shared = sum(min(a[g], b[g]) * b[g] for g in a.keys() & b.keys())
+        return math.exp(-((len(p) - len(r)) ** 2) / 72) * shared / norm if norm else 0.0
+
+    pairs = ((split(p), rs) for p, rs in zip(outputs, lists, strict=True))
+    return 10 * float(np.mean([np.mean([likeness(p, r, n) for r in rs for n in range(1, 5)]) for p, rs in pairs]))
+
+
+# %% [markdown]
 # - One row per model and decoding, with the settings behind it.
 
 
@@ -454,7 +496,7 @@ def meteor(texts, references) -> float:
 def published_measures(rows, texts) -> dict:
     references = [list(r["references"]) for r in rows]
     found = {"bleu": measures.bleu(texts, references, lowercase=True), "meteor": meteor(texts, references)}
-    found |= {"rouge_l": slots.coco_rouge_l(texts, references), "cider": slots.cider(texts, references)}
+    found |= {"rouge_l": coco_rouge_l(texts, references), "cider": cider(texts, references)}
     return found | own_checks("e2e", rows, texts)
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from hub_server import nothing_within_reach
+from notebook_code import defined
 
 import lib.hub
 from lib.explore import e2e
 from lib.hub import Unavailable
 from lib.tasks import load_task
+
+published = defined("03_evaluate", "coco_rouge_l", "cider")
 
 MEANING = (
     "name : Blue Spice | Type : pub | food : Indian | price : more than £ 30 | customer rating : "
@@ -99,25 +102,25 @@ def test_checks_of_a_task_are_nist_and_slot_errors_over_all_rows():
 
 def test_cider_by_hand():
     references = [["A b."], ["c d"]]  # every word in one of two inputs: weight ln 2
-    assert e2e.cider(["a b", "c d"], references) == pytest.approx(10 * 2 / 4)  # of 1- to 4-grams, two exist
+    assert published.cider(["a b", "c d"], references) == pytest.approx(10 * 2 / 4)  # of 1- to 4-grams, two exist
     # one of two words: 1/2 of the 1-grams; a word twice counts once, and no bigram is shared
-    assert e2e.cider(["a b", "c x"], references) == pytest.approx(10 * (2 / 4 + 1 / 2 / 4) / 2)
-    assert e2e.cider(["a b", "c c"], references) == pytest.approx(10 * (2 / 4 + 8**-0.5 / 4) / 2)
+    assert published.cider(["a b", "c x"], references) == pytest.approx(10 * (2 / 4 + 1 / 2 / 4) / 2)
+    assert published.cider(["a b", "c c"], references) == pytest.approx(10 * (2 / 4 + 8**-0.5 / 4) / 2)
     shorter = 2**-0.5 / 4 * math.exp(-1 / 72)  # a word less than the reference
-    assert e2e.cider(["a b", "c"], references) == pytest.approx(10 * (2 / 4 + shorter) / 2)
-    two = e2e.cider(["a b", "c d"], [["a b", "x y"], ["c d"]])  # the mean over the references
+    assert published.cider(["a b", "c"], references) == pytest.approx(10 * (2 / 4 + shorter) / 2)
+    two = published.cider(["a b", "c d"], [["a b", "x y"], ["c d"]])  # the mean over the references
     assert two == pytest.approx(10 * (1 / 4 + 2 / 4) / 2)
 
 
 def test_what_every_input_says_has_no_weight():
-    assert e2e.cider(["a", "a"], [["a b"], ["a c"]]) == 0
+    assert published.cider(["a", "a"], [["a b"], ["a c"]]) == 0
 
 
 def test_coco_rouge_l_takes_the_best_precision_and_the_best_recall():
     # of one reference precision 1/2 and recall 1, of the other 1 and 1/2: both count as 1
-    assert e2e.coco_rouge_l(["a b"], [["a", "a b c d"]]) == pytest.approx(1.0)
-    assert e2e.coco_rouge_l(["a b x"], [["a b c d"]]) == pytest.approx(2.44 * 2 / 3 / 2 / (1 / 2 + 1.44 * 2 / 3))
-    assert e2e.coco_rouge_l(["x"], [["a"]]) == 0
+    assert published.coco_rouge_l(["a b"], [["a", "a b c d"]]) == pytest.approx(1.0)
+    assert published.coco_rouge_l(["a b x"], [["a b c d"]]) == pytest.approx(2.44 * 2 / 3 / 2 / (1 / 2 + 1.44 * 2 / 3))
+    assert published.coco_rouge_l(["x"], [["a"]]) == 0
 
 
 LINES = {

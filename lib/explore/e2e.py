@@ -8,16 +8,11 @@ slots on train, 7.1 % on valid and 8.2 % on test; a model's rate stands beside t
 
 import hashlib
 import json
-import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 from huggingface_hub.errors import EntryNotFoundError
-from nltk import ngrams
-from rouge_score.rouge_scorer import RougeScorer
 
 from lib import tasks, texts
 from lib.hub import Unavailable, hub_file, hub_trouble, outside
@@ -226,36 +221,6 @@ def checks(rows: Sequence[Mapping], outputs: Sequence[str]) -> dict[str, float]:
     """E2E's own measures of one text per row: NIST and the slot errors."""
     found = slot_errors([row["prompt"] for row in rows], outputs)
     return {"nist": texts.nist(outputs, [list(row["references"]) for row in rows]), **found}
-
-
-def coco_rouge_l(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """ROUGE-L in 0-1 as coco-caption counts it: F with beta 1.2 of the best precision and the best recall that a text's
-    references give."""
-    scorer, pairs = RougeScorer(["rougeL"], tokenizer=texts.PLAIN), zip(outputs, references, strict=True)
-    scores = [[scorer.score(r, p)["rougeL"] for r in rs] for p, rs in pairs]
-    best = np.array([(max(s.precision for s in found), max(s.recall for s in found)) for found in scores])
-    return float(np.mean(2.44 * best.prod(1) / np.maximum(best @ (1.44, 1), 1e-12)))
-
-
-def cider(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """CIDEr-D (Vedantam et al. 2015, arXiv:1411.5726, section 5) in 0-10, as coco-caption counts it: how alike the
-    tf-idf weights of a text's 1- to 4-grams and each reference's are, a text's references being one document."""
-    split = texts.PLAIN.tokenize
-    lists = [[split(r) for r in rs] for rs in references]
-    grams = [{g for r in rs for n in range(1, 5) for g in ngrams(r, n)} for rs in lists]
-    seen = Counter(g for found in grams for g in found)
-
-    def likeness(p: list[str], r: list[str], n: int) -> float:
-        a, b = (
-            {g: k * math.log(len(lists) / max(seen[g], 1)) for g, k in Counter(ngrams(words, n)).items()}
-            for words in (p, r)
-        )
-        norm = math.sqrt(sum(x * x for x in a.values()) * sum(x * x for x in b.values()))
-        shared = sum(min(a[g], b[g]) * b[g] for g in a.keys() & b.keys())
-        return math.exp(-((len(p) - len(r)) ** 2) / 72) * shared / norm if norm else 0.0
-
-    pairs = ((split(p), rs) for p, rs in zip(outputs, lists, strict=True))
-    return 10 * float(np.mean([np.mean([likeness(p, r, n) for r in rs for n in range(1, 5)]) for p, rs in pairs]))
 
 
 # --- the dataset
