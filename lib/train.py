@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import torch
 import transformers
 from filelock import FileLock, Timeout
@@ -123,6 +124,17 @@ def completion_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> t
 class CompletionTrainer(Trainer):
     """Trainer whose evaluation is the project's one metric: `score_encoded` on the held-out documents."""
 
+    part_length = math.inf  # tokens of a packed row that go through the model together
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """A row in parts of whole documents: their gradients add up to the row's, since the loss is a sum over targets
+        by the number of those behind the optimizer step."""
+        documents = inputs.pop("documents")
+        parts = packing.pack(documents, self.part_length)
+        batches = (collate([[documents[i] for i in part]]) for part in parts)
+        step = super().training_step
+        return sum(step(model, batch, num_items_in_batch) for batch in batches)
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         scores = score_encoded(self.model, self.eval_dataset, desc="held-out")
         loss = scores["nats"].sum() / scores["tokens"].sum()
@@ -130,6 +142,19 @@ class CompletionTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def part_length(model: nn.Module, free: int, pack_length: int) -> float:
+    """Tokens that go through `model` together where `free` bytes of memory are left, 512 at least; infinity, so that no
+    row is parted, where they are enough for `pack_length`. A line says so."""
+    config, trainable = model.config, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # measured: 25 to 30 float32 numbers a unit and layer; gradients and AdamW's two moments are still to come
+    room = (free - 12 * trainable) // (120 * config.hidden_size * config.num_hidden_layers)
+    if room >= pack_length:
+        return math.inf
+    parts = f"rows of {pack_length:,} tokens are computed in parts of {max(room, 512):,}"
+    print(f"{free / 1e9:.1f} GB of memory are free: {parts}.", flush=True)
+    return max(room, 512)
 
 
 class StepClock(TrainerCallback):
@@ -284,13 +309,15 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
     trainer = CompletionTrainer(
         model=model,
         args=args,
-        data_collator=collate,
+        data_collator=lambda batch: collate(batch) | {"documents": [document for row in batch for document in row]},
         train_dataset=data,
         eval_dataset=held_out,
         compute_loss_func=completion_loss,
         optimizers=(optimizer(model, settings) if optimizer else None, None),
         callbacks=[clock, EarlyStoppingCallback(settings.patience), *callbacks],
     )
+    if device == "cpu" and world == 1:
+        trainer.part_length = part_length(model, psutil.virtual_memory().available, pack_length)
     start = last_checkpoint(path / "checkpoints")
     if start and args.should_save:
         print(f"Run {path.name} goes on from {Path(start).name.replace('-', ' ')} of {steps} steps.", flush=True)

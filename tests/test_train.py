@@ -1,4 +1,6 @@
+import copy
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -10,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from lib import packing, profile, train
 from lib.packing import flatten
@@ -91,6 +93,31 @@ def test_the_loss_is_the_mean_over_target_tokens(base, task):
     assert len(nats) == flatten(docs)["labels"].numel() == (labels != -100).sum()
 
 
+def test_parts_of_a_row_give_the_rows_loss_and_gradients(base, task, tmp_path):
+    documents, found = encode(base.tokenizer, head(task["train"], 8), base.context), []
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    for length in (math.inf, 150):
+        model = copy.deepcopy(base.model)
+        for module in model.modules():
+            module.p = 0.0  # of dropout
+        trainer = train.CompletionTrainer(model=model, args=args, compute_loss_func=train.completion_loss)
+        trainer.part_length, batch = length, train.collate([documents])
+        targets = (batch["labels"] != -100).sum()
+        with train.document_attention(model):
+            loss = trainer.training_step(model, batch | {"documents": documents}, targets)
+        found.append([loss, *(p.grad for p in model.parameters())])
+    assert len(packing.pack(documents, 150)) > 2
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-7)
+
+
+def test_parts_are_sized_by_the_memory_that_is_free(base, capsys):
+    token = 120 * 64 * 2
+    assert train.part_length(base.model, 12 * base.parameters + 1_000 * token, 1_000) == math.inf
+    assert train.part_length(base.model, 12 * base.parameters + 999 * token, 1_000) == 999
+    assert train.part_length(base.model, 10**6, 2_048) == 512, "and no less"
+    assert "0.0 GB of memory are free: rows of 2,048 tokens are computed in parts of 512" in capsys.readouterr().out
+
+
 def test_kill_9_then_the_same_command_ends_at_the_same_loss(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = command(killed, *LONG)
@@ -162,17 +189,17 @@ def test_damaged_runs_say_what_to_delete(base, task, tmp_path):
     run = train.finetune(base, task, "lora", seed=0, quiet=True, learning_rate=3e-3)
     with pytest.raises(RuntimeError, match=r"was fine-tuned from tiny-random-gpt2, not from other"):
         train.load(replace(base, name="other"), run.path)
-    copy = shutil.copytree(run.path, tmp_path / "copy")
-    weights = copy / "model" / "adapter_model.safetensors"
+    copied = shutil.copytree(run.path, tmp_path / "copy")
+    weights = copied / "model" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"is damaged .* delete the folder, run again"):
-        train.load(base, copy)
-    (copy / "run.json").write_text("{", "utf-8")
+        train.load(base, copied)
+    (copied / "run.json").write_text("{", "utf-8")
     with pytest.raises(ValueError, match="is damaged"):
-        train.load(base, copy)
-    (copy / "run.json").unlink()
+        train.load(base, copied)
+    (copied / "run.json").unlink()
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
-        train.load(base, copy)
+        train.load(base, copied)
 
 
 def test_a_run_that_lacks_only_its_record_gets_it(base, task, monkeypatch):
