@@ -442,8 +442,8 @@ results.table("estimates", estimates).round(1)
 #
 # - Faults injected on purpose, on a tiny model, and what was lost: a damaged file, a result that differs by a bit, an
 #   error that is no sentence. They are tests of the project, `tests/test_faults.py`, `tests/test_fuzz.py` and those
-#   that `tests/conftest.py` names; `FAULTS_OUT=data/faults.json pytest -m fault` runs ten times as many as `pytest`
-#   does, and writes the rows that stand here.
+#   that `tests/conftest.py` names; `FAULTS_OUT=data/faults.json pytest -m fault -n 0` runs ten times as many as
+#   `pytest` does, and writes the rows that stand here.
 
 # %%
 counted = json.loads((profile.DATA / "faults.json").read_text(encoding="utf-8"))

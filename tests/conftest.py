@@ -1,4 +1,4 @@
-"""Faults on purpose, counted: `FAULTS_OUT=data/faults.json pytest -m fault` writes the rows that notebook 11 shows."""
+"""Faults on purpose, counted: `FAULTS_OUT=data/faults.json pytest -m fault -n 0` writes what notebook 11 shows."""
 
 import os
 from pathlib import Path

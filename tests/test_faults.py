@@ -1,7 +1,7 @@
 """What happens to students, done on purpose: kills, full disks, changed clocks, two runs at once. Nothing may be lost,
 no file damaged, no result off by a bit. Work that is to be killed runs in forked children, which start in milliseconds.
 
-Quick by default; `FAULTS_OUT=data/faults.json pytest -m fault` injects ten times as many and counts them (conftest.py).
+Quick by default; `FAULTS_OUT=data/faults.json pytest -m fault -n 0` injects ten times as many, counted by conftest.
 """
 
 import contextlib
