@@ -36,13 +36,14 @@ class Results:
 
     `RESULTS=stored` in the environment: tables are read back from data/results, nothing is measured, and `save` writes
     the report's part and the figures anew. `RESULTS=missing` measures the tables that the stored file lacks and no
-    other, and says in the provenance, under `tables_made`, when, where and by which commit. Nothing is written before
-    `save`. Raises FileNotFoundError or ValueError where there is no stored file, or one of another profile."""
+    other, `RESULTS=a,b` those two; under `tables_made` the provenance says when, where and by which commit. Nothing is
+    written before `save`. Raises FileNotFoundError or ValueError where no stored file is, or one of another profile."""
 
     def __init__(self, notebook: str, base=None, seeds: Sequence[int] = ()):
         self.notebook, self.base, self.seeds = notebook, base, seeds
         self.began, self.commit = time.monotonic(), git_commit()
-        self.stored = os.environ.get("RESULTS") in ("stored", "missing")
+        self.anew = os.environ.get("RESULTS", "").split(",")
+        self.stored = self.anew != [""]
         self.tables: dict[str, list[dict]] = {}
         self.report: dict[str, dict] = {"values": {}, "tables": {}, "claims": {}}
         self._figures: dict[str, bytes] = {}
@@ -57,13 +58,14 @@ class Results:
         """`make()`'s flat rows as a frame, kept under `name`; read back instead where results are stored, and empty for
         an `optional` table that was not measured yet."""
         old = self._file["tables"] if self.stored else {}
-        if self.stored and name not in old:
-            if os.environ["RESULTS"] != "missing":
-                if optional:
-                    return pd.DataFrame()
-                raise ValueError(f"data/results/{self.notebook}.json has no table {name!r}: set RESULTS=missing.")
+        anew = not self.stored or name in self.anew or ("missing" in self.anew and name not in old)
+        if not anew and name not in old:
+            if optional:
+                return pd.DataFrame()
+            raise ValueError(f"data/results/{self.notebook}.json has no table {name!r}: set RESULTS=missing.")
+        if anew and self.stored:
             self._file["provenance"].setdefault("tables_made", {})[name] = self._made()
-        rows = old[name] if name in old else make()
+        rows = make() if anew else old[name]
         self.tables[name] = _plain(rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows))
         frame = pd.DataFrame(self.tables[name])
         empty = [c for c in frame if frame[c].isna().all()]

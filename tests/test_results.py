@@ -72,6 +72,9 @@ def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeyp
     new = results.load("99_test")
     assert list(new["provenance"].pop("tables_made")) == ["u"] and new["tables"].pop("u") == first["tables"]["t"][:1]
     assert new == first, "what was there stays as it was measured"
+    monkeypatch.setenv("RESULTS", "t,other")
+    anew = notebook(lambda: ROWS[1:])
+    assert list(anew.provenance()["tables_made"]) == ["u", "t"] and anew.tables["t"] == first["tables"]["t"][1:]
     monkeypatch.setenv("PROFILE", "cpu")
     monkeypatch.setattr(profile, "kept_root", lambda: folder)
     with pytest.raises(ValueError, match="was measured with PROFILE=fast: set it beside RESULTS"):
