@@ -11,8 +11,10 @@ import pytest
 from notebook_code import defined
 
 from lib import people as p
+from lib.hub import Unavailable
 
-summarise = defined("03_evaluate", "summarise").summarise
+NAMES = ("SCORE", "win_rate", "summarise", "RUBRIC", "PATIENCE", "judge_client", "ask", "parse", "judge")
+notebook = defined("03_evaluate", *NAMES)
 
 KEY = "sk-secret-0123456789"
 PAIRS = [p.Pair(f"p{i}", f"prompt {i} 提示", f"bad text {i}", f"good text {i}") for i in range(6)]
@@ -54,7 +56,7 @@ def serve(monkeypatch, tmp_path):
 
 def test_fair_judge(serve, tmp_path):
     seen = serve(fair)
-    table, summary = p.judge([*PAIRS, p.Pair("worse", "p", "good", "bad")])
+    table, summary = notebook.judge([*PAIRS, p.Pair("worse", "p", "good", "bad")])
     assert table["id"].tolist() == [*(f"p{i}" for i in range(6)), "worse"]
     assert table["winner"].tolist() == table["before_first"].tolist() == ["after"] * 6 + ["before"]
     assert (summary["win_rate"], summary["n"], len(seen)) == (pytest.approx(6 / 7), 7, 14)
@@ -69,7 +71,7 @@ def test_fair_judge(serve, tmp_path):
 
 def test_position_biased_judge_wins_nothing(serve):
     serve(lambda *_: answer('{"winner": "A"}'))
-    table, summary = p.judge(PAIRS)
+    table, summary = notebook.judge(PAIRS)
     assert set(table["winner"]) == {"tie"} and set(table["before_first"]) == {"before"}
     assert (summary["disagreement_rate"], summary["win_rate"], summary["p_value"]) == (1.0, 0.5, None)
 
@@ -77,36 +79,36 @@ def test_position_biased_judge_wins_nothing(serve):
 def test_interrupted_judging_pays_once(serve):
     seen = serve(lambda q, n: fair(q, n) if n <= 5 else (400, "{}"))
     for pairs in (PAIRS, [PAIRS[0]._replace(after="another good text")]):
-        with pytest.raises(p.JudgeUnavailable, match="400"):
-            p.judge(pairs)
-    _, summary = p.judge(PAIRS[:2])  # its four answers are kept: the server is not asked
+        with pytest.raises(Unavailable, match="400"):
+            notebook.judge(pairs)
+    _, summary = notebook.judge(PAIRS[:2])  # its four answers are kept: the server is not asked
     assert (summary["n"], len(seen)) == (2, 7)
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_tries_again_and_gives_up_with_a_sentence(serve, status):
     seen = serve(lambda q, n: (status, KEY, SOON) if n <= 2 else fair(q, n))
-    assert p.judge(PAIRS[:1])[0]["winner"].item() == "after" and len(seen) == 4
+    assert notebook.judge(PAIRS[:1])[0]["winner"].item() == "after" and len(seen) == 4
     seen = serve(lambda *_: (status, KEY, SOON))
-    with pytest.raises(p.JudgeUnavailable, match=f"answered {status}: try again") as error:
-        p.judge(PAIRS[:1])
+    with pytest.raises(Unavailable, match=f"answered {status}: try again") as error:
+        notebook.judge(PAIRS[:1])
     assert len(seen) == 5 and KEY not in str(error.value)
 
 
 def test_key_is_in_no_message_and_does_not_follow_a_redirect(serve):
     seen = serve(lambda *_: (401, json.dumps({"error": {"message": f"wrong key {KEY}"}})))
-    with pytest.raises(p.JudgeUnavailable, match=r"401.*JUDGE_API_KEY") as error:
-        p.judge(PAIRS[:1])
+    with pytest.raises(Unavailable, match=r"401.*JUDGE_API_KEY") as error:
+        notebook.judge(PAIRS[:1])
     assert len(seen) == 1 and KEY not in f"{error.value} {error.value.__cause__}" and error.value.__suppress_context__
     seen = serve(lambda *_: (302, "", ("Location", "http://elsewhere/v1/chat/completions")))
-    with pytest.raises(p.JudgeUnavailable, match="302"):
-        p.judge(PAIRS[:1])
+    with pytest.raises(Unavailable, match="302"):
+        notebook.judge(PAIRS[:1])
     assert len(seen) == 1
 
 
 def test_unparsable_replies_are_counted(serve):
     serve(lambda q, n: answer("I like both.") if "prompt 0" in q else fair(q, n))
-    table, summary = p.judge(PAIRS)
+    table, summary = notebook.judge(PAIRS)
     assert table["winner"].isna().tolist() == [True] + [False] * 5
     assert (summary["unparsable"], summary["n"], summary["win_rate"]) == (1, 5, 1.0)
 
@@ -120,10 +122,10 @@ PAGE = (200, "<html>welcome</html>", ("Content-Type", "text/html"))
 
 @pytest.mark.parametrize("reply", [silent, lambda *_: PAGE, lambda *_: (200, "[]"), lambda *_: (200, "{}")])
 def test_what_is_no_answer_is_said(serve, reply, monkeypatch):
-    monkeypatch.setitem(p.PATIENCE, "max_retries", 0)
+    monkeypatch.setitem(notebook.PATIENCE, "max_retries", 0)
     serve(reply)
-    with pytest.raises(p.JudgeUnavailable, match=r"gave no answer .*end in /v1\? Else try again later"):
-        p.judge(PAIRS)
+    with pytest.raises(Unavailable, match=r"gave no answer .*end in /v1\? Else try again later"):
+        notebook.judge(PAIRS)
 
 
 @pytest.mark.parametrize(
@@ -138,19 +140,19 @@ def test_what_is_no_answer_is_said(serve, reply, monkeypatch):
     ],
 )
 def test_parse(reply, expected):
-    assert p.parse(reply) == expected
+    assert notebook.parse(reply) == expected
 
 
 def test_without_a_judge_a_sentence_says_so(monkeypatch):
     for name in ("JUDGE_BASE_URL", "JUDGE_MODEL", "JUDGE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(p.JudgeUnavailable, match="JUDGE_BASE_URL, JUDGE_MODEL, JUDGE_API_KEY"):
-        p.judge(PAIRS)
+    with pytest.raises(Unavailable, match="JUDGE_BASE_URL, JUDGE_MODEL, JUDGE_API_KEY"):
+        notebook.judge(PAIRS)
     for url, key in (("https://h/v1", f"{KEY}钥"), ("https://h/v1", f"{KEY}\n{KEY}"), ("host/v1", KEY)):
         for name, value in (("MODEL", "m"), ("BASE_URL", url), ("API_KEY", key)):
             monkeypatch.setenv(f"JUDGE_{name}", value)
-        with pytest.raises(p.JudgeUnavailable, match="https://host/v1") as error:
-            p.judge_client()
+        with pytest.raises(Unavailable, match="https://host/v1") as error:
+            notebook.judge_client()
         assert KEY not in str(error.value)
 
 
@@ -192,21 +194,22 @@ def rate(rater, choices):
 
 
 def test_summary_of_ratings():
-    summary = summarise(rate("Ann", ["after"] * 8 + ["before", "tie", "skip"]))
+    summary = notebook.summarise(rate("Ann", ["after"] * 8 + ["before", "tie", "skip"]))
     assert (summary["n"], summary["after"], summary["before"], summary["tie"]) == (10, 8, 1, 1)
     assert (summary["win_rate"], summary["skipped"]) == (0.85, 1) and math.isnan(summary["kappa"])
     assert summary["p_value"] == pytest.approx(2 * (9 + 1) / 2**9)
-    half = p.win_rate([1.0, 0.0] * 5)
+    half = notebook.win_rate([1.0, 0.0] * 5)
     assert (half["low"], half["high"]) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # Wilson's own form
-    assert summarise(rate("Ann", ["after"]) + rate("Ann", ["before"]))["win_rate"] == 0  # the last rating counts
-    assert summarise([])["win_rate"] is summarise(rate("Ann", ["skip"]))["win_rate"] is None
+    twice = notebook.summarise(rate("Ann", ["after"]) + rate("Ann", ["before"]))
+    assert twice["win_rate"] == 0  # the last rating counts
+    assert notebook.summarise([])["win_rate"] is notebook.summarise(rate("Ann", ["skip"]))["win_rate"] is None
 
 
 def test_agreement():
     """Cohen's textbook table of 50: 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no gives 0.4."""
     ann = ["after"] * 25 + ["before"] * 25
     bob = ["after"] * 20 + ["before"] * 5 + ["after"] * 10 + ["before"] * 15
-    summary = summarise(rate("Ann", ann) + rate("Bob", bob))
+    summary = notebook.summarise(rate("Ann", ann) + rate("Bob", bob))
     assert summary["kappa"] == pytest.approx(0.4) and summary["agreement"] == pytest.approx(0.7)
     assert (summary["n"], summary["ratings"], summary["raters"]) == (50, 100, 2)
     assert summary["tie"] == 15  # items that the two see differently
