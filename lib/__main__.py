@@ -56,25 +56,22 @@ OPTIONAL = {"bench": "lib.explore.bench", "compress": "lib.explore.compress", "d
 MANY, FLAG = {"nargs": "*"}, {"action": "store_true"}
 MIDTERM = {"--midterm": FLAG | {"help": "README.md as the mid-term report"}}
 DRAFT = {"--draft": FLAG | {"help": "with a watermark; pack: in spite of gaps"}}
-# whole paths, because notebooks run in a folder of their own
-FILE = {"type": lambda text: os.path.abspath(text) if os.path.isfile(text) else text}
-FOLDER = {"type": lambda text: os.path.abspath(text) if os.path.isdir(text) else text}
 MODEL = {  # settings of the environment as options: cmd and PowerShell take no NAME=value in front of a command
     "--profile": {"dest": "PROFILE", "help": "fast, cpu or full; full with a GPU and cpu without by default"},
-    "--base-model": FOLDER | {"dest": "BASE_MODEL", "help": "a folder in transformers' format or a hub id"},
+    "--base-model": {"dest": "BASE_MODEL", "help": "a folder in transformers' format or a hub id"},
     "--mirror": {"dest": "HF_ENDPOINT", "help": "of the Hugging Face hub, such as https://hf-mirror.com"},
-    "--data-mirror": FOLDER | {"dest": "DATA_MIRROR", "help": "a folder with the texts from outside, as data/mirror"},
+    "--data-mirror": {"dest": "DATA_MIRROR", "help": "a folder with the texts from outside, as data/mirror"},
     "--device": {"dest": "DEVICE", "help": "cpu, cuda or mps"},
     "--dtype": {"dest": "DTYPE", "help": "bfloat16, float16 or float32"},
 }
 TASK = {
-    "--task": FILE | {"dest": "TASK", "help": "debian, e2e, a file or a hub id, see data/README.md; debian by default"},
+    "--task": {"dest": "TASK", "help": "debian, e2e, a file or a hub id, see data/README.md; debian by default"},
     "--task-columns": {"dest": "TASK_COLUMNS", "help": "of your own rows, such as prompt=question,target=answer"},
 }
 RUN = {
     "notebooks": MANY,
     **(MODEL | TASK),
-    "--private-data": FOLDER | {"dest": "PRIVATE_DATA", "help": "a folder of your own, for notebook 08"},
+    "--private-data": {"dest": "PRIVATE_DATA", "help": "a folder of your own, for notebook 08"},
     "--results": {"dest": "RESULTS", "help": "stored: measure nothing; missing, or names of tables: those alone"},
 }
 FILES = {
@@ -106,11 +103,7 @@ COMMANDS = {  # name: (what is called with the options in their order, what it d
     "compress": (compress, "text files with the language model", FILES | MODEL),
     "decompress": (lambda *given: compress(*given, back=True), "what compress wrote; exact, or refused", FILES | MODEL),
     "report": ("lib.report.fill.command", "fill report.md and README.md from data/results", CHECK),
-    "check": (
-        "lib.report.rubric.command",
-        "the assignment's rubric: where each point is satisfied, or what is missing",
-        MIDTERM,
-    ),
+    "check": ("lib.report.rubric.command", "the rubric: where each point is satisfied, or what is missing", MIDTERM),
     "export": ("lib.report.export.export", "into build/: html, docx, pdf, notebooks, or some", SOME | MIDTERM | DRAFT),
     "pack": ("lib.report.pack.pack", "one zip to hand in, into build/", MIDTERM | DRAFT),
     "tidy": ("lib.run.tidy", "drop from saved .ipynb what git and GitHub cannot use", {"file": FILES["file"]}),
@@ -132,6 +125,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = vars(parser.parse_args(arguments))
     function, _, options = COMMANDS[chosen.pop("command")]
     os.environ |= {name: value for name, value in chosen.items() if name.isupper() and value}
+    for name in ("TASK", "BASE_MODEL", "DATA_MIRROR", "PRIVATE_DATA"):  # notebooks run in a folder of their own
+        path = Path(os.environ.get(name, "")).expanduser()
+        if os.environ.get(name) and (path.is_file() if name == "TASK" else path.is_dir()):
+            os.environ[name] = str(path.absolute())
     try:
         if isinstance(function, str):
             module, _, name = function.rpartition(".")

@@ -53,10 +53,8 @@ def generate(
     ids = [tokenizer(p, **options).input_ids or [tokenizer.eos_token_id] for p in prompts]
     for i, row in enumerate(ids):
         if len(row) + max_new_tokens > context:
-            raise ValueError(
-                f"Prompt {i} ({prompts[i][:40]!r}...) is {len(row)} tokens long: with {max_new_tokens} "
-                f"new ones it exceeds the context of {context}. Shorten it or lower max_new_tokens."
-            )
+            long = f"Prompt {i} ({prompts[i][:40]!r}...) is {len(row)} tokens long: with {max_new_tokens} new ones"
+            raise ValueError(f"{long} it exceeds the context of {context}. Shorten it or lower max_new_tokens.")
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))  # the slowest first: an honest bar
     rows = max(1, batch_size // config.get("num_beams", 1))
     device = next(model.parameters()).device

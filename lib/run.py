@@ -34,12 +34,7 @@ def find(names: list[str]) -> list[Path]:
 
 
 def run(names: list[str]) -> None:
-    """Say what these notebooks replace, and `execute` them. Relative paths in settings are seen from this folder."""
-    folders = dict.fromkeys(("BASE_MODEL", "DATA_MIRROR", "PRIVATE_DATA"), Path.is_dir)
-    for name, exists in {"TASK": Path.is_file, **folders}.items():
-        path = Path(os.environ.get(name, "").strip()).expanduser()
-        if os.environ.get(name) and exists(path):
-            os.environ[name] = str(path.absolute())
+    """Say what these notebooks replace, and `execute` them."""
     if profile.kept_root() == profile.ROOT and os.environ.get("RESULTS") != "stored":
         print("Each notebook, when it ends, replaces its results, figures and outputs; the committed ones come back by")
         print("`git checkout data/results figures notebooks/*.ipynb`.")

@@ -108,9 +108,8 @@ def _json(path: Path) -> Iterator[tuple[str, object]]:
                 found = json.loads(part)
             except (ValueError, RecursionError) as e:
                 line = getattr(e, "lineno", 1) + number - 1
-                raise ValueError(
-                    f"{path}, line {line}: not valid JSON ({e}); write one object a line, or one array."
-                ) from None
+                what = f"not valid JSON ({e}); write one object a line, or one array"
+                raise ValueError(f"{path}, line {line}: {what}.") from None
             records = enumerate(found, 1) if array else [(number, found)]
             yield from ((f"{path}, {'row' if array else 'line'} {i}", record) for i, record in records)
 

@@ -476,13 +476,8 @@ def cider(outputs, references) -> float:
     seen = collections.Counter(g for found in grams for g in found)
 
     def likeness(p: list[str], r: list[str], n: int) -> float:
-        a, b = (
-            {
-                g: k * math.log(len(lists) / max(seen[g], 1))
-                for g, k in collections.Counter(nltk.ngrams(words, n)).items()
-            }
-            for words in (p, r)
-        )
+        counts = [collections.Counter(nltk.ngrams(words, n)) for words in (p, r)]
+        a, b = ({g: k * math.log(len(lists) / max(seen[g], 1)) for g, k in count.items()} for count in counts)
         norm = math.sqrt(sum(x * x for x in a.values()) * sum(x * x for x in b.values()))
         shared = sum(min(a[g], b[g]) * b[g] for g in a.keys() & b.keys())
         return math.exp(-((len(p) - len(r)) ** 2) / 72) * shared / norm if norm else 0.0

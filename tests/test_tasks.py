@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 
 import lib.run
 import lib.tasks
+from lib.__main__ import main
 from lib.hub import Unavailable
 from lib.models import tiny_tokenizer
 from lib.tasks import SPLITS, Task, encode, head, load_task
@@ -252,9 +253,9 @@ def test_a_relative_path_means_where_the_command_was_given(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lib.run, "find", lambda names: [])
     for name, kept in (("my.jsonl", str(tmp_path / "my.jsonl")), ("debian", "debian")):
-        monkeypatch.setenv("TASK", name)
-        lib.run.run([])
-        assert os.environ["TASK"] == kept
+        for setting, options in ((name, []), ("", ["--task", name])):
+            monkeypatch.setenv("TASK", setting)
+            assert main(["run", *options]) == 0 and os.environ["TASK"] == kept
 
 
 GOOD = b'{"prompt": "p", "target": "t"}\n'
