@@ -4,21 +4,12 @@ import itertools
 
 import pandas as pd
 import pytest
-import torch
 from transformers.activations import NewGELUActivation
 
 from lib import profile
 from lib.explore import bench
 from lib.explore.bench import SYSTEMS, Clock, measured
 from lib.tasks import head, load_task
-
-
-def test_the_clock_counts_labels_while_training_alone():
-    clock, module = Clock(seconds=0.0), torch.nn.Linear(1, 1).train()
-    clock.count(module, (), {"labels": torch.tensor([[-100, 5, 6]])})
-    clock.count(module, (), {"logits_to_keep": torch.tensor([3, 4, 5])})
-    clock.count(module.eval(), (), {"labels": torch.tensor([[7]])})
-    assert clock.tokens == 5
 
 
 @pytest.mark.parametrize("system", ["ours", "tutorial"])
@@ -67,12 +58,6 @@ def test_the_others_get_transformers_own_model(monkeypatch):
         with pytest.raises(TypeError):  # it gives no function
             measured("evaluation", system, "default", 0)
     assert NewGELUActivation in seen["tutorial"] and NewGELUActivation not in seen["ours"]
-
-
-def test_one_measurement_in_a_process_of_its_own_and_one_that_fails():
-    assert bench.measured_apart("evaluation", "ours", "default", 0)["bits_per_byte"] > 0
-    with pytest.raises(RuntimeError, match=r"(?s)none \(default\), evaluation: .*KeyError"):
-        bench.measured_apart("evaluation", "none", "default", 0)
 
 
 def made_up(failing: list[str], speeds: dict[str, list[float]]):

@@ -2,14 +2,12 @@ import contextlib
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from lib import profile
 from lib.explore import costs
-from lib.explore.attention import ATTENTIONS
 from lib.explore.costs import crossover, leak, scaling
 from lib.fast import peak_memory
 from lib.models import small_gpt2
@@ -44,13 +42,6 @@ NEVER = (lambda n: 10 * n, square, lambda n: square(n) * (0.5 if 250 < n < 4_000
 @pytest.mark.parametrize(("length", "form"), [*CROSSINGS.items(), *((math.nan, form) for form in NEVER)])
 def test_crossover_is_where_it_stays_faster(length, form):
     assert crossover(table(square=square, form=form), "form", "square") == pytest.approx(length, nan_ok=True)
-
-
-def test_scaling_times_every_variant():
-    df = scaling(list(ATTENTIONS), (70,), repeats=2)
-    assert list(df.columns) == ["attention", "length", "pass", "milliseconds", "spread", "peak_megabytes"]
-    assert set(zip(df["attention"], df["pass"], strict=True)) == {(a, p) for a in ATTENTIONS for p in costs.PASSES}
-    assert (df["milliseconds"] > 0).all() and np.isfinite(df["peak_megabytes"]).all()
 
 
 def test_scaling_takes_the_median_of_turns(monkeypatch):

@@ -61,19 +61,15 @@ def test_slots_on_hand_made_errors(old, new, expected):
         ("Cotto is cheap .", "name : Cotto | customer rating : low", (1, 0, 1)),
         ("Cotto is near Raja Indian Cuisine .", "name : Cotto | near : Raja Indian Cuisine", (0, 0, 0)),
         ("cotto : high prices, low rating .", "name : Cotto | price : high | customer rating : 1 out of 5", (0, 0, 0)),
-        ("Cotto has a low price, high rating .", "name : Cotto | price : cheap | customer rating : high", (0, 0, 0)),
         ("Cotto has a price range of £ 20 - 25 .", "name : Cotto | price : moderate", (0, 0, 0)),
-        ("Cotto costs under £ 20 .", "name : Cotto | price : less than £ 20", (0, 0, 0)),
         ("New Place is a restaurant .", "name : New Place", (0, 0, 0)),
         ("", "name : Cotto | Type : pub", (2, 0, 0)),
         ("Cotto is not cheap .", "name : Cotto | price : cheap", (0, 1, 0)),
         ("Cotto : kids no , price range moderate .", "name : Cotto | price : moderate", (0, 0, 1)),
         ("Cotto isn 't at all cheap .", "name : Cotto | price : less than £ 20", (0, 1, 0)),
-        ("Cotto is not cheap .", "name : Cotto | price : more than £ 30", (0, 0, 0)),
         ("Cotto is cheap and not in the high price range .", "name : Cotto | price : cheap", (0, 0, 0)),
         ("Cotto is not expensive .", "name : Cotto | price : high", (1, 0, 0)),
         ("Cotto does not have an average rating .", "name : Cotto | customer rating : average", (0, 1, 0)),
-        ("Cotto is not highly rated .", "name : Cotto | customer rating : high", (0, 1, 0)),
         ("Cotto is not only cheap , it costs no more than £ 20 .", "name : Cotto | price : cheap", (0, 0, 0)),
         ("Cotto is not cheap .", "name : Cotto", (0, 0, 1)),
     ],
@@ -93,13 +89,6 @@ def test_slot_error_rate():
         e2e.slot_check("name Cotto", "Cotto")
 
 
-def test_checks_of_a_task_are_nist_and_slot_errors_over_all_rows():
-    row = {"prompt": "name : Cotto | Type : pub ||", "references": ["Cotto is a pub .", "A pub is Cotto ."]}
-    found = e2e.checks([row, row], ["Cotto is a pub .", "Cotto !"])
-    assert (found["missing"], found["slots"], found["ser"], found["perfect"]) == (1, 4, 0.25, 0.5)
-    assert found["nist"] > e2e.checks([row, row], ["Cotto !", "Cotto !"])["nist"]
-
-
 def test_cider_by_hand():
     references = [["A b."], ["c d"]]  # every word in one of two inputs: weight ln 2
     assert published.cider(["a b", "c d"], references) == pytest.approx(10 * 2 / 4)  # of 1- to 4-grams, two exist
@@ -110,10 +99,7 @@ def test_cider_by_hand():
     assert published.cider(["a b", "c"], references) == pytest.approx(10 * (2 / 4 + shorter) / 2)
     two = published.cider(["a b", "c d"], [["a b", "x y"], ["c d"]])  # the mean over the references
     assert two == pytest.approx(10 * (1 / 4 + 2 / 4) / 2)
-
-
-def test_what_every_input_says_has_no_weight():
-    assert published.cider(["a", "a"], [["a b"], ["a c"]]) == 0
+    assert published.cider(["a", "a"], [["a b"], ["a c"]]) == 0, "what every input says has no weight"
 
 
 def test_coco_rouge_l_takes_the_best_precision_and_the_best_recall():

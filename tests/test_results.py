@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -81,15 +80,6 @@ def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeyp
         Results("99_test")
 
 
-def test_a_caption_tells_seeds_budget_and_stand_in():
-    base = type("Base", (), {"name": "SmolLM2 (stand-in)", "stand_in": True, "parameters": 1})
-    kept = Results("99_test", base, (0, 2))
-    budget = "Seeds 0, 2; 80,000 training tokens per run; SmolLM2 (stand-in), not GPT-2 117M."
-    assert kept.caption("Loss.", tokens=80_000) == f"Loss. {budget}"
-    assert kept.caption("Loss.", scratch=True) == "Loss. Seeds 0, 2." and ";" not in kept.caption("Loss.", seeds=())
-    assert kept.caption("Loss.", scratch=True, seeds=[1]) == "Loss. Seed 1."
-
-
 def test_forms_of_numbers():
     assert results.number(1234.5678, 1) == "1,234.6" and results.number(math.nan) == "-"
     assert results.interval([1.0, 2.0, 3.0], 2) == "2.00 [-0.48, 4.48]" and results.interval([1.0]) == "1.000"
@@ -143,13 +133,6 @@ def test_a_file_that_another_program_holds_is_tried_for_two_seconds(times, tmp_p
     monkeypatch.setattr(profile.shutil, "rmtree", lambda _: held(path, path))
     profile.remove(tmp_path, needed=False)
     assert ("can't be removed: close the program" in capsys.readouterr().out) == (times == 99)
-
-
-def test_files_are_replaced_and_removed_by_the_helper_alone():
-    bare = re.compile(r"os\.(?:replace|rename|remove|unlink)\b|shutil\.(?:move|rmtree)|\.unlink\(")
-    for source in [*(profile.ROOT / "lib").rglob("*.py"), *profile.DATA.glob("*.py")]:
-        known = {"profile.py": 3, "testing.py": 1}.get(source.name, 0)
-        assert len(bare.findall(source.read_text("utf-8"))) == known, f"{source.name}: lib.profile.replace and remove"
 
 
 def test_figures_are_replaced_with_the_results_or_not_at_all(folder, monkeypatch):

@@ -8,7 +8,7 @@ from sample_project import REPORT, project, write
 from lib import profile
 from lib.__main__ import main
 from lib.report import rubric
-from lib.report.rubric import GAP, NOTE, OK
+from lib.report.rubric import GAP, OK
 
 
 @pytest.fixture
@@ -80,22 +80,6 @@ def test_what_is_taken_away_from_other_files_is_missed(root, name, old, new, que
     write(root / name, text.replace(old, new) if old else new)
     found, answer = status(root, question, midterm=name == "README.md")
     assert found == GAP and said in answer
-
-
-def test_notes_are_no_gaps(root):
-    write(root / "report.md", REPORT.replace("encodings, positions, sections 6.1 and 6.2", "notebooks 02, 03, 06-11"))
-    assert status(root, "Division of")[0] == OK
-    assert status(root, "Every number")[0] == NOTE  # written by hand, no marks
-    assert "due 9 June (week 16): not built: `python -m lib pack`" in status(root, "The package")[1]
-    write(root / "build/midterm.zip", "zip")
-    assert "due 19 May (week 13): build/midterm.zip" in status(root, "The package", midterm=True)[1]
-    more = REPORT[REPORT.index("### 6.2") : REPORT.index("## 7")].replace("6.2 Position", "6.3 More")
-    write(root / "report.md", REPORT.replace("## 7 Limits", more + "## 7 Limits"))
-    found, text = status(root, "At least two")
-    assert found == NOTE and "6.3 More encodings has no results: `python -m lib run 06`" in text
-    for path in (root / "data/results").iterdir():
-        write(path, path.read_text("utf-8").replace('"stand_in": true', '"stand_in": false'))
-    assert status(root, "GPT-2 117M")[0] == OK
 
 
 def test_the_line_of_a_placeholder_is_that_of_the_file_and_brackets_may_be_innocent(root):

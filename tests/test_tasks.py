@@ -119,8 +119,11 @@ def said(*pairs: tuple[str, str]) -> list[dict]:
     return [{"role": role, "content": text} for role, text in pairs]
 
 
-def sharegpt(*pairs: tuple[str, str]) -> list[dict]:
-    return [{"from": name, "value": text} for name, text in pairs]
+SHAREGPT = [
+    {"from": who, "value": text} for who, text in (("human", "Q{i}"), ("gpt", "A"), ("human", "R"), ("gpt", "B"))
+]
+ANSWERED = said(("assistant", "A"), ("user", "R"))  # what comes after the last answer is left out
+DO = "### Instruction:\nDo {i}\n\n"
 
 
 @pytest.mark.parametrize(
@@ -128,22 +131,18 @@ def sharegpt(*pairs: tuple[str, str]) -> list[dict]:
     [
         ({"prompt": "Q{i}?", "completion": " A"}, "Q{i}?", " A"),
         ({"prompt": said(("user", "Q{i}")), "completion": said(("assistant", "A"))}, "User: Q{i}\nAssistant:", " A"),
-        ({"instruction": "Do {i}", "input": "", "output": "A"}, "### Instruction:\nDo {i}\n\n### Response:\n", "A"),
+        ({"instruction": "Do {i}", "input": "", "output": "A"}, DO + "### Response:\n", "A"),
         (
-            {"instruction": "Do {i}", "context": "C", "response": "A", "category": "qa"},
-            "### Instruction:\nDo {i}\n\n### Input:\nC\n\n### Response:\n",
+            {"instruction": "Do {i}", "context": "C", "response": "A", "n": 1},
+            DO + "### Input:\nC\n\n### Response:\n",
             "A",
         ),
         (
-            {"messages": said(("system", "S{i}"), ("user", "Q"), ("assistant", "A"), ("user", "R"))},
-            "System: S{i}\nUser: Q\nAssistant:",
+            {"messages": [*said(("system", "S"), ("user", "Q{i}")), *ANSWERED]},
+            "System: S\nUser: Q{i}\nAssistant:",
             " A",
         ),
-        (
-            {"conversations": sharegpt(("human", "Q{i}"), ("gpt", "A"), ("human", "R"), ("gpt", "B"))},
-            "User: Q{i}\nAssistant: A\nUser: R\nAssistant:",
-            " B",
-        ),
+        ({"conversations": SHAREGPT}, "User: Q{i}\nAssistant: A\nUser: R\nAssistant:", " B"),
         ({"text": "A text {i}."}, "", "A text {i}."),
     ],
 )
@@ -163,17 +162,12 @@ def test_forms_of_rows(tmp_path, capsys, form, prompt, target, name):
 
 @pytest.mark.parametrize(("name", "mark"), [("a.tsv", "\t"), ("a.CSV", ";"), ("a.csv", ",")])
 def test_tables_by_their_mark_with_other_names_and_in_utf16(tmp_path, monkeypatch, capsys, name, mark):
-    lines = [
-        f"Frage{mark}Antwort{mark}n",
-        *(f'"F{i}{mark} was?"{mark}"A{i}\r\nzwei"{mark}' for i in range(30)),
-        mark * 2,
-    ]
-    (tmp_path / name).write_bytes("\r\n".join(lines).encode("utf-16"))
+    lines = [f'"F{i}{mark} was?"{mark}"A{i}\r\nzwei"{mark}' for i in range(30)]
+    (tmp_path / name).write_bytes("\r\n".join([f"Frage{mark}Antwort{mark}n", *lines, mark * 2]).encode("utf-16"))
     monkeypatch.setenv("TASK_COLUMNS", "prompt=Frage, target = Antwort")
     task = load_task(tmp_path / name)
-    assert {(r["prompt"], r["target"]) for r in everything(task)} == {
-        (f"F{i}{mark} was?", f"A{i}\nzwei") for i in range(30)
-    }
+    found = {(r["prompt"], r["target"]) for r in everything(task)}
+    assert found == {(f"F{i}{mark} was?", f"A{i}\nzwei") for i in range(30)}
     assert f"{name}: read as UTF-16" in capsys.readouterr().out
     monkeypatch.setenv("TASK_COLUMNS", "prompt=Antwort,target=Frage")
     assert load_task(tmp_path / name).sha256 != task.sha256  # another run
@@ -286,10 +280,7 @@ GOOD = b'{"prompt": "p", "target": "t"}\n'
             b'{"answer": "t", "question": "p", "n": 1}',
             r'no "prompt" in answer, .*: --task-columns prompt=answer,target=qu',
         ),
-        (
-            b'{"prompt": "p", "text": "t"}',
-            r'no "target" in prompt, text; name what holds it: --task-columns target=text',
-        ),
+        (b'{"prompt": "p", "text": "t"}', r'no "target" in prompt, text; name .* it: --task-columns target=text'),
         (GOOD + b'{"text": "t"}', r'line 2: it has "text", the first row "target"'),
         (b'{"instruction": ["i"], "output": "t"}', r'"instruction" holds list'),
         (b'{"messages": ["hello"]}', r"line 1: a turn is not"),

@@ -159,15 +159,6 @@ def test_bad_settings_are_one_sentence(base, task, monkeypatch):
         train.finetune(base, task, "full", seed=5)
 
 
-def test_e2e_has_its_own_budget_and_a_schedule_names_another_run(base, task):
-    e2e = task.replace(name="e2e")
-    plain, own = (train.settings_for("full", 0, t) for t in (task, e2e))
-    assert own.learning_rate == train.LEARNING_RATES["e2e full"] != plain.learning_rate
-    assert own.train_tokens == profile.budget(**train.BUDGET).e2e_train_tokens
-    linear = train.settings_for("full", 0, task, schedule="linear")
-    assert plain.schedule == "cosine" and train.run_path(base, task, linear) != train.run_path(base, task, plain)
-
-
 def test_a_variant_is_another_run_and_a_change_needs_its_name(base, task):
     def backwards(documents, tokens, seed):
         return packing.draw(documents, tokens, seed)[::-1]
