@@ -49,10 +49,7 @@ def items(text, names=()):
         ("at 10.3.44.7/80 or 10.3.44.8/24", [("ip", "10.3.44.7"), ("ip", "10.3.44.8")]),
         ("in /home/kim/x or C:\\Users\\Kim L\\x", [("path", "/home/kim"), ("path", "C:\\Users\\Kim L")]),
         ("2024-01-02 0171 39200 21, （19900001234）", [("phone", "0171 39200 21"), ("phone", "19900001234")]),
-        (
-            "mail kim@\n> holm.test\nor k\u200b@holm.test",
-            [("email", "kim@\n> holm.test"), ("email", "k\u200b@holm.test")],
-        ),
+        ("mail kim@\n> a.test\nor k\u200b@a.test", [("email", "kim@\n> a.test"), ("email", "k\u200b@a.test")]),
     ],
 )
 def test_each_kind_is_found_with_exact_bounds(text, wanted):

@@ -122,8 +122,8 @@ def said(*pairs: tuple[str, str]) -> list[dict]:
 SHAREGPT = [
     {"from": who, "value": text} for who, text in (("human", "Q{i}"), ("gpt", "A"), ("human", "R"), ("gpt", "B"))
 ]
-ANSWERED = said(("assistant", "A"), ("user", "R"))  # what comes after the last answer is left out
-DO = "### Instruction:\nDo {i}\n\n"
+CHAT = said(("system", "S"), ("user", "Q{i}"), ("assistant", "A"), ("user", "R"))  # R, which has no answer, is left out
+DO = "### Instruction:\n{i}\n\n"
 
 
 @pytest.mark.parametrize(
@@ -131,17 +131,9 @@ DO = "### Instruction:\nDo {i}\n\n"
     [
         ({"prompt": "Q{i}?", "completion": " A"}, "Q{i}?", " A"),
         ({"prompt": said(("user", "Q{i}")), "completion": said(("assistant", "A"))}, "User: Q{i}\nAssistant:", " A"),
-        ({"instruction": "Do {i}", "input": "", "output": "A"}, DO + "### Response:\n", "A"),
-        (
-            {"instruction": "Do {i}", "context": "C", "response": "A", "n": 1},
-            DO + "### Input:\nC\n\n### Response:\n",
-            "A",
-        ),
-        (
-            {"messages": [*said(("system", "S"), ("user", "Q{i}")), *ANSWERED]},
-            "System: S\nUser: Q{i}\nAssistant:",
-            " A",
-        ),
+        ({"instruction": "{i}", "input": "", "output": "A"}, DO + "### Response:\n", "A"),
+        ({"instruction": "{i}", "context": "C", "response": "A", "n": 1}, DO + "### Input:\nC\n\n### Response:\n", "A"),
+        ({"messages": CHAT}, "System: S\nUser: Q{i}\nAssistant:", " A"),
         ({"conversations": SHAREGPT}, "User: Q{i}\nAssistant: A\nUser: R\nAssistant:", " B"),
         ({"text": "A text {i}."}, "", "A text {i}."),
     ],
