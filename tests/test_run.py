@@ -59,13 +59,6 @@ def test_the_form_of_a_notebook(source):
             assert len(body.strip().splitlines()) <= 25, f"{source.stem}: {lines[start]} belongs in lib"
 
 
-def test_find_takes_numbers_and_names_and_lists_the_known():
-    assert [p.stem for p in notebooks.find(["2", "03"])] == ["02_finetune", "03_evaluate"]
-    assert notebooks.find([]) == SOURCES
-    with pytest.raises(ValueError, match=r"No notebook '77'; there are 01_load_and_generate, 02_"):
-        notebooks.find(["77"])
-
-
 def test_run_keeps_outputs_and_drops_progress_and_a_failure_leaves_the_previous(tmp_path, capsys):
     source = tmp_path / "98_trial.py"
     source.write_text(
@@ -106,14 +99,6 @@ def test_an_interrupted_run_is_one_line(tmp_path, number, status):
     assert process.returncode == status and all("cells:" in bar for bar in bars if bar.strip())
     assert line.startswith("98_trial was interrupted at step 3 of 42 of a training; its results, figures and")
     assert line.endswith("The same command goes on from checkpoint 2.")
-
-
-def test_a_run_says_first_what_it_replaces_and_how_to_get_it_back(monkeypatch, capsys):
-    monkeypatch.setattr(notebooks, "execute", lambda source: print("runs", source.stem))
-    for root in (profile.kept_root(), profile.ROOT):  # of fast, which replaces nothing, and of the others
-        monkeypatch.setattr(profile, "kept_root", lambda root=root: root)
-        notebooks.run(["1"])
-    assert re.match(r"runs 01.*\nEach .* replaces .*\n`git checkout data/results .*\nruns 01", capsys.readouterr().out)
 
 
 def test_a_notebook_saved_on_colab_is_mended(tmp_path):
