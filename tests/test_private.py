@@ -130,6 +130,13 @@ def test_shipped_numbers_are_those_of_the_test_half():
     assert {(by, r[by]): [r["found"], r["labelled"], r["correct"]] for by, r in parts} == counts("test")
 
 
+def test_in_ordinary_text_nothing_is_taken_for_personal():
+    for name in ("debian", "release_notes", "tang", "idioms"):
+        for path in (profile.DATA / name).glob("*.jsonl"):
+            for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()[::10]):
+                assert items("\n".join(v for v in row.values() if isinstance(v, str))) == []
+
+
 def test_the_labelled_set_is_large_held_apart_and_invented():
     halves = {half: labelled(half) for half in ("tune", "test")}
     texts = [text for rows in halves.values() for text, *_ in rows]
