@@ -146,6 +146,8 @@ class Results:
             for file in [f for f in Path(folder).rglob("*") if f.is_file()]:
                 (target := root / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
                 profile.replace(file, target)
+        if self.stored and (unknown := {*self.anew} - {"stored", "missing", *self.tables}):
+            print(f"RESULTS: {self.notebook} has no table {listed(sorted(unknown))}.")
         rows = ", ".join(f"{name} {len(table)}" for name, table in value["tables"].items())
         print(f"Results: {path.relative_to(root)} ({rows} rows)")
 

@@ -35,10 +35,11 @@ def find(names: list[str]) -> list[Path]:
 
 def run(names: list[str]) -> None:
     """Say what these notebooks replace, and `execute` them."""
+    sources = find(names)
     if profile.kept_root() == profile.ROOT and os.environ.get("RESULTS") != "stored":
         print("Each notebook, when it ends, replaces its results, figures and outputs; the committed ones come back by")
         print("`git checkout data/results figures notebooks/*.ipynb`.")
-    for source in find(names):
+    for source in sources:
         execute(source)
 
 

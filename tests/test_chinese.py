@@ -32,9 +32,6 @@ def lines(*patterns: str) -> list[str]:
     return [p.replace("-", "天").replace("|", "地") for p in patterns]
 
 
-# --- form
-
-
 def test_a_quatrain_is_read_without_its_punctuation():
     bare = HERON.translate({ord(c): None for c in "，。"})
     for text in (HERON, bare, HERON.replace("，", "！")):
@@ -106,9 +103,6 @@ def test_people_rhyme_and_chance_does_not(tang):
     drawn = np.random.default_rng(0).integers(0, len(poems), (20_000, 2))
     rate = np.mean([chinese.rhyme(poems[i][1][-1], poems[j][3][-1]) for i, j in drawn if i != j])
     assert chinese.rhyme_by_chance(["\n".join(p) for p in poems]) == pytest.approx(rate, abs=0.01)
-
-
-# --- plans
 
 
 def test_a_planned_task_is_the_task_with_a_line_more(tang):

@@ -44,8 +44,7 @@ linux = pytest.mark.skipif(os.name == "nt", reason="Colab is Linux")
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
-    """The notebooks' own first cell where packages are names, torch says T4 and pip only writes down its arguments:
-    python, what was printed, and what pip was asked for."""
+    """The notebooks' own first cell where torch says T4 and pip writes down: python, what was printed, pip's calls."""
     folder = tmp_path_factory.mktemp("colab")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "image"], check=True)
     python = folder / "image" / "bin" / "python"

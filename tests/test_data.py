@@ -125,8 +125,7 @@ def pieces(name: str, text: str) -> set:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_no_held_out_document_is_close_to_a_training_document(shipped, name):
-    """The highest Jaccard similarity of a held-out and a training target, by an exact inverted index, which shares no
-    code with what removed the near-duplicates."""
+    """The highest Jaccard similarity of a held-out and a training target; shares no code with their removal."""
     task = shipped[name]
     held_out = [pieces(name, r["target"]) for split in ("validation", "test") for r in head(task[split])]
     index = collections.defaultdict(list)

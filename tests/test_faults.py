@@ -282,8 +282,7 @@ def long_run(folder: Path, steps: int) -> None:
 
 @pytest.mark.fault("long run (steps)")
 def test_memory_stays_flat_and_a_leak_is_found(tmp_path, record_property):
-    """The second half of the steps against the first, medians; then the same of 20 steps that leak. In a fresh process:
-    a forked one begins with what the tests before it have left in the allocator."""
+    """Medians of the second half of the steps and the first, in a process without other tests' freed memory."""
     steps = 10 * TIMES
     record_property("injected", steps)
 
@@ -340,9 +339,6 @@ def test_a_notebook_killed_in_mid_cell_leaves_its_twin_whole(tmp_path, moment):
         time.sleep(0.02)
     assert killed_after(pid, 0.5 * uniform()) and target.read_bytes() == before
     assert ended(child(work)) == DONE and outputs() == told
-
-
-# --- what is counted
 
 
 def test_the_tests_that_are_counted_exist():

@@ -1,5 +1,4 @@
-"""The machines that students have: the main path on a Linux made like theirs (tests/elsewhere), README's commands in
-four shells, text files and children whatever the locale is."""
+"""The machines that students have, README's commands in four shells, text files whatever the locale is."""
 
 import ast
 import os

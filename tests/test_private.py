@@ -1,5 +1,4 @@
-"""lib.explore.anonymise and lib.explore.private: what is found of personal data, how files become documents, and that
-nothing of a folder of one's own is shown."""
+"""lib.explore.anonymise and .private: personal data found, files read, nothing of one's own folder shown."""
 
 import contextlib
 import json
@@ -149,9 +148,6 @@ def test_the_labelled_set_is_large_held_apart_and_invented():
         for text, spans, *_ in rows:
             for item in (plain(text[s.start : s.end], ("",))[0].lower() for s in spans if s.category == "email"):
                 assert re.search(r"(\. ?|\bdot[\])}> ]*)(example|test)$", item), item  # RFC 2606: not of the real world
-
-
-# --- files
 
 
 def clean(text, people=()):

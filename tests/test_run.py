@@ -59,6 +59,14 @@ def test_the_form_of_a_notebook(source):
             assert len(body.strip().splitlines()) <= 25, f"{source.stem}: {lines[start]} belongs in lib"
 
 
+def test_a_run_says_first_what_it_replaces_and_how_to_get_it_back(monkeypatch, capsys):
+    monkeypatch.setattr(notebooks, "execute", lambda source: print("runs", source.stem))
+    for root in (profile.kept_root(), profile.ROOT):  # of fast, which replaces nothing, and of the others
+        monkeypatch.setattr(profile, "kept_root", lambda root=root: root)
+        notebooks.run(["1"])
+    assert re.match(r"runs 01.*\nEach .* replaces .*\n`git checkout data/results .*\nruns 01", capsys.readouterr().out)
+
+
 def test_run_keeps_outputs_and_drops_progress_and_a_failure_leaves_the_previous(tmp_path, capsys):
     source = tmp_path / "98_trial.py"
     source.write_text(
@@ -132,8 +140,7 @@ def test_a_task_of_ones_own_runs_02_and_03(tmp_path):
 
 
 def test_everything_works_after_a_run_whose_data_were_out_of_reach(tmp_path, monkeypatch):
-    """Notebook 03 on its shipped tables without E2E and general text and with one seed, as README's commands leave them
-    behind a blocked hub."""
+    """Notebook 03 on its tables as README's commands leave them behind a blocked hub."""
     root, out = tmp_path / "project", tmp_path / "out/data/results/03_evaluate.json"
     unused = shutil.ignore_patterns(".*", "build", "models", "mirror", "private", "runs")
     shutil.copytree(profile.ROOT, root, ignore=unused)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from lib.explore import scratch
-from lib.explore.encodings import train_encoding
+from lib.explore.encodings import ENCODINGS, train_encoding
+from lib.explore.positions import POSITIONS, Code
 from lib.explore.scratch import Recipe, documents, model_of, run_path, score_stream, stream, train
 from lib.tasks import Task
 
@@ -33,6 +34,16 @@ def weights(model):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_new_position_or_encoding_is_one_function_and_one_line(monkeypatch):
+    def nearby(distance, weight, config):
+        return -5.0 * (distance > 8).float().expand(config.n_head, -1, -1)
+
+    monkeypatch.setitem(POSITIONS, "new", Code(bias=nearby))
+    monkeypatch.setitem(ENCODINGS, "new", lambda texts, size: ENCODINGS["bpe"](texts[:9], size))
+    recipe = replace(TINY, train_bytes=6_000, position="new", encoding="new")
+    assert train(recipe).bits_per_byte(["some text"]) < 8 and run_path(recipe) != run_path(TINY)
 
 
 def test_a_run_learns_and_says_what_it_was(run, texts):

@@ -1,6 +1,5 @@
-"""Makes a Python on Linux behave as on students' machines, where tests/test_machines.py puts this folder on PYTHONPATH
-and sets ELSEWHERE to the locale's encoding (gbk): files without a named encoding are read and written in it, with CRLF
-lines; no fork, waitid, resource, symlinks or /proc; files are held by others for a moment."""
+"""Makes a Python on Linux behave as on students' machines, where ELSEWHERE names the locale's encoding (gbk): files
+without a named one are in it, with CRLF; no fork, waitid, resource, symlinks or /proc; files are held by others."""
 
 import builtins
 import io
