@@ -101,12 +101,12 @@ def without(text: str, numbers: list[str]) -> str:
     """A Markdown text without the subsections, list items and table rows whose marks and links are theirs alone."""
 
     def stays(part: str) -> bool:
-        found = set(re.findall(r"(?:<!--(?:=|\?| begin) |notebooks/|figures/)(\d\d)[._]", part))
+        found = set(re.findall(r"(?:<!--(?:[=?#]| begin) |notebooks/|figures/)(\d\d)[._]", part))
         return not found or not found <= set(numbers)
 
     text = "".join(p for p in re.split(r"(?m)^(?=#{2,3} )", text) if not p.startswith("### ") or stays(p))
     text = re.sub(r"(?m)^(?:- .*\n(?:  .*\n)*|\|.*\n)", lambda m: m[0] if stays(m[0]) else "", text)
-    return re.sub(r"(?m)^\|.*\n\|[ :|-]+\n\n(?:Table: .*\n\n)?", "", text)  # a head without rows
+    return re.sub(r"(?m)^\|.*\n\|[ :|-]+\n\n(?:Table[ :].*\n\n)?", "", text)  # a head without rows
 
 
 def numbered_anew(text: str, sections: list[str]) -> str:

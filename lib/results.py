@@ -93,16 +93,16 @@ class Results:
         }
 
     def caption(self, text: str, tokens: int | None = None, scratch=False, seeds: Sequence[int] | None = None) -> str:
-        """`text` and what its numbers hang on: seeds (all of the run's; () for none), training tokens per run, and the
-        model unless from `scratch`."""
+        """`text` and what its numbers hang on: seeds (all of the run's; () for none), training tokens per run, and that
+        the model is a stand-in unless from `scratch`."""
         made = self.provenance()
-        seeds = made["seeds"] if seeds is None else seeds
-        parts = [f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"] if seeds else []
-        parts += [f"{tokens:,} training tokens per run"] if tokens else []
-        if made["base_model"] and not scratch:
-            parts.append(made["base_model"] + (", not GPT-2 117M" if made["stand_in"] else ""))
-        said = "; ".join(parts)
-        return f"{text} {said[:1].upper()}{said[1:]}." if said else text
+        seeds = list(made["seeds"] if seeds is None else seeds)
+        row = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
+        said = f"{seeds[0]}\u2013{seeds[-1]}" if row else ", ".join(map(str, seeds))
+        parts = [f"Seed{'s' * (len(seeds) > 1)} {said}"] if seeds else []
+        parts += [f"{tokens:,} training tokens"] if tokens else []
+        text += f" {'; '.join(parts)}." if parts else ""
+        return text + " Stand-in." if made["stand_in"] and not scratch else text
 
     def figure(self, fig, name: str, text: str, **options) -> None:
         """figures/<name>.svg and .png, with `caption(text, **options)`; the same data gives the same bytes.

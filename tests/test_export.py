@@ -12,6 +12,7 @@ from PIL import Image
 from sample_project import figure, project, write
 
 from lib.report import export
+from lib.report.fill import filled
 from lib.results import markdown_table
 
 
@@ -61,16 +62,16 @@ def test_html_holds_the_whole_report_and_needs_no_other_file(html):
     assert '<a href="../lib/packing.py">' in html and '<a href="../data/README.md#debian">' in html
 
 
-def test_figures_and_tables_are_numbered_and_referred_to(html, tmp_path):
-    assert '<figure id="figure-03_before_after">' in html and "Figure 1. Held-out" in words(html)
-    assert '<a href="#figure-03_before_after">Figure 1</a>' in html
+def test_captions_have_the_texts_numbers_and_are_referred_to(html, tmp_path):
+    assert '<figure id="figure-1">' in html and "Figure 1. Held-out" in words(html)
     assert '<a href="#5-before-and-after-fine-tuning">section 5</a>' in html
-    chinese = "微调前后的比较。" * 9 + "见[图](figures/03_before_after.png)\n\n![比较](figures/03_before_after.png)"
-    found = export.document(trial(tmp_path, chinese, "# 标题\n\n"), "html")
-    assert words(found).endswith("比较。见图 1 图 1. 比较")
     table = "| a | b |\n|--|--|\n| 1<!--= 03.a -->.5<!--/--> | 2 |\n\n"
-    found = words(export.document(trial(tmp_path, f"{table}Table: *first*.\n\n{table}Table: second.\n"), "html"))
-    assert "Table 1. first." in found and "Table 2. second." in found and "1.5" in found
+    text = f"{table}Table: *first*.\n\n<!-- begin 03.b -->\n\n{table}Table: 2nd.\n\n<!-- end 03.b -->\n"
+    text = filled(f"see <!--# 03.b -->?<!--/-->\n\n{text}", {"values": {}, "tables": {}})
+    found = export.document(trial(tmp_path, text), "html").decode()
+    assert "Table 1. first." in words(found) and "Table 2. 2nd." in words(found) and "1.5" in words(found)
+    assert '<a href="#table-2">Table 2</a>' in found and '<table id="table-2">' in found
+    assert export.document(tmp_path / "report.md", "pdf").startswith(b"%PDF")
 
 
 def test_word_holds_figures_tables_formulas_and_a_chinese_font(root):

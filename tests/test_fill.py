@@ -1,5 +1,7 @@
 """report.md and README.md: every number from a results file, every claim true, every place in the code real."""
 
+import re
+
 import pytest
 from sample_project import figure, project, results, write
 
@@ -15,7 +17,7 @@ TEXT = """# A report
 
 After it the model needs <!--= 03.full.bits -->1.042 [1.038, 1.045]<!--/--> bits. As said
 before, <!--? 03.full beats before -->fine-tuning helps.
-See `lib.packing.flatten`, `tests/test_x.py::test_y` and section 5.
+See `lib.packing.flatten`, `tests/test_x.py::test_y`, section 5 and <!--# 03.scores -->Table 1<!--/-->.
 
 <!-- begin 03.scores -->
 
@@ -23,13 +25,15 @@ See `lib.packing.flatten`, `tests/test_x.py::test_y` and section 5.
 |--|--|
 | 1 | 2 |
 
-Table: Scores.
+Table 1. Scores.
 
 <!-- end 03.scores -->
 
 <!-- begin 03.figure.curve -->
 
-![C.](figures/03_c.png)
+![Figure 1](figures/03_c.png)
+
+Figure 1. C.
 
 <!-- end 03.figure.curve -->
 
@@ -66,14 +70,23 @@ def change(root, **parts):
 def test_fill_brings_new_values_tables_and_figures_and_nothing_else(root):
     readme = (root / "README.md").read_text("utf-8")
     write(root / "README.md", f"{readme}\nIt took 13 minutes; 70.4 is published. <!--= 03.full.bits -->x<!--/-->\n")
-    change(root, values={"full.bits": "0.900"}, tables={"scores": "| c |\n|--|\n| 3 |"})
+    change(root, values={"full.bits": "0.900"}, tables={"scores": "| c |\n|--|\n| 3 |\n\nTable: C."})
     assert len(fill.check(root)) == 3 and fill.fill(root) == fill.check(root) == []
     text = (root / "report.md").read_text("utf-8")
-    assert "needs <!--= 03.full.bits -->0.900<!--/--> bits." in text and "| c |\n|--|\n| 3 |\n\n<!-- end" in text
+    assert "needs <!--= 03.full.bits -->0.900<!--/--> bits." in text and "| 3 |\n\nTable 1. C.\n\n<!-- end" in text
     assert text.replace("0.900", "1.042 [1.038, 1.045]").splitlines()[:4] == TEXT.splitlines()[:4]
     write(root / "README.md", f"{readme}\nIt needs 1.042 bits.\n")
     (line,) = fill.check(root)
     assert line.startswith("README.md, line ") and "1.042 was typed" in line
+
+
+def test_captions_are_numbered_in_their_order_and_named_by_number(root):
+    mine = "Table: By hand.\n\n```\nTable: code\n```\n\n![D.](figures/03_c.png)\n\n<!-- begin 03.scores"
+    write(root / "report.md", TEXT.replace("<!-- begin 03.scores", mine))
+    assert fill.fill(root) == []
+    found = re.findall(r"(?:Table|Figure)(?: \d|:).*", (root / "report.md").read_text("utf-8"))
+    numbered = ["Table 1. By hand.", "Table: code", "Figure 1](figures/03_c.png)", "Figure 1. D.", "Table 2. Scores."]
+    assert found == ["Table 2<!--/-->.", *numbered, "Figure 2](figures/03_c.png)", "Figure 2. C."]
 
 
 def test_a_changed_value_and_a_claim_turned_false_are_named_with_their_lines(root):
@@ -92,6 +105,9 @@ BROKEN = {
     "an unknown value": ("03.full.bits", "03.full.bit", "no results file answers `03.full.bit`: run notebook 03"),
     "an open mark": ("1.045]<!--/-->", "1.045]", "line 3: `<!--= 03.full.bits -->` is a broken mark"),
     "edited by hand": ("| 1 | 2 |", "| 1 | 3 |", "line 7: `03.scores` is not what data/results gives"),
+    "a number of a table that went": ("# 03.scores -->", "# 03.score -->", "no figure or table `03.score` stands here"),
+    "a number typed": ("-->Table 1<", "-->Table 2<", "line 5: `03.scores` is not what data/results gives"),
+    "a caption's number": ("**Published", "Table 1. By hand.\n\n**Published", "`a caption` is not what"),
     "a mark at a line's start": ("As said\nbefore, ", "As said\n", "line 4: a line may not begin with a mark"),
     "a gone function": ("lib.packing.flatten", "lib.packing.flat", "lib/packing.py has no `flat`"),
     "a gone test": ("::test_y", "::test_z", "tests/test_x.py has no `test_z`"),

@@ -43,7 +43,7 @@ def test_rows_are_kept_with_nan_as_null_and_the_report_gets_values_claims_tables
     assert {"base_model", "stand_in", "profile", "device", "dtype", "git_commit", "created", "versions"} <= set(made)
     assert report["values"] == {"mean": "1.500"} and report["claims"] == {"x is large": True}
     assert report["tables"]["t"].endswith("Table: The rows. Seeds 0, 1.")
-    figure = "![A (figure). Seeds 0, 1; 1,000 training tokens per run.](figures/99_x.png)"
+    figure = "![A (figure). Seeds 0, 1; 1,000 training tokens.](figures/99_x.png)"
     assert report["tables"]["figure.x"] == figure and (folder / "figures" / "99_x.png").is_file()
 
 

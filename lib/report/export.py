@@ -27,6 +27,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 EPOCH = "315532800"  # 1980-01-01, the first date a zip can hold
 WIDGET = "application/vnd.jupyter.widget-view+json"
 NUMERIC = re.compile(r"([-+−]?[\d.,]+(e[-+]?\d+)?( ?%)?( \[.*\])?|nan|NaN|None|-|)")  # an interval behind it or not
+REFERENCE = re.compile(r"<!--# \S+ -->(\w+) (\d+)<!--/-->")
 DRAFT = '<div class="draft">DRAFT, not for submission</div>'
 
 
@@ -74,6 +75,7 @@ def document(source: Path, form: str, base: str = "", draft: bool = False) -> by
     except UnicodeDecodeError as error:
         raise ValueError(f"{source.name} is not UTF-8 ({error}): save it as UTF-8.") from None
     lang = language(text)
+    text = REFERENCE.sub(lambda m: f"[{m[1]} {m[2]}](#{m[1].lower()}-{m[2]})", text)
     more = ["-M", f"base={base}", "-M", f"lang={lang.replace('zh', 'zh-Hans')}", "-V", f"language={lang}"]
     if not re.search(r"\A\s*# ", text):
         more += ["-M", f"title={source.stem}"]

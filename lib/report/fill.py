@@ -1,8 +1,9 @@
 """`python -m lib report`: fill report.md and README.md from data/results, or check them.
 
-People write the prose. Three marks, named after a notebook's number and what it handed over (lib.results.Results):
+People write the prose. Four marks, named after a notebook's number and what it handed over (lib.results.Results):
 `<!--= 03.name -->text<!--/-->` holds a value; `<!-- begin 03.name -->` ... `<!-- end 03.name -->` a table or a figure
-with its caption; `<!--? 03.claim -->` stands before a sentence that is true only while the claim holds.
+with its caption, which is numbered by its order; `<!--# 03.name -->Table 2<!--/-->` refers to that number;
+`<!--? 03.claim -->` stands before a sentence that is true only while the claim holds.
 """
 
 import json
@@ -17,11 +18,17 @@ FILES = ("README.md", "report.md")
 MARK = re.compile(
     r"<!--= (?P<value>[\w-]+\.\S+) -->(?P<text>(?:(?!<!--)[^\n])*)<!--/-->"
     r"|<!-- begin (?P<block>[\w-]+\.\S+) -->(?P<body>.*?)<!-- end (?P=block) -->"
-    r"|<!--\? (?P<claim>[\w-]+\.[^\n>]+?) -->",
+    r"|<!--\? (?P<claim>[\w-]+\.[^\n>]+?) -->"
+    r"|<!--# (?P<number>[\w-]+\.\S+) -->[\w ]*<!--/-->"
+    r"|(?m:^)(?P<caption>Table(?: \d+\.|:) )",  # of a table that a person wrote
     re.DOTALL,
 )
 FENCED = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\n]*$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`[^`\n]*`")
+CAPTION = re.compile(  # of a figure and a table, as a notebook hands it over or numbered
+    f"(?s:{FENCED.pattern})" + r"|^!\[(.*)\]\((figures/\S+)\)(?:\n\nFigure \d+\. (.*))?$|^Table(?: \d+\.|:) ",
+    re.MULTILINE,
+)
 FIGURE = re.compile(r"!\[[^\]]*\]\((figures/[^)\s]+)\)")
 REFERENCE = re.compile(r"`((?:lib|tests|notebooks|data)/[\w./]+)(?:::(\w+))?`|`(lib(?:\.\w+)+)`|\]\(([\w/]+/[\w./]+)")
 FILLED_BY_A_MACHINE = ("data/private", "data/runs", "data/models", "data/mirror", "data/results", "build/")
@@ -63,7 +70,32 @@ def filled(text: str, found: dict[str, dict]) -> str:
             return f"<!-- begin {m['block']} -->\n\n{found['tables'][m['block']]}\n\n<!-- end {m['block']} -->"
         return m[0]
 
-    return MARK.sub(replace, text)
+    text = _numbered(MARK.sub(replace, text))
+    label = labels(text)
+    return MARK.sub(
+        lambda m: f"<!--# {m['number']} -->{label[m['number']]}<!--/-->" if m["number"] in label else m[0], text
+    )
+
+
+def _numbered(text: str) -> str:
+    """`text` with the captions of its figures and of its tables numbered in their order."""
+    count = {"Figure": 0, "Table": 0}
+
+    def caption(m: re.Match) -> str:
+        if m[1]:  # code
+            return m[0]
+        kind = "Figure" if m[3] else "Table"
+        count[kind] += 1
+        label = f"{kind} {count[kind]}"
+        return f"![{label}]({m[3]})\n\n{label}. {m[4] or m[2]}" if m[3] else f"{label}. "
+
+    return CAPTION.sub(caption, text)
+
+
+def labels(text: str) -> dict[str, str]:
+    """Block -> "Figure 7" or "Table 2", of those with a caption."""
+    first = {m["block"]: re.search(r"^((?:Figure|Table) \d+)\. ", m["body"] or "", re.M) for m in MARK.finditer(text)}
+    return {block: m[1] for block, m in first.items() if m}
 
 
 def fill(root: Path = profile.ROOT) -> list[str]:
@@ -106,15 +138,18 @@ def _read(path: Path) -> str:
 
 
 def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
-    wrong = []
-    for m in MARK.finditer(text):
-        kind = "values" if m["value"] else "tables" if m["block"] else "claims"
-        name = m["value"] or m["block"] or m["claim"]
-        if name not in found[kind]:
+    wrong, new = [], filled(text, found)
+    label = labels(new)
+    for m, now in zip(MARK.finditer(text), MARK.finditer(new), strict=True):
+        name = m["value"] or m["block"] or m["claim"] or m["number"] or "a caption"
+        kind = "values" if m["value"] else "tables" if m["block"] else "claims" if m["claim"] else None
+        if kind and name not in found[kind]:
             wrong.append((m.start(), f"no results file answers `{name}`: run notebook {name[:2]}, or rewrite it."))
-        elif kind == "claims" and not found[kind][name]:
+        elif m["number"] and name not in label:
+            wrong.append((m.start(), f"no figure or table `{name}` stands here: rewrite what refers to it."))
+        elif m["claim"] and not found[kind][name]:
             wrong.append((m.start(), f"the claim `{name}` does not hold any more: rewrite the sentence behind it."))
-        elif filled(m[0], found) != m[0]:
+        elif now[0] != m[0]:
             wrong.append((m.start(), f"`{name}` is not what data/results gives: run `python -m lib report`."))
     rest = blank(text, FENCED, MARK, CODE)
     wrong += [
@@ -123,7 +158,7 @@ def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
     ]
     wrong += [
         (m.start(), "a line may not begin with a mark: Markdown would show what follows as raw text.")
-        for m in re.finditer(r"^\s*(?:[-*>] +)*<!--[=?]", text, re.MULTILINE)
+        for m in re.finditer(r"^\s*(?:[-*>] +)*<!--[=?#]", text, re.MULTILINE)
     ]
     return wrong
 
@@ -152,10 +187,10 @@ def places(text: str, root: Path) -> list[tuple[int, str]]:
 
 NUMBER = re.compile(r"(?<![A-Za-z0-9_./:])(?<![A-Za-z0-9]-)(?<!\d,)[-+−]?(\d+(?:,\d{3})*(?:\.\d+)*)([A-Za-z_]*)")
 LISTED = re.compile(r"\*\*Published constants\.\*\*.*?(?=\n\n(?!-)|\Z)", re.DOTALL)
-TEAM = re.compile(r"^## 1 .*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
-SOURCES = re.compile(r"^## 8 .*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+# free of marks: the title's block, the team's section, the sources
+FREE = re.compile(r"\A# .*?^(?=## Abstract)|^(#+) [^\n]*(?:[Tt]eam|References|Sources).*?(?=^#|\Z)", re.S | re.M)
 NO_RESULTS = (  # numbers that are no results, anywhere in running text
-    re.compile(r"^#+ [\d.]+", re.MULTILINE),  # headings
+    re.compile(r"^(?:#+|Figure|Table) [\d.]+", re.MULTILINE),  # headings, captions
     re.compile(r"https?://[^\s)]+|\[\d\d\]\(notebooks/[^)]+\)"),
     re.compile(r"\b(?:1[89]|20)\d\d\b(?![.,]\d)"),  # years
     re.compile(r"\barXiv:\d{4}\.\d{4,5}"),
@@ -175,13 +210,13 @@ def blank(text: str, *patterns: re.Pattern) -> str:
 
 def _typed_numbers(text: str, published: str, only_decimals: bool) -> list[tuple[int, str]]:
     """Numbers outside code and marks that are neither years, sections, notebooks, nor among the constants that the
-    report's sources list. Formulas hold integers up to 10 as well; the team's section and the sources are free.
+    report's sources list. Formulas hold integers up to 10 as well.
     README, whose commands and times hold many numbers, is asked for decimals only."""
     listed = LISTED.search(published)
     allowed = {m[1] + m[2] for m in NUMBER.finditer(listed[0])} if listed else set()
     math = [m.span() for m in MATH.finditer(text)]
     wrong = []
-    for m in NUMBER.finditer(blank(text, FENCED, MARK, CODE, TEAM, SOURCES, FIGURE, *NO_RESULTS)):
+    for m in NUMBER.finditer(blank(text, FENCED, MARK, CODE, FREE, FIGURE, *NO_RESULTS)):
         small = m[1].isdigit() and int(m[1]) <= 10 and any(start <= m.start() < end for start, end in math)
         if small or m[1] + m[2] in allowed or m[2].startswith("_") or (only_decimals and "." not in m[1]):
             continue

@@ -157,7 +157,7 @@ def explorations(p: Project) -> Answer:
         parts = re.findall(r"^\*\*([^*\n]+)\*\*(.*?)(?=^\*\*|\Z)", section.text, re.M | re.S)
         told = " ".join(head for head, body in parts if words(body) >= 4)
         lacks = [part for part, word in PARTS.items() if not re.search(word, told, re.IGNORECASE)]
-        named = re.findall(r"<!--(?:=|\?| begin) (\d\d)\.", section.raw) or [f"{int(section.title[2]) + 3:02}"]
+        named = re.findall(r"<!--(?:[=?#]| begin) (\d\d)\.", section.raw) or [f"{int(section.title[2]) + 3:02}"]
         number = max(named, key=named.count)
         if lacks:
             unfinished.append(f"{section.at}, {section.title}, has no {', no '.join(lacks)}")

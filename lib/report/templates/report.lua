@@ -1,10 +1,10 @@
--- What GitHub's Markdown leaves to the page is made here for HTML, Word and PDF alike: comments go, figures and tables are
--- numbered and can be linked to, links to other files work from where the export lies (metadata `base`).
+-- What GitHub's Markdown leaves to the page is made here for HTML, Word and PDF alike: comments go, figures and tables get the
+-- captions behind them and can be linked to, links to other files work from where the export lies (metadata `base`).
 local WIDTH, HEIGHT = 16.0, 10.5 -- cm at most of a picture on an A4 page
 local LINE, PADDING = 104, 3 -- letters of a table's text in a line of a Word page, and what a cell's margins take
 local WORD = 48 -- letters of a word, beyond which it breaks rather than take the other columns' room
 local LONG = 24 -- rows of a table that, with cells of two lines, no longer fits a page
-local words, base, figures, count = {}, "", {}, {figure = 0, table = 0}
+local base = ""
 
 local function refuse(...)
   io.stderr:write(string.format(...), "\n")
@@ -15,11 +15,6 @@ local function raw(element)
   if element.text:match("^%s*<!%-%-.*%-%->%s*$") then return {} end
   if element.text:match("^<br%s*/?>$") then return pandoc.LineBreak() end
   refuse("Word and PDF would leave out the HTML %s: write it in Markdown.", element.text:match("[^\n]*"))
-end
-
-local function numbered(kind, caption)
-  count[kind] = count[kind] + 1
-  return pandoc.Inlines(words[kind] .. " " .. count[kind] .. ". ") .. caption
 end
 
 local function size(picture)
@@ -34,24 +29,18 @@ local function size(picture)
   return picture
 end
 
-local function figure(block)
-  local source = block.content[1].content[1].src
-  block.identifier = "figure-" .. pandoc.path.filename(source):gsub("%.%w+$", ""):gsub("[^%w_]+", "-")
-  block.caption.long = {pandoc.Plain(numbered("figure", block.caption.long[1].content))}
-  figures[source] = {block.identifier, count.figure}
-  return block
-end
-
--- a paragraph "Table: ..." right behind a table is the table's caption
+-- a paragraph "Figure 7. ..." or "Table 3. ..." right behind a picture or a table is its caption
 local function captions(blocks)
   local done = pandoc.Blocks({})
   for _, block in ipairs(blocks) do
-    local before, first = done[#done], block.t == "Para" and block.content[1].text or ""
-    local rest = first:match("^Table:(.*)") or first:match("^表：(.*)")
-    if rest and before and before.t == "Table" and #before.caption.long == 0 then
-      block.content[1] = pandoc.Str(rest)
-      if rest == "" then block.content = pandoc.Inlines({table.unpack(block.content, 3)}) end
-      before.caption.long = {pandoc.Plain(numbered("table", block.content))}
+    local before, text = done[#done], block.t == "Para" and pandoc.utils.stringify(block) or ""
+    local kind, number = text:match("^(%u%l+) (%d+)%. ")
+    if before and kind == before.t then
+      before.identifier = kind:lower() .. "-" .. number
+      block.content[1] = pandoc.Strong({table.unpack(block.content, 1, 3)})
+      block.content:remove(2)
+      block.content:remove(2)
+      before.caption.long = {pandoc.Plain(block.content)}
     else
       done:insert(block)
     end
@@ -104,14 +93,7 @@ local function fit_table(block)
 end
 
 local function link(element)
-  local found = figures[element.target]
-  if found then
-    local label = pandoc.utils.stringify(element.content)
-    if label == words.figure then element.content = pandoc.Inlines(label .. " " .. found[2]) end
-    element.target = "#" .. found[1]
-  elseif not element.target:match("^#") and not element.target:match("^%a+:") then
-    element.target = base .. element.target
-  end
+  if not element.target:match("^#") and not element.target:match("^%a+:") then element.target = base .. element.target end
   return element
 end
 
@@ -132,14 +114,12 @@ local function contents(document)
 end
 
 local function settings(meta)
-  local chinese = pandoc.utils.stringify(meta.lang or ""):match("^zh")
-  words = chinese and {figure = "图", table = "表"} or {figure = "Figure", table = "Table"}
   base = pandoc.utils.stringify(meta.base or "")
 end
 
 return {
   {Meta = settings, RawInline = raw, RawBlock = raw},
-  {Figure = figure, Image = size, Blocks = captions, Math = formula},
+  {Image = size, Blocks = captions, Math = formula},
   {Link = link, Table = fit_table},
   {Pandoc = contents},
 }
