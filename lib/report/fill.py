@@ -19,7 +19,7 @@ MARK = re.compile(
     r"<!--= (?P<value>[\w-]+\.\S+) -->(?P<text>(?:(?!<!--)[^\n])*)<!--/-->"
     r"|<!-- begin (?P<block>[\w-]+\.\S+) -->(?P<body>.*?)<!-- end (?P=block) -->"
     r"|<!--\? (?P<claim>[\w-]+\.[^\n>]+?) -->"
-    r"|<!--# (?P<number>[\w-]+\.\S+) -->[\w ]*<!--/-->"
+    r"|<!--# (?P<number>[\w-]+\.\S+) -->[^<\n]*<!--/-->"
     r"|(?m:^)(?P<caption>Table(?: \d+\.|:) )",  # of a table that a person wrote
     re.DOTALL,
 )
