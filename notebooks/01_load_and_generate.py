@@ -186,7 +186,7 @@ def stack(ax, name: str, config) -> None:
     for y, text, colour in shown:
         box = {"boxstyle": "circle,pad=0.1" if text == "+" else "round,pad=0.35", "fc": colour, "ec": "0.3"}
         ax.text(0, y, text, ha="center", va="center", fontsize=8, zorder=4, bbox=box)
-    ax.text(3.95, 7.55, f"× {config.num_hidden_layers} blocks", ha="right", va="top", fontsize=8, zorder=5)
+    ax.text(-3.2, 7.6, f"× {config.num_hidden_layers} blocks", va="top", fontsize=8, zorder=5)
     ax.text(0.15, 2.02, f"h (B, T, {config.hidden_size})", fontsize=7.5, va="center")
     ax.set(xlim=(-3.7, 4.3), ylim=(-0.6, 11), title=name)
     ax.axis("off")
@@ -865,11 +865,11 @@ results.value("trace.steps", len(traced))
 results.value("trace.end", tokenizer.eos_token)
 results.claim("the traced answer ends", bool(ended))
 cells = [
-    [r.step, r.read, *(f"`{getattr(r, f'token_{i}')}` {getattr(r, f'probability_{i}'):.2f}" for i in (1, 2, 3))]
-    for r in traced.itertuples()
+    [r["step"], r["read"], *(f"`{r[f'token_{i}']}` {r[f'probability_{i}']:.2f}" for i in (1, 2, 3))]
+    for r in traced.replace(" ", "␣", regex=True).to_dict("records")
 ]
 text = "One answer, step by step: tokens read so far, and the three likeliest next tokens with their probabilities; "
-text += "the likeliest is taken."
+text += "the likeliest is taken; ␣ is a space."
 header = ["step", "tokens read", "taken", "second", "third"]
 results.markdown("trace", header, cells, text, seeds=())
 
