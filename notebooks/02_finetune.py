@@ -564,6 +564,7 @@ results.value("documents", f"{documents:,}")
 card, what, of = cards.get(task.name, {}), "documents", task.name
 if task.name == "debian":
     what, of = "packages", f"Debian {card['release']['version']} “{card['suite']}”, main"
+results.value("near_duplicate", f"{card['near_duplicate_jaccard']:g}" if "near_duplicate_jaccard" in card else "-")
 results.value("perl", f"{card['sections']['perl'] / documents:.0%}" if "sections" in card else "not measured")
 rows = [[stage, f"{count:,}"] for stage, count in stages.items()]
 table = f"{markdown_table(['stage', what], rows)}\n\nTable: {what.capitalize()} left after each stage, {of}."
@@ -608,6 +609,10 @@ lora = own[own["method"] == "lora"].iloc[0]
 results.value("lora.parameters", f"{lora['trainable_parameters']:,}")
 results.value("lora.share", f"{lora['trainable_parameters'] / lora['base_parameters']:.1%}")
 results.value("parameters", f"{lora['base_parameters']:,}")
+rank = train.settings_for("lora", 0, task).lora_rank
+results.value("lora.rank", rank)
+results.value("lora.alpha", 2 * rank)  # as lib.train.with_lora has it
+results.value("start", number(came.loc[task.name, "full"]["start"].mean()))
 
 # %% [markdown]
 # - One row per task and method: what was trained, at which rate, and how far it came on the validation split.
