@@ -1,6 +1,7 @@
 """The figures of the notebooks, in one style: readable in grey, labelled where the eye is instead of in a legend.
 
-Every function takes plain tables, so that a figure can be drawn again from data/results alone, and returns the figure.
+Every function takes plain tables, so that a figure can be drawn again from data/results alone, and returns the figure,
+as wide as the report's text: letters are printed as large as they are set, at least 7 points.
 Colours: Paul Tol's medium-contrast scheme (personal.sron.nl/~pault); line styles and markers repeat the distinction.
 """
 
@@ -21,8 +22,9 @@ from lib.generate import OTHERS
 from lib.metrics import mean_interval
 
 INK, GREY, PALE = "#222222", "#767676", "#BBBBBB"
-COLORS = ("#004488", "#DDAA33", "#994455", "#6699CC", "#997700", "#F2BBD0")
+COLORS = ("#004488", "#DDAA33", "#994455", "#6699CC", "#997700", "#44AA99")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+WIDTH = 6.3  # inches: a figure's, the 16 cm of the report's text
 MARKERS = ("o", "s", "^", "D", "v", "P")
 BYTES = re.compile(r"<[0-9A-F]{2}( [0-9A-F]{2})*>")  # how lib.generate.token_text writes a fragment
 # Chinese: Noto Sans CJK SC of the wheel mplfonts, which is not imported: that would change matplotlib
@@ -70,11 +72,11 @@ def label_lines(ax: plt.Axes) -> None:
         note(ax, line.get_label(), (right, end[1]), (8, last - wanted), **style)
 
 
-def _grid(panels: int, columns: int, width: float, height: float, **options):
-    """Figure and axes (rows, columns) for `panels`, each `width` x `height` inches; those left over are hidden."""
+def _grid(panels: int, columns: int, height: float, **options):
+    """Figure and axes (rows, columns) for `panels`, each `height` inches high; those left over are hidden."""
     columns = min(columns, panels)
     rows = -(-panels // columns)
-    fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=(width * columns, height * rows), **options)
+    fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=(WIDTH, height * rows), **options)
     for ax in axes.flat[panels:]:
         ax.set_visible(False)
     return fig, axes
@@ -101,8 +103,7 @@ def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
     no "after" (such as "none") is the start of every method."""
     after, before = df[df["stage"] == "after"], df[df["stage"] == "before"]
     methods = list(dict.fromkeys(after["method"]))
-    size = (3.2 * len(measures) + 0.8, 0.9 + 0.5 * len(methods))
-    fig, axes = plt.subplots(1, len(measures), sharey=True, squeeze=False, figsize=size)
+    fig, axes = _grid(len(measures), len(measures), 0.9 + 0.5 * len(methods), sharey=True)
     for ax, (key, title) in zip(axes[0], measures.items(), strict=True):
         digits = max(0, 2 - math.floor(math.log10(df[key].abs().max() or 1)))  # three figures, aligned
         for y, method in enumerate(methods):
@@ -144,7 +145,7 @@ def dots(
     kinds = list(dict.fromkeys(df[family] if family else rows or df[row]))
     most = len(rows) or max(part[row].nunique() for part in parts.values())
     shared = {"sharex": True, "sharey": True} if rows else {}
-    fig, axes = _grid(len(titles), 3, 2.9 if rows else 3.7, 0.8 + 0.34 * most, **shared)
+    fig, axes = _grid(len(titles), 3 if rows else 2, 0.8 + 0.3 * most, **shared)
     for ax, (key, part) in zip(axes.flat, parts.items(), strict=False):
         names = list(rows or dict.fromkeys(part[row]))
         for y, name in enumerate(names):
@@ -171,9 +172,7 @@ def bars(df: pd.DataFrame, label="token", value="probability", panel="setting", 
     """Horizontal bars with their numbers, one panel per value of the column `panel`; labels and scale are shared."""
     groups = list(df.groupby(panel, sort=False))
     names = list(dict.fromkeys(df[label]))
-    columns = min(columns, len(groups))
-    width = 2.3 + 1.2 / columns  # the names stand at the left of all
-    fig, axes = _grid(len(groups), columns, width, 0.5 + 0.2 * len(names), sharex=True, sharey=True)
+    fig, axes = _grid(len(groups), columns, 0.5 + 0.18 * len(names), sharex=True, sharey=True)
     for ax, (title, group) in zip(axes.flat, groups, strict=False):
         values = group.set_index(label)[value].reindex(names).to_numpy()
         colors = [PALE if n == OTHERS else COLORS[0] for n in names]
@@ -194,8 +193,7 @@ def strips(texts: Mapping[str, Mapping[str, Sequence[str]]]):
     """{title: {encoding: its tokens, as lib.generate.token_text writes them}}: under each title a row of boxes per
     encoding, one box per token, wrapped, the count behind the name. Parts of a character stand as <E6 98> in an
     outlined box, [UNK] in a dark one."""
-    width = 7.2  # inches
-    fig, ax = plt.subplots(figsize=(width, 1), layout="none")
+    fig, ax = plt.subplots(figsize=(WIDTH, 1), layout="none")
     ax.set_position((0, 0, 1, 1))
     ax.set_axis_off()
     left, height, y = 84.0, 16.0, 0.0  # points: the column of names, from one row of boxes to the next
@@ -208,9 +206,9 @@ def strips(texts: Mapping[str, Mapping[str, Sequence[str]]]):
             for n, token in enumerate(tokens):
                 broken, strange = BYTES.fullmatch(token) is not None, token == "[UNK]"
                 ink, face = ("white", INK) if strange else (INK, ("#D6E3F2", "#F6E7C1")[n % 2])
-                text = ax.text(0, y, visible(token), va="center", fontsize=6 if broken or strange else 8.5, color=ink)
+                text = ax.text(0, y, visible(token), va="center", fontsize=7 if broken or strange else 8.5, color=ink)
                 advance = text.get_window_extent(fig.canvas.get_renderer()).width * 72 / fig.dpi + 4
-                if x + advance > width * 72:
+                if x + advance > WIDTH * 72:
                     x, y = left, y - height
                 text.set_position((x + 1.6, y))
                 box = {"facecolor": face, "edgecolor": GREY if broken else "white", "linewidth": 0.5, "zorder": 0}
@@ -218,8 +216,8 @@ def strips(texts: Mapping[str, Mapping[str, Sequence[str]]]):
                 x += advance
         y -= height * 1.6
     low = y + height * 0.9
-    ax.set(xlim=(0, width * 72), ylim=(low, 10))
-    fig.set_size_inches(width, (10 - low) / 72)
+    ax.set(xlim=(0, WIDTH * 72), ylim=(low, 10))
+    fig.set_size_inches(WIDTH, (10 - low) / 72)
     return fig
 
 
@@ -229,7 +227,7 @@ def lines(
     """One line per value of `series`, the mean over `seed` where there is one, with its range as a band; one panel per
     value of `panel`. `top` cuts the y axis: the largest value above is written at the edge."""
     panels = [("", df)] if panel is None else list(df.groupby(panel, sort=False))
-    fig, axes = _grid(len(panels), len(panels), max(6.4 / len(panels), 3.6), 3.8, sharey=sharey)
+    fig, axes = _grid(len(panels), len(panels), 3.2, sharey=sharey)
     for ax, (title, part) in zip(axes[0], panels, strict=True):
         for i, name in enumerate(dict.fromkeys((df if sharey else part)[series])):
             groups = part[part[series] == name].groupby(x)[y]

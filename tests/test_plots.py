@@ -70,6 +70,9 @@ def test_same_bytes_twice_and_every_glyph(name, folder, caplog):
             results.save()
             written.append([(folder / f"02_{name}.{suffix}").read_bytes() for suffix in ("svg", "png")])
     assert written[0] == written[1]
+    wide = plt.imread(folder / f"02_{name}.png").shape[1]
+    printed = min(1, plots.WIDTH / (wide / mpl.rcParams["savefig.dpi"]))
+    assert min(text.get_fontsize() for text in plt.gcf().findobj(mpl.text.Text)) * printed >= 7
     assert written[0][0].count(b"<text") == 0  # outlines, no reliance on the reader's fonts
     assert not caplog.records  # no "findfont: ..." either
 
