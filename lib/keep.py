@@ -110,11 +110,13 @@ def without(text: str, numbers: list[str]) -> str:
 
 
 def numbered_anew(text: str, sections: list[str]) -> str:
-    """`text` with the subsections of 6 that stay (their old numbers, "6.2") in a row, and GONE for the others. A number
-    outside the marks is always a section's, since results are never typed."""
-    new = {old: f"6.{i}" for i, old in enumerate(sections, 1)}
+    """`text` with the subsections of 6 that stay (their old numbers, "6.2") and their appendices in a row, and GONE for
+    the others. A number outside the marks is always a section's, since results are never typed."""
+    new = {old: f"{old[0]}.{i}" for i, x in enumerate(sections, 1) for old in (x, f"A{x[1:]}")}  # A.3 belongs to 6.3
+    parts = re.split(r"(?m)^(?=#{2,3} )", text)
+    text = "".join(p for p in parts if not re.match(r"### A\.[1-9]", p) or p[4:7] in new)
     text = re.sub(r"(?<=report\.md#)(6)(\d)", lambda m: new.get(f"6.{m[2]}", "").replace(".", ""), text)  # anchors
-    found = re.compile(rf"{fill.MARK.pattern}|\b(?P<section>6\.\d)\b(?!\.)", re.DOTALL)
+    found = re.compile(rf"{fill.MARK.pattern}|\b(?P<section>6\.\d|A\.[1-9])\b(?!\.)", re.DOTALL)
     return found.sub(lambda m: new.get(m["section"], GONE) if m["section"] else m[0], text)
 
 

@@ -206,7 +206,7 @@ def strips(texts: Mapping[str, Mapping[str, Sequence[str]]]):
             for n, token in enumerate(tokens):
                 broken, strange = BYTES.fullmatch(token) is not None, token == "[UNK]"
                 ink, face = ("white", INK) if strange else (INK, ("#D6E3F2", "#F6E7C1")[n % 2])
-                text = ax.text(0, y, visible(token), va="center", fontsize=7 if broken or strange else 8.5, color=ink)
+                text = ax.text(0, y, visible(token), va="center", fontsize=7.2 if broken or strange else 8.5, color=ink)
                 advance = text.get_window_extent(fig.canvas.get_renderer()).width * 72 / fig.dpi + 4
                 if x + advance > WIDTH * 72:
                     x, y = left, y - height

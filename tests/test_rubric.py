@@ -25,7 +25,11 @@ def test_a_finished_project_has_no_gaps(root):
     for midterm in (False, True):
         answers = rubric.check(midterm, root)
         assert rubric.gaps(answers) == [] and rubric.show(answers).endswith("Nothing is missing.")
-    assert status(root, "Members named") == (OK, "report.md:6: 王小明 (Wang Xiaoming), Li Hua")
+    write(root / "report.md", REPORT.replace("## 摘要", f"{'word ' * 201}\n\n## 摘要"))
+    assert status(root, "Report language")[0] == "note"
+    write(root / "report.md", REPORT)
+    assert "Abstract " in status(root, "Report language")[1] and status(root, "Report language")[0] == OK
+    assert status(root, "Members named") == (OK, "report.md:26: 王小明 (Wang Xiaoming), Li Hua")
     assert status(root, "At least two explorations")[1].startswith("2: 6.1 Token encodings, 6.2")
 
 
@@ -41,6 +45,12 @@ TAKEN_AWAY = {
     "no dataset": (without("### The dataset"), "The dataset", "has 0 words"),
     "no after": (re.sub(r"^\| after.*\n", "", REPORT, flags=re.M), "Before against after", "no row 'after'"),
     "one exploration": (without("### 6.2 Position encodings"), "At least two", "1 complete, two are asked for; report"),
+    "an appendix alone": (
+        REPORT.replace("### A.1", "### A.3"),
+        "At least two",
+        "A.3 Tokens, belongs to no section of 6",
+    ),
+    "no Chinese": (without("## 摘要"), "The abstract in", "has 0 words"),
     "no principle": (REPORT.replace("**Principle.** RoPE", "RoPE"), "At least two", "encodings, has no principle"),
     "an empty result": (re.sub(r"(\*\*Result\.\*\*) ALiBi.*", r"\1", REPORT), "At least two", "has no result"),
     "the stand-in unnamed": (REPORT.replace("SmolLM2-135M-Instruct", "GPT-2"), "GPT-2 117M", "the stand-in SmolLM2"),
@@ -62,7 +72,7 @@ def test_what_is_taken_away_from_the_report_is_missed(root, name):
 
 RUN = "`python -m lib run"
 FILES = [  # file, what of it (None: all) is replaced by what, the question that misses it, what is said
-    ("data/results/01_load_and_generate.json", None, "", "Prior work", RUN),
+    ("data/results/01_load_and_generate.json", None, "", "The code runs", RUN),
     ("data/results/03_evaluate.json", None, "{", "Before against", RUN),
     ("data/results/03_evaluate.json", '"before"', '"after"', "Before against", RUN),
     ("notebooks/02_finetune.ipynb", '"stream"', '"error"', "The code runs", "has an error"),
@@ -91,7 +101,7 @@ def test_the_line_of_a_placeholder_is_that_of_the_file_and_brackets_may_be_innoc
     write(root / "report.md", text + "[One sentence on who reviewed what]\n")
     line = len(text.splitlines()) + 1
     assert status(root, "No placeholder")[1] == f"report.md:{line}: [One sentence on who reviewed what]"
-    text = text.replace("## 1 Team and division of labour", "## 1 小组成员与分工")
+    text = text.replace("### Team and division of labour", "### 小组成员与分工")
     write(root / "report.md", text + "我们微调了模型并比较。" * 400)
     assert status(root, "Members named")[0] == OK and status(root, "Report language")[1].startswith("Chinese")
 

@@ -4,7 +4,6 @@ pandoc reads GitHub's Markdown; what a page looks like stands in `templates`, in
 report gives the same bytes: no dates, and no fonts but those of the wheels. A file is written whole or not at all.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -18,15 +17,16 @@ import matplotlib
 from matplotlib.ft2font import FT2Font
 
 from lib import profile
-from lib.report.fill import MARK, blank
+from lib.plots import NOTO
+from lib.report.fill import MARK, blank, read
 from lib.report.rubric import language
 from lib.results import write_bytes
 
 WHAT = ("html", "docx", "pdf", "notebooks")
 TEMPLATES = Path(__file__).parent / "templates"
+FONTS = (NOTO.parent, Path(matplotlib.get_data_path()) / "fonts" / "ttf")  # Noto CJK and DejaVu, of the wheels
 EPOCH = "315532800"  # 1980-01-01, the first date a zip can hold
 WIDGET = "application/vnd.jupyter.widget-view+json"
-NUMERIC = re.compile(r"([-+−]?[\d.,]+(e[-+]?\d+)?( ?%)?( \[.*\])?|nan|NaN|None|-|)")  # an interval behind it or not
 REFERENCE = re.compile(r"<!--# \S+ -->(\w+) (\d+)<!--/-->")
 DRAFT = '<div class="draft">DRAFT, not for submission</div>'
 
@@ -68,21 +68,13 @@ def export(
 def document(source: Path, form: str, base: str = "", draft: bool = False) -> bytes:
     """The Markdown file `source` as "html", "docx" or "pdf"; `base` goes before its links to other files."""
     root = source.parent
-    try:
-        text = source.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{source.name} is missing in {root}: write it first.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source.name} is not UTF-8 ({error}): save it as UTF-8.") from None
+    text = read(source)
     lang = language(text)
+    text = re.sub(r"(\[[-+.,\d]+,) (?=[-+.,\d]+\])", "\\1\u00a0", text)  # an interval stays in one line
     text = REFERENCE.sub(lambda m: f"[{m[1]} {m[2]}](#{m[1].lower()}-{m[2]})", text)
     more = ["-M", f"base={base}", "-M", f"lang={lang.replace('zh', 'zh-Hans')}", "-V", f"language={lang}"]
-    if not re.search(r"\A\s*# ", text):
-        more += ["-M", f"title={source.stem}"]
     if form == "html":
-        return pandoc(
-            text, root, "report", "html", *more, "--toc", "--toc-depth=2", "-V", f"include-before={DRAFT * draft}"
-        )
+        return pandoc(text, root, "report", "html", *more, "-V", f"include-before={DRAFT * draft}")
     if form == "docx":
         return pandoc(text, root, "report", "docx", *more, *["--reference-doc", str(TEMPLATES / "draft.docx")] * draft)
     return typeset(pandoc(drawable(text), root, "report", "typst", *more, *["-V", "draft=1"] * draft), root)
@@ -104,22 +96,7 @@ def notebook_html(path: Path) -> bytes:
         for data in (o["data"] for o in cell["outputs"] if "data" in o):
             if markdown := "".join(data.get("text/markdown", "")):
                 data["text/html"] = pandoc(markdown, path.parent, "-f", "gfm", "-t", "html", "--mathml").decode("utf-8")
-            elif html := "".join(data.get("text/html", "")):
-                data["text/html"] = re.sub(r"(?s)<table.*?</table>", lambda m: aligned(m[0]), html)
     return pandoc(json.dumps(book), path.parent, "html", "-f", "ipynb", "-M", f"pagetitle={path.stem}")
-
-
-def aligned(table: str) -> str:
-    """A data frame's HTML, its columns of numbers marked for the right; an index that spans rows leaves them shorter,
-    so columns are counted from there."""
-    rows = [re.split(r"(?=<t[hd]\b(?!ead))", row) for row in re.split(r"(?=<tr\b)", table)]
-    for k in range(1, max(map(len, rows))):
-        column = [row for row in rows if len(row) > k and "colspan" not in "".join(row)]
-        cells = [re.sub("<[^>]*>", "", row[-k]).strip() for row in column if row[-k].startswith("<td")]
-        if cells and all(map(NUMERIC.fullmatch, cells)):
-            for row in column:
-                row[-k] = f'{row[-k][:3]} class="number"{row[-k][3:]}'
-    return "".join(map("".join, rows))
 
 
 def pandoc(text: str, folder: Path, *arguments: str) -> bytes:
@@ -153,7 +130,7 @@ def typeset(source: bytes, root: Path, **options):
     """The PDF of a typst source whose pictures lie below `root`; `format="png"` gives pictures of the pages."""
     import typst
 
-    fonts = typst.Fonts(include_system_fonts=False, font_paths=[str(path) for path in font_folders()])
+    fonts = typst.Fonts(include_system_fonts=False, font_paths=[str(path) for path in FONTS])
     try:
         # typst takes source given as bytes for a file in `root`, so that figures are found
         return typst.Compiler(root=root, font_paths=fonts, ignore_system_fonts=True).compile(input=source, **options)
@@ -161,18 +138,11 @@ def typeset(source: bytes, root: Path, **options):
         raise ValueError(f"typst: {' '.join(str(error).split())[:600]}") from error
 
 
-def font_folders() -> tuple[Path, Path]:
-    """Where mplfonts keeps Noto CJK (it is not imported, which would change matplotlib), and matplotlib DejaVu."""
-    noto = Path(importlib.util.find_spec("mplfonts").submodule_search_locations[0])
-    return noto / "fonts", Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-
-
 def drawable(text: str) -> str:
     """A report whose results, such as a model's outputs, name the characters that neither Noto CJK nor DejaVu has by
     their numbers. Raises ValueError for those that people wrote."""
-    noto, dejavu = font_folders()
     missing = {c for c in text if c.isprintable() and c != " "}
-    for file in (dejavu / "DejaVuSans.ttf", noto / "NotoSansCJKsc-Regular.otf"):
+    for file in (FONTS[1] / "DejaVuSans.ttf", NOTO):
         font = FT2Font(str(file))
         missing = {c for c in missing if not font.get_char_index(ord(c))}
     if written := missing & set(blank(text, MARK)):

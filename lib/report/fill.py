@@ -102,7 +102,7 @@ def fill(root: Path = profile.ROOT) -> list[str]:
     """Fill both files in place, each whole or not at all; returns what `check` still finds."""
     found = answers(root)
     for name in FILES:
-        old = _read(root / name)
+        old = read(root / name)
         if (new := filled(old, found)) != old:
             write_text(root / name, new)
     return check(root)
@@ -112,9 +112,9 @@ def check(root: Path = profile.ROOT, names: Sequence[str] = FILES) -> list[str]:
     """What is wrong with the files, a sentence each with its line: stale, unknown and broken marks, claims that no
     longer hold, typed numbers, missing figures, and places in the code that do not exist."""
     found, wrong = answers(root), []
-    published = _read(root / "report.md") if (root / "report.md").exists() else ""
+    published = read(root / "report.md") if (root / "report.md").exists() else ""
     for name in names:
-        text = _read(root / name)
+        text = read(root / name)
         faults = _marks(text, found) + places(text, root)
         faults += _typed_numbers(text, published, only_decimals=name == "README.md")
         wrong += [f"{name}, line {text.count(chr(10), 0, at) + 1}: {what}" for at, what in sorted(set(faults))]
@@ -128,7 +128,8 @@ def command(check_only: bool) -> bool:
     return bool(wrong)
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> str:
+    """A Markdown file's text. Raises FileNotFoundError or ValueError in a sentence."""
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:

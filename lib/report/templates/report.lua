@@ -1,9 +1,9 @@
 -- What GitHub's Markdown leaves to the page is made here for HTML, Word and PDF alike: comments go, figures and tables get the
 -- captions behind them and can be linked to, links to other files work from where the export lies (metadata `base`).
-local WIDTH, HEIGHT = 16.0, 10.5 -- cm at most of a picture on an A4 page
+local WIDTH, HEIGHT = 16.0, 18.0 -- cm at most of a picture on an A4 page
 local LINE, PADDING = 104, 3 -- letters of a table's text in a line of a Word page, and what a cell's margins take
 local WORD = 48 -- letters of a word, beyond which it breaks rather than take the other columns' room
-local LONG = 24 -- rows of a table that, with cells of two lines, no longer fits a page
+local LONG = 24 -- rows of a table that, with cells of two lines, no longer fits a page; with a caption a shorter one floats
 local base = ""
 
 local function refuse(...)
@@ -21,7 +21,9 @@ local function size(picture)
   local ok, _, data = pcall(pandoc.mediabag.fetch, picture.src)
   if picture.src:match("://") then refuse("%s lies in the network: save the picture in figures/.", picture.src) end
   if not ok then refuse("%s is missing: `git checkout %s`.", picture.src, picture.src) end
-  if FORMAT:match("html") then return end
+  local vector = picture.src:gsub("%.png$", ".svg")
+  if FORMAT ~= "docx" and pcall(pandoc.mediabag.fetch, vector) then picture.src = vector end
+  if FORMAT:match("html") then return picture end
   local found = pandoc.image.size(data)
   local wide, high = found.width, found.height
   local cm = math.min(WIDTH, HEIGHT * wide / high, wide / found.dpi_horz * 2.54)
@@ -87,13 +89,18 @@ local function fit_table(block)
   end
   local rows = block.head.rows .. block.bodies[1].body
   if FORMAT == "docx" then fit_word(block, rows) end
-  if FORMAT ~= "typst" or #rows <= LONG then return block end
-  local breakable = "#[\n#show figure.where(kind: table): set block(breakable: true)"
-  return {pandoc.RawBlock("typst", breakable), block, pandoc.RawBlock("typst", "]")}
+  if FORMAT ~= "typst" or #rows <= LONG and #block.caption.long > 0 then return block end
+  local stays = "#[\n#set figure(placement: none)\n#show figure.where(kind: table): set block(breakable: true)"
+  return {pandoc.RawBlock("typst", stays), block, pandoc.RawBlock("typst", "]")}
 end
 
 local function link(element)
   if not element.target:match("^#") and not element.target:match("^%a+:") then element.target = base .. element.target end
+  return element
+end
+
+local function minus(element) -- typst makes it by itself; code has none
+  element.text = element.text:gsub("^%-(%d)", "−%1"):gsub("([%[%(\u{a0}])%-(%d)", "%1−%2")
   return element
 end
 
@@ -104,13 +111,36 @@ local function formula(element)
   return element
 end
 
-local function contents(document)
-  local at, heads = 0, 0
-  for i, block in ipairs(document.blocks) do
-    if block.t == "Header" and block.level > 1 then at, heads = at > 0 and at or i, heads + 1 end
+-- before the heading "Abstract" stand, a paragraph each, course and date; under it and under 摘要 the abstract. The authors are
+-- the first column of the table whose first column is called "member"
+local function front(document)
+  local meta, head, abstract, body = document.meta, pandoc.Blocks({}), pandoc.Blocks({}), pandoc.Blocks({})
+  local part, text, quoted = head, pandoc.utils.stringify, {}
+  for _, block in ipairs(document.blocks) do
+    local name = block.t == "Header" and text(block)
+    if name and block.level == 1 then
+      body:insert(block)
+    elseif name == "Abstract" then
+      part, meta["abstract-title"] = abstract, name
+    elseif name == "摘要" and part == abstract then
+      part:insert(pandoc.Para({pandoc.Strong(name)}))
+    else
+      part = name and body or part
+      part:insert(block)
+    end
   end
-  if FORMAT == "typst" and heads > 2 then document.blocks:insert(at, pandoc.RawBlock("typst", "#outline(depth: 2)")) end
-  return document
+  if #abstract == 0 then return document end
+  meta.author, meta.subtitle, meta.date, meta.abstract = pandoc.List({}), head[1].content, head[2] and head[2].content, abstract
+  meta.subject = text(head)
+  body:walk({Table = function(block)
+    if #block.head.rows == 0 or text(block.head.rows[1].cells[1].contents) ~= "member" then return end
+    for _, row in ipairs(block.bodies[1].body) do
+      meta.author:insert(pandoc.Inlines(text(row.cells[1].contents)))
+      table.insert(quoted, string.format("%q", text(row.cells[1].contents)))
+    end
+  end})
+  meta.names = pandoc.RawInline("typst", table.concat(quoted, ", "))
+  return pandoc.Pandoc(body, meta)
 end
 
 local function settings(meta)
@@ -119,7 +149,7 @@ end
 
 return {
   {Meta = settings, RawInline = raw, RawBlock = raw},
-  {Image = size, Blocks = captions, Math = formula},
+  {Image = size, Str = minus, Blocks = captions, Math = formula},
   {Link = link, Table = fit_table},
-  {Pandoc = contents},
+  {Pandoc = front},
 }
