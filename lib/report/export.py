@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,7 +27,6 @@ FONTS = (NOTO.parent, Path(matplotlib.get_data_path()) / "fonts" / "ttf")  # Not
 EPOCH = "315532800"  # 1980-01-01, the first date a zip can hold
 WIDGET = "application/vnd.jupyter.widget-view+json"
 REFERENCE = re.compile(r"<!--# \S+ -->(\w+) (\d+)<!--/-->")
-DRAFT = '<div class="draft">DRAFT, not for submission</div>'
 
 
 def export(
@@ -52,14 +50,14 @@ def export(
             jobs[path] = lambda form=form: document(source, form, base="../", draft=draft)
     held = []
     for path, make in jobs.items():
-        began, data = time.monotonic(), make()
+        data = make()
         try:
             write_bytes(path, data)
         except PermissionError as error:  # Word has it open
             held.append(str(error))
             continue
         name = path.relative_to(root).as_posix()
-        print(f"{name:40}{len(data) / 1e6:6.2f} MB  {time.monotonic() - began:5.1f} s", flush=True)
+        print(f"{name:40}{len(data) / 1e6:6.2f} MB", flush=True)
     if held:
         raise PermissionError("\n  ".join(held))
     return list(jobs)
@@ -73,8 +71,9 @@ def document(source: Path, form: str, base: str = "", draft: bool = False) -> by
     text = re.sub(r"(\[[-+.,\d]+,) (?=[-+.,\d]+\])", "\\1\u00a0", text)  # an interval stays in one line
     text = REFERENCE.sub(lambda m: f"[{m[1]} {m[2]}](#{m[1].lower()}-{m[2]})", text)
     more = ["-M", f"base={base}", "-M", f"lang={lang.replace('zh', 'zh-Hans')}", "-V", f"language={lang}"]
+    mark = '<div class="draft">DRAFT, not for submission</div>' * draft
     if form == "html":
-        return pandoc(text, root, "report", "html", *more, "-V", f"include-before={DRAFT * draft}")
+        return pandoc(text, root, "report", "html", *more, "-V", f"include-before={mark}")
     if form == "docx":
         return pandoc(text, root, "report", "docx", *more, *["--reference-doc", str(TEMPLATES / "draft.docx")] * draft)
     return typeset(pandoc(drawable(text), root, "report", "typst", *more, *["-V", "draft=1"] * draft), root)

@@ -55,8 +55,7 @@ def answers(root: Path) -> dict[str, dict]:
             again = f"run `python -m lib run {number}` again"
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): {again}.") from error
     header = ["notebook", "base model", "profile", "seeds", "machine", "date"]
-    table = markdown_table(header, origins, 6)
-    found["tables"]["all.provenance"] = f"{table}\n\nTable: The run behind each notebook's numbers."
+    found["tables"]["all.provenance"] = f"{markdown_table(header, origins, 6)}\n\nTable: The run behind each notebook."
     return found
 
 

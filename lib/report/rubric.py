@@ -202,9 +202,8 @@ def length(p: Project) -> Answer:
         return GAP, f"{p.name} has {count[p.name]} words of Chinese or English"
     most = {p.name: 1_500} if p.midterm else {p.name: 9_000} | LONGEST
     told = ", ".join(f"{name.strip('^')} {count[name]:,} of {limit:,} words" for name, limit in most.items())
-    return NOTE if any(
-        count[x] > most[x] for x in most
-    ) else OK, f"{'Chinese' if language(p.text) == 'zh' else 'English'}, {told}"
+    told += ", in Chinese" if language(p.text) == "zh" else ", in English"
+    return NOTE if any(count[x] > most[x] for x in most) else OK, told
 
 
 def figures(p: Project) -> Answer:

@@ -4,6 +4,7 @@ local WIDTH, HEIGHT = 16.0, 18.0 -- cm at most of a picture on an A4 page
 local LINE, PADDING = 104, 3 -- letters of a table's text in a line of a Word page, and what a cell's margins take
 local WORD = 48 -- letters of a word, beyond which it breaks rather than take the other columns' room
 local LONG = 24 -- rows of a table that, with cells of two lines, no longer fits a page; with a caption a shorter one floats
+local STAYS = "#set figure(placement: none)\n#show figure.where(kind: table): set block(breakable: true)" -- no float
 local base = ""
 
 local function refuse(...)
@@ -90,8 +91,7 @@ local function fit_table(block)
   local rows = block.head.rows .. block.bodies[1].body
   if FORMAT == "docx" then fit_word(block, rows) end
   if FORMAT ~= "typst" or #rows <= LONG and #block.caption.long > 0 then return block end
-  local stays = "#[\n#set figure(placement: none)\n#show figure.where(kind: table): set block(breakable: true)"
-  return {pandoc.RawBlock("typst", stays), block, pandoc.RawBlock("typst", "]")}
+  return {pandoc.RawBlock("typst", "#[\n" .. STAYS), block, pandoc.RawBlock("typst", "]")}
 end
 
 local function link(element)
@@ -127,6 +127,7 @@ local function front(document)
     else
       part = name and body or part
       part:insert(block)
+      if name and name:match("^Appendix") and FORMAT == "typst" then body:insert(pandoc.RawBlock("typst", STAYS)) end
     end
   end
   if #abstract == 0 then return document end
