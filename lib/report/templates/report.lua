@@ -5,6 +5,7 @@ local LINE, PADDING = 104, 3 -- letters of a table's text in a line of a Word pa
 local WORD = 48 -- letters of a word, beyond which it breaks rather than take the other columns' room
 local LONG = 24 -- rows of a table that, with cells of two lines, no longer fits a page; with a caption a shorter one floats
 local STAYS = "#set figure(placement: none)\n#show figure.where(kind: table): set block(breakable: true)" -- no float
+local SMALL = "#set text(9pt)\n#set par(leading: 0.55em)" -- references and what is behind them
 local base = ""
 
 local function refuse(...)
@@ -44,6 +45,8 @@ local function captions(blocks)
       block.content:remove(2)
       block.content:remove(2)
       before.caption.long = {pandoc.Plain(block.content)}
+    elseif text:match(":$") or text ~= "" and #block.content == 1 and block.content[1].t == "Strong" then -- stays with the next
+      done:extend({pandoc.RawBlock("typst", "#block(sticky: true)["), block, pandoc.RawBlock("typst", "]")})
     else
       done:insert(block)
     end
@@ -99,6 +102,16 @@ local function link(element)
   return element
 end
 
+local function command(inlines) -- a cell such as "zstd --ultra -22": these are no dashes and no minus signs
+  if #inlines < 3 or inlines[1].t ~= "Str" or not inlines[1].text:match("^%l+$") then return end
+  for i = 3, math.min(5, #inlines), 2 do
+    local text = (inlines[i].text or ""):gsub("^–", "--")
+    if not text:match("^%-+%w+,?$") then return inlines end
+    inlines[i] = FORMAT == "typst" and pandoc.RawInline("typst", (text:gsub("%-", "\\-"))) or pandoc.Str((text:gsub("%-", "\u{2011}")))
+  end
+  return inlines
+end
+
 local function minus(element) -- typst makes it by itself; code has none
   element.text = element.text:gsub("^%-(%d)", "−%1"):gsub("([%[%(\u{a0}])%-(%d)", "%1−%2")
   return element
@@ -127,7 +140,8 @@ local function front(document)
     else
       part = name and body or part
       part:insert(block)
-      if name and name:match("^Appendix") and FORMAT == "typst" then body:insert(pandoc.RawBlock("typst", STAYS)) end
+      local set = name and (name:match("^Appendix") and STAYS or name:match("References$") and SMALL)
+      if set then body:insert(pandoc.RawBlock("typst", set)) end
     end
   end
   if #abstract == 0 then return document end
@@ -149,7 +163,7 @@ local function settings(meta)
 end
 
 return {
-  {Meta = settings, RawInline = raw, RawBlock = raw},
+  {Meta = settings, RawInline = raw, RawBlock = raw, Inlines = command},
   {Image = size, Str = minus, Blocks = captions, Math = formula},
   {Link = link, Table = fit_table},
   {Pandoc = front},
