@@ -117,10 +117,10 @@ local function minus(element) -- typst makes it by itself; code has none
   return element
 end
 
--- pandoc's typst writer rounds these spaces to whole em
+-- pandoc's typst writer rounds these spaces to whole em, and sets |R| apart
 local function formula(element)
   if FORMAT ~= "typst" then return end
-  element.text = element.text:gsub("\\\\", "\1"):gsub("\\!", ""):gsub("\\[:;]", "\\,"):gsub("\1", "\\\\")
+  element.text = element.text:gsub("\\\\", "\1"):gsub("\\!", ""):gsub("\\[:;]", "\\,"):gsub("\1", "\\\\"):gsub("|(%w+)|", "\\left|%1\\right|")
   return element
 end
 
