@@ -712,6 +712,8 @@ setup = ("poem_tokens", "plan_tokens", "idiom_tokens", "pack_tokens", "new_chara
 for name in setup:
     results.value(f"setup.{name}", f"{getattr(budget, name):,}")
 results.value("setup.rate", LEARNING_RATE)
+for name in ("temperature", "top_p"):
+    results.value(f"setup.{name}", DECODING["sample"][name])
 documents = tasks.encode(base.tokenizer, tang["train"], base.context)
 few = len(draw(documents, budget.poem_tokens, budget.seeds[0]))
 documents = tasks.encode(wide.tokenizer, chinese.with_plan(tang)["train"], base.context)
