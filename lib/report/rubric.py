@@ -268,7 +268,7 @@ FINAL = {
     "Data processing explained": lambda p: p.described(30, "processing|cleaning|处理"),
     "Before against after fine-tuning": before_after,
     "At least two explorations, each complete": explorations,
-    **{t: lambda p, t=t: p.described(40, t) for t in ("Introduction|引言", "Discussion|讨论", "Conclusion|结论")},
+    **{t[:-3]: lambda p, t=t: p.described(40, t) for t in ("Introduction|引言", "Discussion|讨论", "Conclusion|结论")},
     "Sources of code, models and data": lambda p: p.described(
         20, "sources|references|来源|参考", "code|代码", "model|模型", "links|https?://|arxiv|doi"
     ),
