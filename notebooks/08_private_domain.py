@@ -43,9 +43,11 @@ import json
 import math
 import re
 
+import numpy as np
 import pandas as pd
 from IPython.display import Code, display
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from lib import metrics, plots, profile, tasks, texts
 from lib.explore import anonymise, memorise, private
@@ -73,13 +75,22 @@ budget = profile.budget(
     generate_documents=(4, 16, 16),  # test documents generated for
     max_new_tokens=(12, 32, 32),
     probe_documents=(8, 32, 32),  # training and test documents continued from their first half
+    # the second experiment: more canaries of fewer numbers, and membership
+    asked_seeds=((0, 1), (0,), (2,)),
+    copies=((1, 4, 64), (1, 4, 64), (1, 2, 4, 16, 64)),
+    copied_canaries=(2, 3, 6),  # of each number, in each model
+    copied_tokens=(8_000, 12_000, 14_000),
+    members=(12, 40, 40),  # training documents asked for membership
+    others=(12, 100, 100),  # held-out ones: 1 % false positives need 100
 )
 
 # %% [markdown]
 # - The model, the results file, and the two methods of fine-tuning that are compared.
 
 # %%
-METHODS = ("full", "lora")
+METHODS = {"full": "full fine-tuning", "lora": "LoRA"}
+LEFT = {"no": "duplicates left in", "yes": "duplicates removed"}
+NAMED = {(m, d): f"{name}, {left}" for m, name in METHODS.items() for d, left in LEFT.items()}
 base = load_base()
 results = Results("08_private_domain", base=base, seeds=budget.seeds)
 
@@ -102,6 +113,15 @@ results = Results("08_private_domain", base=base, seeds=budget.seeds)
 # $$\text{exposure} = \log_2 |R| - \log_2 \text{rank} \quad \text{bits.}$$
 #
 # - Rank 1 of 10,000 is 13.3 bits. A code that the model never saw has a uniform rank: 1.44 bits in the mean.
+#
+# **Membership.** Was this real document in the training text? Over the tokens $E$ that the tuned model does not rank
+# first, rises of log-probability against the base model are compared with falls (Ilic et al. 2026):
+#
+# $$\Delta_t = \log p_\text{tuned}(x_t) - \log p_\text{base}(x_t), \quad
+#   P = \sum_{t \in E} \max(\Delta_t, 0), \quad N = \sum_{t \in E} \max(-\Delta_t, 0), \quad
+#   \text{score} = \frac{P}{P + N}.$$
+#
+# - The paper's score is $P / N$: the same order, so the same ROC curve.
 
 # %%
 ranks = [1, 2, 10, 100, 1_000, 5_000, memorise.CANDIDATES]
@@ -397,43 +417,59 @@ def memorised() -> list[dict]:
 memory = results.table("memorisation", memorised)
 after = memory[(memory["stage"] == "after") & (memory["repetitions"] > 0)]
 curve = after.groupby(["method", "deduplicated", "repetitions", "seed"], sort=False)["exposure"].mean().reset_index()
-curve["duplicates"] = curve["deduplicated"].map({"no": "duplicates left in", "yes": "duplicates removed"})
+curve = curve.replace({"method": METHODS, "deduplicated": LEFT})
 labels = {"ylabel": "exposure (bits)", "xlabel": "times inserted"}
-figure = plots.lines(curve, "repetitions", "exposure", "method", panel="duplicates", **labels)
+figure = plots.lines(curve, "repetitions", "exposure", "method", panel="deduplicated", **labels)
 for ax in figure.axes:
     ax.axhline(memorise.UNSEEN, color=plots.GREY, linestyle=":", linewidth=1)
     ax.set_ylim(0, memorise.exposure(1) + 0.5)
+seeds, each = after["seed"].nunique(), len(after[after["repetitions"] == 1]) // 4
 text = (
-    f"Exposure of canaries among {memorise.CANDIDATES:,} codes (at most {memorise.exposure(1):.1f} bits); dotted: "
-    f"{memorise.UNSEEN:.2f} bits, never seen."
+    "Exposure of invented secrets by how often they were inserted. With the duplicates left in it climbs to the most "
+    f"that {memorise.CANDIDATES:,} codes allow, {memorise.exposure(1):.1f} bits; with the duplicates removed it stays "
+    f"near {memorise.UNSEEN:.2f} bits, a code never seen (dotted). {each} canaries a point, {each // seeds} in each of "
+    f"{seeds} models; bands: lowest to highest seed."
 )
 results.figure(figure, "08_exposure", text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # - The test. Ranks of codes without a trace in the model are uniform, so the sum of their exposures times $2 \ln 2$ is
-#   chi-squared distributed, with two degrees of freedom for each canary.
+#   chi-squared distributed, with two degrees of freedom for each canary. Beside it the interval over canaries and
+#   models: a t interval of the models' means, whose canaries are all different.
 
 
 # %%
 def above_chance(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Per group of `by`: canaries, exposure (mean, bits), extracted (how many), p_value: how often codes without a
-    trace would reach this mean."""
+    """Per group of `by`: canaries, exposure (mean, bits), low and high (95 % over models), extracted (how many),
+    p_value: how often codes without a trace would reach this mean."""
     rows = []
     for key, part in table.groupby(by, sort=False):
         total, count = part["exposure"].sum(), len(part)
-        row = {"canaries": count, "exposure": total / count, "extracted": int(part["extracted"].sum())}
+        _, low, high = metrics.mean_interval(part.groupby("seed")["exposure"].mean())
+        row = {"canaries": count, "exposure": total / count, "low": low, "high": high}
+        row |= {"extracted": int(part["extracted"].sum())}
         p_value = float(stats.chi2.sf(2 * math.log(2) * total, 2 * count))
         rows.append({**dict(zip(by, key, strict=True)), **row, "p_value": p_value})
     return pd.DataFrame(rows)
 
 
 # %% [markdown]
-# - Per condition and number of repetitions (0: controls): canaries, mean exposure, how many come out word for word by
-#   greedy decoding from their prefix, and the probability of such a mean for codes without a trace.
+# - Per condition and number of copies (0: controls, and before training all): canaries, mean exposure with its
+#   interval, how many come out word for word by greedy decoding from their prefix, and the probability of such a mean
+#   for codes without a trace. `trace`: significant after Holm's correction over all numbers and conditions, and the
+#   interval above 1.44 bits.
+
 
 # %%
-keys = ["method", "deduplicated", "repetitions"]
-evidence = results.table("evidence", lambda: above_chance(memory, keys))
+def traces(tests: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
+    """`tests` with `trace`: whether copies (more than 0) of a condition are told from chance by both."""
+    inserted, sure = tests["copies"] > 0, pd.Series(False, index=tests.index)
+    sure[inserted] = multipletests(tests.loc[inserted, "p_value"], level, method="holm")[0]
+    return tests.assign(trace=sure & (tests["low"] > memorise.UNSEEN))
+
+
+keys = ["method", "deduplicated", "copies"]
+evidence = results.table("evidence", lambda: traces(above_chance(memory, keys)))
 indexed = evidence.set_index(keys)
 indexed.assign(p_value=indexed["p_value"].map("{:.1e}".format)).round(2)
 
@@ -454,21 +490,246 @@ groups = continuing.groupby(["method", "deduplicated", "split"], sort=False)
 groups[["verbatim", "documents"]].sum().assign(share=groups["share"].mean()).round(3)
 
 # %% [markdown]
-# ## What may be published
+# ## One copy, two, four: a second experiment
 #
-# - From these numbers, by a rule: a number of copies leaves a trace where its p-value stays significant after
-#   Bonferroni's correction for how many numbers were tried. The collected text itself: only if everyone in it agreed.
+# - Few canaries of each number decide little about one copy. So further models, full and LoRA, with more canaries of
+#   each number; what is found is told together with what could have been found.
+
+# %% [markdown]
+# - Power, computed before anything is trained: a number of copies counts as leaving a trace where the exact test is
+#   significant (the strictest of Holm's levels) and the interval over models lies above 1.44 bits. `detectable` is the
+#   smallest mean exposure found so in 80 % of simulated experiments; `by the test` that of the exact test alone.
 
 
 # %%
-def leaks(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
-    """Per method and deduplicated, of trained models: canaries (inserted ones), extracted, leaks_from (the fewest
-    copies in the training text with exposure above chance; nan: none)."""
-    trained, rows = table[(table["copies"] > 0) & (table["stage"] == "after")], []
-    for (method, dedup), part in trained.groupby(["method", "deduplicated"], sort=False):
-        tests = above_chance(part, ["copies"])
-        row = {"method": method, "deduplicated": dedup, **tests[["canaries", "extracted"]].sum()}
-        rows.append({**row, "leaks_from": tests.loc[tests["p_value"] < level / len(tests), "copies"].min()})
+def detectable(canaries: int, models: int, tests: int, wanted: float = 0.8) -> tuple[float, float]:
+    """The smallest mean exposure (bits, exponentially distributed over `canaries` in each model) that `wanted` of the
+    experiments find, by both conditions and by the test alone; infinite where too few models make the interval wide."""
+    drawn = np.random.default_rng(8).exponential(size=(4_000, models, canaries))
+    critical, means = stats.chi2.isf(0.05 / tests, 2 * models * canaries) / (2 * math.log(2)), drawn.mean(axis=2)
+    spread = np.sqrt(((means - means.mean(axis=1, keepdims=True)) ** 2).sum(axis=1) / max(models - 1, 1) / models)
+    low = means.mean(axis=1) - stats.t.isf(0.025, models - 1) * spread if models > 1 else np.zeros(len(means))
+    test = critical / drawn.sum(axis=(1, 2))
+    both = np.where(low > 0, np.maximum(test, memorise.UNSEEN / np.where(low > 0, low, 1)), math.inf)
+    return tuple(float(np.quantile(needed, wanted, method="higher")) for needed in (both, test))
+
+
+design = {
+    "canaries": budget.copied_canaries,
+    "models": len(budget.asked_seeds),
+    "tests": len(METHODS) * len(budget.copies),
+}
+least = detectable(**design)
+print(f"{design}: detectable {least[0]:.2f} bits, by the test {least[1]:.2f} bits")
+
+# %% [markdown]
+# - Trained and asked: full fine-tuning and LoRA, the duplicates left in. Each seed begins elsewhere in the documents:
+#   as far as there are enough, no document counts twice. A canary is ranked among the 1,000 codes with its own first
+#   symbol, which is ten times cheaper; without a trace that rank is uniform as well.
+
+
+# %%
+def turned(split: str, step: int, seed: int) -> list[dict]:
+    rows = tasks.head(collection().task[split])
+    at = step * seed % len(rows)
+    return rows[at:] + rows[:at]
+
+
+# %% [markdown]
+# - One seed of it.
+
+
+# %%
+@functools.cache
+def copied(seed: int) -> tuple[int, list[tuple[dict, dict]]]:
+    """How many of the documents asked are members, and (method, seed) with what was measured, the base model first."""
+    drawn = memorise.canaries(seed, budget.copied_canaries, budget.copied_canaries, budget.copies)
+    task = collection().task.replace(train=turned("train", 200, seed))
+    mixed = memorise.mix(base, task, drawn, False, budget.copied_tokens)
+    members = mixed.documents[: budget.members]
+    others = turned("test", budget.others, seed)[: budget.others]
+    encoded, out = tasks.encode(base.tokenizer, members + others, base.context), []
+
+    def asked(model, canaries) -> dict:
+        found = metrics.token_scores(model, encoded)
+        rows = [{"nats": nats.tolist(), "first": first.tolist()} for nats, first in found]
+        return {"asked": rows, "canaries": memorise.audit(model, base.tokenizer, canaries, whole=False)}
+
+    settings = [base.name, base.revision, seed, budget.members, budget.others]  # the text is in the run's name
+    for method in METHODS:
+        run = train(mixed, method, seed)
+        if not out:
+            found = kept(run.path / "asked-base", settings, lambda: asked(base.model, drawn[:0]))
+            out.append(({"method": "none", "seed": seed}, found))
+        found = kept(run.path / "asked", settings, functools.partial(asked, run.model, drawn))
+        out.append(({"method": method, "seed": seed}, found))
+    return len(members), out
+
+
+# %% [markdown]
+# - Exposure by copies, and which documents are members: the base model's nats against each tuned model's.
+
+
+# %%
+def copies_rows() -> list[dict]:
+    return [
+        {"stage": "after", **who, "deduplicated": "no", **row, "copies": row["repetitions"]}
+        for seed in budget.asked_seeds
+        for who, found in copied(seed)[1]
+        for row in found["canaries"]
+    ]
+
+
+copies = results.table("copies", copies_rows, optional=True)
+second = traces(above_chance(copies, keys)) if len(copies) else pd.DataFrame()
+second.round(3)
+
+# %% [markdown]
+# ## Was this document in the training?
+#
+# - Training documents (members) and held-out ones of other files, asked in the models of the second experiment: the
+#   score above. Groups are split by a hash, so both come from the same packages. A document stands once in the text,
+#   whether duplicates are left in or removed, so that there is one condition.
+
+
+# %%
+def error_zone(before: list[float], after: list[float], first: list[bool]) -> float:
+    """How much a document looks trained on, 0 to 1: over the tokens that the tuned model does not rank first (`first`),
+    rises of log-probability by all shifts, P / (P + N), the order of the paper's P / N but finite; 1 where none fell.
+    `before`, `after`: nats of each token under base and tuned model."""
+    shifts = np.subtract(before, after)[~np.asarray(first, dtype=bool)]
+    up, down = shifts.clip(min=0).sum(), -shifts.clip(max=0).sum()
+    return float(up / (up + down)) if down else 1.0
+
+
+# %% [markdown]
+# - For every document that was asked.
+
+
+# %%
+def asked_rows() -> list[dict]:
+    """A row per document: seed, member, its score after full fine-tuning and LoRA, and as a control ("none") its mean
+    log-probability under the base model, which has seen neither kind."""
+    rows = []
+    for seed in budget.asked_seeds:
+        members, ((_, before), *tuned) = copied(seed)
+        for i, old in enumerate(before["asked"]):
+            zones = {"none": round(-float(np.mean(old["nats"])), 4)}
+            for who, found in tuned:
+                new = found["asked"][i]
+                zones[who["method"]] = round(error_zone(old["nats"], new["nats"], new["first"]), 4)
+            rows.append({"seed": seed, "member": i < members, **zones})
+    return rows
+
+
+scores = results.table("membership_scores", asked_rows, optional=True)
+scores.groupby("member")[["none", *METHODS]].mean().round(3) if len(scores) else "not measured yet"
+
+# %% [markdown]
+# - AUC: how often a member's score lies above a held-out document's. And what an auditor reads: the members found where
+#   at most 1 % of the held-out documents are taken for members. With fewer than 100 of them 1 % is less than one
+#   document, and nothing is told.
+
+
+# %%
+def separation(members: np.ndarray, others: np.ndarray, level: float = 0.01) -> dict:
+    """auc (ties count half); found: members above the lowest threshold that at most `level` of the others exceed;
+    false: how many do. None where `level` is less than one of the others."""
+    auc = stats.mannwhitneyu(members, others).statistic / (len(members) * len(others))
+    row = {"members": len(members), "others": len(others), "auc": float(auc), "found": None, "false": None}
+    if (allowed := math.floor(level * len(others))) < 1:
+        return row
+    threshold = np.sort(others)[-1 - allowed]
+    return row | {"found": int((members > threshold).sum()), "false": int((others > threshold).sum())}
+
+
+def scored(method: str, seed: int) -> list[np.ndarray]:
+    """The scores of members and of the others."""
+    part = scores[scores["seed"] == seed]
+    return [part.loc[part["member"].astype(bool) == m, method].to_numpy(dtype=float) for m in (True, False)]
+
+
+def separated() -> list[dict]:
+    pairs = [(method, seed) for method in ("none", *METHODS) for seed in scores["seed"].unique()]
+    return [{"method": method, "seed": seed, **separation(*scored(method, seed))} for method, seed in pairs]
+
+
+# %% [markdown]
+# - In each model.
+
+# %%
+membership = results.table("membership", separated, optional=True) if len(scores) else pd.DataFrame()
+if len(membership) and membership["found"].isna().any():
+    print(f"{membership['others'].min()} held-out documents are too few to speak of 1 % false positives: at least 100.")
+membership.round(3)
+
+# %% [markdown]
+# - How sure is an AUC? Documents are drawn anew (bootstrap, Efron 1979), members and others each; full and LoRA meet
+#   the same documents. What another training would give is the spread of the seeds, where there are several.
+
+
+# %%
+def resampled(draws: int = 2_000) -> pd.DataFrame:
+    """AUC per method, a mean over seeds, in each draw of documents."""
+    rng, parts = np.random.default_rng(8), []
+    for seed in scores["seed"].unique():
+        pairs = {method: scored(method, seed) for method in METHODS}
+        wins = {method: (m[:, None] > o) + (m[:, None] == o) / 2 for method, (m, o) in pairs.items()}
+        drawn = [[rng.integers(n, size=n) for n in wins["full"].shape] for _ in range(draws)]
+        parts.append(pd.DataFrame({m: [w[np.ix_(*at)].mean() for at in drawn] for m, w in wins.items()}))
+    return sum(parts) / len(parts)
+
+
+if len(scores):
+    aucs = resampled()
+    display(aucs.assign(gap=aucs["full"] - aucs["lora"]).quantile([0.025, 0.5, 0.975]).round(3))
+
+# %% [markdown]
+# - The whole curve: true positives at each share of false positives, a mean over seeds; on the dotted line is a guess.
+
+
+# %%
+def curves() -> pd.DataFrame:
+    rows = []
+    for method, seed in ((m, seed) for m in METHODS for seed in scores["seed"].unique()):
+        members, others = scored(method, seed)
+        for share in np.linspace(0, 1, 41):
+            limit = np.quantile(others, 1 - share, method="inverted_cdf") if share < 1 else -1
+            row = {"method": METHODS[method], "seed": seed, "false": share, "found": (members > limit).mean()}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+if len(scores):
+    labels = {"xlabel": "held-out documents taken for members", "ylabel": "members found", "logx": False}
+    figure = plots.lines(curves(), "false", "found", "method", **labels)
+    figure.axes[0].plot([0, 1], [0, 1], color=plots.GREY, linestyle=":", linewidth=1)
+    counted = membership.groupby("seed")[["members", "others"]].first().sum()
+    text = (
+        f"Which documents were trained on, told by the error-zone score: {counted.members} training and "
+        f"{counted.others} held-out documents; a guess is on the dotted line."
+        + " Bands: lowest to highest seed."
+        * (membership["seed"].nunique() > 1)
+    )
+    results.figure(
+        figure, "08_membership", text, tokens=budget.copied_tokens, seeds=membership["seed"].unique().tolist()
+    )
+
+# %% [markdown]
+# ## What may be published
+#
+# - From these numbers, by a rule: secrets that come out word for word; copies that leave a trace. The collected text
+#   itself: only if everyone in it agreed.
+
+
+# %%
+def leaks(evidence: pd.DataFrame) -> pd.DataFrame:
+    """Per method and deduplicated: canaries (inserted ones), extracted, leaks_from (the fewest copies that leave a
+    trace; nan: none)."""
+    condition, rows = ["method", "deduplicated"], []
+    for key, part in evidence[evidence["copies"] > 0].groupby(condition, sort=False):
+        row = {**dict(zip(condition, key, strict=True)), **part[["canaries", "extracted"]].sum()}
+        rows.append({**row, "leaks_from": part.loc[part["trace"], "copies"].min()})
     return pd.DataFrame(rows)
 
 
@@ -482,23 +743,16 @@ def advised() -> pd.DataFrame:
         if row.extracted:
             return f"Keep the weights private: {row.extracted} of {row.canaries} secrets come out word for word."
         if row.leaks_from == row.leaks_from:  # not nan
-            copies = f"{row.leaks_from:.0f} copies of a secret in the text leave"
-            one = "one copy of a secret in the text leaves"
-            return f"Keep the weights private: {one if row.leaks_from == 1 else copies} a trace."
+            return f"Keep the weights private: a trace is left from {row.leaks_from:.0f} copies of a secret on."
         return (
             f"Nothing found against sharing with people who may see the data: none of {row.canaries} secrets came out "
             "and no number of copies is above chance. That is no proof for other secrets."
         )
 
-    found = leaks(memory)
+    found = leaks(evidence)
     return found.assign(advice=[advice(row) for row in found.itertuples()])
 
 
-NAMED = {
-    (method, dedup): f"{'LoRA' if method == 'lora' else method}, duplicates {left}"
-    for method in METHODS
-    for dedup, left in (("no", "left in"), ("yes", "removed"))
-}
 advice = results.table("recommendation", advised)
 for row in advice.itertuples():
     print(f"{NAMED[row.method, row.deduplicated]}. {row.advice}")
@@ -515,8 +769,8 @@ missed = f"{whole.labelled - whole.correct:.0f}"
 print(f"Anonymiser: recall {recall}, precision {precision}; missed {missed} of {whole.labelled:.0f}.")
 
 # %% [markdown]
-# - Does exposure rise with the times inserted? Per condition Spearman's correlation over canaries, and the canaries
-#   inserted most often.
+# - Does exposure rise with the times inserted? With the duplicates left in, Spearman's correlation over canaries; and
+#   in each condition the canaries that were inserted most often.
 
 
 # %%
@@ -528,13 +782,24 @@ condition, often = ["method", "deduplicated"], memory["repetitions"].max()
 most = above_chance(after[after["repetitions"] == often], condition).set_index(condition)
 rises = {
     key: stats.spearmanr(part["repetitions"], part["exposure"], alternative="greater")
-    for key, part in after.groupby(condition, sort=False)
+    for key, part in after[after["deduplicated"] == "no"].groupby(condition, sort=False)
 }
 for key, (rho, p) in rises.items():
-    row = most.loc[key]
-    print(f"{NAMED[key]}: exposure and times inserted, Spearman {rho:+.2f} ({probability(p)}); ", end="")
-    print(f"inserted {often} times: {row.exposure:.2f} bits ({probability(row.p_value)}), ", end="")
+    print(f"{NAMED[key]}: exposure and times inserted, Spearman {rho:+.2f} ({probability(p)})")
+for key, row in most.iterrows():
+    print(f"{NAMED[key]}, inserted {often} times: {span(row.exposure, row.low, row.high, 2)} bits, ", end="")
     print(f"{row.extracted:.0f} of {row.canaries:.0f} come out.")
+
+# %% [markdown]
+# - One copy: does it leave a trace? With duplicates removed all inserted canaries stand once; in the second experiment
+#   those of one copy.
+
+# %%
+once = evidence[(evidence["copies"] == 1) & (evidence["deduplicated"] == "yes")]
+once = pd.concat([once, second[second["copies"] == 1] if len(second) else second]).set_index(condition)
+for key, row in once.iterrows():
+    about = f"{span(row.exposure, row.low, row.high, 2)} bits over {row.canaries} canaries ({probability(row.p_value)})"
+    print(f"{NAMED[key]}: {about}: {'a trace' if row.trace else 'no trace shown'}")
 
 # %% [markdown]
 # - What was not inserted should lie at chance: canaries before training, and controls after it.
@@ -549,6 +814,10 @@ for (stage, *key), row in controls.iterrows():
 # %% [markdown]
 # ## What it does not show
 #
+# - Membership is asked of models that saw a document once, and few documents. The paper's AUC of 0.98 is another
+#   model's on another text, after another training: a yardstick, no rival.
+# - With the duplicates left in, the copies fill about half of the training text, so that these models saw fewer real
+#   documents: their quality and the others' differ by that too.
 # - Exposure is a lower bound on what an attacker learns: one kind of secret, one attack, a known prefix. Nothing found
 #   is no proof of nothing there; a guarantee needs differentially private training.
 # - Duplicate removal is tested on exact copies. A secret that is told in other words each time stays repeated.
@@ -588,17 +857,67 @@ results.value("anonymiser.lowest", f"{forms['recall'].min():.2f}")
 results.claim("the anonymiser reaches 0.95 in each kind", forms["recall"].min() >= 0.95)
 
 # %% [markdown]
-# - The inserted canaries, per condition: the rise, and those inserted most often.
+# - The inserted canaries: the rise, and those inserted most often.
 
 # %%
 results.value("often", often)
+results.value("models", seeds)
+results.value("tests", int((evidence["copies"] > 0).sum()))
+results.value("per_number", each)
+inserted = memory[memory["stage"] == "after"].groupby(["deduplicated", "seed"])["copies"].sum() // len(METHODS)
+for dedup in LEFT:
+    results.value(f"insertions.{dedup}", inserted[dedup].iloc[0])
 for key, (rho, p) in rises.items():
-    name, row = ".".join(key), most.loc[key]
+    name = ".".join(key)
     results.value(f"rises.{name}", f"{rho:+.2f}, {probability(p)}")
+    results.claim(f"exposure rises, {name}", p < 0.05 / len(rises))
+for key, row in most.iterrows():
+    name = ".".join(key)
     results.value(f"most.{name}", f"{row.exposure:.2f} bits, {probability(row.p_value)}")
     results.value(f"out.{name}", f"{row.extracted:.0f} of {row.canaries:.0f}")
-    results.claim(f"exposure rises, {name}", p < 0.05)
-    results.claim(f"exposure is not shown to rise, {name}", p >= 0.05)
+
+# %% [markdown]
+# - Those that stand once, and what could have been found.
+
+# %%
+for key, row in once.iterrows():
+    name = ".".join(key)
+    results.value(f"once.{name}", f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}")
+    results.value(f"once.canaries.{name}", row.canaries)
+results.claim("one copy is not shown to leave a trace", not once["trace"].any())
+results.claim("one copy leaves a trace somewhere", once["trace"].any())
+removed = detectable(
+    len(after[after["deduplicated"] == "yes"]) // 2 // seeds, seeds, int((evidence["copies"] > 0).sum())
+)
+results.value("power.removed", f"{removed[0]:.1f}")
+results.value("power.removed.test", f"{removed[1]:.1f}")
+
+# %% [markdown]
+# - The second experiment, where it was measured.
+
+# %%
+if len(second):
+    results.value("copies.canaries", second.loc[second["copies"] == 1, "canaries"].iloc[0])
+    results.value("copies.models", copies["seed"].nunique())
+    results.value("copies.tests", design["tests"])
+    results.value("copies.tokens", f"{budget.copied_tokens:,}")
+    results.value("copies.power", f"{least[0]:.1f}" if least[0] < math.inf else "no mean")
+    results.value("copies.power.test", f"{least[1]:.1f}")
+    for row in second.itertuples():
+        bits = f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}"
+        results.value(f"copies.{row.method}.{row.copies}", bits)
+        results.value(f"copies.out.{row.method}.{row.copies}", f"{row.extracted} of {row.canaries}")
+        results.claim(f"{row.copies} copies leave a trace, {row.method}", row.trace)
+        results.claim(f"{row.copies} copies are not shown to leave a trace, {row.method}", not row.trace)
+
+# %% [markdown]
+# - From how many copies on a trace is told.
+
+# %%
+for row in advice.itertuples():
+    name = f"{row.method}.{row.deduplicated}"
+    results.value(f"trace.from.{name}", f"{row.leaks_from:.0f}" if row.leaks_from == row.leaks_from else "none")
+    results.claim(f"more copies leave a trace, {name}", row.leaks_from > 1)
 
 # %% [markdown]
 # - What was not inserted. Below 0.01 is told as above chance: with these 5 tests, 5 % in all.
@@ -616,29 +935,62 @@ results.claim("what was not inserted is as by chance", controls["p_value"].min()
 
 # %%
 continued = continuing.groupby(["stage", *condition, "split"], sort=False)[["verbatim", "documents"]].sum()
-for (stage, method, dedup, split), row in continued.iterrows():
-    name = "before" if stage == "before" else f"{method}.{dedup}"
-    results.value(f"verbatim.{name}.{split}", f"{row.verbatim} of {row.documents}")
+for (stage, method, dedup, split), part in continuing.groupby(["stage", *condition, "split"], sort=False):
+    name, low, high = (
+        "before" if stage == "before" else f"{method}.{dedup}",
+        part["verbatim"].min(),
+        part["verbatim"].max(),
+    )
+    count = f"{low}" if low == high else f"{low} to {high}"
+    results.value(f"verbatim.{name}.{split}", f"{count} of {part['documents'].iloc[0]}")
 seen = continued.xs("train", level="split")
 most_seen = (seen["verbatim"] / seen["documents"]).groupby("stage").max()
 results.claim("no more documents continued than before", most_seen["after"] <= most_seen["before"])
 
 # %% [markdown]
-# - The advice: which conditions let secrets out, show only a trace of one copy, or show nothing.
+# - Membership: AUC with an interval over documents; against 0.5 and full against LoRA are three comparisons, so that a
+#   claim asks for an interval of 1 - 0.05 / 3. Members found at 1 % false positives with an exact interval.
+
+# %%
+if len(membership):
+    counts, means = membership.groupby("method").sum(), membership.groupby("method")["auc"].mean()
+    results.value("auc.none", f"{means['none']:.2f}")
+    gaps = {"full": aucs["full"] - 0.5, "lora": aucs["lora"] - 0.5, "gap": aucs["full"] - aucs["lora"]}
+    low, high = ({key: gap.quantile(q) for key, gap in gaps.items()} for q in (0.05 / 6, 1 - 0.05 / 6))
+    for method, row in counts.loc[[*METHODS]].iterrows():
+        results.value(f"auc.{method}", span(means[method], *aucs[method].quantile([0.025, 0.975]), 2))
+        results.claim(f"training documents are recognised, {method}", low[method] > 0)
+        results.claim(f"training documents are not shown to be recognised, {method}", low[method] <= 0)
+        if membership["found"].notna().all():
+            exact = stats.binomtest(int(row["found"]), int(row["members"])).proportion_ci()  # Clopper-Pearson
+            results.value(f"found.{method}", f"{row['found']:.0f} of {row['members']:.0f}")
+            results.value(f"found.{method}.percent", f"{100 * exact.low:.1f} to {100 * exact.high:.1f} %")
+    gap = span(means["full"] - means["lora"], *gaps["gap"].quantile([0.025, 0.975]), 2, sign=True)
+    results.value("auc.gap", gap)
+    results.value("asked.top", int((scores.loc[~scores["member"].astype(bool), [*METHODS]] == 1).sum().max()))
+    results.value("members", f"{counts['members'].iloc[0]:.0f}")
+    results.value("others", f"{counts['others'].iloc[0]:.0f}")
+    results.value("asked.models", membership["seed"].nunique())
+    results.value("asked.tokens", f"{budget.copied_tokens:,}")
+    results.claim("full fine-tuning lets more documents be recognised than LoRA", low["gap"] > 0)
+    results.claim("full fine-tuning and LoRA are not told apart by membership", low["gap"] <= 0 <= high["gap"])
+
+# %% [markdown]
+# - The advice: which conditions let secrets out, and which show nothing.
 
 # %%
 for row in advice.itertuples():
     name = f"{row.method}.{row.deduplicated}"
     results.value(f"secrets.{name}", f"{row.extracted} of {row.canaries}")
     results.claim(f"secrets come out, {name}", row.extracted > 0)
-    trace = row.extracted == 0 and row.leaks_from == 1
-    results.claim(f"no secret comes out but one copy leaves a trace, {name}", trace)
+    results.claim(f"no secret comes out, {name}", row.extracted == 0)
     results.claim(f"nothing found, {name}", row.extracted == 0 and row.leaks_from != row.leaks_from)
 closed = [NAMED[row.method, row.deduplicated] for row in advice.itertuples() if row.advice.startswith("Keep")]
 results.value("closed", listed(f"“{name}”" for name in closed))
 
 # %% [markdown]
-# - Exposure with the duplicates left in, both methods together, and what training did to chrF.
+# - Exposure with the duplicates left in, both methods together, and what training did to chrF and ROUGE-L of the same
+#   texts (Holm over both measures and all conditions).
 
 # %%
 trained = memory[(memory["stage"] == "after") & (memory["deduplicated"] == "no")]
@@ -646,10 +998,22 @@ left_in = trained.groupby("repetitions")["exposure"].mean()
 results.value("left_in.most", f"{left_in[often]:.1f}")
 results.value("left_in.controls", f"{left_in[0]:.1f}")
 results.value("unseen", f"{memorise.UNSEEN:.2f}")
-start = table[table["method"] == "none"]["chrf"].iloc[0]
-gaps = [part - start for _, part in table[table["method"] != "none"].groupby(condition, sort=False)["chrf"]]
-results.claim("chrF is shown to rise nowhere", max(map(shown, gaps)) <= 0)
-results.value("chrf.fell", f"{sum(gap.mean() < 0 for gap in gaps)} of {len(gaps)}")
+start, trained = table[table["method"] == "none"].iloc[0], table[table["method"] != "none"]
+gaps = {
+    (measure, *key): part[measure] - start[measure]
+    for measure in ("chrf", "rouge_l")
+    for key, part in trained.groupby(condition, sort=False)
+}
+rose = pd.Series(shown(gaps))
+results.claim("chrF is shown to rise nowhere", rose["chrf"].max() <= 0)
+results.claim("ROUGE-L is shown to rise everywhere", rose["rouge_l"].min() > 0)
+results.claim("ROUGE-L is shown to rise somewhere", rose["rouge_l"].max() > 0)
+results.value("rouge_l.rose", f"{(rose['rouge_l'] > 0).sum()} of {len(rose) // 2}")
+results.value("generated", start["generated"])
+results.value(
+    "chrf.fell", f"{sum(gap.mean() < 0 for key, gap in gaps.items() if key[0] == 'chrf')} of {len(gaps) // 2}"
+)
+results.value("tokens", f"{budget.train_tokens:,}")
 
 # %% [markdown]
 # - Its tables: the anonymiser, by category and by kind.
@@ -671,33 +1035,40 @@ for block, (by, part, text) in tables.items():
     results.markdown(block, [by, *header], rows, text, scratch=True, seeds=())
 
 # %% [markdown]
-# - Held-out documents before and after.
+# - Held-out documents before and after, secrets that come out, and documents recognised.
 
 # %%
-rows = []
-for (method, dedup), part in table.groupby(condition, sort=False):
-    part = part.head(1) if method == "none" else part  # one base model, no spread
-    digits = {"bits_per_byte": 3, "perplexity": 2, "chrf": 1}
+rows, out = [], advice.set_index(condition)
+for key, part in table.groupby(condition, sort=False):
+    part = part.head(1) if key[0] == "none" else part  # one base model, no spread
+    digits = {"bits_per_byte": 3, "chrf": 1, "rouge_l": 2}
     cells = [interval(part[column], n) for column, n in digits.items()]
-    rows.append([method, dedup, *cells])
-header = ["method", "duplicates removed", "bits per byte", "token perplexity", "chrF"]
-text = "Held-out documents before (none) and after; mean, 95 % t interval."
-results.markdown("before_after", header, rows, text, left=2)
+    came = f"{out.loc[key].extracted} of {out.loc[key].canaries}" if key in NAMED else "-"
+    rows.append([NAMED.get(key, "before"), *cells, came])
+header = ["training", "bits per byte", "chrF", "ROUGE-L", "secrets that come out"]
+text = (
+    f"Quality of held-out text and what comes out. Bits per byte of {table['documents'].iloc[0]} documents, chrF and "
+    f"ROUGE-L of {table['generated'].iloc[0]} texts, mean and 95 % t interval over seeds; secrets that greedy decoding "
+    "completes, of all that were inserted."
+)
+results.markdown("before_after", header, rows, text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # - Exposure, and the file with everything: `data/results/08_private_domain.json`.
 
 # %%
-rows, inserted = [], sorted(evidence["repetitions"].unique())
+rows = []
 for key, part in evidence.groupby(condition, sort=False):
-    cells = []
-    for r in part.set_index("repetitions").loc[inserted].itertuples():
-        out = f" ({r.extracted} of {r.canaries})" if r.extracted else ""
-        cells.append(f"{r.exposure:.1f}{'*' if r.p_value < 0.001 else ''}{out}")
-    rows.append([*key, *cells])
-text = "Mean exposure in bits by how often a canary was inserted (0: controls); \\*: such a mean without a trace has "
-text += "p < 0.001; in brackets, how many come out word for word."
-results.markdown("exposure", ["method", "duplicates removed", *map(str, inserted)], rows, text, left=2)
+    for r in part.sort_values("copies").itertuples():
+        name = NAMED.get(key, "before")
+        cells = [span(r.exposure, r.low, r.high, 1), probability(r.p_value).removeprefix("p ").removeprefix("= ")]
+        rows.append([name, r.copies or "none", r.canaries, *cells, r.extracted, "yes" if r.trace else ""])
+text = (
+    "Exposure in bits by the copies that stand in the training text, with a 95 % t interval of the models' means; p: "
+    "such a mean without a trace, uncorrected; trace: significant after Holm and the interval above 1.44 bits."
+)
+header = ["training", "copies", "canaries", "exposure", "p", "come out", "trace"]
+results.markdown("exposure", header, rows, text, tokens=budget.train_tokens)
 
 results.save(data={} if results.stored else {collection().task.name: collection().task.sha256})
 
@@ -707,4 +1078,5 @@ results.save(data={} if results.stored else {collection().task.name: collection(
 # - Exposure and canaries: Carlini et al. 2019, arXiv:1802.08232. Extraction: Carlini et al. 2021, arXiv:2012.07805.
 #   Repetition and extraction: Carlini et al. 2023, arXiv:2202.07646. Deduplication: Lee et al. 2022,
 #   arXiv:2107.06499; Kandpal et al. 2022, arXiv:2202.06539. LoRA: Hu et al. 2021, arXiv:2106.09685.
+# - Membership by the error zone: Ilic, Stanojevic, Cvejoski 2026, arXiv:2601.12104.
 # - MinHash: Broder 1997. Documentation addresses: RFC 5737, RFC 3849. Checksums: ISO/IEC 7812-1, ISO 13616, GB 11643.

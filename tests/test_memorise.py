@@ -19,17 +19,12 @@ from lib.tasks import encode, head
 from lib.train import finetune
 
 BUDGET = 8_000
-above_chance, leaks = vars(defined("08_private_domain", "above_chance", "leaks")).values()
+own = defined("08_private_domain", "above_chance", "detectable", "error_zone", "leaks", "separation", "traces")
 
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch):
     monkeypatch.setattr(profile, "autocast_dtype", lambda: torch.float32)  # bfloat16 would differ by rounding
-
-
-@pytest.fixture
-def tree(base):
-    return code_log_probabilities(base.model, base.tokenizer, canaries(0, 1, 0)[0].prefix)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -46,9 +41,12 @@ def test_the_tree_equals_reading_each_code_alone(base, family):
         at = tuple(slot.index(s) for slot, s in zip(SLOTS, code, strict=True))
         assert float(tree[at]) == pytest.approx(alone, abs=2e-5)
     assert tree.shape == tuple(map(len, SLOTS)) and tree.numel() == CANDIDATES
+    part = code_log_probabilities(base.model, base.tokenizer, canary.prefix, "3")
+    assert torch.allclose(part, tree[3:4], atol=2e-5, rtol=0) and part.shape == tree[3:4].shape
 
 
-def test_a_code_never_inserted_has_an_exposure_of_1_44_bits_in_the_mean(tree):
+def test_a_code_never_inserted_has_an_exposure_of_1_44_bits_in_the_mean(base):
+    tree = code_log_probabilities(base.model, base.tokenizer, canaries(0, 1, 0)[0].prefix)
     # every code takes its turn as the secret: the expectation itself, not a sample of it
     ranks = pd.Series(tree.flatten().numpy()).rank(ascending=False).to_numpy()
     exact = math.log2(CANDIDATES) - np.log2(np.arange(1, CANDIDATES + 1)).mean()
@@ -59,19 +57,18 @@ def test_a_code_never_inserted_has_an_exposure_of_1_44_bits_in_the_mean(tree):
     flat = torch.zeros(tuple(map(len, SLOTS)))
     assert rank_of(flat, "0B0B") == (CANDIDATES + 1) / 2  # ties give no free exposure
     flat[3, 1, 4, 2] = 1.0
-    assert rank_of(flat, "3C4D") == 1 and exposure(1) == pytest.approx(math.log2(CANDIDATES))
+    assert rank_of(flat, "3C4D") == rank_of(flat[3:4], "3C4D") == 1
+    assert exposure(1) == pytest.approx(math.log2(CANDIDATES))
 
 
 def test_canaries_differ_within_a_seed_and_between_seeds():
     drawn = canaries(0, 3, 4)
     assert [c.repetitions for c in drawn] == [r for r in REPETITIONS for _ in range(3)] + [0] * 4
     assert len({c.prefix.split(" of ")[1] for c in drawn}) == len(drawn)
-    other = canaries(1, 3, 4)
     assert drawn == canaries(0, 3, 4)
-    assert sum(a.secret == b.secret for a, b in zip(drawn, other, strict=True)) < 3
-    assert sum(a.prefix == b.prefix for a, b in zip(drawn, other, strict=True)) < 3
-    with pytest.raises(ValueError, match="43 canaries need as many names"):
-        canaries(0, 6, 1)
+    assert sum(a.secret == b.secret or a.prefix == b.prefix for a, b in zip(drawn, canaries(1, 3, 4), strict=True)) < 3
+    with pytest.raises(ValueError, match="37 canaries need as many names"):
+        canaries(0, 6, 1, (1, 2, 4, 8, 16, 64))
 
 
 def test_mixing_gives_every_condition_equally_much_text(base, task):
@@ -95,9 +92,11 @@ def test_mixing_gives_every_condition_equally_much_text(base, task):
 def test_training_sees_every_copy_and_repetitions_are_remembered(base, task):
     drawn = canaries(0, 1, 2)
     mixed = memorise.mix(base, task, drawn, False, BUDGET)
-    # a random model learns no digits at a rate meant for a pretrained one
     sizes = {"pack_length": 640, "batch_tokens": 640, "evaluations": 1, "validation_documents": 8}
-    sizes |= {"learning_rate": 1e-2, "train_tokens": mixed.tokens * mixed.passes}
+    sizes |= {
+        "learning_rate": 1e-2,
+        "train_tokens": mixed.tokens * mixed.passes,
+    }  # random weights learn no digits at 1e-4
     run = finetune(base, mixed.task, "full", 0, **sizes)
     assert run.summary["tokens"] == mixed.tokens * mixed.passes
     assert run.summary["best_step"] == run.summary["steps"]
@@ -120,30 +119,58 @@ def test_extraction_counts_what_comes_out(base, monkeypatch):
 
 
 def _table(exposures, extracted=0):
-    rows = [{"repetitions": r, "copies": r, "exposure": e} for r, values in exposures.items() for e in values]
-    about = {"stage": "after", "method": "full", "deduplicated": "no"}
+    rows = [{"copies": c, "exposure": e, "seed": i} for c, values in exposures.items() for i, e in enumerate(values)]
+    about = {"method": "full", "deduplicated": "no"}
     return pd.DataFrame(rows).assign(**about, extracted=[i < extracted for i in range(len(rows))])
 
 
-def test_the_p_value_is_that_of_uniform_ranks():
+def _leaks(table):
+    return own.leaks(own.traces(own.above_chance(table, ["method", "deduplicated", "copies"]))).iloc[0]
+
+
+def test_the_p_value_is_that_of_uniform_ranks_and_the_power_is_reached():
     rng = np.random.default_rng(0)
-    ranks = rng.integers(1, CANDIDATES + 1, (4_000, 5))
-    sums = (math.log2(CANDIDATES) - np.log2(ranks)).mean(axis=1)
+    means = (math.log2(CANDIDATES) - np.log2(rng.integers(1, CANDIDATES + 1, (4_000, 5)))).mean(axis=1)
     for level in (0.5, 0.05):
-        reached = np.quantile(sums, 1 - level)
-        found = above_chance(_table({1: [reached] * 5}), ["repetitions"])
+        found = own.above_chance(_table({1: [np.quantile(means, 1 - level)] * 5}), ["copies"])
         assert found["p_value"][0] == pytest.approx(level, abs=0.012)
-    assert found["exposure"][0] == pytest.approx(reached)
+    bits, by_test = own.detectable(8, 5, 5)  # the smallest trace that four of five experiments find
+    tables = [_table({1: rng.exponential(bits, 40)}).assign(seed=np.repeat(range(5), 8)) for _ in range(300)]
+    rows = pd.concat(own.above_chance(table, ["copies"]) for table in tables)
+    assert ((rows["p_value"] < 0.05 / 5) & (rows["low"] > memorise.UNSEEN)).mean() == pytest.approx(0.8, abs=0.07)
+    assert by_test < bits and own.detectable(30, 5, 5)[0] < bits < own.detectable(8, 1, 5)[0] == math.inf
 
 
 def test_leaks_are_counted_by_copies_and_corrected_for_their_number():
-    unseen = [1.4, 0.2, 3.0]
-    quiet = leaks(_table({1: unseen, 64: unseen})).iloc[0]
+    unseen, nearly = [1.4, 0.2, 3.0], [3.4] * 3
+    quiet = _leaks(_table({0: [13] * 3, 1: unseen, 64: unseen}))  # what was not inserted can't leak
     assert math.isnan(quiet["leaks_from"]) and quiet["extracted"] == 0 and quiet["canaries"] == 6
-    assert leaks(_table({1: unseen, 8: [9, 9, 9], 64: [12, 12, 12]})).iloc[0]["leaks_from"] == 8
-    assert leaks(_table({1: unseen, 64: unseen}, extracted=2)).iloc[0]["extracted"] == 2
-    once = _table({1: unseen, 64: [9, 9, 9]}).assign(copies=1, deduplicated="yes")
-    assert leaks(once).iloc[0]["leaks_from"] == 1  # copies count, not insertions
-    found = above_chance(_table({1: [3.4] * 3}), ["copies"])["p_value"][0]
-    five = leaks(_table({i: [3.4] * 3 for i in (1, 2, 4, 8, 16)}))
-    assert 0.01 < found < 0.05 and math.isnan(five["leaks_from"][0])
+    assert _leaks(_table({1: unseen, 4: [9, 9, 9], 64: [12, 12, 12]}))["leaks_from"] == 4
+    assert _leaks(_table({1: unseen, 64: unseen}, extracted=2))["extracted"] == 2
+    assert math.isnan(_leaks(_table({1: [13, 13, 0.1]}))["leaks_from"])  # significant, but not over the models
+    found = own.above_chance(_table({1: nearly}), ["copies"])["p_value"][0]
+    five = _leaks(_table(dict.fromkeys((1, 2, 4, 16, 64), nearly)))
+    assert 0.01 < found < 0.05 and math.isnan(five["leaks_from"]) and _leaks(_table({1: nearly}))["leaks_from"] == 1
+
+
+def test_the_error_zone_score_is_that_of_a_loop_over_tokens():
+    rng, zone = np.random.default_rng(0), own.error_zone
+    for n in (1, 7, 40):
+        before, after, first = rng.exponential(size=n), rng.exponential(size=n), rng.random(n) < 0.4
+        shifts = [b - a for b, a, right in zip(before, after, first, strict=True) if not right]
+        up, down = sum(x for x in shifts if x > 0), -sum(x for x in shifts if x < 0)
+        assert zone(before, after, first) == pytest.approx(up / (up + down) if down else 1)
+    assert zone([2, 1, 9], [1, 2, 0], [False, False, True]) == 0.5  # what the tuned model gets right is left out
+    assert zone([2], [1], [False]) == zone([2], [3], [True]) == 1 and zone([2], [3], [False]) == 0
+
+
+def test_separation_is_that_of_all_pairs_and_of_planted_scores():
+    rng = np.random.default_rng(0)
+    members, others = rng.integers(0, 9, 40) / 9, rng.integers(0, 7, 200) / 9  # many ties
+    found, limit = own.separation(members, others), min(t for t in others if (others > t).sum() <= 2)
+    assert found["auc"] == pytest.approx(np.mean([(m > o) + (m == o) / 2 for m in members for o in others]))
+    assert found["found"] == (members > limit).sum() and found["false"] == (others > limit).sum()
+    perfect, short = own.separation(members + 1, others), own.separation(members, others[:99])
+    assert perfect["auc"] == 1 and perfect["found"] == 40 and short["found"] is None  # 1 % of 99 is less than one
+    chance = pd.DataFrame([own.separation(rng.random(60), rng.random(120)) for _ in range(400)]).mean()
+    assert chance["auc"] == pytest.approx(0.5, abs=0.01) and chance["found"] == pytest.approx(60 * 2 / 121, abs=0.15)
