@@ -3,8 +3,10 @@
 local WIDTH, HEIGHT = 16.0, 18.0 -- cm at most of a picture on an A4 page
 local LINE, PADDING = 104, 3 -- letters of a table's text in a line of a Word page, and what a cell's margins take
 local WORD = 48 -- letters of a word, beyond which it breaks rather than take the other columns' room
-local LONG = 24 -- rows of a table that, with cells of two lines, no longer fits a page; with a caption a shorter one floats
-local STAYS = "#set figure(placement: none)\n#show figure.where(kind: table): set block(breakable: true)" -- no float
+local LONG = 24 -- rows of a table that, with cells of two lines, no longer fits a page; with a caption a shorter one floats,
+-- and where none floats, in the appendix, half as many may break
+local STAYS = "#set figure(placement: none)\n" -- no float
+local BREAKS = "#show figure.where(kind: table): set block(breakable: true)\n"
 local SMALL = "#set text(9pt)\n#set par(leading: 0.55em)" -- references and what is behind them
 local base = ""
 
@@ -93,8 +95,9 @@ local function fit_table(block)
   end
   local rows = block.head.rows .. block.bodies[1].body
   if FORMAT == "docx" then fit_word(block, rows) end
-  if FORMAT ~= "typst" or #rows <= LONG and #block.caption.long > 0 then return block end
-  return {pandoc.RawBlock("typst", "#[\n" .. STAYS), block, pandoc.RawBlock("typst", "]")}
+  local set = (#rows > LONG // 2 and BREAKS or "") .. ((#rows > LONG or #block.caption.long == 0) and STAYS or "")
+  if FORMAT ~= "typst" or set == "" then return block end
+  return {pandoc.RawBlock("typst", "#[\n" .. set), block, pandoc.RawBlock("typst", "]")}
 end
 
 local function link(element)
