@@ -54,7 +54,7 @@ from lib.explore import anonymise, memorise, private
 from lib.generate import generate
 from lib.models import load_base
 from lib.results import Results, interval, kept, listed, shown, span
-from lib.train import finetune
+from lib.train import LEARNING_RATES, finetune
 
 # %% [markdown]
 # - The budget: (fast, cpu, full). The packages' docstrings are the default documents.
@@ -1014,6 +1014,9 @@ results.value(
     "chrf.fell", f"{sum(gap.mean() < 0 for key, gap in gaps.items() if key[0] == 'chrf')} of {len(gaps) // 2}"
 )
 results.value("tokens", f"{budget.train_tokens:,}")
+results.value("row", budget.pack_length)
+for method in METHODS:
+    results.value(f"rate.{method}", f"{LEARNING_RATES[method]:g}")
 
 # %% [markdown]
 # - Its tables: the anonymiser, by category and by kind.
