@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -34,7 +35,7 @@ ODD = [
 
 @pytest.fixture(scope="module")
 def codec(base) -> Codec:
-    return Codec(base.model, base.tokenizer, batch=3, window=16)
+    return Codec(base.model, base.tokenizer, batch=3, window=16, mix=True)
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +50,17 @@ def direct(codec: Codec, before: list[int]) -> np.ndarray:
 
 
 def test_any_bytes_come_back(codec, made):
-    other = dataclasses.replace(codec, batch=64, window=512)  # the file's own are taken
+    other = dataclasses.replace(codec, batch=64, window=512, mix=False, cuts=1)  # the file's own are taken
     assert decompress(other, made[0]) == ODD
+    half = dataclasses.replace(codec, dtype=torch.bfloat16)
+    assert decompress(codec, compress(half, ODD)[0]) == ODD
     assert decompress(codec, compress(codec, [])[0]) == []
     assert len(ODD[4]) > codec.batch and max(module.unpacked(made[0]).tokens) > 3 * codec.window  # both were passed
 
 
-def test_the_real_bytes_are_the_cross_entropy(codec, made):
+def test_the_real_bytes_are_the_cross_entropy(codec):
+    codec = dataclasses.replace(codec, mix=False)
+    made = compress(codec, ODD)
     eos = codec.tokenizer.eos_token_id
     ids = module.to_ids(codec.tokenizer, b"hello world")
     nats = [-np.log(direct(codec, [eos, *ids[:t]])[i]) for t, i in enumerate(ids)]
@@ -67,6 +72,7 @@ def test_the_real_bytes_are_the_cross_entropy(codec, made):
 
 
 def test_walk_sees_what_a_pass_without_cache_sees(codec):
+    codec = dataclasses.replace(codec, mix=False)
     rng = np.random.default_rng(0)
     lengths, vocabulary = [40, 23, 9, 2], codec.model.config.vocab_size
     ids = [rng.integers(1, vocabulary, n).tolist() for n in lengths]
@@ -84,6 +90,39 @@ def test_walk_sees_what_a_pass_without_cache_sees(codec):
         while len(before) > codec.window:  # begun again with the later half, as often as it was full
             before = before[codec.window - half + 1 :]
         np.testing.assert_allclose(p, direct(codec, before), atol=1e-5)
+
+
+def test_the_mixture_and_its_gradient_are_the_written_formula():
+    """A step against autograd over -log p, its counts from the whole text; the steps between are taken, too."""
+    mixer, rng, size = module.Mixer(2, 5), np.random.default_rng(0), 5
+    texts, power = [[], []], torch.ones(size)
+    for _ in range(30):
+        logits = rng.normal(size=(2, size)).astype(np.float32)
+        scale, bias = (torch.tensor(x, requires_grad=True) for x in (mixer.scale, mixer.bias.copy()))
+        cells = torch.tensor(mixer.cells, requires_grad=True)
+        z = [list(scale * torch.tensor(row) + bias) for row in logits]
+        for row, n in itertools.product(range(2), range(2)):
+            after = [t[i + n + 1] for t in texts for i in range(-n - 1, len(t) - n - 1)
+                     if t[max(i, 0) : i + n + 1] == texts[row][-n - 1 :]]
+            for w in {*after}:
+                share = min(4 * after.count(w) // len(after), 3)
+                z[row][w] = z[row][w] + cells[n, 4 * (min(after.count(w), 4) - 1) + share]
+        p = torch.stack([torch.stack(row) for row in z]).softmax(-1)
+        np.testing.assert_allclose(mixer.mix(logits), p.detach().numpy(), atol=1e-5)
+        new = rng.integers(0, 3, 2)
+        (-p[[0, 1], new].log().sum()).backward()
+        power += bias.grad**2
+        mixer.learn(new)
+        np.testing.assert_allclose(mixer.scale, (scale - 0.001 * scale.grad).item(), atol=1e-5)
+        np.testing.assert_allclose(mixer.bias, (bias - 0.3 * bias.grad / power.sqrt()).detach().numpy(), atol=1e-5)
+        np.testing.assert_allclose(mixer.cells, (cells - 0.02 * cells.grad).detach().numpy(), atol=1e-5)
+        for text, w in zip(texts, new.tolist(), strict=True):
+            text.append(w)
+
+
+def test_mixing_makes_a_text_that_repeats_itself_smaller(codec):
+    plain, mixed = (compress(dataclasses.replace(codec, mix=mix), [b"one two three " * 30])[1] for mix in (False, True))
+    assert mixed.sum() < 0.7 * plain.sum()
 
 
 def rewriting_tokenizer() -> PreTrainedTokenizerFast:
@@ -123,7 +162,7 @@ def test_every_damaged_byte_and_every_cut_is_refused(codec, made):
 def test_another_version_another_model_and_other_numbers_are_refused(codec, made):
     body = bytearray(made[0][: -module.DIGEST])
     body[3] = 9
-    with pytest.raises(ValueError, match="format 9 and this program reads 2"):
+    with pytest.raises(ValueError, match="format 9 and this program reads 3"):
         module.unpacked(bytes(body) + module.digest(bytes(body)))
     with pytest.raises(ValueError, match="window of 2000 tokens: the model has 1024 positions"):
         compress(dataclasses.replace(codec, window=2_000), [b"text"])
@@ -133,6 +172,9 @@ def test_another_version_another_model_and_other_numbers_are_refused(codec, made
     other.__dict__["fingerprint"] = codec.fingerprint  # as on a machine whose sums come out otherwise
     with pytest.raises(ValueError, match=r"other numbers here than where the file was made \(torch "):
         decompress(other, made[0])
+    elsewhere = module.packed(dataclasses.replace(module.unpacked(made[0]), platform="torch 1.0 cpu AVX2"))
+    with pytest.raises(ValueError, match=r"Another processor or version .* \(torch 1\.0 cpu AVX2; here torch"):
+        decompress(codec, elsewhere)
 
 
 def test_the_fingerprint_is_of_weights_and_tokenizer(codec):

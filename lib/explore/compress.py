@@ -6,7 +6,7 @@ in real bytes. The coder is constriction's range coder (Bamler 2022, arXiv:2201.
 
 The decoder has to see bit by bit the distributions that the encoder saw, and floating-point sums depend on the order
 in which they are added: on batch shape, threads, and whether a cache is read. So `walk`, one token at a time for a
-fixed batch in float32, is the only computation, both directions run it, and the file records batch, window and threads.
+fixed batch, is the only computation, both directions run it, and the file records all that it depends on.
 """
 
 import hashlib
@@ -14,17 +14,21 @@ import io
 import json
 import time
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import constriction
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from lib import profile, train
 from lib.models import load_base
@@ -34,20 +38,29 @@ from lib.results import write_bytes
 # text can be coded, at 0.004 bits a token for a vocabulary of 50,257.
 FAMILY = constriction.stream.model.Categorical(perfect=False)
 SUFFIX, BASE = ".lmz", "base"
-MAGIC, VERSION = b"LMZ", 2
+MAGIC, VERSION = b"LMZ", 3
 DIGEST = 8  # bytes of a SHA-256: damage by chance passes once in 2**64
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # by their number in a file
 
 
 @dataclass(frozen=True)
 class Codec:
     """A model (float32, eval mode) as one half of a compressor; `name` is "base" or a run's folder in data/runs.
-    `batch` documents are coded side by side, with `window` tokens of context; decoding takes both from the file."""
+    `batch` streams are coded side by side, with `window` tokens of context, the model in `dtype`; a document of several
+    windows is cut into up to `cuts` streams, and with `mix` a `Mixer` learns on the way. A file records all five."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str = BASE
     batch: int = 64
     window: int = 1024
+    cuts: int = 8
+    mix: bool = False
+    dtype: torch.dtype = torch.float32
+
+    @cached_property
+    def runner(self) -> PreTrainedModel:
+        return self.model if self.dtype == torch.float32 else deepcopy(self.model).to(self.dtype)
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -67,7 +80,7 @@ class Codec:
         """What the last bits of a float depend on, beside batch and threads."""
         device = self.model.device.type
         kind = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
-        return f"torch {torch.__version__} {device} {kind}"
+        return f"torch {torch.__version__} numpy {np.__version__} {device} {kind}"
 
 
 def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing") -> tuple[bytes, np.ndarray]:
@@ -77,24 +90,27 @@ def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing"
     ids = [to_ids(codec.tokenizer, d) for d in documents]
     lengths, bits, coded = [len(i) for i in ids], np.zeros(len(ids)), []
     with tqdm(total=sum(lengths), desc=desc, unit="token") as bar:
-        for rows in groups(lengths, codec.batch):
+        for group in groups(lengths, codec):
             encoder = constriction.stream.queue.RangeEncoder()
 
-            def code(step, p, rows=rows, encoder=encoder):
-                symbols = np.array([ids[i][step] for i in rows[: len(p)]], np.int32)
+            def code(step, p, group=group, encoder=encoder):
+                symbols = np.array([ids[i][start + step] for i, start, _ in group[: len(p)]], np.int32)
                 own = np.maximum(p[np.arange(len(p)), symbols], np.finfo(np.float32).tiny)
-                bits[rows[: len(p)]] -= np.log2(own.astype(float))
+                np.subtract.at(bits, [i for i, *_ in group[: len(p)]], np.log2(own.astype(float)))
                 encoder.encode(symbols, FAMILY, p)
                 bar.update(len(p))
                 return symbols
 
-            walk(codec, [lengths[i] for i in rows], code)
+            walk(codec, [end - start for _, start, end in group], code)
             coded.append(encoder.get_compressed().astype("<u4").tobytes())
     archive = Archive(
         fingerprint=codec.fingerprint,
         threads=torch.get_num_threads(),
         batch=codec.batch,
         window=codec.window,
+        cuts=codec.cuts,
+        mix=codec.mix,
+        dtype=DTYPES.index(codec.dtype),
         platform=codec.platform,
         name=codec.name,
         tokens=lengths,
@@ -107,38 +123,104 @@ def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing"
 
 
 def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[bytes]:
-    """The documents of an archive, in order. Raises ValueError for a damaged file, for one that another model wrote,
-    and where this machine's arithmetic differs from the writer's: never returns anything but what went in."""
+    """The documents of an archive, in order. Raises ValueError for a damaged file, for one that another model or
+    another platform wrote, and where this machine's arithmetic still differs: never returns but what went in."""
     archive = unpacked(data)
     if archive.fingerprint != codec.fingerprint:
         made = f"the model {archive.name!r} (fingerprint {archive.fingerprint.hex()})"
         given = f"{codec.name!r} has {codec.fingerprint.hex()}"
         raise ValueError(f"The file was compressed with {made}, and {given}: load that model.")
-    same = replace(codec, batch=archive.batch, window=archive.window)
-    ids: list[list[int]] = [[] for _ in archive.tokens]
+    places = f"where the file was made ({archive.platform}; here {codec.platform}): decompress it there."
+    if archive.platform != codec.platform:
+        raise ValueError(f"Another processor or version computes other numbers than {places}")
+    settings = {"batch": archive.batch, "window": archive.window, "cuts": archive.cuts, "mix": bool(archive.mix)}
+    same = replace(codec, **settings, dtype=DTYPES[archive.dtype])
+    ids = [np.zeros(n, np.int32) for n in archive.tokens]
     try:
         with use_threads(archive.threads), tqdm(total=sum(archive.tokens), desc=desc, unit="token") as bar:
-            for rows, coded in zip(groups(archive.tokens, archive.batch), archive.coded, strict=True):
+            for group, coded in zip(groups(archive.tokens, same), archive.coded, strict=True):
                 decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(coded, "<u4").astype(np.uint32))
 
-                def code(step, p, rows=rows, decoder=decoder):
+                def code(step, p, group=group, decoder=decoder):
                     symbols = decoder.decode(FAMILY, p)
-                    for i, symbol in zip(rows, symbols.tolist(), strict=False):
-                        ids[i].append(symbol)
+                    for (i, start, _), symbol in zip(group, symbols, strict=False):
+                        ids[i][start + step] = symbol
                     bar.update(len(p))
                     return symbols
 
-                walk(same, [archive.tokens[i] for i in rows], code)
-        documents = [archive.beside.get(n) or to_bytes(codec.tokenizer, i) for n, i in enumerate(ids)]
+                walk(same, [end - start for _, start, end in group], code)
+        documents = [archive.beside.get(n) or to_bytes(codec.tokenizer, i.tolist()) for n, i in enumerate(ids)]
         sound = digest(b"".join(map(_block, documents))) == archive.content
     except (AssertionError, IndexError):  # constriction's word for bits that no symbol explains
         sound = False
     if not sound:
-        places = f"({archive.platform}; here {codec.platform})"
-        raise ValueError(
-            f"The model computed other numbers here than where the file was made {places}: decompress it there."
-        )
+        raise ValueError(f"The model computed other numbers here than {places}")
     return documents
+
+
+class _Room(DynamicLayer):
+    """Keys and values with room for more: a new token is written, and what is there is not copied for it."""
+
+    room: torch.Tensor | None = None
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        new = torch.stack([key_states, value_states])
+        used = self.get_seq_length()
+        end = used + new.shape[3]
+        if self.room is None or self.room.shape[1] != new.shape[1] or end > self.room.shape[3]:
+            self.room = new.new_empty(*new.shape[:3], end + 256, new.shape[4])
+            if used:
+                self.room[..., :used, :] = torch.stack([self.keys, self.values])
+        self.room[..., used:end, :] = new
+        self.keys, self.values = self.room[..., :end, :]
+        self.dtype, self.device, self.is_initialized = new.dtype, new.device, True
+        return self.keys, self.values
+
+
+class Mixer:
+    """The model mixed with adaptive n-grams, in float32 or wider, row by row of a batch: p(w) = exp(a l_w + b_w +
+    sum_k u_k[cell of w's count after the last k tokens]) / Z, where l are the model's logits. a, b and u follow the
+    gradient of -log p of what came (as PAQ mixes, Mahoney 2005; a bias by Adagrad), so both directions know them."""
+
+    ORDERS, COUNTS, SHARES = (1, 2), 4, 4  # cells: how often w came there, and in which share of all times
+
+    def __init__(self, rows: int, vocabulary: int):
+        self.scale, self.bias = np.float32(1), np.zeros(vocabulary, np.float32)
+        self.power = np.ones(vocabulary, np.float32)
+        self.cells = np.full((len(self.ORDERS), self.COUNTS * self.SHARES), 0.3)
+        self.seen = [defaultdict(Counter) for _ in self.ORDERS]
+        self.before: list[tuple] = [()] * rows
+
+    def mix(self, logits: np.ndarray) -> np.ndarray:
+        """(rows, V) -> (rows, V) float32, the distributions."""
+        self.logits, self.found = logits, []
+        p = logits * self.scale + self.bias
+        for row in range(len(p)):
+            for n, order in enumerate(self.ORDERS):
+                if counts := self.seen[n].get(self.before[row][-order:]):
+                    tokens, times = np.array([*counts.items()]).T
+                    share = np.minimum(self.SHARES * times // times.sum(), self.SHARES - 1)
+                    at = (n, (np.minimum(times, self.COUNTS) - 1) * self.SHARES + share)
+                    p[row, tokens] += self.cells[at]
+                    self.found.append((row, tokens, at))
+        p = np.exp(p - p.max(1, keepdims=True))
+        self.p = p / p.sum(1, keepdims=True)
+        return self.p
+
+    def learn(self, symbols: np.ndarray) -> None:
+        """The rows' tokens that came: one step of gradient, and their counts."""
+        error = self.p.copy()
+        error[np.arange(len(error)), symbols] -= 1
+        for row, tokens, at in self.found:
+            np.subtract.at(self.cells, at, 0.02 * error[row, tokens])
+        self.scale -= np.float32(0.001) * (error * self.logits).sum()
+        gradient = error.sum(0)
+        self.power += gradient**2
+        self.bias -= 0.3 * gradient / np.sqrt(self.power)
+        for row, symbol in enumerate(symbols.tolist()):
+            for seen, order in zip(self.seen, self.ORDERS, strict=True):
+                seen[self.before[row][-order:]][symbol] += 1
+            self.before[row] = (*self.before[row], symbol)[-max(self.ORDERS) :]
 
 
 @torch.no_grad()
@@ -147,36 +229,42 @@ def walk(codec: Codec, lengths: Sequence[int], code: Callable) -> None:
     distributions (rows still running, V), float32, and returns those rows' tokens (int32): it writes them, or reads
     them from a file. A full window is begun again with its later half, and rows that ended leave once a quarter of the
     batch has: when depends on the lengths alone."""
-    model, device = codec.model, codec.model.device
+    model, device = codec.runner, codec.model.device
     most = model.config.max_position_embeddings or codec.window
     if not 2 <= codec.window <= most:
         raise ValueError(f"A window of {codec.window} tokens: the model has {most} positions; choose 2 to {most}.")
     start = codec.tokenizer.eos_token_id  # before every document; rows that ended idle on it
     history = torch.full((len(lengths), 1), start)
-    cache, cached = None, 0
+    mixer = Mixer(len(lengths), model.config.vocab_size) if codec.mix else None
+    cache, cached = Cache(layer_class_to_replicate=_Room), 0
     for step in range(lengths[0]):
         running = sum(n > step for n in lengths)
         if running <= len(history) * 3 // 4:
             history = history[:running]
-            if cache is not None:
+            if cached:
                 cache.batch_select_indices(torch.arange(running, device=device))
         if cached == codec.window:
-            cache, cached = None, 0
+            cache, cached = Cache(layer_class_to_replicate=_Room), 0
             history = history[:, -(codec.window // 2) :]
         fed = history[:, cached:].to(device)  # (rows, 1), or half a window
         out = model(fed, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache, cached = out.past_key_values, cached + fed.shape[1]
-        p = out.logits[:running, -1].float().softmax(-1).cpu().numpy()
+        logits = out.logits[:running, -1].float()
+        symbols = code(step, mixer.mix(logits.cpu().numpy()) if mixer else logits.softmax(-1).cpu().numpy())
+        if mixer:
+            mixer.learn(symbols)
         new = torch.full((len(history), 1), start)
-        new[:running, 0] = torch.from_numpy(code(step, p).astype(np.int64))
+        new[:running, 0] = torch.from_numpy(symbols.astype(np.int64))
         history = torch.cat([history, new], dim=1)
 
 
-def groups(tokens: Sequence[int], batch: int) -> list[list[int]]:
-    """Indices of the documents that share a batch, longest first: of similar length, so that few rows idle. Documents
-    without a token (empty, or escaped whole) are in none."""
-    order = sorted((i for i in range(len(tokens)) if tokens[i]), key=lambda i: -tokens[i])
-    return [order[start : start + batch] for start in range(0, len(order), batch)]
+def groups(tokens: Sequence[int], codec: Codec) -> list[list[tuple[int, int, int]]]:
+    """The streams (document, from, to) that share a batch, longest first: of similar length, so that few rows idle.
+    Documents without a token (empty, or escaped whole) are in none."""
+    parts = [np.linspace(0, n, max(min(n // codec.window, codec.cuts), 1) + 1).astype(int).tolist() for n in tokens]
+    streams = [(i, start, end) for i, edges in enumerate(parts) for start, end in pairwise(edges) if end]
+    streams.sort(key=lambda stream: stream[1] - stream[2])
+    return [streams[start : start + codec.batch] for start in range(0, len(streams), codec.batch)]
 
 
 @contextmanager
@@ -212,6 +300,9 @@ class Archive:
     threads: int
     batch: int
     window: int
+    cuts: int
+    mix: int  # 0 or 1
+    dtype: int  # its number in DTYPES
     platform: str  # where it was made
     name: str  # of the model: where to look for it
     tokens: list[int]  # per document
@@ -236,7 +327,8 @@ def _block(data: bytes) -> bytes:
 
 def packed(archive: Archive) -> bytes:
     """`archive` as the bytes of a file."""
-    settings = [_number(n) for n in (archive.threads, archive.batch, archive.window)]
+    numbers = (archive.threads, archive.batch, archive.window, archive.cuts, archive.mix, archive.dtype)
+    settings = [_number(n) for n in numbers]
     origin = [_block(text.encode()) for text in (archive.platform, archive.name)]
     sizes = [_number(n) for n in (len(archive.tokens), *archive.tokens, archive.n_bytes)]
     beside = b"".join(_number(i) + _block(document) for i, document in archive.beside.items())
@@ -266,7 +358,7 @@ def unpacked(data: bytes) -> Archive:
         made = f"is of format {body[len(MAGIC)]} and this program reads {VERSION}"
         raise ValueError(f"The compressed file {made}: use the checkout that wrote it.")
     file = _Reader(body[len(MAGIC) + 1 :])
-    fingerprint, threads, batch, window = file.read(DIGEST), file.number(), file.number(), file.number()
+    fingerprint, settings = file.read(DIGEST), [file.number() for _ in range(6)]
     platform, name = file.block().decode(), file.block().decode()
     tokens = [file.number() for _ in range(file.number())]
     n_bytes, content, deflated, beside = file.number(), file.read(DIGEST), file.block(), {}
@@ -274,8 +366,10 @@ def unpacked(data: bytes) -> Archive:
     while flat.tell() < len(flat.getvalue()):
         i = flat.number()
         beside[i] = flat.block()
-    coded = [file.block() for _ in groups(tokens, batch)]
-    return Archive(fingerprint, threads, batch, window, platform, name, tokens, n_bytes, content, beside, coded)
+    coded = []
+    while file.tell() < len(file.getvalue()):
+        coded.append(file.block())
+    return Archive(fingerprint, *settings, platform, name, tokens, n_bytes, content, beside, coded)
 
 
 # --- files
@@ -286,7 +380,7 @@ def codec_of(name: str = BASE) -> Codec:
     """The base model, or the finished run `name` of data/runs. Raises FileNotFoundError for a missing run."""
     base = load_base()
     run = base if name == BASE else train.load(base, profile.output_root() / "data" / "runs" / name)
-    return Codec(run.model, base.tokenizer, name)
+    return Codec(run.model, base.tokenizer, name, mix=True, dtype=profile.autocast_dtype())
 
 
 def compress_file(path: Path, out: Path | None = None, run: str = BASE) -> Path:
