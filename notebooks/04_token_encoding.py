@@ -110,8 +110,11 @@ CONDITIONS = {
 LANGUAGES = {"debian": "English (debian)", "tang": "Chinese (tang)"}
 
 
+NAMES = {"bpe": "BPE", "wordpiece": "WordPiece", "unigram": "Unigram", "gpt2": "GPT-2's BPE"}
+
+
 def label(name: str, size: int | None) -> str:
-    return name if name in encodings.OWN_SIZE else f"{name} {size:,}"
+    return NAMES.get(name, name) + ("" if name in encodings.OWN_SIZE else f" {size:,}")
 
 
 {corpus: [label(*c) for c in conditions] for corpus, conditions in CONDITIONS.items()}
@@ -120,13 +123,26 @@ def label(name: str, size: int | None) -> str:
 # - One held-out line in each language, cut by each encoding. The number counts tokens; an outlined box is part
 #   of a character. All but `gpt2` and `bytes` learned their pieces from the training split of that language.
 
+
 # %%
+def piece_text(piece: bytes) -> str:
+    """A piece as text, or, where it is not valid UTF-8 alone, its bytes as <E6 98>."""
+    valid = piece.decode("utf-8", errors="ignore")
+    return valid if valid.encode("utf-8") == piece else f"<{piece.hex(' ').upper()}>"
+
+
+def tokens(encoding: encodings.Encoding, text: str) -> list[str]:
+    """The pieces of `text` as a reader can see them."""
+    ids = encoding.encode(text)
+    return [encodings.UNK if i == encoding.unk_token_id else piece_text(encoding.pieces[i]) for i in ids]
+
+
 EXAMPLES = {"debian": "file transfer utility for devices", "tang": "欲住村西日日慵，"}
 SHOWN = {corpus: dict.fromkeys([*CONDITIONS[corpus], ("gpt2", None)]) for corpus in CONDITIONS}
 cut = {name: {} for name in LANGUAGES.values()}
 every = [(corpus, *c) for corpus in SHOWN for c in SHOWN[corpus]]
 for corpus, *c in every:
-    cut[LANGUAGES[corpus]][label(*c)] = scratch.encoding_of(corpus, *c).tokens(EXAMPLES[corpus])
+    cut[LANGUAGES[corpus]][label(*c)] = tokens(scratch.encoding_of(corpus, *c), EXAMPLES[corpus])
 results.figure(plots.strips(cut), "04_tokens", "A line of a package description and a verse, as tokens.")
 
 # %% [markdown]
@@ -199,7 +215,7 @@ def bpe_steps(texts: list[str]) -> Iterator[tuple[Merge, int]]:
 
 # %%
 def seen(piece: Symbol) -> str:
-    return encodings.piece_text(piece).replace(" ", "␣")
+    return piece_text(piece).replace(" ", "␣")
 
 
 steps = list(bpe_steps([" low" * 5 + " lower" * 2 + " newest" * 6 + " widest" * 3]))
@@ -311,7 +327,7 @@ facts.set_index(["corpus", "label"])[["vocab_size", *columns]].round(2)
 
 # %%
 poem = pd.DataFrame({"verse": texts["tang"][0].splitlines()})
-poem["tokens"] = poem["verse"].map(lambda verse: " ".join(gpt2.tokens(verse)))
+poem["tokens"] = poem["verse"].map(lambda verse: " ".join(tokens(gpt2, verse)))
 row = facts[(facts.corpus == "tang") & (facts.encoding == "gpt2")].iloc[0]
 print(f"Held-out poems: {row.characters_per_token:.2f} characters per token, {row.invalid_percent:.0f} % of the")
 print("tokens not valid UTF-8 alone. Counted elsewhere on Tang poems: 0.46 and 90 %.")
@@ -321,7 +337,8 @@ poem
 # ## 4 The experiment: equal bytes
 #
 # One recipe, from which only the encoding differs: the same blocks (equal non-embedding parameters), the same
-# documents in the same order for a seed, the same optimizer and schedule.
+# documents for a seed, joined in the same order, the same optimizer and schedule. The rows cut from them are shuffled
+# by the Trainer, so encodings with other numbers of rows see the same text in another order.
 #
 # - A row holds 512 bytes of text on average, whatever that is in tokens (`length_for`), and a step two rows: runs
 #   of equal bytes see equally far back, and have the same number of steps within 3 % (EOS, one a document,
@@ -499,7 +516,11 @@ summary.round(3)
 amount = f"Small GPT-2s from scratch, {budget.train_bytes:,} bytes of text per run"
 look = {"family": "encoding", "xlabel": "bits per byte (lower is better)"}
 figure = plots.dots(equal, "bits_per_byte", "label", "corpus", LANGUAGES, **look)
-text = f"Bits per byte of held-out text by encoding. {amount}; 95 % t intervals over seeds."
+for written in figure.findobj(plt.Text):  # printed at 16 of 19 cm
+    written.set_fontsize(max(written.get_fontsize(), 8.5))
+text = (
+    f"Learned pieces beat bytes in English; in Chinese only some do. {amount}; dots are seeds, bars 95 % t intervals."
+)
 results.figure(figure, "04_encodings", text)
 
 # %% [markdown]
@@ -523,7 +544,8 @@ ax.set_xticks(ticks, [f"{v:,}" if n else f"bytes\n{v:,}" for n, v in enumerate(t
 ax.minorticks_off()
 ax.set(xlabel="vocabulary size", ylabel="held-out bits per byte")
 plots.label_lines(ax)
-text = f"BPE in English: bits per byte against vocabulary size. {amount}, or the compute of BPE {middle:,}."
+text = f"BPE in English: bits per byte against vocabulary size. {amount}, or the compute of BPE {middle:,}, whose runs"
+text += " are the same three in both lines; dots are seeds, bars 95 % t intervals."
 results.figure(fig, "04_vocabulary", text)
 
 # %% [markdown]
@@ -585,8 +607,9 @@ trap.sort_values(["corpus", "perplexity"]).round(3)
 # %% [markdown]
 # ## What we saw
 #
-# - Nothing is missing from bytes: a model of them can in principle be as good as any. Where they lose above, the
-#   budget is too small for them: their blocks must first learn what a learned vocabulary has in its table.
+# - Nothing is missing from bytes: a model of them can in principle be as good as any. That they lose above for want of
+#   text, since their blocks must first learn what a learned vocabulary has in its table, is a guess: no run here has
+#   more text.
 # - A larger vocabulary must stop helping where its entries are seen too rarely to be learned. The best size grows with
 #   the budget (Tao et al. 2024). `gpt2` also brings knowledge from outside: its pieces come from far more text.
 # - In Chinese three bytes are one character. Merges beyond a character need phrases that come back, and poems of
@@ -614,22 +637,52 @@ for corpus, name in (("debian", "English (Debian descriptions)"), ("tang", "Chin
     gap, rows = gaps(corpus), []
     for key, part in equal[equal.corpus == corpus].groupby("label", sort=False):
         r = part.iloc[0]
-        cells = [r.encoding, f"{r.vocab_size:,}", f"{r.parameters / 1e6:.2f} M", number(r.bytes_per_token, 2)]
+        cells = [
+            NAMES.get(r.encoding, r.encoding),
+            f"{r.vocab_size:,}",
+            f"{r.parameters / 1e6:.2f} M",
+            number(r.bytes_per_token, 2),
+        ]
         rows.append([*cells, interval(part.bits_per_byte), interval(gap[key], sign=True) if key in gap else ""])
     text = f"{name}, {budget.train_bytes:,} bytes per run, held-out bits per byte; mean, 95 % t interval."
     results.markdown(name.split()[0].lower(), HEADER, rows, text, scratch=True)
+
+# %% [markdown]
+# - And the BPEs at both budgets. The runs of the middle one are the same in both and count once.
+
+# %%
+rows = []
+for _, part in sweep.groupby("vocab_size"):
+    found = dict(list(part.groupby("budget")))
+    cells = [f"{found['compute'].train_bytes.iloc[0]:,}", *(interval(found[k].bits_per_byte) for k in found)]
+    rows.append([part.label.iloc[0], *cells])
+header = ["encoding", "bytes at equal compute", "bits per byte, equal bytes", "bits per byte, equal compute"]
+text = (
+    f"English at equal bytes ({budget.train_bytes:,}) and at the compute of BPE {middle:,}, whose runs are the same in"
+)
+results.markdown("compute", header, rows, f"{text} both columns; mean, 95 % t interval.", scratch=True)
 
 # %% [markdown]
 # - The values and claims behind its sentences: first the best encoding but GPT-2's, against bytes.
 
 # %%
 wide, english = by_seed(equal[equal.corpus == "debian"], "label"), gaps("debian")
-best = wide.drop(columns="gpt2", errors="ignore").mean().idxmin()
+best = wide.drop(columns=NAMES["gpt2"], errors="ignore").mean().idxmin()
 said = {"best": best, "best.bits": number(wide[best].mean()), "best.gap": interval(english[best], sign=True)}
 said |= {"bytes.bits": number(wide["bytes"].mean()), "seeds": len(budget.seeds), "learned.size": f"{middle:,}"}
-said |= {"layers": budget.n_layer, "width": budget.n_embd, "blocks": f"{equal.non_embedding_parameters.iloc[0]:,}"}
-for name, value in said.items():
-    results.value(name, value)
+r = recipes()[0]
+setup = (
+    f"{r.n_layer} layers, {r.n_embd} wide, {r.n_head} heads, RoPE; rows of 512 bytes on average, {r.rows} in a step;"
+)
+setup += f" AdamW, cosine from {r.learning_rate:g}; {r.train_bytes:,} bytes of text, seeds {listed(budget.seeds)}"
+said |= {
+    "setup": setup,
+    "layers": budget.n_layer,
+    "width": budget.n_embd,
+    "blocks": f"{equal.non_embedding_parameters.iloc[0]:,}",
+}
+for name, said_value in said.items():
+    results.value(name, said_value)
 results.claim("the best needs fewer bits than bytes", shown(english)[best] < 0)
 
 # %% [markdown]

@@ -93,31 +93,26 @@ def test_walk_sees_what_a_pass_without_cache_sees(codec):
 
 
 def test_the_mixture_and_its_gradient_are_the_written_formula():
-    """A step against autograd over -log p, its counts from the whole text; the steps between are taken, too."""
-    mixer, rng, size = module.Mixer(2, 5), np.random.default_rng(0), 5
-    texts, power = [[], []], torch.ones(size)
+    """30 steps, each against autograd over -log p, with counts from the whole texts."""
+    mixer, rng = module.Mixer(2, 5), np.random.default_rng(0)
+    texts, power = [[-2, -1], [-2, -1]], torch.ones(5)
     for _ in range(30):
-        logits = rng.normal(size=(2, size)).astype(np.float32)
-        scale, bias = (torch.tensor(x, requires_grad=True) for x in (mixer.scale, mixer.bias.copy()))
-        cells = torch.tensor(mixer.cells, requires_grad=True)
-        z = [list(scale * torch.tensor(row) + bias) for row in logits]
-        for row, n in itertools.product(range(2), range(2)):
-            after = [t[i + n + 1] for t in texts for i in range(-n - 1, len(t) - n - 1)
-                     if t[max(i, 0) : i + n + 1] == texts[row][-n - 1 :]]
-            for w in {*after}:
-                share = min(4 * after.count(w) // len(after), 3)
-                z[row][w] = z[row][w] + cells[n, 4 * (min(after.count(w), 4) - 1) + share]
+        logits, new = rng.normal(size=(2, 5)).astype(np.float32), rng.integers(0, 3, 2)
+        held = [torch.tensor(x, requires_grad=True) for x in (mixer.scale, mixer.bias.copy(), mixer.cells.copy())]
+        z = [list(held[0] * torch.tensor(row) + held[1]) for row in logits]
+        for row, k in itertools.product((0, 1), (1, 2)):
+            came = [t[i + k] for t in texts for i in range(2 - k, len(t) - k) if t[i : i + k] == texts[row][-k:]]
+            for w in {*came}:
+                z[row][w] = z[row][w] + held[2][k - 1, min(4 * came.count(w) // len(came), 3)]
         p = torch.stack([torch.stack(row) for row in z]).softmax(-1)
-        np.testing.assert_allclose(mixer.mix(logits), p.detach().numpy(), atol=1e-5)
-        new = rng.integers(0, 3, 2)
-        (-p[[0, 1], new].log().sum()).backward()
-        power += bias.grad**2
+        np.testing.assert_allclose(mixer.mix(logits), p.detach(), atol=1e-5)
+        slopes = torch.autograd.grad(-p[[0, 1], new].log().sum(), held, materialize_grads=True)
+        power += slopes[1] ** 2
         mixer.learn(new)
-        np.testing.assert_allclose(mixer.scale, (scale - 0.001 * scale.grad).item(), atol=1e-5)
-        np.testing.assert_allclose(mixer.bias, (bias - 0.3 * bias.grad / power.sqrt()).detach().numpy(), atol=1e-5)
-        np.testing.assert_allclose(mixer.cells, (cells - 0.02 * cells.grad).detach().numpy(), atol=1e-5)
-        for text, w in zip(texts, new.tolist(), strict=True):
-            text.append(w)
+        rates = (0.001, 0.3 / power.sqrt(), 0.02)
+        for now, old, slope, rate in zip((mixer.scale, mixer.bias, mixer.cells), held, slopes, rates, strict=True):
+            np.testing.assert_allclose(now, (old - rate * slope).detach(), atol=1e-5)
+        texts = [[*text, w] for text, w in zip(texts, new.tolist(), strict=True)]
 
 
 def test_mixing_makes_a_text_that_repeats_itself_smaller(codec):

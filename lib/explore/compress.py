@@ -15,12 +15,11 @@ import json
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import constriction
@@ -46,15 +45,15 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # by their number in a 
 @dataclass(frozen=True)
 class Codec:
     """A model (float32, eval mode) as one half of a compressor; `name` is "base" or a run's folder in data/runs.
-    `batch` streams are coded side by side, with `window` tokens of context, the model in `dtype`; a document of several
-    windows is cut into up to `cuts` streams, and with `mix` a `Mixer` learns on the way. A file records all five."""
+    `batch` streams are coded side by side, the model in `dtype` with `window` tokens of context; a document is cut into
+    up to `cuts` streams of a window or 1,024 tokens; with `mix` a `Mixer` learns. A file records all five."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str = BASE
     batch: int = 64
     window: int = 1024
-    cuts: int = 8
+    cuts: int = 16
     mix: bool = False
     dtype: torch.dtype = torch.float32
 
@@ -103,23 +102,11 @@ def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing"
 
             walk(codec, [end - start for _, start, end in group], code)
             coded.append(encoder.get_compressed().astype("<u4").tobytes())
-    archive = Archive(
-        fingerprint=codec.fingerprint,
-        threads=torch.get_num_threads(),
-        batch=codec.batch,
-        window=codec.window,
-        cuts=codec.cuts,
-        mix=codec.mix,
-        dtype=DTYPES.index(codec.dtype),
-        platform=codec.platform,
-        name=codec.name,
-        tokens=lengths,
-        n_bytes=sum(map(len, documents)),
-        content=digest(b"".join(map(_block, documents))),
-        beside={i: d for i, d in enumerate(documents) if d and not ids[i]},
-        coded=coded,
-    )
-    return packed(archive), bits
+    options = (codec.batch, codec.window, codec.cuts, int(codec.mix), DTYPES.index(codec.dtype))
+    beside = {i: d for i, d in enumerate(documents) if d and not ids[i]}
+    content, n_bytes = digest(b"".join(map(_block, documents))), sum(map(len, documents))
+    origin = (codec.fingerprint, torch.get_num_threads(), options, codec.platform, codec.name)
+    return packed(Archive(*origin, lengths, n_bytes, content, beside, coded)), bits
 
 
 def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[bytes]:
@@ -133,11 +120,12 @@ def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[b
     places = f"where the file was made ({archive.platform}; here {codec.platform}): decompress it there."
     if archive.platform != codec.platform:
         raise ValueError(f"Another processor or version computes other numbers than {places}")
-    settings = {"batch": archive.batch, "window": archive.window, "cuts": archive.cuts, "mix": bool(archive.mix)}
-    same = replace(codec, **settings, dtype=DTYPES[archive.dtype])
-    ids = [np.zeros(n, np.int32) for n in archive.tokens]
+    batch, window, cuts, mix, dtype = archive.options
+    same = replace(codec, batch=batch, window=window, cuts=cuts, mix=bool(mix), dtype=DTYPES[dtype])
+    ids, threads = [np.zeros(n, np.int32) for n in archive.tokens], torch.get_num_threads()
+    torch.set_num_threads(archive.threads)
     try:
-        with use_threads(archive.threads), tqdm(total=sum(archive.tokens), desc=desc, unit="token") as bar:
+        with tqdm(total=sum(archive.tokens), desc=desc, unit="token") as bar:
             for group, coded in zip(groups(archive.tokens, same), archive.coded, strict=True):
                 decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(coded, "<u4").astype(np.uint32))
 
@@ -153,6 +141,8 @@ def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[b
         sound = digest(b"".join(map(_block, documents))) == archive.content
     except (AssertionError, IndexError):  # constriction's word for bits that no symbol explains
         sound = False
+    finally:
+        torch.set_num_threads(threads)
     if not sound:
         raise ValueError(f"The model computed other numbers here than {places}")
     return documents
@@ -161,48 +151,38 @@ def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[b
 class _Room(DynamicLayer):
     """Keys and values with room for more: a new token is written, and what is there is not copied for it."""
 
-    room: torch.Tensor | None = None
-
     def update(self, key_states, value_states, *args, **kwargs):
-        new = torch.stack([key_states, value_states])
-        used = self.get_seq_length()
+        new, used = torch.stack([key_states, value_states]), self.get_seq_length()
         end = used + new.shape[3]
-        if self.room is None or self.room.shape[1] != new.shape[1] or end > self.room.shape[3]:
+        if not used or self.room.shape[1] != new.shape[1] or end > self.room.shape[3]:
             self.room = new.new_empty(*new.shape[:3], end + 256, new.shape[4])
             if used:
                 self.room[..., :used, :] = torch.stack([self.keys, self.values])
-        self.room[..., used:end, :] = new
+        self.room[..., used:end, :], self.is_initialized = new, True
         self.keys, self.values = self.room[..., :end, :]
-        self.dtype, self.device, self.is_initialized = new.dtype, new.device, True
         return self.keys, self.values
 
 
 class Mixer:
-    """The model mixed with adaptive n-grams, in float32 or wider, row by row of a batch: p(w) = exp(a l_w + b_w +
-    sum_k u_k[cell of w's count after the last k tokens]) / Z, where l are the model's logits. a, b and u follow the
-    gradient of -log p of what came (as PAQ mixes, Mahoney 2005; a bias by Adagrad), so both directions know them."""
-
-    ORDERS, COUNTS, SHARES = (1, 2), 4, 4  # cells: how often w came there, and in which share of all times
+    """The model mixed with adaptive n-grams: p(w) = exp(a l_w + b_w + sum_k u_k[share]) / Z, with l the model's logits
+    and the quarter in which w's share of what came after the last k tokens lies. a, b and u follow the gradient of
+    -log p of each token (PAQ's mixing, Mahoney 2005; b as in Nacrith, 2602.19626), so both directions know them."""
 
     def __init__(self, rows: int, vocabulary: int):
-        self.scale, self.bias = np.float32(1), np.zeros(vocabulary, np.float32)
-        self.power = np.ones(vocabulary, np.float32)
-        self.cells = np.full((len(self.ORDERS), self.COUNTS * self.SHARES), 0.3)
-        self.seen = [defaultdict(Counter) for _ in self.ORDERS]
-        self.before: list[tuple] = [()] * rows
+        self.scale, self.cells = np.float32(1), np.full((2, 4), 0.3)  # k by share
+        self.bias, self.power = np.zeros(vocabulary, np.float32), np.ones(vocabulary, np.float32)
+        self.seen, self.before = defaultdict(Counter), [(-2, -1)] * rows
 
     def mix(self, logits: np.ndarray) -> np.ndarray:
         """(rows, V) -> (rows, V) float32, the distributions."""
         self.logits, self.found = logits, []
         p = logits * self.scale + self.bias
-        for row in range(len(p)):
-            for n, order in enumerate(self.ORDERS):
-                if counts := self.seen[n].get(self.before[row][-order:]):
-                    tokens, times = np.array([*counts.items()]).T
-                    share = np.minimum(self.SHARES * times // times.sum(), self.SHARES - 1)
-                    at = (n, (np.minimum(times, self.COUNTS) - 1) * self.SHARES + share)
-                    p[row, tokens] += self.cells[at]
-                    self.found.append((row, tokens, at))
+        for row, k in product(range(len(p)), (1, 2)):
+            if counts := self.seen.get(self.before[row][-k:]):
+                tokens, times = np.array([*counts.items()]).T
+                at = (k - 1, np.minimum(4 * times // times.sum(), 3))
+                p[row, tokens] += self.cells[at]
+                self.found.append((row, tokens, at))
         p = np.exp(p - p.max(1, keepdims=True))
         self.p = p / p.sum(1, keepdims=True)
         return self.p
@@ -218,9 +198,9 @@ class Mixer:
         self.power += gradient**2
         self.bias -= 0.3 * gradient / np.sqrt(self.power)
         for row, symbol in enumerate(symbols.tolist()):
-            for seen, order in zip(self.seen, self.ORDERS, strict=True):
-                seen[self.before[row][-order:]][symbol] += 1
-            self.before[row] = (*self.before[row], symbol)[-max(self.ORDERS) :]
+            for k in (1, 2):
+                self.seen[self.before[row][-k:]][symbol] += 1
+            self.before[row] = (self.before[row][1], symbol)
 
 
 @torch.no_grad()
@@ -261,20 +241,11 @@ def walk(codec: Codec, lengths: Sequence[int], code: Callable) -> None:
 def groups(tokens: Sequence[int], codec: Codec) -> list[list[tuple[int, int, int]]]:
     """The streams (document, from, to) that share a batch, longest first: of similar length, so that few rows idle.
     Documents without a token (empty, or escaped whole) are in none."""
-    parts = [np.linspace(0, n, max(min(n // codec.window, codec.cuts), 1) + 1).astype(int).tolist() for n in tokens]
-    streams = [(i, start, end) for i, edges in enumerate(parts) for start, end in pairwise(edges) if end]
+    cuts = [max(min(n // min(codec.window, 1_024), codec.cuts), 1) for n in tokens]
+    edges = [np.linspace(0, n, parts + 1).astype(int).tolist() for n, parts in zip(tokens, cuts, strict=True)]
+    streams = [(i, start, end) for i, places in enumerate(edges) for start, end in pairwise(places) if end]
     streams.sort(key=lambda stream: stream[1] - stream[2])
     return [streams[start : start + codec.batch] for start in range(0, len(streams), codec.batch)]
-
-
-@contextmanager
-def use_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def to_ids(tokenizer: PreTrainedTokenizerBase, data: bytes) -> list[int]:
@@ -298,11 +269,7 @@ def to_bytes(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bytes:
 class Archive:
     fingerprint: bytes  # of model and tokenizer
     threads: int
-    batch: int
-    window: int
-    cuts: int
-    mix: int  # 0 or 1
-    dtype: int  # its number in DTYPES
+    options: tuple[int, ...]  # batch, window, cuts, mix (0 or 1), and dtype's number in DTYPES
     platform: str  # where it was made
     name: str  # of the model: where to look for it
     tokens: list[int]  # per document
@@ -327,8 +294,7 @@ def _block(data: bytes) -> bytes:
 
 def packed(archive: Archive) -> bytes:
     """`archive` as the bytes of a file."""
-    numbers = (archive.threads, archive.batch, archive.window, archive.cuts, archive.mix, archive.dtype)
-    settings = [_number(n) for n in numbers]
+    settings = [_number(n) for n in (archive.threads, *archive.options)]
     origin = [_block(text.encode()) for text in (archive.platform, archive.name)]
     sizes = [_number(n) for n in (len(archive.tokens), *archive.tokens, archive.n_bytes)]
     beside = b"".join(_number(i) + _block(document) for i, document in archive.beside.items())
@@ -358,7 +324,7 @@ def unpacked(data: bytes) -> Archive:
         made = f"is of format {body[len(MAGIC)]} and this program reads {VERSION}"
         raise ValueError(f"The compressed file {made}: use the checkout that wrote it.")
     file = _Reader(body[len(MAGIC) + 1 :])
-    fingerprint, settings = file.read(DIGEST), [file.number() for _ in range(6)]
+    fingerprint, threads, options = file.read(DIGEST), file.number(), tuple(file.number() for _ in range(5))
     platform, name = file.block().decode(), file.block().decode()
     tokens = [file.number() for _ in range(file.number())]
     n_bytes, content, deflated, beside = file.number(), file.read(DIGEST), file.block(), {}
@@ -369,7 +335,7 @@ def unpacked(data: bytes) -> Archive:
     coded = []
     while file.tell() < len(file.getvalue()):
         coded.append(file.block())
-    return Archive(fingerprint, *settings, platform, name, tokens, n_bytes, content, beside, coded)
+    return Archive(fingerprint, threads, options, platform, name, tokens, n_bytes, content, beside, coded)
 
 
 # --- files
@@ -380,7 +346,8 @@ def codec_of(name: str = BASE) -> Codec:
     """The base model, or the finished run `name` of data/runs. Raises FileNotFoundError for a missing run."""
     base = load_base()
     run = base if name == BASE else train.load(base, profile.output_root() / "data" / "runs" / name)
-    return Codec(run.model, base.tokenizer, name, mix=True, dtype=profile.autocast_dtype())
+    window = min(4_096, run.model.config.max_position_embeddings or 4_096)
+    return Codec(run.model, base.tokenizer, name, window=window, mix=True, dtype=profile.autocast_dtype())
 
 
 def compress_file(path: Path, out: Path | None = None, run: str = BASE) -> Path:

@@ -55,10 +55,6 @@ class Encoding:
         """The text of `ids`: EOS is dropped, UNK and bytes that are not valid UTF-8 become U+FFFD."""
         return b"".join(self.pieces[i] for i in ids).decode("utf-8", errors="replace")
 
-    def tokens(self, text: str) -> list[str]:
-        """The pieces of `text` as a reader can see them; a part of a character as <E6 98>."""
-        return [UNK if i == self.unk_token_id else piece_text(self.pieces[i]) for i in self.encode(text)]
-
     def lost(self, text: str) -> list[str]:
         """The stretches of `text` that became UNK, neighbours joined."""
         encoded, stretches = self.tokenizer.encode(text), []
@@ -73,12 +69,6 @@ class Encoding:
         """Bits that spell out what UNK hides, so that an encoding cannot win by losing text: an escape code of 8 bits
         per UTF-8 byte and 8 for a stretch's end. It needs no model, so it is an upper bound of what they cost."""
         return float(sum(8 * (len(s.encode("utf-8")) + 1) for s in self.lost(text)))
-
-
-def piece_text(piece: bytes) -> str:
-    """A piece as text, or, where it is not valid UTF-8 alone, its bytes as <E6 98>."""
-    valid = piece.decode("utf-8", errors="ignore")
-    return valid if valid.encode("utf-8") == piece else f"<{piece.hex(' ').upper()}>"
 
 
 def train_encoding(name: str, texts: Sequence[str], vocab_size: int | None = None) -> Encoding:
