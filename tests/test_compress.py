@@ -117,7 +117,7 @@ def test_the_mixture_and_its_gradient_are_the_written_formula():
 
 def test_mixing_makes_a_text_that_repeats_itself_smaller(codec):
     plain, mixed = (compress(dataclasses.replace(codec, mix=mix), [b"one two three " * 30])[1] for mix in (False, True))
-    assert mixed.sum() < 0.7 * plain.sum()
+    assert mixed.sum() < 0.85 * plain.sum()
 
 
 def rewriting_tokenizer() -> PreTrainedTokenizerFast:

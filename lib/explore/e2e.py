@@ -16,17 +16,10 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from lib import tasks, texts
 from lib.hub import Unavailable, hub_file, hub_trouble, outside
+from lib.profile import DATA
 
 # E2E's restaurants and landmarks: a closed list in all three splits of the dataset
-VENUES = (
-    "Alimentum|Aromi|Bibimbap House|Blue Spice|Browns Cambridge|Clowns|Cocum|Cotto|Fitzbillies|Giraffe|Green Man|"
-    "Loch Fyne|Midsummer House|Strada|Taste of Cambridge|The Cambridge Blue|The Cricketers|The Dumpling Tree|The Eagle|"
-    "The Golden Curry|The Golden Palace|The Mill|The Olive Grove|The Phoenix|The Plough|The Punter|The Rice Boat|"
-    "The Twenty Two|The Vaults|The Waterman|The Wrestlers|Travellers Rest Beefeater|Wildwood|Zizzi|"
-    "All Bar One|Avalon|Burger King|Café Adriatic|Café Brazil|Café Rouge|Café Sicilia|Clare Hall|Crowne Plaza Hotel|"
-    "Express by Holiday Inn|Rainbow Vegetarian Café|Raja Indian Cuisine|Ranch|The Bakers|The Portland Arms|"
-    "The Six Bells|The Sorrento|Yippee Noodle Bar"
-)
+VENUES = (DATA / "e2e_venues.txt").read_text(encoding="utf-8").splitlines()
 # Between an adjective and its noun: up to three words of the same clause, no other adjective among them
 _STOP = (
     r"(?:pric|cost|expens|rat|review|custom|and|but|with|that|which|is|are|has|low|poor|high|good|great|average|mid|"
@@ -154,7 +147,7 @@ def _venue(name: str) -> str:
 def mentioned(text: str, venues: Iterable[str] = ()) -> tuple[dict, dict]:
     """What `text` states: slot -> its values, and the same for the vague wordings. The slot "venue" holds the names
     met, E2E's own and `venues`."""
-    known = sorted({_venue(v) for v in (*VENUES.split("|"), *venues)}, key=len, reverse=True)
+    known = sorted({_venue(v) for v in (*VENUES, *venues)}, key=len, reverse=True)
     text = _plain(text)
     pattern = re.compile(r"\b(?:" + "|".join(v.replace(" ", r"\W+") for v in known) + r")\b")
     rest = pattern.sub("venue", text)  # "Raja Indian Cuisine" serves no Indian food by its name
