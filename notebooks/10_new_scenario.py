@@ -59,7 +59,7 @@ from lib.explore.compress import Codec
 from lib.generate import generate, token_text
 from lib.metrics import mean_interval, paired
 from lib.models import load_base
-from lib.results import Results, interval, listed, number, span, write_bytes
+from lib.results import Results, interval, kept, listed, number, span, write_bytes
 
 # %% [markdown]
 # - The budget: (fast, cpu, full).
@@ -285,11 +285,11 @@ def slot_rows() -> list[dict]:
 
 if has_e2e:
     by_slots = results.table("e2e_by_slots", slot_rows)
-    kept = by_slots["system"].isin([f"{max(budget.shots)}-shot", "people"]) | by_slots["system"].str.startswith("fine")
+    chosen = by_slots["system"].isin([f"{max(budget.shots)}-shot", "people"]) | by_slots["system"].str.startswith("fine")
     columns = ["texts", "missing", "wrong", "added", "ser", "perfect"]
-    display(by_slots[kept].groupby(["system", "slots"], sort=False)[columns].mean().round(2))
+    display(by_slots[chosen].groupby(["system", "slots"], sort=False)[columns].mean().round(2))
     axes = {"logx": False, "xlabel": "slots in the input", "ylabel": "slot errors / slots (lower is better)"}
-    figure = plots.lines(by_slots[kept], "slots", "ser", "system", **axes)
+    figure = plots.lines(by_slots[chosen], "slots", "ser", "system", **axes)
     text = f"E2E: slot errors by the number of facts, {budget.e2e_inputs} test inputs. Lines are means, bands the range"
     text += " of the seeds; people have none."
     results.figure(figure, "10_slots", text, tokens=budget.e2e_tokens)
@@ -686,7 +686,12 @@ KEPT = profile.output_root() / "data" / "runs" / "files"
 
 
 def coded(name: str, mix: bool) -> dict:
-    """One file as an archive, which is kept."""
+    """One file as an archive; both it and the measurement are kept."""
+    key = [base.name, name, len(files()[name]), mix, adaptive.cuts, adaptive.window, str(adaptive.dtype)]
+    return kept(KEPT / f"{name}{'-mixed' * mix}", key, partial(measured, name, mix))
+
+
+def measured(name: str, mix: bool) -> dict:
     began = time.perf_counter()
     packed, bits = compress.compress(replace(adaptive, mix=mix), [files()[name]], name)
     seconds = time.perf_counter() - began
@@ -730,9 +735,9 @@ def rival_files() -> list[dict]:
 parts, returned = [results.table("file_rivals", rival_files, optional=True)], []
 for name, mix in product(("alice", "notes"), (True, False)):
     table_name = f"{name}_mixed" if mix else f"{name}_plain"
-    for measure, kept, end in ((coded, parts, ""), (back, returned, "_back")):
+    for measure, tables, end in ((coded, parts, ""), (back, returned, "_back")):
         make = partial(lambda measure, *file: [measure(*file)] if file[0] in files() else [], measure, name, mix)
-        kept.append(results.table(table_name + end, make, optional=True))
+        tables.append(results.table(table_name + end, make, optional=True))
 whole, returned = pd.concat(parts, ignore_index=True), pd.concat(returned, ignore_index=True)
 if len(whole):
     whole["bits_per_byte"] = 8 * whole["compressed_bytes"] / whole["original_bytes"]
@@ -926,7 +931,8 @@ if len(whole):
         name = f"{row.file}.{row.compressor.replace(' ', '_')}"
         results.value(f"file.{name}", number(row.bits_per_byte))
         results.value(f"file.{name}.rate", number(row.kb_per_s, 2))
-    for name in sizes.columns[sizes.loc[sizes.index.isin(["model", "model and n-gram"])].notna().all()]:
+    pair = sizes.reindex(["model", "model and n-gram"]).notna().all()
+    for name in sizes.columns[pair]:
         gain = sizes.at["model and n-gram", name] - sizes.at["model", name]
         results.value(f"file.{name}.gain", number(gain, sign=True))
         results.claim(f"mixing makes {name} smaller", gain < 0)
