@@ -516,8 +516,6 @@ summary.round(3)
 amount = f"Small GPT-2s from scratch, {budget.train_bytes:,} bytes of text per run"
 look = {"family": "encoding", "xlabel": "bits per byte (lower is better)"}
 figure = plots.dots(equal, "bits_per_byte", "label", "corpus", LANGUAGES, **look)
-for written in figure.findobj(plt.Text):  # printed at 16 of 19 cm
-    written.set_fontsize(max(written.get_fontsize(), 8.5))
 text = (
     f"Learned pieces beat bytes in English; in Chinese only some do. {amount}; dots are seeds, bars 95 % t intervals."
 )

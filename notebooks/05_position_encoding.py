@@ -213,12 +213,11 @@ NAMES = {"learned": "learned", "sinusoidal": "sinusoidal", "none": "none", "rope
 WAYS = {"blocks": "in blocks", "sliding": "with a sliding window"}
 drawn = table.assign(position=table["position"].map(NAMES), protocol=table["protocol"].map(WAYS))
 figure = plots.lines(drawn, "eval_length", "bits_per_byte", "position", panel="protocol", top=top, **look)
-for line in (line for panel in figure.axes for line in panel.get_lines() if line.get_label() == "T5"):
-    line.set(color=plots.INK, linewidth=2.2)  # the sixth colour is too pale for the line that crosses others
-for panel in figure.axes:
+for panel in figure.axes:  # the sixth colour is too pale for a line that crosses others
+    lines = [line for line in panel.get_lines() if line.get_label() == "T5"]
+    for drawing in (*lines, *(text for text in panel.texts if text.get_text() == "T5")):
+        drawing.set_color(plots.INK)
     panel.collections[-1].set_facecolor(plots.INK)
-    for written in panel.texts:
-        written.set(fontsize=max(written.get_fontsize(), 9), color=plots.INK if written.get_text() == "T5" else None)
 text = f"ALiBi alone stays level when the text gets longer than in training ({length} tokens). Lines are means, bands"
 text += f" the range of the seeds; {budget.train_bytes:,} bytes of text per run."
 results.figure(figure, "05_extrapolation", text, scratch=True)
