@@ -879,7 +879,7 @@ results.claim(CLAIMS[1], has_e2e and by_facts["ser"].iloc[-1] > by_facts["ser"].
 # %%
 if has_e2e:
     rows, digits = [], {"bleu": 1, "nist": 2, "rouge_l": 3, "ser": 3}
-    for system, part in own.groupby("system", sort=False):
+    for system, part in table[table["kind"].isin(["ours", "human"])].groupby("system", sort=False):
         cells = [number(part[c].astype(float).mean(), d) for c, d in digits.items()]
         rows.append([system.replace("-shot", " examples"), len(part), *cells])
     header = ["system", "runs", "BLEU", "NIST", "ROUGE-L", "slot errors"]
@@ -893,6 +893,7 @@ else:
 # - Compression: all archives, then each domain.
 
 # %%
+value("seeds", len(budget.seeds))
 told = {"documents": sent, "documents.back": came_back, "models": len(models) // len(saw)}
 told |= {"added": f"{100 * added.min():.1f} to {100 * added.max():.1f} %"}
 for name, found in (told | {way: number(rate, 2) for way, rate in rates.items()}).items():
