@@ -18,8 +18,7 @@ from lib import tasks, texts
 from lib.hub import Unavailable, hub_file, hub_trouble, outside
 from lib.profile import DATA
 
-# E2E's restaurants and landmarks: a closed list in all three splits of the dataset
-VENUES = (DATA / "e2e_venues.txt").read_text(encoding="utf-8").splitlines()
+VENUES = (DATA / "e2e_venues.txt").read_text(encoding="utf-8").splitlines()  # all that the three splits name
 # Between an adjective and its noun: up to three words of the same clause, no other adjective among them
 _STOP = (
     r"(?:pric|cost|expens|rat|review|custom|and|but|with|that|which|is|are|has|low|poor|high|good|great|average|mid|"
