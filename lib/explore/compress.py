@@ -239,7 +239,7 @@ def walk(codec: Codec, lengths: Sequence[int], code: Callable) -> None:
 
 
 def groups(tokens: Sequence[int], codec: Codec) -> list[list[tuple[int, int, int]]]:
-    """The streams (document, from, to) that share a batch, longest first, so that few rows idle; none without tokens."""
+    """The streams (document, from, to) that share a batch, longest first, so that few rows idle; none is empty."""
     cuts = [max(min(n // min(codec.window, 1_024), codec.cuts), 1) for n in tokens]
     edges = [np.linspace(0, n, parts + 1).astype(int).tolist() for n, parts in zip(tokens, cuts, strict=True)]
     streams = [(i, start, end) for i, places in enumerate(edges) for start, end in pairwise(places) if end]
