@@ -7,7 +7,6 @@ import ctypes
 import functools
 import gc
 import math
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -142,19 +141,23 @@ def onednn_precision() -> str:
     return "medium" if error < 1e-3 and not torch.cuda.is_available() else "highest"
 
 
+def trim() -> None:
+    """What Python and torch have freed goes back to the system, where the platform can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 @contextlib.contextmanager
 def peak_memory(seconds: float = 0.02) -> Iterator[Callable[..., float]]:
     """`with peak_memory() as peak:` peak() is the most memory held since the start in MB (10^6 bytes): on a GPU what
     torch has allocated, else what of this process is resident, looked at every `seconds` by a thread; peak(above=True)
-    is what of it came on top of the start, at which freed memory is given back where the platform can."""
+    is what of it came on top of the start, before which comes `trim`."""
     gpu, process, over = profile.device().type == "cuda", psutil.Process(), threading.Event()
     gc.collect()
     if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    elif sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    trim()
     start = highest = torch.cuda.memory_allocated() if gpu else process.memory_info().rss
 
     def peak(above: bool = False) -> float:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
 from lib import profile
-from lib.profile import DATA, remove, replace
+from lib.profile import DATA, remove, replace, write_bytes
 
 MODELS, MIRROR = DATA / "models", DATA / "mirror"  # ignored by git
 GPT2 = "openai-community/gpt2"
@@ -253,8 +253,6 @@ def _from_hub(name: str) -> Path:
     if (found := hashlib.sha256(data).hexdigest()) != expected:
         what = f"sha256 {found[:12]}..., expected {expected[:12]}..."
         raise Unavailable(f"{name}/{file} is not the published file ({what})")
-    from lib.results import write_bytes  # lib.results imports this module, by way of lib.metrics
-
     write_bytes(MIRROR / name / file, data)
     return MIRROR / name
 

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 
 from lib import profile
 from lib.report import fill, pack
-from lib.results import write_text
 
 GONE = "[A section that was taken out]"
 ALWAYS = ("01", "02", "03")
@@ -73,10 +72,9 @@ def plan(kept: Iterable[str], root: Path = profile.ROOT) -> SimpleNamespace:
         gone.files += sorted(p for n in gone.numbers for p in root.glob(pattern.format(n)))
     data, unused = root / "data", [name for name, users in DATA.items() if not kept & set(users)]
     gone.files += [p for x in unused for p in (data / x, data / f"build_{x}.py") if p.exists()]
-    cards = re.split(r"(?m)^(?=## )", (data / "README.md").read_text(encoding="utf-8"))
-    cards = "".join(c for c in cards if not c.startswith(tuple(f"## `{x}`" for x in unused)))
-    rows = re.compile(rf"(?m)^\| `(?:{'|'.join(unused)})/.*\n")
-    gone.texts["data/README.md"] = without(rows.sub("", cards), gone.numbers)
+    cards, theirs = (data / "README.md").read_text(encoding="utf-8"), "|".join(unused)
+    cards = re.sub(rf"(?ms)^## `(?:{theirs})`.*?(?=^## |\Z)|^\| `(?:{theirs})/[^\n]*\n", "", cards)
+    gone.texts["data/README.md"] = without(cards, gone.numbers)
     code = {p for folder in ("lib", "notebooks", "tests", "data") for p in root.glob(f"{folder}/**/*.py")}
     idle = packages(gone.files) - packages(code - set(gone.files))
     lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -93,8 +91,8 @@ def plan(kept: Iterable[str], root: Path = profile.ROOT) -> SimpleNamespace:
 def packages(paths: Iterable[Path]) -> set[str]:
     """Distributions, in lower case, whose modules these files import."""
     owners = importlib.metadata.packages_distributions()
-    tops = {name.split(".")[0] for p in paths if p.suffix == ".py" for name in imports(p)}
-    return {owner.lower() for top in tops for owner in owners.get(top, ())}
+    names = (name for p in paths if p.suffix == ".py" for name in imports(p))
+    return {owner.lower() for name in names for owner in owners.get(name.split(".")[0], ())}
 
 
 def without(text: str, numbers: list[str]) -> str:
@@ -116,7 +114,7 @@ def numbered_anew(text: str, sections: list[str]) -> str:
     parts = re.split(r"(?m)^(?=#{2,3} )", text)
     text = "".join(p for p in parts if not re.match(r"### A\.[1-9]", p) or p[4:7] in new)
     text = re.sub(r"(?<=report\.md#)(6)(\d)", lambda m: new.get(f"6.{m[2]}", "").replace(".", ""), text)  # anchors
-    found = re.compile(rf"{fill.MARK.pattern}|\b(?P<section>6\.\d|A\.[1-9])\b(?!\.)", re.DOTALL)
+    found = re.compile(rf"{fill.MARK.pattern}|\b(?P<section>6\.\d|A\.[1-9])\b(?!\.\d)", re.DOTALL)
     return found.sub(lambda m: new.get(m["section"], GONE) if m["section"] else m[0], text)
 
 
@@ -140,7 +138,7 @@ def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> l
     for path in gone.files:
         profile.remove(path)
     for name, text in gone.texts.items():
-        write_text(root / name, text)
+        profile.write_text(root / name, text)
     lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in root.glob("lib/explore/*.py"))
     left = fill.fill(root)
     report = (root / "report.md").read_text(encoding="utf-8").splitlines()

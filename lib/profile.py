@@ -3,6 +3,7 @@
 `PROFILE=fast|cpu|full` in the environment chooses; without it `full` with a GPU and `cpu` without.
 """
 
+import contextlib
 import functools
 import os
 import shutil
@@ -77,6 +78,32 @@ def _patiently(change: Callable[[], None], failed: str, needed: bool = True) -> 
                 raise PermissionError(why) from error
             time.sleep(pause)
     return print(why)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of `text` as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `path` whole or not at all: a temporary file beside it, flushed to disk, then `replace`. Raises OSError in
+    one sentence where the disk is full, the folder can't be written or the file is held; what stood there stays."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        replace(temporary, path)
+    except OSError as error:
+        if isinstance(error, PermissionError) and temporary.exists():  # the file is held, the folder is one's own
+            raise
+        why = f"{path} was not written ({error.strerror or error}); free space or choose a folder you own"
+        raise OSError(error.errno, why) from error
+    finally:
+        with contextlib.suppress(OSError):
+            remove(temporary, needed=False)
 
 
 def device() -> torch.device:

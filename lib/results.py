@@ -3,7 +3,6 @@
 Rows are flat, one measurement each, seeds not averaged. `fast` writes below a temporary folder (lib.profile.kept_root).
 """
 
-import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -26,7 +25,7 @@ from statsmodels.stats.multitest import multipletests
 
 from lib import profile
 from lib.metrics import mean_interval
-from lib.profile import remove, replace
+from lib.profile import write_bytes, write_text
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "sacrebleu", "numpy", "scipy")
 
@@ -198,32 +197,6 @@ def listed(names: Sequence[str], code: bool = False) -> str:
     """ "a, b and c", each in backticks for `code`; "none" for nothing."""
     names = [f"`{n}`" if code else str(n) for n in names]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of `text` as UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `path` whole or not at all: a temporary file beside it, flushed to disk, then `replace`. Raises OSError in
-    one sentence where the disk is full, the folder can't be written or the file is held; what stood there stays."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        replace(temporary, path)
-    except OSError as error:
-        if isinstance(error, PermissionError) and temporary.exists():  # the file is held, the folder is one's own
-            raise
-        why = f"{path} was not written ({error.strerror or error}); free space or choose a folder you own"
-        raise OSError(error.errno, why) from error
-    finally:
-        with contextlib.suppress(OSError):
-            remove(temporary, needed=False)
 
 
 def write_json(path: Path, value) -> None:

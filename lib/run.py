@@ -15,8 +15,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
-from lib import profile
-from lib.results import write_text
+from lib import profile  # and not lib.results, whose libraries would hold 0.2 GB beside every kernel
+from lib.profile import write_text
 
 FOLDER = profile.ROOT / "notebooks"
 METADATA = {"jupytext", "kernelspec", "language_info", "lines_to_next_cell", "tags"}  # of notebooks and cells, kept

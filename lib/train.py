@@ -32,7 +32,7 @@ from transformers.trainer_utils import set_seed
 from transformers.utils import logging as transformers_logging
 
 from lib import packing, profile, tasks
-from lib.fast import fuse_activations, fuse_dropout, peak_memory, summed_cross_entropy
+from lib.fast import fuse_activations, fuse_dropout, peak_memory, summed_cross_entropy, trim
 from lib.hub import quiet as silenced
 from lib.metrics import bits_per_byte, score_encoded
 from lib.packing import Encoded, document_attention
@@ -130,12 +130,15 @@ class CompletionTrainer(Trainer):
         """A row in parts of whole documents: their gradients add up to the row's, since the loss is a sum over targets
         by the number of those behind the optimizer step."""
         documents = inputs.pop("documents")
-        parts = packing.pack(documents, self.part_length)
-        batches = (collate([[documents[i] for i in part]]) for part in parts)
-        step = super().training_step
-        return sum(step(model, batch, num_items_in_batch) for batch in batches)
+        total, step = 0.0, super().training_step
+        for part in packing.pack(documents, self.part_length):
+            total += step(model, collate([[documents[i] for i in part]]), num_items_in_batch)
+            if self.part_length < math.inf:
+                trim()  # what one part has freed does not stand beside the next
+        return total
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        trim()  # of the gradients
         scores = score_encoded(self.model, self.eval_dataset, desc="held-out")
         loss = scores["nats"].sum() / scores["tokens"].sum()
         metrics = {"eval_loss": loss, "eval_bits_per_byte": bits_per_byte(scores)}
@@ -145,16 +148,17 @@ class CompletionTrainer(Trainer):
 
 
 def part_length(model: nn.Module, free: int, pack_length: int) -> float:
-    """Tokens that go through `model` together where `free` bytes of memory are left, 512 at least; infinity, so that no
+    """Tokens that go through `model` together where `free` bytes of memory are left, 256 at least; infinity, so that no
     row is parted, where they are enough for `pack_length`. A line says so."""
-    config, trainable = model.config, sum(p.numel() for p in model.parameters() if p.requires_grad)
-    # measured: 25 to 30 float32 numbers a unit and layer; gradients and AdamW's two moments are still to come
-    room = (free - 12 * trainable) // (120 * config.hidden_size * config.num_hidden_layers)
+    token = 120 * model.config.hidden_size * model.config.num_hidden_layers  # 25 to 30 float32 numbers each, measured
+    # still to come: all weights in bfloat16, gradients and AdamW's two moments of those that move
+    still = sum(p.numel() * (2 + 12 * p.requires_grad) for p in model.parameters())
+    room = max((free - still) // token, 256)
     if room >= pack_length:
         return math.inf
-    parts = f"rows of {pack_length:,} tokens are computed in parts of {max(room, 512):,}"
+    parts = f"rows of {pack_length:,} tokens are computed in parts of {room:,}"
     print(f"{free / 1e9:.1f} GB of memory are free: {parts}.", flush=True)
-    return max(room, 512)
+    return room
 
 
 class StepClock(TrainerCallback):

@@ -97,6 +97,12 @@ def test_nothing_goes_over_uncommitted_changes_or_without_a_yes(project, monkeyp
         keep.plan(["12"])
 
 
+def test_sections_and_their_parts_of_the_appendix_are_numbered_anew():
+    text = "### 6.{0} B\nSections {1}, 6.{0} and A.{0}.\n### A.{0} Of b\n<!--= 06.x -->6.1<!--/-->\n"
+    before = "### A.1 Of a\na\n" + text.format(2, 6.1)
+    assert keep.numbered_anew(before, ["6.2"]) == text.format(1, keep.GONE)
+
+
 def test_the_table_of_data_is_complete():
     """What is in data/ belongs to 01 to 03, or to explorations and files of lib/explore that the table names."""
     always = {"README.md", "results", "debian", "build_debian.py", "runs", "models", "mirror", "private"}
