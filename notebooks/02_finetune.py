@@ -260,7 +260,7 @@ history = results.table("curves", curves)
 labels = {"full": "full fine-tuning", "lora": "LoRA", "last_blocks": "last blocks"}
 main = history[history["task"] == task.name].replace({"method": labels})
 figure = plots.loss_curves(main)
-text = f"Held-out bits per byte of {task.name} during fine-tuning: seeds thin, their mean bold; the last blocks with one seed."
+text = f"Held-out bits per byte of {task.name} in fine-tuning: seeds thin, their mean bold; the last blocks with one."
 results.figure(figure, "02_curves", text, tokens=budget.train_tokens)
 
 # %% [markdown]
