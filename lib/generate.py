@@ -106,7 +106,8 @@ def _evaluating(model, tokenizer, max_new_tokens: int, decoding: Mapping) -> Ite
     """Inside: eval mode, autocast with exact logits, and a generation config of these settings alone."""
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     ends = {"eos_token_id": eos, "pad_token_id": eos if pad is None else pad}
-    config = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **ends, **decoding)
+    cache = {"cache_implementation": "static", "disable_compile": True}  # keys and values allocated once
+    config = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **cache, **ends, **decoding)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = [(m, m.generation_config) for m in {id(m): m for m in (model, base)}.values()]
     was_training = model.training
