@@ -40,7 +40,8 @@ def generate(
     the context, and for a setting that is unknown or would have no effect."""
     if isinstance(prompts, str):
         raise ValueError("prompts is one string: pass a list of prompts.")
-    config = {"do_sample": False, **decoding}  # transformers would ignore a wrong setting or only warn
+    # transformers would ignore a wrong setting or only warn; static: keys and values are allocated once
+    config = {"do_sample": False, "cache_implementation": "static", "disable_compile": True, **decoding}
     if unknown := [k for k in config if not hasattr(GenerationConfig(), k)]:
         raise ValueError(f"Unknown decoding setting {unknown}: see transformers' GenerationConfig.")
     if config["do_sample"]:
@@ -106,8 +107,7 @@ def _evaluating(model, tokenizer, max_new_tokens: int, decoding: Mapping) -> Ite
     """Inside: eval mode, autocast with exact logits, and a generation config of these settings alone."""
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     ends = {"eos_token_id": eos, "pad_token_id": eos if pad is None else pad}
-    cache = {"cache_implementation": "static", "disable_compile": True}  # keys and values allocated once
-    config = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **cache, **ends, **decoding)
+    config = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **ends, **decoding)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = [(m, m.generation_config) for m in {id(m): m for m in (model, base)}.values()]
     was_training = model.training

@@ -81,8 +81,7 @@ def document_attention(model: PreTrainedModel) -> Iterator[None]:
 
 def pack(documents: Sequence[Encoded], pack_length: int) -> list[list[int]]:
     """Rows of document indices by first fit decreasing, each at most `pack_length` tokens or one longer document."""
-    rows: list[list[int]] = []
-    room: list[int] = []
+    rows, room = [], []  # indices; tokens that still fit
     for i in sorted(range(len(documents)), key=lambda i: -len(documents[i].input_ids)):
         n = len(documents[i].input_ids)
         r = next((r for r, free in enumerate(room) if n <= free), len(rows))

@@ -77,6 +77,7 @@ budget = profile.budget(
     first_look=(2, 32, 32),  # step after which the held-out documents are scored first, then after every `looks`th
     looks=(1, 4, 4),
     looked_at=(4, 32, 32),  # held-out documents
+    processes=((2,), (1, 2), (1, 2)),  # that share a training
 )
 results = Results("11_performance", seeds=budget.seeds)
 pd.DataFrame(bench.BUDGET, index=profile.NAMES).T
@@ -481,7 +482,7 @@ def by_processes(threads: int = 2) -> list[tuple]:
     settings |= {"validation_documents": 8, "learning_rate": bench.LEARNING_RATE}
     options = [part for name, number in settings.items() for part in ("--set", f"{name}={number}")]
     out = []
-    for n, how in ((1, ()), (2, launch)):
+    for n, how in ((n, launch if n > 1 else ()) for n in budget.processes):
         with tempfile.TemporaryDirectory() as folder:
             own = {"PROFILE": "fast", "FAST_OUTPUT": folder, "BASE_MODEL": str(bench.model_folder())}
             own |= {"OMP_NUM_THREADS": str(max(threads // n, 1)), "PYTHONUTF8": "1"}

@@ -1,9 +1,11 @@
 """lib.explore.bench: the systems are measured on a tiny model, they do equal work, and ratios are of one run."""
 
 import itertools
+import time
 
 import pandas as pd
 import pytest
+from notebook_code import defined
 from transformers.activations import NewGELUActivation
 
 from lib import profile
@@ -25,7 +27,6 @@ def test_a_training_counts_targets_and_leaves_the_model_alone(system, monkeypatc
     most = 1_280 if system == "ours" else 2 * (longest + 1)  # no padding, no prompt
     assert all(0 < b - a <= most for (_, a), (_, b) in itertools.pairwise(steps))
     assert (bench.model_folder() / "model.safetensors").read_bytes() == weights
-    assert not list((profile.output_root() / "data" / "runs").glob("debian-full-seed0-*/model.part"))
 
 
 def test_evaluations_agree_and_runs_share_the_documents(monkeypatch):
@@ -58,6 +59,19 @@ def test_the_others_get_transformers_own_model(monkeypatch):
         with pytest.raises(TypeError):  # it gives no function
             measured("evaluation", system, "default", 0)
     assert NewGELUActivation in seen["tutorial"] and NewGELUActivation not in seen["ours"]
+
+
+def test_a_training_to_a_quality_ends_there_and_looking_is_no_time(monkeypatch):
+    notebook, bits = defined("11_performance", "budget", "Target"), iter([9.0, 9.0, 7.5])
+    clock, budget, space = notebook.Target([]), notebook.budget, notebook.Target.on_step_end.__globals__
+    monkeypatch.setitem(space, "score_encoded", lambda model, held_out: time.sleep(0.3))
+    monkeypatch.setitem(space, "bits_per_byte", lambda scores: next(bits))
+    with pytest.raises(bench.Enough):
+        for _ in range(100):
+            clock.on_step_begin(None, None, None)
+            clock.on_step_end(None, None, None)
+    assert len(clock.steps) == budget.first_look + 2 * budget.looks and clock.bits == 7.5 <= budget.target
+    assert clock.steps[-1][0] < 0.3, "two looks lie before the last step"
 
 
 def made_up(failing: list[str], speeds: dict[str, list[float]]):

@@ -19,25 +19,21 @@ from lib.packing import flatten
 from lib.tasks import encode, head
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--config_file", "lib/accelerate_ddp.yaml")
-LONG = ["--set", "train_tokens=40000", "--set", "batch_tokens=1300", "--set", "pack_length=650"]
+QUICK = {"train_tokens": 5_200, "batch_tokens": 640, "evaluations": 2, "learning_rate": 3e-3, "quiet": True}
+LONG = ["finetune", "--set", "train_tokens=40000", "--set", "batch_tokens=1300", "--set", "pack_length=650"]
 
 
-def command(folder, *arguments, launcher=("-m", "lib")):
+def command(folder, launcher=("-m", "lib")):
     environment = {**os.environ, "PROFILE": "fast", "FAST_OUTPUT": str(folder), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "cwd": profile.ROOT}
-    return subprocess.Popen([sys.executable, *launcher, "finetune", *arguments], env=environment, **pipes)
-
-
-def summary(folder):
-    (path,) = (folder / "data" / "runs").glob("*/run.json")
-    return json.loads(path.read_text("utf-8"))["summary"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
+    return subprocess.Popen([sys.executable, *launcher, *LONG], env=environment, cwd=profile.ROOT, **pipes)
 
 
 def test_each_method_learns_and_leaves_the_base_alone(base, task):
     before = {k: v.clone() for k, v in base.model.state_dict().items()}
     trainable = {}
     for method in train.METHODS:
-        run = train.finetune(base, task, method, seed=0, quiet=True, learning_rate=3e-3)
+        run = train.finetune(base, task, method, **QUICK)
         curve = run.history["held_out_loss"].dropna()
         assert curve.iloc[-1] < curve.iloc[0] - 0.01, method
         assert run.summary["held_out_loss"] == pytest.approx(curve.min())
@@ -114,9 +110,23 @@ def test_parts_are_sized_by_the_memory_that_is_free(base, capsys):
     assert "0.0 GB of memory are free: rows of 2,048 tokens are computed in parts of 256" in capsys.readouterr().out
 
 
-def test_kill_9_then_the_same_command_ends_at_the_same_loss(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = command(killed, *LONG)
+def finished(folder, **how):
+    """What a command prints to its end, and its run's summary."""
+    process = command(folder, **how)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    (path,) = (folder / "data" / "runs").glob("*/run.json")
+    return said, json.loads(path.read_text("utf-8"))["summary"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run of one process."""
+    return finished(tmp_path_factory.mktemp("whole"))
+
+
+def test_kill_9_then_the_same_command_ends_at_the_same_loss(tmp_path, whole):
+    process = command(killed := tmp_path)
     deadline = time.monotonic() + 120
     while not list(killed.glob("data/runs/*/checkpoints/checkpoint-*/trainer_state.json")):
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
@@ -124,25 +134,16 @@ def test_kill_9_then_the_same_command_ends_at_the_same_loss(tmp_path):
     process.kill()
     process.wait()
     assert not list(killed.glob("data/runs/*/run.json")), "killed too late to show anything"
-    for folder in (killed, whole):
-        process = command(folder, *LONG)
-        said, _ = process.communicate(timeout=200)
-        assert process.returncode == 0 and ("goes on from checkpoint" in said) == (folder == killed), said
-    for key in ("steps", "held_out_loss"):
-        assert summary(killed)[key] == summary(whole)[key]
+    again = finished(killed)
+    assert ["goes on from checkpoint" in said for said, _ in (again, whole)] == [True, False]
+    assert [again[1][key] == whole[1][key] for key in ("steps", "held_out_loss")] == [True, True]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="torch's Windows wheel has no libuv, which the launcher asks for")
-def test_two_gloo_processes_reach_the_loss_of_one(tmp_path):
-    losses = []
-    for name, how in (("one", ("-m", "lib")), ("two", (*LAUNCH, "-m", "lib"))):
-        process = command(tmp_path / name, *LONG, launcher=how)
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, out
-        losses.append(summary(tmp_path / name))
-    assert [s["processes"] for s in losses] == [1, 2]
-    assert losses[0]["steps"] == losses[1]["steps"]
-    assert losses[1]["held_out_loss"] == pytest.approx(losses[0]["held_out_loss"], rel=0.01)
+def test_two_gloo_processes_reach_the_loss_of_one(tmp_path, whole):
+    one, two = whole[1], finished(tmp_path, launcher=(*LAUNCH, "-m", "lib"))[1]
+    assert (one["processes"], two["processes"]) == (1, 2) and one["steps"] == two["steps"]
+    assert two["held_out_loss"] == pytest.approx(one["held_out_loss"], rel=0.01)
 
 
 def test_bad_settings_are_one_sentence(base, task, monkeypatch):
@@ -161,7 +162,7 @@ def test_a_variant_is_another_run_and_a_change_needs_its_name(base, task):
 
     with pytest.raises(ValueError, match="name the change in variant"):
         train.finetune(base, task, draw=backwards)
-    options = {"train_tokens": 2_600, "batch_tokens": 640, "evaluations": 1, "quiet": True, "learning_rate": 3e-3}
+    options = QUICK | {"train_tokens": 2_600, "evaluations": 1}
     plain = train.finetune(base, task, **options)
     changed = train.finetune(base, task, variant="backwards", draw=backwards, **options)
     sgd = train.finetune(
@@ -173,7 +174,7 @@ def test_a_variant_is_another_run_and_a_change_needs_its_name(base, task):
 
 
 def test_damaged_runs_say_what_to_delete(base, task, tmp_path):
-    run = train.finetune(base, task, "lora", seed=0, quiet=True, learning_rate=3e-3)
+    run = train.finetune(base, task, "lora", **QUICK)
     with pytest.raises(RuntimeError, match=r"was fine-tuned from tiny-random-gpt2, not from other"):
         train.load(replace(base, name="other"), run.path)
     copied = shutil.copytree(run.path, tmp_path / "copy")
@@ -190,7 +191,7 @@ def test_damaged_runs_say_what_to_delete(base, task, tmp_path):
 
 
 def test_a_run_that_lacks_only_its_record_gets_it(base, task, monkeypatch):
-    options = {"train_tokens": 2_600, "batch_tokens": 640, "evaluations": 1, "quiet": True, "learning_rate": 2e-3}
+    options = QUICK | {"train_tokens": 2_600, "evaluations": 1, "learning_rate": 2e-3}
     with monkeypatch.context() as disk_full:
         disk_full.delattr(train, "write_json")
         with pytest.raises(NameError):
