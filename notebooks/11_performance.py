@@ -790,9 +790,9 @@ for row in ratios[ratios["kind"] != "training"].itertuples():
         [f"{row.kind}: tokens per second, {row.system}, {row.setting}", span(row.ratio, row.low, row.high, 2), mark]
     )
 text = (
-    f"How many times as fast ours is; in brackets the range of {runs} runs (GPT-2 117M's configuration, random weights; "
-    f"{machines}). “Default” is as documented, “best” the fastest setting found. “Tutorial”: transformers' Trainer, "
-    "batch 2 padded to 512, float32; in evaluation one document at a time."
+    f"How many times as fast ours is; in brackets the range of {runs} runs (GPT-2 117M's configuration, random "
+    f"weights; {machines}). “Default” is as documented, “best” the fastest setting found. “Tutorial”: transformers' "
+    "Trainer, batch 2 padded to 512, float32; in evaluation one document at a time."
 )
 if to_target:
     text += (
