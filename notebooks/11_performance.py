@@ -189,7 +189,7 @@ class Target(bench.Clock):
 
 
 # %% [markdown]
-# - One training to the target; its row says what was reached when the documents ran out first.
+# - The documents.
 
 
 # %%
@@ -202,6 +202,11 @@ def short_ones(start) -> tasks.Task:
     return debian.replace(**parts)
 
 
+# %% [markdown]
+# - One training to the target; its row says what was reached when the documents ran out first.
+
+
+# %%
 def to_quality(start, task, system: str, setting: str, seed: int, target: float) -> dict:
     clock = Target(encode(start.tokenizer, task["validation"], start.context), target)
     torch.manual_seed(seed)
@@ -410,6 +415,11 @@ def trained(system: str, steps, seed: int, p: float) -> nn.Module:
     return slow
 
 
+# %% [markdown]
+# - The held-out loss of each, and by how much it is above the plain loop's.
+
+
+# %%
 def learned(p: float, systems=("plain", "ours")) -> list[dict]:
     out, documents = [], encode(base.tokenizer, debian["train"], base.context)
     held_out = encode(base.tokenizer, head(debian["validation"], 32), base.context)
@@ -431,13 +441,14 @@ def gaps(table: pd.DataFrame) -> pd.DataFrame:
     return wide.drop(columns="plain").div(wide["plain"], axis=0) - 1
 
 
-gap = gaps(results.table("quality", lambda: learned(0.0)))["ours"]
-gap.to_frame("dropout off").mul(100).round(3)
+# %% [markdown]
+# - Dropout off, then on where it was measured.
 
 # %%
-dropped = lambda: learned(0.1, ("plain", "plain again", "ours"))  # noqa: E731
-dropped = gaps(results.table("quality_dropout", dropped, optional=True))
-dropped.mul(100).round(3)
+gap = gaps(results.table("quality", lambda: learned(0.0)))["ours"]
+with_it = results.table("quality_dropout", lambda: learned(0.1, ("plain", "plain again", "ours")), optional=True)
+dropped = gaps(with_it)
+display(gap.to_frame("dropout off").mul(100).round(3), dropped.mul(100).round(3))
 
 # %% [markdown]
 # ## Scaling
@@ -569,6 +580,11 @@ def parts(kind: str, work) -> list[dict]:
     return [{"kind": kind, "part": part, "seconds": s, "share": s / whole} for part, s in found.items()]
 
 
+# %% [markdown]
+# - Of a training step, an evaluation and a generation.
+
+
+# %%
 def profile_rows() -> list[dict]:
     step, training = Stepper(copy.deepcopy(base.model)), [random_documents(shape.padded // 4, 4 * shape.padded)]
     held_out = encode(base.tokenizer, head(debian["test"], shape.documents // 8), 1_024)
@@ -775,23 +791,21 @@ text = (
 )
 results.markdown("speed", header, cells, text, left=3, seeds=(), scratch=True)
 
+# %% [markdown]
+# - The short table: tokens per second beside seconds to a quality.
+
+
 # %%
-cells = [
-    [
-        f"training: tokens per second, {row.system}, {row.setting}",
-        span(row.ratio, row.low, row.high, 2),
-        f"{row.mark:g}",
-    ]
-    for row in ratios[ratios["kind"] == "training"].itertuples()
-]
+def line(row) -> list[str]:
+    mark = "" if np.isnan(row.mark) else f"{row.mark:g}"
+    return [f"{row.kind}: tokens per second, {row.system}, {row.setting}", span(row.ratio, row.low, row.high, 2), mark]
+
+
+cells = [line(row) for row in ratios.itertuples() if row.kind == "training"]
 for (_, setting), ratio in to_target.items():
     name = f"training: seconds to {reached_in['target'].iloc[0]:.3f} bits per byte, trl, {setting}"
     cells.append([name, span(ratio.median(), ratio.min(), ratio.max(), 2), f"{MARKS[setting]:g}"])
-for row in ratios[ratios["kind"] != "training"].itertuples():
-    mark = "" if np.isnan(row.mark) else f"{row.mark:g}"
-    cells.append(
-        [f"{row.kind}: tokens per second, {row.system}, {row.setting}", span(row.ratio, row.low, row.high, 2), mark]
-    )
+cells += [line(row) for row in ratios.itertuples() if row.kind != "training"]
 text = (
     f"How many times as fast ours is; in brackets the range of {runs} runs (GPT-2 117M's configuration, random "
     f"weights; {machines}). “Default” is as documented, “best” the fastest setting found. “Tutorial”: transformers' "
