@@ -118,6 +118,7 @@ display(Code(inspect.getsource(fast._Dropped), language="python"))
 # %%
 made = {kind: results.table(kind, lambda kind=kind: bench.compare([kind])[kind]) for kind in bench.SPEED}
 ratios = made["ratios"] = results.table("ratios", lambda: bench.ratios(made))
+ratios["mark"] = [bench.MARKS.get(key, np.nan) for key in zip(*(ratios[c] for c in ("kind", "system", "setting")))]
 summary = bench.summary(made)
 summary.round(2)
 
@@ -678,8 +679,8 @@ faults[~undisturbed].assign(at_most=upper.map("{:.1%}".format))
 # ## What it does not show
 #
 # - One machine, two cores, one model size. Nothing here was measured on a GPU; the estimates are no measurement.
-# - The learning rate is the same for all systems and suits random weights; seconds to a loss from a pretrained start
-#   would differ.
+# - In tokens per second the learning rate suits random weights. The time to a quality is one target on short documents,
+#   two a step; with trl's own eight a step it may differ.
 # - litgpt is not in the table: it has no GPT-2. Its nearest, pythia-160m, is another model.
 # - A full disk is a limit on a file's size here, which fails with another number than a disk does.
 #
@@ -725,13 +726,9 @@ for (_, setting), ratio in to_target.items():
     results.claim("all reached the target after 40 steps", reached_it)
 
 # %% [markdown]
-# - The machine's products, what a training and an evaluation reach of them, and where the rest goes.
+# - What a training and an evaluation reach of the machine's products, and where the rest goes.
 
 # %%
-results.value(
-    "ceiling.gflops",
-    "{1:.0f} in {0}".format(*max(made["ceiling"].groupby("dtype")["gflops"].median().items(), key=lambda x: x[1])),
-)
 for kind in ("training", "evaluation"):
     share = reached.loc[(kind, "ours", "default"), "share"]
     results.value(f"share.{kind}", f"{share:.0%}")
@@ -749,11 +746,10 @@ results.value("bits.loop", number(bits["tutorial", "default"], 4))
 results.value("loss.worst", f"{gap.abs().max():.2%}")
 results.value("loss.seeds", len(gap))
 results.claim("the faster step learns the same", gap.abs().max() <= 0.005)
-for name, column in {"ours": "ours", "again": "plain again"}.items():
-    worst = dropped[column].abs().max()
-    results.value(f"loss.dropout.{name}", "not measured" if pd.isna(worst) else f"{worst:.2%}")
-    results.claim(f"with dropout, {name} within half a percent", worst <= 0.005)
-    results.claim(f"with dropout, {name} not within half a percent", worst > 0.005)
+results.claim("with dropout not measured again", dropped.empty)
+if len(dropped):
+    for column in dropped:
+        results.value(f"loss.dropout.{column.split()[-1]}", f"{dropped[column].abs().max():.2%}")
 results.value("step.fixed", number(batch["fixed"], 2))
 results.value("step.each", number(batch["each"], 2))
 results.value("step.exponent", number(length["exponent"], 2))
@@ -766,9 +762,7 @@ count = {"faults": faults.loc[~fuzzed & ~undisturbed, "injected"].sum(), "fuzzed
 count["kills"] = faults.loc[faults["fault"] == "kill during a training", "injected"].sum()
 for name, n in count.items():
     results.value(name, f"{n:,}")
-    results.value(
-        f"{name}.upper", f"{1 - 0.025 ** (1 / n):.2g}" if n > 1_000 else f"{100 * (1 - 0.025 ** (1 / n)):.1f} %"
-    )
+    results.value(f"{name}.upper", f"{1 - 0.025 ** (1 / n):.{1 + (n > 1_000)}%}")
 results.value("kinds", (~undisturbed).sum())
 results.claim("no fault lost anything", faults["lost"].sum() == 0)
 
@@ -843,7 +837,7 @@ if to_target:
 text = "Faults injected and what was lost: a damaged file, a result off by a bit, an error without a way out. "
 text += "Last column: the largest share of losses that these trials leave open (95 %, exact)."
 cells = [
-    [row.fault, f"{row.injected:,}", row.lost, f"{upper[row.Index]:.1%}"] for row in faults[~undisturbed].itertuples()
+    [row.fault, f"{row.injected:,}", row.lost, f"{upper[row.Index]:.2%}"] for row in faults[~undisturbed].itertuples()
 ]
 results.markdown("faults", ["fault", "injected", "lost", "share at most"], cells, text, seeds=(), scratch=True)
 results.save(data={"debian": debian.sha256})
