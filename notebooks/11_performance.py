@@ -118,7 +118,7 @@ display(Code(inspect.getsource(fast._Dropped), language="python"))
 # %%
 made = {kind: results.table(kind, lambda kind=kind: bench.compare([kind])[kind]) for kind in bench.SPEED}
 ratios = made["ratios"] = results.table("ratios", lambda: bench.ratios(made))
-ratios["mark"] = [bench.MARKS.get(key, np.nan) for key in zip(*(ratios[c] for c in ("kind", "system", "setting")))]
+ratios["mark"] = ratios[["kind", "system", "setting"]].apply(tuple, axis=1).map(bench.MARKS)
 summary = bench.summary(made)
 summary.round(2)
 
