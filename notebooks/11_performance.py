@@ -269,7 +269,7 @@ bits = made["evaluation"].groupby(["system", "setting"])["bits_per_byte"].mean()
 
 # %%
 shape = profile.budget(**bench.BUDGET)
-base = None if results.stored else bench.random_base()
+base = None if results.anew == ["stored"] else bench.random_base()
 
 
 def flop_per_useful_token(kind: str) -> float:
