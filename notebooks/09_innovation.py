@@ -922,6 +922,10 @@ def two_under_one_name(rows, rng):
     return rows, "bits_per_byte", rows.duplicated(["model", "seed"]).any()
 
 
+# %% [markdown]
+# - Noise that is no difference, padding that costs nothing, a measure per token, another text.
+
+
 # %%
 def no_difference(rows, rng):
     own = rows[one_of(rows, rng)]
@@ -955,7 +959,7 @@ def other_text(rows, rng):
 
 
 # %% [markdown]
-# - A row per mutant and per clean part: was the mistake named, and what else?
+# - Each mistake with the finding that it has to bring.
 
 # %%
 MUTANTS = {
@@ -970,6 +974,11 @@ MUTANTS = {
 }
 
 
+# %% [markdown]
+# - A row per mutant and per clean part: was the mistake named, and what else?
+
+
+# %%
 def audited_mutants(seed=17):
     rng, found = np.random.default_rng(seed), []
     plants = [(kind, *plant) for kind, plant in MUTANTS.items() for _ in range(budget.mutants)]
