@@ -3,14 +3,10 @@
 import math
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from hub_server import nothing_within_reach
 from notebook_code import defined
 
-import lib.hub
 from lib.explore import e2e
-from lib.hub import Unavailable
 from lib.tasks import load_task
 
 published = defined("03_evaluate", "coco_rouge_l", "cider")
@@ -62,11 +58,8 @@ def test_slots_on_hand_made_errors(old, new, expected):
         ("Cotto is near Raja Indian Cuisine .", "name : Cotto | near : Raja Indian Cuisine", (0, 0, 0)),
         ("cotto : high prices, low rating .", "name : Cotto | price : high | customer rating : 1 out of 5", (0, 0, 0)),
         ("Cotto has a price range of £ 20 - 25 .", "name : Cotto | price : moderate", (0, 0, 0)),
-        ("New Place is a restaurant .", "name : New Place", (0, 0, 0)),
         ("", "name : Cotto | Type : pub", (2, 0, 0)),
-        ("Cotto is not cheap .", "name : Cotto | price : cheap", (0, 1, 0)),
         ("Cotto : kids no , price range moderate .", "name : Cotto | price : moderate", (0, 0, 1)),
-        ("Cotto isn 't at all cheap .", "name : Cotto | price : less than £ 20", (0, 1, 0)),
         ("Cotto is cheap and not in the high price range .", "name : Cotto | price : cheap", (0, 0, 0)),
         ("Cotto is not expensive .", "name : Cotto | price : high", (1, 0, 0)),
         ("Cotto does not have an average rating .", "name : Cotto | customer rating : average", (0, 1, 0)),
@@ -138,24 +131,3 @@ def test_e2e_train_has_rows_and_test_has_references(mirror):
         ("name : D ||", " D one .", ["D one ."]),
     ]
     assert len(task["validation"]) == 1 and task.source == str(mirror / "e2e")
-
-
-def test_e2e_from_the_hubs_rows(tmp_path, monkeypatch):
-    nothing_within_reach(tmp_path, monkeypatch)
-    with pytest.raises(Unavailable, match=r"data/mirror/e2e.*cannot be reached.*--mirror https"):
-        load_task("e2e")
-
-    def download(repository, file, repo_type, revision, **_):
-        assert (repository, repo_type, revision) == ("tuetschek/e2e_nlg", "dataset", "refs/convert/parquet")
-        path = tmp_path / file.replace("/", "_")
-        meaning = "name[The Vaults], eatType[pub], priceRange[£20-25], familyFriendly[no], near[Café Adriatic]"
-        texts = ["The Vaults is a pub. ", "A pub."]
-        pd.DataFrame({"meaning_representation": [meaning] * 2, "human_reference": texts}).to_parquet(path)
-        return str(path)
-
-    monkeypatch.setattr(lib.hub, "hf_hub_download", download)
-    task = load_task("e2e")
-    prompt = "name : The Vaults | Type : pub | price : £ 20 - 25 | family friendly : no | near : Café Adriatic ||"
-    assert task["test"][0]["prompt"] == prompt
-    assert task["test"][0]["references"] == ["The Vaults is a pub.", "A pub."]
-    assert len(task["train"]) == 2 and task.source.startswith("https://huggingface.co/")
