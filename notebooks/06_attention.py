@@ -479,17 +479,18 @@ learned_recall.pivot_table(
 # %%
 scaling = results.table("scaling", lambda: costs.scaling(NAMES, budget.lengths, budget.repeats))
 device = device_of("scaling")
-look = {"panel": "pass", "logy": True, "xlabel": "tokens"}
-scaled = labelled(scaling.replace({"attention": {"softmax": "softmax, not fused"}}))
+look = {"logy": True, "xlabel": "tokens"}
+both = scaling[scaling["pass"] == costs.PASSES[1]]
+scaled = labelled(both.replace({"attention": {"softmax": "softmax, not fused"}}))
 figure = plots.lines(scaled, "length", "milliseconds", "attention", ylabel="milliseconds", **look)
-text = f"How time grows with length: one attention operation, medians of {budget.repeats} rounds by turns, on {device}."
+text = f"How time grows with length: one operation, forward and backward, medians of {budget.repeats} by turns, on {device}."
 results.figure(figure, "06_scaling", text, scratch=True, seeds=())
 
 # %% [markdown]
-# - The same passes in memory; below a megabyte nothing can be told from noise.
+# - Memory, forward and backward; below a megabyte nothing can be told from noise.
 
 # %%
-measurable = scaling[scaling["peak_megabytes"] > 1]
+measurable = both[both["peak_megabytes"] > 1]
 if measurable.empty:
     print("No figure of memory: at these lengths no pass adds a megabyte that this machine could measure.")
 else:
@@ -730,7 +731,7 @@ if len(errors):
 #   is wanted: a window keeps the near ones exactly, the delta rule corrects what it stores, a plain sum of
 #   $\phi(k) v^\top$ blurs everything together. That one causes the other is a guess: no run varies recall alone.
 # - A window or landmarks beside full softmax in the table are no proof that they are as good where something has to be
-#   found far back: in the trained recall a window is at chance as soon as the pairs outgrow it, and Nystrom's landmarks nearly so.
+#   found far back: in the trained recall a window is at chance as soon as the pairs outgrow it, and Nystrom nearly so.
 # - Nystrom on a pretrained model is a negative result, and with nearly as many landmarks as keys single layers blow up:
 #   w then differs too much between them. The best weights of the same rank would do, so the rank is
 #   not what is missing: it is the landmarks, that is, keys which stand for others.
@@ -763,8 +764,8 @@ start = sorted(scaling["length"].unique())[-3:][0]
 text = (
     f"What each mechanism costs in quality and gains in time: held-out bits per byte after {tokens:,} training tokens "
     f"(mean, 95 % t interval; causal Nyström: {tokens_nystrom:,} tokens, {len(budget.nystrom_seeds)} seeds, on another "
-    f"processor, against the softmax of that run), and the exponent with which the time of one operation, forward and backward, grows from {start:,} to "
-    f"{longest:,} tokens."
+    f"processor, against the softmax of that run), and the exponent with which the time of one operation, forward and "
+    f"backward, grows from {start:,} to {longest:,} tokens."
 )
 header = ["attention", "bits per byte", "minus softmax, by seed", "time exponent", "faster than softmax from"]
 results.markdown("quality", header, rows, text, scratch=True)
