@@ -480,17 +480,17 @@ learned_recall.pivot_table(
 scaling = results.table("scaling", lambda: costs.scaling(NAMES, budget.lengths, budget.repeats))
 device = device_of("scaling")
 look = {"logy": True, "xlabel": "tokens"}
-both = scaling[scaling["pass"] == costs.PASSES[1]]
-scaled = labelled(both.replace({"attention": {"softmax": "softmax, not fused"}}))
+trained = scaling[scaling["pass"] == costs.PASSES[1]]
+scaled = labelled(trained.replace({"attention": {"softmax": "softmax, not fused"}}))
 figure = plots.lines(scaled, "length", "milliseconds", "attention", ylabel="milliseconds", **look)
-text = f"How time grows with length: one operation, forward and backward, medians of {budget.repeats} by turns, on {device}."
+text = f"How time grows: one operation, forward and backward, medians of {budget.repeats} by turns, on {device}."
 results.figure(figure, "06_scaling", text, scratch=True, seeds=())
 
 # %% [markdown]
 # - Memory, forward and backward; below a megabyte nothing can be told from noise.
 
 # %%
-measurable = both[both["peak_megabytes"] > 1]
+measurable = trained[trained["peak_megabytes"] > 1]
 if measurable.empty:
     print("No figure of memory: at these lengths no pass adds a megabyte that this machine could measure.")
 else:
