@@ -9,7 +9,6 @@ queries of the last T_q positions; the others want T_q = T_k, and `_padding_last
 causal needs no padding mask if the padding comes last: `_padding_last` brings each row's real tokens to the front.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
