@@ -12,6 +12,7 @@ causal needs no padding mask if the padding comes last: `_padding_last` brings e
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -183,7 +184,7 @@ def nystrom_naive(q, k, v, scale, segment=32, doubling=8, ridge=0.5, **_) -> Ten
             edges.append(end)
         scores = q[:, :, t : t + 1] @ keys.mT * scale  # (B, H, 1, near)
         if start > 1:
-            marks = torch.stack([k[:, :, i:j].mean(2) for i, j in zip(edges, edges[1:], strict=False)], 2)
+            marks = torch.stack([k[:, :, i:j].mean(2) for i, j in pairwise(edges)], 2)
             sizes = torch.tensor(edges, device=q.device, dtype=q.dtype).diff()[:, None]  # (M, 1)
             p = marks - marks[:, :, :1]
             seen = (p @ k[:, :, 1:start].mT * scale).softmax(-1) @ v[:, :, 1:start]
