@@ -170,11 +170,10 @@ def nystrom_naive(q, k, v, scale, segment=32, doubling=8, ridge=0.5, **_) -> Ten
     sequence, so tokens see later ones. The causal form is our own: one softmax over the row's first token, the query's
     chunk up to itself, and landmarks l, which are the mean keys of the segments that ended before that chunk and count
     as often as the segment has tokens. A segment is one chunk long, and twice as long after every `doubling` of them.
-    A landmark's value is what makes attention right where p = l - l_1 asks (keys have a mean in common, which would
-    let w differ by orders of magnitude): with B v = softmax(p k^T) v over the chunks before, w = size exp(scale |p|^2
-    / 2) and K = exp(-scale |p_m - p_n|^2 / 2) + ridge, it is w^-1 K^-1 diag(K w) B v, for ridge 0 the A^-1 B v of A =
-    softmax(p l^T + log size). The first token is in no segment, since pretrained models park much attention on it
-    (Xiao et al. 2023, 2309.17453)."""
+    A landmark's value is what makes attention right where p = l - l_1 asks (keys share a mean, which would let w differ
+    by orders of magnitude): with B v = softmax(p k^T) v over the chunks before, w = size exp(scale |p|^2 / 2) and
+    K = exp(-scale |p_m - p_n|^2 / 2) + ridge, it is w^-1 K^-1 diag(K w) B v, for ridge 0 the A^-1 B v of
+    A = softmax(p l^T + log size). The first token is in no segment (an attention sink: Xiao et al. 2023, 2309.17453)."""
     outputs = []
     for t in range(q.shape[2]):
         start = 1 + max(t - 1, 0) // segment * segment
@@ -225,9 +224,8 @@ def nystrom(q, k, v, scale, segment=32, doubling=8, ridge=0.5, **_) -> Tensor:
     sums = F.pad((b @ v)[:, :, :-1].cumsum(2), (0, 0, 0, 0, 1, 0))  # (B, H, N, M, D)
     mass = F.pad(b.sum(-1)[:, :, :-1].cumsum(2), (0, 0, 1, 0), value=1.0)  # (B, H, N, M)
     half = scale / 2 * p.square().sum(-1)  # (B, H, M)
-    system = (scale * p @ p.mT - half[..., None] - half[..., None, :]).exp()
     eye = torch.eye(len(ends), device=q.device, dtype=q.dtype)
-    system = system + ridge * eye
+    system = (scale * p @ p.mT - half[..., None] - half[..., None, :]).exp() + ridge * eye
     w = (half + log_size)[:, :, None]
     w = (w - w.detach().amax(-1, keepdim=True)).exp()  # its largest cancels too: (B, H, 1, M)
     factor = torch.linalg.solve_triangular(torch.linalg.cholesky(system), eye, upper=False)[:, :, None]
