@@ -43,9 +43,11 @@ import json
 import math
 import re
 
+import numpy as np
 import pandas as pd
 from IPython.display import Code, display
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from lib import metrics, plots, profile, tasks, texts
 from lib.explore import anonymise, memorise, private
@@ -61,25 +63,28 @@ from lib.train import finetune
 # pure Python, documented by many hands, and installed anyway
 DOCUMENTED = ("accelerate", "datasets", "huggingface_hub", "matplotlib", "nltk", "peft", "sacrebleu")
 budget = profile.budget(
-    seeds=((0, 1), (0,), (0, 1, 2)),
+    seeds=((0, 1), (0,), (0, 1, 2, 3, 4)),
     packages=(("datasketch", "sacrebleu", "tqdm"), DOCUMENTED, DOCUMENTED),
     train_tokens=(8_000, 12_000, 12_000),  # of one run, canaries among them
     # short rows: what is remembered grows with the steps that a copy is part of, not with the tokens
     pack_length=(640, 256, 256),
-    canaries=(1, 2, 2),  # different ones for each number of repetitions
-    controls=(2, 3, 3),  # canaries that are never inserted
+    canaries=(1, 2, 4),  # different ones for each number of repetitions, in each model
+    controls=(2, 3, 4),  # canaries that are never inserted
     validation_documents=(8, 8, 8),
     eval_documents=(8, 40, 40),  # test documents scored
     generate_documents=(4, 16, 16),  # test documents generated for
     max_new_tokens=(12, 32, 32),
-    probe_documents=(8, 32, 32),  # training and test documents continued from their first half
+    members=(12, 60, 60),  # training documents asked for membership
+    others=(12, 120, 120),  # held-out ones: 1 % false positives need 100
+    probe_documents=(8, 32, 32),  # of each, continued from their first half
 )
 
 # %% [markdown]
 # - The model, the results file, and the two methods of fine-tuning that are compared.
 
 # %%
-METHODS = ("full", "lora")
+METHODS = {"full": "full fine-tuning", "lora": "LoRA"}
+LEFT = {"no": "duplicates left in", "yes": "duplicates removed"}
 base = load_base()
 results = Results("08_private_domain", base=base, seeds=budget.seeds)
 
@@ -102,6 +107,15 @@ results = Results("08_private_domain", base=base, seeds=budget.seeds)
 # $$\text{exposure} = \log_2 |R| - \log_2 \text{rank} \quad \text{bits.}$$
 #
 # - Rank 1 of 10,000 is 13.3 bits. A code that the model never saw has a uniform rank: 1.44 bits in the mean.
+#
+# **Membership.** Was this real document in the training text? Over the tokens $E$ that the tuned model does not rank
+# first, rises of log-probability against the base model are compared with falls (Ilic et al. 2026):
+#
+# $$\Delta_t = \log p_\text{tuned}(x_t) - \log p_\text{base}(x_t), \quad
+#   P = \sum_{t \in E} \max(\Delta_t, 0), \quad N = \sum_{t \in E} \max(-\Delta_t, 0), \quad
+#   \text{score} = \frac{P}{P + N}.$$
+#
+# - The paper's score is $P / N$: the same order, so the same ROC curve.
 
 # %%
 ranks = [1, 2, 10, 100, 1_000, 5_000, memorise.CANDIDATES]
@@ -263,6 +277,34 @@ example = pd.DataFrame([(c.repetitions, c.row()["target"]) for c in canaries], c
 example.groupby("repetitions").first()
 
 # %% [markdown]
+# - How much could this find? Power, computed before anything is trained: a number of copies counts as leaving a trace
+#   where the exact test below is significant (the strictest of Holm's levels) and the interval over models lies above
+#   1.44 bits. The smallest mean exposure that is found so in 80 % of simulated experiments; with the duplicates removed
+#   all inserted canaries stand once.
+
+
+# %%
+def detectable(canaries: int, models: int, tests: int, wanted: float = 0.8) -> float:
+    """Smallest mean exposure (bits, exponentially distributed over `canaries` in each model) that is found."""
+    drawn = np.random.default_rng(8).exponential(size=(4_000, models, canaries))
+    critical = stats.chi2.isf(0.05 / tests, 2 * models * canaries) / (2 * math.log(2))
+    means = drawn.mean(axis=2)
+    low = means.mean(axis=1) - stats.t.isf(0.025, models - 1) * stats.sem(means, axis=1)
+    for mean in np.arange(1.5, 13.3, 0.05):
+        if np.mean((mean * drawn.sum(axis=(1, 2)) > critical) & (mean * low > memorise.UNSEEN)) >= wanted:
+            return float(mean)
+    return math.nan
+
+
+numbers = len(memorise.REPETITIONS)
+powers = [{"copies": "each number, left in", "canaries": budget.canaries}]
+powers += [{"copies": "1, removed", "canaries": budget.canaries * numbers}]
+design = {"models": len(budget.seeds), "tests": len(METHODS) * (numbers + 1)}
+powers = [{**row, **design, "bits": detectable(row["canaries"], **design)} for row in powers]
+power = results.table("power", lambda: powers)
+power.round(2)
+
+# %% [markdown]
 # - Names, things and codes are drawn anew for every seed. The code that scores all 10,000 codes of one canary in one
 #   batch; a test compares it with reading each code alone.
 
@@ -272,11 +314,18 @@ display(Code(inspect.getsource(memorise.code_log_probabilities), language="pytho
 # %% [markdown]
 # - A run goes over whole passes of the mixed text, to its end: one evaluation, no early stop, no row left out, so that
 #   every canary is seen exactly as often as it stands there, times the passes.
+# - Each seed begins elsewhere in the documents: as far as there are enough, none counts twice.
 # - `verbatim`: how many documents greedy decoding continues word for word for ten tokens, from the prompt and the first
 #   half of the target (too short ones, and those cut inside a character, are left out).
 
 
 # %%
+def turned(split: str, step: int, seed: int) -> list[dict]:
+    rows = tasks.head(collection().task[split])
+    at = step * seed % len(rows)
+    return rows[at:] + rows[:at]
+
+
 def train(mixed: memorise.Mixed, method: str, seed: int):
     sizes = {"train_tokens": mixed.tokens * mixed.passes, "pack_length": budget.pack_length, "evaluations": 1}
     sizes |= {"batch_tokens": budget.pack_length, "validation_documents": budget.validation_documents}
@@ -297,32 +346,36 @@ def verbatim(model, rows: list[dict], tokens: int = 10) -> dict:
 
 
 # %% [markdown]
-# - Of each model: bits per byte of held-out targets, texts for held-out prompts, the canaries' exposure, and the
-#   documents continued. Texts stay in data/runs.
+# - Of each model: bits per byte of held-out targets, texts for held-out prompts, the canaries' exposure, the documents
+#   continued, and for membership the nats of each token. Texts stay in data/runs.
 
 
 # %%
-def measure(mixed: memorise.Mixed, run, drawn: list[memorise.Canary], seed: int) -> dict:
+def measure(run, drawn: list[memorise.Canary], members: list[dict], seed: int) -> dict:
     task, tokenizer, model = collection().task, base.tokenizer, run.model if run else base.model
-    test = tasks.head(task["test"], max(budget.eval_documents, budget.probe_documents))
-    probes = {"train": mixed.documents[: budget.probe_documents], "test": test[: budget.probe_documents]}
+    test, others = tasks.head(task["test"], budget.eval_documents), turned("test", budget.others, seed)[: budget.others]
+    probes = {"train": members[: budget.probe_documents], "test": others[: budget.probe_documents]}
 
     def made() -> dict:
         prompts = [row["prompt"] for row in test[: budget.generate_documents]]
+        asked = metrics.token_scores(model, tasks.encode(tokenizer, members + others, base.context))
         return {
-            "scores": metrics.score(model, tokenizer, test[: budget.eval_documents], "scoring").to_dict("records"),
+            "scores": metrics.score(model, tokenizer, test, "scoring").to_dict("records"),
             "texts": generate(model, tokenizer, prompts, budget.max_new_tokens, batch_size=64),
             "canaries": memorise.audit(model, tokenizer, drawn),
             "verbatim": [{"split": s, **verbatim(model, rows)} for s, rows in probes.items()],
+            "asked": [{"nats": nats.tolist(), "first": first.tolist()} for nats, first in asked],
         }
 
     folder = run.path if run else profile.output_root() / "data" / "runs" / f"{task.name}-before-seed{seed}"
-    settings = [task.sha256, mixed.task.sha256, base.name, base.revision, vars(budget)]
+    documents = [row["id"] for row in members + others]
+    settings = [task.sha256, documents, base.name, base.revision, vars(budget) | {"seeds": seed}]
     return kept(folder / "audited", settings, made)
 
 
 # %% [markdown]
-# - Per seed: the base model with that seed's canaries, then each of the four conditions.
+# - Per seed: the base model with that seed's canaries, then each of the four conditions. Members are documents that
+#   both training texts hold, with the duplicates and without.
 
 
 # %%
@@ -332,15 +385,18 @@ def audited() -> list[tuple[dict, dict]]:
     out = []
     for seed in budget.seeds:
         drawn = memorise.canaries(seed, budget.canaries, budget.controls)
-        for method, clean in ((m, d) for m in METHODS for d in (False, True)):
-            mixed = memorise.mix(base, collection().task, drawn, clean, budget.train_tokens)
-            if (method, clean) == ("full", False):
-                before = {"stage": "before", "method": "none", "deduplicated": "none", "seed": seed}
-                found = measure(mixed, None, drawn, seed)
-                out.append((before, {**found, "copies": {}, "passes": 0}))
-            after = {"stage": "after", "method": method, "deduplicated": "yes" if clean else "no", "seed": seed}
-            found = measure(mixed, train(mixed, method, seed), drawn, seed)
-            out.append((after, {**found, "copies": mixed.copies, "passes": mixed.passes}))
+        task = collection().task.replace(train=turned("train", 200, seed))
+        mixes = {clean: memorise.mix(base, task, drawn, clean, budget.train_tokens) for clean in (False, True)}
+        members = [row for row in mixes[False].documents if row in mixes[True].documents][: budget.members]
+        before = measure(None, drawn, members, seed)
+        who = {"stage": "before", "method": "none", "deduplicated": "none", "seed": seed}
+        out.append((who, {**before, "copies": {}, "mixed": None}))
+        for method, clean in ((m, d) for m in METHODS for d in mixes):
+            found = measure(train(mixes[clean], method, seed), drawn, members, seed)
+            pairs = enumerate(zip(before["asked"], found["asked"], strict=True))
+            zones = [(i < len(members), memorise.error_zone(b["nats"], a["nats"], a["first"])) for i, (b, a) in pairs]
+            who = {"stage": "after", "method": method, "deduplicated": "yes" if clean else "no", "seed": seed}
+            out.append((who, {**found, "zones": zones, "copies": mixes[clean].copies, "mixed": mixes[clean]}))
     return out
 
 
@@ -359,7 +415,9 @@ def before_after() -> list[dict]:
         written = [text.strip() for text in found["texts"]]
         measures = {"chrf": texts.chrf(written, references), "rouge_l": texts.rouge_l(written, references)}
         scores = metrics.describe(pd.DataFrame(found["scores"]))
-        rows.append({"task": task.name, **who, **scores, "generated": len(written), **measures})
+        mixed = found["mixed"]
+        text = {"trained_on": len(mixed.documents), "insertions": mixed.copies.total()} if mixed else {}
+        rows.append({"task": task.name, **who, **scores, "generated": len(written), **measures, **text})
     return rows
 
 
@@ -390,50 +448,68 @@ def memorised() -> list[dict]:
     rows = []
     for who, found in audited():
         for row in found["canaries"]:
-            rows.append({**who, **row, "copies": found["copies"].get(row["canary"], 0), "passes": found["passes"]})
+            passes = found["mixed"].passes if found["mixed"] else 0
+            rows.append({**who, **row, "copies": found["copies"].get(row["canary"], 0), "passes": passes})
     return rows
 
 
 memory = results.table("memorisation", memorised)
 after = memory[(memory["stage"] == "after") & (memory["repetitions"] > 0)]
 curve = after.groupby(["method", "deduplicated", "repetitions", "seed"], sort=False)["exposure"].mean().reset_index()
-curve["duplicates"] = curve["deduplicated"].map({"no": "duplicates left in", "yes": "duplicates removed"})
+curve = curve.replace({"method": METHODS, "deduplicated": LEFT})
 labels = {"ylabel": "exposure (bits)", "xlabel": "times inserted"}
-figure = plots.lines(curve, "repetitions", "exposure", "method", panel="duplicates", **labels)
+figure = plots.lines(curve, "repetitions", "exposure", "method", panel="deduplicated", **labels)
 for ax in figure.axes:
     ax.axhline(memorise.UNSEEN, color=plots.GREY, linestyle=":", linewidth=1)
     ax.set_ylim(0, memorise.exposure(1) + 0.5)
+seeds, inserted = after["seed"].nunique(), sorted(after["repetitions"].unique())
+each = len(after) // (4 * len(inserted))
 text = (
-    f"Exposure of canaries among {memorise.CANDIDATES:,} codes (at most {memorise.exposure(1):.1f} bits); dotted: "
-    f"{memorise.UNSEEN:.2f} bits, never seen."
+    f"Exposure of invented secrets by how often they were inserted: with the duplicates left in it climbs to the most "
+    f"that {memorise.CANDIDATES:,} codes allow, {memorise.exposure(1):.1f} bits; with the duplicates removed it stays "
+    f"near {memorise.UNSEEN:.2f} bits, a code never seen (dotted). Means over {each} canaries a point, {each // seeds} "
+    "in each model; bands: lowest to highest seed."
 )
 results.figure(figure, "08_exposure", text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # - The test. Ranks of codes without a trace in the model are uniform, so the sum of their exposures times $2 \ln 2$ is
-#   chi-squared distributed, with two degrees of freedom for each canary.
+#   chi-squared distributed, with two degrees of freedom for each canary. Beside it the interval over canaries and
+#   models: a t interval of the models' means, whose canaries are all different.
 
 
 # %%
 def above_chance(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Per group of `by`: canaries, exposure (mean, bits), extracted (how many), p_value: how often codes without a
-    trace would reach this mean."""
+    """Per group of `by`: canaries, exposure (mean, bits), low and high (95 % over models), extracted (how many),
+    p_value: how often codes without a trace would reach this mean."""
     rows = []
     for key, part in table.groupby(by, sort=False):
         total, count = part["exposure"].sum(), len(part)
-        row = {"canaries": count, "exposure": total / count, "extracted": int(part["extracted"].sum())}
+        _, low, high = metrics.mean_interval(part.groupby("seed")["exposure"].mean())
+        row = {"canaries": count, "exposure": total / count, "low": low, "high": high}
+        row |= {"extracted": int(part["extracted"].sum())}
         p_value = float(stats.chi2.sf(2 * math.log(2) * total, 2 * count))
         rows.append({**dict(zip(by, key, strict=True)), **row, "p_value": p_value})
     return pd.DataFrame(rows)
 
 
 # %% [markdown]
-# - Per condition and number of repetitions (0: controls): canaries, mean exposure, how many come out word for word by
-#   greedy decoding from their prefix, and the probability of such a mean for codes without a trace.
+# - Per condition and number of copies (0: controls, and before training all): canaries, mean exposure with its
+#   interval, how many come out word for word by greedy decoding from their prefix, and the probability of such a mean
+#   for codes without a trace. `trace`: significant after Holm's correction over all numbers and conditions, and the
+#   interval above 1.44 bits.
+
 
 # %%
-keys = ["method", "deduplicated", "repetitions"]
-evidence = results.table("evidence", lambda: above_chance(memory, keys))
+def traces(tests: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
+    """`tests` with `trace`: whether copies (more than 0) of a condition are told from chance by both."""
+    inserted, sure = tests["copies"] > 0, pd.Series(False, index=tests.index)
+    sure[inserted] = multipletests(tests.loc[inserted, "p_value"], level, method="holm")[0]
+    return tests.assign(trace=sure & (tests["low"] > memorise.UNSEEN))
+
+
+keys = ["method", "deduplicated", "copies"]
+evidence = results.table("evidence", lambda: traces(above_chance(memory, keys)))
 indexed = evidence.set_index(keys)
 indexed.assign(p_value=indexed["p_value"].map("{:.1e}".format)).round(2)
 
@@ -454,21 +530,110 @@ groups = continuing.groupby(["method", "deduplicated", "split"], sort=False)
 groups[["verbatim", "documents"]].sum().assign(share=groups["share"].mean()).round(3)
 
 # %% [markdown]
-# ## What may be published
+# ## Was this document in the training?
 #
-# - From these numbers, by a rule: a number of copies leaves a trace where its p-value stays significant after
-#   Bonferroni's correction for how many numbers were tried. The collected text itself: only if everyone in it agreed.
+# - Training documents (members) and held-out ones of other files, asked in every model: the score above. Groups are
+#   split by a hash, so both come from the same packages.
 
 
 # %%
-def leaks(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
-    """Per method and deduplicated, of trained models: canaries (inserted ones), extracted, leaks_from (the fewest
-    copies in the training text with exposure above chance; nan: none)."""
-    trained, rows = table[(table["copies"] > 0) & (table["stage"] == "after")], []
-    for (method, dedup), part in trained.groupby(["method", "deduplicated"], sort=False):
-        tests = above_chance(part, ["copies"])
-        row = {"method": method, "deduplicated": dedup, **tests[["canaries", "extracted"]].sum()}
-        rows.append({**row, "leaks_from": tests.loc[tests["p_value"] < level / len(tests), "copies"].min()})
+def asked() -> list[dict]:
+    """A row per document: seed, member, and its score under each condition."""
+    rows = {}
+    for who, found in audited():
+        for i, (member, zone) in enumerate(found.get("zones", ())):
+            row = rows.setdefault((who["seed"], i), {"seed": who["seed"], "member": member})
+            row[f"{who['method']}.{who['deduplicated']}"] = round(zone, 4)
+    return list(rows.values())
+
+
+scores = results.table("membership_scores", asked)
+scores.groupby("member")[scores.columns[2:]].mean().round(3)
+
+# %% [markdown]
+# - AUC: how often a member's score lies above a held-out document's. And what an auditor reads: the members found where
+#   at most 1 % of the held-out documents are taken for members. With fewer than 100 of them 1 % is less than one
+#   document, and nothing is told.
+
+
+# %%
+def separation(members: np.ndarray, others: np.ndarray, level: float = 0.01) -> dict:
+    """auc (ties count half); found: members above the lowest threshold that at most `level` of the others exceed;
+    false: how many do. None where `level` is less than one of the others."""
+    auc = stats.mannwhitneyu(members, others).statistic / (len(members) * len(others))
+    row = {"members": len(members), "others": len(others), "auc": float(auc), "found": None, "false": None}
+    if (allowed := math.floor(level * len(others))) < 1:
+        return row
+    threshold = np.sort(others)[-1 - allowed]
+    return row | {"found": int((members > threshold).sum()), "false": int((others > threshold).sum())}
+
+
+def scored(method: str, dedup: str, seed: int) -> list[np.ndarray]:
+    """The scores of members and of the others."""
+    part = scores[scores["seed"] == seed]
+    return [part.loc[part["member"] == m, f"{method}.{dedup}"].to_numpy(dtype=float) for m in (True, False)]
+
+
+def separated() -> list[dict]:
+    rows = []
+    for method, dedup, seed in ((m, d, s) for m in METHODS for d in LEFT for s in scores["seed"].unique()):
+        who = {"method": method, "deduplicated": dedup, "seed": seed}
+        rows.append({**who, **separation(*scored(method, dedup, seed))})
+    return rows
+
+
+membership = results.table("membership", separated)
+if membership["found"].isna().any():
+    print(f"{membership['others'].min()} held-out documents are too few to speak of 1 % false positives: at least 100.")
+membership.groupby(["method", "deduplicated"], sort=False)[["members", "others", "auc", "found", "false"]].mean()
+
+# %% [markdown]
+# - The whole curve: true positives at each share of false positives, a mean over seeds; on the dotted line is a guess.
+
+
+# %%
+def curves() -> pd.DataFrame:
+    rows = []
+    for (method, dedup), seed in ((key, s) for key in NAMED for s in scores["seed"].unique()):
+        members, others = scored(method, dedup, seed)
+        for share in np.linspace(0, 1, 41):
+            limit = np.quantile(others, 1 - share, method="inverted_cdf") if share < 1 else -1
+            who = {"method": METHODS[method], "deduplicated": LEFT[dedup], "seed": seed}
+            rows.append({**who, "false": share, "found": (members > limit).mean()})
+    return pd.DataFrame(rows)
+
+
+NAMED = {(m, d): f"{'LoRA' if m == 'lora' else m}, {left}" for m in METHODS for d, left in LEFT.items()}
+labels = {"xlabel": "held-out documents taken for members", "ylabel": "members found", "logx": False}
+figure = plots.lines(curves(), "false", "found", "method", panel="deduplicated", **labels)
+for ax in figure.axes:
+    ax.plot([0, 1], [0, 1], color=plots.GREY, linestyle=":", linewidth=1)
+counted = membership.groupby("seed")[["members", "others"]].first().sum()
+text = (
+    f"Which documents were trained on, told by the error-zone score: {counted.members} training and {counted.others} "
+    "held-out documents, each in one seed; a guess is on the dotted line. Bands: lowest to highest seed."
+)
+results.figure(figure, "08_membership", text, tokens=budget.train_tokens)
+
+# %% [markdown]
+# ## What may be published
+#
+# - From these numbers, by a rule: secrets that come out word for word; copies that leave a trace; documents recognised,
+#   with an AUC above 0.5 (t test over seeds, Holm over the four conditions). The collected text itself: only if
+#   everyone in it agreed.
+
+
+# %%
+def leaks(evidence: pd.DataFrame, membership: pd.DataFrame) -> pd.DataFrame:
+    """Per method and deduplicated: canaries (inserted ones), extracted, leaks_from (the fewest copies that leave a
+    trace; nan: none), auc (mean), recognised."""
+    condition = ["method", "deduplicated"]
+    gaps = {key: part["auc"] - 0.5 for key, part in membership.groupby(condition, sort=False)}
+    told, rows = shown(gaps), []
+    for key, part in evidence[evidence["copies"] > 0].groupby(condition, sort=False):
+        row = {**dict(zip(condition, key, strict=True)), **part[["canaries", "extracted"]].sum()}
+        row |= {"leaks_from": part.loc[part["trace"], "copies"].min(), "auc": gaps[key].mean() + 0.5}
+        rows.append({**row, "recognised": told[key] > 0})
     return pd.DataFrame(rows)
 
 
@@ -482,23 +647,18 @@ def advised() -> pd.DataFrame:
         if row.extracted:
             return f"Keep the weights private: {row.extracted} of {row.canaries} secrets come out word for word."
         if row.leaks_from == row.leaks_from:  # not nan
-            copies = f"{row.leaks_from:.0f} copies of a secret in the text leave"
-            one = "one copy of a secret in the text leaves"
-            return f"Keep the weights private: {one if row.leaks_from == 1 else copies} a trace."
+            return f"Keep the weights private: a trace is left from {row.leaks_from:.0f} copies of a secret on."
+        if row.recognised:
+            return f"Whoever holds the weights can tell training documents better than by a guess (AUC {row.auc:.2f})."
         return (
-            f"Nothing found against sharing with people who may see the data: none of {row.canaries} secrets came out "
-            "and no number of copies is above chance. That is no proof for other secrets."
+            f"Nothing found against sharing with people who may see the data: none of {row.canaries} secrets came out, "
+            "no number of copies is above chance, no document is recognised. That is no proof for other secrets."
         )
 
-    found = leaks(memory)
+    found = leaks(evidence, membership)
     return found.assign(advice=[advice(row) for row in found.itertuples()])
 
 
-NAMED = {
-    (method, dedup): f"{'LoRA' if method == 'lora' else method}, duplicates {left}"
-    for method in METHODS
-    for dedup, left in (("no", "left in"), ("yes", "removed"))
-}
 advice = results.table("recommendation", advised)
 for row in advice.itertuples():
     print(f"{NAMED[row.method, row.deduplicated]}. {row.advice}")
@@ -515,8 +675,8 @@ missed = f"{whole.labelled - whole.correct:.0f}"
 print(f"Anonymiser: recall {recall}, precision {precision}; missed {missed} of {whole.labelled:.0f}.")
 
 # %% [markdown]
-# - Does exposure rise with the times inserted? Per condition Spearman's correlation over canaries, and the canaries
-#   inserted most often.
+# - Does exposure rise with the times inserted? With the duplicates left in, Spearman's correlation over canaries; and
+#   in each condition the canaries that were inserted most often.
 
 
 # %%
@@ -528,13 +688,23 @@ condition, often = ["method", "deduplicated"], memory["repetitions"].max()
 most = above_chance(after[after["repetitions"] == often], condition).set_index(condition)
 rises = {
     key: stats.spearmanr(part["repetitions"], part["exposure"], alternative="greater")
-    for key, part in after.groupby(condition, sort=False)
+    for key, part in after[after["deduplicated"] == "no"].groupby(condition, sort=False)
 }
 for key, (rho, p) in rises.items():
-    row = most.loc[key]
-    print(f"{NAMED[key]}: exposure and times inserted, Spearman {rho:+.2f} ({probability(p)}); ", end="")
-    print(f"inserted {often} times: {row.exposure:.2f} bits ({probability(row.p_value)}), ", end="")
+    print(f"{NAMED[key]}: exposure and times inserted, Spearman {rho:+.2f} ({probability(p)})")
+for key, row in most.iterrows():
+    print(f"{NAMED[key]}, inserted {often} times: {span(row.exposure, row.low, row.high, 2)} bits, ", end="")
     print(f"{row.extracted:.0f} of {row.canaries:.0f} come out.")
+
+# %% [markdown]
+# - One copy: does it leave a trace? Of each condition the canaries that stand once.
+
+# %%
+once = evidence[evidence["copies"] == 1].set_index(condition)
+for key, row in once.iterrows():
+    told = "a trace" if row.trace else "no trace shown"
+    about = f"{span(row.exposure, row.low, row.high, 2)} bits over {row.canaries} canaries ({probability(row.p_value)})"
+    print(f"{NAMED[key]}: {about}: {told}")
 
 # %% [markdown]
 # - What was not inserted should lie at chance: canaries before training, and controls after it.
@@ -549,6 +719,10 @@ for (stage, *key), row in controls.iterrows():
 # %% [markdown]
 # ## What it does not show
 #
+# - Membership is asked of models that saw a document once. More passes let more be recognised: the paper's AUC of 0.98
+#   is GPT-2's on WikiText after full fine-tuning of several passes, with thousands of documents.
+# - With the duplicates left in, the copies fill about half of the training text, so that these models saw fewer real
+#   documents: their quality and the others' differ by that too.
 # - Exposure is a lower bound on what an attacker learns: one kind of secret, one attack, a known prefix. Nothing found
 #   is no proof of nothing there; a guarantee needs differentially private training.
 # - Duplicate removal is tested on exact copies. A secret that is told in other words each time stays repeated.
@@ -588,17 +762,37 @@ results.value("anonymiser.lowest", f"{forms['recall'].min():.2f}")
 results.claim("the anonymiser reaches 0.95 in each kind", forms["recall"].min() >= 0.95)
 
 # %% [markdown]
-# - The inserted canaries, per condition: the rise, and those inserted most often.
+# - The inserted canaries: the rise, those inserted most often, those that stand once, and the power.
 
 # %%
 results.value("often", often)
+results.value("models", seeds)
+results.value("per_number", f"{each} ({each // seeds} in each of {seeds} models)")
 for key, (rho, p) in rises.items():
-    name, row = ".".join(key), most.loc[key]
+    name = ".".join(key)
     results.value(f"rises.{name}", f"{rho:+.2f}, {probability(p)}")
+    results.claim(f"exposure rises, {name}", p < 0.05 / len(rises))
+for key, row in most.iterrows():
+    name = ".".join(key)
     results.value(f"most.{name}", f"{row.exposure:.2f} bits, {probability(row.p_value)}")
     results.value(f"out.{name}", f"{row.extracted:.0f} of {row.canaries:.0f}")
-    results.claim(f"exposure rises, {name}", p < 0.05)
-    results.claim(f"exposure is not shown to rise, {name}", p >= 0.05)
+for key, row in once.iterrows():
+    name = ".".join(key)
+    results.value(f"once.{name}", f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}")
+    results.value(f"once.canaries.{name}", row.canaries)
+results.claim("one copy is not shown to leave a trace", not once["trace"].any())
+results.claim("one copy leaves a trace somewhere", once["trace"].any())
+for name, bits in zip(("number", "removed"), power["bits"], strict=True):
+    results.value(f"power.{name}", f"{bits:.1f}")
+
+# %% [markdown]
+# - From how many copies on a trace is told.
+
+# %%
+for row in advice.itertuples():
+    name = f"{row.method}.{row.deduplicated}"
+    results.value(f"trace.from.{name}", f"{row.leaks_from:.0f}" if row.leaks_from == row.leaks_from else "none")
+    results.claim(f"more copies leave a trace, {name}", row.leaks_from > 1)
 
 # %% [markdown]
 # - What was not inserted. Below 0.01 is told as above chance: with these 5 tests, 5 % in all.
@@ -624,21 +818,46 @@ most_seen = (seen["verbatim"] / seen["documents"]).groupby("stage").max()
 results.claim("no more documents continued than before", most_seen["after"] <= most_seen["before"])
 
 # %% [markdown]
-# - The advice: which conditions let secrets out, show only a trace of one copy, or show nothing.
+# - Membership: AUC over seeds, and members found at 1 % false positives, an exact interval over documents.
+
+# %%
+found_by = {}
+for row, (key, part) in zip(advice.itertuples(), membership.groupby(condition, sort=False), strict=True):
+    name, count, asked_of = ".".join(key), part["found"].sum(), part["members"].sum()
+    found_by[key] = "-"
+    if part["found"].notna().all():
+        exact = stats.binomtest(int(count), int(asked_of)).proportion_ci()  # Clopper-Pearson
+        found_by[key] = span(100 * count / asked_of, 100 * exact.low, 100 * exact.high, 1)
+    results.value(f"auc.{name}", interval(part["auc"], 2, top=1))
+    results.value(f"found.{name}", found_by[key])
+    results.claim(f"training documents are recognised, {name}", row.recognised)
+    results.claim(f"training documents are not shown to be recognised, {name}", not row.recognised)
+pairs = membership.pivot(index="seed", columns=condition, values="auc")
+gaps = {dedup: pairs["full", dedup] - pairs["lora", dedup] for dedup in LEFT}
+told = shown(gaps)
+results.value("members", f"{counted.members}")
+results.value("others", f"{counted.others}")
+for dedup, gap in gaps.items():
+    results.value(f"auc.gap.{dedup}", interval(gap, 2, sign=True))
+results.claim("full fine-tuning is recognised better than LoRA in both", min(told.values()) > 0)
+results.claim("full fine-tuning and LoRA are not told apart by membership", not any(told.values()))
+
+# %% [markdown]
+# - The advice: which conditions let secrets out, and which show nothing.
 
 # %%
 for row in advice.itertuples():
     name = f"{row.method}.{row.deduplicated}"
     results.value(f"secrets.{name}", f"{row.extracted} of {row.canaries}")
     results.claim(f"secrets come out, {name}", row.extracted > 0)
-    trace = row.extracted == 0 and row.leaks_from == 1
-    results.claim(f"no secret comes out but one copy leaves a trace, {name}", trace)
+    results.claim(f"no secret comes out, {name}", row.extracted == 0)
     results.claim(f"nothing found, {name}", row.extracted == 0 and row.leaks_from != row.leaks_from)
 closed = [NAMED[row.method, row.deduplicated] for row in advice.itertuples() if row.advice.startswith("Keep")]
 results.value("closed", listed(f"“{name}”" for name in closed))
 
 # %% [markdown]
-# - Exposure with the duplicates left in, both methods together, and what training did to chrF.
+# - Exposure with the duplicates left in, both methods together, and what training did to chrF and ROUGE-L of the same
+#   texts (Holm over both measures and all conditions).
 
 # %%
 trained = memory[(memory["stage"] == "after") & (memory["deduplicated"] == "no")]
@@ -646,10 +865,23 @@ left_in = trained.groupby("repetitions")["exposure"].mean()
 results.value("left_in.most", f"{left_in[often]:.1f}")
 results.value("left_in.controls", f"{left_in[0]:.1f}")
 results.value("unseen", f"{memorise.UNSEEN:.2f}")
-start = table[table["method"] == "none"]["chrf"].iloc[0]
-gaps = [part - start for _, part in table[table["method"] != "none"].groupby(condition, sort=False)["chrf"]]
-results.claim("chrF is shown to rise nowhere", max(map(shown, gaps)) <= 0)
-results.value("chrf.fell", f"{sum(gap.mean() < 0 for gap in gaps)} of {len(gaps)}")
+start, trained = table[table["method"] == "none"].iloc[0], table[table["method"] != "none"]
+gaps = {
+    (measure, *key): part[measure] - start[measure]
+    for measure in ("chrf", "rouge_l")
+    for key, part in trained.groupby(condition, sort=False)
+}
+rose = pd.Series(shown(gaps))
+results.claim("chrF is shown to rise nowhere", rose["chrf"].max() <= 0)
+results.claim("ROUGE-L is shown to rise everywhere", rose["rouge_l"].min() > 0)
+results.value(
+    "chrf.fell", f"{sum(gap.mean() < 0 for key, gap in gaps.items() if key[0] == 'chrf')} of {len(gaps) // 2}"
+)
+text_of = trained.groupby(condition, sort=False)[["trained_on", "insertions"]].mean()
+for key, row in text_of.iterrows():
+    results.value(f"documents.{'.'.join(key)}", f"{row.trained_on:.0f}")
+    results.value(f"insertions.{'.'.join(key)}", f"{row.insertions:.0f}")
+results.value("tokens", f"{budget.train_tokens:,}")
 
 # %% [markdown]
 # - Its tables: the anonymiser, by category and by kind.
@@ -671,33 +903,44 @@ for block, (by, part, text) in tables.items():
     results.markdown(block, [by, *header], rows, text, scratch=True, seeds=())
 
 # %% [markdown]
-# - Held-out documents before and after.
+# - Held-out documents before and after, secrets that come out, and documents recognised.
 
 # %%
-rows = []
-for (method, dedup), part in table.groupby(condition, sort=False):
-    part = part.head(1) if method == "none" else part  # one base model, no spread
-    digits = {"bits_per_byte": 3, "perplexity": 2, "chrf": 1}
+rows, out = [], advice.set_index(condition)
+for key, part in table.groupby(condition, sort=False):
+    part = part.head(1) if key[0] == "none" else part  # one base model, no spread
+    digits = {"bits_per_byte": 3, "chrf": 1, "rouge_l": 2}
     cells = [interval(part[column], n) for column, n in digits.items()]
-    rows.append([method, dedup, *cells])
-header = ["method", "duplicates removed", "bits per byte", "token perplexity", "chrF"]
-text = "Held-out documents before (none) and after; mean, 95 % t interval."
-results.markdown("before_after", header, rows, text, left=2)
+    if key in NAMED:
+        auc = interval(membership[membership[condition].eq(key).all(axis=1)]["auc"], 2, top=1)
+        rows.append([NAMED[key], *cells, f"{out.loc[key].extracted} of {out.loc[key].canaries}", auc, found_by[key]])
+    else:
+        rows.append(["before", *cells, "-", "-", "-"])
+header = ["training", "bits per byte", "chrF", "ROUGE-L", "secrets out", "membership AUC", "found at 1 %"]
+text = (
+    f"Quality and what leaks. Bits per byte of {table['documents'].iloc[0]} held-out documents, chrF and ROUGE-L of "
+    f"{table['generated'].iloc[0]} texts; secrets that greedy decoding completes; membership over {counted.members} "
+    "training and {counted.others} held-out documents: AUC, and percent of members found at 1 % false positives. "
+    "Mean and 95 % t interval over seeds; the last column exact (Clopper-Pearson)."
+)
+results.markdown("before_after", header, rows, text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # - Exposure, and the file with everything: `data/results/08_private_domain.json`.
 
 # %%
-rows, inserted = [], sorted(evidence["repetitions"].unique())
+rows = []
 for key, part in evidence.groupby(condition, sort=False):
-    cells = []
-    for r in part.set_index("repetitions").loc[inserted].itertuples():
-        out = f" ({r.extracted} of {r.canaries})" if r.extracted else ""
-        cells.append(f"{r.exposure:.1f}{'*' if r.p_value < 0.001 else ''}{out}")
-    rows.append([*key, *cells])
-text = "Mean exposure in bits by how often a canary was inserted (0: controls); \\*: such a mean without a trace has "
-text += "p < 0.001; in brackets, how many come out word for word."
-results.markdown("exposure", ["method", "duplicates removed", *map(str, inserted)], rows, text, left=2)
+    for r in part.sort_values("copies").itertuples():
+        name = NAMED.get(key, "before")
+        cells = [span(r.exposure, r.low, r.high, 1), probability(r.p_value).removeprefix("p ").removeprefix("= ")]
+        rows.append([name, r.copies or "none", r.canaries, *cells, r.extracted, "yes" if r.trace else ""])
+text = (
+    "Exposure in bits by the copies that stand in the training text, with a 95 % t interval of the models' means; p: "
+    "such a mean without a trace, uncorrected; trace: significant after Holm and the interval above 1.44 bits."
+)
+header = ["training", "copies", "canaries", "exposure", "p", "come out", "trace"]
+results.markdown("exposure", header, rows, text, tokens=budget.train_tokens)
 
 results.save(data={} if results.stored else {collection().task.name: collection().task.sha256})
 
@@ -707,4 +950,5 @@ results.save(data={} if results.stored else {collection().task.name: collection(
 # - Exposure and canaries: Carlini et al. 2019, arXiv:1802.08232. Extraction: Carlini et al. 2021, arXiv:2012.07805.
 #   Repetition and extraction: Carlini et al. 2023, arXiv:2202.07646. Deduplication: Lee et al. 2022,
 #   arXiv:2107.06499; Kandpal et al. 2022, arXiv:2202.06539. LoRA: Hu et al. 2021, arXiv:2106.09685.
+# - Membership by the error zone: Ilic, Stanojevic, Cvejoski 2026, arXiv:2601.12104.
 # - MinHash: Broder 1997. Documentation addresses: RFC 5737, RFC 3849. Checksums: ISO/IEC 7812-1, ISO 13616, GB 11643.
