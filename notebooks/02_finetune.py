@@ -322,7 +322,7 @@ first = min(budget.validation_documents, len(task["validation"]) - 1)  # a small
 unseen = tasks.head(task["validation"])[first:][: budget.curve_documents]
 unseen_encoded = encoded["validation"][first:][: budget.curve_documents]
 some = unseen[: budget.curve_generated]
-FORM = re.compile(r"(?!(?:an?|the)\b(?!-)).{0,79}[^.]", re.IGNORECASE)  # a synopsis, as notebook 03 explains
+FORM = re.compile(r"(?!(?:an?|the)\b(?!-)).{0,78}[^.]", re.IGNORECASE)  # a synopsis, as notebook 03 explains
 longest = min(budget.curve_new_tokens, max(len(d.input_ids) - d.prompt_length for d in encoded["validation"]))
 longest = min(longest, base.context - max(d.prompt_length for d in encoded["validation"]))
 

@@ -191,15 +191,17 @@ train_of = {t.name: [row["target"] for row in t["train"]] for t, _ in counts}
 # is $\exp(\sum \text{nats} / \sum \text{tokens})$ over the same nats. EOS is a token and not a byte.
 #
 # - The checks of the default task, and of no other. Debian's form (Policy 3.4.1, Developer's Reference 6.2.2): a
-#   synopsis of at most 80 characters, without a leading article and a full stop, then a long description.
-#   `synopsis_form` is all three of the synopsis.
+#   synopsis of less than 80 characters, without a leading article and a full stop, then a long description.
+#   `synopsis_form` is all three of the synopsis. Stored rows that name `synopsis_at_most_80` let one of exactly 80
+#   pass. No person's has 80; of 192 kept texts before training two do, and both fail by their full stop. Texts after
+#   training were not kept.
 
 
 # %%
 def debian_form(text):
     synopsis, long = map(str.strip, text.strip().partition("\n")[::2])
     form = {
-        "synopsis_at_most_80": 0 < len(synopsis) <= 80,
+        "synopsis_under_80": 0 < len(synopsis) < 80,
         "no_article": not re.match(r"(?:an?|the)\b(?!-)", synopsis, re.IGNORECASE),
         "no_full_stop": not synopsis.endswith(".") or synopsis.endswith(("...", "etc.")),
     }

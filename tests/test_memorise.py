@@ -13,13 +13,23 @@ from small_llama import small_llama
 
 from lib import profile
 from lib.explore import memorise
-from lib.explore.memorise import CANDIDATES, REPETITIONS, SLOTS, canaries, code_log_probabilities, exposure, rank_of
+from lib.explore.memorise import (
+    CANDIDATES,
+    REPETITIONS,
+    SLOTS,
+    canaries,
+    code_log_probabilities,
+    error_zone,
+    exposure,
+    rank_of,
+)
 from lib.metrics import token_scores
 from lib.tasks import encode, head
 from lib.train import finetune
 
 BUDGET = 8_000
-above_chance, leaks = vars(defined("08_private_domain", "above_chance", "leaks")).values()
+own = defined("08_private_domain", "above_chance", "detectable", "leaks", "separation", "traces")
+above_chance, traces = own.above_chance, own.traces
 
 
 @pytest.fixture(autouse=True)
@@ -63,19 +73,19 @@ def test_a_code_never_inserted_has_an_exposure_of_1_44_bits_in_the_mean(tree):
 
 
 def test_canaries_differ_within_a_seed_and_between_seeds():
-    drawn = canaries(0, 3, 4)
-    assert [c.repetitions for c in drawn] == [r for r in REPETITIONS for _ in range(3)] + [0] * 4
+    drawn = canaries(0, 4, 4)
+    assert [c.repetitions for c in drawn] == [r for r in REPETITIONS for _ in range(4)] + [0] * 4
     assert len({c.prefix.split(" of ")[1] for c in drawn}) == len(drawn)
-    other = canaries(1, 3, 4)
-    assert drawn == canaries(0, 3, 4)
+    other = canaries(1, 4, 4)
+    assert drawn == canaries(0, 4, 4)
     assert sum(a.secret == b.secret for a, b in zip(drawn, other, strict=True)) < 3
     assert sum(a.prefix == b.prefix for a, b in zip(drawn, other, strict=True)) < 3
-    with pytest.raises(ValueError, match="43 canaries need as many names"):
-        canaries(0, 6, 1)
+    with pytest.raises(ValueError, match="36 canaries need as many names"):
+        canaries(0, 7, 1)
 
 
 def test_mixing_gives_every_condition_equally_much_text(base, task):
-    drawn = canaries(0, 1, 2)
+    drawn = canaries(0, 2, 2)
     dirty, clean = (memorise.mix(base, task, drawn, removed, BUDGET) for removed in (False, True))
     for mixed in (dirty, clean):
         assert 0.9 * BUDGET < mixed.tokens <= BUDGET and mixed.passes == 1
@@ -103,7 +113,7 @@ def test_training_sees_every_copy_and_repetitions_are_remembered(base, task):
     assert run.summary["best_step"] == run.summary["steps"]
     table = pd.DataFrame(memorise.audit(run.model, base.tokenizer, drawn))
     times, bits = table["repetitions"], table["exposure"]
-    assert bits[times >= 32].mean() > bits[times == 0].mean() + 3
+    assert bits[times >= 16].mean() > bits[times == 0].mean() + 3
 
 
 def test_extraction_counts_what_comes_out(base, monkeypatch):
@@ -120,9 +130,14 @@ def test_extraction_counts_what_comes_out(base, monkeypatch):
 
 
 def _table(exposures, extracted=0):
-    rows = [{"repetitions": r, "copies": r, "exposure": e} for r, values in exposures.items() for e in values]
-    about = {"stage": "after", "method": "full", "deduplicated": "no"}
+    rows = [{"copies": c, "exposure": e, "seed": i} for c, values in exposures.items() for i, e in enumerate(values)]
+    about = {"method": "full", "deduplicated": "no"}
     return pd.DataFrame(rows).assign(**about, extracted=[i < extracted for i in range(len(rows))])
+
+
+def _leaks(table, auc=(0.5, 0.5, 0.5)):
+    evidence = traces(above_chance(table, ["method", "deduplicated", "copies"]))
+    return own.leaks(evidence, pd.DataFrame({"method": "full", "deduplicated": "no", "auc": auc})).iloc[0]
 
 
 def test_the_p_value_is_that_of_uniform_ranks():
@@ -131,19 +146,61 @@ def test_the_p_value_is_that_of_uniform_ranks():
     sums = (math.log2(CANDIDATES) - np.log2(ranks)).mean(axis=1)
     for level in (0.5, 0.05):
         reached = np.quantile(sums, 1 - level)
-        found = above_chance(_table({1: [reached] * 5}), ["repetitions"])
+        found = above_chance(_table({1: [reached] * 5}), ["copies"])
         assert found["p_value"][0] == pytest.approx(level, abs=0.012)
     assert found["exposure"][0] == pytest.approx(reached)
 
 
 def test_leaks_are_counted_by_copies_and_corrected_for_their_number():
-    unseen = [1.4, 0.2, 3.0]
-    quiet = leaks(_table({1: unseen, 64: unseen})).iloc[0]
+    unseen, nearly = [1.4, 0.2, 3.0], [3.4] * 3
+    quiet = _leaks(_table({0: [13] * 3, 1: unseen, 64: unseen}))  # what was not inserted can't leak
     assert math.isnan(quiet["leaks_from"]) and quiet["extracted"] == 0 and quiet["canaries"] == 6
-    assert leaks(_table({1: unseen, 8: [9, 9, 9], 64: [12, 12, 12]})).iloc[0]["leaks_from"] == 8
-    assert leaks(_table({1: unseen, 64: unseen}, extracted=2)).iloc[0]["extracted"] == 2
-    once = _table({1: unseen, 64: [9, 9, 9]}).assign(copies=1, deduplicated="yes")
-    assert leaks(once).iloc[0]["leaks_from"] == 1  # copies count, not insertions
-    found = above_chance(_table({1: [3.4] * 3}), ["copies"])["p_value"][0]
-    five = leaks(_table({i: [3.4] * 3 for i in (1, 2, 4, 8, 16)}))
-    assert 0.01 < found < 0.05 and math.isnan(five["leaks_from"][0])
+    assert not quiet["recognised"] and _leaks(_table({1: unseen}), (0.7, 0.72, 0.71))["recognised"]
+    assert _leaks(_table({1: unseen, 4: [9, 9, 9], 64: [12, 12, 12]}))["leaks_from"] == 4
+    assert _leaks(_table({1: unseen, 64: unseen}, extracted=2))["extracted"] == 2
+    assert math.isnan(_leaks(_table({1: [13, 13, 0.1]}))["leaks_from"])  # significant, but not over the models
+    found = above_chance(_table({1: nearly}), ["copies"])["p_value"][0]
+    five = _leaks(_table(dict.fromkeys((1, 2, 4, 16, 64), nearly)))
+    assert 0.01 < found < 0.05 and math.isnan(five["leaks_from"]) and _leaks(_table({1: nearly}))["leaks_from"] == 1
+
+
+def test_the_smallest_trace_that_is_found_is_found_in_four_of_five():
+    bits, rng, found = own.detectable(8, 5, 5), np.random.default_rng(1), []
+    assert own.detectable(30, 5, 5) < bits and math.isinf(own.detectable(8, 2, 5))  # two models: no interval is short
+    for _ in range(300):
+        table = _table({1: rng.exponential(bits, 40)}).assign(seed=np.repeat(range(5), 8))
+        row = above_chance(table, ["copies"]).iloc[0]
+        found.append(row["p_value"] < 0.05 / 5 and row["low"] > memorise.UNSEEN)
+    assert np.mean(found) == pytest.approx(0.8, abs=0.07)
+
+
+# --- membership
+
+
+def test_the_error_zone_score_is_that_of_a_loop_over_tokens():
+    rng = np.random.default_rng(0)
+    for n in (1, 7, 40):
+        before, after, first = rng.exponential(size=n), rng.exponential(size=n), rng.random(n) < 0.4
+        up = sum(b - a for b, a, right in zip(before, after, first, strict=True) if not right and b > a)
+        down = sum(a - b for b, a, right in zip(before, after, first, strict=True) if not right and a > b)
+        assert error_zone(before, after, first) == pytest.approx(up / (up + down) if down else 1)
+    assert error_zone([2.0, 1.0, 9.0], [1.0, 2.0, 0.0], [False, False, True]) == 0.5  # what it gets right is left out
+    assert (
+        error_zone([2.0], [1.0], [False]) == error_zone([2.0], [3.0], [True]) == 1 > error_zone([2.0], [3.0], [False])
+    )
+
+
+def test_separation_is_that_of_all_pairs_and_of_planted_scores():
+    rng = np.random.default_rng(0)
+    members, others = rng.integers(0, 9, 40) / 9, rng.integers(0, 7, 200) / 9  # many ties
+    found = own.separation(members, others)
+    pairs = [(m > o) + (m == o) / 2 for m in members for o in others]
+    assert found["auc"] == pytest.approx(np.mean(pairs))
+    limits = [t for t in others if (others > t).sum() <= 2]
+    assert found["found"] == (members > min(limits)).sum() and found["false"] <= 2
+    perfect = own.separation(members + 1, others)
+    assert perfect["auc"] == 1 and perfect["found"] == 40 and perfect["false"] <= 2
+    chance = [own.separation(rng.random(60), rng.random(120)) for _ in range(400)]
+    assert np.mean([row["auc"] for row in chance]) == pytest.approx(0.5, abs=0.01)
+    assert np.mean([row["found"] for row in chance]) == pytest.approx(60 * 2 / 121, abs=0.15)  # the second of 120 tops
+    assert own.separation(members, others[:99])["found"] is None  # 1 % would be less than one document

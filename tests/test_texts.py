@@ -98,8 +98,8 @@ def test_longest_overlap_equals_the_naive_search():
         ("theatre tickets", set()),
         ("converts boards.", {"no_full_stop", "synopsis_form"}),
         ("boards, pieces etc.", set()),
-        ("x" * 80, set()),
-        ("x" * 81, {"synopsis_at_most_80", "synopsis_form"}),
+        ("x" * 79, set()),
+        ("x" * 80, {"synopsis_under_80", "synopsis_form"}),
     ],
 )
 def test_debian_form(synopsis, failed):
