@@ -287,6 +287,8 @@ example.groupby("repetitions").first()
 def detectable(canaries: int, models: int, tests: int, wanted: float = 0.8) -> float:
     """The smallest mean exposure (bits, exponentially distributed over `canaries` in each model) that is found in
     `wanted` of the experiments; infinite where too few models make the interval too wide."""
+    if models < 2:
+        return math.inf
     drawn = np.random.default_rng(8).exponential(size=(4_000, models, canaries))
     critical, means = stats.chi2.isf(0.05 / tests, 2 * models * canaries) / (2 * math.log(2)), drawn.mean(axis=2)
     low = means.mean(axis=1) - stats.t.isf(0.025, models - 1) * means.std(axis=1, ddof=1) / math.sqrt(models)
@@ -717,8 +719,8 @@ for (stage, *key), row in controls.iterrows():
 # %% [markdown]
 # ## What it does not show
 #
-# - Membership is asked of models that saw a document once. More passes let more be recognised: the paper's AUC of 0.98
-#   is GPT-2's on WikiText after full fine-tuning of several passes, with thousands of documents.
+# - Membership is asked of models that saw a document once, and few documents. The paper's AUC of 0.98 is another
+#   model's on another text, after another training: a yardstick, no rival.
 # - With the duplicates left in, the copies fill about half of the training text, so that these models saw fewer real
 #   documents: their quality and the others' differ by that too.
 # - Exposure is a lower bound on what an attacker learns: one kind of secret, one attack, a known prefix. Nothing found

@@ -29,17 +29,11 @@ from lib.train import finetune
 
 BUDGET = 8_000
 own = defined("08_private_domain", "above_chance", "detectable", "leaks", "separation", "traces")
-above_chance, traces = own.above_chance, own.traces
 
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch):
     monkeypatch.setattr(profile, "autocast_dtype", lambda: torch.float32)  # bfloat16 would differ by rounding
-
-
-@pytest.fixture
-def tree(base):
-    return code_log_probabilities(base.model, base.tokenizer, canaries(0, 1, 0)[0].prefix)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -58,7 +52,8 @@ def test_the_tree_equals_reading_each_code_alone(base, family):
     assert tree.shape == tuple(map(len, SLOTS)) and tree.numel() == CANDIDATES
 
 
-def test_a_code_never_inserted_has_an_exposure_of_1_44_bits_in_the_mean(tree):
+def test_a_code_never_inserted_has_an_exposure_of_1_44_bits_in_the_mean(base):
+    tree = code_log_probabilities(base.model, base.tokenizer, canaries(0, 1, 0)[0].prefix)
     # every code takes its turn as the secret: the expectation itself, not a sample of it
     ranks = pd.Series(tree.flatten().numpy()).rank(ascending=False).to_numpy()
     exact = math.log2(CANDIDATES) - np.log2(np.arange(1, CANDIDATES + 1)).mean()
@@ -76,10 +71,8 @@ def test_canaries_differ_within_a_seed_and_between_seeds():
     drawn = canaries(0, 4, 4)
     assert [c.repetitions for c in drawn] == [r for r in REPETITIONS for _ in range(4)] + [0] * 4
     assert len({c.prefix.split(" of ")[1] for c in drawn}) == len(drawn)
-    other = canaries(1, 4, 4)
     assert drawn == canaries(0, 4, 4)
-    assert sum(a.secret == b.secret for a, b in zip(drawn, other, strict=True)) < 3
-    assert sum(a.prefix == b.prefix for a, b in zip(drawn, other, strict=True)) < 3
+    assert sum(a.secret == b.secret or a.prefix == b.prefix for a, b in zip(drawn, canaries(1, 4, 4), strict=True)) < 3
     with pytest.raises(ValueError, match="36 canaries need as many names"):
         canaries(0, 7, 1)
 
@@ -126,7 +119,7 @@ def test_extraction_counts_what_comes_out(base, monkeypatch):
 
     monkeypatch.setattr(memorise, "generate", parrot)
     monkeypatch.setattr(memorise, "code_log_probabilities", lambda *_: torch.zeros(tuple(map(len, SLOTS))))
-    assert [row["extracted"] for row in memorise.audit(None, base.tokenizer, drawn)] == [True] * 3 + [False] * 5
+    assert [row["extracted"] for row in memorise.audit(None, base.tokenizer, drawn)] == [True] * 3 + [False] * 3
 
 
 def _table(exposures, extracted=0):
@@ -136,19 +129,21 @@ def _table(exposures, extracted=0):
 
 
 def _leaks(table, auc=(0.5, 0.5, 0.5)):
-    evidence = traces(above_chance(table, ["method", "deduplicated", "copies"]))
+    evidence = own.traces(own.above_chance(table, ["method", "deduplicated", "copies"]))
     return own.leaks(evidence, pd.DataFrame({"method": "full", "deduplicated": "no", "auc": auc})).iloc[0]
 
 
-def test_the_p_value_is_that_of_uniform_ranks():
+def test_the_p_value_is_that_of_uniform_ranks_and_the_power_is_reached():
     rng = np.random.default_rng(0)
-    ranks = rng.integers(1, CANDIDATES + 1, (4_000, 5))
-    sums = (math.log2(CANDIDATES) - np.log2(ranks)).mean(axis=1)
+    means = (math.log2(CANDIDATES) - np.log2(rng.integers(1, CANDIDATES + 1, (4_000, 5)))).mean(axis=1)
     for level in (0.5, 0.05):
-        reached = np.quantile(sums, 1 - level)
-        found = above_chance(_table({1: [reached] * 5}), ["copies"])
+        found = own.above_chance(_table({1: [np.quantile(means, 1 - level)] * 5}), ["copies"])
         assert found["p_value"][0] == pytest.approx(level, abs=0.012)
-    assert found["exposure"][0] == pytest.approx(reached)
+    bits = own.detectable(8, 5, 5)  # the smallest trace that four of five experiments find
+    tables = [_table({1: rng.exponential(bits, 40)}).assign(seed=np.repeat(range(5), 8)) for _ in range(300)]
+    rows = pd.concat(own.above_chance(table, ["copies"]) for table in tables)
+    assert ((rows["p_value"] < 0.05 / 5) & (rows["low"] > memorise.UNSEEN)).mean() == pytest.approx(0.8, abs=0.07)
+    assert own.detectable(30, 5, 5) < bits < own.detectable(8, 2, 5) == math.inf  # two models: never narrow enough
 
 
 def test_leaks_are_counted_by_copies_and_corrected_for_their_number():
@@ -159,48 +154,29 @@ def test_leaks_are_counted_by_copies_and_corrected_for_their_number():
     assert _leaks(_table({1: unseen, 4: [9, 9, 9], 64: [12, 12, 12]}))["leaks_from"] == 4
     assert _leaks(_table({1: unseen, 64: unseen}, extracted=2))["extracted"] == 2
     assert math.isnan(_leaks(_table({1: [13, 13, 0.1]}))["leaks_from"])  # significant, but not over the models
-    found = above_chance(_table({1: nearly}), ["copies"])["p_value"][0]
+    found = own.above_chance(_table({1: nearly}), ["copies"])["p_value"][0]
     five = _leaks(_table(dict.fromkeys((1, 2, 4, 16, 64), nearly)))
     assert 0.01 < found < 0.05 and math.isnan(five["leaks_from"]) and _leaks(_table({1: nearly}))["leaks_from"] == 1
-
-
-def test_the_smallest_trace_that_is_found_is_found_in_four_of_five():
-    bits, rng, found = own.detectable(8, 5, 5), np.random.default_rng(1), []
-    assert own.detectable(30, 5, 5) < bits and math.isinf(own.detectable(8, 2, 5))  # two models: no interval is short
-    for _ in range(300):
-        table = _table({1: rng.exponential(bits, 40)}).assign(seed=np.repeat(range(5), 8))
-        row = above_chance(table, ["copies"]).iloc[0]
-        found.append(row["p_value"] < 0.05 / 5 and row["low"] > memorise.UNSEEN)
-    assert np.mean(found) == pytest.approx(0.8, abs=0.07)
-
-
-# --- membership
 
 
 def test_the_error_zone_score_is_that_of_a_loop_over_tokens():
     rng = np.random.default_rng(0)
     for n in (1, 7, 40):
         before, after, first = rng.exponential(size=n), rng.exponential(size=n), rng.random(n) < 0.4
-        up = sum(b - a for b, a, right in zip(before, after, first, strict=True) if not right and b > a)
-        down = sum(a - b for b, a, right in zip(before, after, first, strict=True) if not right and a > b)
+        shifts = [b - a for b, a, right in zip(before, after, first, strict=True) if not right]
+        up, down = sum(x for x in shifts if x > 0), -sum(x for x in shifts if x < 0)
         assert error_zone(before, after, first) == pytest.approx(up / (up + down) if down else 1)
-    assert error_zone([2.0, 1.0, 9.0], [1.0, 2.0, 0.0], [False, False, True]) == 0.5  # what it gets right is left out
-    assert (
-        error_zone([2.0], [1.0], [False]) == error_zone([2.0], [3.0], [True]) == 1 > error_zone([2.0], [3.0], [False])
-    )
+    assert error_zone([2, 1, 9], [1, 2, 0], [False, False, True]) == 0.5  # what the tuned model gets right is left out
+    assert error_zone([2], [1], [False]) == error_zone([2], [3], [True]) == 1 and error_zone([2], [3], [False]) == 0
 
 
 def test_separation_is_that_of_all_pairs_and_of_planted_scores():
     rng = np.random.default_rng(0)
     members, others = rng.integers(0, 9, 40) / 9, rng.integers(0, 7, 200) / 9  # many ties
-    found = own.separation(members, others)
-    pairs = [(m > o) + (m == o) / 2 for m in members for o in others]
-    assert found["auc"] == pytest.approx(np.mean(pairs))
-    limits = [t for t in others if (others > t).sum() <= 2]
-    assert found["found"] == (members > min(limits)).sum() and found["false"] <= 2
-    perfect = own.separation(members + 1, others)
-    assert perfect["auc"] == 1 and perfect["found"] == 40 and perfect["false"] <= 2
-    chance = [own.separation(rng.random(60), rng.random(120)) for _ in range(400)]
-    assert np.mean([row["auc"] for row in chance]) == pytest.approx(0.5, abs=0.01)
-    assert np.mean([row["found"] for row in chance]) == pytest.approx(60 * 2 / 121, abs=0.15)  # the second of 120 tops
-    assert own.separation(members, others[:99])["found"] is None  # 1 % would be less than one document
+    found, limit = own.separation(members, others), min(t for t in others if (others > t).sum() <= 2)
+    assert found["auc"] == pytest.approx(np.mean([(m > o) + (m == o) / 2 for m in members for o in others]))
+    assert found["found"] == (members > limit).sum() and found["false"] == (others > limit).sum()
+    perfect, short = own.separation(members + 1, others), own.separation(members, others[:99])
+    assert perfect["auc"] == 1 and perfect["found"] == 40 and short["found"] is None  # 1 % of 99 is less than one
+    chance = pd.DataFrame([own.separation(rng.random(60), rng.random(120)) for _ in range(400)]).mean()
+    assert chance["auc"] == pytest.approx(0.5, abs=0.01) and chance["found"] == pytest.approx(60 * 2 / 121, abs=0.15)

@@ -32,7 +32,21 @@ def items(text, names=()):
     return [(f.category, text[f.start : f.end]) for f in find(text, names)]
 
 
-# --- personal data
+LOOK_ALIKES = [
+    "card 4000 5749 1186 2529, one digit off",
+    "IBAN GB35ZZZZ13962459571177, one digit off",
+    "the number 994205197511020758, one digit off",
+    "the number 994205197513020754 whose month is 13",
+    "version 10.3.44.7, then 192.0.2.7 and 127.0.0.1, 10.0.0.0/8, 2001:0::/32",
+    "std::map x[::2] 12:34:56 2001:db8::7",
+    "token = tokenizer.decode(ids), password = getpass(), max_tokens=100000",
+    "commit ed46725a2a7b860dcd6c8a1f8b46287cced9041d of 2024-01-15",
+    "ISBN 978-3-16-148410-0, react@18.2.0, icon@2x.png, git@holm.example:x",
+    "a loss of 0.755190908908844, a time of 2147483647, the years 1990-1995",
+    "https://holm.example/home/index.html, /home/$USER, C:\\Users\\Public\\x",
+    "available at holm.example, meet us @ holm.example, y = x @ self.weight + w @ b.info(3)",
+    "sums 1201\n1320\n1450\n1512, 一二三四五六七, order 6200008084828070686, AKIDO, SG.x",
+]
 
 
 @pytest.mark.parametrize(
@@ -49,46 +63,20 @@ def items(text, names=()):
         ("in /home/kim/x or C:\\Users\\Kim L\\x", [("path", "/home/kim"), ("path", "C:\\Users\\Kim L")]),
         ("2024-01-02 0171 39200 21, （19900001234）", [("phone", "0171 39200 21"), ("phone", "19900001234")]),
         ("mail kim@\n> a.test\nor k\u200b@a.test", [("email", "kim@\n> a.test"), ("email", "k\u200b@a.test")]),
+        *((text, []) for text in LOOK_ALIKES),
     ],
 )
-def test_each_kind_is_found_with_exact_bounds(text, wanted):
+def test_each_kind_is_found_with_exact_bounds_and_look_alikes_are_left_alone(text, wanted):
     assert items(text) == wanted
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "card 4000 5749 1186 2529, one digit off",
-        "IBAN GB35ZZZZ13962459571177, one digit off",
-        "the number 994205197511020758, one digit off",
-        "the number 994205197513020754 whose month is 13",
-        "version 10.3.44.7, then 192.0.2.7 and 127.0.0.1, 10.0.0.0/8, 2001:0::/32",
-        "std::map x[::2] 12:34:56 2001:db8::7",
-        "token = tokenizer.decode(ids), password = getpass(), max_tokens=100000",
-        "commit ed46725a2a7b860dcd6c8a1f8b46287cced9041d of 2024-01-15",
-        "ISBN 978-3-16-148410-0, react@18.2.0, icon@2x.png, git@holm.example:x",
-        "a loss of 0.755190908908844, a time of 2147483647, the years 1990-1995",
-        "https://holm.example/home/index.html, /home/$USER, C:\\Users\\Public\\x",
-        "available at holm.example, meet us @ holm.example, y = x @ self.weight + w @ b.info(3)",
-        "sums 1201\n1320\n1450\n1512, 一二三四五六七, order 6200008084828070686, AKIDO, SG.x",
-    ],
-)
-def test_look_alikes_are_left_alone(text):
-    assert items(text) == []
-
-
-def test_names_come_from_the_list_alone():
+def test_names_come_from_the_list_alone_and_items_are_replaced():
     names = ["Mira Holm", "Will", "李雷"]
     text = "mira  holm, Holm, Mira and Will will ask 李雷, not Willa or Mira Holmes."
     assert [t for _, t in items(text, names)] == ["mira  holm", "Holm, Mira", "Will", "李雷"]
     assert items(text) == [] == items(text, ["", " "])
-
-
-def test_replacing_keeps_the_rest_and_counts():
-    text = "Mira Holm <m@holm.example>, m@holm.example: 10.0.0.8."
-    out, counts = anonymise.anonymise(text, ["Mira Holm"])
-    assert out == "[NAME] <[EMAIL]>, [EMAIL]: [IP]."
-    assert counts == {"name": 1, "email": 2, "ip": 1}
+    out, counts = anonymise.anonymise("Mira Holm <m@holm.example>, m@holm.example: 10.0.0.8.", ["Mira Holm"])
+    assert out == "[NAME] <[EMAIL]>, [EMAIL]: [IP]." and counts == {"name": 1, "email": 2, "ip": 1}
     assert anonymise.anonymise(out, ["Mira Holm"]) == (out, {})  # nothing of a mark is personal
 
 
@@ -120,13 +108,12 @@ def test_the_anonymiser_reaches_what_the_project_promises(half):
     for key in [("category", "all"), *(key for key in every if key[0] == "kind")]:
         found, wanted, correct = every[key]
         assert correct >= 0.95 * wanted and correct >= 0.9 * found, key
-
-
-def test_shipped_numbers_are_those_of_the_test_half():
-    path = profile.DATA / "results" / "08_private_domain.json"
-    tables = results.load(path.stem, path.parent)["tables"]
-    parts = [(by, row) for by, name in (("category", ""), ("kind", "_by_kind")) for row in tables[f"anonymiser{name}"]]
-    assert {(by, r[by]): [r["found"], r["labelled"], r["correct"]] for by, r in parts} == counts("test")
+    tables = results.load("08_private_domain", profile.DATA / "results")["tables"]  # shipped: those of the test half
+    shipped = [
+        (by, row) for by, name in (("category", ""), ("kind", "_by_kind")) for row in tables[f"anonymiser{name}"]
+    ]
+    shipped = {(by, r[by]): [r["found"], r["labelled"], r["correct"]] for by, r in shipped}
+    assert half == "tune" or shipped == every
 
 
 def test_in_ordinary_text_nothing_is_taken_for_personal():
@@ -143,8 +130,8 @@ def test_the_labelled_set_is_large_held_apart_and_invented():
     for rows in halves.values():
         own = Counter(item.category for _, spans, *_ in rows for item in spans)
         assert set(own) == {*anonymise.CATEGORIES} and min(own.values()) >= 10 and own.total() >= 120
-        assert sum(not spans for _, spans, *_ in rows) >= 25  # traps
-        assert min(Counter(kind for _, spans, kind, _ in rows for _ in spans).values()) >= 8
+        kinds = Counter(kind for _, spans, kind, _ in rows for _ in spans)
+        assert min(kinds.values()) >= 8 and sum(not spans for _, spans, *_ in rows) >= 25  # traps
         for text, spans, *_ in rows:
             for item in (plain(text[s.start : s.end], ("",))[0].lower() for s in spans if s.category == "email"):
                 assert re.search(r"(\. ?|\bdot[\])}> ]*)(example|test)$", item), item  # RFC 2606: not of the real world
@@ -154,14 +141,6 @@ def clean(text, people=()):
     return anonymise.anonymise(text, (), people)[0]
 
 
-def test_text_gives_its_first_line_as_prompt_and_goes_on_in_pieces():
-    body = "\n\n".join(sentence(i, 30) for i in range(6))
-    found = list(private.read_text(f"On kelp\n{body}\n", clean, Counter()))
-    assert found[0][1] == "On kelp\n" and found[0][2].startswith(sentence(0, 30))
-    assert len(found) > 1 and found[0][2].endswith(found[1][1].strip())
-    assert "".join("".join(t.split()) for _, _, t in found) == "".join(body.split())
-
-
 @pytest.mark.parametrize("text", ["word " * 600, "无" * 900 + "。", "🌊" * 500, sentence(1, 300)])
 def test_a_document_stays_below_1024_bytes_and_nothing_is_lost(text):
     assert "".join("".join(cut(text)).split()) == "".join(text.split())
@@ -169,11 +148,15 @@ def test_a_document_stays_below_1024_bytes_and_nothing_is_lost(text):
         assert len((prompt + target).encode()) < 1_024
 
 
-def test_markdown_headings_and_fenced_code():
+def test_headings_first_lines_and_fenced_code():
     text = f"# One\n{sentence(1)}\n```\n# no heading\n```\n## Two\n{sentence(2)}\n"
     found = list(private.read_text(text, clean, Counter()))
     assert [p for _, p, _ in found] == ["One\n", "Two\n"]
     assert "# no heading" in found[0][2] and found[1][2] == sentence(2)
+    body = "\n\n".join(sentence(i, 30) for i in range(6))  # plain text: the first line is the first prompt
+    found = list(private.read_text(f"On kelp\n{body}\n", clean, Counter()))
+    assert found[0][1] == "On kelp\n" and len(found) > 1 and found[0][2].endswith(found[1][1].strip())
+    assert "".join("".join(t.split()) for _, _, t in found) == "".join(body.split())
 
 
 def test_code_gives_signatures_and_docstrings():
@@ -229,13 +212,9 @@ def test_wechat_and_qq_exports_are_chats(text):
 
 
 def test_a_chat_in_json_reads_like_the_plain_form():
-    day = "2024-05-01T20:15"
-    rows = [
-        {"date": day, "from": "Mira Holm", "text": ["see ", {"type": "link", "text": "kelp"}]},
-        {"date": day, "from": "Tobi", "text": "thanks Mira Holm"},
-        {"date": day, "from": "Tobi", "text": {"no": "text"}},
-        "no message",
-    ]
+    tobi = {"date": "2024-05-01T20:15", "from": "Tobi"}
+    mira = tobi | {"from": "Mira Holm", "text": ["see ", {"type": "link", "text": "kelp"}]}
+    rows = [mira, tobi | {"text": "thanks Mira Holm"}, tobi | {"text": {"no": "text"}}, "no message"]
     reply = [("0", "A: see kelp\nB: ", "thanks [NAME]")]
     assert all(list(private.read_json(json.dumps(x), clean, Counter())) == reply for x in (rows, {"messages": rows}))
     for bad in ("[1", "3", '{"messages": [{"text": "x"}]}'):
@@ -296,9 +275,6 @@ def test_mixed_encodings_are_told_apart():
             private.decode(binary)
 
 
-# --- a folder of one's own
-
-
 @pytest.fixture
 def folder(tmp_path):
     root = tmp_path / "own"
@@ -307,14 +283,6 @@ def folder(tmp_path):
         text = f"Note {i}\n{sentence(i)} Write to mira{i}@holm.example or Jonas Adebri.\n"
         (root / f"note{i}.txt").write_text(text, encoding="utf-8")
     return root
-
-
-def facts(collection):
-    return {(r.what, r.key): r.value for r in collection.card.itertuples()}
-
-
-def everything(task):
-    return [row for split in task for row in task[split]]
 
 
 def test_a_folder_is_read_cleaned_and_split_by_file(folder, monkeypatch):
@@ -334,13 +302,12 @@ def test_a_folder_is_read_cleaned_and_split_by_file(folder, monkeypatch):
     monkeypatch.setattr(private, "LARGEST", 1_500)
     monkeypatch.setenv("PRIVATE_DATA", str(folder))
     collection = private.collect(("sacrebleu",))  # the environment's folder goes first
-    task, known = collection.task, facts(collection)
+    task, known = collection.task, {(r.what, r.key): r.value for r in collection.card.itertuples()}
     assert collection.own and task.name == "private"
-    text = "\n".join(row["prompt"] + row["target"] for row in everything(task))
-    assert "@" not in text and "Adebri" not in text and "[EMAIL] or [NAME]" in text
-    assert "hidden" not in text and "installed" not in text
+    text = "\n".join(row["prompt"] + row["target"] for split in task for row in task[split])
+    assert "[EMAIL] or [NAME]" in text and not any(s in text for s in ("@", "Adebri", "hidden", "installed", "\ufffd"))
     assert known["replaced", "email"] == 15 and known["replaced", "name"] == 16
-    assert known["messages", "chat"] == 6 and known["speakers", "chat"] == 2 and "\ufffd" not in text
+    assert known["messages", "chat"] == 6 and known["speakers", "chat"] == 2
     assert known["left out", "documents with unreadable characters"] == known["left out", "unreadable characters"] == 1
     assert known["skipped", "binary"] == known["skipped", "another kind of file"] == known["skipped", "too large"] == 1
     assert known["documents", "exact duplicates removed"] == 1

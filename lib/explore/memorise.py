@@ -186,9 +186,6 @@ def audit(model, tokenizer, drawn: Sequence[Canary]) -> list[dict]:
     return rows
 
 
-# --- membership
-
-
 def error_zone(before: np.ndarray, after: np.ndarray, first: np.ndarray) -> float:
     """How much a document looks trained on, 0 to 1 (Ilic, Stanojevic, Cvejoski 2026, arXiv:2601.12104): of the tokens
     that the tuned model does not rank first, the rises of log-probability over all its shifts, P / (P + N); the paper's
