@@ -767,6 +767,7 @@ results.claim("the anonymiser reaches 0.95 in each kind", forms["recall"].min() 
 # %%
 results.value("often", often)
 results.value("models", seeds)
+results.value("tests", power["tests"].iloc[0])
 results.value("per_number", f"{each} ({each // seeds} in each of {seeds} models)")
 for key, (rho, p) in rises.items():
     name = ".".join(key)
