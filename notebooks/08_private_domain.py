@@ -63,20 +63,24 @@ from lib.train import finetune
 # pure Python, documented by many hands, and installed anyway
 DOCUMENTED = ("accelerate", "datasets", "huggingface_hub", "matplotlib", "nltk", "peft", "sacrebleu")
 budget = profile.budget(
-    seeds=((0, 1), (0,), (0, 1, 2, 3, 4)),
+    seeds=((0, 1), (0,), (0, 1, 2)),
     packages=(("datasketch", "sacrebleu", "tqdm"), DOCUMENTED, DOCUMENTED),
     train_tokens=(8_000, 12_000, 12_000),  # of one run, canaries among them
     # short rows: what is remembered grows with the steps that a copy is part of, not with the tokens
     pack_length=(640, 256, 256),
-    canaries=(1, 2, 4),  # different ones for each number of repetitions, in each model
-    controls=(2, 3, 4),  # canaries that are never inserted
+    canaries=(1, 2, 2),  # different ones for each number of repetitions
+    controls=(2, 3, 3),  # canaries that are never inserted
     validation_documents=(8, 8, 8),
     eval_documents=(8, 40, 40),  # test documents scored
     generate_documents=(4, 16, 16),  # test documents generated for
     max_new_tokens=(12, 32, 32),
-    members=(12, 60, 60),  # training documents asked for membership
-    others=(12, 120, 120),  # held-out ones: 1 % false positives need 100
-    probe_documents=(8, 32, 32),  # of each, continued from their first half
+    probe_documents=(8, 32, 32),  # training and test documents continued from their first half
+    # the second experiment: more canaries of fewer numbers, and membership
+    copies=((1, 4, 64), (1, 4, 64), (1, 2, 4, 16, 64)),
+    copied_canaries=(2, 3, 6),  # of each number, in each model
+    copied_tokens=(8_000, 12_000, 14_000),
+    members=(12, 40, 40),  # training documents asked for membership
+    others=(12, 100, 100),  # held-out ones: 1 % false positives need 100
 )
 
 # %% [markdown]
@@ -85,6 +89,7 @@ budget = profile.budget(
 # %%
 METHODS = {"full": "full fine-tuning", "lora": "LoRA"}
 LEFT = {"no": "duplicates left in", "yes": "duplicates removed"}
+NAMED = {(m, d): f"{name}, {left}" for m, name in METHODS.items() for d, left in LEFT.items()}
 base = load_base()
 results = Results("08_private_domain", base=base, seeds=budget.seeds)
 
@@ -277,34 +282,6 @@ example = pd.DataFrame([(c.repetitions, c.row()["target"]) for c in canaries], c
 example.groupby("repetitions").first()
 
 # %% [markdown]
-# - How much could this find? Power, computed before anything is trained: a number of copies counts as leaving a trace
-#   where the exact test below is significant (the strictest of Holm's levels) and the interval over models lies above
-#   1.44 bits. The smallest mean exposure that is found so in 80 % of simulated experiments; with the duplicates removed
-#   all inserted canaries stand once.
-
-
-# %%
-def detectable(canaries: int, models: int, tests: int, wanted: float = 0.8) -> float:
-    """The smallest mean exposure (bits, exponentially distributed over `canaries` in each model) that is found in
-    `wanted` of the experiments; infinite where too few models make the interval too wide."""
-    if models < 2:
-        return math.inf
-    drawn = np.random.default_rng(8).exponential(size=(4_000, models, canaries))
-    critical, means = stats.chi2.isf(0.05 / tests, 2 * models * canaries) / (2 * math.log(2)), drawn.mean(axis=2)
-    low = means.mean(axis=1) - stats.t.isf(0.025, models - 1) * means.std(axis=1, ddof=1) / math.sqrt(models)
-    needed = np.where(low > 0, np.maximum(critical / drawn.sum(axis=(1, 2)), memorise.UNSEEN / low), math.inf)
-    return float(np.quantile(needed, wanted, method="higher"))
-
-
-numbers = len(memorise.REPETITIONS)
-powers = [{"copies": "each number, left in", "canaries": budget.canaries}]
-powers += [{"copies": "1, removed", "canaries": budget.canaries * numbers}]
-design = {"models": len(budget.seeds), "tests": len(METHODS) * (numbers + 1)}
-powers = [{**row, **design, "bits": detectable(row["canaries"], **design)} for row in powers]
-power = results.table("power", lambda: powers)
-power.round(2)
-
-# %% [markdown]
 # - Names, things and codes are drawn anew for every seed. The code that scores all 10,000 codes of one canary in one
 #   batch; a test compares it with reading each code alone.
 
@@ -314,18 +291,11 @@ display(Code(inspect.getsource(memorise.code_log_probabilities), language="pytho
 # %% [markdown]
 # - A run goes over whole passes of the mixed text, to its end: one evaluation, no early stop, no row left out, so that
 #   every canary is seen exactly as often as it stands there, times the passes.
-# - Each seed begins elsewhere in the documents: as far as there are enough, none counts twice.
 # - `verbatim`: how many documents greedy decoding continues word for word for ten tokens, from the prompt and the first
 #   half of the target (too short ones, and those cut inside a character, are left out).
 
 
 # %%
-def turned(split: str, step: int, seed: int) -> list[dict]:
-    rows = tasks.head(collection().task[split])
-    at = step * seed % len(rows)
-    return rows[at:] + rows[:at]
-
-
 def train(mixed: memorise.Mixed, method: str, seed: int):
     sizes = {"train_tokens": mixed.tokens * mixed.passes, "pack_length": budget.pack_length, "evaluations": 1}
     sizes |= {"batch_tokens": budget.pack_length, "validation_documents": budget.validation_documents}
@@ -346,36 +316,32 @@ def verbatim(model, rows: list[dict], tokens: int = 10) -> dict:
 
 
 # %% [markdown]
-# - Of each model: bits per byte of held-out targets, texts for held-out prompts, the canaries' exposure, the documents
-#   continued, and for membership the nats of each token. Texts stay in data/runs.
+# - Of each model: bits per byte of held-out targets, texts for held-out prompts, the canaries' exposure, and the
+#   documents continued. Texts stay in data/runs.
 
 
 # %%
-def measure(run, drawn: list[memorise.Canary], members: list[dict], seed: int) -> dict:
+def measure(mixed: memorise.Mixed, run, drawn: list[memorise.Canary], seed: int) -> dict:
     task, tokenizer, model = collection().task, base.tokenizer, run.model if run else base.model
-    test, others = tasks.head(task["test"], budget.eval_documents), turned("test", budget.others, seed)[: budget.others]
-    probes = {"train": members[: budget.probe_documents], "test": others[: budget.probe_documents]}
+    test = tasks.head(task["test"], max(budget.eval_documents, budget.probe_documents))
+    probes = {"train": mixed.documents[: budget.probe_documents], "test": test[: budget.probe_documents]}
 
     def made() -> dict:
         prompts = [row["prompt"] for row in test[: budget.generate_documents]]
-        asked = metrics.token_scores(model, tasks.encode(tokenizer, members + others, base.context))
         return {
-            "scores": metrics.score(model, tokenizer, test, "scoring").to_dict("records"),
+            "scores": metrics.score(model, tokenizer, test[: budget.eval_documents], "scoring").to_dict("records"),
             "texts": generate(model, tokenizer, prompts, budget.max_new_tokens, batch_size=64),
             "canaries": memorise.audit(model, tokenizer, drawn),
             "verbatim": [{"split": s, **verbatim(model, rows)} for s, rows in probes.items()],
-            "asked": [{"nats": nats.tolist(), "first": first.tolist()} for nats, first in asked],
         }
 
     folder = run.path if run else profile.output_root() / "data" / "runs" / f"{task.name}-before-seed{seed}"
-    documents = [row["id"] for row in members + others]
-    settings = [task.sha256, documents, base.name, base.revision, vars(budget) | {"seeds": seed}]
+    settings = [task.sha256, mixed.task.sha256, base.name, base.revision, vars(budget)]
     return kept(folder / "audited", settings, made)
 
 
 # %% [markdown]
-# - Per seed: the base model with that seed's canaries, then each of the four conditions. Members are documents that
-#   both training texts hold, with the duplicates and without.
+# - Per seed: the base model with that seed's canaries, then each of the four conditions.
 
 
 # %%
@@ -385,18 +351,15 @@ def audited() -> list[tuple[dict, dict]]:
     out = []
     for seed in budget.seeds:
         drawn = memorise.canaries(seed, budget.canaries, budget.controls)
-        task = collection().task.replace(train=turned("train", 200, seed))
-        mixes = {clean: memorise.mix(base, task, drawn, clean, budget.train_tokens) for clean in (False, True)}
-        members = [row for row in mixes[False].documents if row in mixes[True].documents][: budget.members]
-        before = measure(None, drawn, members, seed)
-        who = {"stage": "before", "method": "none", "deduplicated": "none", "seed": seed}
-        out.append((who, {**before, "copies": {}, "mixed": None}))
-        for method, clean in ((m, d) for m in METHODS for d in mixes):
-            found = measure(train(mixes[clean], method, seed), drawn, members, seed)
-            pairs = enumerate(zip(before["asked"], found["asked"], strict=True))
-            zones = [(i < len(members), memorise.error_zone(b["nats"], a["nats"], a["first"])) for i, (b, a) in pairs]
-            who = {"stage": "after", "method": method, "deduplicated": "yes" if clean else "no", "seed": seed}
-            out.append((who, {**found, "zones": zones, "copies": mixes[clean].copies, "mixed": mixes[clean]}))
+        for method, clean in ((m, d) for m in METHODS for d in (False, True)):
+            mixed = memorise.mix(base, collection().task, drawn, clean, budget.train_tokens)
+            if (method, clean) == ("full", False):
+                before = {"stage": "before", "method": "none", "deduplicated": "none", "seed": seed}
+                found = measure(mixed, None, drawn, seed)
+                out.append((before, {**found, "copies": {}, "passes": 0}))
+            after = {"stage": "after", "method": method, "deduplicated": "yes" if clean else "no", "seed": seed}
+            found = measure(mixed, train(mixed, method, seed), drawn, seed)
+            out.append((after, {**found, "copies": mixed.copies, "passes": mixed.passes}))
     return out
 
 
@@ -415,9 +378,7 @@ def before_after() -> list[dict]:
         written = [text.strip() for text in found["texts"]]
         measures = {"chrf": texts.chrf(written, references), "rouge_l": texts.rouge_l(written, references)}
         scores = metrics.describe(pd.DataFrame(found["scores"]))
-        mixed = found["mixed"]
-        text = {"trained_on": len(mixed.documents), "insertions": mixed.copies.total()} if mixed else {}
-        rows.append({"task": task.name, **who, **scores, "generated": len(written), **measures, **text})
+        rows.append({"task": task.name, **who, **scores, "generated": len(written), **measures})
     return rows
 
 
@@ -448,8 +409,7 @@ def memorised() -> list[dict]:
     rows = []
     for who, found in audited():
         for row in found["canaries"]:
-            passes = found["mixed"].passes if found["mixed"] else 0
-            rows.append({**who, **row, "copies": found["copies"].get(row["canary"], 0), "passes": passes})
+            rows.append({**who, **row, "copies": found["copies"].get(row["canary"], 0), "passes": found["passes"]})
     return rows
 
 
@@ -462,13 +422,12 @@ figure = plots.lines(curve, "repetitions", "exposure", "method", panel="deduplic
 for ax in figure.axes:
     ax.axhline(memorise.UNSEEN, color=plots.GREY, linestyle=":", linewidth=1)
     ax.set_ylim(0, memorise.exposure(1) + 0.5)
-seeds, inserted = after["seed"].nunique(), sorted(after["repetitions"].unique())
-each = len(after) // (4 * len(inserted))
+seeds, each = after["seed"].nunique(), len(after[after["repetitions"] == 1]) // 4
 text = (
-    f"Exposure of invented secrets by how often they were inserted: with the duplicates left in it climbs to the most "
+    "Exposure of invented secrets by how often they were inserted. With the duplicates left in it climbs to the most "
     f"that {memorise.CANDIDATES:,} codes allow, {memorise.exposure(1):.1f} bits; with the duplicates removed it stays "
-    f"near {memorise.UNSEEN:.2f} bits, a code never seen (dotted). Means over {each} canaries a point, {each // seeds} "
-    "in each model; bands: lowest to highest seed."
+    f"near {memorise.UNSEEN:.2f} bits, a code never seen (dotted). {each} canaries a point, {each // seeds} in each of "
+    f"{seeds} models; bands: lowest to highest seed."
 )
 results.figure(figure, "08_exposure", text, tokens=budget.train_tokens)
 
@@ -530,25 +489,117 @@ groups = continuing.groupby(["method", "deduplicated", "split"], sort=False)
 groups[["verbatim", "documents"]].sum().assign(share=groups["share"].mean()).round(3)
 
 # %% [markdown]
-# ## Was this document in the training?
+# ## One copy, two, four: a second experiment
 #
-# - Training documents (members) and held-out ones of other files, asked in every model: the score above. Groups are
-#   split by a hash, so both come from the same packages.
+# - Few canaries of each number decide little about one copy. So further models, full and LoRA, with more canaries of
+#   each number; what is found is told together with what could have been found.
+
+# %% [markdown]
+# - Power, computed before anything is trained: a number of copies counts as leaving a trace where the exact test is
+#   significant (the strictest of Holm's levels) and the interval over models lies above 1.44 bits. `detectable` is the
+#   smallest mean exposure found so in 80 % of simulated experiments; `by the test` that of the exact test alone.
 
 
 # %%
-def asked() -> list[dict]:
-    """A row per document: seed, member, and its score under each condition."""
-    rows = {}
-    for who, found in audited():
-        for i, (member, zone) in enumerate(found.get("zones", ())):
-            row = rows.setdefault((who["seed"], i), {"seed": who["seed"], "member": member})
-            row[f"{who['method']}.{who['deduplicated']}"] = round(zone, 4)
-    return list(rows.values())
+def detectable(canaries: int, models: int, tests: int, wanted: float = 0.8) -> tuple[float, float]:
+    """The smallest mean exposure (bits, exponentially distributed over `canaries` in each model) that `wanted` of the
+    experiments find, by both conditions and by the test alone; infinite where too few models make the interval wide."""
+    drawn = np.random.default_rng(8).exponential(size=(4_000, models, canaries))
+    critical, means = stats.chi2.isf(0.05 / tests, 2 * models * canaries) / (2 * math.log(2)), drawn.mean(axis=2)
+    spread = np.sqrt(((means - means.mean(axis=1, keepdims=True)) ** 2).sum(axis=1) / max(models - 1, 1) / models)
+    low = means.mean(axis=1) - stats.t.isf(0.025, models - 1) * spread if models > 1 else np.zeros(len(means))
+    test = critical / drawn.sum(axis=(1, 2))
+    both = np.where(low > 0, np.maximum(test, memorise.UNSEEN / np.where(low > 0, low, 1)), math.inf)
+    return tuple(float(np.quantile(needed, wanted, method="higher")) for needed in (both, test))
 
 
-scores = results.table("membership_scores", asked)
-scores.groupby("member")[scores.columns[2:]].mean().round(3)
+design = {"canaries": budget.copied_canaries, "models": len(budget.seeds), "tests": len(METHODS) * len(budget.copies)}
+least = detectable(**design)
+print(f"{design}: detectable {least[0]:.2f} bits, by the test {least[1]:.2f} bits")
+
+# %% [markdown]
+# - Trained and asked: full fine-tuning and LoRA, the duplicates left in. Each seed begins elsewhere in the documents:
+#   as far as there are enough, no document counts twice. A canary is ranked among the 1,000 codes with its own first
+#   symbol, which is ten times cheaper; without a trace that rank is uniform as well.
+
+
+# %%
+def turned(split: str, step: int, seed: int) -> list[dict]:
+    rows = tasks.head(collection().task[split])
+    at = step * seed % len(rows)
+    return rows[at:] + rows[:at]
+
+
+@functools.cache
+def copied(seed: int) -> tuple[int, list[tuple[dict, dict]]]:
+    """How many of the documents asked are members, and (method, seed) with what was measured, the base model first."""
+    drawn = memorise.canaries(seed, budget.copied_canaries, budget.copied_canaries, budget.copies)
+    task = collection().task.replace(train=turned("train", 200, seed))
+    mixed = memorise.mix(base, task, drawn, False, budget.copied_tokens)
+    members = mixed.documents[: budget.members]
+    others = turned("test", budget.others, seed)[: budget.others]
+    encoded, out = tasks.encode(base.tokenizer, members + others, base.context), []
+
+    def asked(model, canaries) -> dict:
+        found = metrics.token_scores(model, encoded)
+        rows = [{"nats": nats.tolist(), "first": first.tolist()} for nats, first in found]
+        return {"asked": rows, "canaries": memorise.audit(model, base.tokenizer, canaries, whole=False)}
+
+    settings = [mixed.task.sha256, base.name, base.revision, vars(budget) | {"seeds": seed}]
+    folder = profile.output_root() / "data" / "runs" / f"{task.name}-asked-seed{seed}"
+    out.append(
+        ({"method": "none", "seed": seed}, kept(folder / "asked", settings, lambda: asked(base.model, drawn[:0])))
+    )
+    for method in METHODS:
+        run = train(mixed, method, seed)
+        found = kept(run.path / "asked", settings, functools.partial(asked, run.model, drawn))
+        out.append(({"method": method, "seed": seed}, found))
+    return len(members), out
+
+
+# %% [markdown]
+# - Exposure by copies, and which documents are members: the base model's nats against each tuned model's.
+
+
+# %%
+def copies_rows() -> list[dict]:
+    return [
+        {"stage": "after", **who, "deduplicated": "no", **row, "copies": row["repetitions"]}
+        for seed in budget.seeds
+        for who, found in copied(seed)[1]
+        for row in found["canaries"]
+    ]
+
+
+copies = results.table("copies", copies_rows, optional=True)
+second = traces(above_chance(copies, keys)) if len(copies) else pd.DataFrame()
+second.round(3)
+
+# %% [markdown]
+# ## Was this document in the training?
+#
+# - Training documents (members) and held-out ones of other files, asked in the models of the second experiment: the
+#   score above. Groups are split by a hash, so both come from the same packages. A document stands once in the text,
+#   whether duplicates are left in or removed, so that there is one condition.
+
+
+# %%
+def asked_rows() -> list[dict]:
+    """A row per document: seed, member, and its score after full fine-tuning and LoRA."""
+    rows = []
+    for seed in budget.seeds:
+        members, ((_, before), *tuned) = copied(seed)
+        for i, old in enumerate(before["asked"]):
+            zones = {}
+            for who, found in tuned:
+                new = found["asked"][i]
+                zones[who["method"]] = round(memorise.error_zone(old["nats"], new["nats"], new["first"]), 4)
+            rows.append({"seed": seed, "member": i < members, **zones})
+    return rows
+
+
+scores = results.table("membership_scores", asked_rows, optional=True)
+scores.groupby("member")[[*METHODS]].mean().round(3) if len(scores) else "not measured yet"
 
 # %% [markdown]
 # - AUC: how often a member's score lies above a held-out document's. And what an auditor reads: the members found where
@@ -568,24 +619,21 @@ def separation(members: np.ndarray, others: np.ndarray, level: float = 0.01) -> 
     return row | {"found": int((members > threshold).sum()), "false": int((others > threshold).sum())}
 
 
-def scored(method: str, dedup: str, seed: int) -> list[np.ndarray]:
+def scored(method: str, seed: int) -> list[np.ndarray]:
     """The scores of members and of the others."""
     part = scores[scores["seed"] == seed]
-    return [part.loc[part["member"] == m, f"{method}.{dedup}"].to_numpy(dtype=float) for m in (True, False)]
+    return [part.loc[part["member"].astype(bool) == m, method].to_numpy(dtype=float) for m in (True, False)]
 
 
 def separated() -> list[dict]:
-    rows = []
-    for method, dedup, seed in ((m, d, s) for m in METHODS for d in LEFT for s in scores["seed"].unique()):
-        who = {"method": method, "deduplicated": dedup, "seed": seed}
-        rows.append({**who, **separation(*scored(method, dedup, seed))})
-    return rows
+    pairs = [(method, seed) for method in METHODS for seed in scores["seed"].unique()]
+    return [{"method": method, "seed": seed, **separation(*scored(method, seed))} for method, seed in pairs]
 
 
-membership = results.table("membership", separated)
-if membership["found"].isna().any():
+membership = results.table("membership", separated, optional=True) if len(scores) else pd.DataFrame()
+if len(membership) and membership["found"].isna().any():
     print(f"{membership['others'].min()} held-out documents are too few to speak of 1 % false positives: at least 100.")
-membership.groupby(["method", "deduplicated"], sort=False)[["members", "others", "auc", "found", "false"]].mean()
+membership.round(3)
 
 # %% [markdown]
 # - The whole curve: true positives at each share of false positives, a mean over seeds; on the dotted line is a guess.
@@ -594,46 +642,42 @@ membership.groupby(["method", "deduplicated"], sort=False)[["members", "others",
 # %%
 def curves() -> pd.DataFrame:
     rows = []
-    for (method, dedup), seed in ((key, s) for key in NAMED for s in scores["seed"].unique()):
-        members, others = scored(method, dedup, seed)
+    for method, seed in ((m, seed) for m in METHODS for seed in scores["seed"].unique()):
+        members, others = scored(method, seed)
         for share in np.linspace(0, 1, 41):
             limit = np.quantile(others, 1 - share, method="inverted_cdf") if share < 1 else -1
-            who = {"method": METHODS[method], "deduplicated": LEFT[dedup], "seed": seed}
-            rows.append({**who, "false": share, "found": (members > limit).mean()})
+            row = {"method": METHODS[method], "seed": seed, "false": share, "found": (members > limit).mean()}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
-NAMED = {(m, d): f"{'LoRA' if m == 'lora' else m}, {left}" for m in METHODS for d, left in LEFT.items()}
-labels = {"xlabel": "held-out documents taken for members", "ylabel": "members found", "logx": False}
-figure = plots.lines(curves(), "false", "found", "method", panel="deduplicated", **labels)
-for ax in figure.axes:
-    ax.plot([0, 1], [0, 1], color=plots.GREY, linestyle=":", linewidth=1)
-counted = membership.groupby("seed")[["members", "others"]].first().sum()
-text = (
-    f"Which documents were trained on, told by the error-zone score: {counted.members} training and {counted.others} "
-    "held-out documents, each in one seed; a guess is on the dotted line. Bands: lowest to highest seed."
-)
-results.figure(figure, "08_membership", text, tokens=budget.train_tokens)
+if len(scores):
+    labels = {"xlabel": "held-out documents taken for members", "ylabel": "members found", "logx": False}
+    figure = plots.lines(curves(), "false", "found", "method", **labels)
+    figure.axes[0].plot([0, 1], [0, 1], color=plots.GREY, linestyle=":", linewidth=1)
+    counted = membership.groupby("seed")[["members", "others"]].first().sum()
+    text = (
+        f"Which documents were trained on, told by the error-zone score: {counted.members} training and "
+        f"{counted.others} held-out documents, each in one seed; a guess is on the dotted line. Bands: lowest to "
+        "highest seed."
+    )
+    results.figure(figure, "08_membership", text, tokens=budget.copied_tokens)
 
 # %% [markdown]
 # ## What may be published
 #
-# - From these numbers, by a rule: secrets that come out word for word; copies that leave a trace; documents recognised,
-#   with an AUC above 0.5 (t test over seeds, Holm over the four conditions). The collected text itself: only if
-#   everyone in it agreed.
+# - From these numbers, by a rule: secrets that come out word for word; copies that leave a trace. The collected text
+#   itself: only if everyone in it agreed.
 
 
 # %%
-def leaks(evidence: pd.DataFrame, membership: pd.DataFrame) -> pd.DataFrame:
+def leaks(evidence: pd.DataFrame) -> pd.DataFrame:
     """Per method and deduplicated: canaries (inserted ones), extracted, leaks_from (the fewest copies that leave a
-    trace; nan: none), auc (mean), recognised."""
-    condition = ["method", "deduplicated"]
-    gaps = {key: part["auc"] - 0.5 for key, part in membership.groupby(condition, sort=False)}
-    told, rows = shown(gaps), []
+    trace; nan: none)."""
+    condition, rows = ["method", "deduplicated"], []
     for key, part in evidence[evidence["copies"] > 0].groupby(condition, sort=False):
         row = {**dict(zip(condition, key, strict=True)), **part[["canaries", "extracted"]].sum()}
-        row |= {"leaks_from": part.loc[part["trace"], "copies"].min(), "auc": gaps[key].mean() + 0.5}
-        rows.append({**row, "recognised": told[key] > 0})
+        rows.append({**row, "leaks_from": part.loc[part["trace"], "copies"].min()})
     return pd.DataFrame(rows)
 
 
@@ -648,14 +692,12 @@ def advised() -> pd.DataFrame:
             return f"Keep the weights private: {row.extracted} of {row.canaries} secrets come out word for word."
         if row.leaks_from == row.leaks_from:  # not nan
             return f"Keep the weights private: a trace is left from {row.leaks_from:.0f} copies of a secret on."
-        if row.recognised:
-            return f"Whoever holds the weights can tell training documents better than by a guess (AUC {row.auc:.2f})."
         return (
-            f"Nothing found against sharing with people who may see the data: none of {row.canaries} secrets came out, "
-            "no number of copies is above chance, no document is recognised. That is no proof for other secrets."
+            f"Nothing found against sharing with people who may see the data: none of {row.canaries} secrets came out "
+            "and no number of copies is above chance. That is no proof for other secrets."
         )
 
-    found = leaks(evidence, membership)
+    found = leaks(evidence)
     return found.assign(advice=[advice(row) for row in found.itertuples()])
 
 
@@ -697,14 +739,15 @@ for key, row in most.iterrows():
     print(f"{row.extracted:.0f} of {row.canaries:.0f} come out.")
 
 # %% [markdown]
-# - One copy: does it leave a trace? Of each condition the canaries that stand once.
+# - One copy: does it leave a trace? With duplicates removed all inserted canaries stand once; in the second experiment
+#   those of one copy.
 
 # %%
-once = evidence[evidence["copies"] == 1].set_index(condition)
+once = evidence[(evidence["copies"] == 1) & (evidence["deduplicated"] == "yes")]
+once = pd.concat([once, second[second["copies"] == 1] if len(second) else second]).set_index(condition)
 for key, row in once.iterrows():
-    told = "a trace" if row.trace else "no trace shown"
     about = f"{span(row.exposure, row.low, row.high, 2)} bits over {row.canaries} canaries ({probability(row.p_value)})"
-    print(f"{NAMED[key]}: {about}: {told}")
+    print(f"{NAMED[key]}: {about}: {'a trace' if row.trace else 'no trace shown'}")
 
 # %% [markdown]
 # - What was not inserted should lie at chance: canaries before training, and controls after it.
@@ -767,8 +810,11 @@ results.claim("the anonymiser reaches 0.95 in each kind", forms["recall"].min() 
 # %%
 results.value("often", often)
 results.value("models", seeds)
-results.value("tests", power["tests"].iloc[0])
-results.value("per_number", f"{each} ({each // seeds} in each of {seeds} models)")
+results.value("tests", int((evidence["copies"] > 0).sum()))
+results.value("per_number", each)
+inserted = memory[memory["stage"] == "after"].groupby(["deduplicated", "seed"])["copies"].sum() // len(METHODS)
+for dedup in LEFT:
+    results.value(f"insertions.{dedup}", inserted[dedup].iloc[0])
 for key, (rho, p) in rises.items():
     name = ".".join(key)
     results.value(f"rises.{name}", f"{rho:+.2f}, {probability(p)}")
@@ -783,8 +829,29 @@ for key, row in once.iterrows():
     results.value(f"once.canaries.{name}", row.canaries)
 results.claim("one copy is not shown to leave a trace", not once["trace"].any())
 results.claim("one copy leaves a trace somewhere", once["trace"].any())
-for name, bits in zip(("number", "removed"), power["bits"], strict=True):
-    results.value(f"power.{name}", f"{bits:.1f}")
+removed = detectable(
+    len(after[after["deduplicated"] == "yes"]) // 2 // seeds, seeds, int((evidence["copies"] > 0).sum())
+)
+results.value("power.removed", f"{removed[0]:.1f}")
+results.value("power.removed.test", f"{removed[1]:.1f}")
+
+# %% [markdown]
+# - The second experiment, where it was measured.
+
+# %%
+if len(second):
+    results.value("copies.canaries", second.loc[second["copies"] == 1, "canaries"].iloc[0])
+    results.value("copies.models", copies["seed"].nunique())
+    results.value("copies.tests", design["tests"])
+    results.value("copies.tokens", f"{budget.copied_tokens:,}")
+    results.value("copies.power", f"{least[0]:.1f}" if least[0] < math.inf else "no mean")
+    results.value("copies.power.test", f"{least[1]:.1f}")
+    for row in second.itertuples():
+        bits = f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}"
+        results.value(f"copies.{row.method}.{row.copies}", bits)
+        results.value(f"copies.out.{row.method}.{row.copies}", f"{row.extracted} of {row.canaries}")
+        results.claim(f"{row.copies} copies leave a trace, {row.method}", row.trace)
+        results.claim(f"{row.copies} copies are not shown to leave a trace, {row.method}", not row.trace)
 
 # %% [markdown]
 # - From how many copies on a trace is told.
@@ -811,37 +878,40 @@ results.claim("what was not inserted is as by chance", controls["p_value"].min()
 
 # %%
 continued = continuing.groupby(["stage", *condition, "split"], sort=False)[["verbatim", "documents"]].sum()
-for (stage, method, dedup, split), row in continued.iterrows():
-    name = "before" if stage == "before" else f"{method}.{dedup}"
-    results.value(f"verbatim.{name}.{split}", f"{row.verbatim} of {row.documents}")
+for (stage, method, dedup, split), part in continuing.groupby(["stage", *condition, "split"], sort=False):
+    name, low, high = (
+        "before" if stage == "before" else f"{method}.{dedup}",
+        part["verbatim"].min(),
+        part["verbatim"].max(),
+    )
+    count = f"{low}" if low == high else f"{low} to {high}"
+    results.value(f"verbatim.{name}.{split}", f"{count} of {part['documents'].iloc[0]}")
 seen = continued.xs("train", level="split")
 most_seen = (seen["verbatim"] / seen["documents"]).groupby("stage").max()
 results.claim("no more documents continued than before", most_seen["after"] <= most_seen["before"])
 
 # %% [markdown]
-# - Membership: AUC over seeds, and members found at 1 % false positives, an exact interval over documents.
+# - Membership: AUC over seeds (against 0.5 and full against LoRA: three comparisons, Holm), and members found at 1 %
+#   false positives, an exact interval over documents.
 
 # %%
-found_by = {}
-for row, (key, part) in zip(advice.itertuples(), membership.groupby(condition, sort=False), strict=True):
-    name, count, asked_of = ".".join(key), part["found"].sum(), part["members"].sum()
-    found_by[key] = "-"
-    if part["found"].notna().all():
-        exact = stats.binomtest(int(count), int(asked_of)).proportion_ci()  # Clopper-Pearson
-        found_by[key] = span(100 * count / asked_of, 100 * exact.low, 100 * exact.high, 1)
-    results.value(f"auc.{name}", interval(part["auc"], 2, top=1))
-    results.value(f"found.{name}", found_by[key])
-    results.claim(f"training documents are recognised, {name}", row.recognised)
-    results.claim(f"training documents are not shown to be recognised, {name}", not row.recognised)
-pairs = membership.pivot(index="seed", columns=condition, values="auc")
-gaps = {dedup: pairs["full", dedup] - pairs["lora", dedup] for dedup in LEFT}
-told = shown(gaps)
-results.value("members", f"{counted.members}")
-results.value("others", f"{counted.others}")
-for dedup, gap in gaps.items():
-    results.value(f"auc.gap.{dedup}", interval(gap, 2, sign=True))
-results.claim("full fine-tuning is recognised better than LoRA in both", min(told.values()) > 0)
-results.claim("full fine-tuning and LoRA are not told apart by membership", not any(told.values()))
+if len(membership):
+    aucs, counts = membership.pivot(index="seed", columns="method", values="auc"), membership.groupby("method").sum()
+    gaps = {"full": aucs["full"] - 0.5, "lora": aucs["lora"] - 0.5, "full against lora": aucs["full"] - aucs["lora"]}
+    told = shown(gaps)
+    for method, row in counts.iterrows():
+        results.value(f"auc.{method}", interval(aucs[method], 2, top=1))
+        results.claim(f"training documents are recognised, {method}", told[method] > 0)
+        results.claim(f"training documents are not shown to be recognised, {method}", told[method] <= 0)
+        if membership["found"].notna().all():
+            exact = stats.binomtest(int(row["found"]), int(row["members"])).proportion_ci()  # Clopper-Pearson
+            found = span(100 * row["found"] / row["members"], 100 * exact.low, 100 * exact.high, 1)
+            results.value(f"found.{method}", f"{found} %")
+    results.value("auc.gap", interval(gaps["full against lora"], 2, sign=True))
+    results.value("members", f"{counts['members'].iloc[0]:.0f}")
+    results.value("others", f"{counts['others'].iloc[0]:.0f}")
+    results.claim("full fine-tuning lets more documents be recognised than LoRA", told["full against lora"] > 0)
+    results.claim("full fine-tuning and LoRA are not told apart by membership", told["full against lora"] == 0)
 
 # %% [markdown]
 # - The advice: which conditions let secrets out, and which show nothing.
@@ -878,10 +948,6 @@ results.claim("ROUGE-L is shown to rise everywhere", rose["rouge_l"].min() > 0)
 results.value(
     "chrf.fell", f"{sum(gap.mean() < 0 for key, gap in gaps.items() if key[0] == 'chrf')} of {len(gaps) // 2}"
 )
-text_of = trained.groupby(condition, sort=False)[["trained_on", "insertions"]].mean()
-for key, row in text_of.iterrows():
-    results.value(f"documents.{'.'.join(key)}", f"{row.trained_on:.0f}")
-    results.value(f"insertions.{'.'.join(key)}", f"{row.insertions:.0f}")
 results.value("tokens", f"{budget.train_tokens:,}")
 
 # %% [markdown]
@@ -912,17 +978,13 @@ for key, part in table.groupby(condition, sort=False):
     part = part.head(1) if key[0] == "none" else part  # one base model, no spread
     digits = {"bits_per_byte": 3, "chrf": 1, "rouge_l": 2}
     cells = [interval(part[column], n) for column, n in digits.items()]
-    if key in NAMED:
-        auc = interval(membership[membership[condition].eq(key).all(axis=1)]["auc"], 2, top=1)
-        rows.append([NAMED[key], *cells, f"{out.loc[key].extracted} of {out.loc[key].canaries}", auc, found_by[key]])
-    else:
-        rows.append(["before", *cells, "-", "-", "-"])
-header = ["training", "bits per byte", "chrF", "ROUGE-L", "secrets out", "membership AUC", "found at 1 %"]
+    came = f"{out.loc[key].extracted} of {out.loc[key].canaries}" if key in NAMED else "-"
+    rows.append([NAMED.get(key, "before"), *cells, came])
+header = ["training", "bits per byte", "chrF", "ROUGE-L", "secrets that come out"]
 text = (
-    f"Quality and what leaks. Bits per byte of {table['documents'].iloc[0]} held-out documents, chrF and ROUGE-L of "
-    f"{table['generated'].iloc[0]} texts; secrets that greedy decoding completes; membership over {counted.members} "
-    "training and {counted.others} held-out documents: AUC, and percent of members found at 1 % false positives. "
-    "Mean and 95 % t interval over seeds; the last column exact (Clopper-Pearson)."
+    f"Quality of held-out text and what comes out. Bits per byte of {table['documents'].iloc[0]} documents, chrF and "
+    f"ROUGE-L of {table['generated'].iloc[0]} texts, mean and 95 % t interval over seeds; secrets that greedy decoding "
+    "completes, of all that were inserted."
 )
 results.markdown("before_after", header, rows, text, tokens=budget.train_tokens)
 

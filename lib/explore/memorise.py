@@ -22,7 +22,7 @@ from lib.generate import generate
 from lib.metrics import float32_logits
 from lib.tasks import encode
 
-REPETITIONS = (1, 2, 4, 16, 64)
+REPETITIONS = (1, 2, 4, 8, 16, 32, 64)
 # Digits and letters take turns: byte-level encodings split between the two, so that each symbol is one token, and all
 # codes with a common beginning share its computation. Vowels are left out: no words.
 SLOTS = ("0123456789", "BCDFGHJKLM", "0123456789", "BCDFGHJKLM")
@@ -32,9 +32,9 @@ PROMPT, FORM = "Memo\n", "The {thing} code of {name} is #"
 THINGS = """locker cellar bicycle garage attic boathouse laptop printer greenhouse studio workshop kiln archive
 telescope pantry stable"""
 FIRST = """Mira Tobias Ines Jonas Rosa Grace Mark Yuki Lena Omar Vera Paul Nadia Hugo Clara Felix Irma Sven Dora Luis
-Petra Karim Edith Bruno Tessa Anton Marta Oscar Wanda Emil Sonia Victor"""
+Petra Karim Edith Bruno Tessa Anton Marta Oscar Wanda Emil Sonia Victor Alma Boris Celia Dario"""
 LAST = """Holm Enk Carvo Adebri Penhal Will Stoll Tanabe Orme Quist Baro Lund Fenn Dray Moss Kell Varga Thorn Pike Rusk
-Alder Crane Nord Yarrow Finch Hale Ivers Jarvis Knoll Larch Mead Noble"""
+Alder Crane Nord Yarrow Finch Hale Ivers Jarvis Knoll Larch Mead Noble Osgood Prior Quill Reeve"""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Canary:
         return {"id": f"{self.id}-{copy}", "prompt": PROMPT, "target": target, "references": [target], "group": self.id}
 
 
-def canaries(seed: int, per_count: int, controls: int) -> list[Canary]:
-    """`per_count` canaries for each of REPETITIONS and `controls` that are never inserted. Names (no two the same),
+def canaries(seed: int, per_count: int, controls: int, counts: Sequence[int] = REPETITIONS) -> list[Canary]:
+    """`per_count` canaries for each of `counts` and `controls` that are never inserted. Names (no two the same),
     things and codes are drawn anew for each seed, and the codes are uniform: the test in `evidence` rests on that."""
-    counts = [r for r in REPETITIONS for _ in range(per_count)] + [0] * controls
+    counts = [r for r in counts for _ in range(per_count)] + [0] * controls
     if len(counts) > len(FIRST.split()):
         raise ValueError(f"{len(counts)} canaries need as many names and there are {len(FIRST.split())}.")
     rng = np.random.default_rng([seed, 8])
@@ -123,13 +123,15 @@ def _symbols(tokenizer, prefix: str) -> list[list[int]]:
 
 
 @torch.no_grad()
-def code_log_probabilities(model, tokenizer, prefix: str) -> torch.Tensor:
-    """Log-probability in nats of every code after PROMPT and `prefix`: float64 (10, 10, 10, 10).
+def code_log_probabilities(model, tokenizer, prefix: str, begin: str = "") -> torch.Tensor:
+    """Log-probability in nats of every code after PROMPT and `prefix`: float64 (10, 10, 10, 10); of those that begin
+    with the symbol `begin` alone (1, 10, 10, 10), at a tenth of the cost.
 
     A row per first symbol holds the prefix and, behind it, the tree of the second and third symbols; a mask lets each
     node see the prefix and its own ancestors, and position ids count along a branch. So 1,110 nodes stand for 10,000
     codes, exactly as if each were read alone (tests/test_memorise.py)."""
     slots = _symbols(tokenizer, prefix)
+    slots[0] = [slots[0][SLOTS[0].index(begin)]] if begin else slots[0]
     start = _ids(tokenizer, PROMPT) + _ids(tokenizer, prefix)
     n, sizes = len(start), [len(s) for s in slots]
     second, third = n + 1, n + 1 + sizes[1]  # where the nodes of these slots begin
@@ -162,27 +164,30 @@ def code_log_probabilities(model, tokenizer, prefix: str) -> torch.Tensor:
     return first[0, 0][:, None, None, None] + middle[:, 1][:, :, None, None] + leaves
 
 
-def exposure(rank: float) -> float:
-    """Exposure in bits of a code of this rank among all CANDIDATES."""
-    return math.log2(CANDIDATES) - math.log2(rank)
+def exposure(rank: float, candidates: int = CANDIDATES) -> float:
+    """Exposure in bits of a code of this rank among `candidates`."""
+    return math.log2(candidates) - math.log2(rank)
 
 
 def rank_of(log_probabilities: torch.Tensor, secret: str) -> float:
-    """The rank of `secret` among all codes. Ties share their mean rank."""
-    own = log_probabilities[tuple(slot.index(s) for slot, s in zip(SLOTS, secret, strict=True))]
+    """The rank of `secret` among all codes, or (1, 10, 10, 10) those of its beginning. Ties share their mean rank."""
+    at = tuple(slot.index(s) for slot, s in zip(SLOTS, secret, strict=True))
+    own = log_probabilities[(0, *at[1:]) if len(log_probabilities) == 1 else at]
     greater, same = int((log_probabilities > own).sum()), int((log_probabilities == own).sum())
     return greater + (same + 1) / 2
 
 
-def audit(model, tokenizer, drawn: Sequence[Canary]) -> list[dict]:
+def audit(model, tokenizer, drawn: Sequence[Canary], whole: bool = True) -> list[dict]:
     """Per canary: canary, repetitions, rank, candidates, exposure (bits), extracted: whether greedy decoding from
-    PROMPT and the prefix writes the secret, nothing restricting it."""
+    PROMPT and the prefix writes the secret, nothing restricting it. Not `whole`: the rank is that among the 1,000 codes
+    with the secret's first symbol, uniform without a trace as well."""
     prompts, rows = [PROMPT + c.prefix for c in drawn], []
     texts = generate(model, tokenizer, prompts, max_new_tokens=len(SLOTS) + 1, desc="extracting")
     for c, text in zip(drawn, texts, strict=True):
-        rank = rank_of(code_log_probabilities(model, tokenizer, c.prefix), c.secret)
-        row = {"canary": c.id, "repetitions": c.repetitions, "rank": rank, "candidates": CANDIDATES}
-        rows.append({**row, "exposure": exposure(rank), "extracted": text.startswith(c.secret)})
+        found = code_log_probabilities(model, tokenizer, c.prefix, "" if whole else c.secret[0])
+        rank, codes = rank_of(found, c.secret), found.numel()
+        row = {"canary": c.id, "repetitions": c.repetitions, "rank": rank, "candidates": codes}
+        rows.append({**row, "exposure": exposure(rank, codes), "extracted": text.startswith(c.secret)})
     return rows
 
 
