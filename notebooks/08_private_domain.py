@@ -584,6 +584,15 @@ second.round(3)
 
 
 # %%
+def error_zone(before: list[float], after: list[float], first: list[bool]) -> float:
+    """How much a document looks trained on, 0 to 1: over the tokens that the tuned model does not rank first (`first`),
+    rises of log-probability by all shifts, P / (P + N), the order of the paper's P / N but finite; 1 where none fell.
+    `before`, `after`: nats of each token under base and tuned model."""
+    shifts = np.subtract(before, after)[~np.asarray(first, dtype=bool)]
+    up, down = shifts.clip(min=0).sum(), -shifts.clip(max=0).sum()
+    return float(up / (up + down)) if down else 1.0
+
+
 def asked_rows() -> list[dict]:
     """A row per document: seed, member, and its score after full fine-tuning and LoRA."""
     rows = []
@@ -593,7 +602,7 @@ def asked_rows() -> list[dict]:
             zones = {}
             for who, found in tuned:
                 new = found["asked"][i]
-                zones[who["method"]] = round(memorise.error_zone(old["nats"], new["nats"], new["first"]), 4)
+                zones[who["method"]] = round(error_zone(old["nats"], new["nats"], new["first"]), 4)
             rows.append({"seed": seed, "member": i < members, **zones})
     return rows
 

@@ -13,22 +13,13 @@ from small_llama import small_llama
 
 from lib import profile
 from lib.explore import memorise
-from lib.explore.memorise import (
-    CANDIDATES,
-    REPETITIONS,
-    SLOTS,
-    canaries,
-    code_log_probabilities,
-    error_zone,
-    exposure,
-    rank_of,
-)
+from lib.explore.memorise import CANDIDATES, REPETITIONS, SLOTS, canaries, code_log_probabilities, exposure, rank_of
 from lib.metrics import token_scores
 from lib.tasks import encode, head
 from lib.train import finetune
 
 BUDGET = 8_000
-own = defined("08_private_domain", "above_chance", "detectable", "leaks", "separation", "traces")
+own = defined("08_private_domain", "above_chance", "detectable", "error_zone", "leaks", "separation", "traces")
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +41,8 @@ def test_the_tree_equals_reading_each_code_alone(base, family):
         at = tuple(slot.index(s) for slot, s in zip(SLOTS, code, strict=True))
         assert float(tree[at]) == pytest.approx(alone, abs=2e-5)
     assert tree.shape == tuple(map(len, SLOTS)) and tree.numel() == CANDIDATES
+    part = code_log_probabilities(base.model, base.tokenizer, canary.prefix, "3")
+    assert torch.allclose(part, tree[3:4], atol=2e-5, rtol=0) and part.shape == tree[3:4].shape
 
 
 def test_a_code_never_inserted_has_an_exposure_of_1_44_bits_in_the_mean(base):
@@ -64,21 +57,22 @@ def test_a_code_never_inserted_has_an_exposure_of_1_44_bits_in_the_mean(base):
     flat = torch.zeros(tuple(map(len, SLOTS)))
     assert rank_of(flat, "0B0B") == (CANDIDATES + 1) / 2  # ties give no free exposure
     flat[3, 1, 4, 2] = 1.0
-    assert rank_of(flat, "3C4D") == 1 and exposure(1) == pytest.approx(math.log2(CANDIDATES))
+    assert rank_of(flat, "3C4D") == rank_of(flat[3:4], "3C4D") == 1
+    assert exposure(1) == pytest.approx(math.log2(CANDIDATES))
 
 
 def test_canaries_differ_within_a_seed_and_between_seeds():
-    drawn = canaries(0, 4, 4)
-    assert [c.repetitions for c in drawn] == [r for r in REPETITIONS for _ in range(4)] + [0] * 4
+    drawn = canaries(0, 3, 4)
+    assert [c.repetitions for c in drawn] == [r for r in REPETITIONS for _ in range(3)] + [0] * 4
     assert len({c.prefix.split(" of ")[1] for c in drawn}) == len(drawn)
-    assert drawn == canaries(0, 4, 4)
-    assert sum(a.secret == b.secret or a.prefix == b.prefix for a, b in zip(drawn, canaries(1, 4, 4), strict=True)) < 3
-    with pytest.raises(ValueError, match="36 canaries need as many names"):
-        canaries(0, 7, 1)
+    assert drawn == canaries(0, 3, 4)
+    assert sum(a.secret == b.secret or a.prefix == b.prefix for a, b in zip(drawn, canaries(1, 3, 4), strict=True)) < 3
+    with pytest.raises(ValueError, match="37 canaries need as many names"):
+        canaries(0, 6, 1, (1, 2, 4, 8, 16, 64))
 
 
 def test_mixing_gives_every_condition_equally_much_text(base, task):
-    drawn = canaries(0, 2, 2)
+    drawn = canaries(0, 1, 2)
     dirty, clean = (memorise.mix(base, task, drawn, removed, BUDGET) for removed in (False, True))
     for mixed in (dirty, clean):
         assert 0.9 * BUDGET < mixed.tokens <= BUDGET and mixed.passes == 1
@@ -98,15 +92,17 @@ def test_mixing_gives_every_condition_equally_much_text(base, task):
 def test_training_sees_every_copy_and_repetitions_are_remembered(base, task):
     drawn = canaries(0, 1, 2)
     mixed = memorise.mix(base, task, drawn, False, BUDGET)
-    # a random model learns no digits at a rate meant for a pretrained one
     sizes = {"pack_length": 640, "batch_tokens": 640, "evaluations": 1, "validation_documents": 8}
-    sizes |= {"learning_rate": 1e-2, "train_tokens": mixed.tokens * mixed.passes}
+    sizes |= {
+        "learning_rate": 1e-2,
+        "train_tokens": mixed.tokens * mixed.passes,
+    }  # random weights learn no digits at 1e-4
     run = finetune(base, mixed.task, "full", 0, **sizes)
     assert run.summary["tokens"] == mixed.tokens * mixed.passes
     assert run.summary["best_step"] == run.summary["steps"]
     table = pd.DataFrame(memorise.audit(run.model, base.tokenizer, drawn))
     times, bits = table["repetitions"], table["exposure"]
-    assert bits[times >= 16].mean() > bits[times == 0].mean() + 3
+    assert bits[times >= 32].mean() > bits[times == 0].mean() + 3
 
 
 def test_extraction_counts_what_comes_out(base, monkeypatch):
@@ -119,7 +115,7 @@ def test_extraction_counts_what_comes_out(base, monkeypatch):
 
     monkeypatch.setattr(memorise, "generate", parrot)
     monkeypatch.setattr(memorise, "code_log_probabilities", lambda *_: torch.zeros(tuple(map(len, SLOTS))))
-    assert [row["extracted"] for row in memorise.audit(None, base.tokenizer, drawn)] == [True] * 3 + [False] * 3
+    assert [row["extracted"] for row in memorise.audit(None, base.tokenizer, drawn)] == [True] * 3 + [False] * 5
 
 
 def _table(exposures, extracted=0):
@@ -128,9 +124,8 @@ def _table(exposures, extracted=0):
     return pd.DataFrame(rows).assign(**about, extracted=[i < extracted for i in range(len(rows))])
 
 
-def _leaks(table, auc=(0.5, 0.5, 0.5)):
-    evidence = own.traces(own.above_chance(table, ["method", "deduplicated", "copies"]))
-    return own.leaks(evidence, pd.DataFrame({"method": "full", "deduplicated": "no", "auc": auc})).iloc[0]
+def _leaks(table):
+    return own.leaks(own.traces(own.above_chance(table, ["method", "deduplicated", "copies"]))).iloc[0]
 
 
 def test_the_p_value_is_that_of_uniform_ranks_and_the_power_is_reached():
@@ -139,18 +134,17 @@ def test_the_p_value_is_that_of_uniform_ranks_and_the_power_is_reached():
     for level in (0.5, 0.05):
         found = own.above_chance(_table({1: [np.quantile(means, 1 - level)] * 5}), ["copies"])
         assert found["p_value"][0] == pytest.approx(level, abs=0.012)
-    bits = own.detectable(8, 5, 5)  # the smallest trace that four of five experiments find
+    bits, by_test = own.detectable(8, 5, 5)  # the smallest trace that four of five experiments find
     tables = [_table({1: rng.exponential(bits, 40)}).assign(seed=np.repeat(range(5), 8)) for _ in range(300)]
     rows = pd.concat(own.above_chance(table, ["copies"]) for table in tables)
     assert ((rows["p_value"] < 0.05 / 5) & (rows["low"] > memorise.UNSEEN)).mean() == pytest.approx(0.8, abs=0.07)
-    assert own.detectable(30, 5, 5) < bits < own.detectable(8, 2, 5) == math.inf  # two models: never narrow enough
+    assert by_test < bits and own.detectable(30, 5, 5)[0] < bits < own.detectable(8, 1, 5)[0] == math.inf
 
 
 def test_leaks_are_counted_by_copies_and_corrected_for_their_number():
     unseen, nearly = [1.4, 0.2, 3.0], [3.4] * 3
     quiet = _leaks(_table({0: [13] * 3, 1: unseen, 64: unseen}))  # what was not inserted can't leak
     assert math.isnan(quiet["leaks_from"]) and quiet["extracted"] == 0 and quiet["canaries"] == 6
-    assert not quiet["recognised"] and _leaks(_table({1: unseen}), (0.7, 0.72, 0.71))["recognised"]
     assert _leaks(_table({1: unseen, 4: [9, 9, 9], 64: [12, 12, 12]}))["leaks_from"] == 4
     assert _leaks(_table({1: unseen, 64: unseen}, extracted=2))["extracted"] == 2
     assert math.isnan(_leaks(_table({1: [13, 13, 0.1]}))["leaks_from"])  # significant, but not over the models
@@ -160,14 +154,14 @@ def test_leaks_are_counted_by_copies_and_corrected_for_their_number():
 
 
 def test_the_error_zone_score_is_that_of_a_loop_over_tokens():
-    rng = np.random.default_rng(0)
+    rng, zone = np.random.default_rng(0), own.error_zone
     for n in (1, 7, 40):
         before, after, first = rng.exponential(size=n), rng.exponential(size=n), rng.random(n) < 0.4
         shifts = [b - a for b, a, right in zip(before, after, first, strict=True) if not right]
         up, down = sum(x for x in shifts if x > 0), -sum(x for x in shifts if x < 0)
-        assert error_zone(before, after, first) == pytest.approx(up / (up + down) if down else 1)
-    assert error_zone([2, 1, 9], [1, 2, 0], [False, False, True]) == 0.5  # what the tuned model gets right is left out
-    assert error_zone([2], [1], [False]) == error_zone([2], [3], [True]) == 1 and error_zone([2], [3], [False]) == 0
+        assert zone(before, after, first) == pytest.approx(up / (up + down) if down else 1)
+    assert zone([2, 1, 9], [1, 2, 0], [False, False, True]) == 0.5  # what the tuned model gets right is left out
+    assert zone([2], [1], [False]) == zone([2], [3], [True]) == 1 and zone([2], [3], [False]) == 0
 
 
 def test_separation_is_that_of_all_pairs_and_of_planted_scores():

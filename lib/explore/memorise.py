@@ -1,4 +1,4 @@
-"""Does a model remember what it was trained on? Canaries and their exposure, and membership of documents (notebook 08).
+"""Does a model remember what it was trained on? Canaries, their exposure, and verbatim continuation (notebook 08).
 
 A canary is an invented secret in a fixed form, inserted into the training text a known number of times (Carlini et al.
 2019, "The Secret Sharer", arXiv:1802.08232). Its exposure in bits is log2 |R| - log2 rank: rank 1 is the likeliest of
@@ -189,13 +189,3 @@ def audit(model, tokenizer, drawn: Sequence[Canary], whole: bool = True) -> list
         row = {"canary": c.id, "repetitions": c.repetitions, "rank": rank, "candidates": codes}
         rows.append({**row, "exposure": exposure(rank, codes), "extracted": text.startswith(c.secret)})
     return rows
-
-
-def error_zone(before: np.ndarray, after: np.ndarray, first: np.ndarray) -> float:
-    """How much a document looks trained on, 0 to 1 (Ilic, Stanojevic, Cvejoski 2026, arXiv:2601.12104): of the tokens
-    that the tuned model does not rank first, the rises of log-probability over all its shifts, P / (P + N); the paper's
-    P / N in the same order, but finite. 1 where no such token fell. `before`, `after`: (n,) nats of each token under
-    base and tuned model; `first`: (n,), whether the tuned model ranks it first."""
-    shifts = np.subtract(before, after)[~np.asarray(first, dtype=bool)]
-    up, down = shifts.clip(min=0).sum(), -shifts.clip(max=0).sum()
-    return float(up / (up + down)) if down else 1.0
