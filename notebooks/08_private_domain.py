@@ -650,8 +650,8 @@ if len(membership) and membership["found"].isna().any():
 membership.round(3)
 
 # %% [markdown]
-# - How sure is an AUC? Documents are drawn anew (bootstrap, Efron 1979), members and others each; full and LoRA meet the
-#   same documents. What another training would give is the spread of the seeds, where there are several.
+# - How sure is an AUC? Documents are drawn anew (bootstrap, Efron 1979), members and others each; full and LoRA meet
+#   the same documents. What another training would give is the spread of the seeds, where there are several.
 
 
 # %%
