@@ -535,6 +535,11 @@ def turned(split: str, step: int, seed: int) -> list[dict]:
     return rows[at:] + rows[:at]
 
 
+# %% [markdown]
+# - One seed of it.
+
+
+# %%
 @functools.cache
 def copied(seed: int) -> tuple[int, list[tuple[dict, dict]]]:
     """How many of the documents asked are members, and (method, seed) with what was measured, the base model first."""
@@ -843,7 +848,7 @@ results.value("anonymiser.lowest", f"{forms['recall'].min():.2f}")
 results.claim("the anonymiser reaches 0.95 in each kind", forms["recall"].min() >= 0.95)
 
 # %% [markdown]
-# - The inserted canaries: the rise, those inserted most often, those that stand once, and the power.
+# - The inserted canaries: the rise, and those inserted most often.
 
 # %%
 results.value("often", often)
@@ -861,6 +866,11 @@ for key, row in most.iterrows():
     name = ".".join(key)
     results.value(f"most.{name}", f"{row.exposure:.2f} bits, {probability(row.p_value)}")
     results.value(f"out.{name}", f"{row.extracted:.0f} of {row.canaries:.0f}")
+
+# %% [markdown]
+# - Those that stand once, and what could have been found.
+
+# %%
 for key, row in once.iterrows():
     name = ".".join(key)
     results.value(f"once.{name}", f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}")
