@@ -649,6 +649,10 @@ def separated() -> list[dict]:
     return [{"method": method, "seed": seed, **separation(*scored(method, seed))} for method, seed in pairs]
 
 
+# %% [markdown]
+# - In each model.
+
+# %%
 membership = results.table("membership", separated, optional=True) if len(scores) else pd.DataFrame()
 if len(membership) and membership["found"].isna().any():
     print(f"{membership['others'].min()} held-out documents are too few to speak of 1 % false positives: at least 100.")
