@@ -76,7 +76,7 @@ budget = profile.budget(
     max_new_tokens=(12, 32, 32),
     probe_documents=(8, 32, 32),  # training and test documents continued from their first half
     # the second experiment: more canaries of fewer numbers, and membership
-    asked_seeds=((0, 1), (0,), (0, 1, 2)),
+    asked_seeds=((0, 1), (0,), (2,)),
     copies=((1, 4, 64), (1, 4, 64), (1, 2, 4, 16, 64)),
     copied_canaries=(2, 3, 6),  # of each number, in each model
     copied_tokens=(8_000, 12_000, 14_000),
@@ -555,13 +555,12 @@ def copied(seed: int) -> tuple[int, list[tuple[dict, dict]]]:
         rows = [{"nats": nats.tolist(), "first": first.tolist()} for nats, first in found]
         return {"asked": rows, "canaries": memorise.audit(model, base.tokenizer, canaries, whole=False)}
 
-    settings = [mixed.task.sha256, base.name, base.revision, seed, budget.members, budget.others]
-    folder = profile.output_root() / "data" / "runs" / f"{task.name}-asked-seed{seed}"
-    out.append(
-        ({"method": "none", "seed": seed}, kept(folder / "asked", settings, lambda: asked(base.model, drawn[:0])))
-    )
+    settings = [base.name, base.revision, seed, budget.members, budget.others]  # the text is in the run's name
     for method in METHODS:
         run = train(mixed, method, seed)
+        if not out:
+            found = kept(run.path / "asked-base", settings, lambda: asked(base.model, drawn[:0]))
+            out.append(({"method": "none", "seed": seed}, found))
         found = kept(run.path / "asked", settings, functools.partial(asked, run.model, drawn))
         out.append(({"method": method, "seed": seed}, found))
     return len(members), out
@@ -604,12 +603,13 @@ def error_zone(before: list[float], after: list[float], first: list[bool]) -> fl
 
 
 def asked_rows() -> list[dict]:
-    """A row per document: seed, member, and its score after full fine-tuning and LoRA."""
+    """A row per document: seed, member, its score after full fine-tuning and LoRA, and as a control ("none") its mean
+    log-probability under the base model, which has seen neither kind."""
     rows = []
     for seed in budget.asked_seeds:
         members, ((_, before), *tuned) = copied(seed)
         for i, old in enumerate(before["asked"]):
-            zones = {}
+            zones = {"none": round(-float(np.mean(old["nats"])), 4)}
             for who, found in tuned:
                 new = found["asked"][i]
                 zones[who["method"]] = round(error_zone(old["nats"], new["nats"], new["first"]), 4)
@@ -618,7 +618,7 @@ def asked_rows() -> list[dict]:
 
 
 scores = results.table("membership_scores", asked_rows, optional=True)
-scores.groupby("member")[[*METHODS]].mean().round(3) if len(scores) else "not measured yet"
+scores.groupby("member")[["none", *METHODS]].mean().round(3) if len(scores) else "not measured yet"
 
 # %% [markdown]
 # - AUC: how often a member's score lies above a held-out document's. And what an auditor reads: the members found where
@@ -645,7 +645,7 @@ def scored(method: str, seed: int) -> list[np.ndarray]:
 
 
 def separated() -> list[dict]:
-    pairs = [(method, seed) for method in METHODS for seed in scores["seed"].unique()]
+    pairs = [(method, seed) for method in ("none", *METHODS) for seed in scores["seed"].unique()]
     return [{"method": method, "seed": seed, **separation(*scored(method, seed))} for method, seed in pairs]
 
 
@@ -949,9 +949,10 @@ results.claim("no more documents continued than before", most_seen["after"] <= m
 # %%
 if len(membership):
     counts, means = membership.groupby("method").sum(), membership.groupby("method")["auc"].mean()
+    results.value("auc.none", f"{means['none']:.2f}")
     gaps = {"full": aucs["full"] - 0.5, "lora": aucs["lora"] - 0.5, "gap": aucs["full"] - aucs["lora"]}
     low, high = ({key: gap.quantile(q) for key, gap in gaps.items()} for q in (0.05 / 6, 1 - 0.05 / 6))
-    for method, row in counts.iterrows():
+    for method, row in counts.loc[[*METHODS]].iterrows():
         results.value(f"auc.{method}", span(means[method], *aucs[method].quantile([0.025, 0.975]), 2))
         results.claim(f"training documents are recognised, {method}", low[method] > 0)
         results.claim(f"training documents are not shown to be recognised, {method}", low[method] <= 0)
