@@ -602,6 +602,11 @@ def error_zone(before: list[float], after: list[float], first: list[bool]) -> fl
     return float(up / (up + down)) if down else 1.0
 
 
+# %% [markdown]
+# - For every document that was asked.
+
+
+# %%
 def asked_rows() -> list[dict]:
     """A row per document: seed, member, its score after full fine-tuning and LoRA, and as a control ("none") its mean
     log-probability under the base model, which has seen neither kind."""
