@@ -13,7 +13,7 @@ from lib.explore.costs import leak
 from lib.explore.scratch import Recipe, build
 from lib.models import small_gpt2
 
-SMALL = {"window": 8, "segment": 4, "features": 16}  # several blocks in a short row
+SMALL = {"window": 8, "segment": 4, "doubling": 2, "features": 16}  # several blocks in a short row
 
 each = pytest.mark.parametrize("name", ATTENTIONS)
 
@@ -219,8 +219,8 @@ def test_nystrom_is_softmax_with_one_token_or_the_whole_row_in_a_segment():
     exact = softmax(q, k, v, 0.4)
     torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=20, ridge=0.1), exact)
     torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=64, ridge=0.1), exact)
-    torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=1, ridge=1e-12), exact, atol=1e-6, rtol=0)
-    coarse = nystrom(q, k, v, 0.4, segment=4)
+    torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=1, doubling=20, ridge=1e-12), exact, atol=1e-6, rtol=0)
+    coarse = nystrom(q, k, v, 0.4, segment=4, doubling=2)
     assert 1e-3 < (coarse - exact).norm() / exact.norm() < 0.5
 
 

@@ -68,8 +68,8 @@ def test_what_could_outgrow_the_memory_is_left_out(monkeypatch, capsys):
     monkeypatch.setattr(costs, "peak_memory", lambda seconds: ten)
     monkeypatch.setattr(costs.psutil, "virtual_memory", lambda: SimpleNamespace(available=100e6))
     df = scaling(["softmax", "linear"], (8, 16, 64), repeats=2)
-    assert set(df["length"]) == {8, 16}, "16: 10 MB x 8 of 100; 64: 10 MB x 8 x 8"
-    assert "softmax, forward, 64 tokens: left out, could need 640 MB of 100" in capsys.readouterr().out
+    assert set(df["length"]) == {8, 16}, "16: 10 MB x 4 of 100; 64: 10 MB x 4 x 4"
+    assert "softmax, forward, 64 tokens: left out, could need 160 MB of 100" in capsys.readouterr().out
 
 
 def test_leak_is_zero_for_transformers_own_gpt2_and_leaves_it_alone():

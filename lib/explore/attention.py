@@ -163,75 +163,76 @@ def delta(q, k, v, scale, beta=None, **_) -> Tensor:
     return torch.cat(out, dim=2)[:, :, :length]
 
 
-def nystrom_naive(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
-    """Exact softmax near a query, Nystrom's approximation for the segments before its own.
+def nystrom_naive(q, k, v, scale, segment=32, doubling=8, ridge=0.5, **_) -> Tensor:
+    """Exact softmax near a query, Nystrom's approximation for the chunks of `segment` tokens before its own.
 
-    Nystromformer (Xiong et al. 2021, 2102.03902) writes softmax(q k^T) as F A^-1 B with landmarks from the whole
-    sequence, so tokens see later ones. The causal form is our own: for a query in segment i the landmarks l are the
-    mean keys of the finished segments,
-        F = softmax(q l^T), A = softmax(l l^T) + ridge, B = softmax(l k^T) over segments < i, far = F A^-1 B v,
-        near = softmax over the row's first token and the query's segment up to itself,
-        out = near w + far (1 - w), w = sigmoid(lse_near - lse_far),
-    lse being the log-sum-exp of the scores, for `far` estimated as log(segment) + lse(q l^T). The first token is in no
-    segment, since pretrained models park much attention on it (Xiao et al. 2023, 2309.17453)."""
+    Nystromformer (Xiong et al. 2021, 2102.03902) writes softmax(q k^T) v as F A^-1 B v with landmarks from the whole
+    sequence, so tokens see later ones. The causal form is our own: one softmax over the row's first token, the query's
+    chunk up to itself, and landmarks l, which are the mean keys of the segments that ended before that chunk and count
+    as often as the segment has tokens. A segment is one chunk long, and twice as long after every `doubling` of them.
+    A landmark's value is what makes attention right where the landmark itself asks: with B v = softmax(l k^T) v over
+    the chunks before, K = exp(-scale |l_m - l_n|^2 / 2) + ridge and w = size exp(scale |l|^2 / 2), it is
+    w^-1 K^-1 diag(K w) B v, for ridge 0 the A^-1 B v of A = softmax(l l^T + log size). The first token is in no segment,
+    since pretrained models park much attention on it (Xiao et al. 2023, 2309.17453)."""
     outputs = []
     for t in range(q.shape[2]):
         start = 1 + max(t - 1, 0) // segment * segment
-        query = q[:, :, t : t + 1] * scale  # (B, H, 1, D)
-        near_k, near_v = (torch.cat([x[:, :, :1], x[:, :, start : t + 1]], 2) for x in (k, v))
-        scores = query @ near_k.mT
-        near = scores.softmax(-1) @ near_v
+        keys, values = (torch.cat([x[:, :, :1], x[:, :, start : t + 1]], 2) for x in (k, v))
+        edges = [1]
+        while (end := edges[-1] + segment * 2 ** ((len(edges) - 1) // doubling)) <= start:
+            edges.append(end)
+        scores = q[:, :, t : t + 1] @ keys.mT * scale  # (B, H, 1, near)
         if start > 1:
-            past = k[:, :, 1:start]
-            marks = past.unflatten(2, (-1, segment)).mean(3)  # (B, H, M, D)
-            a, b = ((marks @ x.mT * scale).softmax(-1) for x in (marks, past))
-            eye = torch.eye(a.shape[-1], device=q.device, dtype=q.dtype)
-            solved = torch.linalg.solve(a + ridge * eye, b @ v[:, :, 1:start]) * (1 + ridge)
-            marked = query @ marks.mT
-            far_mass = math.log(segment) + marked.logsumexp(-1, keepdim=True)
-            share = torch.sigmoid(scores.logsumexp(-1, keepdim=True) - far_mass)
-            near = near * share + marked.softmax(-1) @ solved * (1 - share)
-        outputs.append(near)
+            marks = torch.stack([k[:, :, i:j].mean(2) for i, j in zip(edges, edges[1:], strict=False)], 2)
+            sizes = torch.tensor(edges, device=q.device, dtype=q.dtype).diff()[:, None]  # (M, 1)
+            seen = (marks @ k[:, :, 1:start].mT * scale).softmax(-1) @ v[:, :, 1:start]
+            apart = (marks[:, :, :, None] - marks[:, :, None]).square().sum(-1)  # (B, H, M, M)
+            system = (-scale / 2 * apart).exp() + ridge * torch.eye(len(sizes), device=q.device, dtype=q.dtype)
+            w = sizes * (scale / 2 * marks.square().sum(-1, keepdim=True)).exp()  # (B, H, M, 1)
+            values = torch.cat([values, torch.linalg.solve(system, (system @ w) * seen) / w], 2)
+            scores = torch.cat([scores, q[:, :, t : t + 1] @ marks.mT * scale + sizes.mT.log()], -1)
+        outputs.append(scores.softmax(-1) @ values)
     return torch.cat(outputs, dim=2)
 
 
-def nystrom(q, k, v, scale, segment=32, ridge=0.5, **_) -> Tensor:
-    """`nystrom_naive` for all segments i at once. The landmarks before i are the first i of M, so its system A is the
-    leading i x i part of one (M, M) matrix; filled up with ones on the diagonal, the systems of all i are one batch.
-    O(T segment + T M + M^4) for M = T / segment."""
+def nystrom(q, k, v, scale, segment=32, doubling=8, ridge=0.5, **_) -> Tensor:
+    """`nystrom_naive` for all N chunks at once. The landmarks of a chunk are the first ones of M, and the factor of a
+    leading block is the leading block of the factor, so one Cholesky factor of K serves all; B v comes from sums that
+    run over the chunks. O(T segment + T M D + T M^2), and M grows with log T."""
     length, lowest = q.shape[2] - 1, torch.finfo(q.dtype).min
     if not length:
         return v
-    # near: the first token, which is in no segment, beside the query's own segment up to itself
     first_k, first_v = k[:, :, None, :1], v[:, :, None, :1]  # (B, H, 1, 1, D)
     q, k, v = (_chunks(x[:, :, 1:], segment) for x in (q * scale, k, v))  # (B, H, N, c, D)
-    n = q.shape[2]
+    chunk = torch.arange(q.shape[2], device=q.device)
+    sizes = 2 ** (chunk // doubling).clamp(max=30)  # of segments, in chunks
+    ends = sizes.cumsum(0)
+    sizes, ends = (x[ends < max(len(chunk), 2)] for x in (sizes, ends))  # (M,)
+    inside = (chunk < ends[:, None]) & (chunk >= (ends - sizes)[:, None])  # (M, N)
+    ready = chunk[:, None] >= ends  # (N, M)
+    marks = (inside / sizes[:, None]).to(q) @ k.mean(3)  # (B, H, M, D)
+    log_size = (sizes * segment).to(q).log()
     late = torch.ones(segment, segment, dtype=torch.bool, device=q.device).triu(1)
-    scores = torch.cat([q @ first_k.mT, (q @ k.mT).masked_fill(late, lowest)], -1)  # (B, H, N, c, 1 + c)
-    weights = scores.softmax(-1)
-    near = weights[..., :1] * first_v + weights[..., 1:] @ v
-    if n > 1:
-        marks = k.mean(3)  # a landmark per segment: (B, H, M, D), M = N
-        before = torch.ones(n, n, dtype=torch.bool, device=q.device).tril(-1)  # [i, m]: m < i
-        # A + ridge for each i: softmax over the landmarks before i; the rows and columns from i on are the identity's
-        a = (marks @ marks.mT * scale)[:, :, None].masked_fill(~before[:, None], lowest)  # (B, H, N, M, M)
-        a = a.softmax(-1) * (before[:, :, None] & before[:, None])
-        eye = torch.eye(n, device=q.device, dtype=q.dtype)
-        a = a + eye * (1 + (ridge - 1) * before.to(q.dtype))[:, None]
-        # B v for each i: softmax inside every segment j, which does not depend on i, then over the segments before i by
-        # the log-sum-exp that they hold; together it is softmax over all tokens before segment i
-        b = torch.einsum("bhmd,bhjcd->bhmjc", marks, k) * scale  # (B, H, M, N, c)
-        mass = b.logsumexp(-1)[:, :, None].masked_fill(~before[:, None], lowest).softmax(-1)  # (B, H, N, M, N)
-        mixed = torch.einsum("bhmjc,bhjcd->bhmjd", b.softmax(-1), v)
-        mixed = torch.einsum("bhimj,bhmjd->bhimd", mass, mixed) * before[..., None]
-        # rows of A + ridge sum to 1 + ridge: the factor lets equal values come out unchanged
-        solved = torch.linalg.solve(a, mixed) * (1 + ridge)  # A^-1 B v: (B, H, N, M, D)
-        marked = torch.einsum("bhncd,bhmd->bhncm", q, marks).masked_fill(~before[:, None], lowest)  # F's scores
-        far_mass = math.log(segment) + marked.logsumexp(-1, keepdim=True)
-        share = torch.sigmoid(scores.logsumexp(-1, keepdim=True) - far_mass)
-        share = share.masked_fill(torch.arange(n, device=q.device)[:, None, None] == 0, 1.0)  # nothing before
-        near = near * share + marked.softmax(-1) @ solved * (1 - share)
-    return torch.cat([first_v[:, :, 0], near.flatten(2, 3)[:, :, :length]], dim=2)
+    marked = (q @ marks[:, :, None].mT + log_size).masked_fill(~ready[:, None], lowest)
+    scores = torch.cat([q @ first_k.mT, (q @ k.mT).masked_fill(late, lowest), marked], -1)
+    first, near, far = scores.softmax(-1).split([1, segment, len(ends)], -1)  # (B, H, N, c, .)
+    # B v = sums / mass, each over the chunks before; a landmark's largest score keeps exp in range and cancels
+    b = (k @ marks[:, :, None].mT * scale).mT  # (B, H, N, M, c)
+    b = (b - b.detach().amax((2, 4), keepdim=True)).exp()
+    sums = F.pad((b @ v)[:, :, :-1].cumsum(2), (0, 0, 0, 0, 1, 0))  # (B, H, N, M, D)
+    mass = F.pad(b.sum(-1)[:, :, :-1].cumsum(2), (0, 0, 1, 0), value=1.0)  # (B, H, N, M)
+    half = scale / 2 * marks.square().sum(-1)  # (B, H, M)
+    system = (scale * marks @ marks.mT - half[..., None] - half[..., None, :]).exp()
+    eye = torch.eye(len(ends), device=q.device, dtype=q.dtype)
+    system = system + ridge * eye
+    w = (half + log_size)[:, :, None]
+    w = (w - w.detach().amax(-1, keepdim=True)).exp()  # its largest cancels too: (B, H, 1, M)
+    factor = torch.linalg.solve_triangular(torch.linalg.cholesky(system), eye, upper=False)[:, :, None]
+    # far w^-1 K^-1 diag(K w) / mass: what is not ready is 0 on either side of the factor, hence its block alone counts
+    far = (far / w[:, :, None]) @ factor.mT * ready[:, None] @ factor
+    far = far * (ready * ((w * ready) @ system) / mass)[:, :, :, None]
+    out = first * first_v + near @ v + far @ sums
+    return torch.cat([first_v[:, :, 0], out.flatten(2, 3)[:, :, :length]], dim=2)
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ ATTENTIONS = {
     "linear": Attention(kernel, step=kernel_step, options={"phi": elu_features}),
     "performer": Attention(kernel, step=kernel_step, options={"phi": favor_features, "features": 64}),
     "delta": Attention(delta, step=delta_step, gated=True),
-    "nystrom": Attention(nystrom, nystrom_naive, options={"segment": 32, "ridge": 0.5}),
+    "nystrom": Attention(nystrom, nystrom_naive, options={"segment": 32, "doubling": 8, "ridge": 0.5}),
 }
 
 

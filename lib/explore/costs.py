@@ -21,7 +21,7 @@ from lib.fast import peak_memory
 
 HEADS, HEAD_DIM = 4, 64  # GPT-2's head size; a third of its heads, so that 8,192 naive scores fit a laptop
 PASSES = ("forward", "forward+backward")
-GROWTH = 8  # of memory per doubling, at worst: nystrom's systems are (T / segment)^3 numbers
+GROWTH = 4  # of memory per doubling, at worst: the scores of softmax are T^2 numbers
 
 
 def seconds(run: Callable[[], object]) -> float:
