@@ -16,7 +16,7 @@
 #
 # Softmax attention compares every token with every earlier one: $T^2$ products. Five ways to pay less, each causal,
 # each tested against a naive form of itself, in one small GPT-2 trained from scratch; then what they cost, what a
-# constant-size state can hold, and how good Nystrom's approximation is on a pretrained model's queries and keys.
+# constant-size state can hold and learns to hold, and how good Nystrom's approximation is on a pretrained model.
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
@@ -40,6 +40,7 @@ if "google.colab" in sys.modules:
 # %%
 import copy
 import inspect
+import itertools
 from functools import cache
 
 import matplotlib.pyplot as plt
@@ -51,11 +52,14 @@ from IPython.display import Code, display
 from lib import hub, models, plots, profile, tasks
 from lib.explore import attention, costs, scratch
 from lib.explore.attention import ATTENTIONS, Attention
-from lib.results import Results, by_seed, interval, listed, number, shown
+from lib.results import Results, by_seed, interval, kept, listed, number, shown
 
 # %% [markdown]
 # - The budget: (fast, cpu, full). Text in UTF-8 bytes, lengths in tokens. On a GPU the timings go on to 65,536; on
 #   a CPU the quadratic forms take minutes a pass from 16,384 on.
+
+# - `RIVALS` are compared in one table; `softmax` is the same function as its fused form, and Nystrom has its own table
+#   with softmax's rows of the same machine beside it.
 
 # %%
 lengths = (256, 512, 1_024, 2_048, 4_096, 8_192)
@@ -68,11 +72,31 @@ budget = profile.budget(
     lengths=((64, 128, 256), lengths, lengths),  # of the timings
     repeats=(2, 3, 5),  # of each timing
     heads_tokens=(64, 512, 512),  # real queries and keys, for Nystrom's error
+    nystrom_seeds=((0, 1), (0, 1), (0, 1, 2)),
+    rate_seeds=((0, 1), (0, 1), tuple(range(10))),  # of softmax against a window at two rates
+    rate_bytes=(12_000, 60_000, 250_000),  # what each of these is trained on
+    control_seeds=((0, 1), (0, 1), (0, 1, 2)),
+    leak_bytes=(12_000, 40_000, 40_000),
+    pairs=((4, 8), (8, 32), (8, 32, 64)),  # of the recall that is trained
+    recall_steps=(5, 100, 250),
+    recall_seeds=((0, 1), (0, 1), (0, 1, 2)),
 )
 if profile.device().type == "cuda" and profile.name() != "fast":
     budget.lengths += (16_384, 32_768, 65_536)
 results = Results("06_attention", seeds=budget.seeds)
 NAMES, SOFTMAX = list(ATTENTIONS), "softmax_sdpa"
+RIVALS = [name for name in NAMES if name not in ("softmax", "nystrom")]
+LABELS = {SOFTMAX: "softmax", "performer": "Performer", "delta": "delta rule", "nystrom": "causal Nyström"}
+
+
+def labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(attention=frame["attention"].replace(LABELS))
+
+
+def device_of(table: str) -> str:
+    made = results.provenance()
+    return made.get("tables_made", {}).get(table, made)["device"]
+
 
 # %% [markdown]
 # ## The principle
@@ -87,10 +111,11 @@ NAMES, SOFTMAX = list(ATTENTIONS), "softmax_sdpa"
 # | `linear` | $w_{tj} \propto \phi(q_t) \cdot \phi(k_j)$, $\phi = \mathrm{elu} + 1$ | $T$ | $\sum \phi(k) v^\top$ |
 # | `performer` | the same, $\phi$ random features whose products estimate $e^{s_{tj}}$ | $T$ | the same |
 # | `delta` | $S_t = S_{t-1} + \beta_t k_t (v_t - S_{t-1}^\top k_t)^\top,\; o_t = S_t^\top q_t$ | $T$ | $S$ |
-# | `nystrom` | softmax in a segment of $c$, $F A^{-1} B$ before | $T c + T^2 / c + (T / c)^4$ | all keys and values |
+# | `nystrom` | softmax over $c$ near tokens, $m \sim \log T$ landmarks | $T (c + m D + m^2)$ | all keys and values |
 #
 # Nystromformer's landmarks are means over the whole sequence, so its form is for encoders: a token sees later ones.
-# The causal form here is our own; its rule is in the docstring below.
+# The causal form here is our own; its rule is in the docstring below. The systems $K$ of all prefixes are leading
+# blocks of one matrix, and so are their Cholesky factors: one factor serves the whole row.
 
 # %% [markdown]
 # - The change, in code: the linear form (chunks, with running sums between them) and our causal Nystrom, naive.
@@ -132,18 +157,20 @@ for ax, name in zip(axes.flat, NAMES[1:], strict=True):
     limit = np.quantile(np.abs(matrix[matrix != 0]), 0.97)  # a few large ones would leave the rest white
     ax.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
     ax.plot([-0.5, 31.5], [-0.5, 31.5], color=plots.GREY, linewidth=0.5, linestyle="-")
-    ax.set_title(name, fontsize=8.5)
+    ax.set_title(LABELS.get(name, name), fontsize=8.5)
     ax.set_axis_off()
-text = "Attention weights of each variant for the same random queries (rows) and keys (columns), 32 tokens."
-results.figure(figure, "06_weights", text, scratch=True)
+text = (
+    "Which earlier tokens each mechanism looks at: its weights for the same random queries (rows) and keys (columns)."
+)
+results.figure(figure, "06_weights", text, scratch=True, seeds=(1,))
 
 # %% [markdown]
 # ## Quality at an equal budget
 #
 # - One thing changes, the attention. Text, order, seeds, steps, learning rate and all other weights are equal;
-#   positions are RoPE in all. `softmax` is trained as `softmax_sdpa`, the same function by the fused kernel (a test
-#   holds outputs and gradients equal). Held-out windows of the trained length slide by half. A caption's training
-#   tokens are the mean over runs, rounded: seeds draw other documents and differ by a step.
+#   positions are RoPE in all. Softmax is trained by the fused kernel, `softmax_sdpa` (a test holds outputs and
+#   gradients equal). Held-out windows of the trained length slide by half. A caption's training tokens are the mean
+#   over runs, rounded: seeds draw other documents and differ by a step.
 
 # %%
 texts = scratch.documents("debian", "test", budget.eval_bytes)
@@ -153,7 +180,7 @@ shared = {"train_bytes": budget.train_bytes, "n_layer": budget.n_layer, "n_embd"
 @cache
 def runs() -> list[scratch.Trained]:
     return scratch.train_all(
-        [scratch.Recipe(seed=s, attention=name, position="rope", **shared) for s in budget.seeds for name in NAMES[1:]]
+        [scratch.Recipe(seed=s, attention=name, position="rope", **shared) for s in budget.seeds for name in RIVALS]
     )
 
 
@@ -161,15 +188,29 @@ def measure(run: scratch.Trained) -> dict:
     r, length = run.recipe, run.recipe.train_length
     score = scratch.score_stream(run.model, run.encoding, texts, length, length // 2)
     row = {"attention": r.attention, "position": r.position, "seed": r.seed, "bits_per_byte": score.bits_per_byte}
-    return row | {key: run.summary[key] for key in ("tokens", "parameters")}
+    return row | {key: run.summary[key] for key in ("tokens", "parameters", "learning_rate", "train_bytes")}
 
 
 quality = results.table("quality", lambda: [measure(run) for run in runs()])
+quality = quality[quality["attention"].isin(RIVALS)]
 tokens = int(quality["tokens"].mean().round(-3))
-figure = plots.dots(
-    quality, "bits_per_byte", "attention", titles={None: "debian"}, xlabel="bits per byte (lower is better)"
-)
-text = "Small GPT-2s trained from scratch on debian, one attention each. Dots: seeds; bar: 95 % t interval."
+
+# %% [markdown]
+# - The causal Nystrom beside softmax, both trained on one machine from the same seeds.
+
+
+# %%
+def nystrom_runs() -> list[dict]:
+    names = [(name, seed) for seed in budget.nystrom_seeds for name in (SOFTMAX, "nystrom")]
+    recipes = [scratch.Recipe(seed=seed, attention=name, position="rope", **shared) for name, seed in names]
+    return [measure(run) for run in scratch.train_all(recipes)]
+
+
+nystrom_quality = results.table("nystrom_quality", nystrom_runs)
+all_quality = pd.concat([quality, nystrom_quality[nystrom_quality["attention"] == "nystrom"]])
+look = {"titles": {None: "debian"}, "xlabel": "bits per byte (lower is better)"}
+figure = plots.dots(labelled(all_quality), "bits_per_byte", "attention", **look)
+text = "Who predicts best after the same text: small GPT-2s from scratch on debian. Dots: seeds; bar: 95 % t interval."
 results.figure(figure, "06_quality", text, tokens=tokens, scratch=True)
 
 # %% [markdown]
@@ -178,13 +219,55 @@ results.figure(figure, "06_quality", text, tokens=tokens, scratch=True)
 
 # %%
 by_position = results.table("loss_by_position", lambda: scratch.loss_by_position(runs(), texts, 256))
+by_position = by_position[by_position["attention"].isin(RIVALS)]
 look = {"logx": False, "xlabel": "tokens seen before", "ylabel": "bits per token"}
-figure = plots.lines(by_position, "seen", "bits_per_token", "attention", **look)
-results.figure(figure, "06_loss_by_position", "Loss by position inside a row.", tokens=tokens, scratch=True)
+figure = plots.lines(labelled(by_position), "seen", "bits_per_token", "attention", **look)
+text = "How much each mechanism gains from more text before a token. Line: mean over seeds; band: their range."
+results.figure(figure, "06_loss_by_position", text, tokens=tokens, scratch=True)
 
 # %% [markdown]
-# - The same with GPT-2's learned positions, one seed: at this budget the position table is still being learned and
-#   decides more than the attention does. Kept as a negative result, and the reason for RoPE above.
+# ## Is a window ahead of softmax, and of what does it hang?
+#
+# - Ten seeds at a fifth of the tokens, at two learning rates: a lead that is there at one rate alone is a matter of the
+#   optimiser. The control has a window as long as the row: the same function as softmax, computed in other blocks, so
+#   that only the order of additions differs; what it is apart from softmax after training is noise.
+
+
+# %%
+def rate_runs() -> list[dict]:
+    attention.register("row_window", Attention(attention.window, options={"window": 256}))
+    both = [(a, s, rate) for rate in (4e-3, 2e-3) for s in budget.rate_seeds for a in (SOFTMAX, "window")]
+    both += [("row_window", s, 4e-3) for s in budget.control_seeds]
+    given = shared | {"train_bytes": budget.rate_bytes, "position": "rope"}
+    recipes = [scratch.Recipe(seed=s, attention=a, learning_rate=rate, **given) for a, s, rate in both]
+    rows = [measure(run) for run in scratch.train_all(recipes)]
+    del ATTENTIONS["row_window"]
+    return rows
+
+
+rates = results.table("window_or_softmax", rate_runs)
+tokens_rates = int(rates["tokens"].mean().round(-3))
+lead = {}
+for rate, part in rates.groupby("learning_rate"):
+    wide = by_seed(part, "attention")
+    lead |= {(name, rate): (wide[name] - wide[SOFTMAX]).dropna() for name in wide.columns.drop(SOFTMAX)}
+for (name, rate), gap in lead.items():
+    print(f"{name} minus softmax at {rate}: {interval(gap, sign=True)}, {len(gap)} seeds")
+
+# %% [markdown]
+# - The same two mechanisms' first 32 tokens of a row, where a window of 64 and softmax are one function: a difference
+#   there can't come from the context.
+
+# %%
+first = by_position[by_position["seen"] == by_position["seen"].min()]
+first = by_seed(first, "attention", "bits_per_token")
+print(
+    "window minus softmax, first tokens of a row, bits per token:",
+    interval(first["window"] - first[SOFTMAX], sign=True),
+)
+
+# %% [markdown]
+# - GPT-2's learned positions instead of RoPE: at this budget the position table is still being learned. One seed.
 
 
 # %%
@@ -193,20 +276,27 @@ def learned_positions() -> list[dict]:
     return [measure(run) for run in scratch.train_all(recipes)]
 
 
-results.table("learned_positions", learned_positions).round(3)
+learned = results.table("learned_positions", learned_positions)
+learned.round(3)
 
 # %% [markdown]
 # ## Does any see the future?
 #
-# - Change all tokens after t: outputs up to t must stay. On the trained models, whole rows, rows with padding on
+# - Change all tokens after t: outputs up to t must stay. On briefly trained models, whole rows, rows with padding on
 #   the left and on the right, around the edges of chunks, windows and segments. 0 is what causal means.
 
 
 # %%
+@cache
+def brief(name: str):
+    given = shared | {"train_bytes": budget.leak_bytes}
+    return scratch.train(scratch.Recipe(seed=0, attention=name, position="rope", **given)).model
+
+
 def leaks() -> list[dict]:
-    first = {run.recipe.attention: run.model for run in runs() if run.recipe.seed == budget.seeds[0]}
-    first = {"softmax": attention.use_attention(copy.deepcopy(first[SOFTMAX]), "softmax")} | first
-    return [{"attention": name, "max_difference": costs.leak(model, 150)} for name, model in first.items()]
+    models_of = {name: brief(SOFTMAX if name == "softmax" else name) for name in NAMES}
+    models_of["softmax"] = attention.use_attention(copy.deepcopy(models_of["softmax"]), "softmax")
+    return [{"attention": name, "max_difference": costs.leak(model, 150)} for name, model in models_of.items()]
 
 
 leak = results.table("leak", leaks)
@@ -231,7 +321,7 @@ def leaking() -> list[dict]:
         "nystromformer": lambda q, k, v, scale, **_: nystromformer(q, k, v, scale, landmarks=8),
         "softmax without a mask": lambda q, k, v, scale, **_: (q @ k.mT * scale).softmax(-1) @ v,
     }
-    model, rows = copy.deepcopy(runs()[0].model), []
+    model, rows = copy.deepcopy(brief(SOFTMAX)), []
     for name, form in forms.items():
         attention.register("leaking", Attention(form))
         model.set_attn_implementation("leaking")
@@ -269,8 +359,9 @@ def accuracy(name: str, pairs: int, writes: int, seed: int, heads: int = 16) -> 
 
 
 # %% [markdown]
-# - Softmax keeps everything and finds it, but has no way to prefer the newer; the delta rule erases before it writes,
-#   until more keys are stored than a head has dimensions (64).
+# - Softmax keeps everything and finds it; of two values under one key it gives the mean, since both scores are equal:
+#   without positions it has no way to prefer the newer. The delta rule erases before it writes, until more keys are
+#   stored than a head has dimensions (64).
 
 # %%
 recall = results.table(
@@ -283,10 +374,97 @@ recall = results.table(
         for seed in budget.seeds
     ],
 )
+task_names = {"recall": "every key written once", "overwrite": "twice: the newer is right"}
 look = {"panel": "task", "xlabel": "pairs written", "ylabel": "share retrieved"}
-figure = plots.lines(recall, "pairs", "accuracy", "attention", **look)
-text = f"Associative recall in one head of {costs.HEAD_DIM} dimensions, random keys and values."
+figure = plots.lines(labelled(recall.replace({"task": task_names})), "pairs", "accuracy", "attention", **look)
+text = (
+    f"What one head of {costs.HEAD_DIM} dimensions gives back of random keys and values, untrained. Line: mean over "
+    "seeds; band: their range."
+)
 results.figure(figure, "06_recall", text, scratch=True)
+
+# %% [markdown]
+# ## What a state learns to hold
+#
+# - Multi-query associative recall, trained end to end: a row writes `pairs` keys with their values, then asks for each
+#   key once, in another order (Arora et al. 2023, arXiv:2312.04927). Key and value enter at one position, as the sum
+#   of their vectors, so that one layer suffices (as in Schlag et al. 2021, section 6.1): what is compared is the state,
+#   not the finding of a token's neighbour. A question holds `BLANK` in place of the value.
+
+# %%
+KEYS = 256
+VALUES = 64
+BLANK = KEYS + VALUES
+
+
+def associations(pairs: int, rows: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """Key and value ids (rows, 2 pairs), and the answers (rows, pairs) to the second half, which asks for the first."""
+    keys = torch.rand(rows, KEYS, generator=generator).argsort(1)[:, :pairs]
+    values = torch.randint(VALUES, (rows, pairs), generator=generator)
+    order = torch.rand(rows, pairs, generator=generator).argsort(1)
+    blank = torch.full_like(values, BLANK)
+    ids = torch.cat([keys, keys.gather(1, order)], 1), torch.cat([KEYS + values, blank], 1)
+    return *ids, values.gather(1, order)
+
+
+# %% [markdown]
+# - One layer, width 64, 2 heads, no positions; the window holds 16 tokens, as many numbers as the delta rule's state.
+#   Each is trained on fresh rows and asked on 64 others; chance is 1 of 64.
+
+
+# %%
+def trained_recall(name: str, pairs: int, seed: int) -> dict:
+    shape = {"n_positions": 2 * pairs, "n_layer": 1, "n_head": 2, "n_embd": 64}
+    model = scratch.build(BLANK + 1, "none", name, seed, **shape).to(profile.device())
+    attention.use_attention(model, name, **({"window": 16} if name == "window" else {})).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 4e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=budget.recall_steps, pct_start=0.1)
+
+    def logits_and_answers(rows: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values, answers = (x.to(profile.device()) for x in associations(pairs, rows, generator))
+        embed = model.transformer.wte
+        logits = model(inputs_embeds=embed(keys) + embed(values), use_cache=False).logits
+        return logits[:, pairs:, KEYS:BLANK], answers
+
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(budget.recall_steps):
+        logits, answers = logits_and_answers(16, generator)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), answers.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step(), schedule.step(), optimizer.zero_grad()
+    with torch.no_grad():
+        logits, answers = logits_and_answers(64, torch.Generator().manual_seed(10_000 + seed))
+    return {"accuracy": float((logits.argmax(-1) == answers).float().mean())}
+
+
+# %% [markdown]
+# - The state after a row, of both heads of 32: keys and values of all tokens (Nystrom's landmarks ask all of them), of
+#   a window's, or the recurrent form's numbers, in float32. A finished run is kept.
+
+
+# %%
+def state_kilobytes(name: str, tokens: int) -> float:
+    entry, head = ATTENTIONS[name], torch.zeros(1, 2, 1, 32)
+    if not entry.step:
+        return 2 * 64 * 4 * (min(tokens, 16) if name == "window" else tokens) / 1_000
+    given = {"beta": torch.zeros(1, 2, 1)} if entry.gated else {}
+    return 4 * entry.step(None, head, head, head, 1.0, **entry.options, **given)[1].numel() / 1_000
+
+
+def recall_rows() -> list[dict]:
+    rows = []
+    for seed, pairs, name in itertools.product(budget.recall_seeds, budget.pairs, [SOFTMAX, *RIVALS[1:], "nystrom"]):
+        path = profile.output_root() / "data" / "runs" / f"recall-{name}-{pairs}-{seed}"
+        got = kept(path, (budget.recall_steps,), lambda n=name, p=pairs, s=seed: trained_recall(n, p, s))
+        row = {"attention": name, "pairs": pairs, "seed": seed, **got}
+        rows.append(row | {"state_kilobytes": state_kilobytes(name, 2 * pairs)})
+    return rows
+
+
+learned_recall = results.table("trained_recall", recall_rows)
+learned_recall.pivot_table(
+    index=["attention", "state_kilobytes"], columns="pairs", values="accuracy", sort=False
+).round(2)
 
 # %% [markdown]
 # ## Time and memory against length
@@ -296,11 +474,12 @@ results.figure(figure, "06_recall", text, scratch=True)
 
 # %%
 scaling = results.table("scaling", lambda: costs.scaling(NAMES, budget.lengths, budget.repeats))
-device = results.provenance()["device"]
+device = device_of("scaling")
 look = {"panel": "pass", "logy": True, "xlabel": "tokens"}
-figure = plots.lines(scaling, "length", "milliseconds", "attention", ylabel="milliseconds", **look)
-text = f"Time of one attention operation, medians of {budget.repeats}, on {device}."
-results.figure(figure, "06_scaling", text, scratch=True)
+scaled = labelled(scaling.replace({"attention": {"softmax": "softmax, not fused"}}))
+figure = plots.lines(scaled, "length", "milliseconds", "attention", ylabel="milliseconds", **look)
+text = f"How time grows with length: one attention operation, medians of {budget.repeats} rounds by turns, on {device}."
+results.figure(figure, "06_scaling", text, scratch=True, seeds=())
 
 # %% [markdown]
 # - The same passes in memory; below a megabyte nothing can be told from noise.
@@ -310,20 +489,22 @@ measurable = scaling[scaling["peak_megabytes"] > 1]
 if measurable.empty:
     print("No figure of memory: at these lengths no pass adds a megabyte that this machine could measure.")
 else:
+    measurable = labelled(measurable.replace({"attention": {"softmax": "softmax, not fused"}}))
     figure = plots.lines(measurable, "length", "peak_megabytes", "attention", ylabel="peak megabytes", **look)
     text = f"Peak memory of one attention operation above its inputs, on {device}."
-    results.figure(figure, "06_memory", text, scratch=True)
+    results.figure(figure, "06_memory", text, scratch=True, seeds=())
 
 # %% [markdown]
-# - Fitted exponents over the three longest lengths (memory: of those with more than a megabyte; nan: fewer than two).
+# - Fitted exponents of time: over the three longest lengths, where the fixed costs of short rows are past, and over
+#   all; of memory over those of the three longest with more than a megabyte (nan: fewer than two).
 # - From which length on each is faster than softmax (both passes), against the naive form and against the fused kernel
 #   (nan: not within the lengths measured).
 
 
 # %%
-def exponent(df: pd.DataFrame, value: str) -> float:
-    """The slope of log `value` against log length over the three longest: 2 is quadratic, 1 linear, nan of one."""
-    logs = np.log(df.sort_values("length").tail(3)[["length", value]])
+def exponent(df: pd.DataFrame, value: str, longest: int = 3) -> float:
+    """The slope of log `value` against log length over the longest: 2 is quadratic, 1 linear, nan of one."""
+    logs = np.log(df.sort_values("length").tail(longest)[["length", value]])
     return float(np.polyfit(logs["length"], logs[value], 1)[0]) if len(logs) > 1 else float("nan")
 
 
@@ -334,6 +515,7 @@ def fits() -> list[dict]:
         for kind in costs.PASSES:
             passes = own[own["pass"] == kind]
             row[f"time_exponent_{kind}"] = exponent(passes, "milliseconds")
+            row[f"time_exponent_all_lengths_{kind}"] = exponent(passes, "milliseconds", len(passes))
             row[f"memory_exponent_{kind}"] = exponent(passes[passes["peak_megabytes"] > 1], "peak_megabytes")
         for against in ("softmax", SOFTMAX):
             start = float("nan") if name == against else costs.crossover(scaling, name, against)
@@ -385,34 +567,80 @@ names = [SOFTMAX, "window", "linear", "performer", "delta"]
 contexts = (*budget.lengths, 8 * budget.lengths[-1])
 decoding = results.table("decoding", lambda: [decoding_row(name, context) for context in contexts for name in names])
 look = {"logy": True, "xlabel": "tokens before", "ylabel": "milliseconds per token"}
-figure = plots.lines(decoding, "context", "milliseconds", "attention", **look)
-results.figure(
-    figure, "06_decoding", f"One token of one attention operation after a context, on {device}.", scratch=True
-)
+figure = plots.lines(labelled(decoding), "context", "milliseconds", "attention", **look)
+text = f"One token of one attention operation after a context: medians of 20, on {device_of('decoding')}."
+results.figure(figure, "06_decoding", text, scratch=True, seeds=())
 decoding.pivot(index="context", columns="attention", values="state_kilobytes").round(0)
 
 # %% [markdown]
 # ## Nystrom on a pretrained model
 #
-# - Real queries, keys and values of every layer, one text. `paper`: the encoder's form against softmax without a
-#   mask. `causal`: ours against causal softmax. `near_only`: ours without its approximated part.
+# - Real queries, keys and values of every layer, one text. The queries of its second half have their own half exact
+#   (and the first token); the first half stands behind m landmarks: means of m equal segments, or the centres of
+#   k-means over its keys, both known before any of the queries.
 
 
 # %%
-def nystrom_errors(q, k, v, scale, landmarks: int) -> dict[str, float]:
-    """Relative errors |approximation - softmax attention| / |softmax attention| of one layer's outputs."""
-    length = q.shape[2]
-    segment = -(-(length - 1) // landmarks)
-    block = (torch.arange(length, device=q.device) - 1) // segment  # the first token stands alone
-    everything = torch.ones(1, 1, length, length, dtype=torch.bool, device=q.device)
-    own = ((block[:, None] == block) | (block == -1)) & everything.tril()
-    whole, causal = attention.softmax(q, k, v, scale, everything), attention.softmax(q, k, v, scale)
-    forms = {
-        "paper": (nystromformer(q, k, v, scale, landmarks), whole),
-        "causal": (attention.nystrom(q, k, v, scale, segment=segment), causal),
-        "near_only": (attention.softmax(q, k, v, scale, own), causal),
-    }
-    return {form: float((got - exact).norm() / exact.norm()) for form, (got, exact) in forms.items()}
+def kmeans(keys: torch.Tensor, centres: torch.Tensor, rounds: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lloyd's rounds from `centres` (H, M, D) over keys (H, T, D): centres, and the keys of each (H, M), at least 1."""
+    for _ in range(rounds):
+        nearest = torch.cdist(keys, centres).argmin(-1)
+        member = torch.nn.functional.one_hot(nearest, centres.shape[1]).to(keys)  # (H, T, M)
+        sizes = member.sum(1)
+        centres = torch.where(sizes[..., None] > 0, member.mT @ keys / sizes.clamp(min=1)[..., None], centres)
+    return centres, sizes.clamp(min=1)
+
+
+def landmark_values(marks, sizes, k, v, scale, ridge):
+    """`attention.nystrom_naive`'s w^-1 K^-1 diag(K w) B v for landmarks (H, M, D) of `sizes` (H, M)."""
+    w = torch.log(sizes) + scale / 2 * marks.square().sum(-1)
+    w = (w - w.amax(-1, keepdim=True)).exp()[..., None]
+    system = (-scale / 2 * torch.cdist(marks, marks).square()).exp() + ridge * torch.eye(marks.shape[1]).to(k)
+    return torch.linalg.solve(system, (system @ w) * ((marks @ k.mT * scale).softmax(-1) @ v)) / w
+
+
+# %% [markdown]
+# - One layer's second half of queries: the scores of the first token and of the own half, and what stands behind them.
+
+
+# %%
+def halves(q, k, v, scale):
+    """q scale (H, T/2, D), near scores (H, T/2, 1 + T/2), their values, keys and values of the first half."""
+    half = q.shape[2] // 2
+    parts = ([1, half - 1, q.shape[2] - half], 1)
+    (first_k, far_k, near_k), (first_v, far_v, near_v) = (x[0].float().split(*parts) for x in (k, v))
+    q = q[0, :, half:].float() * scale
+    late = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).triu(1)
+    near = torch.cat([q @ first_k.mT, (q @ near_k.mT).masked_fill(late, -torch.inf)], -1)
+    return q, near, torch.cat([first_v, near_v], 1), far_k, far_v
+
+
+# %% [markdown]
+# - What explains the error: no form with m landmarks has weights of a rank above m. `rank` takes the best there is, the
+#   first m singular values of the exact far weights; `near` leaves the first half out. Errors are of the whole output.
+
+
+# %%
+def nystrom_errors(q, k, v, scale, counts) -> list[dict]:
+    """form, landmarks (of `counts`), error: |approximation - softmax attention| / |softmax attention| of a layer."""
+    q, near, values, far_k, far_v = halves(q, k, v, scale)
+    weights = torch.cat([near, q @ far_k.mT], -1).softmax(-1)
+    exact = weights @ torch.cat([values, far_v], 1)
+    u, sigma, vh = torch.linalg.svd(weights[..., near.shape[-1] :], full_matrices=False)
+    rows = []
+    for m in counts:
+        lost = (u[..., m:] * sigma[..., None, m:]) @ (vh[..., m:, :] @ far_v)
+        outputs = {"near": near.softmax(-1) @ values, "rank": exact - lost}
+        parts = far_k.tensor_split(m, 1)
+        means = torch.stack([part.mean(1) for part in parts], 1)
+        sizes = torch.tensor([part.shape[1] for part in parts]).to(means).expand(means.shape[:2])
+        for kind, (marks, n) in {"means": (means, sizes), "kmeans": kmeans(far_k, means)}.items():
+            both = torch.cat([near, q @ marks.mT + n.log()[:, None]], -1).softmax(-1)
+            solved = landmark_values(marks, n, far_k, far_v, scale, ridge=0.5)
+            outputs[kind] = both @ torch.cat([values, solved], 1)
+        size = exact.norm()
+        rows += [{"form": f, "landmarks": m, "error": float((x - exact).norm() / size)} for f, x in outputs.items()]
+    return rows
 
 
 # %% [markdown]
@@ -453,30 +681,36 @@ def nystrom_rows() -> list[dict]:
         return []
     base = results.base
     ids = torch.tensor([base.tokenizer("\n\n".join(texts)).input_ids[: budget.heads_tokens]])
+    counts = [m for m in (4, 8, 16, 32, 64, 128) if m <= budget.heads_tokens // 4]
     return [
-        {"layer": layer, "form": form, "landmarks": m, "error": error}
+        {"layer": layer, **row}
         for layer, heads in enumerate(real_heads(base.model, ids.to(base.model.device)))
-        for m in (4, 8, 16, 32, 64, 128)
-        if m <= budget.heads_tokens // 4
-        for form, error in nystrom_errors(*heads, m).items()
+        for row in nystrom_errors(*heads, counts)
     ]
 
 
+FORMS = {"near": "no far part", "rank": "best of rank m", "means": "segment means", "kmeans": "k-means"}
 errors = results.table("nystrom_error", nystrom_rows)
 if len(errors):
-    by_layer = errors.rename(columns={"layer": "seed"})  # the band is over layers here
+    by_layer = errors.rename(columns={"layer": "seed"}).replace(
+        {"form": {"near": "no far part", "rank": "best of rank m"}}
+    )
     figure = plots.lines(by_layer, "landmarks", "error", "form", logy=True, ylabel="relative error of the output")
-    text = f"Nystrom's error on {budget.heads_tokens} tokens of debian text; line: mean over layers, band: all layers."
-    results.figure(figure, "06_nystrom_error", text)
+    text = (
+        f"Why landmarks don't fit a pretrained model: error on {budget.heads_tokens} tokens of debian text, and what "
+        "the best weights of that rank would leave. Line: mean over layers; band: their range."
+    )
+    results.figure(figure, "06_nystrom_error", text, seeds=())
 
 # %% [markdown]
 # ## What we saw
 
 # %%
-wide = by_seed(quality, "attention")
+wide, paired = by_seed(quality, "attention"), by_seed(nystrom_quality, "attention")
 against = {name: wide[name] - wide[SOFTMAX] for name in wide.columns.drop(SOFTMAX)}
+against["nystrom"] = paired["nystrom"] - paired[SOFTMAX]
 for name, gap in against.items():
-    print(f"{name:10} {wide[name].mean():.3f} bits per byte; to softmax {interval(gap, sign=True)}, by seed")
+    print(f"{name:10} to softmax {interval(gap, sign=True)} bits per byte, by seed")
 times = decoding.pivot(index="context", columns="attention", values="milliseconds")[names]
 slower = times.iloc[-1] / times.iloc[0]
 print(f"Decoding, {times.index[-1]:,} against {times.index[0]:,} tokens before:", slower.round(1).to_dict())
@@ -489,38 +723,44 @@ if len(errors):
 #
 # - Quality and recall tell one story. What a variant loses in bits per byte it loses where an exact earlier token
 #   is wanted: a window keeps the near ones exactly, the delta rule corrects what it stores, a plain sum of
-#   $\phi(k) v^\top$ blurs everything together.
-# - Text this short rewards the near context. A window or segments beside full softmax in the table are no proof that
-#   they are as good where something has to be found a thousand tokens back.
-# - Nystrom on a pretrained model is a negative result: finer landmarks leave less to the exact part, and the
-#   inverse of landmarks that are alike amplifies what is left. Where the error is near or above 1, the output
-#   has little to do with the model's own; a converted model would have to be trained again.
+#   $\phi(k) v^\top$ blurs everything together. That one causes the other is a guess: no run varies recall alone.
+# - A window or landmarks beside full softmax in the table are no proof that they are as good where something has to be
+#   found far back: in the trained recall a window is at chance as soon as the pairs outgrow it.
+# - Nystrom on a pretrained model is a negative result. The best weights of the same rank would do, so the rank is
+#   not what is missing: it is the landmarks, that is, keys which stand for others.
 #
 # ## What it does not show
 #
-# - A small model, little text, one learning rate, tuned for softmax: variants that want another one lose by it.
+# - A small model, little text, one learning rate, tuned for softmax, but for softmax and window: variants that want
+#   another one lose by it.
 # - RoPE turns queries and keys before a feature map. For softmax that is a relative code; through elu it is not.
 # - Timings are of PyTorch code on this machine. Fused kernels (flash-linear-attention) move every crossover, and a
 #   GPU moves them again; the exponents stay.
+# - The trained recall stops after a fixed number of steps: a mechanism that learns more slowly counts as worse.
 # - Performer's features are drawn once; the paper redraws them during training.
 
 # %% [markdown]
 # ## For the report
 #
-# - The table of section 6.3: quality, and how time grows.
+# - The table of section 6.3: quality, and how time grows. Nystrom's gap is to softmax on its own machine and seeds.
 
 # %%
 longest, fit, rows = scaling["length"].max(), fitted.set_index("attention"), []
 power, faster = fit["time_exponent_forward+backward"], fit[f"faster_than_{SOFTMAX}_from"]
-for name in wide:
+for name in [*wide, "nystrom"]:
     start = f"{faster[name]:,.0f} tokens" if faster[name] == faster[name] else f"not up to {longest:,}"
     gap = interval(against[name], sign=True) if name in against else ""
-    rows.append([f"`{name}`", interval(wide[name]), gap, number(power[name], 2), start if name in against else ""])
+    bits = wide[name] if name in wide else paired[name]
+    cells = [LABELS.get(name, name), interval(bits), gap, number(power[name], 2)]
+    rows.append([*cells, start if name in against else ""])
+start = sorted(scaling["length"].unique())[-3:][0]
 text = (
-    f"Held-out bits per byte after {tokens:,} training tokens; “time exponent” is that of the length, forward and "
-    f"backward, on {device}; mean, 95 % t interval."
+    f"What each mechanism costs in quality and gains in time: held-out bits per byte after {tokens:,} training tokens "
+    f"(mean, 95 % t interval; causal Nyström: seeds {listed(budget.nystrom_seeds)} on another processor, against "
+    f"the softmax of that one), and the exponent with which the time of one operation, forward and backward, grows "
+    f"from {start:,} to {longest:,} tokens."
 )
-header = ["attention", "bits per byte", "minus softmax, by seed", "time exponent", "faster from"]
+header = ["attention", "bits per byte", "minus softmax, by seed", "time exponent", "faster than softmax from"]
 results.markdown("quality", header, rows, text, scratch=True)
 
 # %% [markdown]
@@ -531,25 +771,76 @@ results.markdown("quality", header, rows, text, scratch=True)
 results.value("seeds", f"{len(budget.seeds)} seed{'s' * (len(budget.seeds) > 1)}")
 told = shown(against)  # corrected for the number of mechanisms compared
 for side, name in ((-1, "ahead"), (0, "level"), (1, "behind")):
-    results.value(name, listed([a for a in told if told[a] == side], code=True))
+    results.value(name, listed([LABELS.get(a, a) for a in told if told[a] == side]))
+for name in against:
+    results.value(f"gap.{name}", interval(against[name], sign=True))
 order = list(wide.mean()[[SOFTMAX, "delta", "linear"]].sort_values().index)
-results.value("order", " < ".join(f"`{name}`" for name in order))
+results.value("order", " < ".join(LABELS.get(name, name) for name in order))
 results.value("linear.minus_delta", interval(wide["linear"] - wide["delta"], sign=True))
 results.claim("softmax, delta and linear in the published order", order == [SOFTMAX, "delta", "linear"])
+results.claim("Performer is ahead of linear", shown(wide["performer"] - wide["linear"]) < 0)
 results.claim("the window is not behind softmax", told["window"] <= 0)
+results.claim("causal Nystrom is not shown to differ from softmax", told["nystrom"] == 0)
 
 # %% [markdown]
-# - Recall at half of the most pairs, where the delta rule has as many keys as a head has dimensions.
+# - The window at two rates, over all seeds, corrected over the two; its control; the first tokens of a row; and the
+#   learned positions.
+
+# %%
+family = {key: gap for key, gap in lead.items() if key[0] == "window"}
+shown_lead = shown(family)
+for (name, rate), gap in lead.items():
+    results.value(f"{name}.{rate}", interval(gap, sign=True))
+    results.value(f"{name}.seeds", len(gap))
+high, low = (("window", rate) for rate in (4e-3, 2e-3))
+results.value("row_window.largest", number(lead["row_window", 4e-3].abs().max(), 4))
+results.value("rates.tokens", f"{tokens_rates:,}")
+results.value("window.first", interval(first["window"] - first[SOFTMAX], sign=True))
+results.claim("the window is ahead at the higher rate", shown_lead[high] < 0)
+results.claim("the window is ahead at the lower rate", shown_lead[low] < 0)
+results.claim("the window is ahead where both see the same", shown(first["window"] - first[SOFTMAX]) < 0)
+for name, part in learned.groupby("attention")["bits_per_byte"]:
+    results.value(f"learned.{name}", number(part.mean()))
+
+# %% [markdown]
+# - Recall at half of the most pairs, where the delta rule has as many keys as a head has dimensions; overwriting at
+#   half of that.
 
 # %%
 pairs = recall["pairs"].max() // 2
 asked = recall[(recall["pairs"] == pairs) & (recall["task"] == "recall")]
 results.value("recall.pairs", pairs)
+results.value("overwrite.pairs", pairs // 2)
 for name, part in asked.groupby("attention")["accuracy"]:
     results.value(f"recall.{name}", interval(part, 2, top=1))
     results.value(f"recall.{name}.percent", f"{part.mean():.0%}")
 retrieved = by_seed(asked, "attention", "accuracy")
 results.claim("delta retrieves more than linear", shown(retrieved["delta"] - retrieved["linear"]) > 0)
+newer = by_seed(recall[(recall["pairs"] == pairs // 2) & (recall["task"] == "overwrite")], "attention", "accuracy")
+for name in newer:
+    results.value(f"overwrite.{name}.percent", f"{newer[name].mean():.0%}")
+results.claim("delta overwrites more than softmax", shown(newer["delta"] - newer["softmax"]) > 0)
+
+# %% [markdown]
+# - The trained recall: a table for the appendix, and the order at the most pairs.
+
+# %%
+most, rows = learned_recall["pairs"].max(), []
+for (n, name), part in learned_recall.groupby(["pairs", "attention"], sort=False):
+    cells = interval(part["accuracy"], 2, top=1), number(part["state_kilobytes"].mean(), 1)
+    rows.append([n, LABELS.get(name, name), *cells])
+text = f"Associative recall after {budget.recall_steps} training steps of 16 rows: share of keys answered rightly."
+header, options = ["pairs", "attention", "share right", "state in kB"], {"scratch": True, "seeds": budget.recall_seeds}
+results.markdown("trained_recall", header, rows, text, left=2, **options)
+end = by_seed(learned_recall[learned_recall["pairs"] == most], "attention", "accuracy")
+state = learned_recall[learned_recall["pairs"] == most].groupby("attention")["state_kilobytes"].first()
+results.value("trained.pairs", most)
+for name in end:
+    results.value(f"trained.{name}.percent", f"{end[name].mean():.0%}")
+    results.value(f"trained.{name}.kilobytes", number(state[name], 1))
+ordered = shown({"delta": end["delta"] - end["linear"], **{n: end[n] - end["window"] for n in end if n != "window"}})
+results.claim("the window is last on trained recall", min(v for n, v in ordered.items() if n != "delta") > 0)
+results.claim("delta is ahead of linear on trained recall", ordered["delta"] > 0)
 
 # %% [markdown]
 # - Cost: decoding at the longest context over that at the shortest, and how time grows with length.
@@ -558,12 +849,20 @@ results.claim("delta retrieves more than linear", shown(retrieved["delta"] - ret
 results.value("decoding.short", f"{times.index[0]:,}")
 results.value("decoding.long", f"{times.index[-1]:,}")
 for name, ratio in slower.items():
-    results.value(f"decoding.{name}", number(ratio, 1))
-for name in (SOFTMAX, "linear"):
+    results.value(f"decoding.{name}", number(ratio, 0 if ratio > 10 else 1))
+for name in power.index:
     results.value(f"exponent.{name}", number(power[name], 2))
+    results.value(f"exponent_all.{name}", number(fit["time_exponent_all_lengths_forward+backward"][name], 2))
 results.value("longest", f"{longest:,}")
-results.value("never_faster", listed([name for name in against if faster[name] != faster[name]], code=True))
-results.claim("Nystrom's time grows faster than softmax's", power["nystrom"] > power[SOFTMAX])
+results.value("device", device_of("scaling"))
+results.value("nystrom.faster_from", f"{faster['nystrom']:,.0f}")
+both = scaling[(scaling["pass"] == costs.PASSES[1]) & (scaling["length"] == longest)].set_index("attention")[
+    "milliseconds"
+]
+results.value("nystrom.times_faster", number(both[SOFTMAX] / both["nystrom"], 1))
+results.value("never_faster", listed([LABELS.get(n, n) for n in against if faster[n] != faster[n]]))
+results.claim("causal Nystrom grows more slowly than T^1.5", power["nystrom"] <= 1.5)
+results.claim("causal Nystrom is faster than softmax by 4,096 tokens", faster["nystrom"] <= 4_096)
 results.claim("linear time grows more slowly than softmax's", power["linear"] < power[SOFTMAX])
 
 # %% [markdown]
@@ -584,13 +883,12 @@ results.claim("the leak test finds both controls", controls["max_difference"].mi
 USABLE = 0.1
 results.value("nystrom.usable", USABLE)
 results.value("nystrom.model", results.provenance()["base_model"])
-for form in ("causal", "near_only"):
-    by_landmarks = (
-        errors[errors["form"] == form].groupby("landmarks")["error"].mean() if len(errors) else pd.Series([None])
-    )
-    for what, value in (("least", by_landmarks.min()), ("most", by_landmarks.max())):
+mean_error = errors.groupby(["form", "landmarks"])["error"].mean() if len(errors) else {}
+for form in FORMS:
+    of = mean_error[form] if len(errors) else pd.Series([None])
+    for what, value in (("least", of.min()), ("most", of.max())):
         results.value(f"nystrom.{form}.{what}", number(value, 2) if len(errors) else "not measured")
-usable = len(errors) and errors[errors["form"] == "causal"].groupby("landmarks")["error"].mean().min() <= USABLE
+usable = len(errors) and min(mean_error[form].min() for form in ("means", "kmeans")) <= USABLE
 results.claim("Nystrom's error is too large at every number of landmarks", len(errors) and not usable)
 
 # %%

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from notebook_code import defined
 from small_models import SMALL_RUN, close, llama, logits_in_pieces, padded, row, sharpened
 from transformers import StaticCache
 
@@ -235,6 +236,18 @@ def test_softmax_is_a_pretrained_models_own_attention():
     for name in set(ATTENTIONS) - {"softmax", "softmax_sdpa", "window"}:  # 19 tokens: one window
         changed = use_attention(llama(), name, **small(name))(**inputs).logits[real]
         assert (changed - expected).abs().max() > 1e-3, name
+
+
+def test_the_recall_task_and_the_landmarks_of_notebook_06_are_what_they_say():
+    at = defined("06_attention", "KEYS", "VALUES", "BLANK", "associations", "landmark_values")
+    rows = at.associations(8, 50, torch.Generator().manual_seed(0))
+    assert rows[0][:, :8].tolist() != rows[0][:, 8:].tolist() and (rows[1][:, 8:] == at.BLANK).all()
+    for keys, values, answers in zip(*(x.tolist() for x in rows), strict=True):
+        written = dict(zip(keys[:8], values[:8], strict=True))
+        assert sorted(written) == sorted(keys[8:]) and max(written) < at.KEYS <= min(values)
+        assert [written[key] for key in keys[8:]] == [at.KEYS + answer for answer in answers]
+    k, v = (heads("nystrom", 20)[key][0] for key in "kv")  # every key its own landmark
+    torch.testing.assert_close(at.landmark_values(k, k.new_ones(2, 20), k, v, 0.4, 1e-12), v, atol=1e-6, rtol=0)
 
 
 def test_a_bad_name_or_option_is_named():
