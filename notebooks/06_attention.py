@@ -764,6 +764,24 @@ header = ["attention", "bits per byte", "minus softmax, by seed", "time exponent
 results.markdown("quality", header, rows, text, scratch=True)
 
 # %% [markdown]
+# - The set-up, so that the report's line of hyperparameters is this notebook's.
+
+# %%
+recipe, options = scratch.Recipe(seed=0, **shared), {k: v for e in ATTENTIONS.values() for k, v in e.options.items()}
+setup = {
+    "layers": recipe.n_layer,
+    "width": recipe.n_embd,
+    "heads": recipe.n_head,
+    "vocabulary": f"{recipe.vocab_size:,}",
+}
+setup |= {"head_width": recipe.n_embd // recipe.n_head, "row": recipe.train_length, "rows": recipe.rows}
+setup |= {"rate": recipe.learning_rate, "tokens": f"{tokens:,}", "nystrom_seeds": len(budget.nystrom_seeds)}
+setup |= {key: options[key] for key in ("window", "features", "segment", "doubling", "ridge")}
+setup |= {"timed_heads": costs.HEADS, "timed_width": costs.HEAD_DIM, "recall_seeds": len(budget.recall_seeds)}
+for key, value in setup.items():
+    results.value(f"setup.{key}", value)
+
+# %% [markdown]
 # - Values of its sentences, and a claim per sentence that hangs on them. Quality first: who is ahead of softmax, and
 #   the order of three that others published.
 
@@ -787,20 +805,55 @@ results.claim("causal Nystrom is not shown to differ from softmax", told["nystro
 #   learned positions.
 
 # %%
-family = {key: gap for key, gap in lead.items() if key[0] == "window"}
-shown_lead = shown(family)
-for (name, rate), gap in lead.items():
-    results.value(f"{name}.{rate}", interval(gap, sign=True))
-    results.value(f"{name}.seeds", len(gap))
-high, low = (("window", rate) for rate in (4e-3, 2e-3))
-results.value("row_window.largest", number(lead["row_window", 4e-3].abs().max(), 4))
+HIGH, LOW = 4e-3, 2e-3
+shown_lead = shown({rate: lead["window", rate] for rate in (HIGH, LOW)})
+for name, rate in (("high", HIGH), ("low", LOW)):
+    results.value(f"window.{name}", interval(lead["window", rate], sign=True))
+    results.value(f"window.{name}.rate", rate)
+    results.value(f"window.{name}.seeds", len(lead["window", rate]))
+results.value("row_window", interval(lead["row_window", HIGH], sign=True))
+results.value("row_window.largest", number(lead["row_window", HIGH].abs().max()))
+results.value("row_window.seeds", len(lead["row_window", HIGH]))
 results.value("rates.tokens", f"{tokens_rates:,}")
 results.value("window.first", interval(first["window"] - first[SOFTMAX], sign=True))
-results.claim("the window is ahead at the higher rate", shown_lead[high] < 0)
-results.claim("the window is ahead at the lower rate", shown_lead[low] < 0)
+results.claim("the window is ahead at the higher rate", shown_lead[HIGH] < 0)
+results.claim("the window is ahead at the lower rate", shown_lead[LOW] < 0)
 results.claim("the window is ahead where both see the same", shown(first["window"] - first[SOFTMAX]) < 0)
 for name, part in learned.groupby("attention")["bits_per_byte"]:
     results.value(f"learned.{name}", number(part.mean()))
+
+# %% [markdown]
+# - For the appendix: these runs, and the costs over all lengths.
+
+# %%
+rows = []
+for (name, rate), gap in lead.items():
+    both = rates[(rates["learning_rate"] == rate) & rates["seed"].isin(gap.index)].groupby("attention")["bits_per_byte"]
+    label = "window of the whole row" if name == "row_window" else name
+    bits = [number(both.mean()[n]) for n in (name, SOFTMAX)]
+    rows.append([label, number(1_000 * rate, 0), len(gap), *bits, interval(gap, sign=True)])
+text = (
+    "Whether a window is ahead of softmax hangs on the learning rate or not: held-out bits per byte after "
+    f"{tokens_rates:,} training tokens, differences paired by seed, 95 % t interval."
+)
+header = ["attention", "rate x 1,000", "seeds", "bits per byte", "softmax", "minus softmax"]
+results.markdown("rates", header, rows, text, scratch=True, seeds=())
+rows = []
+for row in fitted.to_dict("records"):
+    name = row["attention"]
+    powers = [
+        row[f"{kind}_forward+backward"] for kind in ("time_exponent", "time_exponent_all_lengths", "memory_exponent")
+    ]
+    crossed = [row["faster_than_softmax_from"], row[f"faster_than_{SOFTMAX}_from"]]
+    label = "softmax, not fused" if name == "softmax" else LABELS.get(name, name)
+    rows.append([label, *(number(x, 2) for x in powers), *(number(x, 0) for x in crossed)])
+text = (
+    f"How one attention operation grows with length, forward and backward, on {device}: exponents of time over the "
+    f"three longest of {len(budget.lengths)} lengths and over all, of memory over the three longest; from how many "
+    "tokens on it is faster (-: never, or the same)."
+)
+header = ["attention", "time, longest", "time, all", "memory", "faster than not fused", "than fused"]
+results.markdown("costs", header, rows, text, scratch=True, seeds=())
 
 # %% [markdown]
 # - Recall at half of the most pairs, where the delta rule has as many keys as a head has dimensions; overwriting at
@@ -889,6 +942,13 @@ for form in FORMS:
     for what, value in (("least", of.min()), ("most", of.max())):
         results.value(f"nystrom.{form}.{what}", number(value, 2) if len(errors) else "not measured")
 usable = len(errors) and min(mean_error[form].min() for form in ("means", "kmeans")) <= USABLE
+if len(errors):
+    rows = [[m, *(number(x, 2) for x in line)] for m, line in mean_error.unstack("form")[list(FORMS)].iterrows()]
+    text = (
+        "Relative error of attention on a pretrained model's queries and keys, mean over layers: without the "
+        f"first half of {budget.heads_tokens} tokens, with the best weights of rank m, and with m landmarks."
+    )
+    results.markdown("nystrom_error", ["m", *FORMS.values()], rows, text, seeds=())
 results.claim("Nystrom's error is too large at every number of landmarks", len(errors) and not usable)
 
 # %%
