@@ -593,10 +593,11 @@ def kmeans(keys: torch.Tensor, centres: torch.Tensor, rounds: int = 10) -> tuple
 
 def landmark_values(marks, sizes, k, v, scale, ridge):
     """`attention.nystrom_naive`'s w^-1 K^-1 diag(K w) B v for landmarks (H, M, D) of `sizes` (H, M)."""
-    w = torch.log(sizes) + scale / 2 * marks.square().sum(-1)
+    p = marks - marks[:, :1]
+    w = torch.log(sizes) + scale / 2 * p.square().sum(-1)
     w = (w - w.amax(-1, keepdim=True)).exp()[..., None]
-    system = (-scale / 2 * torch.cdist(marks, marks).square()).exp() + ridge * torch.eye(marks.shape[1]).to(k)
-    return torch.linalg.solve(system, (system @ w) * ((marks @ k.mT * scale).softmax(-1) @ v)) / w
+    system = (-scale / 2 * torch.cdist(p, p).square()).exp() + ridge * torch.eye(p.shape[1]).to(k)
+    return torch.linalg.solve(system, (system @ w) * ((p @ k.mT * scale).softmax(-1) @ v)) / w
 
 
 # %% [markdown]

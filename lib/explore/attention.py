@@ -170,10 +170,11 @@ def nystrom_naive(q, k, v, scale, segment=32, doubling=8, ridge=0.5, **_) -> Ten
     sequence, so tokens see later ones. The causal form is our own: one softmax over the row's first token, the query's
     chunk up to itself, and landmarks l, which are the mean keys of the segments that ended before that chunk and count
     as often as the segment has tokens. A segment is one chunk long, and twice as long after every `doubling` of them.
-    A landmark's value is what makes attention right where the landmark itself asks: with B v = softmax(l k^T) v over
-    the chunks before, K = exp(-scale |l_m - l_n|^2 / 2) + ridge and w = size exp(scale |l|^2 / 2), it is
-    w^-1 K^-1 diag(K w) B v, for ridge 0 the A^-1 B v of A = softmax(l l^T + log size). The first token is in no segment,
-    since pretrained models park much attention on it (Xiao et al. 2023, 2309.17453)."""
+    A landmark's value is what makes attention right where p = l - l_1 asks (keys have a mean in common, which would
+    let w differ by orders of magnitude): with B v = softmax(p k^T) v over the chunks before, w = size exp(scale |p|^2
+    / 2) and K = exp(-scale |p_m - p_n|^2 / 2) + ridge, it is w^-1 K^-1 diag(K w) B v, for ridge 0 the A^-1 B v of A =
+    softmax(p l^T + log size). The first token is in no segment, since pretrained models park much attention on it
+    (Xiao et al. 2023, 2309.17453)."""
     outputs = []
     for t in range(q.shape[2]):
         start = 1 + max(t - 1, 0) // segment * segment
@@ -185,10 +186,11 @@ def nystrom_naive(q, k, v, scale, segment=32, doubling=8, ridge=0.5, **_) -> Ten
         if start > 1:
             marks = torch.stack([k[:, :, i:j].mean(2) for i, j in zip(edges, edges[1:], strict=False)], 2)
             sizes = torch.tensor(edges, device=q.device, dtype=q.dtype).diff()[:, None]  # (M, 1)
-            seen = (marks @ k[:, :, 1:start].mT * scale).softmax(-1) @ v[:, :, 1:start]
-            apart = (marks[:, :, :, None] - marks[:, :, None]).square().sum(-1)  # (B, H, M, M)
+            p = marks - marks[:, :, :1]
+            seen = (p @ k[:, :, 1:start].mT * scale).softmax(-1) @ v[:, :, 1:start]
+            apart = (p[:, :, :, None] - p[:, :, None]).square().sum(-1)  # (B, H, M, M)
             system = (-scale / 2 * apart).exp() + ridge * torch.eye(len(sizes), device=q.device, dtype=q.dtype)
-            w = sizes * (scale / 2 * marks.square().sum(-1, keepdim=True)).exp()  # (B, H, M, 1)
+            w = sizes * (scale / 2 * p.square().sum(-1, keepdim=True)).exp()  # (B, H, M, 1)
             values = torch.cat([values, torch.linalg.solve(system, (system @ w) * seen) / w], 2)
             scores = torch.cat([scores, q[:, :, t : t + 1] @ marks.mT * scale + sizes.mT.log()], -1)
         outputs.append(scores.softmax(-1) @ values)
@@ -217,12 +219,13 @@ def nystrom(q, k, v, scale, segment=32, doubling=8, ridge=0.5, **_) -> Tensor:
     scores = torch.cat([q @ first_k.mT, (q @ k.mT).masked_fill(late, lowest), marked], -1)
     first, near, far = scores.softmax(-1).split([1, segment, len(ends)], -1)  # (B, H, N, c, .)
     # B v = sums / mass, each over the chunks before; a landmark's largest score keeps exp in range and cancels
-    b = (k @ marks[:, :, None].mT * scale).mT  # (B, H, N, M, c)
+    p = marks - marks[:, :, :1]
+    b = (k @ p[:, :, None].mT * scale).mT  # (B, H, N, M, c)
     b = (b - b.detach().amax((2, 4), keepdim=True)).exp()
     sums = F.pad((b @ v)[:, :, :-1].cumsum(2), (0, 0, 0, 0, 1, 0))  # (B, H, N, M, D)
     mass = F.pad(b.sum(-1)[:, :, :-1].cumsum(2), (0, 0, 1, 0), value=1.0)  # (B, H, N, M)
-    half = scale / 2 * marks.square().sum(-1)  # (B, H, M)
-    system = (scale * marks @ marks.mT - half[..., None] - half[..., None, :]).exp()
+    half = scale / 2 * p.square().sum(-1)  # (B, H, M)
+    system = (scale * p @ p.mT - half[..., None] - half[..., None, :]).exp()
     eye = torch.eye(len(ends), device=q.device, dtype=q.dtype)
     system = system + ridge * eye
     w = (half + log_size)[:, :, None]
