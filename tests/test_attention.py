@@ -65,19 +65,13 @@ def test_no_token_sees_the_future(name, kind, length, request):
     assert relative_leak(MODELS[kind](name, **small(name)), length, cuts=cuts) < 1e-5
 
 
-@pytest.fixture
-def registered(monkeypatch):
-    """Registers one variant for this test."""
-
-    def register(entry):
-        monkeypatch.setitem(ATTENTIONS, "new", entry)
-        attention.register("new", entry)
-
-    return register
+def register(monkeypatch, entry):
+    monkeypatch.setitem(ATTENTIONS, "new", entry)
+    attention.register("new", entry)
 
 
 @pytest.mark.parametrize("side", ["left", "right", None])
-def test_the_leak_test_finds_what_leaks(side, registered):
+def test_the_leak_test_finds_what_leaks(side, monkeypatch):
     """In whole rows, or in padded rows alone, as of a mask that forgets causality."""
 
     def forgets(q, k, v, scale, mask=None, **_):
@@ -87,16 +81,16 @@ def test_the_leak_test_finds_what_leaks(side, registered):
             mask = mask.any(2, keepdim=True).expand_as(mask)
         return softmax(q, k, v, scale, mask)
 
-    registered(Attention(forgets, takes_mask=True))
+    register(monkeypatch, Attention(forgets, takes_mask=True))
     assert relative_leak(gpt2("new"), 20, cuts=(3, 9)) > 1e-2
 
 
-def test_a_new_attention_is_one_function_and_one_line(registered):
+def test_a_new_attention_is_one_function_and_one_line(monkeypatch):
     def running_mean(q, k, v, scale, **_):
         """Every earlier token counts the same."""
         return v.cumsum(2) / torch.arange(1, v.shape[2] + 1, device=v.device)[:, None]
 
-    registered(Attention(running_mean))
+    register(monkeypatch, Attention(running_mean))
     assert relative_leak(gpt2("new"), 45) < 1e-5
     run = scratch.train(Recipe(seed=0, attention="new", position="rope", **SMALL_RUN))
     assert run.bits_per_byte(["some text"]) < 8
@@ -218,8 +212,8 @@ def test_delta_overwrites_what_linear_adds_up():
 def test_nystrom_is_softmax_with_one_token_or_the_whole_row_in_a_segment():
     q, k, v = (heads("nystrom", 20)[key] for key in "qkv")
     exact = softmax(q, k, v, 0.4)
-    torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=20, ridge=0.1), exact)
-    torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=64, ridge=0.1), exact)
+    for segment in (20, 64):
+        torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=segment), exact)
     torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=1, doubling=20, ridge=1e-12), exact, atol=1e-6, rtol=0)
     coarse = nystrom(q, k, v, 0.4, segment=4, doubling=2)
     assert 1e-3 < (coarse - exact).norm() / exact.norm() < 0.5

@@ -32,7 +32,6 @@ def square(n):
 
 CROSSINGS = {  # where it gets faster than `square` -> its milliseconds
     700: lambda n: 0.7 * n,  # between two measured lengths
-    1_000: lambda n: n,
     250: lambda n: 0.1 * n,  # the shortest measured
     1_000 * math.sqrt(2): lambda n: square(n) * (2 if n in (250, 1_000) else 0.5),  # twice
 }
