@@ -248,8 +248,9 @@ def rate_runs() -> list[dict]:
 
 rates = results.table("window_or_softmax", rate_runs)
 tokens_rates = int(rates["tokens"].mean().round(-3))
+both = pd.concat([rates, nystrom_quality[nystrom_quality["attention"] == "nystrom"]])  # softmax's rows are the same
 lead = {}
-for rate, part in rates.groupby("learning_rate"):
+for rate, part in both.groupby("learning_rate"):
     wide = by_seed(part, "attention")
     lead |= {(name, rate): (wide[name] - wide[SOFTMAX]).dropna() for name in wide.columns.drop(SOFTMAX)}
 for (name, rate), gap in lead.items():
@@ -830,12 +831,12 @@ for name, part in learned.groupby("attention")["bits_per_byte"]:
 # %%
 rows = []
 for (name, rate), gap in lead.items():
-    both = rates[(rates["learning_rate"] == rate) & rates["seed"].isin(gap.index)].groupby("attention")["bits_per_byte"]
-    label = "window of the whole row" if name == "row_window" else name
-    bits = [number(both.mean()[n]) for n in (name, SOFTMAX)]
+    part = both[(both["learning_rate"] == rate) & both["seed"].isin(gap.index)].groupby("attention")["bits_per_byte"]
+    label = "window of the whole row" if name == "row_window" else LABELS.get(name, name)
+    bits = [number(part.mean()[n]) for n in (name, SOFTMAX)]
     rows.append([label, number(1_000 * rate, 0), len(gap), *bits, interval(gap, sign=True)])
 text = (
-    "Whether a window is ahead of softmax hangs on the learning rate or not: held-out bits per byte after "
+    "A window and causal Nyström beside softmax from the same seeds: held-out bits per byte after "
     f"{tokens_rates:,} training tokens, differences paired by seed, 95 % t interval."
 )
 header = ["attention", "rate x 1,000", "seeds", "bits per byte", "softmax", "minus softmax"]
