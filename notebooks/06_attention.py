@@ -230,9 +230,9 @@ results.figure(figure, "06_loss_by_position", text, tokens=tokens, scratch=True)
 # %% [markdown]
 # ## Is a window ahead of softmax, and of what does it hang?
 #
-# - Ten seeds at a fifth of the tokens, six of them at a lower learning rate too: a lead that is there at one rate alone is a matter of the
-#   optimiser. The control has a window as long as the row: the same function as softmax, computed in other blocks, so
-#   that only the order of additions differs; what it is apart from softmax after training is noise.
+# - Ten seeds at a fifth of the tokens, six of them at a lower learning rate too: a lead that is there at one rate alone
+#   is a matter of the optimiser. The control has a window as long as the row: the same function as softmax, computed in
+#   other blocks, so that only the order of additions differs; what it is apart from softmax after training is noise.
 
 
 # %%
