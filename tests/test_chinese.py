@@ -50,13 +50,13 @@ def test_what_is_no_quatrain_scores_nothing(text):
         chinese.plan_of(text)
 
 
-FINALS = "麻家花 a|波多 o|歌 e|月切 ê|来怀 ai|飞归 ei|高遥 ao|楼流 ou|山天川泉 an|人新春云 en|香光长 ang|风城情东穷 eng"
+TRACKS = "麻家花 a|波多歌 o|月切 ê|来怀 ai|飞归 ei|高遥 ao|楼流 ou|山天川泉 an|人新春云 en|香光长 ang|风城情东穷翁 eng"
 
 
 def test_rhyme_needs_two_different_characters_that_sound_alike():
-    for characters, final in (part.split() for part in f"{FINALS}|衣知诗 i|无孤 u|鱼居 v|儿 er".split("|")):
-        assert {chinese.rhyme_of(c) for c in characters} == {final}  # without its medial
-    assert chinese.rhyme("流", "楼") and chinese.rhyme("家", "花")
+    for characters, final in (part.split() for part in f"{TRACKS}|衣知诗鱼居儿 i|无孤 u".split("|")):
+        assert {chinese.rhyme_of(c) for c in characters} == {final}
+    assert chinese.rhyme("流", "楼") and chinese.rhyme("歌", "多") and not chinese.rhyme("歌", "切")
     assert not chinese.rhyme("流", "天") and not chinese.rhyme("流", "流") and not chinese.rhyme("山", "香")
     for other in (NO_PINYIN, "a", "，", "\ufffd"):
         assert chinese.rhyme_of(other) is None and chinese.tone_of(other) is None
@@ -96,7 +96,7 @@ def test_people_rhyme_and_chance_does_not(tang):
     people = [row["target"] for row in tang["test"]]
     assert all(map(chinese.quatrain, people))
     found = pd.DataFrame(map(chinese.form, people)).mean()
-    assert 0.75 < found["rhyme"] < 0.9
+    assert 0.8 < found["rhyme"] < 0.9
     assert found["alternation"] > 0.75 and found["opposition"] > 0.75
     # chance once more, by shuffling
     poems = [p for p in map(chinese.quatrain, people) if len(p[0]) == 7]

@@ -1,8 +1,8 @@
 """Chinese (notebook 07): the form of a Tang quatrain, a plan before it, and frequent characters as new tokens.
 
 Form is counted by rules without a judge (Wang Li 1958, "Hanyu shilü xue"). Sounds are today's Mandarin from pypinyin,
-one reading per character. Some rhymes of the Tang no longer rhyme, and its entering tone (-p, -t, -k, an oblique one)
-has gone over into all four of today: people's own poems stay below 100 %, and are the yardstick.
+one reading per character. Some rhymes of the Tang no longer rhyme, its entering tone (-p, -t, -k, an oblique one) has
+gone over into all four of today, and tones bind regulated verse alone: people stay below 100 %, and are the yardstick.
 """
 
 import copy
@@ -26,9 +26,9 @@ from lib.tasks import encode
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+")
 METRES = {5: "五", 7: "七"}
-# Zhuyin, the older alphabet, writes as medial + rhyme what pinyin contracts (新 ㄒㄧㄣ): without it, 新 (xin) and 春
-# (chun) would not share their -en. After a medial, pinyin's e is another vowel (ê, ㄝ) than alone, and uo is ㄛ.
-FINALS = {"in": "en", "vn": "en", "ing": "eng", "ong": "eng", "iong": "eng", "ie": "ê", "ve": "ê", "uo": "o"}
+# The thirteen tracks (十三辙, Luo Changpei 1942) join e with o, ü and er with i, ong with eng, and part ie from e.
+FINALS = {"in": "en", "vn": "en", "ing": "eng", "ong": "eng", "iong": "eng", "ie": "ê", "ve": "ê"}
+FINALS |= {"e": "o", "v": "i", "er": "i"}
 
 
 # --- form
@@ -52,7 +52,7 @@ def _reading(character: str, style: Style) -> str:
 
 @cache
 def rhyme_of(character: str) -> str | None:
-    """The final without its medial: 家 jia -> "a", 归 gui -> "ei", 云 yun -> "en". None for what has no pinyin."""
+    """A character's class of rhyme, its final without medial: 家 jia -> "a", 云 yun -> "en". None without pinyin."""
     final = _reading(character, Style.FINALS)  # strict: gui is uei, 云 is vn
     return FINALS.get(final) or re.sub(r"^[iuv](?=[aeo])", "", final) or None
 
