@@ -694,6 +694,15 @@ for (task, method), change in changes.items():
 plain_poems = after.get_group(("tang", "none"))
 results.value("poems.before", f"{start['tang']:.2f}")
 results.value("poems.after", f"{plain_poems.mean():.2f}")
+setup = {"tokens": "poem_tokens", "plan_tokens": "plan_tokens", "row": "pack_tokens", "samples": "samples"}
+for key, name in {
+    **setup,
+    "characters": "new_characters",
+    "idioms": "idiom_tokens",
+    "scored": "score_documents",
+}.items():
+    results.value(f"setup.{key}", f"{getattr(budget, name):,}")
+results.value("setup.rate", LEARNING_RATE)
 documents = tasks.encode(base.tokenizer, tang["train"], base.context)
 seen_poems = {"few": len(draw(documents, budget.poem_tokens, budget.seeds[0]))}
 planned_documents = tasks.encode(wide.tokenizer, chinese.with_plan(tang)["train"], base.context)
