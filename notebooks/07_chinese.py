@@ -541,17 +541,21 @@ def characters_mixed(poems: list[str], seed: int = 0) -> list[str]:
 
 # %%
 def of_people() -> pd.DataFrame:
-    human, training = ([row["target"] for row in tang[split]] for split in ("test", "train"))
+    human = [row["target"] for row in tang["test"]]
+    known = frozenset(line for row in tang["train"] for line in chinese.lines_of(row["target"]))
     ends = [[chinese.tone_of(line[-1]) for line in chinese.quatrain(text)] for text in human]
     level = [end[1] == end[3] == "平" for end in ends]
     groups = {"people": human, "chance": characters_mixed(human)}
     groups["rhymes level"] = [text for text, flat in zip(human, level, strict=True) if flat]
     groups["others"] = [text for text, flat in zip(human, level, strict=True) if not flat]
-    parts = [form_table(part, training).assign(group=group) for group, part in groups.items()]
-    table = pd.concat(parts, ignore_index=True)
-    by_chance = table["group"] == "chance"
-    table.loc[by_chance & (table["measure"] == "rhyme"), "value"] = chinese.rhyme_by_chance(human)
-    return table[~by_chance | table["measure"].isin(["rhyme", "alternation", "opposition"])]
+    shares = {g: pd.DataFrame([chinese.form(t, known) for t in part]).mean() for g, part in groups.items()}
+    shares["chance"]["rhyme"] = chinese.rhyme_by_chance(human)
+    no_rule = ["exact_form", "repeated", "copied_line"]  # of shuffled characters they mean nothing
+    shares["chance"] = shares["chance"].drop(no_rule)
+    parts = [share.rename_axis("measure").reset_index(name="value").assign(group=g) for g, share in shares.items()]
+    return pd.concat(parts, ignore_index=True).assign(
+        texts=lambda d: d["group"].map({g: len(p) for g, p in groups.items()})
+    )
 
 
 people = results.table("people", of_people)
