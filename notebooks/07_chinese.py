@@ -509,7 +509,12 @@ if len(poems):
 
 
 # %%
-MODELS = {"none": "fine-tuned", "pieces": "new tokens, pieces", "random": "new tokens, noise", "plan": "planned"}
+MODELS = {
+    "none": "fine-tuned",
+    "pieces": "new tokens, pieces",
+    "random": "new tokens, noise",
+    "plan": "planned, more poems",
+}
 MEASURES = ["exact_form", "rhyme", "alternation", "opposition", "repeated", "copied_line"]
 
 
@@ -737,6 +742,8 @@ results.claim("no quatrain before", before_form["exact_form"] == 0)
 for name, source in (("own", "own plan"), ("unrhymed", "unrhymed plan"), ("people", "people's plan")):
     for measure in ("rhyme", "ends_kept", "plan_rhymes"):
         results.value(f"{name}.{measure}", percent(by_plan[source][measure]))
+for name, source in (("people", "people's plan"), ("unrhymed", "unrhymed plan")):
+    results.value(f"{name}.rhyme.mean", f"{100 * by_plan[source]['rhyme'].mean():.0f} %")
 rhymes = {kind: by_plan[kind]["rhyme"] for kind in ("own plan", "people's plan", "unrhymed plan")}
 told = shown(
     {
