@@ -38,7 +38,8 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
-import functools, inspect, itertools, math
+import copy, functools, inspect, itertools, math
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -83,6 +84,8 @@ budget = profile.budget(
     tuning_tokens=(320, 2_048, 3_072),
     damage_tokens=(128, 512, 768),  # validation text behind the order of the layers
     eval_tokens=(256, 1_024, 2_048),  # test text
+    lora_tokens=((320, 640), (2_048, 4_096), (3_072, 12_288)),  # a short and a long second stage, by LoRA
+    lora_seeds=((0,), (0,), (0, 1, 2)),
     contexts=((64, 512), (512, 4_096), (512, 2_048, 8_192)),  # of the decoding times
     frontier_tokens=(2_600, 4_096, 7_168),  # one fine-tuning run
     batch_tokens=(640, 1_024, 1_024),  # behind one step of it
@@ -93,6 +96,7 @@ budget = profile.budget(
     trap_eval_bytes=(3_000, 20_000, 30_000),
     trap_layers=(2, 4, 4),
     trap_width=(32, 128, 128),
+    trap_seeds=(4, 3, 10),  # behind the question what one seed is worth
 )
 
 # %% [markdown]
@@ -106,7 +110,7 @@ SHIPPED = profile.ROOT / "data" / "results"  # of other notebooks
 MATCHING_RATE = 1e-2  # LoLCATs' for its feature maps: one of its own per head, so large steps do no harm
 TUNING_RATE = 1e-4  # lib.train's for all parameters
 measured_with = [task.sha256, base.name, base.revision, base.parameters, convert.FORMS, MATCHING_RATE, TUNING_RATE]
-measured_with += [[name, amount] for name, amount in vars(budget).items() if name != "seeds"]
+measured_with += [[name, amount] for name, amount in vars(budget).items() if not name.endswith("seeds")]
 
 # %% [markdown]
 # # 1 Model: from softmax to linear attention
@@ -323,6 +327,54 @@ text = f"Test text against the share of layers that were converted, rows of {bud
 text += f"matching on {budget.matching_tokens:,} tokens, fine-tuning on {budget.tuning_tokens:,}."
 results.figure(figure, "09_conversion", text)
 ordered.pivot_table(index=["stage", "series"], columns="share", values="bits_per_byte", sort=False).round(3)
+
+# %% [markdown]
+# ## How much of the cost is budget?
+#
+# - The second stage as LoLCATs has it: LoRA, with notebook 02's rank and rate, short and long. What each part brings is
+#   asked at equal training tokens: without matching, and with the window alone, tuning gets the matching's tokens too.
+
+# %%
+SHORT, LONG = budget.lora_tokens
+EQUAL = budget.matching_tokens + SHORT
+LORA_RUNS = [  # form, share of the layers, matched first, tokens of tuning
+    ("linear+window", 1.0, True, SHORT),
+    ("window", 1.0, True, EQUAL),
+    ("linear+window", 1.0, True, LONG),
+    ("linear+window", 0.0, True, LONG),
+    ("linear+window", 0.0, True, SHORT),
+    ("linear+window", 1.0, False, EQUAL),
+    ("linear+window", 0.5, True, LONG),
+]
+
+
+# %% [markdown]
+# - One of these runs with one seed; the layers are chosen as above.
+
+
+# %%
+def lora_row(seed, form, share, matched, tokens):
+    ranked = damage[damage["seed"] == seed].sort_values("damage")["layer"]
+    chosen = sorted(ranked[: round(share * len(ranked))])
+    far = matched and share > 0 and convert.FORMS[form]["far"]  # else there is nothing to match
+
+    def measure():
+        every = maps_of(form, seed) if far else convert.new_maps(base.model)
+        model = train.with_lora(copy.deepcopy(base.model), SimpleNamespace(lora_rank=16))
+        text, desc = rows("train", tokens, 1_000 + seed), f"{form}, {share:.0%}, seed {seed}: LoRA"
+        rate = train.LEARNING_RATES["lora"]
+        model, maps = convert.tune(model, {i: every[i] for i in chosen}, form, text, rate=rate, desc=desc)
+        with convert.converted(model, maps, form):
+            return {"bits_per_byte": convert.bits_per_byte(model, rows("test", budget.eval_tokens))}
+
+    who = {"form": form, "seed": seed, "share": share, "layers": len(chosen), "matched": matched}
+    who |= {"matching_tokens": budget.matching_tokens if far else 0, "tuning_tokens": tokens}
+    return who | kept(RUNS / f"convert-lora-seed{seed}", [*who.values(), *measured_with], measure)
+
+
+lora = results.table("conversion_lora", lambda: [lora_row(s, *run) for s in budget.lora_seeds for run in LORA_RUNS])
+keys = ["form", "share", "matched", "matching_tokens", "tuning_tokens"]
+lora.pivot_table(index=keys, columns="seed", values="bits_per_byte", sort=False).round(3)
 
 # %% [markdown]
 # # 2 Algorithm: what is gained and what is forgotten
@@ -657,18 +709,33 @@ def across_tokenizers():
 def trap_rows():
     texts = scratch.documents("debian", "test", budget.trap_eval_bytes)
     own = rows_of("own samples", models(), lambda run: run.bits_per_byte(texts), sample_perplexity)
-    means = pd.DataFrame(own).groupby("model")["sound"].mean()
-    alone = own if len(budget.seeds) > 1 else []
     padded = {key: padded_perplexity(run, texts) for key, run in models().items()}
     rows = own + [r | {"trap": "padding counted", "trapped": padded[r["model"], r["seed"]]} for r in own]
-    rows += [*across_tokenizers(), *overlapping(), *leaky(texts)]
-    return rows + [r | {"trap": "one seed", "sound": means[r["model"]], "trapped": r["sound"]} for r in alone]
+    return [*rows, *across_tokenizers(), *overlapping(), *leaky(texts)]
 
 
+MISTAKES = ["own samples", "padding counted", "token perplexity across tokenizers"]
+MISTAKES += ["overlapping train and test", "leaking attention"]
 values = results.table("trap_values", trap_rows)
+values = values[values["trap"].isin(MISTAKES)]
 own = values[values["trap"] == "own samples"]
 own.groupby("model", sort=False)["sound"].agg(["mean", "std", "count"]).round(3)
 
+
+# %% [markdown]
+# - One seed: an order that another seed would not give. More seeds of the same models say how often that happens.
+
+
+# %%
+def more_seeds():
+    texts = scratch.documents("debian", "test", budget.trap_eval_bytes)
+    wanted = [(name, seed) for seed in range(budget.trap_seeds) if seed not in budget.seeds for name in MODELS]
+    runs = tqdm(wanted, desc="more seeds")
+    return [{"model": m, "seed": s, "sound": trained(s, **MODELS[m]).bits_per_byte(texts)} for m, s in runs]
+
+
+by_chance = pd.concat([own[["model", "seed", "sound"]], results.table("more_seeds", more_seeds)])
+by_seed(by_chance, "model", "sound").describe().round(3)
 
 # %% [markdown]
 # - The last mistake orders nothing anew, it claims too much. `tau` is Kendall's, between the two rankings.
