@@ -42,6 +42,7 @@ import copy, functools, inspect, itertools, math
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Code, display
@@ -86,6 +87,10 @@ budget = profile.budget(
     eval_tokens=(256, 1_024, 2_048),  # test text
     lora_tokens=((320, 640), (2_048, 4_096), (3_072, 12_288)),  # a short and a long second stage, by LoRA
     lora_seeds=((0,), (0,), (0, 1, 2)),
+    small_bytes=(96_000, 300_000, 1_200_000),  # text of the small GPT-2s that are converted as well
+    small_matching=(512, 4_096, 16_384),
+    small_tuning=((512,), (4_096, 16_384), (4_096, 16_384, 49_152)),
+    small_eval=(512, 8_192, 16_384),
     contexts=((64, 512), (512, 4_096), (512, 2_048, 8_192)),  # of the decoding times
     frontier_tokens=(2_600, 4_096, 7_168),  # one fine-tuning run
     batch_tokens=(640, 1_024, 1_024),  # behind one step of it
@@ -97,6 +102,8 @@ budget = profile.budget(
     trap_layers=(2, 4, 4),
     trap_width=(32, 128, 128),
     trap_seeds=(4, 3, 10),  # behind the question what one seed is worth
+    mutants=(2, 20, 20),  # of each kind
+    clean_tables=(4, 200, 200),
 )
 
 # %% [markdown]
@@ -110,7 +117,8 @@ SHIPPED = profile.ROOT / "data" / "results"  # of other notebooks
 MATCHING_RATE = 1e-2  # LoLCATs' for its feature maps: one of its own per head, so large steps do no harm
 TUNING_RATE = 1e-4  # lib.train's for all parameters
 measured_with = [task.sha256, base.name, base.revision, base.parameters, convert.FORMS, MATCHING_RATE, TUNING_RATE]
-measured_with += [[name, amount] for name, amount in vars(budget).items() if not name.endswith("seeds")]
+measured_with += [budget.row_length, budget.matching_tokens, budget.tuning_tokens, budget.damage_tokens]
+measured_with += [budget.eval_tokens]
 
 # %% [markdown]
 # # 1 Model: from softmax to linear attention
@@ -375,6 +383,66 @@ def lora_row(seed, form, share, matched, tokens):
 lora = results.table("conversion_lora", lambda: [lora_row(s, *run) for s in budget.lora_seeds for run in LORA_RUNS])
 keys = ["form", "share", "matched", "matching_tokens", "tuning_tokens"]
 lora.pivot_table(index=keys, columns="seed", values="bits_per_byte", sort=False).round(3)
+
+# %% [markdown]
+# - The same question where tokens are cheap: all layers of small GPT-2s that were trained here. Every run has the same
+#   training tokens; with matching, the maps take their part of them first.
+
+
+# %%
+class Coded:
+    """A notebook 04 encoding as the tokenizer that `convert.rows` asks for."""
+
+    def __init__(self, encoding):
+        self.encoding, self.eos_token_id = encoding, encoding.eos_token_id
+
+    def __call__(self, text, **_):
+        return SimpleNamespace(input_ids=self.encoding.encode_batch([text])[0])
+
+
+ARMS = [("softmax", False), ("linear+window", True), ("linear+window", False), ("window", False)]
+
+
+def small_row(seed, form, matched, tokens):
+    def part(split, n, order=None):
+        return convert.rows(small, task, split, n, run.recipe.train_length, order)
+
+    def measure():
+        maps = {} if form == "softmax" else convert.new_maps(run.model)
+        name = "linear+window" if form == "softmax" else form
+        if matched:
+            text = part("train", budget.small_matching, 2_000 + seed)
+            maps = convert.match(run.model, text, form, rate=MATCHING_RATE, desc="matching")
+        text = part("train", tokens - matched * budget.small_matching, 1_000 + seed)
+        model, maps = convert.tune(run.model, maps, name, text, rate=SMALL_RATE, desc=f"{form}, seed {seed}")
+        with convert.converted(model, maps, name):
+            return {"bits_per_byte": convert.bits_per_byte(model, part("test", budget.small_eval))}
+
+    run = small_gpt2(seed)
+    small = SimpleNamespace(model=run.model, tokenizer=Coded(run.encoding))
+    who = {"form": form, "seed": seed, "matched": matched, "tokens": tokens}
+    return who | kept(RUNS / f"convert-small-seed{seed}", [*who.values(), *small_with], measure)
+
+
+# %%
+SMALL_RATE = 1e-3  # for all parameters and the maps
+small_with = [task.sha256, convert.FORMS, MATCHING_RATE, SMALL_RATE, budget.small_bytes, budget.small_matching]
+small_with += [budget.small_eval]
+
+
+@functools.cache
+def small_gpt2(seed):
+    return scratch.train(scratch.Recipe(seed, position="rope", train_bytes=budget.small_bytes))
+
+
+def small_rows():
+    totals = [budget.small_matching + n for n in budget.small_tuning]
+    return [small_row(s, *arm, tokens) for s in budget.seeds for tokens in totals for arm in ARMS]
+
+
+small = results.table("conversion_small", small_rows)
+small["arm"] = small["form"] + small["matched"].map({True: ", matched", False: ""})
+small.pivot_table(index=["tokens", "arm"], columns="seed", values="bits_per_byte", sort=False).round(3)
 
 # %% [markdown]
 # # 2 Algorithm: what is gained and what is forgotten
@@ -727,15 +795,42 @@ own.groupby("model", sort=False)["sound"].agg(["mean", "std", "count"]).round(3)
 
 
 # %%
+MANY = ("plain", "one layer", "RoPE", "no positions")
+
+
 def more_seeds():
     texts = scratch.documents("debian", "test", budget.trap_eval_bytes)
-    wanted = [(name, seed) for seed in range(budget.trap_seeds) if seed not in budget.seeds for name in MODELS]
+    wanted = [(name, seed) for seed in range(budget.trap_seeds) if seed not in budget.seeds for name in MANY]
     runs = tqdm(wanted, desc="more seeds")
     return [{"model": m, "seed": s, "sound": trained(s, **MODELS[m]).bits_per_byte(texts)} for m, s in runs]
 
 
-by_chance = pd.concat([own[["model", "seed", "sound"]], results.table("more_seeds", more_seeds)])
+first = own.loc[own["model"].isin(MANY), ["model", "seed", "sound"]]
+by_chance = pd.concat([first, results.table("more_seeds", more_seeds)])
 by_seed(by_chance, "model", "sound").describe().round(3)
+
+
+# %% [markdown]
+# - Of the pairs that all seeds tell apart (Holm over the pairs): the share of draws that order them the other way.
+#   `paired`: one seed for both; `unpaired`: any seed for each; `three`: the mean of any three seeds.
+
+
+# %%
+def one_seed(wide):
+    """`wide`: a value per seed (rows) and model (columns)."""
+    gaps = {(a, b): wide[a] - wide[b] for a, b in itertools.combinations(wide, 2)}
+    found = []
+    for (a, b), side in shown(gaps).items():
+        right = side * gaps[a, b].to_numpy()  # above 0 in a draw that orders them as all do
+        if side:
+            row = {"a": a, "b": b, "difference": gaps[a, b].mean(), "paired": (right < 0).mean()}
+            row["unpaired"] = (side * np.subtract.outer(wide[a].to_numpy(), wide[b].to_numpy()) < 0).mean()
+            found.append(row | {"three": np.mean([sum(g) < 0 for g in itertools.combinations(right, 3)])})
+    return found
+
+
+chances = results.table("one_seed", lambda: one_seed(by_seed(by_chance, "model", "sound")))
+chances.round(3)
 
 # %% [markdown]
 # - The last mistake orders nothing anew, it claims too much. `tau` is Kendall's, between the two rankings.
@@ -841,6 +936,164 @@ def audited_rows():
 
 audited = results.table("audit", audited_rows)
 audited.groupby(["notebook", "table", "trap"], sort=False).size().reset_index(name="findings")
+
+# %% [markdown]
+# ## The audit, audited
+#
+# - Sound tables of our own, cut into what is compared with each other; numerators and denominators stand beside the
+#   ratios, for 100,000 bytes of text.
+
+# %%
+TABLES = ("before_after", "encodings", "positions", "quality", "frontier")
+
+
+def with_parts(rows, n_bytes=100_000):
+    """The nats, tokens and bytes that give the rows' bits per byte, and the perplexity that follows."""
+    nats = rows["bits_per_byte"] * n_bytes * math.log(2)
+    rows = rows.assign(bytes=n_bytes, nats=nats, tokens=n_bytes / rows["bytes_per_token"].fillna(4.0))
+    return rows.assign(perplexity=np.exp(nats / rows["tokens"]))
+
+
+def parts():
+    found = []
+    for (notebook, name), protocol in PROTOCOLS.items():
+        if name in TABLES and (SHIPPED / f"{notebook}.json").exists():
+            df = pd.DataFrame(load(notebook, SHIPPED)["tables"].get(name, []))
+            df["model"] = df[list(protocol.get("compare", ("method",)))].astype(str).agg(" ".join, axis=1)
+            df = df.reindex(columns=["model", "seed", "bits_per_byte", "bytes_per_token", *protocol.get("within", ())])
+            enough = df.groupby([*protocol.get("within", ()), "model"])["seed"].transform("nunique") >= traps.MIN_SEEDS
+            groups = df[enough].groupby(list(protocol.get("within", ["bytes_per_token"])), dropna=False)
+            found += [with_parts(part.reset_index(drop=True)) for _, part in groups if part["model"].nunique() > 1]
+    return found
+
+
+# %% [markdown]
+# - A part is clean where scipy's paired t test (not `audit`) tells every pair of its models apart.
+
+
+# %%
+@functools.cache
+def told_apart(number):
+    """The pairs of models in a part that scipy's t test, paired by seed, tells apart."""
+    wide = by_seed(PARTS[number], "model")
+    pairs = itertools.combinations(sorted(wide), 2)
+    return {p for p in pairs if stats.ttest_rel(wide[p[0]], wide[p[1]], nan_policy="omit").pvalue < 0.05}
+
+
+def clean_part(rng, tokenizers=1):
+    """A random part of a sound table in which every pair is told apart, with at least so many tokenizers."""
+    while True:
+        number = rng.integers(len(PARTS))
+        names = PARTS[number]["model"].unique()
+        chosen = rng.choice(names, rng.integers(2, min(len(names), 5) + 1), replace=False)
+        part = PARTS[number][PARTS[number]["model"].isin(chosen)].reset_index(drop=True)
+        apart = told_apart(number).issuperset(itertools.combinations(sorted(chosen), 2))
+        if apart and part["bytes_per_token"].nunique(dropna=False) >= tokenizers:
+            return part
+
+
+def one_of(rows, rng):
+    """Which rows are those of a model drawn at random."""
+    return rows["model"] == rng.choice(rows["model"].unique())
+
+
+# %% [markdown]
+# - The mistakes: each gives the spoiled rows, the measure that is told, and the proof that the mistake is in them.
+
+
+# %%
+def seeds_dropped(rows, rng):
+    own = one_of(rows, rng)
+    few = rng.choice(rows.loc[own, "seed"].unique(), rng.integers(1, traps.MIN_SEEDS), replace=False)
+    rows = rows[~own | rows["seed"].isin(few)]
+    return rows, "bits_per_byte", rows.groupby("model")["seed"].nunique().min() < 3
+
+
+def seeds_averaged(rows, rng):
+    rows = with_parts(rows.groupby("model", as_index=False)[["bits_per_byte", "bytes_per_token"]].mean())
+    return rows, "bits_per_byte", rows["model"].is_unique and "seed" not in rows
+
+
+def one_run_copied(rows, rng):
+    own = one_of(rows, rng)
+    run = rows.loc[own, "bits_per_byte"].iloc[0]
+    rows = with_parts(rows.assign(bits_per_byte=rows["bits_per_byte"].mask(own, run)))
+    return rows, "bits_per_byte", (rows.loc[own, "bits_per_byte"] == run).all() and own.sum() > 1
+
+
+def two_under_one_name(rows, rng):
+    a, b = rng.choice(rows["model"].unique(), 2, replace=False)
+    rows = rows.assign(model=rows["model"].replace(a, b))
+    return rows, "bits_per_byte", rows.duplicated(["model", "seed"]).any()
+
+
+# %%
+def no_difference(rows, rng):
+    own = rows[one_of(rows, rng)]
+    while True:
+        noise = rng.normal(0, rng.uniform(0.001, 0.1), len(own))
+        if stats.ttest_1samp(noise, 0).pvalue > 0.05:
+            twin = own.assign(model="twin", bits_per_byte=own["bits_per_byte"] + noise)
+            return pd.concat([rows, with_parts(twin)], ignore_index=True), "bits_per_byte", True
+
+
+def padding_counted(rows, rng):
+    share = rng.uniform(0.01, 0.6)  # of the tokens, at no cost each
+    sound = rows["perplexity"]
+    rows = rows.assign(perplexity=np.exp(rows["nats"] * (1 - share) / rows["tokens"]))
+    return rows, "bits_per_byte", (rows["perplexity"] < 0.99 * sound).all()
+
+
+def per_token(rows, rng):
+    names = ["perplexity", "ppl", "token_perplexity", "test_ppl", "loss", "eval_loss", "nll", "nats_per_token"]
+    name, rows = rng.choice([*names, "cross_entropy", "bits_per_token"]), clean_part(rng, tokenizers=2)
+    value = rows["perplexity"] if "p" in name[:6] else np.log(rows["perplexity"])
+    level = rows.assign(**{name: value}).groupby("model")[["bits_per_byte", name]].mean()
+    turned = level.corr("kendall").loc["bits_per_byte", name] < 1
+    return (rows.assign(**{name: value}), name, True) if turned else per_token(rows, rng)
+
+
+def other_text(rows, rng):
+    own = one_of(rows, rng)
+    rows = pd.concat([rows[~own], with_parts(rows[own], int(rng.integers(20_000, 90_000)))])
+    return rows, "bits_per_byte", rows["bytes"].nunique() > 1
+
+
+# %% [markdown]
+# - A row per mutant and per clean part: was the mistake named, and what else?
+
+# %%
+MUTANTS = {
+    "fewer than three seeds": (seeds_dropped, "one seed"),
+    "seeds averaged away": (seeds_averaged, "one seed"),
+    "one run under every seed": (one_run_copied, "one seed"),
+    "two settings under one name": (two_under_one_name, "one seed"),
+    "a difference inside its interval": (no_difference, "no interval"),
+    "padding in the mean": (padding_counted, "padding counted"),
+    "a measure per token across tokenizers": (per_token, "token perplexity across tokenizers"),
+    "another test text for one model": (other_text, "different test texts"),
+}
+
+
+def audited_mutants(seed=17):
+    rng, found = np.random.default_rng(seed), []
+    plants = [(kind, *plant) for kind, plant in MUTANTS.items() for _ in range(budget.mutants)]
+    for kind, plant, wanted in [*plants, *[("clean", None, "none")] * budget.clean_tables]:
+        rows, metric, carried = clean_part(rng), "bits_per_byte", True
+        if plant:
+            rows, metric, carried = plant(rows, rng)
+        assert carried, kind
+        rows = rows.assign(tokenizer=rows["bytes_per_token"].map("{:.3f} bytes".format))
+        protocol = traps.Protocol(metric, ("model",), **SOUND, tokenizer="column:tokenizer")
+        names = {f.trap for f in traps.audit(rows, protocol)} or {"none"}
+        row = {"kind": kind, "rows": len(rows), "metric": metric, "wanted": wanted, "named": wanted in names}
+        found.append(row | {"others": listed(sorted(names - {wanted, "none"}))})
+    return found
+
+
+PARTS = parts()
+mutants = results.table("audit_audited", audited_mutants)
+mutants.groupby("kind", sort=False)["named"].agg(["sum", "count"])
 
 # %% [markdown]
 # ## What we saw, on the stand-in

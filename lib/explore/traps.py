@@ -6,6 +6,7 @@ mistake measures instead); lower is better in both.
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,12 +60,8 @@ def leaked_corpus(n_bytes: int) -> Iterator[None]:
 
 
 def means(part: pd.DataFrame) -> pd.DataFrame:
-    """Per model of one trap's values sound and trapped, means over seeds; for "one seed" the seed whose own ranking
-    differs most from the mean's."""
-    if part["trap"].iloc[0] != "one seed":
-        return part.groupby("model", sort=False)[["sound", "trapped"]].mean()
-    alone = [own.set_index("model")[["sound", "trapped"]] for _, own in part.groupby("seed")]
-    return max(alone, key=lambda m: flips(m, itertools.combinations(m.index, 2)))
+    """Per model of one trap's values sound and trapped, means over seeds."""
+    return part.groupby("model", sort=False)[["sound", "trapped"]].mean()
 
 
 def flips(found: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> int:
@@ -74,15 +71,13 @@ def flips(found: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> int:
 
 
 def summary(values: pd.DataFrame) -> pd.DataFrame:
-    """One row per trap: models, seeds, ranking_sound and ranking_trap (best first, by means over seeds; for "one
-    seed" that of the seed that differs most), tau (Kendall's, between the two), pairs, flips (pairs that the two order
-    differently), shown_pairs (those whose paired interval over the sound measure's seeds excludes 0), shown_flips
-    (flips among these), best_changes."""
+    """One row per trap: models, seeds, ranking_sound and ranking_trap (best first, by means over seeds), tau
+    (Kendall's, between the two), pairs, flips (pairs that the two order differently), shown_pairs (those whose paired
+    interval over the sound measure's seeds excludes 0), shown_flips (flips among these), best_changes."""
     rows = []
     for trap, part in values.groupby("trap", sort=False):
         found = means(part)
-        # for "one seed" `sound` is the mean, and the seeds' own values stand in `trapped`
-        wide = part.pivot(index="seed", columns="model", values="trapped" if trap == "one seed" else "sound")
+        wide = part.pivot(index="seed", columns="model", values="sound")
         pairs = list(itertools.combinations(found.index, 2))
         apart = [(a, b) for a, b in pairs if shown(wide[a] - wide[b])]
         sound, trapped = (found[c].sort_values(kind="stable").index for c in ("sound", "trapped"))
@@ -95,13 +90,14 @@ def summary(values: pd.DataFrame) -> pd.DataFrame:
 
 MIN_SEEDS = 3  # two give a t interval 6 times as wide as their standard error, three 2.5 times
 LEAK_LIMIT = 1e-3  # of a logit; a causal model in float32 shows rounding, about 1e-5
-PER_TOKEN = ("perplexity", "nats_per_token", "bits_per_token", "token_perplexity", "loss")
+PER_TOKEN = re.compile(r"perplexity|ppl|loss|nll|entropy|per_token")  # in a measure's name
 WAYS_OUT = {
     "not declared": "Declare it in the Protocol.",
     "own samples": "Score held-out text that people wrote.",
     "overlapping train and test": "Split by document group, remove near-duplicates first, score the rest again.",
     "padding counted": "Mask it, and divide by the target's own tokens or bytes.",
     "token perplexity across tokenizers": "Compare bits per byte.",
+    "different test texts": "Score all of them on one text.",
     "leaking attention": "Repair the mask, train again, and score by prefix until then.",
     "one seed": f"Train {MIN_SEEDS} seeds or more and keep a row per run with its seed, or make no claim of it.",
     "no interval": "Say that no difference is shown, or add seeds.",
@@ -139,7 +135,7 @@ def audit(rows: pd.DataFrame | Sequence[Mapping], protocol: Protocol) -> list[Fi
     if missing := [c for c in (p.metric, *p.compare, *p.within, column) if c not in df]:
         raise ValueError(f"The table has no column {missing[0]!r}; it has {', '.join(map(str, df))}.")
     measured = df[df[p.metric].notna()]
-    found = [*_declared(df, p), *_ratios(df), *_seeds(measured, p), *_intervals(measured, p)]
+    found = [*_declared(df, p), *_ratios(df, p), *_seeds(measured, p), *_intervals(measured, p)]
     return [Finding(*f, WAYS_OUT[f[0]]) for f in found]
 
 
@@ -156,7 +152,7 @@ def _declared(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
         yield "padding counted", p.metric, "padding is in the mean."
     if p.leak is not None and not abs(p.leak) <= LEAK_LIMIT:  # a nan is a finding too
         yield "leaking attention", "leak", f"later tokens change earlier logits by {p.leak:.3g}."
-    if p.metric in PER_TOKEN and p.tokenizer and p.tokenizer.startswith("column:"):
+    if PER_TOKEN.search(p.metric) and p.tokenizer and p.tokenizer.startswith("column:"):
         column = df[p.tokenizer.removeprefix("column:")]
         names = max((column[part.index].unique() for _, part in _groups(df, p.within)), key=len)
         if len(names) > 1:
@@ -164,8 +160,11 @@ def _declared(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
             yield "token perplexity across tokenizers", p.metric, problem
 
 
-def _ratios(df: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
-    """Where numerator and denominator stand beside a ratio, they must give it."""
+def _ratios(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
+    """Where numerator and denominator stand beside a ratio, they must give it, and all rows have the same bytes."""
+    for name, part in _groups(df, p.within) if "bytes" in df else ():
+        if (n := part["bytes"].nunique()) > 1:
+            yield "different test texts", f"{name}, bytes".removeprefix(", "), f"{n} sizes of the text that was scored."
     forms = {"perplexity": ("tokens", np.exp), "bits_per_byte": ("bytes", lambda x: x / math.log(2))}
     for ratio, (parts, form) in forms.items():
         known = df.reindex(columns=[ratio, "nats", parts]).dropna()
@@ -188,6 +187,8 @@ def _seeds(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
         n = part["seed"].nunique()
         if n < MIN_SEEDS:
             yield "one seed", name, f"{n} seed{'s' * (n > 1)}."
+        if n > 1 and part[p.metric].nunique() == 1 and part[p.metric].iloc[0] not in (0, 1):  # a share may reach both
+            yield "one seed", name, f"{n} seeds with one value to the last digit: a run that was copied."
         if len(part) > n:
             yield "one seed", name, f"{len(part)} rows for {n} seeds: name what differs in `compare` or `within`."
 
