@@ -21,10 +21,6 @@ def gpt2():
     return small_gpt2(61, 2, 2, 16, 32)
 
 
-def at(learning_rate, weight_decay=0.0):
-    return SimpleNamespace(learning_rate=learning_rate, weight_decay=weight_decay)
-
-
 def test_the_pull_adds_the_gradient_of_the_penalty_to_tied_weights_once():
     model, ids = gpt2(), torch.arange(12)[None]
     pull, start = PullToStart(copy.deepcopy(model), 0.7), [p.detach().clone() for p in model.parameters()]
@@ -55,7 +51,7 @@ def test_replay_takes_its_share_of_the_tokens():
 @needs_muon
 def test_muon_takes_matrices_of_the_blocks_and_decays_what_trainers_adamw_decays(tmp_path):
     model = gpt2()
-    optimizer = Muon(model, at(1e-3, 0.1))
+    optimizer = Muon(model, SimpleNamespace(learning_rate=1e-3, weight_decay=0.1))
     groups, names = optimizer.param_groups, {id(p): n for n, p in model.named_parameters()}  # tied: the first name
     found = [names[id(p)] for g in groups for p in g["params"]]
     assert sorted(found) == sorted(names.values())
@@ -70,7 +66,7 @@ def test_muon_takes_matrices_of_the_blocks_and_decays_what_trainers_adamw_decays
 def test_muon_hears_the_schedule_and_goes_on_from_a_checkpoint():
     def start():
         model = gpt2()
-        optimizer = Muon(model, at(1e-2, 0.01))
+        optimizer = Muon(model, SimpleNamespace(learning_rate=1e-2, weight_decay=0.01))
         return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1 / (1 + s))
 
     def steps(parts, *seeds):

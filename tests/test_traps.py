@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from notebook_code import defined
 
 from lib import tasks
 from lib.explore import attention, scratch, traps
@@ -60,13 +61,14 @@ def test_the_leaked_corpus_holds_the_test_text_and_goes_again(run):
     assert gaps[0] < gaps[1]  # it knows what it saw
 
 
-def values(trap, sound, trapped, seeds=(0, 1)):
-    named = {"trap": trap}
-    return [named | {"model": m, "seed": s, "sound": sound[m], "trapped": trapped[m]} for s in seeds for m in sound]
+def values(trap, sound, trapped):
+    return [
+        {"trap": trap, "model": m, "seed": s, "sound": x, "trapped": trapped[m]} for s in (0, 1, 2) for m, x in sound
+    ]
 
 
 def test_flips_and_tau_of_known_rankings():
-    sound = {"a": 1.0, "b": 2.0, "c": 3.0}
+    sound = [("a", 1.0), ("b", 2.0), ("c", 3.0)]
     rows = values("same", sound, {"a": 10, "b": 20, "c": 30})
     rows += values("reversed", sound, {"a": 3, "b": 2, "c": 1})
     rows += values("last two", sound, {"a": 1, "b": 3, "c": 2})
@@ -78,7 +80,7 @@ def test_flips_and_tau_of_known_rankings():
 
 
 def test_a_flip_of_models_that_the_seeds_do_not_tell_apart_is_not_shown():
-    rows = pd.DataFrame(values("x", {"a": 1.0, "b": 1.1}, {"a": 2, "b": 1}, range(3)))
+    rows = pd.DataFrame(values("x", [("a", 1.0), ("b", 1.1)], {"a": 2, "b": 1}))
     rows["sound"] += [0.0, 0.2, 0.3, -0.2, -0.3, 0.1]
     assert traps.summary(rows)[["flips", "shown_pairs", "shown_flips"]].iloc[0].tolist() == [1, 0, 0]
 
@@ -132,12 +134,16 @@ def test_a_ratio_that_its_parts_do_not_give_names_its_row(column):
     rows.loc[4, column] *= 0.9  # as if padding had been divided by
     found = [f for f in audit(rows, SOUND) if f.trap == "padding counted"]
     assert [f.where for f in found] == [f"row 4, {column}"]
+    rows = table()
+    rows.loc[3:, ["nats", "tokens", "bytes"]] *= 2  # of a longer text
+    assert found_in(rows) == {"different test texts"}
 
 
 def test_perplexity_per_token_is_refused_across_tokenizers_and_fine_within_one():
     rows, trap = table(encoding=["bytes"] * 3 + ["bpe"] * 3), "token perplexity across tokenizers"
     per_token = replace(SOUND, metric="perplexity", tokenizer="column:encoding")
     assert trap in found_in(rows, per_token)
+    assert trap in found_in(rows.rename(columns={"perplexity": "ppl"}), replace(per_token, metric="ppl"))
     assert trap not in found_in(rows, replace(per_token, metric="bits_per_byte"))
     assert trap not in found_in(rows, replace(per_token, within=("encoding",)))
     assert audit(table(), replace(SOUND, metric="perplexity")) == []
@@ -150,6 +156,18 @@ def test_too_few_seeds_and_seeds_that_are_no_column():
     assert finding.trap == "one seed" and finding.where == "seed"
     twice = pd.concat([table(), table()], ignore_index=True)
     assert any("6 rows for 3 seeds" in f.problem for f in audit(twice, SOUND))
+    copied = table().drop(columns="nats")
+    copied.loc[3:, "bits_per_byte"] = 1.2
+    (finding,) = audit(copied, SOUND)
+    assert finding.where == "method=lora" and "a run that was copied" in finding.problem
+
+
+def test_one_seed_is_judged_by_every_draw_of_it():
+    one_seed = defined("09_innovation", "one_seed").one_seed
+    a, b = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], [1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.65]
+    (found,) = one_seed(pd.DataFrame({"a": a, "b": b, "c": [1.0, 1.8] * 4}))  # c is told from neither
+    assert found["a"] == "a" and found["difference"] == pytest.approx(-0.16875) and found["paired"] == 1 / 8
+    assert found["unpaired"] == sum(x > y for x in a for y in b) / 64 and found["three"] == 0
 
 
 def test_a_difference_inside_its_interval_is_named_and_pairing_counts():
