@@ -1077,8 +1077,8 @@ mutants.groupby("kind", sort=False)["named"].agg(["sum", "count"])
 # ## What it does not show
 #
 # - Conversion: thousands of tokens where LoLCATs takes forty million, so the cost at high shares is an upper bound
-#   for this method. The LoRA stage is of one seed. Debian documents are short, so a window loses little. Recall over long distances was not tested.
-#   Decoding times are of plain PyTorch at batch 1, without kernels of either side.
+#   for this method. The LoRA stage is of one seed. Debian documents are short, so a window loses little. Recall over
+#   long distances was not tested. Decoding times are of plain PyTorch at batch 1, without kernels of either side.
 # - Frontier: one task, a few steps, rates not tuned per method, one strength of each. Intervals are over seeds, on the
 #   same few texts. Replay is of the base model's own samples: without WikiText-2 the general measure is the replayed
 #   kind of text, which favours replay. L2-SP's pull goes through AdamW, which scales it with the rest of the gradient;
