@@ -1068,7 +1068,8 @@ mutants.groupby("kind", sort=False)["named"].agg(["sum", "count"])
 #
 # - Conversion: a quarter of the layers goes at a small cost, from there on every share costs more. A second stage of
 #   four times the tokens lowers the cost of all layers and leaves most of it. At equal training tokens the matching
-#   earns its share; the linear part does not: the window alone, tuned on as many, is ahead.
+#   earns its share; the linear part does not: the window alone, tuned on as many, is ahead at the smaller budget and
+#   level at the larger one.
 # - Frontier: by the sum of both general texts no setting is told from interpolation, which is free. Full fine-tuning
 #   forgot nothing of WikiText-2 and a little of the base model's own text, where LoRA of rank 16 forgot more.
 # - Traps: token perplexity across tokenizers, a leaking mask and own samples turn round pairs that the seeds tell
@@ -1183,6 +1184,8 @@ tell("lora", short_tokens=f"{SHORT:,}", long_tokens=f"{LONG:,}", equal=f"{EQUAL:
 ahead = equal["ours"] - equal["window"], equal["unmatched"] - equal["ours"]
 results.claim("at equal tokens the window alone is ahead", ahead[0] > np.ptp(quality()))
 results.claim("at equal tokens matching is ahead", ahead[1] > np.ptp(quality()))
+apart = abs(equal["long"] - equal["long_window"])
+results.claim("at the longer budget window and linear part are level", apart < np.ptp(quality()))
 results.claim("more tuning lowers the cost of all layers", dearer["long"] < dearer["short"])
 
 # %% [markdown]
