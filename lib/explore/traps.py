@@ -59,11 +59,6 @@ def leaked_corpus(n_bytes: int) -> Iterator[None]:
         del tasks.TASKS[LEAKED], scratch.ENCODED_LIKE[LEAKED]
 
 
-def means(part: pd.DataFrame) -> pd.DataFrame:
-    """Per model of one trap's values sound and trapped, means over seeds."""
-    return part.groupby("model", sort=False)[["sound", "trapped"]].mean()
-
-
 def flips(found: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> int:
     """How many of these pairs of models `sound` and `trapped` order differently."""
     gaps = (found.loc[a] - found.loc[b] for a, b in pairs)
@@ -76,7 +71,7 @@ def summary(values: pd.DataFrame) -> pd.DataFrame:
     interval over the sound measure's seeds excludes 0), shown_flips (flips among these), best_changes."""
     rows = []
     for trap, part in values.groupby("trap", sort=False):
-        found = means(part)
+        found = part.groupby("model", sort=False)[["sound", "trapped"]].mean()
         wide = part.pivot(index="seed", columns="model", values="sound")
         pairs = list(itertools.combinations(found.index, 2))
         apart = [(a, b) for a, b in pairs if shown(wide[a] - wide[b])]
