@@ -609,7 +609,7 @@ against.round(4)
 
 # %%
 def against_figure():
-    fig, axes = plt.subplots(1, len(TEXTS), sharey=True, squeeze=False, figsize=(3.4 * len(TEXTS), 3.2))
+    fig, axes = plt.subplots(1, len(TEXTS), sharey=True, squeeze=False, figsize=(plots.WIDTH, 2.6))
     for ax, name in zip(axes[0], TEXTS.values(), strict=True):
         for y, row in enumerate(against[against["text"] == name].itertuples()):
             if math.isnan(row.difference):
@@ -1137,12 +1137,12 @@ results.claim("every conversion costs something", all(side > 0 for side in shown
 # %%
 TOLERATED = 0.05
 dear = {share: mean_interval(quality(share=share) / control - 1) for share in SHARES[1:]}
-small = [share for share, (mean, _, high) in dear.items() if (mean if math.isnan(high) else high) < TOLERATED]
-results.claim("part of the layers converts at a small cost", small)
-results.claim("not all of the layers convert at a small cost", SHARES[-1] not in small)
+cheap = [share for share, (mean, _, high) in dear.items() if (mean if math.isnan(high) else high) < TOLERATED]
+results.claim("part of the layers converts at a small cost", cheap)
+results.claim("not all of the layers convert at a small cost", SHARES[-1] not in cheap)
 tell("conversion", **{f"cost{share * 100:.0f}": f"{mean:+.1%}" for share, (mean, _, _) in dear.items()})
-tell("conversion", tolerated=f"{TOLERATED:.0%}", largest=f"{max(small):.0%}" if small else "none")
-tell("conversion", costly=listed([f"{share:.0%}" for share in dear if share not in small]), seeds=len(budget.seeds))
+tell("conversion", tolerated=f"{TOLERATED:.0%}", largest=f"{max(cheap):.0%}" if cheap else "none")
+tell("conversion", costly=listed([f"{share:.0%}" for share in dear if share not in cheap]), seeds=len(budget.seeds))
 tell("conversion", window=f"{(quality('window') / control - 1).mean():+.1%}")
 tell("conversion", matching_tokens=f"{budget.matching_tokens:,}", tuning_tokens=f"{budget.tuning_tokens:,}")
 
@@ -1304,7 +1304,7 @@ results.claim("by the sum something is forgotten", sides["sum"] > 0)
 
 # %%
 for rank, name in ((4, "rank4"), (16, "rank16")):
-    row = sided.get(own_text, sided[summed]).loc[f"LoRA, rank {rank}"]
+    row = sided.get(own_text, sided[summed]).reindex([f"LoRA, rank {rank}"]).iloc[0]
     results.value(f"{name}.own", span(row["difference"], row["low"], row["high"], 4, sign=True))
     results.value(f"{name}.p", number(row["p"]))
 results.claim("LoRA of rank 16 forgets more of the own text", "LoRA, rank 16" in more.get(own_text, ()))
