@@ -735,7 +735,7 @@ by_chance.describe().round(3)
 
 
 # %% [markdown]
-# - Of the pairs that all seeds tell apart (Holm over the pairs): how many draws of one seed for each model order them the
+# - Of the pairs that all seeds tell apart (Holm): how many draws of one seed for each model order them the
 #   other way. The same seed for both could hardly do so: Holm has asked that they differ in nearly every seed.
 
 
