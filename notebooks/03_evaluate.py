@@ -37,7 +37,7 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
-import collections, functools, io, itertools, math, re, textwrap
+import collections, functools, hashlib, io, itertools, math, re, textwrap
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +79,7 @@ BUDGET = train.BUDGET | {
     "beam_inputs": (2, 0, 630),  # E2E inputs decoded as the published rows were
     "beam_together": (20, 20, 3_200),  # sequences at a time
     "recovery": ((("full", 0),), (), (("full", 0), ("full", 1), ("full", 2), ("lora", 0), ("lora", 1), ("lora", 2))),
+    "read_tokens": (12_000, 40_000, 40_000),  # training tokens of the model whose texts are read below
     "shots": (1, 0, 3),  # examples before the prompt, for a fairer "before"
 }
 budget = profile.budget(**BUDGET)
@@ -338,6 +339,8 @@ results.figure(figure, "03_before_after", text, tokens=budget.train_tokens)
 # - An interval that excludes 0 says that other documents of this kind would show the difference too. Several
 #   comparisons are several chances to be wrong: `holm` is the p-value corrected for all rows of the table.
 # - Fewer than ten groups of documents show nothing, whatever their interval says.
+# - `every_document_better`: none of them got worse. Where all differences have one sign, Wilcoxon's p is the least that
+#   so many documents can give, and no other outcome gives it: so it is read from rows that were not counted.
 
 
 # %%
@@ -353,15 +356,33 @@ def comparisons():
         after.get((m.task, m.method), []).append(m)
     for (name, method), runs in after.items():
         before = [m for m in measured if m.task == name and m.stage == "before"]
-        bits = metrics.paired([m.scores for m in before], [m.scores for m in runs])
-        chrf = metrics.paired(list(map(chrf_of, before)), list(map(chrf_of, runs)), "chrf", None)
-        for measure, found in (("bits_per_byte", bits), ("chrf", chrf)):
+        bits = [m.scores for m in before], [m.scores for m in runs]
+        chrf = list(map(chrf_of, before)), list(map(chrf_of, runs))
+        for measure, pair, columns in (("bits_per_byte", bits, ("nats", "bytes")), ("chrf", chrf, ("chrf", None))):
+            b, a = (np.mean([frame[columns[0]] for frame in side], axis=0) for side in pair)
+            found = {"better": int(((a < b) if measure == "bits_per_byte" else (a > b)).sum())}
+            found |= metrics.paired(*pair, *columns)
             yield {"task": name, "method": method, "seeds": len(runs), "measure": measure} | found
 
 
+# %% [markdown]
+# - The rows, and Holm's correction.
+
+
+# %%
+def all_better(r):
+    """Whether every document got better. Rows that do not count them have Wilcoxon's p, whose least value says so."""
+    if "better" in r and not pd.isna(r["better"]):
+        return bool(r["better"] == r["documents"])
+    ranks = np.arange(1, r["documents"] + 1)
+    right = (r["difference"] < 0) == (r["measure"] == "bits_per_byte")
+    return bool(right and math.isclose(r["p_value"], stats.wilcoxon(ranks, method="approx").pvalue, rel_tol=1e-9))
+
+
 significance = results.table("significance", comparisons)
+every = significance.apply(all_better, axis=1)
 holm = multipletests(significance["p_value"], method="holm")[1]
-significance.assign(holm=holm).map(lambda x: f"{x:.4g}" if isinstance(x, float) else x)
+significance.assign(every_document_better=every, holm=holm).map(lambda x: f"{x:.4g}" if isinstance(x, float) else x)
 
 # %% [markdown]
 # ## The task's own checks
@@ -814,6 +835,109 @@ for sample in samples.to_dict("records"):
     print("-" * 100)
 
 # %% [markdown]
+# ## Read by a person
+#
+# - Whole texts, greedy, of the base model and of one model of the first method and seed: the best, the median and the
+#   worst by chrF, text by text, and 20 drawn by a seed.
+# - In `full` this model was trained anew for them, with half the tokens (`read_tokens`): texts stay in `data/runs`, and
+#   those of the tables above were gone.
+
+
+# %%
+@functools.cache
+def read_texts():
+    """Stage -> texts for the task's rows, kept beside the runs."""
+    anew = {"train_tokens": budget.read_tokens, "evaluations": 1} if budget.read_tokens < budget.train_tokens else {}
+    method, seed = budget.methods[0], budget.seeds[0]
+    path = train.run_path(base, task, train.settings_for(method, seed, task, **anew))
+
+    def found():
+        run = train.finetune(base, task, method, seed, quiet=True, **anew)
+        return {"texts": write(run.model, task, budget.generated, "greedy", seed)}
+
+    after = kept(path / "texts", [budget.generated, budget.max_new_tokens], found)
+    return {"before": measured_of(task).texts, "after": after["texts"]}
+
+
+# %% [markdown]
+# - The rows: which were chosen and why, with prompt, human text, both texts, and their chrF.
+
+
+# %%
+def to_read(count=20):
+    rows = rows_of[task.name]
+    texts = {stage: [text.strip() for text in some] for stage, some in read_texts().items()}
+    pairs = {stage: zip(some, rows, strict=True) for stage, some in texts.items()}
+    chrf = {stage: [measures.chrf([t], [r["references"]]) for t, r in both] for stage, both in pairs.items()}
+    order = np.argsort(chrf["after"], kind="stable")
+    drawn = sorted(np.random.default_rng(0).choice(len(rows), min(count, len(rows)), replace=False))
+    places = [("best", order[-1]), ("median", order[len(order) // 2]), ("worst", order[0])]
+    for chosen, i in places + [("drawn", i) for i in drawn]:
+        row = {"chosen": chosen, "id": rows[i]["id"], "prompt": rows[i]["prompt"], "human": rows[i]["references"][0]}
+        row |= {stage: some[i] for stage, some in texts.items()}
+        yield row | {f"chrf_{stage}": values[i] for stage, values in chrf.items()}
+
+
+reading = results.table("reading", to_read, optional=True)
+for r in reading[reading["chosen"] != "drawn"].to_dict("records") if len(reading) else ():
+    print(f"[{r['chosen']}: {r['id']}, chrF {r['chrf_before']:.1f} -> {r['chrf_after']:.1f}]\n{r['after']}\n")
+
+# %% [markdown]
+# - What a reader found in the 20: one reader, not blind, a language model's session, with prompt and human text beside
+#   it. **Your team reads them again**: change the rows below, and the tables follow.
+# - The kind of error is the one that a user of the package would mind first.
+# - Facts are what the text says of the package, held against its prompt and the human description. *right*: the purpose
+#   is said, and neither contradicts anything; *partly*: the purpose is right and something else is not, or the purpose
+#   is half right; *wrong*: the purpose is another, or none is said. What neither confirms is not held against a text.
+# - A row stands for one text, named by the first digits of its sha256: another model's texts are not read yet.
+
+# %%
+LOOP, OTHER, DETAIL = "goes in circles", "another purpose", "invented detail"
+READ = {  # digits of a text -> kind of error, what is seen, verdict on the facts, what is not so
+    "bbc23ba4": (LOOP, "one sentence, with another name", "wrong", "neither MARC nor Dublin Core"),  # libmarc-...
+    "3f70469f": (LOOP, "three sentences again and again", "partly", "it keeps router configurations"),  # rancid
+    "53d16e05": (LOOP, "a client for itself", "partly", "for OBEX devices, not ftp"),  # obexftp
+    "9c1f8d7e": (OTHER, "parsing instead of types", "partly", "it does not parse"),  # libjson-types-perl
+    "284a4fd4": (LOOP, "tools made of the tags", "partly", "of the system, not of applications"),  # latencytop
+    "1dcf7034": (DETAIL, "“compress” beside “restore”", "partly", "it compresses nothing"),  # recoverjpeg
+    "646748c9": (DETAIL, "pronunciations", "right", "-"),  # wspanish
+    "d919663c": (LOOP, "Critic tests Critic", "wrong", "it tests code by Critic"),  # libtest-perl-critic-...
+    "cff9aad5": (DETAIL, "praise: “very efficient”", "right", "-"),  # sudoku
+    "29ff37ee": (LOOP, "“closure::” to the end", "wrong", "RDF is not said"),  # librdf-closure-perl
+    "a6a657c8": (OTHER, "a language model for Japanese", "wrong", "it is a chat client"),  # nheko
+    "9c7458ef": (OTHER, "an interface for GNU/Linux", "wrong", "it is an IDE"),  # anjuta
+    "831ccac6": (LOOP, "“a crimson game” to the end", "partly", "what kind of game is not said"),  # crimson
+    "2b8cedaa": (LOOP, "“lisp-based” to the end", "wrong", "XHTML is not said"),  # cl-lml2
+    "af024a21": (LOOP, "an application for itself", "wrong", "it is a bar for compositors"),  # waybar
+    "37688e58": (LOOP, "an interface for itself", "wrong", "statistics are not said"),  # ggobi
+    "929df358": (OTHER, "a calculator of steps", "wrong", "it renders fractals"),  # mandelbulber2
+    "a44b832b": (LOOP, "“livejournal::” to the end", "right", "-"),  # liblivejournal-perl
+    "bfbd0cc1": (LOOP, "a program for GpsMan", "wrong", "a Tcl library for shapefiles"),  # gpsmanshp
+    "67b86778": (LOOP, "two sentences again and again", "partly", "“log-analyzer” is a tag, no package"),  # logtools
+}
+
+# %% [markdown]
+# - Which of them were read, as tables.
+
+
+# %%
+def digits_of_text(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def found_by_reader(names, at):
+    """A row for each drawn text that was read: `names` and what stands at `at` of its row of READ."""
+    for r in reading[reading["chosen"] == "drawn"].to_dict("records") if len(reading) else ():
+        if said := READ.get(digits := digits_of_text(r["after"])):
+            row = {"id": r["id"], "text": digits} | dict(zip(names, said[at], strict=True))
+            yield row | {"reader": "one, not blind"}
+
+
+read = results.table("read", lambda: found_by_reader(("kind", "seen"), slice(0, 2)), optional=True)
+factual = results.table("factual", lambda: found_by_reader(("verdict", "not_so"), slice(2, 4)), optional=True)
+display(read, factual) if len(read) else print("These texts were not read yet.")
+
+# %% [markdown]
 # ## People: a blind A/B
 #
 # - Which side is "after" is shuffled. Ratings are kept in `data/runs`, out of git; several people can rate,
@@ -1251,6 +1375,57 @@ blocks = (
 results.block("fair_sample", "\n\n".join(blocks) or NOT_YET)
 
 # %% [markdown]
+# - Best, median and worst by chrF in three columns, each text cut after 280 characters.
+
+
+# %%
+def cell(text, most=280):
+    """A text as a table's cell: its lines joined by " / ", Markdown's signs escaped."""
+    text = " / ".join(filter(None, map(str.strip, text.splitlines())))
+    return re.sub(r"([\\`*_{}\[\]<>#$~^@])", r"\\\1", text[:most].rstrip()) + " [...]" * (len(text) > most)
+
+
+# %% [markdown]
+# - The table.
+
+# %%
+if len(reading):
+    rows = [
+        [f"{r['chosen']}, {r['id']}, {r['chrf_before']:.0f} to {r['chrf_after']:.0f}"]
+        + [cell(r[who]) for who in ("before", "after", "human")]
+        for r in reading[reading["chosen"] != "drawn"].to_dict("records")
+    ]
+    text = f"The best, the median and the worst of {generated} greedy texts by document chrF (before to after), cut "
+    text += "after 280 characters; / is a line's end. After: full fine-tuning, a model trained anew for these texts."
+    options = {"left": 4, "seeds": budget.seeds[:1], "tokens": budget.read_tokens}
+    results.markdown("samples_table", ["document, chrF", "before", "after", "people"], rows, text, **options)
+else:
+    results.block("samples_table", NOT_YET)
+
+# %% [markdown]
+# - What the reader found: ten texts' kinds of error, twenty texts' facts, and how many of each.
+
+# %%
+HOW = "by one reader, not blind; texts drawn by a seed, full fine-tuning, greedy."
+options = {"left": 3, "seeds": budget.seeds[:1], "tokens": budget.read_tokens}
+NOT_READ = "These texts were not read yet."
+if len(read):
+    rows = read[["id", "kind", "seen"]].head(10).to_numpy()
+    results.markdown("read", ["package", "kind of error", "what is seen"], rows, f"Ten texts read {HOW}", **options)
+    rows = factual[["id", "verdict", "not_so"]].to_numpy()
+    text = f"Facts of {len(factual)} texts, held against prompt and human description {HOW}"
+    results.markdown("factual", ["package", "verdict", "what is not so"], rows, text, **options)
+else:
+    results.block("read", NOT_READ)
+    results.block("factual", NOT_READ)
+for verdict in ("right", "partly", "wrong"):
+    results.value(f"factual.{verdict}", int((factual["verdict"] == verdict).sum()) if len(read) else "not read")
+counts = read["kind"].value_counts() if len(read) else pd.Series(dtype=int)
+results.value("factual.read", len(factual))
+results.value("read.kinds", listed([f"{kind} ({n})" for kind, n in counts.items()]))
+results.claim("texts were read", len(read) > 0)
+
+# %% [markdown]
 # - Values: the setting, the main numbers of each method, and the comparisons.
 
 # %%
@@ -1265,6 +1440,14 @@ for method, part in own.groupby("method", sort=False):
 for r in tests[(tests["task"] == task.name) & (tests["measure"] == "bits_per_byte")].itertuples():
     results.value(f"{r.method}.difference", r.gap)
 results.value("compared", len(tests))
+mine = (tests["task"] == task.name) & (tests["measure"] == "bits_per_byte")
+results.claim("every document got better", bool(every[mine].all()))
+results.claim("every E2E document got better", bool(len(e2e_table) and every[tests["task"] == "e2e"].all()))
+results.value("e2e.generated", int(e2e_table["generated"].iloc[0]) if len(e2e_table) else "not measured")
+start = own.loc[own["stage"] == "before", "bits_per_byte"].mean()
+gain = {m: start - part.set_index("seed")["bits_per_byte"] for m, part in own.groupby("method") if m != "none"}
+if "lora" in gain and "full" in gain:
+    results.value("lora.gain.share", interval(100 * gain["lora"] / gain["full"], 0) + " %")
 results.value("not_better", listed(tests.loc[~(tests["shown"] & tests["better"]), "name"]))
 results.value("general.compared", general_count or "not measured")
 results.value("general.worse", listed(worse) if general_count else "not measured")
