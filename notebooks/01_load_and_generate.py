@@ -144,60 +144,64 @@ def parameter_table(model) -> pd.DataFrame:
 # %% [markdown]
 # ### 2.2 The picture
 #
-# - What stands in the boxes of the picture: every size is computed from GPT-2's configuration.
+# - What stands in the boxes of the picture: every size is computed from the configuration, GPT-2's or the loaded
+#   model's. `boxes` gives the height, the text and the colour of each.
 
 
 # %%
 GPT2 = "GPT-2 117M"
 gpt2_parameters = parameter_table(empty_model(gpt2.GPT2_117M))
 parts = gpt2_parameters.set_index("component").parameters
+BLUE, ORANGE, GREEN, GREY = "#cfe2f3", "#fce5cd", "#d9ead3", "#e8e8e8"
 
 
-def boxes() -> list[tuple[float, str, str]]:
-    """Height, text and colour of each."""
-    c, numbers = gpt2.GPT2_117M, parts["token embedding"] + parts["position embedding"]
-    C, V, inner = c.n_embd, c.vocab_size, 4 * c.n_embd
-    blue, orange, green, grey = "#cfe2f3", "#fce5cd", "#d9ead3", "#e8e8e8"
-    tables = f"{V:,} × {C}   and   {c.n_positions:,} × {C}   ({numbers:,} numbers)"
-    heads = f"causal self-attention, {c.n_head} heads of width {C // c.n_head}"
-    return [
-        (0.0, "token ids\n(B, T)", "white"),
-        (10.4, "logits\n(B, T, V)", "white"),
-        *((y, f"layer norm {name}", grey) for y, name in ((2.9, "ln_1"), (5.5, "ln_2"), (8.3, "ln_f"))),
-        (1.2, f"token table wte + position table wpe\n{tables}", blue),
-        (3.8, f"{heads}\nc_attn {C} → 3 · {C},   c_proj {C} → {C}", orange),
-        (6.4, f"MLP, GELU in the middle\nc_fc {C} → {inner:,},   c_proj {inner:,} → {C}", green),
-        (9.3, f"LM head: the token table again, transposed\n{C} → {V:,}, no further numbers", blue),
-    ]
+def boxes(c) -> list[tuple[float, str, str]]:
+    llama, C, V = c.model_type != "gpt2", c.hidden_size, c.vocab_size
+    heads, shared = c.num_attention_heads, getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+    inner = getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * C
+    norm = "RMSNorm" if llama else "LayerNorm"
+    table = f"token table, {V:,} × {C}\n" + ("no position table" if llama else f"+ position table, 1,024 × {C}")
+    attention = f"causal self-attention{', RoPE on Q and K' if llama else ''}\n{heads} heads of width {C // heads}"
+    attention += f"\nkeys and values: {shared} heads"
+    mlp = f"MLP, gated by SiLU\n{C} → 2 · {inner:,} → {C}" if llama else f"MLP with GELU\n{C} → {inner:,} → {C}"
+    norms = [(y, norm, GREY) for y in (2.9, 5.7, 8.3)]
+    ends = [(0.0, "token ids (B, T)", "white"), (10.5, f"logits (B, T, {V:,})", "white")]
+    head = (9.4, "head: the token table, transposed", BLUE)
+    return [*ends, *norms, (1.2, table, BLUE), (4.0, attention, ORANGE), (6.6, mlp, GREEN), head]
 
 
 # %% [markdown]
-# - Follow the arrow from the token ids up: one vector of width 768 per token, which 12 equal blocks refine.
-# - Each sublayer *adds* to that vector (the lines around it): the residual stream.
+# - Follow an arrow from the token ids up: one vector per token, the residual stream, which equal blocks refine.
+# - Each sublayer *adds* to that vector (the lines around it).
 
 
 # %%
-def structure() -> plt.Figure:
-    c, shown = gpt2.GPT2_117M, boxes()
-    fig, ax = plt.subplots(figsize=(7.5, 8))
-    ax.add_patch(FancyBboxPatch((-3.9, 2.25), 8.9, 5.4, boxstyle="round,pad=0.05", fc="0.97", ec="0.6", ls="--"))
-    ax.annotate("", (0, 10.1), (0, 0.3), arrowprops={"arrowstyle": "->", "lw": 1.5}, zorder=1)
-    for leave, join in ((2.4, 4.65), (4.95, 7.25)):  # around attention and around the MLP
-        ax.plot([0, 4.3, 4.3, 0.15], [leave, leave, join, join], color="0.3", ls="-", lw=1.5, zorder=1)
+def stack(ax, name: str, config) -> None:
+    shown = boxes(config)
+    ax.add_patch(FancyBboxPatch((-3.3, 2.3), 7.3, 5.45, boxstyle="round,pad=0.05", fc="0.97", ec="0.6", ls="--"))
+    ax.annotate("", (0, 10.2), (0, 0.3), arrowprops={"arrowstyle": "->", "lw": 1.2}, zorder=1)
+    for leave, join in ((2.45, 5.05), (5.3, 7.4)):  # around attention and around the MLP
+        ax.plot([0, 3.65, 3.65, 0.15], [leave, leave, join, join], color="0.3", ls="-", lw=1.2, zorder=1)
         shown.append((join, "+", "white"))
     for y, text, colour in shown:
-        box = {"boxstyle": "circle,pad=0.15" if text == "+" else "round,pad=0.4", "fc": colour, "ec": "0.3"}
-        ax.text(0, y, text, ha="center", va="center", fontsize=None if text == "+" else 9, zorder=4, bbox=box)
-    inside = f"× {c.n_layer} blocks\n{parts.filter(regex='attention|MLP|blocks').sum():,}\nnumbers"
-    ax.text(5.2, 4.95, inside, va="center", fontsize=9)
-    ax.text(0.15, 1.95, f"(B, T, {c.n_embd})", fontsize=8, va="center")
-    ax.set(xlim=(-4.2, 7), ylim=(-0.5, 10.9))
+        box = {"boxstyle": "circle,pad=0.1" if text == "+" else "round,pad=0.35", "fc": colour, "ec": "0.3"}
+        ax.text(0, y, text, ha="center", va="center", fontsize=8, zorder=4, bbox=box)
+    ax.text(3.95, 7.55, f"× {config.num_hidden_layers} blocks", ha="right", va="top", fontsize=8, zorder=5)
+    ax.text(0.15, 2.02, f"h (B, T, {config.hidden_size})", fontsize=7.5, va="center")
+    ax.set(xlim=(-3.7, 4.3), ylim=(-0.6, 11), title=name)
     ax.axis("off")
-    return fig
 
 
-text = "GPT-2 117M from token ids to logits, with the sizes of its configuration."
-results.figure(structure(), "01_structure", text, scratch=True, seeds=())
+# %% [markdown]
+# - Left GPT-2 117M; beside it the loaded model, where it is another.
+
+# %%
+stacks = {GPT2: gpt2.GPT2_117M} | ({base.name: model.config} if model.config.model_type != "gpt2" else {})
+figure, axes = plt.subplots(1, len(stacks), figsize=(6.3, 5.2), squeeze=False)
+for ax, (name, config) in zip(axes[0], stacks.items(), strict=True):
+    stack(ax, name, config)
+text = "From token ids to logits, with the sizes of the configuration" + ("s" if len(stacks) > 1 else "")
+results.figure(figure, "01_structure", f"{text}: {' and '.join(stacks)}.", scratch=True, seeds=())
 
 # %% [markdown]
 # ### 2.3 Where the parameters are
@@ -443,6 +447,33 @@ results.figure(plots.bars(odds), "01_next_token", text, seeds=())
 odds.pivot(index="token", columns="setting", values="probability").loc[
     odds.token.unique(), odds.setting.unique()
 ].round(4)
+
+# %% [markdown]
+# - One generation from prompt to end: at each step the three likeliest tokens, of which the first is taken (greedy).
+#   A model that follows instructions is asked through its chat template, another with the question alone.
+
+# %%
+QUESTION = "What is the capital of France?"
+
+
+def trace() -> list[dict]:
+    chat = [{"role": "user", "content": QUESTION}]
+    options = {"add_generation_prompt": True, "tokenize": False}
+    asked = tokenizer.apply_chat_template(chat, **options) if tokenizer.chat_template else QUESTION
+    ids, rows = tokenizer(asked, add_special_tokens=False).input_ids, []
+    while len(rows) < 12 and (not rows or rows[-1]["token_1"] != tokenizer.eos_token):
+        top = last_logits(torch.tensor([ids]))[0].softmax(-1).topk(3)
+        row = {"step": len(rows) + 1, "read": len(ids)}
+        for i, (p, token) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True), 1):
+            row |= {f"token_{i}": tokenizer.decode([token]), f"probability_{i}": p}
+        rows.append(row)
+        ids.append(top.indices[0].item())
+    return rows
+
+
+traced = results.table("trace", trace)
+print("prompt:", f"{traced.read.iloc[0]} tokens; answer:", "".join(traced.token_1))
+traced.round(3)
 
 # %% [markdown]
 # - **Beam search** step by step, three beams. `logprob` is the sum so far, in nats; a beam that was behind
@@ -821,6 +852,26 @@ for name, probability in next_tokens.loc[likeliest].items():
 ends = beams[beams.step == beams.step.max()]
 results.value("beams.steps", ends.step.iloc[0])
 results.value("beams.text", ends.text[ends.score.idxmax()].strip())
+
+# %% [markdown]
+# - The traced generation.
+
+# %%
+ended = traced.token_1.iloc[-1] == tokenizer.eos_token
+results.value("trace.question", QUESTION)
+results.value("trace.answer", "".join(traced.token_1[: -1 if ended else None]).strip())
+results.value("trace.prompt_tokens", int(traced.read.iloc[0]))
+results.value("trace.steps", len(traced))
+results.value("trace.end", tokenizer.eos_token)
+results.claim("the traced answer ends", bool(ended))
+cells = [
+    [r.step, r.read, *(f"`{getattr(r, f'token_{i}')}` {getattr(r, f'probability_{i}'):.2f}" for i in (1, 2, 3))]
+    for r in traced.itertuples()
+]
+text = "One answer, step by step: tokens read so far, and the three likeliest next tokens with their probabilities; "
+text += "the likeliest is taken."
+header = ["step", "tokens read", "taken", "second", "third"]
+results.markdown("trace", header, cells, text, seeds=())
 
 # %% [markdown]
 # - Padding, and the head that looks at the token before.
