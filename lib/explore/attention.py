@@ -173,7 +173,7 @@ def nystrom_naive(q, k, v, scale, segment=32, doubling=8, ridge=0.5, **_) -> Ten
     A landmark's value is what makes attention right where p = l - l_1 asks (keys share a mean, which would let w differ
     by orders of magnitude): with B v = softmax(p k^T) v over the chunks before, w = size exp(scale |p|^2 / 2) and
     K = exp(-scale |p_m - p_n|^2 / 2) + ridge, it is w^-1 K^-1 diag(K w) B v, for ridge 0 the A^-1 B v of
-    A = softmax(p l^T + log size). The first token is in no segment (an attention sink: Xiao et al. 2023, 2309.17453)."""
+    A = softmax(p l^T + log size). The first token is in no segment (a sink: Xiao et al. 2023, 2309.17453)."""
     outputs = []
     for t in range(q.shape[2]):
         start = 1 + max(t - 1, 0) // segment * segment
