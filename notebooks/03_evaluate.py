@@ -1289,11 +1289,15 @@ if len(fair_before):
     results.value("fair.bits_per_byte", number(least))
     results.value("fair.chrf", number(most, 1))
     results.value("fair.gain", interval(full["bits_per_byte"] - least, sign=True))
+    if "tags_reflected" in fair_before:
+        best = fair_before["tags_reflected"].max()
+        results.value("fair.tags", f"{best:.0%}")
+        results.claim("more facts than after the best question are not shown", shown(full["tags_reflected"] - best) < 1)
     results.claim("full beats the fairest before", metrics.mean_interval(full["bits_per_byte"])[2] < least)
     results.claim("full beats the fairest before in chrF", metrics.mean_interval(full["chrf"])[1] > most)
 else:
     results.block("fair_before", NOT_YET)
-    for name in ("bits_per_byte", "chrf", "gain"):
+    for name in ("bits_per_byte", "chrf", "gain", "tags"):
         results.value(f"fair.{name}", "not measured")
     results.claim("full beats the fairest before", False)
     results.claim("full beats the fairest before in chrF", False)
