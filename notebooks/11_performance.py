@@ -710,6 +710,18 @@ for key in bench.SYSTEMS:
             results.claim(f"mark not met, {', '.join(key)}", row is not None and not met)
 
 # %% [markdown]
+# - Seconds to the loss of the training table, from random weights and after a few steps only: theirs over ours, by run.
+
+# %%
+seconds = made["training"].pivot_table("seconds_to_loss", "run", ["system", "setting"])
+for setting in ("default", "best"):
+    times = pd.Series(dtype=float)
+    if ("trl", setting) in seconds:
+        times = seconds["trl", setting] / seconds["ours", "default"]
+    found = span(times.median(), times.min(), times.max(), 2) if len(times) else "not measured"
+    results.value(f"seconds_to_loss.trl.{setting}", found)
+
+# %% [markdown]
 # - Seconds to the target: the median over seeds and their range, and whether the marks were met.
 
 # %%
