@@ -622,13 +622,8 @@ results.value("start", number(came.loc[task.name, "full"]["start"].mean()))
 rows = []
 for (name, method), runs in summary.groupby(["task", "method"], sort=False):
     progress, one = came.loc[name, method], runs.iloc[0]
-    about = [
-        name,
-        labels.get(method, method),
-        f"{one['trainable_parameters']:,}",
-        f"{one['learning_rate']:g}",
-        len(runs),
-    ]
+    about = [name, labels.get(method, method), f"{one['trainable_parameters']:,}"]
+    about += [f"{one['learning_rate']:g}", len(runs)]
     about += [f"{runs['tokens'].mean():,.0f}", f"{runs['steps'].mean():.0f}"]
     rows.append([*about, number(progress["start"].mean()), interval(progress["best"])])
 header = ["task", "method", "trained", "rate", "seeds", "tokens", "steps", "start", "best"]
