@@ -82,6 +82,11 @@ budget = profile.budget(
     recall_steps=(5, 100, 250),
     recall_seeds=((0, 1), (0, 1), (0, 1, 2)),
 )
+
+# %% [markdown]
+# - Names as the figures and the report have them; `device_of` says where a table was measured.
+
+# %%
 if profile.device().type == "cuda" and profile.name() != "fast":
     budget.lengths += (16_384, 32_768, 65_536)
 results = Results("06_attention", seeds=budget.seeds)
@@ -695,6 +700,10 @@ def nystrom_rows() -> list[dict]:
     ]
 
 
+# %% [markdown]
+# - The error against landmarks, and what the best weights of that rank would leave.
+
+# %%
 FORMS = {"near": "no far part", "rank": "best of rank m", "means": "segment means", "kmeans": "k-means"}
 errors = results.table("nystrom_error", nystrom_rows)
 if len(errors):
@@ -845,6 +854,11 @@ text = (
 )
 header = ["attention", "rate x 1,000", "seeds", "bits per byte", "softmax", "minus softmax"]
 results.markdown("rates", header, rows, text, scratch=True, seeds=())
+
+# %% [markdown]
+# - How time and memory grow, over the longest lengths and over all.
+
+# %%
 rows = []
 for row in fitted.to_dict("records"):
     name = row["attention"]

@@ -952,6 +952,11 @@ def per_token(rows, rng):
     return (rows.assign(**{name: value}), name, True) if turned else per_token(rows, rng)
 
 
+# %% [markdown]
+# - The test text of one model is another.
+
+
+# %%
 def other_text(rows, rng):
     own = one_of(rows, rng)
     rows = pd.concat([rows[~own], with_parts(rows[own], int(rng.integers(20_000, 90_000)))])

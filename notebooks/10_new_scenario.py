@@ -703,6 +703,11 @@ def measured(name: str, mix: bool) -> dict:
     return row | {"threads": torch.get_num_threads()}
 
 
+# %% [markdown]
+# - An archive is decoded in another process.
+
+
+# %%
 def back(name: str, mix: bool) -> dict:
     """The archive, decoded in another process."""
     packed, out = KEPT / f"{name}{'-mixed' * mix}.lmz", KEPT / f"{name}{'-mixed' * mix}.out"
