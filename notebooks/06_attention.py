@@ -57,7 +57,6 @@ from lib.results import Results, by_seed, interval, kept, listed, number, shown
 # %% [markdown]
 # - The budget: (fast, cpu, full). Text in UTF-8 bytes, lengths in tokens. On a GPU the timings go on to 65,536; on
 #   a CPU the quadratic forms take minutes a pass from 16,384 on.
-
 # - `RIVALS` are compared in one table; `softmax` is the same function as its fused form, and Nystrom has its own table
 #   with softmax's rows of the same machine beside it.
 

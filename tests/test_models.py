@@ -194,6 +194,13 @@ def test_base_model_that_is_not_there(with_stand_in, monkeypatch, value):
         load_base()  # the stand-in is there, and is not what was asked for
 
 
+def test_base_model_that_is_a_pickle(home, monkeypatch):
+    (home / "model.ckpt").touch()
+    monkeypatch.setenv("BASE_MODEL", str(home / "model.ckpt"))
+    with pytest.raises(ValueError, match="is a file: name the folder"):
+        load_base()
+
+
 def test_base_model_as_a_hub_id(server, small_folder, monkeypatch):
     files = {path.name: path.read_bytes() for path in small_folder.iterdir()}
     server.add("someone/small", files)
