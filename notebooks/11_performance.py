@@ -713,7 +713,9 @@ for key in bench.SYSTEMS:
 # - Seconds to the loss of the training table, from random weights and after a few steps only: theirs over ours, by run.
 
 # %%
-seconds = made["training"].pivot_table("seconds_to_loss", "run", ["system", "setting"])
+seconds, timed = pd.DataFrame(), made["training"]
+if "seconds_to_loss" in timed:
+    seconds = timed.pivot_table("seconds_to_loss", "run", ["system", "setting"])
 for setting in ("default", "best"):
     times = pd.Series(dtype=float)
     if ("trl", setting) in seconds:
