@@ -40,8 +40,7 @@ def generate(
     the context, and for a setting that is unknown or would have no effect."""
     if isinstance(prompts, str):
         raise ValueError("prompts is one string: pass a list of prompts.")
-    # transformers would ignore a wrong setting or only warn; static: keys and values are allocated once
-    config = {"do_sample": False, "cache_implementation": "static", "disable_compile": True, **decoding}
+    config = {"do_sample": False, **decoding}  # transformers would ignore a wrong setting or only warn
     if unknown := [k for k in config if not hasattr(GenerationConfig(), k)]:
         raise ValueError(f"Unknown decoding setting {unknown}: see transformers' GenerationConfig.")
     if config["do_sample"]:

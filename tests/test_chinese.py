@@ -136,8 +136,6 @@ def test_how_a_text_follows_its_plan(text, rhymes, metre, ends):
     assert chinese.follows(text) == {"plan_rhymes": rhymes, "metre_kept": metre, "ends_kept": ends}
 
 
-# --- new tokens, for GPT-2's and Llama's architecture, tied and not
-
 CHARACTERS = ["山", "日", "香"]
 
 
@@ -213,9 +211,6 @@ def test_split_characters_are_the_frequent_ones_that_the_tokenizer_splits(tokeni
     for characters in (["日", "a"], ["日", "日"], []):
         with pytest.raises(ValueError, match="a character that the tokenizer splits, given once"):
             chinese.extend(base, characters, "pieces")
-
-
-# --- what is trained on and measured
 
 
 def test_an_extended_vocabulary_sees_the_same_poems_in_the_same_order(base, tang):

@@ -139,9 +139,6 @@ def test_a_tokenizer_that_rewrites_loses_nothing():
     assert sorted(module.unpacked(made[0]).beside) == [0, 1, 3]
 
 
-# --- damage, other models, other numbers
-
-
 @pytest.mark.fault("damaged byte or cut in a compressed file")
 def test_every_damaged_byte_and_every_cut_is_refused(codec, made):
     for i in range(len(made[0])):

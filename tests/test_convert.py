@@ -11,7 +11,7 @@ from small_models import close, llama, padded, row, sharpened
 
 from lib.explore import convert
 from lib.explore.attention import attention_modules
-from lib.explore.convert import FORMS, FeatureMaps, converted, hybrid, hybrid_naive, new_maps
+from lib.explore.convert import FORMS, FeatureMaps, converted, hybrid, hybrid_naive, hybrid_step, new_maps
 from lib.explore.costs import leak
 from lib.models import small_gpt2
 from lib.tasks import head, load_task
@@ -63,6 +63,20 @@ def test_the_blocks_equal_the_naive_form_in_outputs_and_gradients(form, length):
         maps.zero_grad()
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+@each
+def test_the_step_equals_the_naive_form_with_shared_key_heads(form):
+    maps = random_maps(FeatureMaps(4, 2, 8)).double()
+    q, k, v = heads(21)
+    whole = hybrid_naive(*repeated(q, k, v), 8**-0.5, maps=maps, **SHORT[form])
+    state, out = None, []
+    for t in range(21):
+        one = (x[:, :, t : t + 1] for x in (q, k, v))
+        o, state = hybrid_step(state, *one, 8**-0.5, maps=maps, **SHORT[form])
+        out.append(o)
+    torch.testing.assert_close(torch.cat(out, 2), whole, atol=1e-9, rtol=1e-9)
+    assert state[0].shape[2] == SHORT[form]["window"]  # the state does not grow
 
 
 @both

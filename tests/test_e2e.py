@@ -3,10 +3,14 @@
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from hub_server import nothing_within_reach
 from notebook_code import defined
 
+from lib import hub
 from lib.explore import e2e
+from lib.hub import Unavailable
 from lib.tasks import load_task
 
 published = defined("03_evaluate", "coco_rouge_l", "cider")
@@ -26,44 +30,19 @@ def errors(text, meaning=MEANING):
     return check["missing"], check["wrong"], check["added"]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ("", "", (0, 0, 0)),
-        ("pub", "place", (1, 0, 0)),
-        ("pub", "coffee shop", (0, 1, 0)),
-        ("Indian", "Italian", (0, 1, 0)),
-        ("more than £ 30", "less than £ 20", (0, 1, 0)),
-        ("low customer rating", "high customer rating", (0, 1, 0)),
-        ("low customer rating", "customer rating of 1 out of 5 stars", (0, 0, 0)),
-        ("by the river", "in the city centre", (0, 1, 0)),
-        ("by the river", "by the river in the city centre", (0, 0, 1)),
-        ("is not family", "is family", (0, 1, 0)),
-        ("is not family - friendly and", "doesn 't welcome children and", (0, 0, 0)),
-        ("Crowne Plaza Hotel", "Burger King", (0, 1, 0)),
-        ("Crowne Plaza Hotel", "Crowne Plaza Hotel and Burger King", (0, 0, 1)),
-        ("Blue Spice", "The Punter", (0, 1, 0)),
-        ("Blue Spice", "It", (1, 0, 0)),
-    ],
-)
+def cases(part: int) -> list:
+    text = Path(__file__).with_name("sample_slots.md").read_text(encoding="utf-8").split("# ")[part + 1]
+    rows = (line.split(" => ") for line in text.splitlines() if "=>" in line)
+    return [(one, other, tuple(map(int, expected.split()))) for one, other, expected in rows]
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), cases(0))
 def test_slots_on_hand_made_errors(old, new, expected):
     assert old in RIGHT
     assert errors(RIGHT.replace(old, new, 1)) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "meaning", "expected"),
-    [
-        ("Cotto is cheap .", "name : Cotto | customer rating : low", (1, 0, 1)),
-        ("Cotto is near Raja Indian Cuisine .", "name : Cotto | near : Raja Indian Cuisine", (0, 0, 0)),
-        ("cotto : high prices, low rating .", "name : Cotto | price : high | customer rating : 1 out of 5", (0, 0, 0)),
-        ("Cotto has a price range of £ 20 - 25 .", "name : Cotto | price : moderate", (0, 0, 0)),
-        ("", "name : Cotto | Type : pub", (2, 0, 0)),
-        ("Cotto : kids no , price range moderate .", "name : Cotto | price : moderate", (0, 0, 1)),
-        ("Cotto is cheap and not in the high price range .", "name : Cotto | price : cheap", (0, 0, 0)),
-        ("Cotto is not only cheap , it costs no more than £ 20 .", "name : Cotto | price : cheap", (0, 0, 0)),
-    ],
-)
+@pytest.mark.parametrize(("text", "meaning", "expected"), cases(1))
 def test_slots_are_told_apart(text, meaning, expected):
     assert errors(text, meaning) == expected
 
@@ -128,3 +107,24 @@ def test_e2e_train_has_rows_and_test_has_references(mirror):
         ("name : D ||", " D one .", ["D one ."]),
     ]
     assert len(task["validation"]) == 1 and task.source == str(mirror / "e2e")
+
+
+def test_e2e_from_the_hubs_rows(tmp_path, monkeypatch):
+    nothing_within_reach(tmp_path, monkeypatch)
+    with pytest.raises(Unavailable, match=r"data/mirror/e2e.*cannot be reached.*--mirror https"):
+        load_task("e2e")
+
+    def download(repository, file, repo_type, revision, **_):
+        assert (repository, repo_type, revision) == ("tuetschek/e2e_nlg", "dataset", "refs/convert/parquet")
+        path = tmp_path / file.replace("/", "_")
+        meaning = "name[The Vaults], eatType[pub], priceRange[£20-25], familyFriendly[no], near[Café Adriatic]"
+        texts = ["The Vaults is a pub. ", "A pub."]
+        pd.DataFrame({"meaning_representation": [meaning] * 2, "human_reference": texts}).to_parquet(path)
+        return str(path)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    task = load_task("e2e")
+    prompt = "name : The Vaults | Type : pub | price : £ 20 - 25 | family friendly : no | near : Café Adriatic ||"
+    assert task["test"][0]["prompt"] == prompt
+    assert task["test"][0]["references"] == ["The Vaults is a pub.", "A pub."]
+    assert len(task["train"]) == 2 and task.source.startswith("https://huggingface.co/")

@@ -1,6 +1,5 @@
 """What happens to students, done on purpose: kills, full disks, changed clocks, two runs at once. Nothing may be lost,
-no file damaged, no result off by a bit. Work that is to be killed runs in forked children, which start in milliseconds.
-
+no file damaged, no result off by a bit. Work that is to be killed runs in forked children, which start at once.
 Quick by default; `FAULTS_OUT=data/faults.json pytest -m fault -n 0` injects ten times as many, counted by conftest.
 """
 
@@ -118,9 +117,6 @@ def is_one_of(path: Path, values: list) -> bool:
     return False
 
 
-# --- files: each check is also given a careless writer, and must find it
-
-
 def careless(path: Path, value) -> None:
     """Into the file itself, slowly enough to be caught in the middle."""
     text = json.dumps(value)
@@ -189,9 +185,6 @@ def test_a_results_file_is_the_old_one_or_the_new(fault, tmp_path, record_proper
 @pytest.mark.parametrize(("harness", "times"), [(kills_during_writes, 20), (full_disks, 3), (two_writers, 200)])
 def test_a_writer_that_is_not_atomic_is_found(harness, times, tmp_path):
     assert harness(tmp_path, careless, times) > 0
-
-
-# --- trainings: the same command again ends at the same bits
 
 
 @pytest.mark.fault("kill during a training")

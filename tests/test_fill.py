@@ -1,5 +1,7 @@
 """report.md and README.md: every number from a results file, every claim true, every place in the code real."""
 
+from pathlib import Path
+
 import pytest
 from sample_project import figure, project, results, write
 
@@ -11,44 +13,7 @@ REPORT = {
     "tables": {"scores": "| a | b |\n|--|--|\n| 1 | 2 |\n\nTable: Scores.", "figure.curve": "![C.](figures/03_c.png)"},
     "claims": {"full beats before": True},
 }
-TEXT = """# A report
-
-After it the model needs <!--= 03.full.bits -->1.042 [1.038, 1.045]<!--/--> bits. As said
-before, <!--? 03.full beats before -->fine-tuning helps.
-See `lib.packing.flatten`, `tests/test_x.py::test_y`, section 5 and <!--# 03.scores -->Table 1<!--/-->.
-
-<!-- begin 03.scores -->
-
-| a | b |
-|--|--|
-| 1 | 2 |
-
-Table 1. Scores.
-
-<!-- end 03.scores -->
-
-<!-- begin 03.figure.curve -->
-
-![Figure 1](figures/03_c.png)
-
-Figure 1. C.
-
-<!-- end 03.figure.curve -->
-
-Hu et al. 2021 give 70.4 for it, at the 95 % level; $x_1 + 2$ and `0.5` in code.
-
-```
-1.5
-
-Table: code
-```
-
-Table 2. By hand.
-
-**Published constants.** Numbers that are not ours:
-
-- 70.4: BLEU (Hu et al. 2021).
-"""
+TEXT = Path(__file__).with_name("sample_fill.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -87,9 +52,8 @@ def test_a_changed_value_and_a_claim_turned_false_are_named_with_their_lines(roo
     change(root, values={"full.bits": "1.1"}, claims={"full beats before": False})
     stale, false = fill.check(root)
     assert stale.startswith("report.md, line 3: `03.full.bits` is not what data/results gives")
-    assert false == (
-        "report.md, line 4: the claim `03.full beats before` does not hold any more: rewrite the sentence behind it."
-    )
+    why = "the claim `03.full beats before` does not hold any more: rewrite the sentence behind it."
+    assert false == f"report.md, line 4: {why}"
     assert fill.fill(root) == [false]
 
 

@@ -62,6 +62,32 @@ def test_muon_takes_matrices_of_the_blocks_and_decays_what_trainers_adamw_decays
     assert decayed == set(trainer.get_decay_parameter_names(model)) & set(names.values())
 
 
+@needs_muon
+def test_muon_hears_the_schedule_and_goes_on_from_a_checkpoint():
+    def start():
+        model = gpt2()
+        optimizer = Muon(model, SimpleNamespace(learning_rate=1e-2, weight_decay=0.01))
+        return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1 / (1 + s))
+
+    def steps(parts, *seeds):
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            for p in parts[0].parameters():
+                p.grad = torch.randn(p.shape, generator=generator)
+            parts[1].step()
+            parts[2].step()
+
+    straight, resumed = start(), start()
+    steps(straight, 0, 1)
+    for part, other in zip(resumed, straight, strict=True):
+        part.load_state_dict(copy.deepcopy(other.state_dict()))
+    steps(straight, 2, 3)
+    steps(resumed, 2, 3)
+    assert {g["lr"] for p in resumed[1].parts for g in p.param_groups} == {1e-2 / 5}
+    for a, b in zip(straight[0].parameters(), resumed[0].parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
+
+
 def test_interpolation_goes_from_before_to_after_and_moves_tied_weights_once():
     before, after = gpt2(), gpt2()
     with torch.no_grad():

@@ -1,6 +1,5 @@
-"""Generated input, by hypothesis (MacIver et al. 2019, doi:10.21105/joss.01891): rows through the task loader, damaged
-compressed files, damaged marks of the report. Right is: what is valid arrives once, everything else is refused in a
-sentence. `FAULTS_OUT` (conftest.py) makes it the numbers of notebook 11: 10,000 rows, 1,000 damages of each kind."""
+"""Generated input, by hypothesis (MacIver et al. 2019): what is valid arrives once, all else is refused in a sentence.
+`FAULTS_OUT` (conftest.py) makes it the numbers of notebook 11: 10,000 rows, 1,000 damages of each kind."""
 
 import json
 from functools import partial

@@ -52,6 +52,11 @@ def test_batch_equals_one_at_a_time(model, tokenizer, batch_size):
     assert len(set(texts)) > 3  # or equality would say little
 
 
+def test_a_llama_writes_in_bfloat16(tokenizer, monkeypatch):
+    monkeypatch.setattr(profile, "autocast_dtype", lambda: torch.bfloat16)  # values in it, keys float32 by RoPE
+    assert len(g.generate(small_llama(len(tokenizer)), tokenizer, PROMPTS, 4)) == len(PROMPTS)
+
+
 def test_a_processor_knows_where_the_new_tokens_begin(model, tokenizer):
     ids = [tokenizer(p).input_ids for p in PROMPTS]
     widths, wanted = [], tokenizer("z").input_ids[0]

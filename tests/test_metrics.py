@@ -130,8 +130,7 @@ def test_paired_resamples_groups_not_documents():
 
 
 def test_of_correlated_groups_without_an_effect_one_in_twenty_is_shown():
-    """20 groups of 5 documents that share their group's luck: p < .05 and intervals that exclude 0 are as rare as they
-    say, up to the binomial error of 300 trials. Documents taken as independent would be shown in about a third."""
+    """20 groups of 5 that share their luck: p < .05 and intervals without 0 are as rare as they say, in 300 trials."""
     rng, trials, shown, apart = np.random.default_rng(0), 300, 0, 0
     group = np.repeat(range(20), 5).tolist()
     for _ in range(trials):

@@ -286,14 +286,11 @@ def test_wrong_bytes_are_thrown_away(with_stand_in, server, lie, reason):
     [
         ("closed port", "cannot be reached"),
         ("offline switch", "OFFLINE is set"),
-        ("black hole", "did not answer within 1 s"),
-        ("dripping", "did not answer within 1 s"),
-        ("slow server", "did not answer within 1 s"),
-        ("files elsewhere", "did not answer within 1 s"),  # the hub answers, its file host does not
+        # the last: the hub answers, its file host does not
+        *((kind, "did not answer within 4 s") for kind in ("black hole", "dripping", "slow server", "files elsewhere")),
     ],
 )
 def test_hub_out_of_reach_is_decided_in_five_seconds(server, monkeypatch, kind, reason):
-    monkeypatch.setattr(hub, "PATIENCE", hub.PATIENCE / 4)  # a second: the reasons name it
     with black_hole(drip=kind == "dripping") as silent:
         addresses = {"closed port": "http://127.0.0.1:9", "black hole": silent, "dripping": silent}
         monkeypatch.setenv("HF_ENDPOINT", addresses.get(kind, server.url))
@@ -303,7 +300,7 @@ def test_hub_out_of_reach_is_decided_in_five_seconds(server, monkeypatch, kind, 
         started = time.perf_counter()
         with pytest.raises(Unavailable, match=reason):
             hub.hub_model(GPT2, GPT2_REVISION)
-        assert time.perf_counter() - started < 5 / 4 + 1
+        assert time.perf_counter() - started < 5
     assert kind != "offline switch" or not server.requests
 
 

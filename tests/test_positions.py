@@ -29,9 +29,6 @@ def gpt2(name, attention="softmax_sdpa"):
     return sharpened(use_attention(model, attention, **({"window": 8} if attention == "window" else {})))
 
 
-# --- the shift test: what two tokens are to each other depends on their distance alone
-
-
 def spread_along_diagonals(scores):
     """The largest relative spread of (T, T) scores at one distance; 0: they depend on the distance alone."""
     below = [scores.diagonal(-d) for d in range(len(scores) - 1)]

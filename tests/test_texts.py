@@ -51,8 +51,7 @@ def test_nist_equals_nltk_with_one_reference():
 
 
 def test_nist_pools_its_references_by_hand():
-    # "b" is in one reference, "c" in the other: both count. 4 reference words, information
-    # log2(4/1) each, 2 matches of 2 words; no bigram matches; length 2 against the mean of 2.
+    # "b" and "c" each in one reference: both count, log2(4/1) each, 2 of 2 words; no bigram; length as the mean's
     assert t.nist(["b c"], [["b x", "y c"]]) == pytest.approx(2.0)
     # "b" is in each reference once: of two in the text one counts, with information log2(4/2)
     assert t.nist(["b b"], [["b x", "b y"]]) == pytest.approx(1 / 2)

@@ -1,5 +1,4 @@
-"""Makes a Python on Linux behave as on students' machines, where ELSEWHERE names the locale's encoding (gbk): files
-without a named one are in it, with CRLF; no fork, waitid, resource, symlinks or /proc; files are held by others."""
+"""Python on Linux as on students' machines: ELSEWHERE is the locale's encoding, CRLF, no fork or /proc, files held."""
 
 import builtins
 import io
