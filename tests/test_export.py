@@ -136,7 +136,6 @@ def test_a_notebook_becomes_one_file(root):
     page = export.notebook_html(book).decode("utf-8")
     assert "bits per byte 1.042" in page and "<math" in page and "红豆" in page and "max-width: 47rem" in page
     assert "http" not in re.sub(r"xmlns=\"[^\"]*\"|http://www.w3.org/\S*", "", page)
-    # the listings that 01 displays, and no bare JSON
     shown = {"text/markdown": ["```python\n", "def listed(): ...\n", "```\n\n$x^3$"], "text/plain": "<IPython>"}
     opened = nbformat.read(book, 4)
     for data in (shown, {export.WIDGET: {"model_id": "beefbeef"}, "text/plain": "VBox(children=())"}):
@@ -155,6 +154,7 @@ def test_what_results_hold_is_shown_on_any_machine(tmp_path):
     rows = [[number, "a model", "full", "0, 1, 2", name, "2026-11-23"] for number, name in enumerate(names)]
     header = ["notebook", "base model", "profile", "seeds", "machine", "date"]
     table = f"<!-- begin all.provenance -->\n\n{markdown_table(header, rows, 6)}\n\n<!-- end all.provenance -->\n\n"
+    assert "-" * 60 not in table, "a rule as long as a name would leave the others no room"
     path = trial(tmp_path, table + "It wrote <!--= 03.x -->a sloth \U0001f9a5<!--/-->.\n")
     assert "a sloth (U+1F9A5)" in export.drawable(path.read_text("utf-8"))
     assert export.document(path, "pdf").startswith(b"%PDF") and "X" * 120 in words(export.document(path, "html"))
@@ -184,5 +184,5 @@ def test_export_writes_everything_into_build_and_says_so(tmp_path, monkeypatch, 
         export.export(["doc"], root=tmp_path)
     (tmp_path / "report.md").unlink()
     monkeypatch.undo()
-    with pytest.raises(FileNotFoundError, match=r"report.md is missing"):
+    with pytest.raises(FileNotFoundError, match=r"report.md is missing: get it back with `git"):
         export.export(["html"], root=tmp_path)

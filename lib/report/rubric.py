@@ -145,13 +145,13 @@ def before_after(p: Project) -> Answer:
 
 
 def explorations(p: Project) -> Answer:
-    """A section of 6 is the notebook's that most of its marks name; each part begins with its name in bold."""
+    """A section of 6 is the notebook's that most of its marks name; each part is a paragraph that begins in bold."""
     complete, unfinished, not_run = [], [], []
     numbers = {s.title[2] for s in p.sections if re.match(r"6\.\d", s.title)}
     alone = (s for s in p.sections if re.match(r"A\.[1-9]", s.title) and s.title[2] not in numbers)
     unfinished += [f"{s.at}, {s.title}, belongs to no section of 6" for s in alone]
     for section in (s for s in p.sections if re.match(r"6\.\d", s.title)):
-        parts = re.findall(r"\*\*([^*]+)\*\*(.*?)(?=\*\*|\Z)", section.text, re.S)
+        parts = re.findall(r"^\*\*([^*\n]+)\*\*(.*?)(?=^\*\*|\Z)", section.text, re.M | re.S)
         told = " ".join(head for head, body in parts if words(body) >= 4)
         lacks = [part for part, word in PARTS.items() if not re.search(word, told, re.IGNORECASE)]
         named = re.findall(r"<!--(?:[=?#]| begin) (\d\d)\.", section.raw) or [f"{int(section.title[2]) + 3:02}"]
