@@ -47,14 +47,15 @@ def answers(root: Path) -> dict[str, dict]:
             results = json.loads(path.read_text(encoding="utf-8"))
             made = results["provenance"]
             seeds = ", ".join(map(str, made["seeds"])) or "-"
-            device = made["device"].removeprefix("CPU, ")
-            origins.append([number, made["base_model"] or "none", made["profile"], seeds, device, made["created"][:10]])
+            later = made.get("tables_made", {}).values()
+            where = [f"{t['device'].removeprefix('CPU, ')}, {t['created'][:10]}" for t in (made, *later)]
+            anew = f"{len(later)}: {'; '.join(sorted({*where[1:]}))}" if later else "-"
+            origins.append([number, made["base_model"] or "none", made["profile"], seeds, where[0], anew])
             for kind, named in results.get("report", {}).items():
                 found[kind] |= {f"{number}.{name}": answer for name, answer in named.items()}
         except (ValueError, LookupError, TypeError) as error:
-            again = f"run `python -m lib run {number}` again"
-            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): {again}.") from error
-    header = ["notebook", "base model", "profile", "seeds", "machine", "date"]
+            raise ValueError(f"{path} is damaged ({error!r}): run `python -m lib run {number}` again.") from error
+    header = ["notebook", "base model", "profile", "seeds", "machine, date", "tables measured anew"]
     found["tables"]["all.provenance"] = f"{markdown_table(header, origins, 6)}\n\nTable: The run behind each notebook."
     return found
 
@@ -210,8 +211,7 @@ def blank(text: str, *patterns: re.Pattern) -> str:
 
 def _typed_numbers(text: str, published: str, only_decimals: bool) -> list[tuple[int, str]]:
     """Numbers outside code and marks that are neither years, sections, notebooks, nor among the constants that the
-    report's sources list. Formulas hold integers up to 10 as well.
-    README, whose commands and times hold many numbers, is asked for decimals only."""
+    report's sources list. Formulas hold integers up to 10 as well. README, with its times, is asked for decimals."""
     listed = LISTED.search(published)
     allowed = {m[1] + m[2] for m in NUMBER.finditer(listed[0])} if listed else set()
     math = [m.span() for m in MATH.finditer(text)]
