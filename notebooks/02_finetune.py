@@ -566,6 +566,7 @@ card, what, of = cards.get(task.name, {}), "documents", task.name
 if task.name == "debian":
     what, of = "packages", f"Debian {card['release']['version']} “{card['suite']}”, main"
 results.value("near_duplicate", f"{card['near_duplicate_jaccard']:g}" if "near_duplicate_jaccard" in card else "-")
+results.value("family_cap", f"{max(card['module_families'].values()):,}" if "module_families" in card else "no")
 results.value("perl", f"{card['sections']['perl'] / documents:.0%}" if "sections" in card else "not measured")
 rows = [[stage, f"{count:,}"] for stage, count in stages.items()]
 table = f"{markdown_table(['stage', what], rows)}\n\nTable: {what.capitalize()} left after each stage, {of}."
