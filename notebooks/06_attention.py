@@ -71,7 +71,7 @@ budget = profile.budget(
     lengths=((64, 128, 256), lengths, lengths),  # of the timings
     repeats=(2, 3, 3),  # of each timing
     heads_tokens=(64, 512, 512),  # real queries and keys, for Nystrom's error
-    nystrom_seeds=((0, 1), (0, 1), (0, 1, 2)),  # trained on rate_bytes
+    nystrom_seeds=((0, 1), (0, 1), (0, 1, 2)),  # with softmax and without landmarks beside it
     rate_seeds=((0, 1), (0, 1), tuple(range(10))),  # of softmax against a window
     low_seeds=((0, 1), (0, 1), tuple(range(6))),  # the same at the lower rate
     rate_bytes=(12_000, 60_000, 250_000),  # what each of these is trained on
@@ -201,19 +201,38 @@ quality = quality[quality["attention"].isin(RIVALS)]
 tokens = int(quality["tokens"].mean().round(-3))
 
 # %% [markdown]
-# - The causal Nystrom beside softmax, both trained on one machine from the same seeds, on less text.
+# - Do the landmarks matter? The control is the causal Nystrom without them: the same first token and the same chunk.
+#   Up to the first landmark, at the 34th token, the two are one function.
+
+
+# %%
+def near_only(q, k, v, scale, segment=32, **_):
+    """(B, H, T, D) to (B, H, T, D): softmax over the row's first token and the query's own chunk up to itself."""
+    place = torch.arange(q.shape[2], device=q.device)
+    chunk = (place - 1).clamp(min=0) // segment  # the first token stands before the first chunk
+    seen = (place[:, None] >= place) & ((chunk[:, None] == chunk) | (place == 0))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+
+
+q, k, v = torch.randn(3, 1, 1, 64, 16, generator=torch.Generator().manual_seed(0))
+apart = (near_only(q, k, v, 0.25) - attention.nystrom_naive(q, k, v, 0.25)).abs().amax((0, 1, 3))
+print(f"apart by {apart[:33].max():.0e} before the first landmark, by {apart[33:].max():.1f} from it on")
+
+# %% [markdown]
+# - The causal Nystrom, its control and softmax, trained on one machine from the same seeds.
 
 
 # %%
 def nystrom_runs() -> list[dict]:
-    names = [(name, seed) for seed in budget.nystrom_seeds for name in (SOFTMAX, "nystrom")]
-    given = shared | {"train_bytes": budget.rate_bytes, "position": "rope"}
-    recipes = [scratch.Recipe(seed=seed, attention=name, **given) for name, seed in names]
-    return [measure(run) for run in scratch.train_all(recipes)]
+    attention.register("near_only", Attention(near_only, options={"segment": 32}))
+    names = [(name, seed) for seed in budget.nystrom_seeds for name in (SOFTMAX, "nystrom", "near_only")]
+    recipes = [scratch.Recipe(seed=seed, attention=name, position="rope", **shared) for name, seed in names]
+    rows = [measure(run) for run in scratch.train_all(recipes)]
+    del ATTENTIONS["near_only"]
+    return rows
 
 
 nystrom_quality = results.table("nystrom_quality", nystrom_runs)
-tokens_nystrom = int(nystrom_quality["tokens"].mean().round(-3))
 look = {"titles": {None: "debian"}, "xlabel": "bits per byte (lower is better)"}
 figure = plots.dots(labelled(quality), "bits_per_byte", "attention", **look)
 text = "Who predicts best after the same text: small GPT-2s from scratch on debian. Dots: seeds; bar: 95 % t interval."
@@ -254,9 +273,8 @@ def rate_runs() -> list[dict]:
 
 rates = results.table("window_or_softmax", rate_runs)
 tokens_rates = int(rates["tokens"].mean().round(-3))
-both = pd.concat([rates, nystrom_quality[nystrom_quality["attention"] == "nystrom"]])  # softmax's rows are the same
 lead = {}
-for rate, part in both.groupby("learning_rate"):
+for rate, part in rates.groupby("learning_rate"):
     wide = by_seed(part, "attention")
     lead |= {(name, rate): (wide[name] - wide[SOFTMAX]).dropna() for name in wide.columns.drop(SOFTMAX)}
 for (name, rate), gap in lead.items():
@@ -723,6 +741,8 @@ if len(errors):
 wide, paired = by_seed(quality, "attention"), by_seed(nystrom_quality, "attention")
 against = {name: wide[name] - wide[SOFTMAX] for name in wide.columns.drop(SOFTMAX)}
 against["nystrom"] = paired["nystrom"] - paired[SOFTMAX]
+landmarks = paired["near_only"] - paired["nystrom"]
+print(f"without landmarks {interval(landmarks, sign=True)} bits per byte above with them")
 for name, gap in against.items():
     print(f"{name:10} to softmax {interval(gap, sign=True)} bits per byte, by seed")
 times = decoding.pivot(index="context", columns="attention", values="milliseconds")[names]
@@ -765,14 +785,16 @@ power, faster = fit["time_exponent_forward+backward"], fit[f"faster_than_{SOFTMA
 for name in [*wide, "nystrom"]:
     start = f"{faster[name]:,.0f} tokens" if faster[name] == faster[name] else f"not up to {longest:,}"
     gap = interval(against[name], sign=True) if name in against else ""
-    bits = interval(wide[name]) if name in wide else ""
+    bits = interval((wide if name in wide else paired)[name])
     cells = [LABELS.get(name, name), bits, gap, number(power[name], 2)]
     rows.append([*cells, start if name in against else ""])
+near = [interval(paired["near_only"]), interval(paired["near_only"] - paired[SOFTMAX], sign=True)]
+rows.append(["the same without landmarks", *near, "", ""])
 start = sorted(scaling["length"].unique())[-3:][0]
 text = (
     f"What each mechanism costs in quality and gains in time: held-out bits per byte after {tokens:,} training tokens "
-    f"(mean, 95 % t interval; causal Nyström: {tokens_nystrom:,} tokens, {len(budget.nystrom_seeds)} seeds, on another "
-    f"processor, against the softmax of that run), and the exponent with which the time of one operation, forward and "
+    f"(mean, 95 % t interval; causal Nyström and its control: {len(budget.nystrom_seeds)} seeds on another processor, "
+    f"against the softmax of that run), and the exponent with which the time of one operation, forward and "
     f"backward, grows from {start:,} to {longest:,} tokens."
 )
 header = ["attention", "bits per byte", "minus softmax, by seed", "time exponent", "faster than softmax from"]
@@ -790,7 +812,7 @@ setup = {
     "vocabulary": f"{recipe.vocab_size:,}",
 }
 setup |= {"head_width": recipe.n_embd // recipe.n_head, "row": recipe.train_length, "rows": recipe.rows}
-setup |= {"rate": recipe.learning_rate, "tokens": f"{tokens:,}", "nystrom_tokens": f"{tokens_nystrom:,}"}
+setup |= {"rate": recipe.learning_rate, "tokens": f"{tokens:,}", "nystrom_seeds": len(budget.nystrom_seeds)}
 setup |= {key: options[key] for key in ("window", "features", "segment", "doubling", "ridge")}
 setup |= {"timed_heads": costs.HEADS, "timed_width": costs.HEAD_DIM, "recall_seeds": len(budget.recall_seeds)}
 for key, value in setup.items():
@@ -814,6 +836,9 @@ results.claim("softmax, delta and linear in the published order", order == [SOFT
 results.claim("Performer is ahead of linear", shown(wide["performer"] - wide["linear"]) < 0)
 results.claim("the window is not behind softmax", told["window"] <= 0)
 results.claim("causal Nystrom is not shown to differ from softmax", told["nystrom"] == 0)
+results.value("nystrom.landmarks", interval(landmarks, sign=True))
+results.claim("landmarks help", shown(landmarks) > 0)
+results.claim("landmarks are not shown to help", shown(landmarks) <= 0)
 
 # %% [markdown]
 # - The window at two rates, over all seeds, corrected over the two; its control; the first tokens of a row; and the
@@ -843,12 +868,12 @@ for name, part in learned.groupby("attention")["bits_per_byte"]:
 # %%
 rows = []
 for (name, rate), gap in lead.items():
-    part = both[(both["learning_rate"] == rate) & both["seed"].isin(gap.index)].groupby("attention")["bits_per_byte"]
+    part = rates[(rates["learning_rate"] == rate) & rates["seed"].isin(gap.index)].groupby("attention")["bits_per_byte"]
     label = "window of the whole row" if name == "row_window" else LABELS.get(name, name)
     bits = [number(part.mean()[n]) for n in (name, SOFTMAX)]
     rows.append([label, number(1_000 * rate, 0), len(gap), *bits, interval(gap, sign=True)])
 text = (
-    "A window and causal Nyström beside softmax from the same seeds: held-out bits per byte after "
+    "A window beside softmax from the same seeds: held-out bits per byte after "
     f"{tokens_rates:,} training tokens, differences paired by seed, 95 % t interval."
 )
 header = ["attention", "rate x 1,000", "seeds", "bits per byte", "softmax", "minus softmax"]
