@@ -146,5 +146,5 @@ def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> l
     left += [f"report.md, line {n}: rewrite “{m[0]}”." for n, x in enumerate(report, 1) if (m := theirs.search(x))]
     left.sort(key=lambda x: int(re.search(r"\d+", x)[0]))
     print(f"{root}: lib/explore has {lines} lines now. Left for you: {len(left) or 'nothing'}", *left, sep="\n")
-    print("Notebook 02 lists the datasets: `RESULTS=stored PROFILE=full python -m lib run 02` makes its table anew.")
+    print("Then `python -m lib run 02 --results stored --profile full`, whose table lists the datasets, and `git add -A`.")
     return left

@@ -48,8 +48,8 @@ def holds_together(root, gone: list[str], left: list[str]) -> None:
                 assert exported or any(p.exists() for p in known), f"{path}: {name}"
     names = [p.stem for p in (ROOT / "notebooks").glob("*.py") if p.name[:2] in gone]
     assert not [p for p in root.rglob("*") if p.stem in names or (p.parent.name == "figures" and p.name[:2] in gone)]
-    readme = (root / "README.md").read_text("utf-8")
-    assert not [name for name in names if name in readme] and not re.search(rf"<!--\S* ?({'|'.join(gone)})\.", readme)
+    theirs = rf"{'|'.join(names)}|(?:<!--\S* (?:begin )?|[Nn]otebooks? |lib run )({'|'.join(gone)})\b"
+    assert not re.search(theirs, (root / "README.md").read_text("utf-8"))
     texts = [(at / "data" / "README.md").read_text("utf-8") for at in (root, ROOT)]
     cards, before = (re.findall(r"(?m)^## `(\w+)`", text) for text in texts)
     assert cards == [name for name in before if (root / "data" / name).is_dir()]
