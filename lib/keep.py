@@ -66,8 +66,7 @@ def plan(kept: Iterable[str], root: Path = profile.ROOT) -> SimpleNamespace:
     kept |= {p.stem for p in used}
     explore = set(root.glob("lib/explore/[!_]*.py")) - used
     modules = {f"lib.explore.{p.stem}" for p in explore}
-    tests = [p for p in root.glob("tests/*.py") if imports(p, anywhere=False) & modules]
-    gone.files = sorted(explore) + sorted(tests)
+    gone.files = sorted(explore) + sorted(p for p in root.glob("tests/*.py") if imports(p, anywhere=False) & modules)
     for pattern in ("notebooks/{}_*", "data/results/{}_*", "figures/{}_*"):
         gone.files += sorted(p for n in gone.numbers for p in root.glob(pattern.format(n)))
     data, unused = root / "data", [name for name, users in DATA.items() if not kept & set(users)]
@@ -96,11 +95,12 @@ def packages(paths: Iterable[Path]) -> set[str]:
 
 
 def without(text: str, numbers: list[str]) -> str:
-    """A Markdown text without the subsections, list items and table rows whose marks and links are theirs alone."""
+    """A Markdown text without the subsections whose marks are mostly theirs, and the items and rows theirs alone."""
 
     def stays(part: str) -> bool:
-        found = set(re.findall(r"(?:<!--(?:[=?#]| begin) |notebooks/|figures/)(\d\d)[._]", part))
-        return not found or not found <= set(numbers)
+        found = re.findall(r"(?:<!--(?:[=?#]| begin) |notebooks/|figures/|\A- \*\*)(\d\d)[._*]", part)
+        theirs = [max(found, key=found.count)] if part.startswith("### ") and found else found
+        return not found or bool(set(theirs) - set(numbers))
 
     text = "".join(p for p in re.split(r"(?m)^(?=#{2,3} )", text) if not p.startswith("### ") or stays(p))
     text = re.sub(r"(?m)^(?:- .*\n(?:  .*\n)*|\|.*\n)", lambda m: m[0] if stays(m[0]) else "", text)
@@ -146,5 +146,5 @@ def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> l
     left += [f"report.md, line {n}: rewrite “{m[0]}”." for n, x in enumerate(report, 1) if (m := theirs.search(x))]
     left.sort(key=lambda x: int(re.search(r"\d+", x)[0]))
     print(f"{root}: lib/explore has {lines} lines now. Left for you: {len(left) or 'nothing'}", *left, sep="\n")
-    print("Then `python -m lib run 02 --results stored --profile full`, whose table lists the datasets, and `git add -A`.")
+    print("`python -m lib run 02 --results stored --profile full` lists the datasets anew; `git add -A` and commit.")
     return left

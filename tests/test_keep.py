@@ -48,10 +48,11 @@ def holds_together(root, gone: list[str], left: list[str]) -> None:
                 assert exported or any(p.exists() for p in known), f"{path}: {name}"
     names = [p.stem for p in (ROOT / "notebooks").glob("*.py") if p.name[:2] in gone]
     assert not [p for p in root.rglob("*") if p.stem in names or (p.parent.name == "figures" and p.name[:2] in gone)]
-    theirs = rf"{'|'.join(names)}|(?:<!--\S* (?:begin )?|[Nn]otebooks? |lib run )({'|'.join(gone)})\b"
-    assert not re.search(theirs, (root / "README.md").read_text("utf-8"))
-    texts = [(at / "data" / "README.md").read_text("utf-8") for at in (root, ROOT)]
-    cards, before = (re.findall(r"(?m)^## `(\w+)`", text) for text in texts)
+    readme, report = ((root / name).read_text("utf-8") for name in fill.FILES)
+    theirs = rf"{'|'.join(names)}|(?:- \*\*|<!--\S* (?:begin )?|[Nn]otebooks? |lib run )({'|'.join(gone)})\b"
+    assert not re.search(theirs, readme)
+    assert len(re.findall(r"(?m)^### [6A]\.[1-9] ", report)) == 2 * (len(ALL) - len(gone))
+    cards, before = (re.findall(r"(?m)^## `(\w+)`", (at / "data/README.md").read_text("utf-8")) for at in (root, ROOT))
     assert cards == [name for name in before if (root / "data" / name).is_dir()]
     assert all(re.match(r"report\.md, line \d+: ", line) for line in left)
     for _ in range(9):  # a paragraph less may leave another without its start
@@ -99,8 +100,7 @@ def test_nothing_goes_over_uncommitted_changes_or_without_a_yes(project, monkeyp
 
 def test_sections_and_their_parts_of_the_appendix_are_numbered_anew():
     text = "### 6.{0} B\nSections {1}, 6.{0} and A.{0}.\n### A.{0} Of b\n<!--= 06.x -->6.1<!--/-->\n"
-    before = "### A.1 Of a\na\n" + text.format(2, 6.1)
-    assert keep.numbered_anew(before, ["6.2"]) == text.format(1, keep.GONE)
+    assert keep.numbered_anew("### A.1 Of a\na\n" + text.format(2, 6.1), ["6.2"]) == text.format(1, keep.GONE)
 
 
 def test_the_table_of_data_is_complete():
