@@ -57,9 +57,9 @@ def wikitext2(model, tokenizer, max_tokens: int = 0, max_length: int = 1024, art
     raw = (outside("wikitext2") / "wiki.test.raw").read_text(encoding="utf-8")
     length = min(max_length, model.config.max_position_embeddings)
     text = "\n\n".join(f"{line}\n" if line.strip() else "" for line in raw.removesuffix("\n").split("\n"))
+    text = text[: 40 * max_tokens or None]  # no more than is scored: a token has 4 characters
     coded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
-    ids, offsets = coded["input_ids"], coded["offset_mapping"]
-    ids = ids[: max_tokens or len(ids)]
+    ids, offsets = coded["input_ids"][: max_tokens or None], coded["offset_mapping"]
     blocks, size = [], 0
     for start in range(0, len(ids) - 1, length):
         blocks.append(ids[start : start + length])

@@ -1,5 +1,6 @@
 """What makes a step faster and leaves its numbers as they are (tests/test_fast.py holds each against the plain form),
 and the memory that it takes. Measured by `python -m lib bench` and notebook 11: two cores, GPT-2 117M, rows of 2,048.
+Two more stand where they belong: rows without padding in `packing`, the number format in `profile.autocast_dtype`.
 """
 
 import contextlib
@@ -31,7 +32,8 @@ def rows_at_a_time(logits: Tensor) -> int:
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """Float32 logits, softmax and gradient exist for a few rows at a time; the gradient takes the logits' place."""
+    """Float32 logits, softmax and gradient exist for a few rows at a time; the gradient takes the logits' place. That
+    of -ln softmax(x)[y] is softmax(x), less 1 at y: backward computes the softmax again, cheaper than keeping it."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
         n, steps = math.prod(x.shape), round(p * STEPS)
-        # four elements to a 64-bit number of torch's global generator
+        # 16 bits an element, four to a number of torch's global generator; the lowest `steps` of 2^16 values drop it
         bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         keep = (bits[:n] >= steps - STEPS // 2).view(x.shape)
         ctx.save_for_backward(keep)
@@ -114,6 +116,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None, p=0.0
     if grouped:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     length, size = q.shape[2:]
+    # scores and mask in one pass: baddbmm is future + scale * q k^T, and softmax makes 0 of -inf
     future = torch.full((length, length), -math.inf, dtype=q.dtype).triu_(1)
     scale = size**-0.5 if scale is None else scale
     scores = torch.baddbmm(future.expand(q.shape[1], -1, -1), q[0], k[0].mT, alpha=scale)
@@ -133,8 +136,9 @@ def matmul_precision(name: str) -> Iterator[None]:
 
 @functools.cache
 def onednn_precision() -> str:
-    """Under which oneDNN makes a CPU's float32 products and they stay float32, tried on one: GPT-2's output layer takes
-    MKL 1.7 times as long on an EPYC. "highest" where there is none, since bfloat16 would be inside."""
+    """The precision under which a CPU's float32 products are fastest and still float32. "medium" hands them to oneDNN
+    (MKL takes 1.7 times as long for GPT-2's output layer on an EPYC), but lets it use bfloat16 inside, and a processor
+    with such instructions does: one product against float64 shows that, and then it is "highest"."""
     x, w = (torch.linspace(-3, 3, n * 512).sin().view(n, 512) for n in (256, 1024))
     with matmul_precision("medium"):
         error = ((x @ w.T) - x.double() @ w.double().T).abs().max()

@@ -28,10 +28,9 @@ from lib.packing import Encoded, document_attention, flatten, pack
 from lib.tasks import encode
 
 
-def token_nats(logits: torch.Tensor, labels: torch.Tensor, rows: int = 0) -> torch.Tensor:
-    """Negative log-likelihood in nats, float32: logits (N, V), labels (N,) -> (N,). `rows` at a time (0: what stays in
-    a cache), so that the probabilities never exist whole."""
-    parts = zip(*(x.split(rows or rows_at_a_time(logits)) for x in (logits, labels)), strict=True)
+def token_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood in nats, float32: logits (N, V), labels (N,) -> (N,). Probabilities never exist whole."""
+    parts = zip(*(x.split(rows_at_a_time(logits)) for x in (logits, labels)), strict=True)
     return torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in parts])
 
 

@@ -108,6 +108,8 @@ results = Results("10_new_scenario", base=base, seeds=budget.seeds)
 # %%
 try:
     task = tasks.load_task("e2e")
+    if profile.name() == "fast":  # every run encodes it whole
+        task = task.replace(train=tasks.head(task["train"], 2_000))
     inputs = tasks.head(task["test"], budget.e2e_inputs)
 except tasks.Unavailable as reason:
     task = None
@@ -712,7 +714,10 @@ def back(name: str, mix: bool) -> dict:
     """The archive, decoded in another process."""
     packed, out = KEPT / f"{name}{'-mixed' * mix}.lmz", KEPT / f"{name}{'-mixed' * mix}.out"
     out.unlink(missing_ok=True)
-    print(shell(".", "decompress", str(packed), "-o", str(out))[-1])
+    if profile.name() == "fast":  # its start takes longer than all else
+        compress.decompress_file(packed, out, None)
+    else:
+        print(shell(".", "decompress", str(packed), "-o", str(out))[-1])
     return {"file": name, "mix": mix, "same": out.exists() and out.read_bytes() == files()[name]}
 
 

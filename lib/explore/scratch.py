@@ -26,7 +26,7 @@ from lib.explore.encodings import Encoding, train_encoding
 from lib.explore.positions import use_position
 from lib.models import small_gpt2
 from lib.results import write_json
-from lib.tasks import load_task
+from lib.tasks import head, load_task
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def model_of(recipe: Recipe) -> GPT2LMHeadModel:
 def documents(corpus: str, split: str = "train", n_bytes: int | None = None, seed: int | None = None) -> list[str]:
     """Prompt + target of a split's documents until `n_bytes` are reached, in an order drawn from `seed` (None: the
     task's own). All are taken once before any is taken again."""
-    texts = [row["prompt"] + row["target"] for row in _task(corpus)[split]]
+    texts = [row["prompt"] + row["target"] for row in head(_task(corpus)[split])]
     if n_bytes is None:
         return texts
     generator = torch.Generator().manual_seed(seed or 0)
