@@ -759,6 +759,7 @@ for kind in ("training", "evaluation"):
     share = reached.loc[(kind, "ours", "default"), "share"]
     results.value(f"share.{kind}", f"{share:.0%}")
     results.claim(f"{kind} stays below 80 % of the products", share < 0.8)
+results.value("retired", f"{5 * reached.loc[('evaluation', 'tutorial', 'default'), 'share']:.0%}")
 for row in spent.itertuples():
     results.value(f"spent.{row.kind}.{row.part.split()[0].strip(',')}", f"{row.share:.0%}")
 
