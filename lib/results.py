@@ -138,8 +138,8 @@ class Results:
         value = self._file | {"tables": self._file["tables"] | self.tables} if self.stored else new
         path = root / "data" / "results" / f"{self.notebook}.json"
         (root / "build").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root / "build") as folder:  # all is written before anything is replaced
-            for name, content in self._figures.items():
+        with tempfile.TemporaryDirectory(dir=root / "build", ignore_cleanup_errors=True) as folder:
+            for name, content in self._figures.items():  # all is written before anything is replaced
                 write_bytes(Path(folder, "figures", name), content)
             write_json(Path(folder, path.relative_to(root)), value | {"report": self.report})
             for file in [f for f in Path(folder).rglob("*") if f.is_file()]:

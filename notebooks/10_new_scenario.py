@@ -510,7 +510,7 @@ def inside(packed: bytes, bits: np.ndarray) -> dict:
 def archived(codec: Codec, stage: str, seed: int) -> list[dict]:
     """A row per domain: an archive of all its documents, which do not see each other, decoded elsewhere."""
     rows, made, encoded = [], {}, {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for domain, documents in texts().items():
             began = time.perf_counter()
             made[domain] = compress.compress(codec, documents, f"{codec.name}, {domain}")
@@ -625,7 +625,7 @@ needed.groupby(["domain", "compressor", "rival"], sort=False)[["saved_bits_per_b
 # %%
 def single_file() -> list[dict]:
     note = min(texts()["debian"], key=len)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         packed, damaged = Path(folder, "note.txt.lmz"), Path(folder, "damaged.lmz")
         Path(folder, "note.txt").write_bytes(note)
         print(shell(folder, "compress", "note.txt")[-1])

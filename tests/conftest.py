@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from lib import results
+from lib import profile, results
 from lib.models import load_base
 from lib.tasks import head, load_task
 
@@ -36,6 +37,11 @@ def task():
     """A small part of the default task."""
     whole = load_task("debian")
     return whole.replace(train=head(whole["train"], 300), validation=head(whole["validation"], 16))
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    monkeypatch.setattr(profile, "autocast_dtype", lambda: torch.float32)  # bfloat16 would differ by rounding
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,7 +11,6 @@ import torch
 from notebook_code import defined
 from small_llama import small_llama
 
-from lib import profile
 from lib.explore import memorise
 from lib.explore.memorise import CANDIDATES, REPETITIONS, SLOTS, canaries, code_log_probabilities, exposure, rank_of
 from lib.metrics import token_scores
@@ -19,12 +18,8 @@ from lib.tasks import encode, head
 from lib.train import finetune
 
 BUDGET = 8_000
+pytestmark = pytest.mark.usefixtures("float32")
 own = defined("08_private_domain", "above_chance", "detectable", "error_zone", "leaks", "separation", "traces")
-
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch):
-    monkeypatch.setattr(profile, "autocast_dtype", lambda: torch.float32)  # bfloat16 would differ by rounding
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -9,6 +9,7 @@ from lib import metrics, profile
 from lib.models import small_gpt2, tiny_tokenizer
 from lib.packing import Encoded
 
+pytestmark = pytest.mark.usefixtures("float32")
 TEXTS = [
     "a small tool that converts images",
     "the quick game of chess for two players",
@@ -26,11 +27,6 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     return small_gpt2(len(tokenizer), n_positions=128)
-
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch):
-    monkeypatch.setattr(profile, "autocast", lambda: torch.autocast("cpu", enabled=False))
 
 
 def examples():

@@ -75,7 +75,7 @@ def model_folder() -> Path:
         ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
         model = small_gpt2(len(tokenizer), b.n_layer, b.n_embd // 64, b.n_embd, 1_024, **ends)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with quiet(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as new:
+        with quiet(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-", ignore_cleanup_errors=True) as new:
             tokenizer.save_pretrained(f"{new}/model")
             model.save_pretrained(f"{new}/model")
             profile.replace(Path(new) / "model", folder)
@@ -125,7 +125,7 @@ def training_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
     documents = draw(encode(base.tokenizer, load_task("debian")["train"], base.context), b.train_tokens, seed=0)
     clock = Clock(b.seconds)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.suppress(Enough):
         system(base, documents, clock, b, folder)
     if len(clock.steps) < STEPS:
         raise RuntimeError(f"{len(clock.steps)} steps are too few to measure: raise train_tokens.")
