@@ -23,7 +23,7 @@ def test_the_profile_follows_the_machine_and_the_environment(monkeypatch):
     monkeypatch.delenv("PROFILE")
     for gpu, name in ((False, "cpu"), (True, "full")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
-        assert profile.name() == name
+        assert (profile.name(), profile.device().type) == (name, "cuda" if gpu else "cpu")  # Apple's only if asked for
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("RESULTS", "stored")
     assert profile.name() == "full", "the shipped results are of the full profile"
