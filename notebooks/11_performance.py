@@ -557,7 +557,7 @@ fits.round(3)
 # %% [markdown]
 # - What bounds each: where its seconds go, by torch's profiler, operation by operation. `products` and `output layer`,
 #   whose product is float32 but in training, are the most that its share of the machine's products can become; Python
-#   is what no operation accounts for.
+#   is what no operation accounts for. A table without `output layer` counts it among the products.
 
 # %%
 GROUPS = {
