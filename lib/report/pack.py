@@ -74,7 +74,7 @@ def files(root: Path, report: str) -> list[str]:
     found -= {*copies, *(name for name in found if any((root / name).is_relative_to(path) for path in own))}
     if (root / ".git").exists():
         if gone := sorted(_git(root, "--deleted")):
-            raise ValueError(f"{gone[0]} is gone: `git checkout {gone[0]}` brings it back.")
+            raise ValueError(f"{gone[0]} is gone: `git checkout {gone[0]}` brings it back, `git commit -a` lets it go.")
         left = sorted(found - _git(root))
         if needed := [name for name in left if not name.startswith(("lib/", "tests/"))]:
             raise ValueError(f"git does not track {', '.join(needed)}: `git add {' '.join(needed)}`.")
