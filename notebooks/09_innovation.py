@@ -441,7 +441,7 @@ def ways():
 
 # %%
 try:
-    wikitext = None if results.stored else outside("wikitext2")
+    wikitext = None if results.anew == ["stored"] else outside("wikitext2")
 except Unavailable as reason:
     wikitext = None
     print(f"Skipped: {reason}")
