@@ -1322,16 +1322,17 @@ for method, part in recovery[recovery["method"] != "none"].groupby("method", sor
         rows.append([METHODS.get(method, method), name, len(gain), *found])
 if rows:
     header = ["method", "trained on", "seeds", "bits per byte", "gain", "share left"]
-    text = f"{task.name}, test documents after equal budgets of other English; the share of the gain that is left when "
-    results.markdown("recovery", header, rows, text + "what that text brings is taken off.", left=2, seeds=())
+    text = f"{task.name}, test documents after {budget.train_tokens:,} tokens of itself, prompts counted, or of other "
+    text += "English, seed 0; the share of the gain that is left when what that text brings is taken off."
+    results.markdown("recovery", header, rows, text, left=2, seeds=())
 else:
     results.block("recovery", NOT_YET)
 others = {name: share.mean() for (_, name), share in left.items() if name != task.name}
 nearest = min(others, key=others.get, default=None)  # the text that brings most
 after = recovery[recovery["trained_on"] == nearest]["bits_per_byte"] if others else ()
 results.value("recovery.bits_per_byte", interval(after) if others else "not measured")
-results.value("recovery.left", f"{others[nearest]:.0%}" if others else "not measured")
-results.claim("most of the gain is not general English", bool(others) and others[nearest] > 0.5)
+results.value("recovery.brought", f"{1 - others[nearest]:.0%}" if others else "not measured")
+results.claim("general English brings less than half of the gain", bool(others) and others[nearest] > 0.5)
 results.claim("WikiText-2 was the control", nearest == "wikitext2")
 
 # %% [markdown]

@@ -833,7 +833,7 @@ text = (
     "Trainer, batch 2 padded to 512, float32; in evaluation one document at a time."
 )
 if to_target:
-    text += f" Seconds to a quality: the range of {len(lasted)} seeds, the stand-in on debian's documents of at most "
+    text += f" Seconds to a quality: {len(lasted)} seeds, those out of documents as they stood, the stand-in on debian's documents of at most "
     text += f"{LONGEST} tokens, {A_STEP} a step, rate {TO_QUALITY['learning_rate']:g}, held-out evaluations not timed; "
     text += f"{reached_in['device'].iloc[0]}."
 results.markdown("summary", ["measured, against", "times as fast", "mark"], cells, text, seeds=(), scratch=True)
@@ -859,7 +859,8 @@ if to_target:
     text = (
         f"Each training until {budget.looked_at} held-out documents cost {reached_in['target'].iloc[0]:.4f} bits per "
     )
-    text += f"byte, looked at from step {budget.first_look} on, every {budget.looks} steps."
+    text += f"byte, looked at from step {budget.first_look} on, every {budget.looks} steps: the stand-in, "
+    text += f"{reached_in['device'].iloc[0]}."
     header = ["system", "setting", "seed", "seconds", "steps", "bits per byte", "reached"]
     results.markdown("time_to_quality", header, cells, text, left=2, seeds=(), scratch=True)
 
