@@ -184,7 +184,7 @@ def shown(family: Mapping[Hashable, Sequence[float]] | Sequence[float]):
     gaps = {name: pd.Series(gap, dtype=float).dropna() for name, gap in family.items()}
     t = [abs(x.mean()) / max(x.sem(), 1e-300) if len(x) > 1 else 0.0 for x in gaps.values()]
     p = [2 * stats.t.sf(size, max(len(x) - 1, 1)) for size, x in zip(t, gaps.values(), strict=True)]
-    # alone it has nothing to be corrected for, and statsmodels collects garbage at each call: half a second in a notebook
+    # alone it has nothing to be corrected for, and statsmodels collects garbage at each call: half a second
     told = multipletests(p, method="holm")[0] if len(p) > 1 else [x <= 0.05 for x in p]
     return {name: int(np.sign(x.mean())) if sure else 0 for (name, x), sure in zip(gaps.items(), told, strict=True)}
 

@@ -796,8 +796,8 @@ start = sorted(scaling["length"].unique())[-3:][0]
 text = (
     f"What each mechanism costs in quality and gains in time: held-out bits per byte after {tokens:,} training tokens "
     f"(mean, 95 % t interval, seeds 0–{max(budget.seeds)}; causal Nyström and its control: seeds "
-    f"0–{max(budget.nystrom_seeds)} on another processor, against the softmax of that run), and the exponent with which the time of one operation, forward and "
-    f"backward, grows from {start:,} to {longest:,} tokens."
+    f"0–{max(budget.nystrom_seeds)} on another processor, against the softmax of that run), and the exponent with "
+    f"which the time of one operation, forward and backward, grows from {start:,} to {longest:,} tokens."
 )
 header = ["attention", "bits per byte", "minus softmax, by seed", "time exponent", "faster than softmax from"]
 results.markdown("quality", header, rows, text, scratch=True, seeds=())
