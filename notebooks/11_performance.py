@@ -834,7 +834,8 @@ text = (
 )
 if to_target:
     text += f" Seconds to a quality: {len(lasted)} seeds, those out of documents as they stood, the stand-in on "
-    text += f"debian's documents of at most {LONGEST} tokens, {A_STEP} a step, rate {TO_QUALITY['learning_rate']:g}, held-out evaluations not timed; "
+    text += f"debian's documents of at most {LONGEST} tokens,"
+    text += f" {A_STEP} a step, rate {TO_QUALITY['learning_rate']:g}, held-out evaluations not timed; "
     text += f"{reached_in['device'].iloc[0]}."
 results.markdown("summary", ["measured, against", "times as fast", "mark"], cells, text, seeds=(), scratch=True)
 
