@@ -426,8 +426,8 @@ for ax in figure.axes:
 seeds, each = after["seed"].nunique(), len(after[after["repetitions"] == 1]) // 4
 text = (
     "Exposure of invented secrets by how often they were inserted. With the duplicates left in it climbs to the most "
-    f"that {memorise.CANDIDATES:,} codes allow, {memorise.exposure(1):.1f} bits. Right, how often before duplicates were "
-    f"removed: then each stands once, all points measure one copy, and their spread is noise. Dotted: "
+    f"that {memorise.CANDIDATES:,} codes allow, {memorise.exposure(1):.1f} bits. Right, how often before duplicates "
+    f"were removed: then each stands once, all points measure one copy, and their spread is noise. Dotted: "
     f"{memorise.UNSEEN:.2f} bits, a code never seen. {each} canaries a point, {each // seeds} in each of "
     f"{seeds} models; bands: lowest to highest seed."
 )
