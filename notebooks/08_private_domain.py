@@ -414,6 +414,10 @@ def memorised() -> list[dict]:
     return rows
 
 
+# %% [markdown]
+# - Exposure against copies: left the most that a training can bring, right what removing duplicates leaves of it.
+
+# %%
 memory = results.table("memorisation", memorised)
 after = memory[(memory["stage"] == "after") & (memory["repetitions"] > 0)]
 curve = after.groupby(["method", "deduplicated", "repetitions", "seed"], sort=False)["exposure"].mean().reset_index()
