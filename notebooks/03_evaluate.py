@@ -1323,7 +1323,8 @@ for method, part in recovery[recovery["method"] != "none"].groupby("method", sor
 if rows:
     header = ["method", "trained on", "seeds", "bits per byte", "gain", "share left"]
     text = f"{task.name}, test documents after {budget.train_tokens:,} tokens of itself, prompts counted, or of other "
-    text += "English, seed 0; the share of the gain that is left when what that text brings is taken off."
+    text += f"English, seed {listed([seed for _, seed in budget.recovery])}; the share of the gain that is left when "
+    text += "what that text brings is taken off."
     results.markdown("recovery", header, rows, text, left=2, seeds=())
 else:
     results.block("recovery", NOT_YET)
