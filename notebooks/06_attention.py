@@ -760,7 +760,7 @@ if len(errors):
 # - Quality and recall tell one story. What a variant loses in bits per byte it loses where an exact earlier token
 #   is wanted: a window keeps the near ones exactly, the delta rule corrects what it stores, a plain sum of
 #   $\phi(k) v^\top$ blurs everything together. That one causes the other is a guess: no run varies recall alone.
-# - Nystrom's landmarks earn their place: trained without them it predicts worse. A window, which is cheaper, does better
+# - Nystrom's landmarks earn their place: trained without them it predicts worse. A cheaper window does better
 #   still, so this text asks little of what is far.
 # - A window or landmarks beside full softmax in the table are no proof that they are as good where something has to be
 #   found far back: in the trained recall a window is at chance as soon as the pairs outgrow it, and Nystrom nearly so.
