@@ -840,7 +840,7 @@ results.claim("softmax, delta and linear in the published order", order == [SOFT
 results.claim("Performer is ahead of linear", shown(wide["performer"] - wide["linear"]) < 0)
 results.claim("the window is not behind softmax", told["window"] <= 0)
 results.claim("causal Nystrom is not shown to differ from softmax", told["nystrom"] == 0)
-MARK = 0.01  # bits per byte that a form of our own may cost, as it was asked for before it was built
+MARK = 0.01  # bits per byte: asked of this form against the one before it, here told against softmax
 _, low, high = mean_interval(against["nystrom"])
 results.value("nystrom.mark", MARK)
 results.claim("causal Nystrom is as good as softmax to within the mark", max(-low, high) < MARK)
