@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import files
 
 import pytest
 
@@ -56,6 +57,13 @@ def test_readmes_commands_paste_into_bash_zsh_cmd_and_powershell():
     for line in (line for line in lines if line.startswith("python -m lib ")):
         name, *options = line.split()[3:]
         assert {o for o in options if o.startswith("-")} <= COMMANDS[name][2].keys()
+
+
+def test_readme_makes_an_environment_in_every_shell_where_torch_fits_windows_paths():
+    made = ("python3 -m venv .venv\nsource .venv/bin/activate", "py -m venv .venv\n.venv\\Scripts\\activate")
+    assert all(said in README for said in (*made, "`.venv\\Scripts\\python`", "whose torch lacks libuv"))
+    folder = int(re.search(r"this folder's path may have (\d+) characters", README)[1])
+    assert folder + len("\\.venv\\Lib\\site-packages\\") + max(len(str(path)) for path in files("torch")) < 260
 
 
 def by_locale(call: ast.Call) -> bool:
