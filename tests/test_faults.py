@@ -313,11 +313,8 @@ def test_the_command_line_trains_on_chinese_text_in_another_locale(tmp_path, rec
 @often(7)
 def test_a_notebook_killed_in_mid_cell_leaves_its_twin_whole(tmp_path, moment):
     source, flag, target = tmp_path / "97_trial.py", tmp_path / "running", tmp_path / "notebooks" / "97_trial.ipynb"
-    source.write_text(
-        f"# %%\nimport pathlib, time\nflag = pathlib.Path({str(flag)!r})\n"
-        "if flag.exists():\n    flag.unlink()\n    time.sleep(60)\nprint('whole')\n",
-        "utf-8",
-    )
+    waits = "if flag.exists():\n    flag.unlink()\n    time.sleep(60)\nprint('whole')\n"
+    source.write_text(f"# %%\nimport pathlib, time\nflag = pathlib.Path({str(flag)!r})\n{waits}", "utf-8")
 
     def work():
         profile.output_root = lambda: tmp_path

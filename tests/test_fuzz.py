@@ -102,9 +102,7 @@ def test_damaged_archives_are_refused(base, record_property):
 @pytest.mark.fault("fuzzed report marker")
 def test_damaged_marks_of_the_report_are_filled_or_named(tmp_path, record_property):
     record_property("injected", DAMAGES)
-    text = (
-        "# a\n\n<!-- begin 03.x -->\n\n| a |\n\n<!-- end 03.x -->\n\nIs <!--= 03.y -->so<!--/-->, <!--? 03.z -->so.\n"
-    )
+    text = "#\n\n<!-- begin 03.x -->\n\n| a |\n\n<!-- end 03.x -->\n\nIs <!--= 03.y -->so<!--/-->, <!--? 03.z -->so.\n"
     answers = {"values": {"03.y": "so"}, "tables": {"03.x": "| a |"}, "claims": {"03.z": True}}
     assert fill._marks(text, answers) == [] and fill.filled(text, answers) == text
 

@@ -9,7 +9,7 @@ import pytest
 
 from lib import keep
 from lib.profile import ROOT
-from lib.report import fill
+from lib.report import fill, pack
 
 ALL = [p.name[:2] for p in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py")) if p.name[:2] not in keep.ALWAYS]
 PAIRS = [pair for pair in (["05", "06"], ["07", "08"], ["09", "10"]) if set(pair) <= set(ALL)]
@@ -19,10 +19,8 @@ pytestmark = pytest.mark.skipif(len(ALL) < 3, reason="the explorations were take
 @pytest.fixture
 def project(tmp_path):
     """A copy of the project as it is handed on, without git."""
-    leave = shutil.ignore_patterns("__pycache__", "runs", "models", "mirror", "private", "*.egg-info")
-    for name in ("notebooks", "lib", "tests", "data", "figures"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=leave)
-    for name in ("README.md", "report.md", "requirements.txt", "pyproject.toml", "LICENSE"):
+    for name in pack.files(ROOT, "report.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -90,10 +88,10 @@ def test_nothing_goes_over_uncommitted_changes_or_without_a_yes(project, monkeyp
         subprocess.run(["git", *command.split()], cwd=project, check=True)
     monkeypatch.setattr("builtins.input", lambda _: "n")
     before = sorted(project.rglob("*"))
-    assert keep.keep(["05"], root=project) == [] and sorted(project.rglob("*")) == before
+    assert keep.keep(ALL[:1], root=project) == [] and sorted(project.rglob("*")) == before
     (project / "report.md").write_text("changed", "utf-8")
     with pytest.raises(RuntimeError, match="Commit your changes first"):
-        keep.keep(["05"], yes=True, root=project)
+        keep.keep(ALL[:1], yes=True, root=project)
     with pytest.raises(ValueError, match="No notebook 12; there are 01, "):
         keep.plan(["12"])
 

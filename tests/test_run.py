@@ -69,11 +69,8 @@ def test_a_run_says_first_what_it_replaces_and_how_to_get_it_back(monkeypatch, c
 
 def test_run_keeps_outputs_and_drops_progress_and_a_failure_leaves_the_previous(tmp_path, capsys):
     source = tmp_path / "98_trial.py"
-    source.write_text(
-        "# %%\nfrom tqdm.auto import tqdm\nimport ipywidgets\nprint('kept')\nfor _ in tqdm(range(3)): pass\n"
-        "ipywidgets.VBox()\n\n# %%\nprint('the table')\n",
-        "utf-8",
-    )
+    code = "from tqdm.auto import tqdm\nimport ipywidgets\nprint('kept')\nfor _ in tqdm(range(3)): pass\n"
+    source.write_text(f"# %%\n{code}ipywidgets.VBox()\n\n# %%\nprint('the table')\n", "utf-8")
     target = notebooks.execute(source)
     before = target.read_bytes()
     made = nbformat.reads(before.decode("utf-8"), as_version=4)

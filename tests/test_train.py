@@ -165,9 +165,8 @@ def test_a_variant_is_another_run_and_a_change_needs_its_name(base, task):
     options = QUICK | {"train_tokens": 2_600, "evaluations": 1}
     plain = train.finetune(base, task, **options)
     changed = train.finetune(base, task, variant="backwards", draw=backwards, **options)
-    sgd = train.finetune(
-        base, task, variant="sgd", optimizer=lambda m, s: torch.optim.SGD(m.parameters(), s.learning_rate), **options
-    )
+    plainest = {"optimizer": lambda m, s: torch.optim.SGD(m.parameters(), s.learning_rate)}
+    sgd = train.finetune(base, task, variant="sgd", **plainest, **options)
     assert len({run.path for run in (plain, changed, sgd)}) == 3
     losses = [run.summary["held_out_loss"] for run in (plain, changed, sgd)]
     assert losses[0] != losses[1] and losses[2] > losses[0] + 0.01, "SGD moves little at this rate"
