@@ -549,10 +549,13 @@ else:
 name = base.name.removesuffix(" (stand-in)")
 results.value("model", f"the stand-in {name}" if base.stand_in else "GPT-2 117M")
 results.block("example", f"```\n{example['prompt']}{example['target']}\n```")
-header = ["split", "documents", "groups", "bytes", "tokens", "of targets", "median", "bytes per token"]
-counts = statistics[["documents", "groups", "bytes", "tokens", "target_tokens", "median_tokens"]].map("{:,.0f}".format)
+header = ["split", "documents", "share", "bytes", "tokens", "of targets", "median", "bytes per token"]
+counts = statistics[["documents", "bytes", "tokens", "target_tokens", "median_tokens"]].map("{:,.0f}".format)
+counts.insert(1, "share", (statistics["documents"] / statistics["documents"].sum()).map("{:.1%}".format))
 rows = pd.concat([statistics["split"], counts, statistics["bytes_per_token"].round(2)], axis=1).to_numpy()
-text = f"The task {task.name}, prompts and targets, but for “of targets”; the median is tokens per document."
+alone = statistics["groups"].sum() == statistics["documents"].sum()
+text = f"The task {task.name}, prompts and targets, but for “of targets”; the median is tokens per document. "
+text += "Every document is a group of its own." if alone else f"{statistics['groups'].sum():,} groups of documents."
 results.markdown("statistics", header, rows, text, seeds=())
 
 # %% [markdown]
