@@ -63,7 +63,8 @@ from lib.results import Results, by_seed, interval, kept, markdown_table, number
 
 # %% [markdown]
 # - `train.BUDGET` is shared with notebook 03 and `python -m lib finetune`; the rest is this notebook's.
-# - In profile `full` the grids and E2E's five passes are made for a GPU; the learning curve takes two cores half an hour.
+# - In profile `full` the grids and E2E's five passes are made for a GPU; the learning curve takes two cores half an
+#   hour.
 
 # %%
 NOT_YET = "Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 02`, an estimated 15 minutes on a GPU."
