@@ -854,6 +854,20 @@ results.value("beams.steps", ends.step.iloc[0])
 results.value("beams.text", ends.text[ends.score.idxmax()].strip())
 
 # %% [markdown]
+# - What each rule makes of the prompt.
+
+# %%
+beam, sample = generate.DECODING["beam"], generate.DECODING["sample"]
+cells = []
+for r in continuations.sort_values("decoding", key=lambda names: names != "greedy").itertuples():
+    drawn = f", seed {r.seed}" if r.decoding == "sample" else ""
+    goes_on = " [...]" if len(tokenizer(r.text).input_ids) >= budget.continuation_tokens else ""
+    cells.append([f"{r.decoding}{drawn}", " / ".join(filter(None, map(str.strip, r.text.split("\n")))) + goes_on])
+text = f"“{PROMPT}” continued by at most {budget.continuation_tokens} tokens: greedy, {beam['num_beams']} beams, and "
+text += f"sampled at temperature {sample['temperature']} with top-p {sample['top_p']}. / is a line's end."
+results.markdown("continuations", ["rule", "what the model goes on with"], cells, text, left=2, seeds=())
+
+# %% [markdown]
 # - The traced generation.
 
 # %%

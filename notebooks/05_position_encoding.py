@@ -218,8 +218,8 @@ for panel in figure.axes:  # the sixth colour is too pale for a line that crosse
     for drawing in (*lines, *(text for text in panel.texts if text.get_text() == "T5")):
         drawing.set_color(plots.INK)
     panel.collections[-1].set_facecolor(plots.INK)
-text = f"ALiBi alone stays level when the text gets longer than in training ({length} tokens). Lines are means, bands"
-text += f" the range of the seeds; {budget.train_bytes:,} bytes of text per run."
+text = f"ALiBi alone stays nearly level when the text gets longer than in training ({length} tokens). Lines are means, "
+text += f"bands the range of the seeds; {budget.train_bytes:,} bytes of text per run."
 results.figure(figure, "05_extrapolation", text, scratch=True)
 
 # %% [markdown]

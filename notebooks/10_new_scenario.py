@@ -891,7 +891,7 @@ if has_e2e:
     rows, digits = [], {"bleu": 1, "nist": 2, "rouge_l": 3, "ser": 3}
     for system, part in table[table["kind"].isin(["ours", "human"])].groupby("system", sort=False):
         cells = [number(part[c].astype(float).mean(), d) for c, d in digits.items()]
-        rows.append([system.replace("-shot", " examples"), len(part), *cells])
+        rows.append([system.replace("-shot", " example" if system == "1-shot" else " examples"), len(part), *cells])
     header = ["system", "runs", "BLEU", "NIST", "ROUGE-L", "slot errors"]
     text = f"E2E NLG on {budget.e2e_inputs} test inputs, greedy; means over the runs, fine-tuned on"
     results.markdown("text", header, rows, f"{text} {budget.e2e_tokens:,} tokens.")

@@ -27,7 +27,7 @@ LAYOUT = (
     *("data/README.md", "data/build_*.py", "data/results/[0-9][0-9]_*.json", "data/faults.json"),
     *(f"data/{task}/{x}.jsonl" for task in ("debian", "tang", "idioms") for x in ("train", "validation", "test")),
     *(f"data/{task}/card.json" for task in ("debian", "tang", "idioms", "release_notes")),
-    *("data/release_notes/documents.jsonl", "data/gpt2_bpe/merges.txt", "data/e2e_venues.txt"),
+    *("data/release_notes/documents.jsonl", "data/gpt2_bpe/merges.txt", "data/e2e_venues.txt", "data/readings.json"),
     *(f"data/anonymiser/{name}" for name in ("labelled.jsonl", "names.txt", "keys.txt", "traditional.txt")),
 )
 # none such as a Mac's ._x.py, Word's ~$x.docx, a browser's "x (1).py", OneDrive's x-DESKTOP-1A2B.py
