@@ -1410,7 +1410,7 @@ else:
 
 # %%
 def both_readers(counts) -> str:
-    return " to ".join(dict.fromkeys(f"{n}" for n in sorted(counts)))
+    return " to ".join(dict.fromkeys(f"{n}" for n in sorted(counts))) or "not read"
 
 
 text = "Two readers, blind to which model wrote a text, on its facts and the kind of error; texts drawn by a seed, "
