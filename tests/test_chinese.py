@@ -216,9 +216,9 @@ def test_split_characters_are_the_frequent_ones_that_the_tokenizer_splits(tokeni
 def test_an_extended_vocabulary_sees_the_same_poems_in_the_same_order(base, tang):
     characters = chinese.split_characters(base.tokenizer, [row["target"] for row in tang["train"]], 50)
     wide = chinese.extend(base, characters, "pieces")
-    for tokens in (3_000, 20_000):
-        own = draw(encode(base.tokenizer, tang["train"], base.context), tokens, 5)
-        budget = chinese.same_documents(base, wide, tang, 5, tokens)
+    for tokens, drawn in ((3_000, tang), (20_000, tang), (3_000, chinese.with_plan(tang))):
+        own = draw(encode(base.tokenizer, drawn["train"], base.context), tokens, 5)
+        budget = chinese.same_documents(base, wide, drawn, 5, tokens, tang)
         other = draw(encode(wide.tokenizer, tang["train"], base.context), budget, 5)
         assert [d.id for d in other] == [d.id for d in own]
         assert sum(len(d.input_ids) for d in other) == budget < tokens + 200
