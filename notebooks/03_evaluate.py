@@ -1414,7 +1414,7 @@ def both_readers(counts) -> str:
 
 
 text = "Two readers, blind to which model wrote a text, on its facts and the kind of error; texts drawn by a seed, "
-text += "full fine-tuning, greedy; a dash between verdicts where the readers differ."
+text += "full fine-tuning, greedy; a dash between verdicts where the readers differ; kind and note: the first reader's."
 rows = []
 for package, part in factual.groupby("id", sort=False) if len(read) else ():
     said = {s: "–".join(part[part["stage"] == s]["verdict"].drop_duplicates()) for s in ("before", "after")}
@@ -1444,8 +1444,11 @@ results.value("factual.agree", f"{(same == 1).sum()} of {len(same)}")
 p = [stats.binomtest(int(u), int(u + d)).pvalue for u, d in zip(ups, downs, strict=True) if u + d]
 results.value("factual.p", " and ".join(number(x, 2) for x in p))
 results.claim("facts are not shown to get better", bool(p) and max(p) > 0.05)
-kinds = read[read["stage"] == "after"].groupby(["kind", "reader"]).size().unstack(fill_value=0) if rows else moved
-results.value("read.kinds", listed([f"{kind} ({both_readers(n)})" for kind, n in kinds.iterrows() if kind != "none"]))
+for stage in ("before", "after"):
+    kinds = read[read["stage"] == stage].groupby(["kind", "reader"]).size().unstack(fill_value=0) if rows else moved
+    kinds = kinds.loc[kinds.sum(axis=1).sort_values(ascending=False).index]
+    faults = [f"{kind} ({both_readers(n)})" for kind, n in kinds.iterrows() if kind != "none"]
+    results.value(f"read.kinds.{stage}", listed(faults))
 results.claim("texts were read", len(read) > 0)
 
 # %% [markdown]
