@@ -896,12 +896,12 @@ READINGS = json.loads((profile.DATA / "readings.json").read_text(encoding="utf-8
 
 
 def found_by_readers(**at):
-    """A row for each drawn text, stage and reader, with the parts of its reading that `at` names by place."""
+    """A row for each text and reader of the drawn pairs that were read, with the parts of a reading that `at` names."""
     for r in reading[reading["chosen"] == "drawn"].to_dict("records") if len(reading) else ():
-        for stage in ("before", "after"):
-            digits = hashlib.sha256(r[stage].encode()).hexdigest()[:8]
-            for reader, said in READINGS.get(digits, {}).items():
-                about = {"id": r["id"], "stage": stage, "text": digits, "reader": reader}
+        digits = {stage: hashlib.sha256(r[stage].encode()).hexdigest()[:8] for stage in ("before", "after")}
+        for stage, text in digits.items() if set(digits.values()) <= set(READINGS) else ():
+            for reader, said in READINGS[text].items():
+                about = {"id": r["id"], "stage": stage, "text": text, "reader": reader}
                 yield about | {name: said[i] for name, i in at.items()}
 
 
