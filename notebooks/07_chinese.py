@@ -65,7 +65,7 @@ from lib.train import finetune
 budget = profile.budget(
     seeds=((0, 1), (0,), (0, 1, 2)),
     poem_tokens=(4_000, 20_000, 40_000),  # that a run on the poems sees; the extended vocabularies see the same poems
-    plan_tokens=(4_000, 40_000, 150_000),  # that the extended vocabulary sees of poems with their plans
+    plan_tokens=(4_000, 20_000, 150_000),  # of poems with their plans; the control sees the same poems without
     idiom_tokens=(3_000, 10_000, 15_000),
     pack_tokens=(640, 512, 512),  # in one row, which is one optimizer step: a small budget still makes many
     evaluations=(2, 2, 3),  # held-out evaluations of a run, with a checkpoint each
