@@ -34,6 +34,7 @@ def attend_within_documents(
     query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D). `cu_seq_lens_q` are the document bounds 0 .. T.
     One call per document: a masked (T, T) would spend a third of a CPU step on scores that the mask throws away. On a
     GPU, where the launches of many small calls are what takes the time, one call for all (`attend_padded`)."""
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotary positions leave float32 under autocast
     if query.is_cuda:
         return attend_padded(query, key, value, scaling, dropout, cu_seq_lens_q), None
     lengths = cu_seq_lens_q.diff().tolist()

@@ -43,15 +43,15 @@ def test_padded_documents_attend_as_one_at_a_time(kv_heads):
     assert padded.shape == (1, 29, 4, 8)
     torch.testing.assert_close(padded, naive)
     towards = torch.randn(padded.shape, generator=generator)
-    for out in (padded, naive):
-        (out * towards).sum().backward()
+    ((padded + naive) * towards).sum().backward()
     for a, b in zip(*inputs, strict=True):
         torch.testing.assert_close(a.grad, b.grad)
-    changed = [x.detach().clone() for x in parts]
-    for x in changed:
-        x[:, :, 15] += 1  # in the third document
+    changed = [x + (torch.arange(29) == 15)[:, None] for x in parts]  # in the third document
     again = attend_padded(*changed, None, 0.0, bounds)
     assert torch.equal(again[:, :15], padded[:, :15]) and torch.equal(again[:, 22:], padded[:, 22:])
+    low = [x.bfloat16() for x in parts]  # under autocast rotary positions leave queries and keys in float32
+    rotated, plain = ((*qk, low[2], None) for qk in (parts[:2], low[:2]))
+    assert torch.equal(*(attend_within_documents(None, *x, cu_seq_lens_q=bounds)[0] for x in (rotated, plain)))
 
 
 def test_labels_are_the_targets_and_eos_and_no_prompt():
