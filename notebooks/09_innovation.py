@@ -38,7 +38,9 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
-import copy, functools, inspect, itertools, math
+import copy, functools, inspect, itertools, json, math
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -51,11 +53,11 @@ from statsmodels.stats.multitest import multipletests
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from lib import benchmarks, metrics, plots, profile, tasks, train
+from lib import hub, metrics, plots, profile, tasks, train
 from lib.explore import attention, convert, costs, frontier, scratch, traps
-from lib.hub import Unavailable, outside
 from lib.metrics import mean_interval
 from lib.models import load_base
+from lib.packing import Encoded
 from lib.results import Results, by_seed, interval, kept, listed, load, number, shown, span
 
 
@@ -87,11 +89,11 @@ budget = profile.budget(
     eval_tokens=(256, 1_024, 2_048),  # test text
     lora_tokens=((320, 640), (2_048, 4_096), (3_072, 12_288)),  # a short and a long second stage, by LoRA
     contexts=((64, 512), (512, 4_096), (512, 2_048, 8_192)),  # of the decoding times
+    frontier_seeds=((0, 1), (0,), (0, 1, 2, 3, 4)),
     frontier_tokens=(2_600, 4_096, 7_168),  # one fine-tuning run
     batch_tokens=(640, 1_024, 1_024),  # behind one step of it
-    documents=(6, 16, 40),  # test documents scored after it
-    general_tokens=(640, 1_024, 2_048),  # sampled from the base model: replayed, and as much again to measure with
-    wikitext_tokens=(512, 2_048, 3_072),
+    documents=(6, 16, 24),  # test documents scored after it
+    general_tokens=(640, 1_024, 1_536),  # of each general text, and at least as much to be replayed
     trap_bytes=(24_000, 100_000, 240_000),  # text that a small model from scratch sees
     trap_eval_bytes=(3_000, 20_000, 30_000),
     trap_layers=(2, 4, 4),
@@ -407,9 +409,10 @@ lora.pivot_table(index=keys, columns="seed", values="bits_per_byte", sort=False)
 #
 # - One training loop, `lib.train`, with other settings; equal tokens, replayed ones counted. Learning rates are those
 #   of notebook 02 and were not tuned for this comparison; Muon's step is scaled so that AdamW's rate serves it.
-# - Measured: the task's test documents; of general text WikiText-2 where it is within reach and other samples of the
-#   base model. The one measure of forgetting is the sum of both, each in bits per byte; each is told beside it. What
-#   the samples cost beyond the base model's own bits estimates KL(base || model) per byte of a text's first tokens.
+# - Measured: the task's test documents; of general text four that were fixed before any was measured, WikiText-2's
+#   test text, LAMBADA's whole passages, the last tenth of tiny Shakespeare, and other samples of the base model. The
+#   one measure of forgetting is the sum of the four, each in bits per byte; each is told beside it. What the samples
+#   cost beyond the base model's own bits estimates KL(base || model) per byte of a text's first tokens.
 
 # %%
 show(frontier.PullToStart, frontier.replay, frontier.interpolate)
@@ -436,53 +439,89 @@ def ways():
 
 
 # %% [markdown]
-# - What every model is measured by: bits per byte of the task and of general text, WikiText-2 among it where it can be
-#   had.
+# - The general texts: the leading part of each, in pieces that are scored after EOS, each byte of them. Books and
+#   articles are cut every 2,000 characters, LAMBADA's passages and the base model's samples are pieces as they are.
+
 
 # %%
-try:
-    wikitext = None if results.anew == ["stored"] else outside("wikitext2")
-except Unavailable as reason:
-    wikitext = None
-    print(f"Skipped: {reason}")
+def pieces(name):
+    if name == "lambada":
+        lines = (hub.outside(name) / "lambada_test.jsonl").read_text("utf-8").splitlines()
+        return [json.loads(line)["text"] for line in lines]
+    if name == "wikitext2":
+        text = (hub.outside(name) / "wiki.test.raw").read_text("utf-8")
+    else:
+        text = (Path(os.environ.get("DATA_MIRROR") or hub.MIRROR) / name / "input.txt").read_text("utf-8")
+        text = text[len(text) * 9 // 10 :]
+    return [text[i : i + 2_000] for i in range(0, len(text), 2_000)]
 
 
-def measured(model):
-    scores = metrics.score(model, base.tokenizer, tasks.head(task["test"], budget.documents), "task")
-    own = metrics.score_encoded(model, frontier.general_text(base, budget.general_tokens, 1), desc="general text")
-    out = {"bits_per_byte": metrics.bits_per_byte(scores), "base_samples_bits_per_byte": metrics.bits_per_byte(own)}
-    if wikitext:
-        found = benchmarks.wikitext2(model, base.tokenizer, budget.wikitext_tokens, articles=False)
-        out["wikitext2_bits_per_byte"] = found["token_bits_per_byte"]
-    return out
+@functools.cache
+def general_documents():
+    """Text -> documents; what is out of reach is left out and named."""
+    end, found = base.tokenizer.eos_token_id, {}
+    for name in ("wikitext2", "lambada", "shakespeare"):
+        try:
+            texts = pieces(name)
+        except (OSError, hub.Unavailable) as reason:
+            print(f"Skipped: {reason}")
+            continue
+        coded = base.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        found[name] = [Encoded([end, *ids], 1, len(x.encode())) for x, ids in zip(texts, coded, strict=True)]
+    found["base_samples"] = frontier.general_text(base, budget.general_tokens, 1)
+    for name, documents in found.items():
+        seen = itertools.accumulate(len(d.input_ids) for d in documents)
+        found[name] = documents[: 1 + sum(tokens < budget.general_tokens for tokens in seen)]
+    return found
 
 
 # %% [markdown]
-# - Before; then each way with each seed, at equal tokens; between before and full fine-tuning three interpolations.
+# - What every model is measured by: bits per byte of the task and of each general text, in one call.
 
 
 # %%
+def measured(model):
+    rows = tasks.head(task["test"], budget.documents)
+    texts = {"task": tasks.encode(base.tokenizer, rows, base.context), **general_documents()}
+    scores = metrics.score_encoded(model, [replace(d, id=name) for name in texts for d in texts[name]])
+    found = {f"{name}_bits_per_byte": metrics.bits_per_byte(part) for name, part in scores.groupby("id", sort=False)}
+    return {"bits_per_byte": found.pop("task_bits_per_byte"), **found}
+
+
+# %% [markdown]
+# - Before; then each way with each seed, at equal tokens; between before and full fine-tuning three interpolations,
+#   and one beyond it. The rows of a way and seed are kept.
+
+
+# %%
+ALPHAS = (0.25, 0.5, 0.75, 1.25)
+SIZES = {"train_tokens": budget.frontier_tokens, "batch_tokens": budget.batch_tokens}
+# a held-out curve decides nothing here: a run ends with its last step
+SIZES |= {"pack_length": budget.batch_tokens, "evaluations": 1, "validation_documents": 4}
+
+
+def way_rows(seed, method, setting, kind, change):
+    def make():
+        told = {"variant": f"{method}, {setting}"} if {"draw", "optimizer", "callbacks"} & set(change) else {}
+        run = train.finetune(base, task, kind, seed, quiet=True, **SIZES | change | told)
+        row = {k: run.summary[k] for k in ("learning_rate", "tokens", "trainable_parameters")}
+        rows = [{"method": method, "setting": setting, "seed": seed} | row | measured(run.model)]
+        for alpha in ALPHAS if method == "full" else ():
+            mixed = measured(frontier.interpolate(base.model, run.model, alpha))
+            rows.append({"method": "interpolation", "setting": f"alpha {alpha}", "seed": seed} | row | mixed)
+        return {"rows": rows}
+
+    settings = [seed, method, setting, ALPHAS, SIZES, task.sha256, base.name, base.revision, base.parameters]
+    settings += [budget.documents, budget.general_tokens, list(general_documents())]
+    return kept(RUNS / f"frontier-{kind}-seed{seed}", settings, make)["rows"]
+
+
 def frontier_rows():
-    sizes = {"train_tokens": budget.frontier_tokens, "batch_tokens": budget.batch_tokens}
-    # a held-out curve decides nothing here: a run ends with its last step
-    sizes |= {"pack_length": budget.batch_tokens, "evaluations": 1, "validation_documents": 4}
-    found = []
-
-    def add(method, setting, seed, summary, model):
-        kept = {k: summary.get(k, 0) for k in ("learning_rate", "tokens", "trainable_parameters")}
-        found.append({"method": method, "setting": setting, "seed": seed} | kept | measured(model))
-
-    add("none", "before", budget.seeds[0], {"learning_rate": 0.0}, base.model)
-    for seed in budget.seeds:
-        for method, setting, kind, change in tqdm(ways(), desc=f"seed {seed}: ways to fine-tune"):
-            if {"draw", "optimizer", "callbacks"} & set(change):
-                change["variant"] = f"{method}, {setting}"
-            run = train.finetune(base, task, kind, seed, quiet=True, **sizes, **change)
-            add(method, setting, seed, run.summary, run.model)
-            for alpha in (0.25, 0.5, 0.75) if method == "full" else ():
-                mixed = frontier.interpolate(base.model, run.model, alpha)
-                add("interpolation", f"alpha {alpha}", seed, run.summary, mixed)
-    return found
+    nothing = {"learning_rate": 0.0, "tokens": 0, "trainable_parameters": 0}
+    yield {"method": "none", "setting": "before", "seed": budget.frontier_seeds[0]} | nothing | measured(base.model)
+    for seed in budget.frontier_seeds:
+        for way in tqdm(ways(), desc=f"seed {seed}: ways to fine-tune"):
+            yield from way_rows(seed, *way)
 
 
 # %% [markdown]
@@ -509,7 +548,8 @@ def front_rows(df, general):
 
 # %%
 table = results.table("frontier", frontier_rows)
-GENERAL = {"wikitext2_bits_per_byte": "WikiText-2", "base_samples_bits_per_byte": "the base model's own text"}
+GENERAL = {"wikitext2_bits_per_byte": "WikiText-2", "lambada_bits_per_byte": "LAMBADA"}
+GENERAL |= {"shakespeare_bits_per_byte": "tiny Shakespeare", "base_samples_bits_per_byte": "the base model's own text"}
 GENERAL = {column: name for column, name in GENERAL.items() if column in table and table[column].notna().any()}
 table["general"] = table[list(GENERAL)].sum(axis=1)
 front = results.table("front", lambda: front_rows(table, "general"))
@@ -517,14 +557,18 @@ front.round(4)
 
 # %% [markdown]
 # - General text minus the control's at the same gain: below 0 is less forgotten. `seeds` counts those whose gain lies
-#   on the control's way at all (nan: none does), `beyond` those that gain more than full fine-tuning, its end.
+#   on the control's way at all (nan: none does), `beyond` those that gain more than its end, the better of full
+#   fine-tuning and a quarter beyond it.
 
 # %%
-TEXTS = {"general": "the sum of both" if len(GENERAL) > 1 else "the one text", **GENERAL}
+TEXTS = {"general": "the sum" if len(GENERAL) > 1 else "the one text", **GENERAL}
 
 
 def against_rows():
-    parts = [frontier.against_interpolation(table, column).assign(text=name) for column, name in TEXTS.items()]
+    full = table[table["method"] == "full"].set_index("seed")["bits_per_byte"]
+    past = (table["setting"] == "alpha 1.25") & (table["bits_per_byte"] >= table["seed"].map(full))  # gains no more
+    control = table[~past]
+    parts = [frontier.against_interpolation(control, column).assign(text=name) for column, name in TEXTS.items()]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -547,7 +591,8 @@ def against_figure():
                 ax.plot([row.low, row.high], [y, y], color=plots.GREY, linewidth=4, linestyle="-")
                 ax.plot(row.difference, y, "o", color=plots.INK)
         ax.axvline(0, color=plots.INK, linewidth=0.8)
-        ax.set_title(name.removeprefix("the "))
+        ax.set_title(name.removeprefix("the ").removeprefix("base model's ").removeprefix("tiny "))
+        ax.locator_params(axis="x", nbins=3)
     axes[0, 0].set_yticks(range(against["label"].nunique()), against["label"].unique())
     axes[0, 0].invert_yaxis()
     fig.supxlabel("bits per byte above interpolation at the same gain", fontsize=9)
@@ -557,8 +602,8 @@ def against_figure():
 text = (
     f"What is forgotten beyond interpolation at the same gain on {task.name}; mean and 95 % t interval over seeds. No "
 )
-text += "control: gains more than full fine-tuning, where interpolation ends."
-results.figure(against_figure(), "09_frontier", text, tokens=budget.frontier_tokens)
+text += "control: gains more than interpolation's end, the better of full fine-tuning and a quarter beyond it."
+results.figure(against_figure(), "09_frontier", text, tokens=budget.frontier_tokens, seeds=budget.frontier_seeds)
 
 # %% [markdown]
 # # 3 Benchmark: what evaluation mistakes do
@@ -1211,8 +1256,8 @@ for label in against["label"].unique():
         cells.append(span(row["difference"], row["low"], row["high"], 4, sign=True) + mark)
     lines.append([label, f"{gained['task'][label]:.3f}", *cells])
 text = "General text under a method minus under interpolation at the same gain, bits per byte, paired by seed; 95 % t "
-text += "intervals, * where p stays below 0.05 after Holm over the settings of its column; -: gains more than full "
-text += f"fine-tuning, where interpolation ends. Three seeds, {budget.frontier_tokens:,} training tokens per run."
+text += "intervals, * where p stays below 0.05 after Holm over the settings of its column; -: gains more than where "
+text += f"interpolation ends. Seeds {budget.frontier_seeds}; {budget.frontier_tokens:,} training tokens per run."
 results.markdown("against", ["method", "task, bits per byte", *TEXTS.values()], lines, text, seeds=())
 
 # %% [markdown]
@@ -1222,13 +1267,13 @@ results.markdown("against", ["method", "task, bits per byte", *TEXTS.values()], 
 before = table[table["method"] == "none"].iloc[0]
 by_way = table.set_index(["method", "setting", "seed"]).sort_index()
 FULL, unknown = ("full", "lr 1e-4"), pd.Series(dtype=float)
-COLUMNS = {"task": "bits_per_byte", "sum": "general"} | dict(zip(("wikitext", "own"), GENERAL, strict=False))
+COLUMNS = {"task": "bits_per_byte", "sum": "general"} | {c.removesuffix("_bits_per_byte"): c for c in GENERAL}
 moved = {name: by_way.loc[FULL, column] - before[column] for name, column in COLUMNS.items()}
-for name in ("task", "sum", "wikitext", "own"):
+for name in ("task", "sum", "wikitext2", "lambada", "shakespeare", "base_samples"):
     results.value(f"full.{name}", interval(moved[name], 4, sign=True) if name in moved else "not measured")
 sides = shown({name: moved[name] for name in moved if name != "task"})
-results.claim("no forgetting of WikiText-2 is shown", sides.get("wikitext", 0) <= 0)
-results.claim("the base model's own text is forgotten", sides.get("own", 0) > 0)
+results.claim("no forgetting of WikiText-2 is shown", sides.get("wikitext2", 0) <= 0)
+results.claim("the base model's own text is forgotten", sides.get("base_samples", 0) > 0)
 results.claim("by the sum something is forgotten", sides["sum"] > 0)
 
 # %% [markdown]
