@@ -76,10 +76,10 @@ budget = profile.budget(
     max_new_tokens=(12, 32, 32),
     probe_documents=(8, 32, 32),  # training and test documents continued from their first half
     # the second experiment: more canaries of fewer numbers, and membership
-    asked_seeds=((0, 1), (0,), (2,)),
+    asked_seeds=((0, 1), (0,), (0, 1, 2, 3, 4, 5)),
     copies=((1, 4, 64), (1, 4, 64), (1, 2, 4, 16, 64)),
-    copied_canaries=(2, 3, 6),  # of each number, in each model
-    copied_tokens=(8_000, 12_000, 14_000),
+    copied_canaries=(2, 3, 3),  # of each number, in each model
+    copied_tokens=(8_000, 12_000, 8_000),
     members=(12, 40, 40),  # training documents asked for membership
     others=(12, 100, 100),  # held-out ones: 1 % false positives need 100
 )
@@ -669,25 +669,15 @@ if len(membership) and membership["found"].isna().any():
 membership.round(3)
 
 # %% [markdown]
-# - How sure is an AUC? Documents are drawn anew (bootstrap, Efron 1979), members and others each; full and LoRA meet
-#   the same documents. What another training would give is the spread of the seeds, where there are several.
-
+# - How sure is an AUC? Each seed has documents and a training of its own, so that an interval over seeds holds both.
 
 # %%
-def resampled(draws: int = 2_000) -> pd.DataFrame:
-    """AUC per method, a mean over seeds, in each draw of documents."""
-    rng, parts = np.random.default_rng(8), []
-    for seed in scores["seed"].unique():
-        pairs = {method: scored(method, seed) for method in METHODS}
-        wins = {method: (m[:, None] > o) + (m[:, None] == o) / 2 for method, (m, o) in pairs.items()}
-        drawn = [[rng.integers(n, size=n) for n in wins["full"].shape] for _ in range(draws)]
-        parts.append(pd.DataFrame({m: [w[np.ix_(*at)].mean() for at in drawn] for m, w in wins.items()}))
-    return sum(parts) / len(parts)
-
-
-if len(scores):
-    aucs = resampled()
-    display(aucs.assign(gap=aucs["full"] - aucs["lora"]).quantile([0.025, 0.5, 0.975]).round(3))
+if len(membership):
+    aucs = membership.pivot(index="seed", columns="method", values="auc")
+    against = {"full": aucs["full"] - 0.5, "lora": aucs["lora"] - 0.5, "gap": aucs["full"] - aucs["lora"]}
+    recognised = shown(against)
+    for name, gap in against.items():
+        print(f"{name}: {interval(gap, sign=True)}, {'shown' if recognised[name] else 'not shown'}")
 
 # %% [markdown]
 # - The whole curve: true positives at each share of false positives, a mean over seeds; on the dotted line is a guess.
@@ -914,6 +904,12 @@ if len(second):
         results.value(f"copies.out.{row.method}.{row.copies}", f"{row.extracted} of {row.canaries}")
         results.claim(f"{row.copies} copies leave a trace, {row.method}", row.trace)
         results.claim(f"{row.copies} copies are not shown to leave a trace, {row.method}", not row.trace)
+    for method, part in second[second["copies"] > 0].groupby("method"):
+        fewest = part.loc[part["trace"], "copies"].min()
+        results.value(f"copies.from.{method}", "none" if math.isnan(fewest) else fewest)
+    results.claim(
+        "never inserted is as by chance, many canaries", second.loc[second["copies"] == 0, "p_value"].min() >= 0.025
+    )
 
 # %% [markdown]
 # - From how many copies on a trace is told.
@@ -953,32 +949,28 @@ most_seen = (seen["verbatim"] / seen["documents"]).groupby("stage").max()
 results.claim("no more documents continued than before", most_seen["after"] <= most_seen["before"])
 
 # %% [markdown]
-# - Membership: AUC with an interval over documents; against 0.5 and full against LoRA are three comparisons, so that a
-#   claim asks for an interval of 1 - 0.05 / 3. Members found at 1 % false positives with an exact interval.
+# - Membership: AUC with its interval over seeds; against 0.5 and full against LoRA are three comparisons (Holm).
+#   Members found at 1 % false positives, in the mean of the models.
 
 # %%
 if len(membership):
-    counts, means = membership.groupby("method").sum(), membership.groupby("method")["auc"].mean()
-    results.value("auc.none", f"{means['none']:.2f}")
-    gaps = {"full": aucs["full"] - 0.5, "lora": aucs["lora"] - 0.5, "gap": aucs["full"] - aucs["lora"]}
-    low, high = ({key: gap.quantile(q) for key, gap in gaps.items()} for q in (0.05 / 6, 1 - 0.05 / 6))
+    counts = membership.groupby("method").sum()
+    results.value("auc.none", interval(aucs["none"], 2))
+    results.value("auc.gap", interval(against["gap"], 2, sign=True))
     for method, row in counts.loc[[*METHODS]].iterrows():
-        results.value(f"auc.{method}", span(means[method], *aucs[method].quantile([0.025, 0.975]), 2))
-        results.claim(f"training documents are recognised, {method}", low[method] > 0)
-        results.claim(f"training documents are not shown to be recognised, {method}", low[method] <= 0)
+        results.value(f"auc.{method}", interval(aucs[method], 2))
+        results.claim(f"training documents are recognised, {method}", recognised[method] > 0)
+        results.claim(f"training documents are not shown to be recognised, {method}", recognised[method] <= 0)
         if membership["found"].notna().all():
-            exact = stats.binomtest(int(row["found"]), int(row["members"])).proportion_ci()  # Clopper-Pearson
+            part = membership[membership["method"] == method]
             results.value(f"found.{method}", f"{row['found']:.0f} of {row['members']:.0f}")
-            results.value(f"found.{method}.percent", f"{100 * exact.low:.1f} to {100 * exact.high:.1f} %")
-    gap = span(means["full"] - means["lora"], *gaps["gap"].quantile([0.025, 0.975]), 2, sign=True)
-    results.value("auc.gap", gap)
-    results.value("asked.top", int((scores.loc[~scores["member"].astype(bool), [*METHODS]] == 1).sum().max()))
+            results.value(f"found.{method}.percent", f"{interval(100 * part['found'] / part['members'], 1, top=100)} %")
     results.value("members", f"{counts['members'].iloc[0]:.0f}")
     results.value("others", f"{counts['others'].iloc[0]:.0f}")
     results.value("asked.models", membership["seed"].nunique())
     results.value("asked.tokens", f"{budget.copied_tokens:,}")
-    results.claim("full fine-tuning lets more documents be recognised than LoRA", low["gap"] > 0)
-    results.claim("full fine-tuning and LoRA are not told apart by membership", low["gap"] <= 0 <= high["gap"])
+    results.claim("full fine-tuning lets more documents be recognised than LoRA", recognised["gap"] > 0)
+    results.claim("full fine-tuning and LoRA are not told apart by membership", recognised["gap"] == 0)
 
 # %% [markdown]
 # - The advice: which conditions let secrets out, and which show nothing.
@@ -1062,7 +1054,7 @@ text = (
 results.markdown("before_after", header, rows, text, tokens=budget.train_tokens)
 
 # %% [markdown]
-# - Exposure, and the file with everything: `data/results/08_private_domain.json`.
+# - Exposure.
 
 # %%
 rows = []
@@ -1077,6 +1069,24 @@ text = (
 )
 header = ["training", "copies", "canaries", "exposure", "p", "come out", "trace"]
 results.markdown("exposure", header, rows, text, tokens=budget.train_tokens)
+
+# %% [markdown]
+# - The second experiment the same way, and the file with everything: `data/results/08_private_domain.json`.
+
+# %%
+if len(second):
+    rows = []
+    for r in second.sort_values(["method", "copies"]).itertuples():
+        p = probability(r.p_value).removeprefix("p ").removeprefix("= ")
+        cells = [r.copies or "none", r.canaries, span(r.exposure, r.low, r.high, 1), p, r.extracted]
+        rows.append([METHODS[r.method], *cells, "yes" if r.trace else ""])
+    text = (
+        f"The second experiment: {budget.copied_canaries} canaries of each number of copies in each of "
+        f"{copies['seed'].nunique()} models of each method, ranked among the 1,000 codes with their own first symbol; "
+        "columns as in the table before, Holm over the ten comparisons with copies."
+    )
+    of_seeds = {"tokens": budget.copied_tokens, "seeds": copies["seed"].unique().tolist()}
+    results.markdown("copies", header, rows, text, **of_seeds)
 
 results.save(data={} if results.stored else {collection().task.name: collection().task.sha256})
 
