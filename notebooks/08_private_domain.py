@@ -52,6 +52,7 @@ from statsmodels.stats.multitest import multipletests
 from lib import metrics, plots, profile, tasks, texts
 from lib.explore import anonymise, memorise, private
 from lib.generate import generate
+from lib.metrics import mean_interval
 from lib.models import load_base
 from lib.results import Results, interval, kept, listed, shown, span
 from lib.train import LEARNING_RATES, finetune
@@ -415,25 +416,31 @@ def memorised() -> list[dict]:
 
 
 # %% [markdown]
-# - Exposure against copies: left the most that a training can bring, right what removing duplicates leaves of it.
+# - Exposure against copies, and at the left what removing duplicates leaves of it: each secret then stands once.
 
 # %%
 memory = results.table("memorisation", memorised)
 after = memory[(memory["stage"] == "after") & (memory["repetitions"] > 0)]
-curve = after.groupby(["method", "deduplicated", "repetitions", "seed"], sort=False)["exposure"].mean().reset_index()
-curve = curve.replace({"method": METHODS, "deduplicated": LEFT})
-labels = {"ylabel": "exposure (bits)", "xlabel": "times inserted"}
-figure = plots.lines(curve, "repetitions", "exposure", "method", panel="deduplicated", **labels)
-for ax in figure.axes:
-    ax.axhline(memorise.UNSEEN, color=plots.GREY, linestyle=":", linewidth=1)
-    ax.set_ylim(0, memorise.exposure(1) + 0.5)
+per_model = (
+    after.groupby(["method", "deduplicated", "repetitions", "seed"], sort=False)["exposure"].mean().reset_index()
+)
+left_in = per_model[per_model["deduplicated"] == "no"].replace({"method": METHODS})
+figure = plots.lines(left_in, "repetitions", "exposure", "method", ylabel="exposure (bits)", xlabel="times inserted")
+(ax,) = figure.axes
+for i, method in enumerate(METHODS):
+    alone = per_model[(per_model["method"] == method) & (per_model["deduplicated"] == "yes")]
+    mean, low, high = mean_interval(alone.groupby("seed")["exposure"].mean())
+    at, reach = 0.55 + 0.13 * i, [[mean - low], [high - mean]]
+    ax.errorbar(at, mean, reach, color=plots.COLORS[i], marker=plots.MARKERS[i], markerfacecolor="white", capsize=2)
+plots.note(ax, "duplicates\nremoved", (0.61, 3.2), (0, 2), ha="center", va="bottom")
+ax.axhline(memorise.UNSEEN, color=plots.GREY, linestyle=":", linewidth=1)
+ax.set_ylim(0, memorise.exposure(1) + 0.5)
 seeds, each = after["seed"].nunique(), len(after[after["repetitions"] == 1]) // 4
 text = (
     "Exposure of invented secrets by how often they were inserted. With the duplicates left in it climbs to the most "
-    f"that {memorise.CANDIDATES:,} codes allow, {memorise.exposure(1):.1f} bits. Right, how often before duplicates "
-    f"were removed: then each stands once, all points measure one copy, and their spread is noise. Dotted: "
-    f"{memorise.UNSEEN:.2f} bits, a code never seen. {each} canaries a point, {each // seeds} in each of "
-    f"{seeds} models; bands: lowest to highest seed."
+    f"that {memorise.CANDIDATES:,} codes allow, {memorise.exposure(1):.1f} bits; bands: lowest to highest of {seeds} "
+    f"models, {each // seeds} canaries a point in each. Hollow: duplicates removed, all secrets of a model stand once; "
+    f"95 % t interval over the models. Dotted: {memorise.UNSEEN:.2f} bits, a code never seen."
 )
 results.figure(figure, "08_exposure", text, tokens=budget.train_tokens)
 
