@@ -68,7 +68,8 @@ def document(source: Path, form: str, base: str = "", draft: bool = False) -> by
     root = source.parent
     text = read(source)
     lang = language(text)
-    text = re.sub(r"(\[[-+.,\d]+,) (?=[-+.,\d]+\])", "\\1\u00a0", text)  # an interval stays in one line
+    # an interval stays in one line, and a number with its percent sign
+    text = re.sub(r"(\[[-+.,\d]+,|[\d\]]) (?=[-+.,\d]+\]|%)", "\\1\u00a0", text)
     text = REFERENCE.sub(lambda m: f"[{m[1]} {m[2]}](#{m[1].lower()}-{m[2]})", text)
     more = ["-M", f"base={base}", "-M", f"lang={lang.replace('zh', 'zh-Hans')}", "-V", f"language={lang}"]
     mark = '<div class="draft">DRAFT, not for submission</div>' * draft

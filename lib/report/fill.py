@@ -23,6 +23,7 @@ MARK = re.compile(
     r"|(?m:^)(?P<caption>Table(?: \d+\.|:) )",  # of a table that a person wrote
     re.DOTALL,
 )
+PERCENT = re.compile(r"(?<=\d)%(?= *\||$)", re.MULTILINE)  # of a value or a cell; prose has "95 %" as well
 FENCED = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\n]*$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`[^`\n]*`")
 CAPTION = re.compile(  # of a figure and a table, as a notebook hands it over or numbered
@@ -50,9 +51,10 @@ def answers(root: Path) -> dict[str, dict]:
             later = made.get("tables_made", {}).values()
             where = [f"{t['device'].removeprefix('CPU, ')}, {t['created'][:10]}" for t in (made, *later)]
             anew = f"{len(later)}: {'; '.join(sorted({*where[1:]}))}" if later else "-"
-            origins.append([number, made["base_model"] or "none", made["profile"], seeds, where[0], anew])
+            origins.append([number, made["base_model"] or "random weights", made["profile"], seeds, where[0], anew])
             for kind, named in results.get("report", {}).items():
-                found[kind] |= {f"{number}.{name}": answer for name, answer in named.items()}
+                spaced = named if kind == "claims" else {name: PERCENT.sub(" %", text) for name, text in named.items()}
+                found[kind] |= {f"{number}.{name}": answer for name, answer in spaced.items()}
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}): run `python -m lib run {number}` again.") from error
     header = ["notebook", "base model", "profile", "seeds", "machine, date", "tables measured anew"]
@@ -152,11 +154,8 @@ def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
             wrong.append((m.start(), f"the claim `{name}` does not hold any more: rewrite the sentence behind it."))
         elif now[0] != m[0]:
             wrong.append((m.start(), f"`{name}` is not what data/results gives: run `python -m lib report`."))
-    rest = blank(text, FENCED, MARK, CODE)
-    wrong += [
-        (m.start(), f"`{m[0]}` is a broken mark, or one without its end.")
-        for m in re.finditer("<!-[^>\n]*>?|-->", rest)
-    ]
+    broken = re.finditer("<!-[^>\n]*>?|-->", blank(text, FENCED, MARK, CODE))
+    wrong += [(m.start(), f"`{m[0]}` is a broken mark, or one without its end.") for m in broken]
     wrong += [
         (m.start(), "a line may not begin with a mark: Markdown would show what follows as raw text.")
         for m in re.finditer(r"^\s*(?:[-*>] +)*<!--[=?#]", text, re.MULTILINE)
