@@ -167,7 +167,7 @@ ratios.round(2)
 # %%
 debian = tasks.load_task("debian")
 TO_QUALITY = {"learning_rate": 5e-5, "weight_decay": 0.01}
-LONGEST, A_STEP, ROW = 128, 8, 840  # tokens; documents; tokens of a packed row, which holds as many in the mean
+LONGEST, MEAN, A_STEP = 128, 105, 8  # tokens of a document at most and in the mean; documents a step
 
 
 class Target(bench.Clock):
@@ -208,18 +208,23 @@ def short_ones(start) -> tasks.Task:
 
 
 # %%
-def to_quality(start, task, system: str, setting: str, seed: int, target: float) -> dict:
+def to_quality(start, task, a_step: int, system: str, setting: str, seed: int, target: float) -> dict:
     clock = Target(encode(start.tokenizer, task["validation"], start.context), target)
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.suppress(bench.Enough), quiet():
         if system == "ours":
-            own = {"pack_length": ROW, "batch_tokens": ROW, "evaluations": 1, "validation_documents": 1}
+            own = {
+                "pack_length": a_step * MEAN,
+                "batch_tokens": a_step * MEAN,
+                "evaluations": 1,
+                "validation_documents": 1,
+            }
             own |= {"train_tokens": budget.target_tokens, "schedule": "constant", "callbacks": (clock,), "quiet": True}
             with mock.patch.object(profile, "output_root", return_value=Path(folder)):  # the run goes with the folder
                 train.finetune(start, task, "full", seed, **TO_QUALITY, **own)
         else:
             function, options, _ = bench.SYSTEMS["training", system, setting]
-            options = {**TO_QUALITY, "per_device_train_batch_size": A_STEP, "seed": seed, **options}
+            options = {**TO_QUALITY, "per_device_train_batch_size": a_step, "seed": seed, **options}
             theirs = dataclasses.replace(start, model=copy.deepcopy(start.model))
             drawn = draw(encode(start.tokenizer, task["train"], start.context), budget.target_tokens, seed)
             function(theirs, drawn, clock, None, folder, lr_scheduler_type="constant", **options)
@@ -232,26 +237,36 @@ def to_quality(start, task, system: str, setting: str, seed: int, target: float)
 
 
 # %%
-def one_seed(start, task, seed: int, target: float) -> list[dict]:
+def one_seed(start, task, a_step: int, seed: int, target: float) -> list[dict]:
     keys = [("ours", "default"), ("trl", "default"), ("trl", "best")] if find_spec("trl") else [("ours", "default")]
-    out = [to_quality(start, task, *keys[(seed + i) % len(keys)], seed, target) for i in range(len(keys))]
+    out = [to_quality(start, task, a_step, *keys[(seed + i) % len(keys)], seed, target) for i in range(len(keys))]
     for row in out:
         print(" ".join(f"{name} {cell}" for name, cell in row.items()), flush=True)
     return out
 
 
-def quality_rows() -> list[dict]:
+def quality_rows(a_step: int) -> list[dict]:
     start, out, path = load_base(), [], profile.output_root() / "data" / "runs" / "to-quality"
     task = short_ones(start)
-    target = to_quality(start, task, "ours", "default", max(budget.seeds) + 1, math.inf)["bits_per_byte"]
+    target = to_quality(start, task, a_step, "ours", "default", max(budget.seeds) + 1, math.inf)["bits_per_byte"]
     for seed in budget.seeds:
-        settings = [start.name, seed, TO_QUALITY, A_STEP, ROW, *vars(budget).items(), device_name(), results.commit]
-        out += kept(path, settings, lambda seed=seed: {"rows": one_seed(start, task, seed, target)})["rows"]
+        settings = [start.name, seed, TO_QUALITY, a_step, MEAN, *vars(budget).items(), device_name(), results.commit]
+        out += kept(path, settings, lambda seed=seed: {"rows": one_seed(start, task, a_step, seed, target)})["rows"]
     return out
 
 
-reached_in = results.table("time_to_quality", quality_rows, optional=True)
+reached_in = results.table("time_to_quality", lambda: quality_rows(A_STEP), optional=True)
 reached_in if len(reached_in) else "Not measured yet: RESULTS=time_to_quality, with trl, half an hour."
+
+# %% [markdown]
+# - The first comparison had two documents a step and met neither mark. Our step was then little faster than trl's best: the
+#   stand-in's rotary positions leave queries and keys in float32, so that training took torch's slow backward of short
+#   documents instead of `fast.causal_attention`'s; GPT-2's own do not. That is mended since, and a step has trl's own
+#   number of documents. Both changes came after the marks were missed, so that both comparisons are told.
+
+# %%
+first_try = results.table("time_to_quality_two", lambda: quality_rows(2), optional=True)
+first_try.pivot_table("seconds", "seed", ["system", "setting"]) if len(first_try) else "Not measured."
 
 # %% [markdown]
 # - Equal numbers: bits per byte of the same documents, and how they differ from the float32 loop's.
@@ -645,10 +660,19 @@ faults
 #   machine's products (60 % at first) for a training and an evaluation; half a percent for the held-out loss.
 
 # %%
-QUALITY_MARKS, to_target, steps_to = {"default": 2.0, "best": 1.3}, {}, {}
+QUALITY_MARKS, to_target, steps_to, first_ratio = {"default": 2.0, "best": 1.3}, {}, {}, {}
+
+
+def over(lasted: pd.DataFrame) -> dict[str, pd.Series]:
+    """Setting of trl -> its seconds over ours, by seed."""
+    return {s: lasted["trl", s] / lasted["ours", "default"] for s in QUALITY_MARKS if ("trl", s) in lasted}
+
+
 if len(reached_in):
     lasted, steps_to = (reached_in.pivot_table(c, "seed", ["system", "setting"]) for c in ("seconds", "steps"))
-    to_target = {s: lasted["trl", s] / lasted["ours", "default"] for s in QUALITY_MARKS if ("trl", s) in lasted}
+    to_target = over(lasted)
+if len(first_try):
+    first_ratio = over(first_try.pivot_table("seconds", "seed", ["system", "setting"]))
 own = reached.loc[("training", "ours", "default"), "share"]
 display(ratios.assign(met=ratios["ratio"] >= ratios["mark"]).dropna(subset=["mark"]).round(2))
 for setting, ratio in to_target.items():
@@ -683,8 +707,8 @@ faults[~undisturbed].assign(at_most=upper.map("{:.1%}".format))
 # ## What it does not show
 #
 # - One machine, two cores, one model size. Nothing here was measured on a GPU; the estimates are no measurement.
-# - In tokens per second the learning rate suits random weights. The time to a quality is one target on short documents,
-#   two a step; with trl's own eight a step it may differ.
+# - In tokens per second the learning rate suits random weights. The time to a quality is one target on short documents;
+#   on longer ones, which need more padding, it may differ.
 # - litgpt is not in the table: it has no GPT-2. Its nearest, pythia-160m, is another model.
 # - A full disk is a limit on a file's size here, which fails with another number than a disk does.
 #
@@ -742,6 +766,9 @@ for setting, ratio in to_target.items():
     for name, times in (("a_step", ratio * more), ("more_steps", more)):
         results.value(f"to_target.{name}.{setting}", span(times.median(), times.min(), times.max(), 2))
     results.claim(f"ours takes more steps in every seed, {setting}", more.min() > 1)
+for setting, ratio in first_ratio.items():
+    results.value(f"first.{setting}", span(ratio.median(), ratio.min(), ratio.max(), 2))
+    results.claim(f"the first comparison missed its mark, {setting}", ratio.median() < QUALITY_MARKS[setting])
 if to_target:
     late = reached_in[reached_in["bits_per_byte"] > reached_in["target"]]
     which = late["setting"].map({"default": "", "best": " at its best"}) + late["seed"].map(" (seed {})".format)
