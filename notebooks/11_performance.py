@@ -771,9 +771,9 @@ for setting, ratio in first_ratio.items():
     results.claim(f"the first comparison missed its mark, {setting}", ratio.median() < QUALITY_MARKS[setting])
 if to_target:
     late = reached_in[reached_in["bits_per_byte"] > reached_in["target"]]
-    which = late["setting"].map({"default": "", "best": " at its best"}) + late["seed"].map(" (seed {})".format)
-    named = late["system"] + which
-    results.value("to_target.late", listed(named.tolist()))
+    best = {"default": "", "best": " at its best"}
+    named = [f"{row.system}{best[row.setting]} (seed {row.seed})" for row in late.itertuples()]
+    results.value("to_target.late", listed(named))
     results.claim("some ran out of documents before the target", len(late) > 0)
     results.value("to_target.ours", number(lasted["ours", "default"].median(), 0))
     results.value("target", number(reached_in["target"].iloc[0]))
