@@ -42,6 +42,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nltk
 import numpy as np
 import openai
@@ -383,6 +384,36 @@ significance = results.table("significance", comparisons)
 every = significance.apply(all_better, axis=1)
 holm = multipletests(significance["p_value"], method="holm")[1]
 significance.assign(every_document_better=every, holm=holm).map(lambda x: f"{x:.4g}" if isinstance(x, float) else x)
+
+# %% [markdown]
+# - Document by document, one run: each dot is a held-out document, below the line it got better. Look for dots on it.
+
+
+# %%
+def by_document_rows():
+    run = train.finetune(base, task, "full", budget.seeds[0], quiet=True)
+    rows = tasks.head(task["test"], budget.eval_documents)
+    before, after = (metrics.score(model, base.tokenizer, rows) for model in (base.model, run.model))
+    for old, new in zip(before.itertuples(), after.itertuples(), strict=True):
+        bits = {"before": old.nats, "after": new.nats}
+        yield {"id": old.id, "bytes": old.bytes} | {k: x / math.log(2) / old.bytes for k, x in bits.items()}
+
+
+def document_figure(df):
+    figure, ax = plt.subplots(figsize=(plots.WIDTH / 2, plots.WIDTH / 2))
+    ax.scatter(df["before"], df["after"], 9, color=plots.COLORS[0], alpha=0.6, linewidths=0)
+    ax.axline((1, 1), slope=1, color=plots.INK, linewidth=0.8)
+    better = f"{(df['after'] < df['before']).sum()} of {len(df)}\nbelow the line"
+    ax.text(0.96, 0.06, better, transform=ax.transAxes, ha="right", fontsize=8)
+    ax.set(xlabel="bits per byte before", ylabel="bits per byte after")
+    return figure
+
+
+by_document = results.table("by_document", by_document_rows, optional=True)
+if len(by_document):
+    text = f"Each of {len(by_document)} held-out documents of {task.name} before and after full fine-tuning, one run."
+    seen = {"tokens": budget.train_tokens, "seeds": budget.seeds[:1]}
+    results.figure(document_figure(by_document), "03_by_document", text, **seen)
 
 # %% [markdown]
 # ## The task's own checks
