@@ -621,7 +621,8 @@ figure = plots.dots(drawn, "value", "label", "measure", titles, order, top=1, fo
 text = (
     f"Exact form of {budget.samples} sampled poems per model and seed, and characters repeated within a quatrain (the "
 )
-text += "base model writes none). Dots: seeds; bars: 95 % intervals. Training tokens by row from the third: "
+text += "base model writes none; people: the test split, quatrains all). Dots: seeds; bars: 95 % intervals. "
+text += "Training tokens by row from the third: "
 tokens = (
     table[(table["task"] == "tang") & (table["stage"] == "after")].groupby("method", sort=False)["train_tokens"].mean()
 )
@@ -862,7 +863,12 @@ for group, name in {"people": "people", **groups}.items():
     rows.append([name, *cells])
 header = ["", "rhyme", "alternation", "opposition", "copied line"]
 text = f"Sounds and copies, percent of {budget.samples} sampled poems per model and seed (people: of the test split), "
-results.markdown("form", header, rows, f"{text}mean over seeds and 95 % interval; the models' rhyme is a lower bound.")
+results.markdown(
+    "form",
+    header,
+    rows,
+    f"{text}mean over seeds and 95 % interval; the models' rhyme is a lower bound, but for “more poems”.",
+)
 
 # %% [markdown]
 # - The vocabularies, and the plans.
