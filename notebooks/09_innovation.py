@@ -1253,7 +1253,8 @@ for side, found in (("less", less), ("more", more)):
     named = [f"{label} ({name})" for name in GENERAL.values() for label in found[name]]
     results.value(f"texts.{side}", listed(named))
 tell("frontier", ranks=listed([s.removeprefix("rank ") for s in front.loc[front["method"] == "LoRA", "setting"]]))
-tell("frontier", tokens=f"{budget.frontier_tokens:,}", seeds=len(budget.frontier_seeds), texts=len(GENERAL))
+tell("frontier", tokens=f"{budget.frontier_tokens:,}", seeds=len(budget.frontier_seeds))
+tell("frontier", general_tokens=f"{budget.general_tokens:,}")
 
 # %% [markdown]
 # - The table: what was gained, what the sum and each text say.
