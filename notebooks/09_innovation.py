@@ -602,7 +602,7 @@ def against_figure():
         ax.axvline(0, color=plots.INK, linewidth=0.8)
         ax.set_title(name.removeprefix("the ").removeprefix("base model's ").removeprefix("tiny "), fontsize=8.5)
         ax.locator_params(axis="x", nbins=2)
-        ax.tick_params(axis="x", labelsize=7.5)
+        ax.tick_params(axis="x", labelsize=6.5)
     axes[0, 0].set_yticks(range(against["label"].nunique()), against["label"].unique())
     axes[0, 0].invert_yaxis()
     fig.supxlabel("bits per byte above interpolation at the same gain", fontsize=9)
