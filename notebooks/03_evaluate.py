@@ -1444,7 +1444,8 @@ def both_readers(counts) -> str:
     return " to ".join(dict.fromkeys(f"{n}" for n in sorted(counts))) or "not read"
 
 
-text = "Two readers, blind to which model wrote a text, on its facts and the kind of error; texts drawn by a seed, "
+text = "Two readers, sessions of a language model, blind to which model wrote a text, on its facts and the kind of "
+text += "error; texts drawn by a seed, "
 text += "full fine-tuning, greedy; a dash between verdicts where the readers differ; kind and note: the first reader's."
 rows = []
 for package, part in factual.groupby("id", sort=False) if len(read) else ():
@@ -1526,6 +1527,8 @@ tags = own.loc[own["method"] == "full", "tags_reflected"].mean() if "tags_reflec
 people_tags = human["tags_reflected"].iloc[0] if "tags_reflected" in checks else np.nan
 gap = lora_bleu - 67.27
 values = {"tags.full": f"{tags:.0%}", "tags.people": f"{people_tags:.0%}"}
+for method, name in (("none", "before"), ("full", "full")) if "synopsis_form" in checks else ():
+    values[f"form.{name}"] = f"{own.loc[own['method'] == method, 'synopsis_form'].mean():.0%}"
 values |= {"e2e.bleu": f"{tuned.loc[tuned['method'] == 'full', 'bleu'].mean():.1f}", "e2e.gap": f"{abs(gap):.1f}"}
 for name, value in values.items():
     results.value(name, "not measured" if "nan" in value else value)

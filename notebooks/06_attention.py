@@ -792,6 +792,7 @@ for name in [*wide, "nystrom"]:
     bits = interval((wide if name in wide else paired)[name])
     cells = [LABELS.get(name, name), bits, gap, number(power[name], 2)]
     rows.append([*cells, start if name in against else ""])
+rows.insert(-1, ["softmax, run beside causal Nyström", interval(paired[SOFTMAX]), "", "", ""])
 near = [interval(paired["near_only"]), interval(paired["near_only"] - paired[SOFTMAX], sign=True)]
 rows.append(["the same without landmarks", *near, "", ""])
 start = sorted(scaling["length"].unique())[-3:][0]
