@@ -78,7 +78,7 @@ BUDGET = train.BUDGET | {
     "e2e_rate_tokens": (0, 0, 600_000),  # that each of these sees: a quarter of a pass
     "curve_tokens": ((2_000, 4_000, 8_000, 12_000), (), (5_000, 10_000, 20_000, 40_000, 80_000)),
     "curve_documents": (8, 0, 200),  # validation documents that chose no checkpoint, scored
-    "curve_generated": (2, 0, 64),  # and generated for
+    "curve_generated": (2, 0, 16),  # and generated for
     "curve_new_tokens": (24, 0, 160),
 }
 budget = profile.budget(**BUDGET)
