@@ -42,7 +42,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import nltk
 import numpy as np
 import openai
@@ -400,13 +399,13 @@ def by_document_rows():
 
 
 def document_figure(df):
-    figure, ax = plt.subplots(figsize=(plots.WIDTH / 2, plots.WIDTH / 2))
-    ax.scatter(df["before"], df["after"], 9, color=plots.COLORS[0], alpha=0.6, linewidths=0)
+    look = {"color": plots.COLORS[0], "alpha": 0.6, "linewidths": 0, "figsize": (plots.WIDTH / 2, plots.WIDTH / 2)}
+    ax = df.plot.scatter("before", "after", 9, **look)
     ax.axline((1, 1), slope=1, color=plots.INK, linewidth=0.8)
     better = f"{(df['after'] < df['before']).sum()} of {len(df)}\nbelow the line"
     ax.text(0.96, 0.06, better, transform=ax.transAxes, ha="right", fontsize=8)
     ax.set(xlabel="bits per byte before", ylabel="bits per byte after")
-    return figure
+    return ax.figure
 
 
 by_document = results.table("by_document", by_document_rows, optional=True)
@@ -1324,6 +1323,8 @@ tags = "tags_reflected"
 best = fair_before[tags].max() if tags in fair_before else math.nan
 low = metrics.mean_interval(own.loc[own["method"] == "full", tags], 1)[1] if best == best else math.nan
 results.value("fair.tags", f"{best:.0%}" if best == best else "not measured")
+if "synopsis_form" in fair_before:
+    results.value("form.fair", f"{fair_before['synopsis_form'].max():.0%}")
 results.claim("more facts than after the best question are not shown", bool(low <= best))
 
 # %% [markdown]
