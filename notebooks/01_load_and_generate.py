@@ -838,6 +838,8 @@ results.value("verified.parameters", f"{forward.parameters:,.0f}")
 results.value("verified.difference", f"{forward.largest_difference:.0e}")
 results.value("verified.leak", f"{forward.future_leak:.0e}" if forward.future_leak else "0")
 results.claim("verified on random weights", model.config.model_type != "gpt2")
+head, _, body = inspect.getsource(gpt2.attention).split('"""')
+results.block("attention", f"```python\n{head.rstrip()}\n{body.strip(chr(10))}\n```")
 results.value("differences", differences.differs.sum())
 results.value("features", len(differences))
 
