@@ -976,6 +976,9 @@ if len(membership):
     results.value("others", f"{counts['others'].iloc[0]:.0f}")
     results.value("asked.models", membership["seed"].nunique())
     results.value("asked.tokens", f"{budget.copied_tokens:,}")
+    parts = [membership[membership["method"] == method] for method in METHODS]
+    found_in = {tuple(part.loc[part["found"].astype(float) > 0, "seed"]) for part in parts}
+    results.claim("members are found in the same two models", [len(x) for x in found_in] == [2])
     results.claim("full fine-tuning lets more documents be recognised than LoRA", recognised["gap"] > 0)
     results.claim("full fine-tuning and LoRA are not told apart by membership", recognised["gap"] == 0)
 

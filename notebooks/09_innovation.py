@@ -1296,6 +1296,10 @@ for name, gap in gaps.items():
 signs = shown(gaps)
 results.claim("the highest rank forgets more than full fine-tuning", signs["sum"] > 0)
 results.claim("the highest rank is not shown to gain more", signs["task"] >= 0)
+highest = against[(against["label"] == ", ".join(HIGHEST)) & (against["text"] == summed)].iloc[0]
+results.claim(
+    "the highest rank gains more than any mixture in three of five seeds", tuple(highest[["beyond", "seeds"]]) == (3, 2)
+)
 
 # %% [markdown]
 # ## For the report: traps
