@@ -63,8 +63,8 @@ from lib.results import Results, by_seed, interval, kept, markdown_table, number
 
 # %% [markdown]
 # - `train.BUDGET` is shared with notebook 03 and `python -m lib finetune`; the rest is this notebook's.
-# - In profile `full` the grids and E2E's five passes are made for a GPU; the learning curve takes two cores half an
-#   hour.
+# - In profile `full` two cores take about 20 minutes for the runs, 15 for E2E, 25 for the grids and 45 for the
+#   learning curve; E2E's five passes and its own grids are a GPU's.
 
 # %%
 NOT_YET = "Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 02`, an estimated 15 minutes on a GPU."
@@ -74,9 +74,9 @@ BUDGET = train.BUDGET | {
         {},
         {"full": (3e-5, 1e-4, 3e-4, 1e-3), "lora": (3e-4, 1e-3, 3e-3, 1e-2)},
     ),
-    "e2e_rates": ({}, {}, {"full": (1e-4, 3e-4, 1e-3), "lora": (5e-4, 2e-3, 5e-3)}),
+    "e2e_rates": ({}, {}, {"full": (1e-4, 3e-4, 1e-3), "lora": (5e-4, 2e-3, 5e-3)} if train.GPU else {}),
     "e2e_rate_tokens": (0, 0, 600_000),  # that each of these sees: a quarter of a pass
-    "curve_tokens": ((2_000, 4_000, 8_000, 12_000), (), (5_000, 10_000, 20_000, 40_000, 80_000)),
+    "curve_tokens": ((2_000, 4_000, 8_000, 12_000), (), (5_000, 20_000, 80_000, 320_000)),
     "curve_documents": (8, 0, 200),  # validation documents that chose no checkpoint, scored
     "curve_generated": (2, 0, 16),  # and generated for
     "curve_new_tokens": (24, 0, 160),
@@ -314,8 +314,8 @@ else:
 # %% [markdown]
 # ## How much data?
 #
-# - The same recipe with 5,000 to 80,000 training tokens, the runs' own budget; full fine-tuning with three seeds at
-#   the smallest and the middle size, else one.
+# - The same recipe with 5,000 to 320,000 training tokens; full fine-tuning with three seeds at the smallest size and
+#   at 80,000, the runs' own budget, else one.
 # - The test split stays unseen here: these rows are scored on the validation documents behind the 64 that watch the
 #   runs, which chose no checkpoint. The runs that are not those above are evaluated once, at their end.
 # - One ablation, at the middle size: the loss on all tokens, prompt included, instead of the target's alone.
