@@ -76,10 +76,9 @@ BUDGET = train.BUDGET | {
     "wikitext_tokens": (2_048, 8_192, 16_384),  # leading parts of the benchmarks
     "lambada_documents": (8, 100, 300),
     "blimp_pairs": (1, 2, 10),  # of each paradigm
-    "beam_inputs": (2, 0, 630),  # E2E inputs decoded as the published rows were
+    "beam_inputs": (2, 0, 630 if train.GPU else 0),  # E2E inputs decoded as the published rows were
     "beam_together": (20, 20, 3_200),  # sequences at a time
     "recovery": ((("shakespeare", 0),), (), (("wikitext2", 0),)),  # text, seed: full fine-tuning on general English
-    "read_tokens": (12_000, 40_000, 40_000),  # training tokens of the model whose texts are read below
     "shots": (1, 0, 3),  # examples before the prompt, for a fairer "before"
 }
 budget = profile.budget(**BUDGET)
@@ -389,11 +388,14 @@ significance.assign(every_document_better=every, holm=holm).map(lambda x: f"{x:.
 
 
 # %%
+def first_pair():
+    """The base model's measurements, and those of the first method's first seed."""
+    return {"before": measured_of(task), "after": measured_of(task, budget.methods[0], budget.seeds[0])}
+
+
 def by_document_rows():
-    run = train.finetune(base, task, "full", budget.seeds[0], quiet=True)
-    rows = tasks.head(task["test"], budget.eval_documents)
-    before, after = (metrics.score(model, base.tokenizer, rows) for model in (base.model, run.model))
-    for old, new in zip(before.itertuples(), after.itertuples(), strict=True):
+    scores = [m.scores.itertuples() for m in first_pair().values()]
+    for old, new in zip(*scores, strict=True):
         bits = {"before": old.nats, "after": new.nats}
         yield {"id": old.id, "bytes": old.bytes} | {k: x / math.log(2) / old.bytes for k, x in bits.items()}
 
@@ -866,36 +868,15 @@ for sample in samples.to_dict("records"):
 # %% [markdown]
 # ## Read by a person
 #
-# - Whole texts, greedy, of the base model and of one model of the first method and seed: the best, the median and the
-#   worst by chrF, text by text, and 20 drawn by a seed.
-# - In `full` this model was trained anew for them, with half the tokens (`read_tokens`): texts stay in `data/runs`, and
-#   those of the tables above were gone.
-
-
-# %%
-@functools.cache
-def read_texts():
-    """Stage -> texts for the task's rows, kept beside the runs."""
-    anew = {"train_tokens": budget.read_tokens, "evaluations": 1} if budget.read_tokens < budget.train_tokens else {}
-    method, seed = budget.methods[0], budget.seeds[0]
-    path = train.run_path(base, task, train.settings_for(method, seed, task, **anew))
-
-    def found():
-        run = train.finetune(base, task, method, seed, quiet=True, **anew)
-        return {"texts": write(run.model, task, budget.generated, "greedy", seed)}
-
-    after = kept(path / "texts", [budget.generated, budget.max_new_tokens], found)
-    return {"before": measured_of(task).texts, "after": after["texts"]}
-
-
-# %% [markdown]
+# - Whole texts, greedy, of the base model and of the first method's first seed, both measured above: the best, the
+#   median and the worst by chrF, text by text, and 20 drawn by a seed.
 # - The rows: which were chosen and why, with prompt, human text, both texts, and their chrF.
 
 
 # %%
 def to_read(count=20):
     rows = rows_of[task.name]
-    texts = {stage: [text.strip() for text in some] for stage, some in read_texts().items()}
+    texts = {stage: [text.strip() for text in m.texts] for stage, m in first_pair().items()}
     pairs = {stage: zip(some, rows, strict=True) for stage, some in texts.items()}
     chrf = {stage: [measures.chrf([t], [r["references"]]) for t, r in both] for stage, both in pairs.items()}
     order = np.argsort(chrf["after"], kind="stable")
@@ -1430,8 +1411,8 @@ if len(reading):
         for r in reading[reading["chosen"] != "drawn"].to_dict("records")
     ]
     text = f"The best, the median and the worst of {generated} greedy texts by document chrF (before to after), cut "
-    text += "after 280 characters; / is a line's end. After: full fine-tuning, a model trained anew for these texts."
-    options = {"left": 4, "seeds": budget.seeds[:1], "tokens": budget.read_tokens}
+    text += "after 280 characters; / is a line's end. After: full fine-tuning."
+    options = {"left": 4, "seeds": budget.seeds[:1], "tokens": budget.train_tokens}
     results.markdown("samples_table", ["document, chrF", "before", "after", "people"], rows, text, **options)
 else:
     results.block("samples_table", NOT_YET)
@@ -1455,7 +1436,7 @@ for package, part in factual.groupby("id", sort=False) if len(read) else ():
     rows.append([package, *said.values(), read[last]["kind"].iloc[0], part[part["stage"] == "after"]["not_so"].iloc[0]])
 if rows:
     header = ["package", "before", "after", "kind of error, after", "what is not so, after"]
-    options = {"left": 5, "seeds": budget.seeds[:1], "tokens": budget.read_tokens}
+    options = {"left": 5, "seeds": budget.seeds[:1], "tokens": budget.train_tokens}
     results.markdown("factual", header, rows, text, **options)
 else:
     results.block("factual", "These texts were not read yet.")
