@@ -35,8 +35,9 @@ class Results:
 
     `RESULTS=stored` in the environment: tables are read back from data/results, nothing is measured, and `save` writes
     the report's part and the figures anew. `RESULTS=missing` measures the tables that the stored file lacks and no
-    other, `RESULTS=a,b` those two; under `tables_made` the provenance says when, where and by which commit. Nothing is
-    written before `save`. Raises FileNotFoundError or ValueError where no stored file is, or one of another profile."""
+    other, `RESULTS=a,b` those two; `tables_made` in the provenance says when, where and by which commit, and where all
+    were named the whole provenance is this run's. Nothing is written before `save`. Raises FileNotFoundError or
+    ValueError where no stored file is, or one of another profile."""
 
     def __init__(self, notebook: str, base=None, seeds: Sequence[int] = ()):
         self.notebook, self.base, self.seeds = notebook, base, seeds
@@ -77,7 +78,7 @@ class Results:
 
     def provenance(self, data: Mapping[str, str] | None = None) -> dict:
         """Of the run that measured the tables: model, profile, seeds, machine, commit, versions, datasets."""
-        if self.stored:
+        if self.stored and not self._file["tables"].keys() <= {*self.anew}:  # all named: this run measured them
             return self._file["provenance"]
         return {
             "base_model": self.base.name if self.base else None,
@@ -135,7 +136,7 @@ class Results:
         self.base = base or self.base
         root = profile.kept_root()
         new = {"notebook": self.notebook, "provenance": self.provenance(data), "tables": self.tables}
-        value = self._file | {"tables": self._file["tables"] | self.tables} if self.stored else new
+        value = self._file | new | {"tables": self._file["tables"] | self.tables} if self.stored else new
         path = root / "data" / "results" / f"{self.notebook}.json"
         (root / "build").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root / "build", ignore_cleanup_errors=True) as folder:

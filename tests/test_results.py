@@ -58,8 +58,7 @@ def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeyp
 
     stored = notebook(refuse)
     assert results.load("99_test") == first and (folder / "figures" / "99_x.svg").is_file()
-    again = stored.table("t", refuse)
-    pd.testing.assert_frame_equal(again, measured.table("t", lambda: ROWS))
+    pd.testing.assert_frame_equal(stored.table("t", refuse), measured.table("t", lambda: ROWS))
     assert stored.table("u", refuse, optional=True).empty and "u" not in stored.tables
     with pytest.raises(ValueError, match="has no table 'u': set RESULTS=missing"):
         stored.table("u", refuse)
@@ -74,6 +73,8 @@ def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeyp
     monkeypatch.setenv("RESULTS", "t,other")
     anew = notebook(lambda: ROWS[1:])
     assert list(anew.provenance()["tables_made"]) == ["u", "t"] and anew.tables["t"] == first["tables"]["t"][1:]
+    monkeypatch.setenv("RESULTS", "u,t")
+    assert "tables_made" not in notebook(lambda: ROWS).provenance(), "all were named"
     monkeypatch.setenv("PROFILE", "cpu")
     monkeypatch.setattr(profile, "kept_root", lambda: folder)
     with pytest.raises(ValueError, match="was measured with PROFILE=fast: set it beside RESULTS"):
