@@ -913,9 +913,9 @@ text = "Parameters of GPT-2 117M, by component, from its configuration."
 header = ["component", "formula", "parameters", "share"]
 results.markdown("parameters", header, cells, text, left=2, scratch=True, seeds=())
 
-cells = [[r.feature, r.gpt2_117m, r.loaded, "yes" if r.differs else ""] for r in differences.itertuples()]
-header = ["feature", GPT2, "loaded model", "differs"]
-results.markdown("differences", header, cells, "GPT-2 117M and the loaded model.", left=4, seeds=())
+cells = [[r.feature, r.gpt2_117m, r.loaded] for r in differences.itertuples()]
+header = ["feature", GPT2, "loaded model"]
+results.markdown("differences", header, cells, "GPT-2 117M and the loaded model.", left=3, seeds=())
 
 cells = [[r.text, r.characters, r.bytes, r.tokens, r.broken, f"{r.bytes_per_token:.2f}"] for r in tokens.itertuples()]
 header = ["text", "characters", "bytes", "tokens", "not UTF-8 alone", "bytes per token"]

@@ -868,34 +868,40 @@ for sample in samples.to_dict("records"):
 # %% [markdown]
 # ## Read by a person
 #
-# - Whole texts, greedy, of the base model and of the first method's first seed, both measured above: the best, the
-#   median and the worst by chrF, text by text, and 20 drawn by a seed.
-# - The rows: which were chosen and why, with prompt, human text, both texts, and their chrF.
+# - Whole texts, greedy: of the base model by its prompt alone (`before`) and by the way to ask that has the best chrF
+#   (`asked`), and of the first method's first seed (`after`), all measured above. By chrF, text by text, the best, the
+#   median and the worst of `after` are named.
 
 
 # %%
-def to_read(count=20):
+STAGES = ("before", "asked", "after")
+
+
+def to_read():
     rows = rows_of[task.name]
-    texts = {stage: [text.strip() for text in m.texts] for stage, m in first_pair().items()}
-    pairs = {stage: zip(some, rows, strict=True) for stage, some in texts.items()}
-    chrf = {stage: [measures.chrf([t], [r["references"]]) for t, r in both] for stage, both in pairs.items()}
+    references = [list(r["references"]) for r in rows]
+    texts = {stage: m.texts for stage, m in first_pair().items()}
+    if ways := [found["texts"] for found in fairer().values()]:
+        texts["asked"] = max(ways, key=lambda some: measures.chrf([t.strip() for t in some], references))
+    texts = {stage: [text.strip() for text in texts[stage]] for stage in STAGES if stage in texts}
+    pairs = {stage: zip(some, references, strict=True) for stage, some in texts.items()}
+    chrf = {stage: [measures.chrf([text], [r]) for text, r in both] for stage, both in pairs.items()}
     order = np.argsort(chrf["after"], kind="stable")
-    drawn = sorted(np.random.default_rng(0).choice(len(rows), min(count, len(rows)), replace=False))
-    places = [("best", order[-1]), ("median", order[len(order) // 2]), ("worst", order[0])]
-    for chosen, i in places + [("drawn", i) for i in drawn]:
-        row = {"chosen": chosen, "id": rows[i]["id"], "prompt": rows[i]["prompt"], "human": rows[i]["references"][0]}
+    chosen = {order[0]: "worst", order[len(order) // 2]: "median", order[-1]: "best"}
+    for i, r in enumerate(rows):
+        row = {"chosen": chosen.get(i, ""), "id": r["id"], "prompt": r["prompt"], "human": r["references"][0]}
         row |= {stage: some[i] for stage, some in texts.items()}
         yield row | {f"chrf_{stage}": values[i] for stage, values in chrf.items()}
 
 
 reading = results.table("reading", to_read, optional=True)
-for r in reading[reading["chosen"] != "drawn"].to_dict("records") if len(reading) else ():
+for r in reading[reading["chosen"] != ""].to_dict("records") if len(reading) else ():
     print(f"[{r['chosen']}: {r['id']}, chrF {r['chrf_before']:.1f} -> {r['chrf_after']:.1f}]\n{r['after']}\n")
 
 # %% [markdown]
-# - What two readers found in the 20, before and after: each read all 40 texts in an order of its own, with prompt and
-#   human text beside them and without knowing which model wrote which. Both are sessions of a language model. **Your
-#   team reads them again**: change data/readings.json, and the tables follow.
+# - What two readers found: each read all texts in an order of its own, with prompt and human text beside them and
+#   without knowing which model wrote which. Both are sessions of a language model. **Your team reads them again**:
+#   change data/readings.json, and the tables follow.
 # - Facts are what the text says of the package, held against its prompt and the human description. *right*: the purpose
 #   is said, and neither contradicts anything; *partly*: the purpose is right and something else is not, or the purpose
 #   is half right; *wrong*: the purpose is another, or none is said. What neither confirms is not held against a text.
@@ -907,9 +913,9 @@ READINGS = json.loads((profile.DATA / "readings.json").read_text(encoding="utf-8
 
 
 def found_by_readers(**at):
-    """A row for each text and reader of the drawn pairs that were read, with the parts of a reading that `at` names."""
-    for r in reading[reading["chosen"] == "drawn"].to_dict("records") if len(reading) else ():
-        digits = {stage: hashlib.sha256(r[stage].encode()).hexdigest()[:8] for stage in ("before", "after")}
+    """A row for each text and reader of a package all of whose texts were read, with the parts that `at` names."""
+    for r in reading.to_dict("records"):
+        digits = {s: hashlib.sha256(r[s].encode()).hexdigest()[:8] for s in STAGES if s in r}
         for stage, text in digits.items() if set(digits.values()) <= set(READINGS) else ():
             for reader, said in READINGS[text].items():
                 about = {"id": r["id"], "stage": stage, "text": text, "reader": reader}
@@ -920,18 +926,19 @@ read = results.table("read", lambda: found_by_readers(kind=1), optional=True)
 factual = results.table("factual", lambda: found_by_readers(verdict=0, not_so=2), optional=True)
 
 # %% [markdown]
-# - How many are what, by reader; and of how many packages the text after is better or worse than the one before.
+# - How many are what, by reader; and of how many packages the text after is better or worse than the others.
 
 # %%
-VERDICTS = ("wrong", "partly", "right")
-moved = pd.DataFrame()
+VERDICTS = ("right", "partly", "wrong")
+moved = {}  # compared with, reader: per package 1 where the text after is better, -1 where it is worse
 if len(factual):
-    marks = factual.assign(mark=factual["verdict"].map(VERDICTS.index))
-    marks = marks.pivot(index="id", columns=["reader", "stage"], values="mark")
-    moved = pd.DataFrame({r: np.sign(marks[r]["after"] - marks[r]["before"]) for r in marks.columns.levels[0]})
+    marks = factual.assign(mark=-factual["verdict"].map(VERDICTS.index))
+    marks = marks.pivot(index="id", columns=["stage", "reader"], values="mark")
+    rest = [stage for stage in STAGES[:2] if stage in marks]
+    moved = {(s, reader): np.sign(marks["after"][reader] - x) for s in rest for reader, x in marks[s].items()}
     display(
         factual.groupby(["reader", "stage", "verdict"]).size().unstack(fill_value=0),
-        moved.apply(pd.Series.value_counts),
+        pd.DataFrame(moved).apply(pd.Series.value_counts),
     )
 else:
     print("These texts were not read yet.")
@@ -1156,13 +1163,15 @@ for r in significance.itertuples():
 # %% [markdown]
 # ## For the report
 #
-# - The main table: means over seeds with their intervals.
+# - The main table: means over seeds with their intervals, the fairer "before" beside them. A long description is left
+#   out: a text that runs in circles has one too.
 
 
 # %%
 FORM = {"synopsis_form": "synopsis in form", "has_long_description": "long description"}
 FORM["tags_reflected"] = "tags reflected"
 SHARES = {*FORM, "distinct_2", "rep_4"}
+MAIN = {"bits_per_byte": "bits per byte", "perplexity": "token perplexity", "chrf": "chrF", "rouge_l": "ROUGE-L"} | FORM
 
 
 def cells(part, digits):
@@ -1171,12 +1180,16 @@ def cells(part, digits):
 
 groups = [(ROWS.get(m, m), part) for m, part in own.groupby("method", sort=False)]
 digits = {"bits_per_byte": 3, "perplexity": 1, "bleu": 1, "chrf": 1, "rouge_l": 2}
-header = ["", "bits per byte", "token perplexity", "BLEU", "corpus chrF", "ROUGE-L"]
+wide = {c: digits.get(c, 2) for c in MAIN if c in own and c != "has_long_description"}
+asked = [(f"before, {r['setting']}", pd.DataFrame([r])) for r in fair_before[1:].to_dict("records")]
+rows = [groups[0], *asked, *groups[1:]] + ([("people", human)] if checks else [])
+rows = [[name, *cells(part.reindex(columns=list(wide)), wide)] for name, part in rows]
 text = (
     f"{task.name}, test split: the first {documents} documents scored in bits per byte and token perplexity, "
-    f"{generated} texts generated greedily; mean over seeds with 95 % t interval."
+    f"{generated} texts generated greedily, their corpus chrF and ROUGE-L and the task's own checks as shares; mean "
+    "over seeds with 95 % t interval."
 )
-results.markdown("before_after", header, [[name, *cells(part, digits)] for name, part in groups], text)
+results.markdown("before_after", ["", *map(MAIN.get, wide)], rows, text)
 
 # %% [markdown]
 # - The tests: `shown` is an interval without 0, `better` the right direction of the difference.
@@ -1272,17 +1285,8 @@ if len(beam):
 # - The fairer "before", and what is left of the gain beside it.
 
 # %%
-FAIR = {"bits_per_byte": 3, "chrf": 1, "rouge_l": 2, "synopsis_form": 3, "tags_reflected": 3}
-FAIR = {c: d for c, d in FAIR.items() if c in fair_before}
 if len(fair_before):
     full = own[own["method"] == "full"]
-    rows = [[r["setting"], *(number(r[c], d) for c, d in FAIR.items())] for _, r in fair_before.iterrows()]
-    shares = ("rouge_l", "synopsis_form", "tags_reflected")
-    tops = {c: 1 if c in shares else math.inf for c in FAIR}
-    rows.append(["after, full", *(interval(full[c], d, top=tops[c]) for c, d in FAIR.items())])
-    header = ["before", "bits per byte", "corpus chrF", "ROUGE-L", "synopsis in form", "tags reflected"]
-    text = f"{task.name}, the base model asked in other ways, same documents; beside it full fine-tuning."
-    results.markdown("fair_before", header[: 1 + len(FAIR)], rows, text)
     least, most = fair_before["bits_per_byte"].min(), fair_before["chrf"].max()
     results.value("fair.bits_per_byte", number(least))
     results.value("fair.chrf", number(most, 1))
@@ -1290,7 +1294,6 @@ if len(fair_before):
     results.claim("full beats the fairest before", metrics.mean_interval(full["bits_per_byte"])[2] < least)
     results.claim("full beats the fairest before in chrF", metrics.mean_interval(full["chrf"])[1] > most)
 else:
-    results.block("fair_before", NOT_YET)
     for name in ("bits_per_byte", "chrf", "gain"):
         results.value(f"fair.{name}", "not measured")
     results.claim("full beats the fairest before", False)
@@ -1408,7 +1411,8 @@ if len(reading):
     rows = [
         [f"{r['chosen']}, {r['id']}, {r['chrf_before']:.0f} to {r['chrf_after']:.0f}"]
         + [cell(r[who]) for who in ("before", "after", "human")]
-        for r in reading[reading["chosen"] != "drawn"].to_dict("records")
+        for place in ("best", "median", "worst")
+        for r in reading[reading["chosen"] == place].to_dict("records")
     ]
     text = f"The best, the median and the worst of {generated} greedy texts by document chrF (before to after), cut "
     text += "after 280 characters; / is a line's end. After: full fine-tuning."
@@ -1418,7 +1422,7 @@ else:
     results.block("samples_table", NOT_YET)
 
 # %% [markdown]
-# - What the readers found: a row per package, and how many of each; two numbers where the readers differ.
+# - What the readers found, in texts; two numbers where the readers differ.
 
 
 # %%
@@ -1426,43 +1430,53 @@ def both_readers(counts) -> str:
     return " to ".join(dict.fromkeys(f"{n}" for n in sorted(counts))) or "not read"
 
 
-text = "Two readers, sessions of a language model, blind to which model wrote a text, on its facts and the kind of "
-text += "error; texts drawn by a seed, "
-text += "full fine-tuning, greedy; a dash between verdicts where the readers differ; kind and note: the first reader's."
+def counts_of(stage, column, table):
+    """Value of `column` -> how many of the stage's texts each reader gave it, the most frequent first."""
+    counted = table[table["stage"] == stage].groupby([column, "reader"]).size().unstack(fill_value=0)
+    return counted.loc[counted.sum(axis=1).sort_values(ascending=False).index]
+
+
+faults = [kind for kind in read["kind"].value_counts().index if kind != "none"] if len(read) else []
 rows = []
-for package, part in factual.groupby("id", sort=False) if len(read) else ():
-    said = {s: "–".join(part[part["stage"] == s]["verdict"].drop_duplicates()) for s in ("before", "after")}
-    last = (read["id"] == package) & (read["stage"] == "after")
-    rows.append([package, *said.values(), read[last]["kind"].iloc[0], part[part["stage"] == "after"]["not_so"].iloc[0]])
+for stage in STAGES if faults else ():
+    parts = counts_of(stage, "verdict", factual).reindex(VERDICTS), counts_of(stage, "kind", read).reindex(faults)
+    rows.append([stage, *(both_readers(n) for part in parts for n in part.fillna(0).astype(int).to_numpy())])
+text = "What two readers, sessions of a language model and blind to which model wrote what, found in the same texts: "
+text += (
+    "their facts, and the error that a user would mind first. Before: the prompt alone; asked: the base model asked "
+)
+text += "in its best way by chrF; after: full fine-tuning. Two numbers where the readers differ."
 if rows:
-    header = ["package", "before", "after", "kind of error, after", "what is not so, after"]
-    options = {"left": 5, "seeds": budget.seeds[:1], "tokens": budget.train_tokens}
-    results.markdown("factual", header, rows, text, **options)
+    options = {"seeds": budget.seeds[:1], "tokens": budget.train_tokens}
+    results.markdown("factual", [f"of {len(marks)}", *VERDICTS, *faults], rows, text, **options)
 else:
     results.block("factual", "These texts were not read yet.")
 
 # %% [markdown]
-# - Their counts; whether facts got better, by a sign test for each reader.
+# - Whether the facts got better: a sign test per reader against each of the two ways to ask the base model, corrected
+#   over all of them (Holm); shown where both readers' tests hold.
 
 # %%
-results.value("factual.read", len(rows))
-counted = factual.groupby(["stage", "verdict", "reader"]).size() if rows else pd.Series(dtype=int)
-for stage, verdict in itertools.product(("before", "after"), VERDICTS):
-    counts = counted.reindex([(stage, verdict, reader) for reader in moved], fill_value=0) if rows else []
-    results.value(f"factual.{stage}.{verdict}", both_readers(counts))
-ups, downs = (moved == 1).sum(), (moved == -1).sum()
-results.value("factual.better", both_readers(ups))
-results.value("factual.worse", both_readers(downs))
+results.value("factual.read", len(marks) if rows else 0)
+told = {stage: found for stage, *found in rows}
+for stage in STAGES:
+    for name, count in zip(VERDICTS, told.get(stage, ["not read"] * 3), strict=False):
+        results.value(f"factual.{stage}.{name}", count)
+    kinds = dict(zip(faults, told.get(stage, ())[3:], strict=False))
+    results.value(f"read.kinds.{stage}", listed([f"{kind} ({n})" for kind, n in kinds.items()][:3]))
 same = factual.groupby(["id", "stage"])["verdict"].nunique() if rows else pd.Series(dtype=int)
 results.value("factual.agree", f"{(same == 1).sum()} of {len(same)}")
-p = [stats.binomtest(int(u), int(u + d)).pvalue for u, d in zip(ups, downs, strict=True) if u + d]
-results.value("factual.p", " and ".join(number(x, 2) for x in p))
-results.claim("facts are not shown to get better", bool(p) and max(p) > 0.05)
-for stage in ("before", "after"):
-    kinds = read[read["stage"] == stage].groupby(["kind", "reader"]).size().unstack(fill_value=0) if rows else moved
-    kinds = kinds.loc[kinds.sum(axis=1).sort_values(ascending=False).index]
-    faults = [f"{kind} ({both_readers(n)})" for kind, n in kinds.iterrows() if kind != "none"]
-    results.value(f"read.kinds.{stage}", listed(faults))
+ups, downs = ({which: int((x == way).sum()) for which, x in moved.items()} for way in (1, -1))
+p = [stats.binomtest(up, max(up + down, 1)).pvalue for up, down in zip(ups.values(), downs.values(), strict=True)]
+corrected = dict(zip(moved, multipletests(p, method="holm")[1], strict=True)) if p else {}
+for stage in STAGES[:2]:
+    for name, counts in (("better", ups), ("worse", downs)):
+        results.value(f"factual.{name}.{stage}", both_readers(n for (s, _), n in counts.items() if s == stage))
+    found = [x for (s, _), x in corrected.items() if s == stage]
+    results.value(f"factual.p.{stage}", " and ".join(f"{x:.2g}" for x in found) or "not read")
+    ahead = bool(found) and all(ups[w] > downs[w] for w in moved if w[0] == stage)
+    results.claim(f"readers find better facts than {stage}", ahead and max(found) < 0.05)
+    results.claim(f"better facts than {stage} are not shown", bool(found) and max(found) >= 0.05)
 results.claim("texts were read", len(read) > 0)
 
 # %% [markdown]

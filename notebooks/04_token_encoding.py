@@ -516,9 +516,9 @@ summary.round(3)
 amount = f"Small GPT-2s from scratch, {budget.train_bytes:,} bytes of text per run"
 look = {"family": "encoding", "xlabel": "bits per byte (lower is better)"}
 figure = plots.dots(equal, "bits_per_byte", "label", "corpus", LANGUAGES, **look)
-text = (
-    f"Learned pieces beat bytes in English; in Chinese only some do. {amount}; dots are seeds, bars 95 % t intervals."
-)
+least, most = (f"{count / 1e6:.2f}" for count in (equal.parameters.min(), equal.parameters.max()))
+text = f"Learned pieces beat bytes in English; in Chinese only some do. {amount}, with {least} to {most} million "
+text += "parameters, token table included; dots are seeds, bars 95 % t intervals."
 results.figure(figure, "04_encodings", text)
 
 # %% [markdown]

@@ -611,17 +611,15 @@ after_form = form[form["source"] == "after"]
 form[form["source"] != "after, chance"].groupby(["label", "measure"], sort=False)["value"].mean().unstack().round(3)
 
 # %% [markdown]
-# - Without sounds: form and what is repeated. Small dots are seeds; beside each mean its number and interval.
+# - Form and rhyme. Small dots are seeds; beside each mean its number and interval.
 
 # %%
-titles = {"exact_form": "exact form", "repeated": "repeated characters"}
+titles = {"exact_form": "exact form", "rhyme": "lines 2 and 4 rhyme"}
 order = ["people", "before", *MODELS.values()]
 drawn = pd.concat([people[people["group"] == "people"].rename(columns={"group": "label"}), form])
 figure = plots.dots(drawn, "value", "label", "measure", titles, order, top=1, form=".0%", xlabel="share")
-text = (
-    f"Exact form of {budget.samples} sampled poems per model and seed, and characters repeated within a quatrain (the "
-)
-text += "base model writes none; people: the test split, quatrains all). Dots: seeds; bars: 95 % intervals. "
+text = f"Exact form and rhyme of {budget.samples} sampled poems per model and seed, texts without the form counted as "
+text += "unrhymed (people: the test split, quatrains all). Dots: seeds; bars: 95 % intervals. "
 text += "Training tokens by row from the third: "
 tokens = (
     table[(table["task"] == "tang") & (table["stage"] == "after")].groupby("method", sort=False)["train_tokens"].mean()

@@ -1196,11 +1196,12 @@ results.claim("more tuning lowers the cost of all layers", dearer["long"] < dear
 # - The table of these runs.
 
 # %%
-lines, names = [], {"linear+window": "linear and window", "window": "window alone"}
+by_total, names = [], {"linear+window": "linear and window", "window": "window alone"}
 for (form, share, _, match, tune), part in lora.groupby(keys, sort=False):
     what = names[form] + (", matched" if match else "") if share else "softmax (the control)"
-    lines.append([what, f"{share:.0%}", f"{match:,}", f"{tune:,}", f"{part['bits_per_byte'].mean():.3f}"])
-header = ["attention", "layers converted", "matching tokens", "LoRA tokens", "bits per byte"]
+    by_total.append([match + tune, part["bits_per_byte"].mean(), what, f"{share:.0%}", f"{match:,}", f"{tune:,}"])
+lines = [[*row, f"{total:,}", f"{bits:.3f}"] for total, bits, *row in sorted(by_total)]
+header = ["attention", "layers converted", "matching tokens", "LoRA tokens", "tokens in all", "bits per byte"]
 text = f"Conversion with LoRA (rank {RANK}, alpha {2 * RANK}) as the second stage; test text, seed {budget.seeds[0]}."
 results.markdown("lora", header, lines, text, seeds=())
 
