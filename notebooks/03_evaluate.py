@@ -384,7 +384,7 @@ holm = multipletests(significance["p_value"], method="holm")[1]
 significance.assign(every_document_better=every, holm=holm).map(lambda x: f"{x:.4g}" if isinstance(x, float) else x)
 
 # %% [markdown]
-# - Document by document, one run: each dot is a held-out document, below the line it got better. Look for dots on it.
+# - One run beside the base model, as the document by document figure and the texts below show them.
 
 
 # %%
@@ -393,6 +393,11 @@ def first_pair():
     return {"before": measured_of(task), "after": measured_of(task, budget.methods[0], budget.seeds[0])}
 
 
+# %% [markdown]
+# - Each dot is a held-out document; below the line it got better. Look for dots on it.
+
+
+# %%
 def by_document_rows():
     scores = [m.scores.itertuples() for m in first_pair().values()]
     for old, new in zip(*scores, strict=True):
