@@ -1180,7 +1180,8 @@ MAIN = {"bits_per_byte": "bits per byte", "perplexity": "token perplexity", "chr
 
 
 def cells(part, digits):
-    return [interval(part[c], d, top=1 if c in SHARES else np.inf) for c, d in digits.items()]
+    tops = {c: 1 if c in SHARES else np.inf for c in digits}
+    return [interval(part[c], d, top=tops[c]) if part[c].notna().any() else "-" for c, d in digits.items()]
 
 
 groups = [(ROWS.get(m, m), part) for m, part in own.groupby("method", sort=False)]
