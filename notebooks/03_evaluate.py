@@ -1483,12 +1483,9 @@ for stage in STAGES[:2]:
     ahead = bool(found) and all(ups[w] > downs[w] for w in moved if w[0] == stage)
     results.claim(f"readers find better facts than {stage}", ahead and max(found) < 0.05)
     results.claim(f"better facts than {stage} are not shown", bool(found) and max(found) >= 0.05)
-wrong = (
-    factual[factual["stage"] == "after"].groupby("reader")["verdict"].apply(lambda x: (x == "wrong").mean())
-    if rows
-    else p
-)
-results.claim("readers find most texts after wrong", len(wrong) > 0 and min(wrong) > 0.5)
+last = factual[factual["stage"] == "after"] if rows else factual
+wrong = [(x == "wrong").mean() for _, x in last.groupby("reader")["verdict"]] if rows else []
+results.claim("readers find most texts after wrong", bool(wrong) and min(wrong) > 0.5)
 results.claim("texts were read", len(read) > 0)
 
 # %% [markdown]
