@@ -63,7 +63,7 @@ from lib.results import Results, by_seed, interval, kept, markdown_table, number
 
 # %% [markdown]
 # - `train.BUDGET` is shared with notebook 03 and `python -m lib finetune`; the rest is this notebook's.
-# - In profile `full` two cores take about 20 minutes for the runs, 15 for E2E, 25 for the grids and 45 for the
+# - In profile `full` two cores take about 40 minutes for the runs, 20 for E2E, 25 for the grids and 30 for the
 #   learning curve; E2E's five passes and its own grids are a GPU's.
 
 # %%
@@ -76,7 +76,7 @@ BUDGET = train.BUDGET | {
     ),
     "e2e_rates": ({}, {}, {"full": (1e-4, 3e-4, 1e-3), "lora": (5e-4, 2e-3, 5e-3)} if train.GPU else {}),
     "e2e_rate_tokens": (0, 0, 600_000),  # that each of these sees: a quarter of a pass
-    "curve_tokens": ((2_000, 4_000, 8_000, 12_000), (), (5_000, 20_000, 80_000, 320_000)),
+    "curve_tokens": ((2_000, 4_000, 8_000, 12_000), (), (5_000, 20_000, 80_000, 160_000)),
     "curve_documents": (8, 0, 200),  # validation documents that chose no checkpoint, scored
     "curve_generated": (2, 0, 16),  # and generated for
     "curve_new_tokens": (24, 0, 160),
@@ -314,11 +314,11 @@ else:
 # %% [markdown]
 # ## How much data?
 #
-# - The same recipe with 5,000 to 320,000 training tokens; full fine-tuning with three seeds at the smallest size and
-#   at 80,000, the runs' own budget, else one.
+# - The same recipe with 5,000 to 160,000 training tokens: three seeds at 80,000, the runs' own budget, and for full
+#   fine-tuning at the smallest size, else one.
 # - The test split stays unseen here: these rows are scored on the validation documents behind the 64 that watch the
 #   runs, which chose no checkpoint. The runs that are not those above are evaluated once, at their end.
-# - One ablation, at the middle size: the loss on all tokens, prompt included, instead of the target's alone.
+# - One ablation, one seed at the middle size: the loss on all tokens, prompt included, instead of the target's alone.
 
 # %%
 first = min(budget.validation_documents, len(task["validation"]) - 1)  # a small task of one's own has few
@@ -376,10 +376,10 @@ curve_plan = [
     (method, seed, size)
     for size in sizes
     for method in budget.methods
-    for seed in (budget.seeds if method == "full" and size in (sizes[0], middle) else budget.seeds[:1])
+    for seed in (budget.seeds if size == budget.train_tokens or (method, size) == ("full", sizes[0]) else [0])
 ]
 if sizes:
-    curve_plan += [("full", seed, middle, ALL_TOKENS) for seed in budget.seeds]
+    curve_plan += [("full", 0, middle, ALL_TOKENS)]
 print(f"{len(curve_plan)} runs")
 
 # %% [markdown]
@@ -496,7 +496,7 @@ def against_yardsticks():
 # %%
 if len(curve) and len(marks):
     text = f"Bits per byte of {len(unseen)} validation documents of {task.name} against training tokens, with "
-    text += "yardsticks; dotted: the power law. Full fine-tuning with three seeds at two sizes, else one."
+    text += "yardsticks; dotted: the power law. Each dot is a run."
     results.figure(against_yardsticks(), "02_learning_curve", text)
 else:
     results.block("figure.learning_curve", NOT_YET)
