@@ -1176,7 +1176,7 @@ for r in significance.itertuples():
 FORM = {"synopsis_form": "synopsis in form", "has_long_description": "long description"}
 FORM["tags_reflected"] = "tags reflected"
 SHARES = {*FORM, "distinct_2", "rep_4"}
-MAIN = {"bits_per_byte": "bits per byte", "perplexity": "token perplexity", "chrf": "chrF", "rouge_l": "ROUGE-L"} | FORM
+MAIN = {"bits_per_byte": "bits per byte", "perplexity": "token perplexity", "chrf": "chrF"} | FORM
 
 
 def cells(part, digits):
@@ -1187,12 +1187,13 @@ def cells(part, digits):
 groups = [(ROWS.get(m, m), part) for m, part in own.groupby("method", sort=False)]
 digits = {"bits_per_byte": 3, "perplexity": 1, "bleu": 1, "chrf": 1, "rouge_l": 2}
 wide = {c: digits.get(c, 2) for c in MAIN if c in own and c != "has_long_description"}
-asked = [(f"before, {r['setting']}", pd.DataFrame([r])) for r in fair_before[1:].to_dict("records")]
+short = fair_before["setting"].str.removesuffix(" in the prompt") if len(fair_before) else ()
+asked = [(f"before, {name}", fair_before.iloc[[i]]) for i, name in enumerate(short) if i]
 rows = [groups[0], *asked, *groups[1:]] + ([("people", human)] if checks else [])
 rows = [[name, *cells(part.reindex(columns=list(wide)), wide)] for name, part in rows]
 text = (
     f"{task.name}, test split: the first {documents} documents scored in bits per byte and token perplexity, "
-    f"{generated} texts generated greedily, their corpus chrF and ROUGE-L and the task's own checks as shares; mean "
+    f"{generated} texts generated greedily, their corpus chrF and the task's own checks as shares; mean "
     "over seeds with 95 % t interval."
 )
 results.markdown("before_after", ["", *map(MAIN.get, wide)], rows, text)

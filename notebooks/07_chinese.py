@@ -616,7 +616,9 @@ form[form["source"] != "after, chance"].groupby(["label", "measure"], sort=False
 # %%
 titles = {"exact_form": "exact form", "rhyme": "lines 2 and 4 rhyme"}
 order = ["people", "before", *MODELS.values()]
-drawn = pd.concat([people[people["group"] == "people"].rename(columns={"group": "label"}), form])
+drawn = pd.concat(
+    [people[people["group"] == "people"].rename(columns={"group": "label"}), form[form["source"] != "after, chance"]]
+)
 figure = plots.dots(drawn, "value", "label", "measure", titles, order, top=1, form=".0%", xlabel="share")
 text = f"Exact form and rhyme of {budget.samples} sampled poems per model and seed, texts without the form counted as "
 text += "unrhymed (people: the test split, quatrains all). Dots: seeds; bars: 95 % intervals. "
