@@ -1196,7 +1196,7 @@ text = (
     f"{generated} texts generated greedily, their corpus chrF and the task's own checks as shares; mean "
     "over seeds with 95 % t interval."
 )
-results.markdown("before_after", ["", *map(MAIN.get, wide)], rows, text)
+results.markdown("before_after", ["", *map(MAIN.get, wide)], rows, text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # - The tests: `shown` is an interval without 0, `better` the right direction of the difference.
@@ -1448,11 +1448,9 @@ rows = []
 for stage in STAGES if faults else ():
     parts = counts_of(stage, "verdict", factual).reindex(VERDICTS), counts_of(stage, "kind", read).reindex(faults)
     rows.append([stage, *(both_readers(n) for part in parts for n in part.fillna(0).astype(int).to_numpy())])
-text = "What two readers, sessions of a language model and blind to which model wrote what, found in the same texts: "
-text += (
-    "their facts, and the error that a user would mind first. Before: the prompt alone; asked: the base model asked "
-)
-text += "in its best way by chrF; after: full fine-tuning. Two numbers where the readers differ."
+text = "What two readers, sessions of a language model and not told which model wrote what, found in the same texts: "
+text += "their facts, and the error that a user would mind first. Before: the prompt alone; asked: the way to ask the "
+text += "base model that has the best chrF here; after: full fine-tuning. Two numbers where the readers differ."
 if rows:
     options = {"seeds": budget.seeds[:1], "tokens": budget.train_tokens}
     results.markdown("factual", [f"of {len(marks)}", *VERDICTS, *faults], rows, text, **options)
@@ -1471,7 +1469,7 @@ for stage in STAGES:
         results.value(f"factual.{stage}.{name}", count)
     kinds = [f"{kind} ({both_readers(n)})" for kind, n in counts_of(stage, "kind", read).iterrows()] if told else []
     results.value(f"read.kinds.{stage}", listed([kind for kind in kinds if not kind.startswith("none")][:2]))
-same = factual.groupby(["id", "stage"])["verdict"].nunique() if rows else pd.Series(dtype=int)
+same = factual.groupby("text")["verdict"].nunique() if rows else pd.Series(dtype=int)
 results.value("factual.agree", f"{(same == 1).sum()} of {len(same)}")
 ups, downs = ({which: int((x == way).sum()) for which, x in moved.items()} for way in (1, -1))
 p = [stats.binomtest(up, max(up + down, 1)).pvalue for up, down in zip(ups.values(), downs.values(), strict=True)]
@@ -1484,6 +1482,15 @@ for stage in STAGES[:2]:
     ahead = bool(found) and all(ups[w] > downs[w] for w in moved if w[0] == stage)
     results.claim(f"readers find better facts than {stage}", ahead and max(found) < 0.05)
     results.claim(f"better facts than {stage} are not shown", bool(found) and max(found) >= 0.05)
+
+# %% [markdown]
+# - The same of the packages whose asked text does not run in circles: what is left of the gain is not fewer loops.
+
+# %%
+kinds = read.pivot(index="id", columns=["stage", "reader"], values="kind") if rows else {}
+straight = [x[kinds[which] != "circles"] for which, x in moved.items() if which[0] == "asked"]
+for name, way in (("better", 1), ("worse", -1)):
+    results.value(f"factual.{name}.straight", both_readers((x == way).sum() for x in straight))
 last = factual[factual["stage"] == "after"] if rows else factual
 wrong = [(x == "wrong").mean() for _, x in last.groupby("reader")["verdict"]] if rows else []
 results.claim("readers find most texts after wrong", bool(wrong) and min(wrong) > 0.5)
