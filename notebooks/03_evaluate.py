@@ -52,7 +52,7 @@ from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from scipy import stats
-from statsmodels.stats.api import multipletests, proportion_confint
+from statsmodels.stats.api import cohens_kappa, multipletests, proportion_confint
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor
 
@@ -1458,8 +1458,8 @@ else:
     results.block("factual", "These texts were not read yet.")
 
 # %% [markdown]
-# - Whether the facts got better: a sign test per reader against each of the two ways to ask the base model, corrected
-#   over all of them (Holm); shown where both readers' tests hold.
+# - The counts as values. Below: whether the facts got better, by a sign test per reader against each of the two ways to
+#   ask the base model, corrected over all of them (Holm); shown where both readers' tests hold.
 
 # %%
 results.value("factual.read", len(marks) if rows else 0)
@@ -1469,8 +1469,20 @@ for stage in STAGES:
         results.value(f"factual.{stage}.{name}", count)
     kinds = [f"{kind} ({both_readers(n)})" for kind, n in counts_of(stage, "kind", read).iterrows()] if told else []
     results.value(f"read.kinds.{stage}", listed([kind for kind in kinds if not kind.startswith("none")][:2]))
+
+# %% [markdown]
+# - How far two readers agree, text by text; and the sign tests.
+
+# %%
 same = factual.groupby("text")["verdict"].nunique() if rows else pd.Series(dtype=int)
 results.value("factual.agree", f"{(same == 1).sum()} of {len(same)}")
+alone = factual.drop_duplicates(["text", "reader"]) if rows else factual
+verdicts = [part.set_index("text")["verdict"] for _, part in alone.groupby("reader")][:2] if rows else []
+kappa = math.nan
+if len(verdicts) == 2:
+    square = pd.crosstab(*verdicts).reindex(index=VERDICTS, columns=VERDICTS, fill_value=0)
+    kappa = cohens_kappa(square, return_results=False)
+results.value("factual.kappa", number(kappa, 2))
 ups, downs = ({which: int((x == way).sum()) for which, x in moved.items()} for way in (1, -1))
 p = [stats.binomtest(up, max(up + down, 1)).pvalue for up, down in zip(ups.values(), downs.values(), strict=True)]
 corrected = dict(zip(moved, multipletests(p, method="holm")[1], strict=True)) if p else {}
