@@ -40,8 +40,8 @@ from lib.results import device_name, git_commit, listed, write_json
 
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks by an old name
 
-# of notebooks 02 and 03 and `python -m lib finetune`; each number as (fast, cpu, full)
 GPU = profile.device().type == "cuda"
+# of notebooks 02 and 03 and `python -m lib finetune`; each number as (fast, cpu, full)
 BUDGET = {
     "seeds": ((0, 1), (0,), (0, 1, 2)),
     "methods": (("full", "lora"), ("full", "lora"), ("full", "lora")),  # with every seed; the others once
