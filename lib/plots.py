@@ -17,15 +17,16 @@ import numpy as np
 import pandas as pd
 from matplotlib import font_manager
 from matplotlib.colors import to_rgb
+from scipy.optimize import isotonic_regression
 
 from lib.generate import OTHERS
 from lib.metrics import mean_interval
 
 INK, GREY, PALE = "#222222", "#767676", "#BBBBBB"
-COLORS = ("#004488", "#DDAA33", "#994455", "#6699CC", "#997700", "#44AA99")
-LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+COLORS = ("#004488", "#DDAA33", "#994455", "#6699CC", "#997700", "#44AA99", INK)
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
 WIDTH = 6.3  # inches: a figure's, the 16 cm of the report's text
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 BYTES = re.compile(r"<[0-9A-F]{2}( [0-9A-F]{2})*>")  # how lib.generate.token_text writes a fragment
 # Chinese: Noto Sans CJK SC of the wheel mplfonts, which is not imported: that would change matplotlib
 NOTO = Path(importlib.util.find_spec("mplfonts").submodule_search_locations[0]) / "fonts" / "NotoSansCJKsc-Regular.otf"
@@ -37,8 +38,8 @@ mpl.rcParams["font.family"] = ["DejaVu Sans", font_manager.FontProperties(fname=
 
 
 def look(i: int) -> dict:
-    """Colour and line style of the i-th series; twelve differ."""
-    return {"color": COLORS[i % 6], "linestyle": LINES[(i + i // 6) % 6]}
+    """Colour and line style of the i-th series; fourteen differ."""
+    return {"color": COLORS[i % 7], "linestyle": LINES[(i + i // 7) % 7]}
 
 
 def note(ax: plt.Axes, text: str, at: tuple, offset: tuple, **options):
@@ -54,22 +55,22 @@ def visible(token: str) -> str:
 
 
 def label_lines(ax: plt.Axes) -> None:
-    """Write each labelled line's label beside its right end, at least 11 points apart."""
+    """Write each labelled line's label beside its right end, as near as labels 11 points apart can stand."""
     ax.autoscale_view()
     ax.figure.draw_without_rendering()
     ends = []
     for line in ax.get_lines():
-        xy = np.column_stack([line.get_xdata(), line.get_ydata()]).astype(float)
-        xy = xy[np.isfinite(xy).all(1)]
+        xy = np.ma.compress_rows(np.ma.masked_invalid(line.get_xydata()))
         if len(xy) and not line.get_label().startswith("_"):
             ends.append([ax.transData.transform(xy[-1])[1] * 72 / ax.figure.dpi, xy[-1], line])
-    last, right = -np.inf, max((end[1][0] for end in ends), default=0)
-    for wanted, end, line in sorted(ends, key=lambda e: e[0]):
-        last = max(wanted, last + 11)
+    ends, apart = sorted(ends, key=lambda e: e[0]), 11 * np.arange(len(ends))
+    heights = isotonic_regression(np.array([e[0] for e in ends]) - apart).x + apart if ends else ()
+    right = max((e[1][0] for e in ends), default=0)
+    for height, (wanted, end, line) in zip(heights, ends, strict=True):
         rgb = np.array(to_rgb(line.get_color()))
         dark = tuple(rgb * min(1.0, 0.4 / (rgb @ (0.2126, 0.7152, 0.0722))))  # enough for text on white
         style = {"va": "center", "color": dark, "fontsize": 9, "annotation_clip": False}
-        note(ax, line.get_label(), (right, end[1]), (8, last - wanted), **style)
+        note(ax, line.get_label(), (right, end[1]), (8, height - wanted), **style)
 
 
 def _grid(panels: int, columns: int, height: float, **options):
@@ -90,7 +91,7 @@ def loss_curves(df: pd.DataFrame, measure="bits_per_byte", x="tokens", ylabel="h
             ax.plot(run[x], run[measure], linewidth=0.7, alpha=0.5, **look(i))
         # by evaluation and not by `x`: the seeds' packed rows hold slightly different numbers of tokens
         mean = runs.groupby(runs.groupby("seed").cumcount())[[x, measure]].mean()
-        ax.plot(mean[x], mean[measure], label=method, marker=MARKERS[i % 6], markersize=4, **look(i))
+        ax.plot(mean[x], mean[measure], label=method, marker=MARKERS[i % 7], markersize=4, **look(i))
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
     ax.set(xlabel=x, ylabel=ylabel)
     label_lines(ax)
@@ -128,9 +129,9 @@ def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
 def _interval(ax: plt.Axes, values: Sequence[float], y: float, i: int, top: float = math.inf) -> float:
     """The mean as the i-th series' mark with its 95 % interval as a bar; returns the mean."""
     mean, low, high = mean_interval(values, top)
-    bar = {"color": COLORS[i % 6], "linewidth": 4, "alpha": 0.45, "linestyle": "-", "solid_capstyle": "butt"}
+    bar = {"color": COLORS[i % 7], "linewidth": 4, "alpha": 0.45, "linestyle": "-", "solid_capstyle": "butt"}
     ax.plot([low, high], [y, y], **bar)
-    ax.plot(mean, y, MARKERS[i % 6], color=COLORS[i % 6], markersize=7)
+    ax.plot(mean, y, MARKERS[i % 7], color=COLORS[i % 7], markersize=7)
     return mean
 
 
@@ -236,12 +237,12 @@ def lines(
                 continue
             if top is not None and (above := mean[mean > top]).size:
                 at, offset = (above.index[0], top), (0, -3 - 10 * i)
-                note(ax, f"{name}: up to {above.max():.1f}", at, offset, va="top", ha="right", color=COLORS[i % 6])
+                note(ax, f"{name}: up to {above.max():.1f}", at, offset, va="top", ha="right", color=COLORS[i % 7])
                 mean = mean.clip(upper=top)
-            marker = MARKERS[i % 6] if len(mean) <= 20 else ""
-            ax.plot(mean.index, mean, label=str(name), marker=marker, markersize=3.5, **look(i))
-            band = (mean.index, low.clip(upper=top), high.clip(upper=top))
-            ax.fill_between(*band, color=COLORS[i % 6], alpha=0.15, linewidth=0)
+            style = {"marker": MARKERS[i % 7] if len(mean) <= 20 else "", "markersize": 3.5} | look(i)
+            ax.plot(mean.index, mean, label=str(name), **style)
+            low, high, color = low.clip(upper=top), high.clip(upper=top), COLORS[i % 7]
+            ax.fill_between(mean.index, low, high, color=color, alpha=0.15, linewidth=0)
         if logx:
             ticks = sorted(part[x].unique())
             ax.set_xscale("log", base=2)

@@ -507,7 +507,8 @@ look = {"logy": True, "xlabel": "tokens"}
 trained = scaling[scaling["pass"] == costs.PASSES[1]]
 scaled = labelled(trained.replace({"attention": {"softmax": "softmax, not fused"}}))
 figure = plots.lines(scaled, "length", "milliseconds", "attention", ylabel="milliseconds", **look)
-text = f"How time grows: one operation, forward and backward, medians of {budget.repeats} by turns, on {device}."
+text = "How time grows; between these axes slope 1 is linear, 2 quadratic. One operation, forward and backward, "
+text += f"medians of {budget.repeats} by turns, on {device}."
 results.figure(figure, "06_scaling", text, scratch=True, seeds=())
 
 # %% [markdown]
