@@ -76,8 +76,8 @@ BUDGET = train.BUDGET | {
     "wikitext_tokens": (2_048, 8_192, 16_384),  # leading parts of the benchmarks
     "lambada_documents": (8, 100, 300),
     "blimp_pairs": (1, 2, 10),  # of each paradigm
-    "beam_inputs": (2, 0, 630),  # E2E inputs decoded as the published rows were
-    "beam_together": (20, 20, 3_200 if train.GPU else 640),  # sequences at a time
+    "beam_inputs": (2, 0, 630 if train.GPU else 0),  # E2E inputs decoded as the published rows were
+    "beam_together": (20, 20, 3_200),  # sequences at a time
     "recovery": ((("shakespeare", 0),), (), (("wikitext2", 0),)),  # text, seed: full fine-tuning on general English
     "shots": (1, 0, 3),  # examples before the prompt, for a fairer "before"
 }
