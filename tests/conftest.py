@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import profile, results
-from lib.models import load_base
-from lib.tasks import head, load_task
+from lib import models, profile, results, tasks
 
 OUT = os.environ.get("FAULTS_OUT")
 ELSEWHERE = {  # tests of other files that inject a fault each -> its kind
@@ -29,14 +27,14 @@ rows: dict[str, dict] = {}
 
 @pytest.fixture(scope="module")
 def base():
-    return load_base()
+    return models.load_base()
 
 
 @pytest.fixture(scope="module")
 def task():
     """A small part of the default task."""
-    whole = load_task("debian")
-    return whole.replace(train=head(whole["train"], 300), validation=head(whole["validation"], 16))
+    whole = tasks.load_task("debian")
+    return whole.replace(train=tasks.head(whole["train"], 300), validation=tasks.head(whole["validation"], 16))
 
 
 @pytest.fixture

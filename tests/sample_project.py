@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw
 from lib import profile
 
 NAMES = ["01_load_and_generate", "02_finetune", "03_evaluate", "04_token_encoding", "05_position_encoding"]
-
 REPORT, README = ((Path(__file__).parent / f"sample_{name}.md").read_text("utf-8") for name in ("report", "readme"))
 
 

@@ -8,14 +8,11 @@ from notebook_code import defined
 from small_models import SMALL_RUN, close, llama, logits_in_pieces, padded, row, sharpened
 from transformers import StaticCache
 
-from lib.explore import attention, scratch
+from lib.explore import attention, costs, scratch
 from lib.explore.attention import ATTENTIONS, Attention, delta, favor_features, kernel, nystrom, softmax, use_attention
-from lib.explore.costs import leak
-from lib.explore.scratch import Recipe, build
 from lib.models import small_gpt2
 
 SMALL = {"window": 8, "segment": 4, "doubling": 2, "features": 16}  # several blocks in a short row
-
 each = pytest.mark.parametrize("name", ATTENTIONS)
 
 
@@ -29,7 +26,7 @@ def small(name):
 
 
 def gpt2(name, **options):
-    model = build(97, attention=name, n_positions=160, n_layer=2, n_head=2, n_embd=32)
+    model = scratch.build(97, attention=name, n_positions=160, n_layer=2, n_head=2, n_embd=32)
     return sharpened(use_attention(model, name, **options))
 
 
@@ -50,7 +47,7 @@ def heads(name, length, width=8):
 def relative_leak(model, length, **given):
     with torch.no_grad():
         scale = float(model(row(length)[None]).logits.abs().max())
-    return leak(model, length, **given) / scale
+    return costs.leak(model, length, **given) / scale
 
 
 @pytest.mark.parametrize(("kind", "length"), [("gpt2", 134), ("gpt2", 45), ("gpt2", 7), ("llama", 29)])
@@ -92,7 +89,7 @@ def test_a_new_attention_is_one_function_and_one_line(monkeypatch):
 
     register(monkeypatch, Attention(running_mean))
     assert relative_leak(gpt2("new"), 45) < 1e-5
-    run = scratch.train(Recipe(seed=0, attention="new", position="rope", **SMALL_RUN))
+    run = scratch.train(scratch.Recipe(seed=0, attention="new", position="rope", **SMALL_RUN))
     assert run.bits_per_byte(["some text"]) < 8
 
 
@@ -254,7 +251,7 @@ def test_a_bad_name_or_option_is_named():
 @pytest.mark.parametrize("name", [n for n, e in ATTENTIONS.items() if not e.takes_bias])
 @pytest.mark.parametrize("position", ["alibi", "t5"])
 def test_a_bias_needs_scores(name, position):
-    model = build(97, position, name, n_layer=1, n_head=2, n_embd=32)
+    model = scratch.build(97, position, name, n_layer=1, n_head=2, n_embd=32)
     with pytest.raises(ValueError, match=rf"'{position}' adds .*'{name}' does not .*choose one of softmax"):
         model(row(5)[None])
 

@@ -8,10 +8,9 @@ import pytest
 from notebook_code import defined
 from transformers.activations import NewGELUActivation
 
-from lib import profile
+from lib import profile, tasks
 from lib.explore import bench
 from lib.explore.bench import SYSTEMS, Clock, measured
-from lib.tasks import head, load_task
 
 
 @pytest.mark.parametrize("system", ["ours", "tutorial"])
@@ -22,8 +21,8 @@ def test_a_training_counts_targets_and_leaves_the_model_alone(system, monkeypatc
     assert measured("training", system, "default", 0, seconds=0.0)["useful_tokens_per_second"] > 0
     steps = clocks[-1].steps
     assert len(steps) == bench.STEPS and [s for s, _ in steps] == sorted(s for s, _ in steps)
-    tokenizer = bench.random_base().tokenizer
-    longest = max(len(ids) for ids in tokenizer([row["target"] for row in load_task("debian")["train"]]).input_ids)
+    tokenizer, rows = bench.random_base().tokenizer, tasks.load_task("debian")["train"]
+    longest = max(len(ids) for ids in tokenizer([row["target"] for row in rows]).input_ids)
     most = 1_280 if system == "ours" else 2 * (longest + 1)  # no padding, no prompt
     assert all(0 < b - a <= most for (_, a), (_, b) in itertools.pairwise(steps))
     assert (bench.model_folder() / "model.safetensors").read_bytes() == weights
@@ -37,7 +36,7 @@ def test_evaluations_agree_and_runs_share_the_documents(monkeypatch):
     for run in range(2):
         ours, loop = (measured("evaluation", s, "default", run, runs=2) for s in ("ours", "tutorial"))
         assert ours["bits_per_byte"] == pytest.approx(loop["bits_per_byte"], rel=2e-3)
-    documents = head(load_task("debian")["test"], profile.budget(**bench.BUDGET).documents)
+    documents = tasks.head(tasks.load_task("debian")["test"], profile.budget(**bench.BUDGET).documents)
     assert sorted(seen[0] + seen[2]) == sorted(row["id"] for row in documents) and seen[0] == seen[1]
 
 

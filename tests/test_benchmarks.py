@@ -5,8 +5,7 @@ import re
 import pytest
 import torch
 
-from lib import benchmarks, hub, profile
-from lib.models import small_gpt2, tiny_tokenizer
+from lib import benchmarks, hub, models, profile
 
 RAW = """ \n = First Page = \n \n The cat sat @-@ on 3 @.@ 5 mats ( really ) , " so to say " . \n
  = = A Section = = \n \n It slept , 's all . café \n \n = Second Page = \n \n A dog ; 中文 ! \n \n"""
@@ -29,12 +28,12 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tiny_tokenizer([RAW, *PASSAGES], 300)
+    return models.tiny_tokenizer([RAW, *PASSAGES], 300)
 
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return small_gpt2(len(tokenizer), n_positions=32, initializer_range=0.3)
+    return models.small_gpt2(len(tokenizer), n_positions=32, initializer_range=0.3)
 
 
 @pytest.fixture(autouse=True)

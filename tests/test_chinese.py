@@ -10,11 +10,8 @@ import torch
 from small_llama import small_llama
 from tokenizers import AddedToken
 
+from lib import metrics, models, packing, tasks
 from lib.explore import chinese
-from lib.metrics import score
-from lib.models import Base, small_gpt2, tiny_tokenizer
-from lib.packing import draw
-from lib.tasks import encode, head, load_task
 
 HERON = "白日依山尽，\n黄河入海流。\n欲穷千里目，\n更上一层楼。"  # by the rule throughout, in Mandarin too; -ou
 LUSHAN = "日照香炉生紫烟，\n遥看瀑布挂前川。\n飞流直下三千尺，\n疑是银河落九天。"
@@ -24,7 +21,7 @@ NO_PINYIN = "𬭭"
 
 @pytest.fixture(scope="module")
 def tang():
-    return load_task("tang")
+    return tasks.load_task("tang")
 
 
 def lines(*patterns: str) -> list[str]:
@@ -71,12 +68,10 @@ def test_tone_measures_of_poems_counted_by_hand():
     assert chinese.tone_of("吗") is None  # neutral
     found = chinese.form(HERON)
     assert (found["rhyme"], found["alternation"], found["opposition"]) == (1, 1, 1)
-    # alternation counts inside a line, opposition in a couplet
-    assert chinese.alternation(lines("---|-", "-|---", "-----", "-|-|-")) == 0.5
-    # positions 2, 4, 6: two pairs a line
-    assert chinese.alternation(lines("---|---", "-|---|-", "-------", "-----|-")) == 5 / 8
+    assert chinese.alternation(lines("---|-", "-|---", "-----", "-|-|-")) == 0.5  # inside a line
+    assert chinese.alternation(lines("---|---", "-|---|-", "-------", "-----|-")) == 5 / 8  # 2, 4, 6: two pairs a line
     assert chinese.alternation(lines("|-|-|", "|-|-|")) == 0  # other positions do not count
-    assert chinese.opposition(lines("-----", "-----", "-|-|-", "-|-|-")) == 0  # between couplets
+    assert chinese.opposition(lines("-----", "-----", "-|-|-", "-|-|-")) == 0  # in a couplet, not between couplets
     assert chinese.opposition(lines("-------", "-|-|-|-", "-------", "-----|-")) == 4 / 6
     unknown = [NO_PINYIN * 5] * 4
     assert math.isnan(chinese.alternation(unknown)) and math.isnan(chinese.opposition(unknown))
@@ -98,14 +93,13 @@ def test_people_rhyme_and_chance_does_not(tang):
     found = pd.DataFrame(map(chinese.form, people)).mean()
     assert 0.8 < found["rhyme"] < 0.9
     assert found["alternation"] > 0.75 and found["opposition"] > 0.75
-    # chance once more, by shuffling
-    poems = [p for p in map(chinese.quatrain, people) if len(p[0]) == 7]
+    poems = [p for p in map(chinese.quatrain, people) if len(p[0]) == 7]  # chance once more, by shuffling
     drawn = np.random.default_rng(0).integers(0, len(poems), (20_000, 2))
     rate = np.mean([chinese.rhyme(poems[i][1][-1], poems[j][3][-1]) for i, j in drawn if i != j])
     assert chinese.rhyme_by_chance(["\n".join(p) for p in poems]) == pytest.approx(rate, abs=0.01)
 
 
-def test_a_planned_task_is_the_task_with_a_line_more(tang):
+def test_a_planned_task_is_the_task_with_a_line_more_and_given_plans_do_not_rhyme(tang):
     assert chinese.plan_of(BEAN) == "五i枝思" and chinese.plan_of(BEAN, last="楼") == "五ou枝楼"
     planned = chinese.with_plan(tang)
     assert planned.name == "tang-plan" and planned.sha256 != tang.sha256
@@ -114,9 +108,6 @@ def test_a_planned_task_is_the_task_with_a_line_more(tang):
             assert after["prompt"] == before["prompt"] and after["id"] == before["id"]
             assert after["target"] == f"{chinese.plan_of(before['target'])}\n{before['target']}"
             assert [r.partition("\n")[2] for r in after["references"]] == list(before["references"])
-
-
-def test_given_plans_do_not_rhyme():
     assert chinese.unrhymed_plans([BEAN, HERON, BEAN]) == ["五ou枝楼", "五i流思", "五ou枝楼"]  # never 枝 with 思
     with pytest.raises(ValueError, match="fails to rhyme with 枝"):
         chinese.unrhymed_plans([BEAN, BEAN])
@@ -142,20 +133,21 @@ CHARACTERS = ["山", "日", "香"]
 @pytest.fixture(scope="module")
 def tokenizer():
     """A byte-level BPE that knows English only, as GPT-2's nearly does."""
-    return tiny_tokenizer([row["target"] for row in head(load_task("debian")["train"], 100)], vocab_size=500)
+    rows = tasks.head(tasks.load_task("debian")["train"], 100)
+    return models.tiny_tokenizer([row["target"] for row in rows], vocab_size=500)
 
 
 MODELS = {
-    "gpt2 tied": lambda v: small_gpt2(v, 1, 2, 32),
-    "gpt2 with spare rows": lambda v: small_gpt2(v + 64, 1, 2, 32),
+    "gpt2 tied": lambda v: models.small_gpt2(v, 1, 2, 32),
+    "gpt2 with spare rows": lambda v: models.small_gpt2(v + 64, 1, 2, 32),
     "llama untied": small_llama,
 }
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def any_base(request, tokenizer) -> Base:
+def any_base(request, tokenizer) -> models.Base:
     model = MODELS[request.param](len(tokenizer))
-    return Base(model, tokenizer, request.param, True, "a seed", None, model.num_parameters(), 256, "")
+    return models.Base(model, tokenizer, request.param, True, "a seed", None, model.num_parameters(), 256, "")
 
 
 def tables(model) -> list[torch.Tensor]:
@@ -194,7 +186,7 @@ def test_any_text_survives_the_extended_tokenizer(any_base, tokenizer, tang):
     characters = chinese.split_characters(tokenizer, [row["prompt"] + row["target"] for row in tang["train"]], 300)
     wide = chinese.extend(any_base, characters, "pieces").tokenizer
     odd = ["日", "山日山", " 日 x日x ", "a\n\n日,", "日<|endoftext|>山", "🙂日\ufffd", "𬭭日", "ｶ日ﬁ"]
-    for text in [*odd, *(row["prompt"] + row["target"] for row in head(tang["test"], 200))]:
+    for text in [*odd, *(row["prompt"] + row["target"] for row in tasks.head(tang["test"], 200))]:
         ids, own = (t(text, add_special_tokens=False, split_special_tokens=True).input_ids for t in (wide, tokenizer))
         assert wide.decode(ids, clean_up_tokenization_spaces=False) == text
         assert len(ids) <= len(own) - sum(text.count(c) * (len(tokenizer(c).input_ids) - 1) for c in characters)
@@ -217,21 +209,21 @@ def test_an_extended_vocabulary_sees_the_same_poems_in_the_same_order(base, tang
     characters = chinese.split_characters(base.tokenizer, [row["target"] for row in tang["train"]], 50)
     wide = chinese.extend(base, characters, "pieces")
     for tokens, drawn in ((3_000, tang), (20_000, tang), (3_000, chinese.with_plan(tang))):
-        own = draw(encode(base.tokenizer, drawn["train"], base.context), tokens, 5)
+        own = packing.draw(tasks.encode(base.tokenizer, drawn["train"], base.context), tokens, 5)
         budget = chinese.same_documents(base, wide, drawn, 5, tokens, tang)
-        other = draw(encode(wide.tokenizer, tang["train"], base.context), budget, 5)
+        other = packing.draw(tasks.encode(wide.tokenizer, tang["train"], base.context), budget, 5)
         assert [d.id for d in other] == [d.id for d in own]
         assert sum(len(d.input_ids) for d in other) == budget < tokens + 200
 
 
 @torch.no_grad()
 def test_bits_per_character_equals_a_loop_over_single_documents(base, tang):
-    rows, nats, characters = head(tang["test"], 8), 0, 0
+    rows, nats, characters = tasks.head(tang["test"], 8), 0, 0
     for row in rows:
         prompt, target = (base.tokenizer(row[key]).input_ids for key in ("prompt", "target"))
         ids = torch.tensor([[*prompt, *target, base.tokenizer.eos_token_id]])
         log_p = base.model(ids).logits[0].log_softmax(-1)
         nats -= sum(log_p[i - 1, ids[0, i]].item() for i in range(len(prompt), ids.shape[1]))
         characters += len(row["target"])
-    found = chinese.bits_per_character(score(base.model, base.tokenizer, rows, ""), tang["test"])
+    found = chinese.bits_per_character(metrics.score(base.model, base.tokenizer, rows, ""), tang["test"])
     assert found == pytest.approx(nats / math.log(2) / characters, rel=2e-3)  # bfloat16 inside

@@ -39,16 +39,14 @@ read = lambda flag: open(sys.argv[sys.argv.index(flag) + 1]).read().split("\\n")
 print(json.dumps({"arguments": sys.argv[1:], "wanted": read("-r"), "held": read("-c")}), flush=True)
 """
 COLAB = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')\n"
-linux = pytest.mark.skipif(os.name == "nt", reason="Colab is Linux")
 
 
-@pytest.fixture(scope="module")
-def session(tmp_path_factory):
-    """The notebooks' own first cell where torch says T4 and pip writes down: python, what was printed, pip's calls."""
-    folder = tmp_path_factory.mktemp("colab")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "image"], check=True)
-    python = folder / "image" / "bin" / "python"
-    site = next(folder.glob("image/lib/python3*/site-packages"))
+@pytest.mark.skipif(os.name == "nt", reason="Colab is Linux")
+def test_the_first_cell_tells_the_gpu_and_the_dtype_and_asks_pip_for_what_lacks(tmp_path):
+    """The notebooks' own first cell where torch says T4 and pip writes its calls down."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "image"], check=True)
+    python = tmp_path / "image" / "bin" / "python"
+    site = next(tmp_path.glob("image/lib/python3*/site-packages"))
     for package, version in IMAGE.items():
         about = site / f"{package.replace('-', '_')}-{version}.dist-info"
         about.mkdir()
@@ -56,29 +54,22 @@ def session(tmp_path_factory):
     shutil.copytree(Path(packaging.__file__).parent, site / "packaging")
     for module, code in (("torch", TORCH), ("pip", PIP)):
         (site / f"{module}.py").write_text(code, "utf-8")
-
     for name in ("lib", "notebooks", "pyproject.toml", "requirements.txt"):
-        source, target = profile.ROOT / name, folder / "content" / "project" / name
+        source, target = profile.ROOT / name, tmp_path / "content" / "project" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
     cells = jupytext.read(profile.ROOT / "notebooks" / "02_finetune.py").cells
     (cell,) = [c.source for c in cells if c.cell_type == "code" and "google.colab" in c.source]
-    code = COLAB + cell.replace("/content", str(folder / "content")) + "\nimport lib.profile"
+    code = COLAB + cell.replace("/content", str(tmp_path / "content")) + "\nimport lib.profile"
     environment = {n: v for n, v in os.environ.items() if n not in ("PYTHONPATH", "PROFILE")}
     lost = subprocess.run([python, "-c", code.replace("/content", "/nothing")], capture_output=True, encoding="utf-8")
     assert lost.returncode == 1 and lost.stderr.count("\n") == 1 and "upload the project's zip" in lost.stderr
-    run = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, encoding="utf-8", env=environment)
+    run = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8", env=environment)
     assert run.returncode == 0, run.stderr
     *calls, shown = run.stdout.split("\n", 2)
-    return python, shown, [json.loads(call) for call in calls]
-
-
-@linux
-def test_the_first_cell_tells_the_gpu_and_the_dtype_and_asks_pip_for_what_lacks(session):
-    _, shown, (installs, uninstalls) = session
+    installs, uninstalls = map(json.loads, calls)
     assert "Tesla T4; computing in float16." in shown
-    assert "torch 2.11.0+cu128, numpy 2.0.2 as they were" in shown
-    assert "Google Drive is not mounted" in shown
+    assert "torch 2.11.0+cu128, numpy 2.0.2 as they were" in shown and "Google Drive is not mounted" in shown
     names = {re.match(r"[\w-]*", line)[0] for line in installs["wanted"]}
     assert {"transformers", "peft", "sacrebleu"} <= names and not names & (UNTOUCHED | {"pytest", "ruff", "typst"})
     assert {f"{name}=={IMAGE[name.replace('-', '_')]}" for name in colab.KEEP} == set(installs["held"])

@@ -9,12 +9,9 @@ import torch
 import torch.nn.functional as F
 from small_models import close, llama, padded, row, sharpened
 
-from lib.explore import convert
-from lib.explore.attention import attention_modules
+from lib import models, tasks
+from lib.explore import attention, convert, costs
 from lib.explore.convert import FORMS, FeatureMaps, converted, hybrid, hybrid_naive, hybrid_step, new_maps
-from lib.explore.costs import leak
-from lib.models import small_gpt2
-from lib.tasks import head, load_task
 
 WINDOW = 6  # several blocks in a short row
 SHORT = {name: o | {"window": min(o["window"], WINDOW)} for name, o in FORMS.items()}
@@ -39,7 +36,7 @@ def repeated(q, k, v):
     return q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
 
 
-MODELS = {"gpt2": lambda: sharpened(small_gpt2(97, 3, 2, 32, 160)), "llama": llama}
+MODELS = {"gpt2": lambda: sharpened(models.small_gpt2(97, 3, 2, 32, 160)), "llama": llama}
 both = pytest.mark.parametrize("family", MODELS)
 each = pytest.mark.parametrize("form", FORMS)
 
@@ -86,7 +83,7 @@ def test_no_layer_sees_the_future_and_padding_changes_nothing(family, form):
     maps = {i: random_maps(m, i) for i, m in new_maps(model).items() if i != 1}  # a mixed model
     with converted(model, maps, form), torch.no_grad():
         alone = model(ids[None]).logits
-        assert leak(model, 40) < 1e-5 * float(alone.abs().max())
+        assert costs.leak(model, 40) < 1e-5 * float(alone.abs().max())
         close(model(**padded([ids], 34)).logits[:, 9:], alone, 1e-4)
 
 
@@ -123,7 +120,7 @@ def base(base):
 
 
 def rows(base, *arguments):
-    return convert.rows(base, load_task("debian"), *arguments)
+    return convert.rows(base, tasks.load_task("debian"), *arguments)
 
 
 def test_rows_hold_whole_documents_and_bits_per_byte_counts_each_token_once(base):
@@ -132,7 +129,7 @@ def test_rows_hold_whole_documents_and_bits_per_byte_counts_each_token_once(base
     end = base.tokenizer.eos_token_id
     assert stream[0] == end and stream[-1] == end and len(stream) > 150
     documents = base.tokenizer.decode(stream[1:-1]).split(base.tokenizer.eos_token)
-    wanted = [e["prompt"] + e["target"] for e in head(load_task("debian")["validation"], len(documents))]
+    wanted = [e["prompt"] + e["target"] for e in tasks.head(tasks.load_task("debian")["validation"], len(documents))]
     assert documents == wanted and text.n_bytes == sum(len(t.encode()) for t in wanted)
     assert torch.equal(torch.cat([r[0, 1:] for r in text.ids]), stream[1:])
     with torch.no_grad():
@@ -183,9 +180,9 @@ def test_the_state_has_the_size_of_its_formula_and_only_the_caches_grows(base):
         with converted(base.model, maps, form, "hybrid_step"), torch.no_grad():
             for t in range(context):
                 base.model(torch.tensor([[t]]), position_ids=torch.tensor([[t]]), use_cache=False)
-            return sum(x.numel() for m in attention_modules(base.model) for x in m.recurrent_state if x is not None)
+            return sum(x.numel() for m in modules for x in m.recurrent_state if x is not None)
 
-    config = base.model.config
+    config, modules = base.model.config, attention.attention_modules(base.model)
     layers, width = config.n_layer, config.n_embd // config.n_head
     token = layers * config.n_head * 2 * width  # keys and values
     for context in (40, 80):

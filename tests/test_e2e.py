@@ -8,24 +8,17 @@ import pytest
 from hub_server import nothing_within_reach
 from notebook_code import defined
 
-from lib import hub
+from lib import hub, tasks
 from lib.explore import e2e
-from lib.hub import Unavailable
-from lib.tasks import load_task
 
 published = defined("03_evaluate", "coco_rouge_l", "cider")
-
-MEANING = (
-    "name : Blue Spice | Type : pub | food : Indian | price : more than £ 30 | customer rating : "
-    "low | area : riverside | family friendly : no | near : Crowne Plaza Hotel ||"
-)
-RIGHT = (
-    "Blue Spice is a pub with Indian food at prices of more than £ 30 . It has a low customer rating , "
-    "is not family - friendly and lies by the river near the Crowne Plaza Hotel ."
-)
+MEANING = "name : Blue Spice | Type : pub | food : Indian | price : more than £ 30 | customer rating : low"
+MEANING += " | area : riverside | family friendly : no | near : Crowne Plaza Hotel ||"
+RIGHT = "Blue Spice is a pub with Indian food at prices of more than £ 30 . It has a low customer rating , "
+RIGHT += "is not family - friendly and lies by the river near the Crowne Plaza Hotel ."
 
 
-def errors(text, meaning=MEANING):
+def errors(text, meaning):
     check = e2e.slot_check(meaning, text)
     return check["missing"], check["wrong"], check["added"]
 
@@ -36,14 +29,12 @@ def cases(part: int) -> list:
     return [(one, other, tuple(map(int, expected.split()))) for one, other, expected in rows]
 
 
-@pytest.mark.parametrize(("old", "new", "expected"), cases(0))
-def test_slots_on_hand_made_errors(old, new, expected):
-    assert old in RIGHT
-    assert errors(RIGHT.replace(old, new, 1)) == expected
+CHANGED = [(RIGHT.replace(old, new, 1), MEANING, expected) for old, new, expected in cases(0)]
+assert all(old in RIGHT for old, *_ in cases(0))
 
 
-@pytest.mark.parametrize(("text", "meaning", "expected"), cases(1))
-def test_slots_are_told_apart(text, meaning, expected):
+@pytest.mark.parametrize(("text", "meaning", "expected"), CHANGED + cases(1))
+def test_slots_on_hand_made_errors(text, meaning, expected):
     assert errors(text, meaning) == expected
 
 
@@ -95,24 +86,19 @@ def mirror(tmp_path, monkeypatch) -> Path:
 
 
 def test_e2e_train_has_rows_and_test_has_references(mirror):
-    task = load_task("e2e")
-    prompt = "name : A | Type : pub ||"
-    assert sorted(r["prompt"] + r["target"] for r in task["train"]) == [
-        f"{prompt} A is a pub .",
-        f"{prompt} The pub A .",
-    ]
+    task = tasks.load_task("e2e")
+    wanted = ["name : A | Type : pub || A is a pub .", "name : A | Type : pub || The pub A ."]
+    assert sorted(r["prompt"] + r["target"] for r in task["train"]) == wanted
     assert set(task["train"]["group"]) == {"name : A | Type : pub"}
-    assert sorted((r["prompt"], r["target"], r["references"]) for r in task["test"]) == [
-        ("name : C ||", " C .", ["C .", "C again ."]),
-        ("name : D ||", " D one .", ["D one ."]),
-    ]
+    wanted = [("name : C ||", " C .", ["C .", "C again ."]), ("name : D ||", " D one .", ["D one ."])]
+    assert sorted((r["prompt"], r["target"], r["references"]) for r in task["test"]) == wanted
     assert len(task["validation"]) == 1 and task.source == str(mirror / "e2e")
 
 
 def test_e2e_from_the_hubs_rows(tmp_path, monkeypatch):
     nothing_within_reach(tmp_path, monkeypatch)
-    with pytest.raises(Unavailable, match=r"data/mirror/e2e.*cannot be reached.*--mirror https"):
-        load_task("e2e")
+    with pytest.raises(hub.Unavailable, match=r"data/mirror/e2e.*cannot be reached.*--mirror https"):
+        tasks.load_task("e2e")
 
     def download(repository, file, repo_type, revision, **_):
         assert (repository, repo_type, revision) == ("tuetschek/e2e_nlg", "dataset", "refs/convert/parquet")
@@ -123,7 +109,7 @@ def test_e2e_from_the_hubs_rows(tmp_path, monkeypatch):
         return str(path)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
-    task = load_task("e2e")
+    task = tasks.load_task("e2e")
     prompt = "name : The Vaults | Type : pub | price : £ 20 - 25 | family friendly : no | near : Café Adriatic ||"
     assert task["test"][0]["prompt"] == prompt
     assert task["test"][0]["references"] == ["The Vaults is a pub.", "A pub."]

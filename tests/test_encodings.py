@@ -3,9 +3,8 @@ from functools import cache
 import pytest
 from notebook_code import defined
 
-from lib.explore import gpt2_bpe
+from lib.explore import gpt2_bpe, scratch
 from lib.explore.encodings import ENCODINGS, UNK, train_encoding
-from lib.explore.scratch import documents
 
 seen = defined("04_token_encoding", "piece_text", "tokens")
 POEMS = [
@@ -29,7 +28,7 @@ SIZES = {"bpe": 900, "wordpiece": 900, "unigram": 900}
 
 @cache
 def texts(n=150):
-    return tuple(documents("debian")[:n])
+    return tuple(scratch.documents("debian")[:n])
 
 
 @cache

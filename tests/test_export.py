@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from sample_project import figure, project, write
 
-from lib.report import export
-from lib.report.fill import filled
+from lib.report import export, fill
 from lib.results import markdown_table
 
 
@@ -72,7 +71,7 @@ def test_captions_have_the_texts_numbers_and_are_referred_to(html, tmp_path):
     assert '<a href="#5-before-and-after-fine-tuning">section 5</a>' in html
     table = "| zstd --ultra -22 | it's -2.5 [-3, -2] |\n|--|--|\n| 1<!--= 03.a -->.5<!--/--> | 2 |\n\n"
     text = f"{table}Table: *first*.\n\n<!-- begin 03.b -->\n\n{table}Table: 2nd.\n\n<!-- end 03.b -->\n"
-    text = filled(f"see <!--# 03.b -->?<!--/-->\n\n{text}", {"values": {}, "tables": {}})
+    text = fill.filled(f"see <!--# 03.b -->?<!--/-->\n\n{text}", {"values": {}, "tables": {}})
     found = export.document(trial(tmp_path, text), "html").decode()
     assert "Table 1. first." in words(found) and "Table 2. 2nd." in words(found) and "1.5" in words(found)
     assert "zstd ‑‑ultra ‑22 it’s −2.5 [−3, −2]" in words(found), "no minus but where numbers are"

@@ -21,10 +21,8 @@ import torch
 from conftest import ELSEWHERE, OUT
 from transformers import TrainerCallback
 
-from lib import profile, results, run, train
+from lib import models, profile, results, run, tasks, train
 from lib.__main__ import main
-from lib.models import load_base
-from lib.tasks import head, load_task
 
 FORKS = hasattr(os, "fork") and hasattr(os, "waitid") and sys.platform != "darwin"  # whose libraries outlive no fork
 pytestmark = pytest.mark.skipif(not FORKS, reason="faults are injected into forked children")
@@ -69,8 +67,8 @@ def killed_after(pid: int, seconds: float) -> bool:
 
 @functools.cache  # before the first fork: children find it loaded
 def tiny():
-    task = load_task("debian")
-    return load_base(), task.replace(train=head(task["train"], 200), validation=head(task["validation"], 8))
+    base, task = models.load_base(), tasks.load_task("debian")
+    return base, task.replace(train=tasks.head(task["train"], 200), validation=tasks.head(task["validation"], 8))
 
 
 def tiny_run(folder: Path, callbacks=(), **options) -> None:

@@ -89,15 +89,12 @@ def test_a_missing_figure_or_results_file_is_told_by_its_notebook(root):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"notebook": "03"}', '{"provenance": {"seeds": [0]}}'])
-def test_a_damaged_results_file_is_one_sentence(root, damage):
+def test_a_damaged_results_file_and_a_report_that_is_not_utf8_are_one_sentence(root, damage):
     write(root / "data/results/03_evaluate.json", damage)
     with pytest.raises(ValueError, match=r"03_evaluate.json is damaged .*: run `python -m lib run 03` again"):
         fill.check(root)
     (root / "data/results/03_evaluate.json").rename(root / "data/results/03_evaluate-LAPTOP-1A2B.json")
     assert fill.answers(root)["values"] == {}  # a copy that a cloud folder made is not read
-
-
-def test_a_report_that_is_not_utf8_is_one_sentence(root):
     (root / "report.md").write_bytes("红豆".encode("gbk"))
     with pytest.raises(ValueError, match=r"report.md is not UTF-8 \(byte 0\): save it as UTF-8"):
         fill.check(root)

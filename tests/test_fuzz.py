@@ -21,17 +21,12 @@ VALUE = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=4,
 )
-VALID = st.fixed_dictionaries(
-    {"prompt": TEXT.filter(bool), "target": TEXT.filter(lambda t: bool(t.strip()))},
-    optional={"group": TEXT, "references": st.lists(TEXT, max_size=2)},
-)
+VALID = {"prompt": TEXT.filter(bool), "target": TEXT.filter(lambda t: bool(t.strip()))}
+VALID = st.fixed_dictionaries(VALID, optional={"group": TEXT, "references": st.lists(TEXT, max_size=2)})
 NAMES = st.sampled_from(["prompt", "target", "id", "group", "references", "x"])
 ANY = st.one_of(VALID, st.dictionaries(NAMES, VALUE), VALUE).map(lambda v: json.dumps(v).encode())
-DAMAGE = st.tuples(
-    st.sampled_from(["flip", "cut", "insert", "delete", "garbage"]),
-    st.floats(0, 1, exclude_max=True),
-    st.binary(min_size=1, max_size=9),
-)
+HOW = st.sampled_from(["flip", "cut", "insert", "delete", "garbage"])
+DAMAGE = st.tuples(HOW, st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=9))
 
 
 def repeat(check, strategy, times: int) -> None:

@@ -8,9 +8,8 @@ from small_llama import small_llama
 from transformers import GenerationConfig
 
 from lib import generate as g
-from lib import profile
+from lib import models, profile
 from lib.__main__ import main
-from lib.models import small_gpt2, tiny_base, tiny_tokenizer
 
 PROMPTS = ["The tool", "a", "Package: apt\nSection: admin\n", "", "床前明月光", "one two three four five six"]
 
@@ -24,14 +23,14 @@ def float32(monkeypatch):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tiny_tokenizer(["The tool reads one two three four five six files.", *PROMPTS] * 4, 300)
+    return models.tiny_tokenizer(["The tool reads one two three four five six files.", *PROMPTS] * 4, 300)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def model(request, tokenizer):
     """Random weights, wide enough apart that greedy text varies."""
     if request.param == "gpt2":
-        return small_gpt2(len(tokenizer), n_positions=96, initializer_range=0.3, seed=3)
+        return models.small_gpt2(len(tokenizer), n_positions=96, initializer_range=0.3, seed=3)
     return small_llama(len(tokenizer), max_position_embeddings=96, initializer_range=0.3, eos_token_id=None)
 
 
@@ -70,7 +69,7 @@ def test_a_processor_knows_where_the_new_tokens_begin(model, tokenizer):
 
 
 def test_stops_at_eos_and_keeps_white_space(tokenizer, monkeypatch):
-    model = small_gpt2(len(tokenizer), n_positions=96)
+    model = models.small_gpt2(len(tokenizer), n_positions=96)
     planned = [*tokenizer("  two\n").input_ids, tokenizer.eos_token_id, *tokenizer("six").input_ids]
     forward, length = model.forward, len(tokenizer("one two").input_ids)
 
@@ -97,7 +96,7 @@ def test_own_generation_config_is_set_aside_and_restored(model, tokenizer, monke
     monkeypatch.setattr(model, "generation_config", own)
     assert g.generate(model, tokenizer, PROMPTS, 8) == greedy and model.generation_config is own
     # almost uniform sampling reaches far more than the 50 tokens of transformers' default top_k
-    model = small_gpt2(len(tokenizer), n_positions=96)
+    model = models.small_gpt2(len(tokenizer), n_positions=96)
     texts = g.generate(model, tokenizer, ["a"] * 400, 1, batch_size=400, do_sample=True, temperature=100.0)
     assert len(set(texts)) > 80
 
@@ -115,7 +114,7 @@ def test_errors_name_the_prompt_and_the_setting(model, tokenizer):
 
 def test_the_command_prints_text_alone_from_the_base_model_or_a_run(capsys):
     assert main(["generate", "--prompt", r"Package: x\nDescription:", "--tokens", "8"]) == 0
-    said, base = capsys.readouterr(), tiny_base()
+    said, base = capsys.readouterr(), models.tiny_base()
     assert said.out == g.generate(base.model, base.tokenizer, ["Package: x\nDescription:"], 8)[0] + "\n"
     assert "Base model: tiny" in said.err
     assert main(["finetune", "--set", "train_tokens=1300", "--set", "evaluations=1"]) == 0

@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 from hub_server import nothing_within_reach, serve
 
-from lib import __main__, hub
+from lib import __main__, hub, models
 from lib.hub import OUTSIDE, Unavailable, outside
-from lib.models import small_gpt2, tiny_tokenizer
 
 TEXTS = {  # name -> file, small text in its place
     "wikitext2": ("wiki.test.raw", " \n = A title = \n \n A line , tokenised . \n"),
@@ -108,8 +107,8 @@ def test_fetch_of_everything_offline_says_why(home, capsys):
 
 def test_fetch_model_goes_on_and_ends_whole(server, home, monkeypatch, capsys):
     source, folder, name = home / "source", home / "models" / "gpt2", f"{hub.GPT2}/model.safetensors"
-    tokenizer = tiny_tokenizer(["some text"], 257)
-    small_gpt2(len(tokenizer), eos_token_id=0).save_pretrained(source)
+    tokenizer = models.tiny_tokenizer(["some text"], 257)
+    models.small_gpt2(len(tokenizer), eos_token_id=0).save_pretrained(source)
     tokenizer.save_pretrained(source)
     files = {path.name: path.read_bytes() for path in source.iterdir()}
     weights = files["model.safetensors"]

@@ -9,9 +9,7 @@ from lib import profile
 from lib.__main__ import COMMANDS, main
 from lib.report import fill
 
-README, REPORT, CARDS = (
-    profile.ROOT.joinpath(n).read_text("utf-8") for n in ("README.md", "report.md", "data/README.md")
-)
+README, REPORT, CARDS = ((profile.ROOT / n).read_text("utf-8") for n in (*fill.FILES, "data/README.md"))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -11,11 +11,9 @@ import torch
 from notebook_code import defined
 from small_llama import small_llama
 
+from lib import metrics, tasks, train
 from lib.explore import memorise
 from lib.explore.memorise import CANDIDATES, REPETITIONS, SLOTS, canaries, code_log_probabilities, exposure, rank_of
-from lib.metrics import token_scores
-from lib.tasks import encode, head
-from lib.train import finetune
 
 BUDGET = 8_000
 pytestmark = pytest.mark.usefixtures("float32")
@@ -29,9 +27,9 @@ def test_the_tree_equals_reading_each_code_alone(base, family):
     canary, rng = canaries(0, 1, 0)[0], np.random.default_rng(1)
     tree = code_log_probabilities(base.model, base.tokenizer, canary.prefix)
     codes = ["".join(rng.choice(list(s)) for s in SLOTS) for _ in range(8)] + ["0B0B", "9M9M"]
-    encoded = encode(base.tokenizer, [replace(canary, secret=code).row() for code in codes], 1_024)
+    encoded = tasks.encode(base.tokenizer, [replace(canary, secret=code).row() for code in codes], 1_024)
     before = len(base.tokenizer(canary.prefix, add_special_tokens=False).input_ids)
-    for code, (nats, _) in zip(codes, token_scores(base.model, encoded), strict=True):
+    for code, (nats, _) in zip(codes, metrics.token_scores(base.model, encoded), strict=True):
         alone = -float(nats[before : before + len(code)].double().sum())
         at = tuple(slot.index(s) for slot, s in zip(SLOTS, code, strict=True))
         assert float(tree[at]) == pytest.approx(alone, abs=2e-5)
@@ -78,7 +76,7 @@ def test_mixing_gives_every_condition_equally_much_text(base, task):
     assert dirty.copies == {c.id: c.repetitions for c in drawn if c.repetitions}
     assert set(clean.copies.values()) == {1} and clean.copies.keys() == dirty.copies.keys()
     assert dirty.task.sha256 != clean.task.sha256
-    small = memorise.mix(base, task.replace(train=head(task["train"], 5)), drawn, True, BUDGET)
+    small = memorise.mix(base, task.replace(train=tasks.head(task["train"], 5)), drawn, True, BUDGET)
     assert small.passes == round(BUDGET / small.tokens) > 1
     with pytest.raises(ValueError, match=r"The canaries fill .* of 500 training tokens"):
         memorise.mix(base, task, drawn, False, 500)
@@ -88,11 +86,8 @@ def test_training_sees_every_copy_and_repetitions_are_remembered(base, task):
     drawn = canaries(0, 1, 2)
     mixed = memorise.mix(base, task, drawn, False, BUDGET)
     sizes = {"pack_length": 640, "batch_tokens": 640, "evaluations": 1, "validation_documents": 8}
-    sizes |= {
-        "learning_rate": 1e-2,
-        "train_tokens": mixed.tokens * mixed.passes,
-    }  # random weights learn no digits at 1e-4
-    run = finetune(base, mixed.task, "full", 0, **sizes)
+    sizes |= {"learning_rate": 1e-2, "train_tokens": mixed.tokens * mixed.passes}  # random weights need a high rate
+    run = train.finetune(base, mixed.task, "full", 0, **sizes)
     assert run.summary["tokens"] == mixed.tokens * mixed.passes
     assert run.summary["best_step"] == run.summary["steps"]
     table = pd.DataFrame(memorise.audit(run.model, base.tokenizer, drawn))

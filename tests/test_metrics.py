@@ -5,9 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import metrics, profile
-from lib.models import small_gpt2, tiny_tokenizer
-from lib.packing import Encoded
+from lib import metrics, models, packing, profile
 
 pytestmark = pytest.mark.usefixtures("float32")
 TEXTS = [
@@ -21,12 +19,12 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tiny_tokenizer(TEXTS, 300)
+    return models.tiny_tokenizer(TEXTS, 300)
 
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return small_gpt2(len(tokenizer), n_positions=128)
+    return models.small_gpt2(len(tokenizer), n_positions=128)
 
 
 def examples():
@@ -62,16 +60,16 @@ def test_score_equals_one_document_at_a_time_and_counts_eos(model, tokenizer, mo
 def test_scores_depend_neither_on_the_row_length_nor_on_the_company(model):
     rng = np.random.default_rng(0)
     sizes = [(9, 3), (40, 0), (2, 1), (2, 0), (64, 60), (17, 1)]
-    docs = [Encoded(rng.integers(1, 250, n).tolist(), p, n, str(i)) for i, (n, p) in enumerate(sizes)]
+    docs = [packing.Encoded(rng.integers(1, 250, n).tolist(), p, n, str(i)) for i, (n, p) in enumerate(sizes)]
     expected = [plain_nats(model, d.input_ids, d.prompt_length) for d in docs]
     for length in (64, 70, 1000):
         assert np.allclose(metrics.score_encoded(model, docs, length)["nats"], expected, atol=1e-3)
-    window = Encoded(rng.integers(1, 250, 129).tolist(), 1, 5)  # the last token is never read: it needs no position
+    window = packing.Encoded(rng.integers(1, 250, 129).tolist(), 1, 5)  # its last token is never read
     assert metrics.score_encoded(model, [window])["tokens"].item() == 128
     tokens = metrics.score_encoded(model, docs)["tokens"]
     assert list(tokens) == [6, 39, 1, 1, 4, 16]  # without a prompt the first token has no context
     with pytest.raises(ValueError, match="short"):
-        metrics.score_encoded(model, [Encoded([1], 0, 1, "short")])
+        metrics.score_encoded(model, [packing.Encoded([1], 0, 1, "short")])
 
 
 def test_logits_are_float32_under_bfloat16_autocast_and_the_model_is_left_as_it_was(model, tokenizer, monkeypatch):

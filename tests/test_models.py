@@ -51,11 +51,12 @@ def with_stand_in(home, small_folder) -> Path:
 
 @pytest.fixture
 def server(home, monkeypatch, small_folder):
-    """A hub that has the small model under GPT-2's name, beside a pickle."""
+    """A hub that has the small model under a name of its own, and under GPT-2's beside a pickle."""
     with serve() as running:
-        files = {path.name: path.read_bytes() for path in small_folder.iterdir()}
-        running.add(GPT2, {**files, "pytorch_model.bin": b"a pickle"})
-        monkeypatch.setattr(hub, "GPT2_SHA256", hashlib.sha256(files["model.safetensors"]).hexdigest())
+        running.small = {path.name: path.read_bytes() for path in small_folder.iterdir()}
+        running.add("someone/small", running.small)
+        running.add(GPT2, {**running.small, "pytorch_model.bin": b"a pickle"})
+        monkeypatch.setattr(hub, "GPT2_SHA256", hashlib.sha256(running.small["model.safetensors"]).hexdigest())
         monkeypatch.setenv("HF_ENDPOINT", running.url)
         yield running
 
@@ -201,10 +202,8 @@ def test_base_model_that_is_a_pickle(home, monkeypatch):
         load_base()
 
 
-def test_base_model_as_a_hub_id(server, small_folder, monkeypatch):
-    files = {path.name: path.read_bytes() for path in small_folder.iterdir()}
-    server.add("someone/small", files)
-    server.add("someone/pickled", {"config.json": files["config.json"], "pytorch_model.bin": b"x"})
+def test_base_model_as_a_hub_id(server, monkeypatch):
+    server.add("someone/pickled", {"config.json": server.small["config.json"], "pytorch_model.bin": b"x"})
     monkeypatch.setenv("BASE_MODEL", "someone/small")
     base = load_base()
     assert (base.name, base.revision, base.source) == ("someone/small", COMMIT, server.url)
@@ -230,11 +229,9 @@ def test_a_mirror_that_moved_for_good(server, monkeypatch, times):
         assert [method for method, _ in moved.requests] == ["GET"]  # asked once
 
 
-def test_a_cache_without_links_is_checked_too(server, small_folder, monkeypatch):
-    files = {path.name: path.read_bytes() for path in small_folder.iterdir()}
-    server.add("someone/small", files)
+def test_a_cache_without_links_is_checked_too(server, monkeypatch):
     monkeypatch.setattr(file_download, "are_symlinks_supported", lambda *_: False)
-    weights, name = files["model.safetensors"], "someone/small/model.safetensors"
+    weights, name = server.small["model.safetensors"], "someone/small/model.safetensors"
     server.lies_about[name] = weights[:-1] + bytes([weights[-1] ^ 1])
     with pytest.raises(Unavailable, match="wrong SHA-256"):
         hub.hub_model("someone/small")

@@ -66,8 +66,6 @@ data/my_diary/a.txt data/my_task.jsonl data/debian/mine.jsonl data/results/mine.
 .DS_Store lib/.DS_Store lib/._packing.py data/debian/._train.jsonl data/debian/Thumbs.db figures/desktop.ini .idea/a.xml
 .vscode/settings.json lib/packing-DESKTOP-1A2B3C4.py notebooks/03_evaluate-LAPTOP-张三.ipynb lib/packing(1).py
 figures/03_before_after-1.png lib/report/templates/~$reference.docx"""
-
-
 LEAKS = {
     "lib/judge.py": f'KEY = "{KEY}"\n',
     "tests/a.py": "-----BEGIN RSA PRIVATE " + "KEY-----\nx",

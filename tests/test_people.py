@@ -15,7 +15,6 @@ from lib.hub import Unavailable
 
 NAMES = ("SCORE", "win_rate", "summarise", "RUBRIC", "PATIENCE", "judge_client", "ask", "parse", "judge")
 notebook = defined("03_evaluate", *NAMES)
-
 KEY = "sk-secret-0123456789"
 PAIRS = [p.Pair(f"p{i}", f"prompt {i} 提示", f"bad text {i}", f"good text {i}") for i in range(6)]
 SOON = ("retry-after-ms", "5")  # else the client waits half a second and longer
@@ -193,7 +192,7 @@ def rate(rater, choices):
     return [{"rater": rater, "choice": c, **p.Pair(str(i), "", "", "")._asdict()} for i, c in enumerate(choices)]
 
 
-def test_summary_of_ratings():
+def test_summary_of_ratings_and_agreement():
     summary = notebook.summarise(rate("Ann", ["after"] * 8 + ["before", "tie", "skip"]))
     assert (summary["n"], summary["after"], summary["before"], summary["tie"]) == (10, 8, 1, 1)
     assert (summary["win_rate"], summary["skipped"]) == (0.85, 1) and math.isnan(summary["kappa"])
@@ -203,10 +202,7 @@ def test_summary_of_ratings():
     twice = notebook.summarise(rate("Ann", ["after"]) + rate("Ann", ["before"]))
     assert twice["win_rate"] == 0  # the last rating counts
     assert notebook.summarise([])["win_rate"] is notebook.summarise(rate("Ann", ["skip"]))["win_rate"] is None
-
-
-def test_agreement():
-    """Cohen's textbook table of 50: 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no gives 0.4."""
+    # Cohen's textbook table of 50: 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no gives 0.4
     ann = ["after"] * 25 + ["before"] * 25
     bob = ["after"] * 20 + ["before"] * 5 + ["after"] * 10 + ["before"] * 15
     summary = notebook.summarise(rate("Ann", ann) + rate("Bob", bob))

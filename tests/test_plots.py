@@ -10,8 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from lib import plots
-from lib.metrics import mean_interval
+from lib import metrics, plots
 from lib.results import Results
 
 LINE = "床前明月光，疑是地上霜。"
@@ -97,7 +96,7 @@ def test_dots_show_every_seed_the_mean_and_the_interval_or_that_nothing_was_meas
     assert [t.get_text() for t in ax.get_yticklabels()] == ["bytes 257", "bpe 512", "bpe 1,024"]
     assert [t.get_text() for t in ax.texts] == ["2.320", "2.120", "2.070"]
     bar, mean, seeds = (list(line.get_xdata()) for line in ax.get_lines()[:3])
-    assert bar == pytest.approx(mean_interval([2.3, 2.32, 2.34])[1:])
+    assert bar == pytest.approx(metrics.mean_interval([2.3, 2.32, 2.34])[1:])
     assert seeds == pytest.approx([2.3, 2.32, 2.34]) and mean[0] == pytest.approx(2.32)
     ax = plots.dots(measured(), "bits_per_byte", "label", rows=["bytes 257", "chance"], top=2.33).axes[0]
     assert 2.32 < max(ax.get_lines()[0].get_xdata()) < 2.33, "an interval of shares"

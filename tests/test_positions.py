@@ -16,7 +16,6 @@ from lib.models import small_gpt2
 
 ABSOLUTE = tuple(n for n, code in POSITIONS.items() if code.add)  # the others act on distances, or not at all
 CPU = torch.device("cpu")
-
 each = pytest.mark.parametrize("name", POSITIONS)
 
 
@@ -133,7 +132,7 @@ def test_learned_is_gpt2s_own_table():
     close(ours(row(32)[None]).logits, own(row(32)[None]).logits)
 
 
-def test_bad_input_is_named():
+def test_bad_input_and_an_attention_that_would_leave_the_code_out_are_named():
     for name, n_head, n_embd, message in (
         ("rope", 4, 12, r"head size \(n_embd / n_head\) of 3"),
         ("sinusoidal", 3, 15, "even n_embd, not 15"),
@@ -141,6 +140,11 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             build(97, name, n_layer=1, n_head=n_head, n_embd=n_embd)(row(5)[None])
+    for name in ("rope", "alibi", "t5"):
+        model = build(97, name, n_layer=1, n_embd=16, n_positions=16)
+        model.set_attn_implementation("sdpa")
+        with pytest.raises(ValueError, match=f"'sdpa' leaves position '{name}' out"):
+            model(row(8)[None])
 
 
 @each
@@ -148,11 +152,3 @@ def test_only_the_learned_table_ends(name):
     ends = pytest.raises(ValueError, match="65 tokens are more than the learned table's 64")
     with ends if name == "learned" else nullcontext():
         assert gpt2(name)(row(65)[None]).logits.isfinite().all()
-
-
-@pytest.mark.parametrize("name", ["rope", "alibi", "t5"])
-def test_an_attention_that_would_leave_the_code_out_is_refused(name):
-    model = build(97, name, n_layer=1, n_embd=16, n_positions=16)
-    model.set_attn_implementation("sdpa")
-    with pytest.raises(ValueError, match=f"'sdpa' leaves position '{name}' out"):
-        model(torch.arange(8)[None])

@@ -19,6 +19,7 @@ from lib.explore.anonymise import LABELLED, find, plain, read_names
 from lib.explore.private import Skip, cut, deduplicate, without_near_duplicates
 
 NAMES = read_names(LABELLED / "names.txt")
+CATEGORIES = {category for category, *_ in anonymise.RULES} | {"name"}
 labelled = defined("08_private_domain", "labelled").labelled
 WORDS = "amber basin cedar delta ember fjord grove harbor inlet jetty kelp lagoon marsh nook orchard pier".split()  # noqa: SIM905
 
@@ -92,7 +93,7 @@ def test_no_pattern_takes_long_on_hostile_text():
 
 def counts(half: str) -> dict[tuple[str, str], list[int]]:
     """Per category and per kind of text: found, labelled, correct."""
-    out = {("category", category): [0, 0, 0] for category in (*anonymise.CATEGORIES, "all")}
+    out = {("category", category): [0, 0, 0] for category in (*CATEGORIES, "all")}
     for text, wanted, kind, speakers in labelled(half):
         found = find(text, NAMES, speakers)
         for at, some in enumerate((found, wanted, {*found} & {*wanted})):
@@ -109,10 +110,8 @@ def test_the_anonymiser_reaches_what_the_project_promises(half):
         found, wanted, correct = every[key]
         assert correct >= 0.95 * wanted and correct >= 0.9 * found, key
     tables = results.load("08_private_domain", profile.DATA / "results")["tables"]  # shipped: those of the test half
-    shipped = [
-        (by, row) for by, name in (("category", ""), ("kind", "_by_kind")) for row in tables[f"anonymiser{name}"]
-    ]
-    shipped = {(by, r[by]): [r["found"], r["labelled"], r["correct"]] for by, r in shipped}
+    by = {"category": tables["anonymiser"], "kind": tables["anonymiser_by_kind"]}
+    shipped = {(k, r[k]): [r["found"], r["labelled"], r["correct"]] for k, rows in by.items() for r in rows}
     assert half == "tune" or shipped == every
 
 
@@ -129,7 +128,7 @@ def test_the_labelled_set_is_large_held_apart_and_invented():
     assert len(set(texts)) == len(texts)
     for rows in halves.values():
         own = Counter(item.category for _, spans, *_ in rows for item in spans)
-        assert set(own) == {*anonymise.CATEGORIES} and min(own.values()) >= 10 and own.total() >= 120
+        assert set(own) == CATEGORIES and min(own.values()) >= 10 and own.total() >= 120
         kinds = Counter(kind for _, spans, kind, _ in rows for _ in spans)
         assert min(kinds.values()) >= 8 and sum(not spans for _, spans, *_ in rows) >= 25  # traps
         for text, spans, *_ in rows:
@@ -160,11 +159,9 @@ def test_headings_first_lines_and_fenced_code():
 
 
 def test_code_gives_signatures_and_docstrings():
-    source = (
-        "class Loom(Base):\n    '''A loom that weaves text into cloth.'''\n"
-        "    def warp(self, n: int = 2) -> str:\n        '''Lay n threads over the frame.\n\n        Twice.'''\n"
-        "def bare(): pass\nclass Bare: 'Nothing to inherit from.'\n"
-    )
+    source = "class Loom(Base):\n    '''A loom that weaves text into cloth.'''\n"
+    source += "    def warp(self, n: int = 2) -> str:\n        '''Lay n threads over the frame.\n\n        Twice.'''\n"
+    source += "def bare(): pass\nclass Bare: 'Nothing to inherit from.'\n"
     assert list(private.read_code(source, clean, Counter())) == [
         ("", "class Loom(Base):\n", "A loom that weaves text into cloth."),
         ("", "class Bare:\n", "Nothing to inherit from."),
@@ -344,9 +341,8 @@ def test_near_duplicates_go_and_the_first_stays():
     assert len(deduplicate([{"id": "", "target": t} for t in (*texts, texts[3].upper() + " ")])) == 3
 
 
-# in texts, names, subjects and file names
 SENTINELS = ("Zanzibar", "zanzibar", "Quirin", "quirin", "Kettledrum", "琥珀钟楼", "203 555 0144", "ledgerfile")
-SENTINELS += ("weaverbird",)
+SENTINELS += ("weaverbird",)  # in texts, names, subjects and file names
 
 
 def test_a_run_on_a_folder_of_ones_own_needs_one_setting_and_shows_nothing_of_it(tmp_path):

@@ -8,7 +8,6 @@ from sample_project import REPORT, project, write
 from lib import profile
 from lib.__main__ import main
 from lib.report import rubric
-from lib.report.rubric import GAP, OK
 
 
 @pytest.fixture
@@ -25,8 +24,8 @@ def test_a_finished_project_has_no_gaps(root):
     for midterm in (False, True):
         answers = rubric.check(midterm, root)
         assert rubric.gaps(answers) == [] and rubric.show(answers).endswith("Nothing is missing.")
-    assert status(root, "Report language")[0] == OK and "Abstract " in status(root, "Report language")[1]
-    assert status(root, "Members named") == (OK, "report.md:24: 王小明 (Wang Xiaoming), Li Hua")
+    assert status(root, "Report language")[0] == rubric.OK and "Abstract " in status(root, "Report language")[1]
+    assert status(root, "Members named") == (rubric.OK, "report.md:24: 王小明 (Wang Xiaoming), Li Hua")
     assert status(root, "At least two explorations")[1].startswith("2: 6.1 Token encodings, 6.2")
     write(root / "report.md", REPORT.replace("## 摘要", f"{'word ' * 201}\n\n## 摘要"))
     assert status(root, "Report language")[0] == "note"
@@ -44,11 +43,7 @@ TAKEN_AWAY = {
     "no dataset": (without("### The dataset"), "The dataset", "has 0 words"),
     "no after": (re.sub(r"^\| after.*\n", "", REPORT, flags=re.M), "Before against after", "no row 'after'"),
     "one exploration": (without("### 6.2 Position encodings"), "At least two", "1 complete, two are asked for; report"),
-    "an appendix alone": (
-        REPORT.replace("### A.1", "### A.3"),
-        "At least two",
-        "A.3 Tokens, belongs to no section of 6",
-    ),
+    "an appendix alone": (REPORT.replace("# A.1", "# A.3"), "At least two", "A.3 Tokens, belongs to no section of 6"),
     "no Chinese": (without("## 摘要"), "The abstract in", "has 0 words"),
     "no principle": (REPORT.replace("**Principle.** RoPE", "RoPE"), "At least two", "encodings, has no principle"),
     "an empty result": (re.sub(r"(\*\*Result\.\*\*) ALiBi.*", r"\1", REPORT), "At least two", "has no result"),
@@ -65,7 +60,7 @@ def test_what_is_taken_away_from_the_report_is_missed(root, name):
     text, question, said = TAKEN_AWAY[name]
     write(root / "report.md", text)
     found, answer = status(root, question)
-    assert found == GAP and said in answer, answer
+    assert found == rubric.GAP and said in answer, answer
     assert rubric.gaps(rubric.check(root=root)) and not rubric.gaps(rubric.check(midterm=True, root=root))
 
 
@@ -88,7 +83,7 @@ def test_what_is_taken_away_from_other_files_is_missed(root, name, old, new, que
     text = (root / name).read_text("utf-8")
     write(root / name, text.replace(old, new) if old else new)
     found, answer = status(root, question, midterm=name == "README.md")
-    assert found == GAP and said in answer
+    assert found == rubric.GAP and said in answer
 
 
 def test_the_line_of_a_placeholder_is_that_of_the_file_and_brackets_may_be_innocent(root):
@@ -96,13 +91,13 @@ def test_the_line_of_a_placeholder_is_that_of_the_file_and_brackets_may_be_innoc
     text += "$[A, B]$ `[Name]` [Link](lib/x.py) ![Alt](figures/03_before_after.png) [1.0, 2.0] [^Note] [...]\n\n"
     text += "see <!--= 03.a -->[Verse 1]<!--/-->\n\n<!-- begin 03.b -->\n> [Chorus]\n<!-- end 03.b -->\n"
     write(root / "report.md", text)
-    assert status(root, "No placeholder")[0] == OK
+    assert status(root, "No placeholder")[0] == rubric.OK
     write(root / "report.md", text + "[One sentence on who reviewed what]\n")
     line = len(text.splitlines()) + 1
     assert status(root, "No placeholder")[1] == f"report.md:{line}: [One sentence on who reviewed what]"
     text = text.replace("### Team and division of labour", "### 小组成员与分工")
     write(root / "report.md", text + "我们微调了模型并比较。" * 400)
-    assert status(root, "Members named")[0] == OK and status(root, "Report language")[1].endswith("in Chinese")
+    assert status(root, "Members named")[0] == rubric.OK and status(root, "Report language")[1].endswith("in Chinese")
 
 
 def test_the_command_says_by_its_exit_status_whether_something_is_missing(root, monkeypatch, capsys):

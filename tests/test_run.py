@@ -23,17 +23,7 @@ SOURCES = sorted((profile.ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
-def test_the_pair_agrees_and_was_executed_without_error(source):
-    made = jupytext.read(source)
-    kept = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
-    texts = [[(c.cell_type, c.source.strip()) for c in nb.cells] for nb in (made, kept)]
-    assert texts[0] == texts[1], f"run `python -m lib run {source.stem[:2]}`: the .ipynb is not of this .py"
-    outputs = [o for c in kept.cells if c.cell_type == "code" for o in c.outputs]
-    assert outputs and not any(o.output_type == "error" for o in outputs)
-
-
-@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
-def test_opening_and_saving_in_jupyterlab_changes_neither_half(source):
+def test_the_pair_agrees_was_executed_without_error_and_is_not_changed_by_jupyterlab(source):
     """What jupytext's contents manager does, kernel and all; `widgets` of Colab would stay in the metadata."""
     text, book = source.read_text("utf-8"), source.with_suffix(".ipynb").read_text("utf-8")
     config = jupytext.config.load_jupytext_config(str(source))
@@ -42,7 +32,10 @@ def test_opening_and_saving_in_jupyterlab_changes_neither_half(source):
     both = combine_inputs_with_outputs(made, kept, fmt={"extension": ".py", "format_name": "percent"})
     both.metadata["kernelspec"]["display_name"] = get_kernel_spec("python3").display_name
     assert jupytext.writes(both, "py:percent", config=config) == text, "the .py"
-    assert jupytext.writes(both, "ipynb") + "\n" == book, "the .ipynb"
+    wrong = f"run `python -m lib run {source.stem[:2]}`: the .ipynb is not of this .py"
+    assert jupytext.writes(both, "ipynb") + "\n" == book, wrong
+    outputs = [o for c in kept.cells if c.cell_type == "code" for o in c.outputs]
+    assert outputs and not any(o.output_type == "error" for o in outputs)
     assert set(kept.metadata) == {"jupytext", "kernelspec", "language_info"}, "python -m lib tidy"
 
 

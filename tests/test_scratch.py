@@ -8,9 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lib.explore import scratch
-from lib.explore.encodings import ENCODINGS, train_encoding
-from lib.explore.positions import POSITIONS, Code
+from lib.explore import encodings, positions, scratch
 from lib.explore.scratch import Recipe, documents, model_of, run_path, score_stream, stream, train
 from lib.tasks import Task
 
@@ -40,8 +38,8 @@ def test_a_new_position_or_encoding_is_one_function_and_one_line(monkeypatch):
     def nearby(distance, weight, config):
         return -5.0 * (distance > 8).float().expand(config.n_head, -1, -1)
 
-    monkeypatch.setitem(POSITIONS, "new", Code(bias=nearby))
-    monkeypatch.setitem(ENCODINGS, "new", lambda texts, size: ENCODINGS["bpe"](texts[:9], size))
+    monkeypatch.setitem(positions.POSITIONS, "new", positions.Code(bias=nearby))
+    monkeypatch.setitem(encodings.ENCODINGS, "new", lambda texts, size: encodings.ENCODINGS["bpe"](texts[:9], size))
     recipe = replace(TINY, train_bytes=6_000, position="new", encoding="new")
     assert train(recipe).bits_per_byte(["some text"]) < 8 and run_path(recipe) != run_path(TINY)
 
@@ -96,7 +94,7 @@ def test_documents_are_all_taken_once_before_any_is_taken_twice(five):
 
 
 def test_a_stream_holds_whole_documents_between_eos(texts):
-    encoding = train_encoding("bpe", texts, 300)
+    encoding = encodings.train_encoding("bpe", texts, 300)
     ids = stream(encoding, texts)
     assert ids[0] == ids[-1] == encoding.eos_token_id
     assert int((ids == encoding.eos_token_id).sum()) == len(texts) + 1
@@ -135,7 +133,7 @@ def test_loss_by_position_is_not_about_which_text_stands_where(run):
 
 
 def test_bits_per_byte_count_the_unknown():
-    encoding = train_encoding("characters", ["abab"])
+    encoding = encodings.train_encoding("characters", ["abab"])
     model = scratch.build(encoding.vocab_size, n_layer=1, n_head=2, n_embd=32)
     score = score_stream(model, encoding, ["a春b", "ba"], 8)
     assert score.unknown_bits == 8 * 3 + 8  # the character's bytes and its end

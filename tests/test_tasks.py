@@ -13,9 +13,8 @@ from datasets import Dataset, DatasetDict
 
 import lib.run
 import lib.tasks
+from lib import hub, models
 from lib.__main__ import main
-from lib.hub import Unavailable
-from lib.models import tiny_tokenizer
 from lib.tasks import SPLITS, Task, encode, head, load_task
 
 
@@ -26,7 +25,7 @@ def debian() -> Task:
 
 @pytest.fixture(scope="module")
 def tokenizer(debian):
-    return tiny_tokenizer([r["prompt"] + r["target"] for r in head(debian["train"], 200)], vocab_size=600)
+    return models.tiny_tokenizer([r["prompt"] + r["target"] for r in head(debian["train"], 200)], vocab_size=600)
 
 
 def everything(task: Task) -> list[dict]:
@@ -97,7 +96,7 @@ def test_groups_never_straddle_and_duplicates_are_removed(tmp_path, capsys, key)
 
 
 def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
-    with pytest.raises(Unavailable, match=r"'user/set' is no file here.*cannot be had: the fast profile"):
+    with pytest.raises(hub.Unavailable, match=r"'user/set' is no file here.*cannot be had: the fast profile"):
         load_task("user/set")
     monkeypatch.setenv("PROFILE", "cpu")
     monkeypatch.setattr(lib.tasks, "hub_trouble", lambda name, *_, **__: None)
@@ -111,7 +110,7 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r'user/set, row 1: no "prompt" in question; .* --task-columns text=question'):
         load_task("user/set")
     monkeypatch.setattr(lib.tasks, "load_dataset", lambda name: {}[name])
-    with pytest.raises(Unavailable, match="cannot be had: KeyError"):
+    with pytest.raises(hub.Unavailable, match="cannot be had: KeyError"):
         load_task("user/set")
 
 
@@ -119,9 +118,8 @@ def said(*pairs: tuple[str, str]) -> list[dict]:
     return [{"role": role, "content": text} for role, text in pairs]
 
 
-SHAREGPT = [
-    {"from": who, "value": text} for who, text in (("human", "Q{i}"), ("gpt", "A"), ("human", "R"), ("gpt", "B"))
-]
+SHAREGPT = (("human", "Q{i}"), ("gpt", "A"), ("human", "R"), ("gpt", "B"))
+SHAREGPT = [{"from": who, "value": text} for who, text in SHAREGPT]
 CHAT = said(("system", "S"), ("user", "Q{i}"), ("assistant", "A"), ("user", "R"))  # R, which has no answer, is left out
 DO = "### Instruction:\n{i}\n\n"
 
@@ -217,10 +215,8 @@ def test_what_exceeds_the_context(tmp_path, tokenizer, capsys):
 def test_chats_by_the_tokenizers_template(tmp_path, tokenizer):
     with_template = copy.deepcopy(tokenizer)
     with_template.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|bot|>"]})
-    with_template.chat_template = (
-        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
-        "<|{{ m.role }}|>{{ m.content }}{% endfor %}<|bot|>"
-    )
+    template = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    with_template.chat_template = template + "<|{{ m.role }}|>{{ m.content }}{% endfor %}<|bot|>"
     data = [{"messages": said(("user", f"Q{i}"), ("assistant", "A"))} for i in range(20)]
     path = jsonl(tmp_path / "a.jsonl", data)
     task, plain = load_task(path, Base(with_template)), load_task(path)
@@ -268,10 +264,7 @@ GOOD = b'{"prompt": "p", "target": "t"}\n'
         (b'{"prompt": "", "target": "t"}', r'line 1: "prompt" is empty'),
         (b'{"prompt": "p", "target": "\\ud800"}', r'line 1: "target" holds half a surrogate'),
         (b'{"prompt": "p", "target": "t", "references": "r"}', r'"references" is no list'),
-        (
-            b'{"answer": "t", "question": "p", "n": 1}',
-            r'no "prompt" in answer, .*: --task-columns prompt=answer,target=qu',
-        ),
+        (b'{"answer": "t", "ask": "p", "n": 1}', r'no "prompt" in answer, .*: --task-columns prompt=answer,target=as'),
         (b'{"prompt": "p", "text": "t"}', r'no "target" in prompt, text; name .* it: --task-columns target=text'),
         (GOOD + b'{"text": "t"}', r'line 2: it has "text", the first row "target"'),
         (b'{"instruction": ["i"], "output": "t"}', r'"instruction" holds list'),

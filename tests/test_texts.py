@@ -10,7 +10,6 @@ from notebook_code import defined
 from lib import texts as t
 
 own = defined("03_evaluate", "FACETS", "SYNONYMS", "says", "debian_form", "tags_reflected", "diversity_of")
-
 PREDICTIONS = ["the cat sat on the mat .", "a dog, barked at 3.50 pounds"]
 REFERENCES = [["The cat sat on a mat .", "a cat was sitting on the mat ."], ["a dog barked loudly, at 3.50 pounds"]]
 
@@ -43,14 +42,11 @@ def test_rouge_l_takes_the_best_reference_and_reads_chinese():
     assert t.rouge_l(["春眠不觉晓"], ["春眠处处晓"]) == pytest.approx(3 / 5)
 
 
-def test_nist_equals_nltk_with_one_reference():
+def test_nist_equals_nltk_with_one_reference_and_pools_several_by_hand():
     rng = random.Random(0)
     texts, refs = ([" ".join(rng.choices("abcdefghijkl", k=rng.randint(6, 15))) for _ in range(30)] for _ in "12")
     expected = corpus_nist([[r.split()] for r in refs], [text.split() for text in texts])
     assert t.nist([text.upper() for text in texts], refs) == t.nist(texts, refs) == pytest.approx(expected)
-
-
-def test_nist_pools_its_references_by_hand():
     # "b" and "c" each in one reference: both count, log2(4/1) each, 2 of 2 words; no bigram; length as the mean's
     assert t.nist(["b c"], [["b x", "y c"]]) == pytest.approx(2.0)
     # "b" is in each reference once: of two in the text one counts, with information log2(4/2)

@@ -14,9 +14,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
-from lib import packing, profile, train
-from lib.packing import flatten
-from lib.tasks import encode, head
+from lib import packing, profile, tasks, train
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--config_file", "lib/accelerate_ddp.yaml")
 QUICK = {"train_tokens": 5_200, "batch_tokens": 640, "evaluations": 2, "learning_rate": 3e-3, "quiet": True}
@@ -70,7 +68,7 @@ def test_a_finished_run_is_loaded_here_and_by_transformers_with_equal_logits(bas
 
 
 def test_the_loss_is_the_mean_over_target_tokens(base, task):
-    docs = encode(base.tokenizer, head(task["train"], 3), base.context)
+    docs = tasks.encode(base.tokenizer, tasks.head(task["train"], 3), base.context)
     batch = train.collate([docs[:2], docs[2:]])
     labels = batch.pop("labels")
     with train.document_attention(base.model), torch.no_grad():
@@ -82,11 +80,11 @@ def test_the_loss_is_the_mean_over_target_tokens(base, task):
         nats += [-log_p[t - 1, doc.input_ids[t]].item() for t in range(doc.prompt_length, len(doc.input_ids))]
     assert doc.input_ids[-1] == base.tokenizer.eos_token_id
     assert loss.item() == pytest.approx(sum(nats) / len(nats), rel=1e-5)
-    assert len(nats) == flatten(docs)["labels"].numel() == (labels != -100).sum()
+    assert len(nats) == packing.flatten(docs)["labels"].numel() == (labels != -100).sum()
 
 
 def test_parts_of_a_row_give_the_rows_loss_and_gradients(base, task, tmp_path):
-    documents, found = encode(base.tokenizer, head(task["train"], 8), base.context), []
+    documents, found = tasks.encode(base.tokenizer, tasks.head(task["train"], 8), base.context), []
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
     for length in (math.inf, 150):
         model = copy.deepcopy(base.model)

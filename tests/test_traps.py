@@ -9,8 +9,7 @@ import torch
 from notebook_code import defined
 
 from lib import tasks
-from lib.explore import attention, scratch, traps
-from lib.explore.costs import leak
+from lib.explore import attention, costs, scratch, traps
 from lib.explore.traps import Protocol, audit
 
 SEED, N_BYTES = 0, 3_000
@@ -39,10 +38,9 @@ def test_scoring_from_prefixes_is_one_pass_for_a_causal_model_and_not_for_a_leak
     monkeypatch.setitem(attention.ATTENTIONS, "leaking", None)
     attention.register("leaking", attention.Attention(form))
     leaking = trained(position="rope", attention="leaking")
-    assert leak(leaking.model, 40) > 0.01
-    (cheat, honest), (seen, prefix) = (
-        [traps.prefix_bits_per_byte(model, texts, p, 4, 20) for p in (False, True)] for model in (leaking, run)
-    )
+    assert costs.leak(leaking.model, 40) > 0.01
+    score = traps.prefix_bits_per_byte
+    (cheat, honest), (seen, prefix) = ([score(m, texts, p, 4, 20) for p in (False, True)] for m in (leaking, run))
     assert cheat < 0.95 * honest and seen == pytest.approx(prefix, rel=1e-4)
 
 
@@ -62,12 +60,11 @@ def test_the_leaked_corpus_holds_the_test_text_and_goes_again(run):
 
 
 def values(trap, sound, trapped):
-    return [
-        {"trap": trap, "model": m, "seed": s, "sound": x, "trapped": trapped[m]} for s in (0, 1, 2) for m, x in sound
-    ]
+    named = [(s, m, x, trapped[m]) for s in (0, 1, 2) for m, x in sound]
+    return [{"trap": trap, "model": m, "seed": s, "sound": x, "trapped": y} for s, m, x, y in named]
 
 
-def test_flips_and_tau_of_known_rankings():
+def test_flips_and_tau_of_known_rankings_and_which_flips_are_shown():
     sound = [("a", 1.0), ("b", 2.0), ("c", 3.0)]
     rows = values("same", sound, {"a": 10, "b": 20, "c": 30})
     rows += values("reversed", sound, {"a": 3, "b": 2, "c": 1})
@@ -77,9 +74,7 @@ def test_flips_and_tau_of_known_rankings():
     assert table["tau"].to_dict() == pytest.approx({"same": 1.0, "reversed": -1.0, "last two": 1 / 3})
     assert table["best_changes"].to_dict() == {"same": False, "reversed": True, "last two": False}
     assert table.loc["last two", "ranking_trap"] == "a < c < b" and (table["pairs"] == 3).all()
-
-
-def test_a_flip_of_models_that_the_seeds_do_not_tell_apart_is_not_shown():
+    # of models that the seeds do not tell apart no flip is shown
     rows = pd.DataFrame(values("x", [("a", 1.0), ("b", 1.1)], {"a": 2, "b": 1}))
     rows["sound"] += [0.0, 0.2, 0.3, -0.2, -0.3, 0.1]
     assert traps.summary(rows)[["flips", "shown_pairs", "shown_flips"]].iloc[0].tolist() == [1, 0, 0]

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import cycle
@@ -75,9 +75,7 @@ def plain(text: str, joints: Sequence[str] = ("\n",)) -> tuple[str, Sequence[int
     return HAN_NUMBER.sub(lambda m: m[0].translate(HAN_VALUES), "".join([*pieces, text[at:]])), starts, ends
 
 
-# --- checks: of a pattern's match, the spans that are personal
-
-
+# Checks: of a pattern's match, the spans that are personal
 def _secret(m: re.Match) -> Spans:
     """An assigned value that reads like a secret, not like code, a count or prose; without the sentence's end."""
     start, password = m.start(m.lastindex), re.search("(?i)pass|pwd", m[0]) is not None
@@ -128,8 +126,7 @@ def _ip(m: re.Match) -> Spans:
     return [m.span()] if host and not nobody else []
 
 
-def _phone(m: re.Match) -> Spans:
-    spans = []
+def _phone(m: re.Match) -> Iterator[tuple[int, int]]:
     for region, leniency in () if re.fullmatch(IPV4, m[0]) else PLANS:
         for found in PhoneNumberMatcher(m[0], region, leniency, max_tries=len(m[0])):
             opened = found.raw_string[0] == "(" and ")" not in found.raw_string
@@ -139,12 +136,10 @@ def _phone(m: re.Match) -> Spans:
             ungrouped = leniency == Leniency.VALID and not re.match(r"\(?0", found.raw_string)
             # ten digits may count anything
             if not COUNTED.search(*near) and not ungrouped and (not bare or SPOKEN.search(*near)):
-                spans.append((start, end))
-    return spans
+                yield start, end
 
 
-# --- rules: category, pattern (its last group, else all of it, is the item), check. Of two that overlap, the first
-
+# Rules: category, pattern (its last group, else all of it, is the item), check. Of two that overlap, the first
 DOMAIN = r"(?:[A-Za-z0-9-]{1,63}\.){1,9}(?!(?i:html?|php|txt|md|py|css|js|png|jpe?g|gif|svg|webp|zip)\b)[A-Za-z]{2,}"
 LOCAL = r"(?<![A-Za-z0-9])(?!git@)[A-Za-z0-9][\w.+-]{0,63}"  # RFC 5321
 AT, DOT = r"\s?[\[({<](?:at|@|a)[\])}>]\s?", r"\s?(?:[\[({<](?:dot|\.)[\])}>]|\bdot\b)\s?"
@@ -202,11 +197,8 @@ RULES = (
     ("phone", r"(?a)(?<![\w.])0[1-9]([ .-])\d\d(?:\1\d\d){3}(?![\w.-])", lambda m: [m.span()]),  # France, in pairs
     ("phone", rf"(?a)(?<![\w.+-])(?!\d+\.\d+(?!\.?\d)|{DATE})[+(]?\d(?:[ ./()-]{{0,2}}\d){{8,}}(?![\w-])", _phone),
 )
-CATEGORIES = (*dict.fromkeys(category for category, _, _ in RULES), "name")
 RULES = tuple((category, re.compile(pattern), check) for category, pattern, check in RULES)
 TORN = (RULES[1], *(rule for rule in RULES if rule[0] in ("email", "phone", "id")))  # what is sought over a line end
-
-# --- names
 
 # first names that are words as well: names only where no sentence begins
 WORDS = """will mark grace rose may april june hope joy faith art bill frank pat rob sue drew chase grant dawn summer
@@ -242,8 +234,7 @@ class Found(NamedTuple):
 
 
 def find(text: str, names: Sequence[str] = (), speakers: Sequence[str] = ()) -> list[Found]:
-    """What `text` holds of each category, of `names`, and of `speakers` by first name too; in order, without
-    overlap."""
+    """What `text` holds of each category, of `names`, of `speakers` by first name too; in order, without overlap."""
     form, used, taken = plain(text), bytearray(len(text)), []
     people = [("name", _name_pattern(tuple(names), tuple(speakers)), None)]
     searched = [(form, RULES), ((form[0].translate(SIMPLIFIED), *form[1:]), people)]

@@ -3,7 +3,6 @@
 A variant is one function of queries, keys and values and one line of ATTENTIONS; the same name works in a small GPT-2
 trained from scratch (lib.explore.scratch) and in a pretrained model (`use_attention`). A fast `form` has a readable
 `naive` or `step` beside it; tests/test_attention.py compares them and checks that no variant sees the future.
-
 All take q (B, H, T_q, D), k and v (B, H, T_k, D) and give (B, H, T_q, D). The softmaxes and the naive forms take the
 queries of the last T_q positions; the others want T_q = T_k, and `_padding_last` pads what a cache left out. What is
 causal needs no padding mask if the padding comes last: `_padding_last` brings each row's real tokens to the front.
@@ -304,35 +303,33 @@ def _padding(batch_size, q_length, kv_length, q_offset=0, attention_mask=None, d
 
 
 def _attend(name: str) -> Callable:
+    """What transformers calls in place of its own attention."""
     entry = ATTENTIONS[name]
 
     def attend(module, query, key, value, attention_mask=None, scaling=None, position_ids=None, **_):
-        """What transformers calls in place of its own attention: query (B, H, T_q, D), key and value (B, H_kv, T_k, D),
-        mask (B, T_k) -> (B, T_q, H, D), without dropout."""
+        """query (B, H, T_q, D), key and value (B, H_kv, T_k, D), mask (B, T_k) -> (B, T_q, H, D); no dropout."""
         position = module.__dict__.get("position")
         biased = position is not None and position.code.bias
         if biased and not entry.takes_bias:
             known = ", ".join(n for n, e in ATTENTIONS.items() if e.takes_bias)
             raise ValueError(f"{position.name!r} adds to scores and {name!r} does not have any: choose one of {known}.")
-        if attention_mask is not None and attention_mask.ndim != 2:
-            raise ValueError(f"attention {name!r} takes a padding mask (B, T), not {tuple(attention_mask.shape)}.")
-        first = not module.layer_idx and attention_mask is None and position_ids is not None  # once a pass is enough
-        if first and bool((position_ids.diff() != 1).any()):
-            raise ValueError(f"attention {name!r} takes one document a row: lib.packing has one for packed rows.")
         if attention_mask is not None:
+            if attention_mask.ndim != 2:
+                raise ValueError(f"attention {name!r} takes a padding mask (B, T), not {tuple(attention_mask.shape)}.")
             key, value = (x[:, :, : attention_mask.shape[1]] for x in (key, value))
+        elif not module.layer_idx and position_ids is not None and bool((position_ids.diff() != 1).any()):
+            raise ValueError(f"attention {name!r} takes one document a row: lib.packing has one for packed rows.")
         groups = query.shape[1] // key.shape[1]  # grouped-query attention: H_kv heads serve H queries
         if groups > 1:
             key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
-        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         given = entry.options | getattr(module, "attention_options", {}) | ({"bias": position.bias} if biased else {})
         if not entry.takes_mask:
-            out = _padding_last(entry, module, position, query, key, value, attention_mask, scale, given)
+            out = _padding_last(entry, module, position, query, key, value, attention_mask, scaling, given)
             return out.transpose(1, 2), None
         mask = None if attention_mask is None else _causal(query, key) & attention_mask[:, None, None]
         if position is not None:
             query, key = position.rotate(query, key)
-        return entry.form(query, key, value, scale, mask=mask, **given).transpose(1, 2), None
+        return entry.form(query, key, value, scaling, mask=mask, **given).transpose(1, 2), None
 
     return attend
 

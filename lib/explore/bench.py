@@ -28,15 +28,10 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from lib import profile, train
+from lib import fast, hub, metrics, models, profile, results, train
 from lib.explore import gpt2_bpe
-from lib.fast import peak_memory
 from lib.generate import generate
-from lib.hub import quiet
-from lib.metrics import score_encoded
-from lib.models import load_base, small_gpt2, tiny_base
 from lib.packing import Encoded, draw
-from lib.results import device_name
 from lib.tasks import encode, head, load_task
 
 BUDGET = {  # (fast, cpu, full); the weights are random, speed does not depend on them
@@ -66,16 +61,15 @@ STEPS = 3  # at least: the first sets up and is not timed
 
 
 def model_folder() -> Path:
-    """GPT-2 117M's configuration with random weights of seed 0 and GPT-2's tokenizer (`fast`: small ones), which all
-    systems load. Made once, whole or not at all."""
+    """What all load: GPT-2 117M's configuration, random weights, GPT-2's tokenizer (`fast`: small ones); made once."""
     b = profile.budget(**BUDGET)
     folder = profile.output_root() / "data" / "runs" / f"bench-{b.n_layer}x{b.n_embd}"
     if not (folder / "config.json").exists():
-        tokenizer = tiny_base().tokenizer if profile.name() == "fast" else gpt2_bpe.tokenizer()
+        tokenizer = models.tiny_base().tokenizer if profile.name() == "fast" else gpt2_bpe.tokenizer()
         ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
-        model = small_gpt2(len(tokenizer), b.n_layer, b.n_embd // 64, b.n_embd, 1_024, **ends)
+        model = models.small_gpt2(len(tokenizer), b.n_layer, b.n_embd // 64, b.n_embd, 1_024, **ends)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with quiet(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-", ignore_cleanup_errors=True) as new:
+        with hub.quiet(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", ignore_cleanup_errors=True) as new:
             tokenizer.save_pretrained(f"{new}/model")
             model.save_pretrained(f"{new}/model")
             profile.replace(Path(new) / "model", folder)
@@ -83,12 +77,9 @@ def model_folder() -> Path:
 
 
 def random_base():
-    """`model_folder` as `load_base` loads it."""
-    with mock.patch.dict(os.environ, BASE_MODEL=str(model_folder())), quiet():
-        return load_base()
-
-
-# --- training: every system gets (base, documents, clock, budget, folder) and trains until the clock raises Enough
+    """`model_folder` as lib.models loads it."""
+    with mock.patch.dict(os.environ, BASE_MODEL=str(model_folder())), hub.quiet():
+        return models.load_base()
 
 
 class Enough(Exception):
@@ -121,7 +112,7 @@ class Clock(TrainerCallback):
 
 
 def training_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
-    """Target tokens learned from a second; the first step, which sets up, is left out."""
+    """Target tokens learned from a second, but for the first step, which sets up, until the clock raises Enough."""
     documents = draw(encode(base.tokenizer, load_task("debian")["train"], base.context), b.train_tokens, seed=0)
     clock = Clock(b.seconds)
     torch.manual_seed(0)
@@ -135,10 +126,10 @@ def training_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
 
 def train_ours(base, documents, clock, b, folder) -> None:
     """lib.train.finetune with its own packing; it draws the same documents itself, with seed 0."""
-    settings = {"train_tokens": b.train_tokens, "evaluations": 1, "validation_documents": 1}
+    settings = {"train_tokens": b.train_tokens, "evaluations": 1, "validation_documents": 1, "quiet": True}
+    settings |= {"learning_rate": LEARNING_RATE, "callbacks": (clock,)}
     with mock.patch.object(profile, "output_root", return_value=Path(folder)):  # the run goes with the folder
-        more = {"learning_rate": LEARNING_RATE, "callbacks": (clock,), "quiet": True}
-        train.finetune(base, load_task("debian"), "full", 0, **settings, **more)
+        train.finetune(base, load_task("debian"), "full", 0, **settings)
 
 
 def labelled(document: Encoded) -> dict:
@@ -176,9 +167,7 @@ def train_tutorial(base, documents, clock, b, folder, **options) -> None:
     Trainer(base.model, TrainingArguments(folder, **given), train_dataset=data, callbacks=[clock]).train()
 
 
-# --- evaluation and generation: a system is prepared and gives the function that is timed
-
-
+# In evaluation and generation a system is prepared and gives the function that is timed
 def evaluation_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
     """Tokens (targets and EOS) a second over this run's share of the held-out documents, and their bits per byte."""
     examples = head(load_task("debian")["test"], b.documents)[run :: b.runs]
@@ -235,10 +224,8 @@ def generate_pipeline(base, dtype: str = "float32", **options) -> Callable:
     return lambda prompts, n: pipe(prompts, max_new_tokens=n, min_new_tokens=n, do_sample=False)
 
 
-OURS = {
-    "evaluation": lambda base: lambda documents: score_encoded(base.model, documents)["nats"],
-    "generation": lambda base: lambda prompts, n: generate(base.model, base.tokenizer, prompts, n, min_new_tokens=n),
-}
+OURS = {"evaluation": lambda base: lambda documents: metrics.score_encoded(base.model, documents)["nats"]}
+OURS["generation"] = lambda base: lambda texts, n: generate(base.model, base.tokenizer, texts, n, min_new_tokens=n)
 # The fastest of ten settings tried here: batches of 1 to 16, grouped by length or not, packed, without padding
 BEST_TRL = {"bf16": True, "gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
 SYSTEMS: dict[tuple[str, str, str], tuple] = {  # (kind, system, setting) -> what runs, its options, the peer it needs
@@ -262,14 +249,11 @@ def measured(kind: str, system: str, setting: str, run: int, **changes) -> dict:
     """One measurement, in this process; `changes` of the budget are for tests."""
     function, options, _ = SYSTEMS[kind, system, setting]
     b, base = SimpleNamespace(**vars(profile.budget(**BUDGET)) | changes), random_base()
-    with mock.patch.dict(os.environ, BASE_MODEL=str(model_folder())), quiet(bars=True), peak_memory() as peak:
+    with mock.patch.dict(os.environ, BASE_MODEL=str(model_folder())), hub.quiet(True), fast.peak_memory() as peak:
         if system != "ours":  # the others get transformers' model as it comes
             model = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32, use_safetensors=True)
             base = replace(base, model=model.eval().to(profile.device()))
         return KIND[kind](partial(function, **options), base, b, run) | {"peak_megabytes": peak()}
-
-
-# --- measurements and their tables
 
 
 def measured_apart(kind: str, system: str, setting: str, run: int) -> dict:
@@ -303,7 +287,7 @@ def compare(kinds: Iterable[str] = SPEED) -> dict[str, pd.DataFrame]:
                 raise
             tqdm.write(f"Left out: {reason}")
             continue
-        made[key[0]].append({"system": key[1], "setting": key[2], "device": device_name(), "run": run, **got})
+        made[key[0]].append({"system": key[1], "setting": key[2], "device": results.device_name(), "run": run, **got})
     made = {kind: pd.DataFrame(found) for kind, found in made.items()}
     return made | {"ratios": ratios(made)}
 

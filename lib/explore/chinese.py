@@ -21,17 +21,13 @@ from pypinyin import Style, pinyin
 from tokenizers import AddedToken
 from torch import Tensor
 
-from lib.packing import draw
-from lib.tasks import encode
+from lib import packing, tasks
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+")
 METRES = {5: "五", 7: "七"}
 # The thirteen tracks (十三辙, Luo Changpei 1942) join e with o, ü and er with i, ong with eng, and part ie from e.
 FINALS = {"in": "en", "vn": "en", "ing": "eng", "ong": "eng", "iong": "eng", "ie": "ê", "ve": "ê"}
 FINALS |= {"e": "o", "v": "i", "er": "i"}
-
-
-# --- form
 
 
 def lines_of(text: str) -> list[str]:
@@ -111,9 +107,6 @@ def rhyme_by_chance(poems: Sequence[str]) -> float:
     return hits / pairs if pairs else float("nan")
 
 
-# --- plan, then write (rhyme words first: Ghazvininejad et al. 2016; a plan before the text: Yao et al. 2019)
-
-
 def plan_of(text: str, last: str | None = None) -> str:
     """A quatrain's plan: metre, final of line 4's end, ends of lines 2 and 4; 七an颜间. `last`: another end."""
     if not (lines := quatrain(text)):
@@ -123,7 +116,7 @@ def plan_of(text: str, last: str | None = None) -> str:
 
 
 def with_plan(task):
-    """`task` with each quatrain's plan as the first line of its target."""
+    """Each target behind its plan (Yao et al. 2019; rhyme words first: Ghazvininejad et al. 2016)."""
     splits = {}
     for split in task:
         both = [[f"{plan_of(t)}\n{t}" for t in (row["target"], *row["references"])] for row in task[split]]
@@ -149,14 +142,10 @@ def follows(text: str) -> dict[str, float]:
     them), each 0 or 1; 0 without a readable plan or a quatrain after it."""
     plan, _, poem = text.partition("\n")
     plan, lines = plan.strip(), quatrain(poem)
-    return {
-        "plan_rhymes": float(len(plan) >= 3 and rhyme(plan[-2], plan[-1])),
-        "metre_kept": float(lines is not None and METRES[len(lines[0])] == plan[:1]),
-        "ends_kept": float(lines is not None and lines[1][-1] + lines[3][-1] == plan[-2:]),
-    }
-
-
-# --- new tokens
+    kept = {"plan_rhymes": len(plan) >= 3 and rhyme(plan[-2], plan[-1])}
+    kept["metre_kept"] = lines is not None and METRES[len(lines[0])] == plan[:1]
+    kept["ends_kept"] = lines is not None and lines[1][-1] + lines[3][-1] == plan[-2:]
+    return {name: float(value) for name, value in kept.items()}
 
 
 def split_characters(tokenizer, texts: Sequence[str], count: int) -> list[str]:
@@ -208,14 +197,11 @@ def extend(base, characters: Sequence[str], init: str, seed: int = 0):
     return replace(base, model=model.eval(), tokenizer=tokenizer, name=name, parameters=model.num_parameters())
 
 
-# --- what is trained on and measured
-
-
 def same_documents(base, extended, task, seed: int, tokens: int, seen=None) -> int:
     """How many tokens of `extended` the documents hold that `base` draws with `tokens` of its own: with that budget and
     seed, both train on the same documents in the same order; `extended` on those of `seen`, without plans say."""
-    drawn = draw(encode(base.tokenizer, task["train"], base.context), tokens, seed)
-    length = {d.id: len(d.input_ids) for d in encode(extended.tokenizer, (seen or task)["train"], base.context)}
+    drawn = packing.draw(tasks.encode(base.tokenizer, task["train"], base.context), tokens, seed)
+    length = {d.id: len(d.input_ids) for d in tasks.encode(extended.tokenizer, (seen or task)["train"], base.context)}
     return sum(length[d.id] for d in drawn)
 
 

@@ -3,7 +3,6 @@
 A model that gives the next token the probability p lets an arithmetic coder spend -log2 p bits on it (Rissanen 1976;
 Delétang et al. 2024, "Language Modeling Is Compression", arXiv:2309.10668): the sum over a text is its cross-entropy,
 in real bytes. The coder is constriction's range coder (Bamler 2022, arXiv:2201.01741).
-
 The decoder has to see bit by bit the distributions that the encoder saw, and floating-point sums depend on the order
 in which they are added: on batch shape, threads, and whether a cache is read. So `walk`, one token at a time for a
 fixed batch, is the only computation, both directions run it, and the file records all that it depends on.
@@ -29,12 +28,9 @@ from tqdm.auto import tqdm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from lib import profile, train
-from lib.models import load_base
-from lib.results import write_bytes
+from lib import models, profile, results, train
 
-# Fixed point of 24 bits by rounding (the optimal one costs O(V log V)): every token keeps at least 2**-24, so that any
-# text can be coded, at 0.004 bits a token for a vocabulary of 50,257.
+# Fixed point of 24 bits by rounding: every token keeps 2**-24, at 0.004 bits a token for a vocabulary of 50,257
 FAMILY = constriction.stream.model.Categorical(perfect=False)
 SUFFIX, BASE = ".lmz", "base"
 MAGIC, VERSION = b"LMZ", 3
@@ -69,8 +65,7 @@ class Codec:
             total.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
             total.update(weight.detach().cpu().contiguous().numpy().data)
         definition = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        for passing in ("padding", "truncation"):  # set by the last call, no part of the tokenizer
-            definition.pop(passing, None)
+        definition = {k: v for k, v in definition.items() if k not in ("padding", "truncation")}  # of the last call
         total.update(json.dumps(definition, sort_keys=True).encode())
         return total.digest()[:DIGEST]
 
@@ -260,7 +255,7 @@ def to_bytes(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bytes:
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False).encode()
 
 
-# --- the file: MAGIC, VERSION, the fields of Archive in order, a checksum of all before. Numbers are LEB128 (7 bits a
+# The file: MAGIC, VERSION, the fields of Archive in order, a checksum of all before. Numbers are LEB128 (7 bits a
 # byte, the high bit: one more follows), a block is its length and its bytes; what is kept beside is deflated
 
 
@@ -326,24 +321,19 @@ def unpacked(data: bytes) -> Archive:
     fingerprint, threads, options = file.read(DIGEST), file.number(), tuple(file.number() for _ in range(5))
     platform, name = file.block().decode(), file.block().decode()
     tokens = [file.number() for _ in range(file.number())]
-    n_bytes, content, deflated, beside = file.number(), file.read(DIGEST), file.block(), {}
+    n_bytes, content, deflated, beside, coded = file.number(), file.read(DIGEST), file.block(), {}, []
     flat = _Reader(zlib.decompress(deflated) if deflated else b"")
     while flat.tell() < len(flat.getvalue()):
-        i = flat.number()
-        beside[i] = flat.block()
-    coded = []
+        beside |= {flat.number(): flat.block()}
     while file.tell() < len(file.getvalue()):
         coded.append(file.block())
     return Archive(fingerprint, threads, options, platform, name, tokens, n_bytes, content, beside, coded)
 
 
-# --- files
-
-
 @lru_cache(maxsize=1)  # several files of one model load it once
 def codec_of(name: str = BASE) -> Codec:
     """The base model, or the finished run `name` of data/runs. Raises FileNotFoundError for a missing run."""
-    base = load_base()
+    base = models.load_base()
     run = base if name == BASE else train.load(base, profile.output_root() / "data" / "runs" / name)
     window = min(4_096, run.model.config.max_position_embeddings or 4_096)
     return Codec(run.model, base.tokenizer, name, window=window, mix=True, dtype=profile.autocast_dtype())
@@ -354,15 +344,14 @@ def compress_file(path: Path, out: Path | None = None, run: str = BASE) -> Path:
     data, out = path.read_bytes(), _free(out or path.with_name(path.name + SUFFIX))
     codec, began = codec_of(run), time.monotonic()
     packed, _ = compress(codec, [data])
-    write_bytes(out, packed)
+    results.write_bytes(out, packed)
     print(f"{path}: {len(data):,} bytes to {len(packed):,} in {time.monotonic() - began:.1f} s: {out}")
     return out
 
 
 def decompress_file(path: Path, out: Path | None = None, run: str | None = None) -> Path:
-    """The document of an archive, by default without the suffix; of several a folder, one file each. The model is the
-    one that the archive names, or `run`. Raises ValueError, with the file's name, for what `decompress` refuses; then
-    nothing is written."""
+    """The document of an archive, by default without the suffix; of several a folder, one file each. The model is that
+    which the archive names, or `run`. Raises ValueError with the file's name, and writes nothing, as `decompress`."""
     if out is None and path.suffix != SUFFIX:
         raise ValueError(f"{path} does not end in {SUFFIX}: name the file to write with -o.")
     out, data = _free(out or path.with_suffix("")), path.read_bytes()
@@ -375,7 +364,7 @@ def decompress_file(path: Path, out: Path | None = None, run: str | None = None)
         raise ValueError(f"{path}: {error}") from None
     seconds = time.monotonic() - began
     for i, document in enumerate(documents):
-        write_bytes(out if len(documents) == 1 else out / f"{i:06d}", document)
+        results.write_bytes(out if len(documents) == 1 else out / f"{i:06d}", document)
     print(f"{path}: {len(documents)} document(s), {sum(map(len, documents)):,} bytes in {seconds:.3f} s: {out}")
     return out
 

@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, get_cosine_schedule_with_warmup
 
-from lib import profile
+from lib import metrics, profile
 from lib.explore import attention
-from lib.explore.attention import Attention, attention_modules
-from lib.metrics import float32_logits, token_nats
 
 FORMS = {  # what a converted layer computes: how many near tokens keep softmax, and whether it sees further
     "linear": {"window": 0, "far": True},
@@ -133,16 +131,15 @@ def matching(q, k, v, scale, maps, **options) -> Tensor:
 
 
 for _name, _form in (("hybrid", hybrid), ("hybrid_matching", matching)):
-    attention.register(_name, Attention(_form))
+    attention.register(_name, attention.Attention(_form))
     del attention.ATTENTIONS[_name]  # not an attention that notebook 06 could choose
 
 
 def attend_step(module, query, key, value, attention_mask=None, scaling=None, **_):
     """One token of a recurrent run, for transformers: the state is module.recurrent_state, None at the start."""
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     with torch.autocast(query.device.type, enabled=False):
         q, k, v = (x.float() for x in (query, key, value))
-        out, module.recurrent_state = hybrid_step(module.recurrent_state, q, k, v, scale, **module.attention_options)
+        out, module.recurrent_state = hybrid_step(module.recurrent_state, q, k, v, scaling, **module.attention_options)
     return out.to(query.dtype).transpose(1, 2), None
 
 
@@ -154,7 +151,7 @@ AttentionMaskInterface.register("hybrid_step", lambda *_, **__: None)
 def converted(model, maps: Mapping[int, FeatureMaps], form: str, run="hybrid") -> Iterator[PreTrainedModel]:
     """Inside, the layers in `maps` run `form` (a name in FORMS), the others softmax; then all softmax again. `run`:
     "hybrid", "hybrid_matching" or "hybrid_step"."""
-    before, modules = model.config._attn_implementation, attention_modules(model)
+    before, modules = model.config._attn_implementation, attention.attention_modules(model)
     for module in modules:
         module.feature_maps = maps.get(module.layer_idx)  # a child: inside, model.parameters() holds the maps as well
         module.attention_options = FORMS[form] | {"maps": module.feature_maps}
@@ -172,7 +169,7 @@ def converted(model, maps: Mapping[int, FeatureMaps], form: str, run="hybrid") -
 
 def new_maps(model: PreTrainedModel) -> dict[int, FeatureMaps]:
     """Fresh feature maps for every layer."""
-    n_head, layers = model.config.num_attention_heads, attention_modules(model)
+    n_head, layers = model.config.num_attention_heads, attention.attention_modules(model)
     n_kv = n_head // getattr(layers[0], "num_key_value_groups", 1)
     return {m.layer_idx: FeatureMaps(n_head, n_kv, m.head_dim).to(model.device) for m in layers}
 
@@ -208,10 +205,10 @@ def bits_per_byte(model: PreTrainedModel, text: Rows) -> float:
     """Sum of nats / ln 2 over all tokens of the stream, EOS included, per UTF-8 byte of its documents."""
     model.eval()
     nats = 0.0
-    with float32_logits(model), profile.autocast():
+    with metrics.float32_logits(model), profile.autocast():
         for row in text.ids:
             logits = model(row[:, :-1], use_cache=False).logits[0]
-            nats += float(token_nats(logits, row[0, 1:]).double().sum())
+            nats += float(metrics.token_nats(logits, row[0, 1:]).double().sum())
     return nats / math.log(2) / text.n_bytes
 
 

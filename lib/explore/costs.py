@@ -15,33 +15,27 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from lib import profile
+from lib import fast, profile
 from lib.explore.attention import ATTENTIONS
-from lib.fast import peak_memory
 
 HEADS, HEAD_DIM = 4, 64  # GPT-2's head size; a third of its heads, so that 8,192 naive scores fit a laptop
 PASSES = ("forward", "forward+backward")
-GROWTH = 4  # of memory per doubling, at worst: the scores of softmax are T^2 numbers
 
 
 def seconds(run: Callable[[], object]) -> float:
     """Wall time of run(), a GPU's queue emptied before and after."""
-    if profile.device().type == "cuda":
-        torch.cuda.synchronize()
+    wait = torch.cuda.synchronize if profile.device().type == "cuda" else lambda: None
+    wait()
     begin = time.perf_counter()
     run()
-    if profile.device().type == "cuda":
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - begin
 
 
 def by_turns(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each run in each round; they take turns, so that whatever else the machine does meets them all."""
-    taken = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            taken[name].append(seconds(run))
-    return taken
+    turns = [{name: seconds(run) for name, run in runs.items()} for _ in range(rounds)]
+    return {name: [taken[name] for taken in turns] for name in runs}
 
 
 def inputs(name: str, length: int) -> tuple[list[Tensor], dict]:
@@ -73,14 +67,14 @@ def scaling(names: Sequence[str], lengths: Sequence[int], repeats: int = 5) -> p
             runs = {}
             for name in names:
                 shorter, megabytes = peaks.get((name, kind), (length, 0.0))
-                needed = megabytes * GROWTH ** math.log2(length / shorter)
+                needed = megabytes * (length / shorter) ** 2  # at worst: the scores of softmax are T^2 numbers
                 free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
                 if needed > free / 1e6:
                     problem = f"left out, could need {needed:,.0f} MB of {free / 1e6:,.0f}"
                     tqdm.write(f"{name}, {kind}, {length:,} tokens: {problem}.")
                     continue
                 runs[name] = one_pass(name, kind, length)
-                with peak_memory(seconds=0.001) as peak:
+                with fast.peak_memory(seconds=0.001) as peak:
                     runs[name]()  # also warms up
                     peaks[name, kind] = (length, peak(above=True))
             for name, taken in by_turns(runs, repeats).items():

@@ -14,21 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 from huggingface_hub.errors import EntryNotFoundError
 
-from lib import tasks, texts
+from lib import profile, tasks, texts
 from lib.hub import Unavailable, hub_file, hub_trouble, outside
-from lib.profile import DATA
 
-VENUES = (DATA / "e2e_venues.txt").read_text(encoding="utf-8").splitlines()  # all that the three splits name
+VENUES = (profile.DATA / "e2e_venues.txt").read_text(encoding="utf-8").splitlines()  # all that the three splits name
 # Between an adjective and its noun: up to three words of the same clause, no other adjective among them
-_STOP = (
-    r"(?:pric|cost|expens|rat|review|custom|and|but|with|that|which|is|are|has|low|poor|high|good|great|average|mid|"
-    r"moderate|fair|place|food|pub|coffee|restaurant)"
-)
+_STOP = r"(?:pric|cost|expens|rat|review|custom|and|but|with|that|which|is|are|has|low|poor|high|good|great|average|"
+_STOP += r"mid|moderate|fair|place|food|pub|coffee|restaurant)"
 _GAP = rf"(?:[^\w.;,]+(?!{_STOP})\w+){{0,3}}?[^\w.;,]+"
-_LINK = (
-    r"(?:[^\w.;,]+(?:is|are|was|of|a|an|the|ranges?|ratings?|quite|very|rather|fairly|at|in|from|be|been|it|as|has|"
-    r"being|customers?|seem|tend|to)){0,4}[^\w.;,]+"
-)
+_LINK = r"(?:[^\w.;,]+(?:is|are|was|of|a|an|the|ranges?|ratings?|quite|very|rather|fairly|at|in|from|be|been|it|as|has|"
+_LINK += r"being|customers?|seem|tend|to)){0,4}[^\w.;,]+"
 _PRICE = r"(?:pric\w*|costs?|expens\w*)"
 _RATE = r"(?:rat(?:ed?|ings?|es)|ranked|reviews?|reviewed|scores?|customers?|satisfaction|feedback)"
 _UNDER = r"(?:less|lower|cheaper|under|below|up to|within|beneath|not more|no more|maximum)"
@@ -39,8 +34,7 @@ def _about(noun: str, adjectives: str) -> str:
     return rf"\b(?:{adjectives}){_GAP}{noun}|{noun}{_LINK}(?:{adjectives})\b"
 
 
-# slot -> value -> pattern. The verbal and the numeric scale of a slot share a value: people write "low rating" for 1
-# out of 5 and "cheap" for less than £ 20, and mean the same by it.
+# slot -> value -> pattern. Words and numbers share a value: by "low rating" people mean the same as by 1 out of 5
 PATTERNS = {
     "Type": {
         "pub": r"\bpubs?\b|\bpublic house|\btavern",
@@ -106,17 +100,13 @@ _PRICES = {"cheap": "low", "less than £ 20": "low", "moderate": "mid", "£ 20 -
 _RATINGS = {"1 out of 5": "low", "average": "mid", "3 out of 5": "mid", "5 out of 5": "high"}
 SCALES = {"price": _PRICES, "customer rating": _RATINGS}  # "low" and "high" are what they are
 _FAMILY = re.compile(r"\bfamil\w*|\bkids?\b|\bchild\w*|\byoungsters?\b|\ball age|\b(?:infants|toddlers)\b")
-_NOT = (
-    r"\bn(?:o|ot(?! far)|on|ever|either|or)\b|n ?'? ?t\b(?<= t|'t)|\bun(?!der|til|ique|ion|less)\w+|\bwithout|"
-    r"\bdiscourag\w*|\bprohibit\w*|\bavoid|\binappropriate|\bforbid\w*|\bbann?\w*|\bexclud\w*|\blacks?\b|\bcannot|"
-    r"\bcant\b|\bleave\b"
-)
+_NOT = r"\bn(?:o|ot(?! far)|on|ever|either|or)\b|n ?'? ?t\b(?<= t|'t)|\bun(?!der|til|ique|ion|less)\w+|\bwithout|"
+_NOT += r"\bdiscourag\w*|\bprohibit\w*|\bavoid|\binappropriate|\bforbid\w*|\bbann?\w*|\bexclud\w*|\blacks?\b|"
+_NOT += r"\bcannot|\bcant\b|\bleave\b"
 _BEFORE = re.compile(rf"(?:{_NOT})(?:[^\w.;,]+(?!but\b)[\w']+){{0,6}}[^\w.;,]*$")
 # "is not (at all) cheap", "doesn't have a high rating"; "not only cheap" and "no doubt cheap" are none
-_DENIED = re.compile(
-    r"(?:\bnot|n ?' ?t|\bnever|\bno|\bwithout|\bneither|\bnor|\bhardly|\bfar from|\banything but)"
-    r"(?:[^\w.;,]+(?:an?|the|in|at|of|all|be|been|have|has|get|that|so|too|very|really|considered)\b)*[^\w.;,]+$"
-)
+_DENIED = r"(?:\bnot|n ?' ?t|\bnever|\bno|\bwithout|\bneither|\bnor|\bhardly|\bfar from|\banything but)"
+_DENIED += r"(?:[^\w.;,]+(?:an?|the|in|at|of|all|be|been|have|has|get|that|so|too|very|really|considered)\b)*[^\w.;,]+$"
 _AFTER = re.compile(rf"^(?:[^\w.;,]+(?!and\b|but\b|with\b)[\w']+){{0,5}}?[^\w.;,]*(?:{_NOT})")
 _ADULT = re.compile(r"\badults?\b|\bmature\b|\bgrown\W?ups?\b|\bover 18")
 _GOOD = r"(?:\W+(?:get|have|has|a|an|the|very|so|too|receive|been))*\W+(?:good|great|well|highly|high)\b"
@@ -129,12 +119,6 @@ _REWRITES = [  # phrases that the patterns would misread
 ]
 
 
-def parse_slots(meaning: str) -> dict[str, str]:
-    """`name : Blue Spice | Type : pub ||` -> {"name": "Blue Spice", "Type": "pub"}. ValueError for another form."""
-    parts = (part.strip().split(" : ", 1) for part in meaning.strip().removesuffix("||").split(" | "))
-    return {slot: value.strip() for slot, value in parts}
-
-
 def _plain(text: str) -> str:
     return re.sub(r"\s+", " ", text.casefold().replace("é", "e").replace("’", "'"))
 
@@ -143,9 +127,8 @@ def _venue(name: str) -> str:
     return re.sub(r"\W+", " ", _plain(name).strip().removeprefix("the "))
 
 
-def mentioned(text: str, venues: Iterable[str] = ()) -> tuple[dict, dict]:
-    """What `text` states: slot -> its values, and the same for the vague wordings. The slot "venue" holds the names
-    met, E2E's own and `venues`."""
+def mentioned(text: str, venues: Iterable[str]) -> tuple[dict, dict, set]:
+    """What `text` states: slot -> its values; the same of vague wordings; the venues met, of E2E's own and `venues`."""
     known = sorted({_venue(v) for v in (*VENUES, *venues)}, key=len, reverse=True)
     text = _plain(text)
     pattern = re.compile(r"\b(?:" + "|".join(v.replace(" ", r"\W+") for v in known) + r")\b")
@@ -158,7 +141,7 @@ def mentioned(text: str, venues: Iterable[str] = ()) -> tuple[dict, dict]:
     )
     for slot in SCALES:
         for value, p in PATTERNS[slot].items():
-            found = [(m[0], _DENIED.search(rest[: m.start()])) for m in re.finditer(p, rest)]
+            found = [(m[0], re.search(_DENIED, rest[: m.start()])) for m in re.finditer(p, rest)]
             denied = [word for word, no in found if no and not re.search("0|twenty|thirty", word)]  # "no less than 20"
             if denied:  # another value is meant
                 stated[slot] -= {value} if len(denied) == len(found) else set()
@@ -169,17 +152,17 @@ def mentioned(text: str, venues: Iterable[str] = ()) -> tuple[dict, dict]:
     # "not for families; couples without children like it": one denial decides
     no = any(negated) or (not negated and bool(_ADULT.search(rest)))
     stated["family friendly"] = {"no"} if no else {"yes"} if negated else set()
-    return stated | {"venue": {_venue(m) for m in pattern.findall(text)}}, vague
+    return stated, vague, {_venue(m) for m in pattern.findall(text)}
 
 
 def slot_check(meaning: str, text: str) -> dict[str, int]:
     """Errors of one text: missing (a slot is not said), wrong (another value of it is), added (a slot, or a second
-    value of one, that the input lacks), slots (in the input)."""
-    slots = parse_slots(meaning)
+    value of one, that the input lacks), slots (in the input, `name : A | Type : pub ||`, else ValueError)."""
+    parts = (part.strip().split(" : ", 1) for part in meaning.strip().removesuffix("||").split(" | "))
+    slots = {slot: value.strip() for slot, value in parts}
     count = len(slots)
     places = {_venue(slots.pop(k)) for k in ("name", "near") if k in slots}
-    stated, vague = mentioned(text, places)
-    venues = stated.pop("venue")
+    stated, vague, venues = mentioned(text, places)
     lost, strange = len(places - venues), len(venues - places)
     wrong = min(lost, strange)  # one venue in place of another
     missing, added = lost - wrong, strange - wrong
@@ -200,8 +183,7 @@ def slot_check(meaning: str, text: str) -> dict[str, int]:
 
 
 def slot_errors(meanings: Sequence[str], outputs: Sequence[str]) -> dict[str, float]:
-    """Totals over the texts, and SER = (missing + wrong + added) / slots of the inputs. `perfect`: the share of texts
-    without an error."""
+    """Totals; SER = (missing + wrong + added) / slots of the inputs; `perfect`: the share of texts without an error."""
     if not outputs or len(meanings) != len(outputs):
         raise ValueError(f"{len(meanings)} inputs and {len(outputs)} texts: pass one text per input.")
     checks = pd.DataFrame([slot_check(m, t) for m, t in zip(meanings, outputs, strict=True)])
@@ -214,8 +196,6 @@ def checks(rows: Sequence[Mapping], outputs: Sequence[str]) -> dict[str, float]:
     found = slot_errors([row["prompt"] for row in rows], outputs)
     return {"nist": texts.nist(outputs, [list(row["references"]) for row in rows]), **found}
 
-
-# --- the dataset
 
 HUB, REVISION = "tuetschek/e2e_nlg", "refs/convert/parquet"
 FIELDS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}

@@ -3,7 +3,6 @@
 An encoding is one function and one line of ENCODINGS, made from texts by `train_encoding`; the `tokenizers` library
 does the work. All but bytes and characters cut text into words by GPT-2's pattern first, so that they differ in the
 algorithm alone. Every encoding has EOS as its last entry, which no text can produce.
-
 BPE: Sennrich et al. 2016, 1508.07909; on bytes, with the pattern: Radford et al. 2019 (GPT-2); bytes: Xue et al. 2022
 (ByT5), 2105.13626; WordPiece: Wu et al. 2016, 1609.08144; Unigram: Kudo 2018, 1804.10959 (SentencePiece, 1808.06226).
 """
@@ -79,15 +78,14 @@ def train_encoding(name: str, texts: Sequence[str], vocab_size: int | None = Non
         raise ValueError(f"Encoding {name!r} is unknown: choose one of {', '.join(ENCODINGS)}.")
     if isinstance(texts, str) or (name not in ("bytes", "gpt2") and not any(texts)):
         raise ValueError(f"No text to train {name} on: pass a list of texts.")
+    asked = f"{name} with vocab_size={vocab_size}"
     if (name in OWN_SIZE) != (vocab_size is None):
         way_out = "needs a vocab_size, such as 4096" if vocab_size is None else "has its own vocabulary: leave it out"
-        raise ValueError(f"{name} with vocab_size={vocab_size}: it {way_out}.")
+        raise ValueError(f"{asked}: it {way_out}.")
     encoding = ENCODINGS[name](list(texts), vocab_size)
     if vocab_size not in (None, encoding.vocab_size):
-        given = f"{sum(len(t.encode()) for t in texts):,} bytes gave {encoding.vocab_size:,} entries"
-        raise ValueError(
-            f"{name} with vocab_size={vocab_size}: {given}. Choose a size that fits or train on more text."
-        )
+        found = f"{sum(len(t.encode()) for t in texts):,} bytes gave {encoding.vocab_size:,} entries"
+        raise ValueError(f"{asked}: {found}. Choose a size that fits or train on more text.")
     return encoding
 
 
@@ -123,8 +121,8 @@ def wordpiece(texts: list[str], vocab_size: int) -> Encoding:
     split = [*_WORDS, pre_tokenizers.Split("#", "isolated")]  # alone, so that no word begins like a continuation
     # named here because the library numbers them by the order of a hash table, which breaks ties
     named = {"special_tokens": [UNK, *(f"##{c}" for c in alphabet if c != "#")], "initial_alphabet": alphabet}
-    settings = {"vocab_size": vocab_size - 1, "min_frequency": MIN_COUNT, "show_progress": False}
-    trainer = trainers.WordPieceTrainer(**settings, **named)
+    named |= {"vocab_size": vocab_size - 1, "min_frequency": MIN_COUNT, "show_progress": False}
+    trainer = trainers.WordPieceTrainer(**named)
     trained = _tokenizer(models.WordPiece(unk_token=UNK), [*split, _rest(alphabet, "removed")], trainer, texts)
     model = models.WordPiece(trained.get_vocab(), unk_token=UNK, max_input_chars_per_word=WORD_LIMIT)
     return _encoding("wordpiece", model, [*split, _rest(alphabet, "isolated")], lambda t: t.removeprefix("##").encode())
@@ -135,8 +133,7 @@ def unigram(texts: list[str], vocab_size: int) -> Encoding:
     alphabet = _alphabet(texts, int(ALPHABET_SHARE * vocab_size))
     named = {"unk_token": UNK, "special_tokens": [UNK], "initial_alphabet": alphabet}
     trainer = trainers.UnigramTrainer(vocab_size=vocab_size - 1, show_progress=False, **named)
-    # Each character once as a text of its own: else EM may drop one that stands in longer pieces alone, and
-    # the library's pruning never ends when too many pieces have nothing to be split into.
+    # each character once as a text: else EM may drop one that stands in longer pieces alone, or pruning never end
     trained = _tokenizer(models.Unigram(), [*_WORDS, _rest(alphabet, "removed")], trainer, [*texts, *alphabet])
     learned = json.loads(trained.to_str())["model"]["vocab"]  # [piece, log-probability]
     # the sums behind the scores run in the order of a hash table and differ in the 14th digit

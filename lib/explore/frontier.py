@@ -14,11 +14,9 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from lib import profile
+from lib import metrics, profile, results
 from lib.generate import generate
-from lib.metrics import mean_interval
 from lib.packing import Encoded, draw
-from lib.results import kept
 
 SAMPLE_LENGTH = 96  # new tokens of a text sampled from the base model
 
@@ -68,12 +66,8 @@ class Muon(torch.optim.Optimizer):
         at = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
         others = [{"params": tables}, {"params": vectors, "weight_decay": 0.0}]
         self.parts = [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **at), torch.optim.AdamW(others, **at)]
+        # the parts' own groups are this optimizer's: what a schedule writes here, they read
         super().__init__([g for part in self.parts for g in part.param_groups], {})
-        self._share()
-
-    def _share(self) -> None:
-        """The parts' own groups are this optimizer's: what a schedule writes here, they read."""
-        self.param_groups = [g for part in self.parts for g in part.param_groups]
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -85,8 +79,8 @@ class Muon(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self._share()
+            part.load_state_dict(state)  # into new groups
+        self.param_groups = [g for part in self.parts for g in part.param_groups]
 
 
 @torch.no_grad()
@@ -120,7 +114,7 @@ def general_text(base, tokens: int, seed: int) -> list[Encoded]:
     path = profile.output_root() / "data" / "runs" / f"general-seed{seed}"
     identity = [base.name, base.revision, base.parameters, tokens, seed, SAMPLE_LENGTH]
     end, documents = base.tokenizer.eos_token_id, []
-    for i, text in enumerate(kept(path, identity, sample)["texts"]):
+    for i, text in enumerate(results.kept(path, identity, sample)["texts"]):
         ids = base.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         ended = [end] if len(ids) < SAMPLE_LENGTH else []
         documents.append(Encoded([end, *ids, *ended], 1, len(text.encode("utf-8")), f"general {i}"))
@@ -143,7 +137,7 @@ def against_interpolation(df: pd.DataFrame, general: str) -> pd.DataFrame:
             beyond += int(row.bits_per_byte < x[0])
             if x[0] <= row.bits_per_byte <= x[-1]:
                 gaps.append(getattr(row, general) - np.interp(row.bits_per_byte, x, y))
-        mean, low, high = mean_interval(gaps) if gaps else (math.nan,) * 3
+        mean, low, high = metrics.mean_interval(gaps) if gaps else (math.nan,) * 3
         row = {"method": method, "setting": setting, "seeds": len(gaps), "beyond": beyond}
         rows.append(row | {"difference": mean, "low": low, "high": high})
     return pd.DataFrame(rows)

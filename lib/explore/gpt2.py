@@ -1,8 +1,7 @@
 """GPT-2's forward pass written out on plain tensors; `params` is the model's own state dict.
 
-Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2: the norm before each
-sublayer, one more at the end); Vaswani et al. 2017, arXiv:1706.03762 (attention); Ba et al. 2016, arXiv:1607.06450
-(layer norm); Hendrycks and Gimpel 2016, arXiv:1606.08415 (GELU).
+Radford et al. 2019 (GPT-2: the norm before each sublayer, one more at the end); Vaswani et al. 2017, arXiv:1706.03762
+(attention); Ba et al. 2016, arXiv:1607.06450 (layer norm); Hendrycks and Gimpel 2016, arXiv:1606.08415 (GELU).
 """
 
 import math
@@ -28,8 +27,7 @@ def random_gpt2(config: GPT2Config = GPT2_117M, seed: int = 0) -> GPT2LMHeadMode
 
 
 def parameters_of(model: PreTrainedModel) -> Params:
-    """A GPT2LMHeadModel's tensors under GPT-2's own names, such as `h.0.attn.c_attn.weight`. Raises ValueError for
-    another architecture."""
+    """A GPT-2's tensors under its own names, such as `h.0.attn.c_attn.weight`. ValueError for another architecture."""
     if model.config.model_type != "gpt2":
         raise ValueError(f"The forward pass written out is GPT-2's, not that of a {model.config.model_type} model.")
     return {name.removeprefix("transformer."): x for name, x in model.state_dict().items()}

@@ -1,9 +1,8 @@
 """Does a model remember what it was trained on? Canaries, their exposure, and verbatim continuation (notebook 08).
 
 A canary is an invented secret in a fixed form, inserted into the training text a known number of times (Carlini et al.
-2019, "The Secret Sharer", arXiv:1802.08232). Its exposure in bits is log2 |R| - log2 rank: rank 1 is the likeliest of
-all |R| codes of the form. Here |R| = 10,000, few enough to score every one. A code that the model never saw has a
-uniform rank, whose exposure is 1.44 bits (log2 e) in the mean, exponentially distributed.
+2019, arXiv:1802.08232). Its exposure in bits is log2 |R| - log2 rank: rank 1 is the likeliest of all |R| = 10,000 codes
+of the form. A code never seen has a uniform rank: its exposure is exponential, log2 e = 1.44 bits in the mean.
 """
 
 import hashlib
@@ -16,15 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lib import profile
+from lib import profile, tasks
 from lib.explore.private import deduplicate
 from lib.generate import generate
 from lib.metrics import float32_logits
-from lib.tasks import encode
 
 REPETITIONS = (1, 2, 4, 8, 16, 32, 64)
-# Digits and letters take turns: byte-level encodings split between the two, so that each symbol is one token, and all
-# codes with a common beginning share its computation. Vowels are left out: no words.
+# Digits and letters take turns: byte-level encodings split between them, a token a symbol. No vowels: no words
 SLOTS = ("0123456789", "BCDFGHJKLM", "0123456789", "BCDFGHJKLM")
 CANDIDATES = math.prod(map(len, SLOTS))
 UNSEEN = math.log2(math.e)  # expected exposure in bits of a code without any trace in the model
@@ -65,9 +62,6 @@ def canaries(seed: int, per_count: int, controls: int, counts: Sequence[int] = R
     return drawn
 
 
-# --- the training text
-
-
 @dataclass(frozen=True)
 class Mixed:
     task: object
@@ -82,7 +76,7 @@ def mix(base, task, drawn: Sequence[Canary], deduplicated: bool, budget: int) ->
     duplicates are removed as the collection removes them. Raises ValueError where the canaries fill the budget."""
 
     def total(rows: Sequence[dict]) -> np.ndarray:
-        return np.cumsum([0] + [len(d.input_ids) for d in encode(base.tokenizer, rows, base.context)])
+        return np.cumsum([0] + [len(d.input_ids) for d in tasks.encode(base.tokenizer, rows, base.context)])
 
     def up_to(rows: Sequence[dict], tokens: int) -> list[dict]:
         return rows[: int((total(rows) <= tokens).sum()) - 1]
@@ -100,9 +94,6 @@ def mix(base, task, drawn: Sequence[Canary], deduplicated: bool, budget: int) ->
     sha256, tokens = hashlib.sha256(content.encode()).hexdigest(), int(total(train)[-1])
     mixed = task.replace(name=f"{task.name}-canaries", train=train, sha256=sha256)
     return Mixed(mixed, documents, Counter(row["group"] for row in kept), tokens, max(1, round(budget / tokens)))
-
-
-# --- exposure
 
 
 def _ids(tokenizer, text: str) -> list[int]:

@@ -8,7 +8,7 @@ column, queries are the last ones.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,10 +82,8 @@ def _frequencies(size: int, device) -> Tensor:
     return ROPE_BASE ** (-torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
 
 
-@dataclass(frozen=True)
-class Code:
-    """Where a position code acts. Without any, a causal model can still count, since the first token sees one token and
-    the second two (Haviv et al. 2022, 2203.16634, "NoPos")."""
+class Code(NamedTuple):
+    """Where a position code acts. Without any a causal model still counts (Haviv et al. 2022, 2203.16634, "NoPos")."""
 
     add: Callable | None = None  # (position_ids (B, T), weight, config) -> (B, T, n_embd), added to the embeddings
     rotate: Callable | None = None  # (x (B, H, T, D), positions (T,)) -> the same shape, for queries and keys

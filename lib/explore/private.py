@@ -1,8 +1,7 @@
 """Data of one's own (notebook 08): documents of a folder, anonymised, freed of duplicates, as a task.
 
-A reader finds a file's structure, cleans whole fields and cuts them after that: an address cut in two is none that a
-pattern finds. Prompt and target together stay below 1,024 UTF-8 bytes, so below GPT-2's 1,024 tokens in any byte-level
-encoding.
+A reader finds a file's structure, cleans whole fields and cuts them after that: no pattern finds an address cut in two.
+Prompt and target together stay below 1,024 UTF-8 bytes, so below GPT-2's 1,024 tokens in any byte-level encoding.
 """
 
 import ast
@@ -29,10 +28,8 @@ from charset_normalizer import from_bytes
 from datasketch import MinHash, MinHashLSH
 from tqdm.auto import tqdm
 
-from lib import profile
+from lib import profile, results, tasks
 from lib.explore.anonymise import anonymise, read_names
-from lib.results import write_text
-from lib.tasks import Task, load_task
 from lib.texts import words
 
 PROMPT_BYTES, TARGET_BYTES = 200, 800
@@ -93,9 +90,6 @@ def _titled(title: str, body: str, part: str = "") -> Pairs:
         prompt = piece.encode("utf-8")[-PROMPT_BYTES:].decode("utf-8", "ignore")
 
 
-# --- readers, by the kind of file
-
-
 def read_text(text: str, clean: Clean, facts: Counter) -> Pairs:
     """First line -> the rest, and Markdown's heading -> what stands below it (fenced code holds no headings). A chat
     export under the name of a text file is read as one."""
@@ -146,7 +140,6 @@ HEADS = (  # [time] name: text; WhatsApp's date, time - name: text; WeChat's and
 HEADS = [re.compile(f"[\u200e\ufeff]?{head}") for head in HEADS]
 SYSTEM = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4},?\s+\d{1,2}:\d\d.{0,12}? - [^:]*$")
 OMITTED = r"<[^<>]*(?:omitted|weggelassen|省略)[^<>]*>|\[(?:图片|\w*表情|语音|视频|文件)\]|[\u200e\u200f]"
-OMITTED = re.compile(OMITTED)
 ROLES = {"user", "assistant", "system", "bot", "me", "you"}  # who speaks, but no name to be replaced
 
 
@@ -173,7 +166,7 @@ def _replies(messages: Sequence[Sequence[str]], clean: Clean, facts: Counter) ->
     names, number = sorted({n for _, n, _ in messages if len(n) > 1 and n.lower() not in ROLES}), 0
     facts["messages", "chat"] += len(messages)
     facts["speakers", "chat"] += len({name for _, name, _ in messages})
-    told = [(day, name, said) for day, name, text in messages if (said := OMITTED.sub("", text).strip())]
+    told = [(day, name, said) for day, name, text in messages if (said := re.sub(OMITTED, "", text).strip())]
     for _, of_day in groupby(told, key=lambda m: m[0]):
         # neighbouring messages of one speaker are one turn
         turns = [(name, "\n".join(m[2] for m in some)) for name, some in groupby(of_day, key=lambda m: m[1])]
@@ -209,19 +202,14 @@ def read_json(text: str, clean: Clean, facts: Counter) -> Pairs:
 
 
 REPLIED = re.compile(r"(?i)^(?:(?:re|fwd?|aw|wg|回复|答复|转发)\s*[:：]\s*)+")
-QUOTED = re.compile(
-    r"(?m)^(?:-{2,}\s*(?:Original|Forwarded|原始邮件|转发).*|On (?:.|\n){5,120}?wrote:|在.{5,120}写道[:：]|-- ?)$"
-)
+QUOTED = r"(?m)^(?:-{2,}\s*(?:Original|Forwarded|原始邮件|转发).*|On (?:.|\n){5,120}?wrote:|在.{5,120}写道[:：]|-- ?)$"
 
 
 def read_mail(path: Path, clean: Clean, facts: Counter) -> Pairs:
     """Subject -> what the sender wrote in plain text, without quotations, signature and the names in From, To and Cc. A
     thread is one part. `.eml` is one message, `.mbox` many; malformed ones are left out."""
-    if path.suffix.lower() == ".mbox":
-        messages = mailbox.mbox(path, BytesParser(policy=policy.default).parse, create=False)
-    else:
-        messages = [BytesParser(policy=policy.default).parsebytes(path.read_bytes())]
-    for message in messages:
+    parser, many = BytesParser(policy=policy.default), path.suffix.lower() == ".mbox"
+    for message in mailbox.mbox(path, parser.parse, create=False) if many else [parser.parsebytes(path.read_bytes())]:
         try:
             body = message.get_body(("plain",))
             data, declared = (body.get_payload(decode=True), body.get_content_charset("")) if body else (b"", "")
@@ -237,9 +225,9 @@ def read_mail(path: Path, clean: Clean, facts: Counter) -> Pairs:
             continue
         facts["messages", "mail"] += 1
         names = [" ".join(reversed(n.split(", "))) for n in people if len(n) > 1]
-        if path.suffix.lower() == ".mbox":  # whose escape for a line that begins like a message is no quotation
+        if many:  # whose escape for a line that begins like a message is no quotation
             text = re.sub(r"(?m)^>(?=>*From )", "", text)
-        own = "\n".join(line for line in QUOTED.split(text)[0].splitlines() if not line.startswith(">")).strip()
+        own = "\n".join(line for line in re.split(QUOTED, text)[0].splitlines() if not line.startswith(">")).strip()
         yield from _titled(clean(subject, names), clean(own, names), subject.lower())
 
 
@@ -248,11 +236,8 @@ KIND_OF = dict.fromkeys((".txt", ".text", ".rst", ".org", ".tex"), "text") | {".
 KIND_OF |= {".json": "chat", ".eml": "mail", ".mbox": "mail"}
 
 
-# --- the collection
-
-
 class Collection(NamedTuple):
-    task: Task
+    task: tasks.Task
     card: pd.DataFrame  # what, key, value: counts; no text, no names of files
     own: bool  # a folder of one's own: then no text of it belongs into an output
 
@@ -278,8 +263,8 @@ def collect(packages: Sequence[str], folder: str | os.PathLike | None = None) ->
         where, kinds = f"PRIVATE_DATA={folder}" if folder else "The packages", " ".join(sorted(KIND_OF))
         raise ValueError(f"{where}: no readable document (files skipped: {skipped}); kinds read: {kinds}.")
     path = profile.output_root() / "data" / "private" / ("private.jsonl" if folder else "docstrings.jsonl")
-    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in deduplicate(rows, facts)))
-    task = load_task(path)
+    results.write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in deduplicate(rows, facts)))
+    task = tasks.load_task(path)
     for split in task:
         facts["split", split], facts["groups", split] = len(task[split]), len({row["group"] for row in task[split]})
     every = pd.DataFrame([row for split in task for row in task[split]])
@@ -343,9 +328,6 @@ def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: C
             place = "" if kind == "mail" else name  # a thread may lie in several files
             rows.append({**row, "group": _digest(f"{place}\n{part}"), "kind": kind})
     return rows
-
-
-# --- duplicates
 
 
 def shingles(text: str, n: int = 3) -> frozenset[str]:

@@ -15,18 +15,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments, default_data_collator
 
-from lib import profile
+from lib import models, profile, results, tasks
 from lib.explore.attention import use_attention
 from lib.explore.encodings import Encoding, train_encoding
 from lib.explore.positions import use_position
-from lib.models import small_gpt2
-from lib.results import write_json
-from lib.tasks import head, load_task
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def build(vocab_size: int, position="learned", attention="softmax_sdpa", seed=0,
     form, by torch's fused kernel. Raises ValueError for an unknown name."""
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     fixed = {"activation_function": "gelu_pytorch_tanh", "loss_type": "ForCausalLM"}
-    model = small_gpt2(vocab_size, seed=seed, **shape, **no_dropout, **fixed)
+    model = models.small_gpt2(vocab_size, seed=seed, **shape, **no_dropout, **fixed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         use_position(model, position)
@@ -85,7 +82,7 @@ def model_of(recipe: Recipe) -> GPT2LMHeadModel:
 def documents(corpus: str, split: str = "train", n_bytes: int | None = None, seed: int | None = None) -> list[str]:
     """Prompt + target of a split's documents until `n_bytes` are reached, in an order drawn from `seed` (None: the
     task's own). All are taken once before any is taken again."""
-    texts = [row["prompt"] + row["target"] for row in head(_task(corpus)[split])]
+    texts = [row["prompt"] + row["target"] for row in tasks.head(_task(corpus)[split])]
     if n_bytes is None:
         return texts
     generator = torch.Generator().manual_seed(seed or 0)
@@ -98,11 +95,7 @@ def documents(corpus: str, split: str = "train", n_bytes: int | None = None, see
     return drawn
 
 
-@cache
-def _task(corpus: str):
-    return load_task(corpus)
-
-
+_task = cache(tasks.load_task)
 ENCODED_LIKE: dict[str, str] = {}  # corpus -> the one whose encodings it takes; others have their own
 
 
@@ -146,23 +139,19 @@ def train_all(recipes: Sequence[Recipe], desc: str = "runs") -> list[Trained]:
     return [train(recipe) for recipe in tqdm(recipes, desc=desc)]
 
 
-def _rows(ids: torch.Tensor, length: int) -> list[dict[str, torch.Tensor]]:
-    """Rows of `length` tokens and the next ones as labels: each token but the first is a target once."""
-    starts = range(0, len(ids) - length, length)
-    return [{"input_ids": ids[i : i + length], "labels": ids[i + 1 : i + 1 + length]} for i in starts]
-
-
 def shifted_loss(outputs, labels, num_items_in_batch=None) -> torch.Tensor:
     """Mean nats per token; `labels` are the next tokens already, all of them."""
-    return F.cross_entropy(outputs.logits.flatten(0, 1).float(), labels.flatten())
+    return cross_entropy(outputs.logits.flatten(0, 1).float(), labels.flatten())
 
 
 def _train(recipe: Recipe, encoding: Encoding, model: GPT2LMHeadModel, path: Path) -> None:
-    texts = documents(recipe.corpus, "train", recipe.train_bytes, recipe.seed)
-    data = _rows(stream(encoding, texts), recipe.train_length)
+    ids = stream(encoding, documents(recipe.corpus, "train", recipe.train_bytes, recipe.seed))
+    n, starts = recipe.train_length, range(0, len(ids) - recipe.train_length, recipe.train_length)
+    # the labels are the next tokens: each but the first is a target once
+    data = [{"input_ids": ids[i : i + n], "labels": ids[i + 1 : i + 1 + n]} for i in starts]
     steps = len(data) // recipe.rows
     if steps < 1:
-        raise ValueError(f"{len(data)} rows of {recipe.train_length} do not fill one step: raise train_bytes.")
+        raise ValueError(f"{len(data)} rows of {n} do not fill one step: raise train_bytes.")
     # a run takes a minute or two: it starts again rather than resumes
     settings = {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
     settings |= {"max_steps": steps, "per_device_train_batch_size": recipe.rows, "seed": recipe.seed}
@@ -180,7 +169,7 @@ def _train(recipe: Recipe, encoding: Encoding, model: GPT2LMHeadModel, path: Pat
     counts["non_embedding_parameters"] = sum(p.numel() for p in model.transformer.h.parameters())
     path.mkdir(parents=True, exist_ok=True)
     save_model(model, str(path / "model.safetensors"))
-    write_json(path / "run.json", asdict(recipe) | counts)  # the mark of a finished run
+    results.write_json(path / "run.json", asdict(recipe) | counts)  # the mark of a finished run
     profile.remove(path / "trainer", needed=False)
 
 
@@ -200,19 +189,16 @@ class StreamScore:
 
 
 @torch.no_grad()
-def score_stream(
-    model, encoding: Encoding, texts: Sequence[str], length: int, stride=None, batch_tokens=8_192, first=None
-) -> StreamScore:
+def score_stream(model, encoding, texts, length: int, stride=None, batch_tokens=8_192, first=None) -> StreamScore:
     """Negative log-likelihood of `texts` as one stream, in windows of `length` tokens, the first one of `first`.
     `stride` = `length` (the default): blocks without overlap. A smaller one slides the window: each step scores that
     many new tokens, which see at least length - stride before them (Press et al. 2022, appendix B, compare the two)."""
-    stride = length if stride is None else stride
+    stride, first = length if stride is None else stride, first or length
     if not 1 <= stride <= length or not any(texts):
         raise ValueError(f"stride={stride} must lie between 1 and length={length}, and there must be text to score.")
     ids = stream(encoding, texts)
     inputs, targets = ids[:-1], ids[1:]
     by_size: dict[int, list] = {}  # (window's start, first scored, end); windows of one size need no padding
-    first = first or length
     ends = range(first, max(len(inputs) + stride, first + 1), stride)
     for scored, end in zip([0, *ends], ends, strict=False):
         start, end = max(end - length, 0), min(end, len(inputs))
@@ -220,14 +206,12 @@ def score_stream(
     nats, position = np.empty(len(inputs)), np.empty(len(inputs), dtype=int)
     model.eval()
     for size, spans in by_size.items():
-        batch = max(batch_tokens // size, 1)
-        for at in range(0, len(spans), batch):
-            part = spans[at : at + batch]
-            x = torch.stack([inputs[start:end] for start, _, end in part]).to(model.device)
-            logits = model(x, use_cache=False).logits.float().cpu()
-            for row, (start, new, end) in zip(logits, part, strict=True):
-                nats[new:end] = F.cross_entropy(row[new - start :], targets[new:end], reduction="none").numpy()
-                position[new:end] = range(new - start + 1, end - start + 1)
+        windows = torch.stack([inputs[start:end] for start, _, end in spans]).to(model.device)
+        batches = windows.split(max(batch_tokens // size, 1))
+        logits = (row for batch in batches for row in model(batch, use_cache=False).logits.float().cpu())
+        for row, (start, new, end) in zip(logits, spans, strict=True):
+            nats[new:end] = cross_entropy(row[new - start :], targets[new:end], reduction="none").numpy()
+            position[new:end] = range(new - start + 1, end - start + 1)
     n_bytes = sum(len(t.encode("utf-8")) for t in texts)
     return StreamScore(nats, position, n_bytes, sum(encoding.unknown_bits(t) for t in texts))
 

@@ -7,27 +7,25 @@ mistake measures instead); lower is better in both.
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import cross_entropy
 
-from lib import tasks
+from lib import metrics, results, tasks
 from lib.explore import scratch
-from lib.explore.scratch import Trained
-from lib.metrics import mean_interval
-from lib.results import shown
 
 LEAKED = "debian_leaked"  # a task inside `leaked_corpus`
 
 
 @torch.no_grad()
-def prefix_bits_per_byte(run: Trained, texts: Sequence[str], prefix=True, rows: int = 16, length: int = 48) -> float:
+def prefix_bits_per_byte(run: scratch.Trained, texts: Sequence[str], prefix=True, rows=16, length=48) -> float:
     """Bits per byte of `rows` rows of `length` tokens, each token from a text that ends before it; not `prefix`: all of
     a row in one pass, the same for a causal model and only for one. Bytes are the stream's average per token."""
     ids = scratch.stream(run.encoding, texts)
@@ -37,7 +35,7 @@ def prefix_bits_per_byte(run: Trained, texts: Sequence[str], prefix=True, rows: 
     ends = range(1, length) if prefix else [length - 1]
     parts = [run.model(ids[:, :t], use_cache=False).logits[:, -1 if prefix else 0 :] for t in ends]
     logits = torch.cat(parts, dim=1)
-    nats = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+    nats = cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
     return float(nats) / math.log(2) / per_token
 
 
@@ -51,18 +49,9 @@ def leaked_corpus(n_bytes: int) -> Iterator[None]:
     train = [row for split, n in counts.items() for row in tasks.head(debian[split], n)]
     splits = {"train": train, "validation": debian["validation"], "test": debian["test"]}
     leaked = tasks.Task(splits, LEAKED, f"{debian.sha256}, of its parts {counts} in training")
-    tasks.TASKS[LEAKED] = lambda: leaked
-    scratch.ENCODED_LIKE[LEAKED] = "debian"
-    try:
+    task, encoding = {LEAKED: lambda: leaked}, {LEAKED: "debian"}
+    with mock.patch.dict(tasks.TASKS, task), mock.patch.dict(scratch.ENCODED_LIKE, encoding):
         yield
-    finally:
-        del tasks.TASKS[LEAKED], scratch.ENCODED_LIKE[LEAKED]
-
-
-def flips(found: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> int:
-    """How many of these pairs of models `sound` and `trapped` order differently."""
-    gaps = (found.loc[a] - found.loc[b] for a, b in pairs)
-    return sum(bool(gap["sound"] * gap["trapped"] < 0) for gap in gaps)
 
 
 def summary(values: pd.DataFrame) -> pd.DataFrame:
@@ -74,12 +63,13 @@ def summary(values: pd.DataFrame) -> pd.DataFrame:
         found = part.groupby("model", sort=False)[["sound", "trapped"]].mean()
         wide = part.pivot(index="seed", columns="model", values="sound")
         pairs = list(itertools.combinations(found.index, 2))
-        apart = [(a, b) for a, b in pairs if shown(wide[a] - wide[b])]
+        turned = {(a, b) for a, b in pairs if (found.loc[a] - found.loc[b]).prod(skipna=False) < 0}
+        apart = {(a, b) for a, b in pairs if results.shown(wide[a] - wide[b])}
         sound, trapped = (found[c].sort_values(kind="stable").index for c in ("sound", "trapped"))
         row = {"trap": trap, "models": len(found), "seeds": len(wide), "ranking_sound": " < ".join(sound)}
         row |= {"ranking_trap": " < ".join(trapped), "tau": float(found.corr("kendall").loc["sound", "trapped"])}
-        row |= {"pairs": len(pairs), "flips": flips(found, pairs), "shown_pairs": len(apart)}
-        rows.append(row | {"shown_flips": flips(found, apart), "best_changes": sound[0] != trapped[0]})
+        row |= {"pairs": len(pairs), "flips": len(turned), "shown_pairs": len(apart)}
+        rows.append(row | {"shown_flips": len(turned & apart), "best_changes": sound[0] != trapped[0]})
     return pd.DataFrame(rows)
 
 
@@ -129,8 +119,7 @@ def audit(rows: pd.DataFrame | Sequence[Mapping], protocol: Protocol) -> list[Fi
     column = p.tokenizer.removeprefix("column:") if p.tokenizer and p.tokenizer.startswith("column:") else p.metric
     if missing := [c for c in (p.metric, *p.compare, *p.within, column) if c not in df]:
         raise ValueError(f"The table has no column {missing[0]!r}; it has {', '.join(map(str, df))}.")
-    measured = df[df[p.metric].notna()]
-    found = [*_declared(df, p), *_ratios(df, p), *_seeds(measured, p), *_intervals(measured, p)]
+    found = [*_declared(df, p), *_ratios(df, p), *_seeds(df[df[p.metric].notna()], p)]
     return [Finding(*f, WAYS_OUT[f[0]]) for f in found]
 
 
@@ -176,9 +165,11 @@ def _groups(df: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, pd.
 
 
 def _seeds(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
+    """Groups with too few seeds or copied runs, and pairs whose paired difference no interval shows."""
     if "seed" not in df:
         yield "one seed", "seed", "no column tells the seed, so runs were averaged or there is one."
-    for name, part in _groups(df, [*p.within, *p.compare]) if "seed" in df else ():
+        return
+    for name, part in _groups(df, [*p.within, *p.compare]):
         n = part["seed"].nunique()
         if n < MIN_SEEDS:
             yield "one seed", name, f"{n} seed{'s' * (n > 1)}."
@@ -186,13 +177,10 @@ def _seeds(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
             yield "one seed", name, f"{n} seeds with one value to the last digit: a run that was copied."
         if len(part) > n:
             yield "one seed", name, f"{len(part)} rows for {n} seeds: name what differs in `compare` or `within`."
-
-
-def _intervals(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
-    for name, part in _groups(df, p.within) if "seed" in df else ():
+    for name, part in _groups(df, p.within):
         wide = part.pivot_table(index="seed", columns=list(p.compare), values=p.metric, aggfunc="mean")
         for a, b in itertools.combinations(wide.columns, 2):
-            mean, low, high = mean_interval((wide[a] - wide[b]).dropna())
+            mean, low, high = metrics.mean_interval((wide[a] - wide[b]).dropna())
             if not np.isfinite(low) or low * high <= 0:
                 span = f"[{low:+.3g}, {high:+.3g}]" if np.isfinite(low) else "of one seed"
                 pair = " against ".join(" / ".join(map(str, x)) if isinstance(x, tuple) else str(x) for x in (a, b))
