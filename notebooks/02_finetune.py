@@ -477,7 +477,8 @@ def against_yardsticks():
         near.plot(runs["train_tokens"], runs["bits_per_byte"], plots.MARKERS[i], color=plots.COLORS[i], markersize=3)
         near.plot(mean.index, mean, **plots.look(i))
         n = np.geomspace(min(sizes), whole)
-        near.plot(n, power_law(n, law.a, law.b, law.c), ":", color=plots.COLORS[i], linewidth=1, label=law.method)
+        style = {"color": plots.COLORS[i], "linewidth": 1, "label": labels.get(law.method, law.method)}
+        near.plot(n, power_law(n, law.a, law.b, law.c), ":", **style)
     for row in marks.itertuples():
         ax = near if row.yardstick == "base model" else far
         ax.plot((min(sizes), whole), [row.bits_per_byte] * 2, "-", color=plots.GREY, linewidth=1, label=row.yardstick)
@@ -686,7 +687,8 @@ SHOWN = {c: digits for c, digits in SHOWN.items() if c in curve}
 rows = []
 for (method, size), part in curve.groupby(["method", "train_tokens"], sort=False) if len(curve) else ():
     cells = [interval(part[c], digits) for c, digits in SHOWN.items()]
-    rows.append(["before" if method == "none" else method, f"{size:,}", len(part), *cells])
+    name = method.replace("full,", "full fine-tuning,")
+    rows.append([{"none": "before", **labels}.get(method, name), f"{size:,}", len(part), *cells])
 header = ["method", "tokens", "seeds", "bits per byte", "corpus chrF", "synopsis in form"]
 if rows:
     text = f"{len(unseen)} validation documents of {task.name} scored, {len(some)} texts generated greedily; "

@@ -64,7 +64,7 @@ def test_peak_memory_sees_what_is_gone_again():
 
 def test_what_could_outgrow_the_memory_is_left_out(monkeypatch, capsys):
     ten = contextlib.nullcontext(lambda above: 10.0)  # MB a pass
-    monkeypatch.setattr(costs, "peak_memory", lambda seconds: ten)
+    monkeypatch.setattr(costs.fast, "peak_memory", lambda seconds: ten)
     monkeypatch.setattr(costs.psutil, "virtual_memory", lambda: SimpleNamespace(available=100e6))
     df = scaling(["softmax", "linear"], (8, 16, 64), repeats=2)
     assert set(df["length"]) == {8, 16}, "16: 10 MB x 4 of 100; 64: 10 MB x 4 x 4"
