@@ -686,7 +686,8 @@ SHOWN = {"bits_per_byte": 3, "chrf": 1, "synopsis_form": 2}
 SHOWN = {c: digits for c, digits in SHOWN.items() if c in curve}
 rows = []
 for (method, size), part in curve.groupby(["method", "train_tokens"], sort=False) if len(curve) else ():
-    cells = [interval(part[c], digits) for c, digits in SHOWN.items()]
+    tops = {"synopsis_form": 1}  # a share
+    cells = [interval(part[c], digits, top=tops.get(c, math.inf)) for c, digits in SHOWN.items()]
     name = method.replace("full,", "full fine-tuning,")
     rows.append([{"none": "before", **labels}.get(method, name), f"{size:,}", len(part), *cells])
 header = ["method", "tokens", "seeds", "bits per byte", "corpus chrF", "synopsis in form"]
