@@ -496,8 +496,9 @@ def against_yardsticks():
 # %%
 if len(curve) and len(marks):
     text = f"Bits per byte of {len(unseen)} validation documents of {task.name} against training tokens, with "
-    text += "yardsticks; dotted: the power law. Each dot is a run."
-    results.figure(against_yardsticks(), "02_learning_curve", text)
+    text += "yardsticks; dotted: the power law. Each dot is a run: three seeds at the runs' own budget and for full "
+    text += "fine-tuning at the smallest size, else seed 0."
+    results.figure(against_yardsticks(), "02_learning_curve", text, seeds=())
 else:
     results.block("figure.learning_curve", NOT_YET)
 
@@ -619,6 +620,7 @@ results.value("parameters", f"{lora['base_parameters']:,}")
 rank = train.settings_for("lora", 0, task).lora_rank
 results.value("lora.rank", rank)
 results.value("lora.alpha", 2 * rank)  # as lib.train.with_lora has it
+results.value("watched", min(budget.validation_documents, len(task["validation"])))
 results.value("start", number(came.loc[task.name, "full"]["start"].mean()))
 
 # %% [markdown]
@@ -653,7 +655,7 @@ for (name, method), grid in rates.groupby(["task", "method"], sort=False) if len
     schedules += [pair.loc[pair["bits_per_byte"].idxmin(), "schedule"] == used.schedule] if len(pair) > 1 else []
 header = ["task", "method", "schedule", "rates tried", "bits per byte", "in use"]
 if rows:
-    text = "Learning rates tried, with the validation bits per byte at the end of each run; "
+    text = "Learning rates tried, with bits per byte of the validation documents that the runs are watched on; "
     text += "- for a run that diverged." if rates["bits_per_byte"].isna().any() else "one run each."
     results.markdown("rates", header, rows, text, left=3, seeds=[0])
 else:
@@ -662,9 +664,11 @@ results.claim("the rates in use are the best of their grids", bool(best) and all
 results.claim("the schedule in use is the better one", bool(schedules) and all(schedules))
 
 # %% [markdown]
-# - The default task's best rate of each method, and what it reaches beside the rate in use.
+# - The default task's best rate of each method, and what it reaches beside the rate in use. Level: within the standard
+#   deviation of three seeds.
 
 # %%
+LEVEL = history.query("task == @task.name and method == 'full'").groupby("seed")["bits_per_byte"].min().std()
 lowest, in_use = {}, {}
 for method in ("full", "lora"):
     grid = [r for r in rates.itertuples() if (r.task, r.method, r.schedule) == (task.name, method, "cosine")]
@@ -674,6 +678,8 @@ for method in ("full", "lora"):
     results.value(f"rates.{method}.best", f"{best:g}" if reached else "not measured")
     results.value(f"rates.{method}.lowest", number(lowest[method]) if reached else "not measured")
     results.value(f"rates.{method}.in_use", number(in_use[method]) if reached else "not measured")
+    level = sum(bits < lowest[method] + LEVEL for bits in reached.values()) > 1
+    results.claim(f"a second rate is level for {labels[method]}", level)
 results.claim("no rate tried is better for full fine-tuning", in_use["full"] <= lowest["full"])
 results.claim("another rate tried is better for LoRA", in_use["lora"] > lowest["lora"])
 results.claim("at its best rate LoRA ends no higher than full fine-tuning", lowest["lora"] <= lowest["full"])
@@ -686,13 +692,13 @@ SHOWN = {"bits_per_byte": 3, "chrf": 1, "synopsis_form": 2}
 SHOWN = {c: digits for c, digits in SHOWN.items() if c in curve}
 rows = []
 for (method, size), part in curve.groupby(["method", "train_tokens"], sort=False) if len(curve) else ():
-    tops = {"synopsis_form": 1}  # a share
-    cells = [interval(part[c], digits, top=tops.get(c, math.inf)) for c, digits in SHOWN.items()]
+    cells = [interval(part[c], SHOWN[c]) for c in SHOWN if c != "synopsis_form"]
+    cells += [number(part[c].mean(), SHOWN[c]) for c in SHOWN if c == "synopsis_form"]  # few texts: no interval
     name = method.replace("full,", "full fine-tuning,")
     rows.append([{"none": "before", **labels}.get(method, name), f"{size:,}", len(part), *cells])
 header = ["method", "tokens", "seeds", "bits per byte", "corpus chrF", "synopsis in form"]
 if rows:
-    text = f"{len(unseen)} validation documents of {task.name} scored, {len(some)} texts generated greedily; "
+    text = f"{len(unseen)} other validation documents of {task.name} scored, {len(some)} texts generated greedily; "
     results.markdown("learning_curve", header[: 3 + len(SHOWN)], rows, text + "mean with 95 % t interval.", seeds=())
 else:
     results.block("learning_curve", NOT_YET)
@@ -701,6 +707,9 @@ else:
 # - Values: what the law says of the whole split, the ablation, the yardsticks.
 
 # %%
+for name in ("law.full", "law.lora", "yardstick.uniform", "yardstick.unigram", "curve.doubled", "all_tokens.gap"):
+    results.value(name, "not measured")
+results.claim("the learning curve was measured", len(curve) > 0)
 for law in laws.itertuples():
     results.value(f"law.{law.method}", span(law.predicted, law.low, law.high))
     results.value(f"law.{law.method}.floor", number(law.a, 2))
@@ -708,6 +717,8 @@ for law in laws.itertuples():
 for row in marks.itertuples():
     results.value(f"yardstick.{row.yardstick.replace(' ', '_')}", number(row.bits_per_byte, 2))
 if len(curve):
+    ends = curve[(curve["method"] == "full") & (curve["seed"] == 0)].set_index("train_tokens")["bits_per_byte"]
+    results.value("curve.doubled", number(ends[sizes[-1]] - ends[sizes[-2]], sign=True))
     pair = curve[(curve["train_tokens"] == middle) & curve["method"].str.startswith("full")]
     pair = by_seed(pair, "method")
     gaps = pair.iloc[:, 1] - pair.iloc[:, 0]
