@@ -322,14 +322,15 @@ def _attend(name: str) -> Callable:
         groups = query.shape[1] // key.shape[1]  # grouped-query attention: H_kv heads serve H queries
         if groups > 1:
             key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         given = entry.options | getattr(module, "attention_options", {}) | ({"bias": position.bias} if biased else {})
         if not entry.takes_mask:
-            out = _padding_last(entry, module, position, query, key, value, attention_mask, scaling, given)
+            out = _padding_last(entry, module, position, query, key, value, attention_mask, scale, given)
             return out.transpose(1, 2), None
         mask = None if attention_mask is None else _causal(query, key) & attention_mask[:, None, None]
         if position is not None:
             query, key = position.rotate(query, key)
-        return entry.form(query, key, value, scaling, mask=mask, **given).transpose(1, 2), None
+        return entry.form(query, key, value, scale, mask=mask, **given).transpose(1, 2), None
 
     return attend
 

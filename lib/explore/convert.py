@@ -137,9 +137,10 @@ for _name, _form in (("hybrid", hybrid), ("hybrid_matching", matching)):
 
 def attend_step(module, query, key, value, attention_mask=None, scaling=None, **_):
     """One token of a recurrent run, for transformers: the state is module.recurrent_state, None at the start."""
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     with torch.autocast(query.device.type, enabled=False):
         q, k, v = (x.float() for x in (query, key, value))
-        out, module.recurrent_state = hybrid_step(module.recurrent_state, q, k, v, scaling, **module.attention_options)
+        out, module.recurrent_state = hybrid_step(module.recurrent_state, q, k, v, scale, **module.attention_options)
     return out.to(query.dtype).transpose(1, 2), None
 
 

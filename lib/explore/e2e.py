@@ -34,7 +34,8 @@ def _about(noun: str, adjectives: str) -> str:
     return rf"\b(?:{adjectives}){_GAP}{noun}|{noun}{_LINK}(?:{adjectives})\b"
 
 
-# slot -> value -> pattern. Words and numbers share a value: by "low rating" people mean the same as by 1 out of 5
+# slot -> value -> pattern. The verbal and the numeric scale of a slot share a value: people write "low rating" for 1
+# out of 5 and "cheap" for less than £ 20, and mean the same by it.
 PATTERNS = {
     "Type": {
         "pub": r"\bpubs?\b|\bpublic house|\btavern",

@@ -133,7 +133,8 @@ def unigram(texts: list[str], vocab_size: int) -> Encoding:
     alphabet = _alphabet(texts, int(ALPHABET_SHARE * vocab_size))
     named = {"unk_token": UNK, "special_tokens": [UNK], "initial_alphabet": alphabet}
     trainer = trainers.UnigramTrainer(vocab_size=vocab_size - 1, show_progress=False, **named)
-    # each character once as a text: else EM may drop one that stands in longer pieces alone, or pruning never end
+    # Each character once as a text of its own: else EM may drop one that stands in longer pieces alone, and
+    # the library's pruning never ends when too many pieces have nothing to be split into.
     trained = _tokenizer(models.Unigram(), [*_WORDS, _rest(alphabet, "removed")], trainer, [*texts, *alphabet])
     learned = json.loads(trained.to_str())["model"]["vocab"]  # [piece, log-probability]
     # the sums behind the scores run in the order of a hash table and differ in the 14th digit

@@ -21,7 +21,8 @@ from lib.generate import generate
 from lib.metrics import float32_logits
 
 REPETITIONS = (1, 2, 4, 8, 16, 32, 64)
-# Digits and letters take turns: byte-level encodings split between them, a token a symbol. No vowels: no words
+# Digits and letters take turns: byte-level encodings split between the two, so that each symbol is one token, and all
+# codes with a common beginning share its computation. Vowels are left out: no words.
 SLOTS = ("0123456789", "BCDFGHJKLM", "0123456789", "BCDFGHJKLM")
 CANDIDATES = math.prod(map(len, SLOTS))
 UNSEEN = math.log2(math.e)  # expected exposure in bits of a code without any trace in the model

@@ -83,7 +83,8 @@ def _frequencies(size: int, device) -> Tensor:
 
 
 class Code(NamedTuple):
-    """Where a position code acts. Without any a causal model still counts (Haviv et al. 2022, 2203.16634, "NoPos")."""
+    """Where a position code acts. Without any, a causal model can still count, since the first token sees one token and
+    the second two (Haviv et al. 2022, 2203.16634, "NoPos")."""
 
     add: Callable | None = None  # (position_ids (B, T), weight, config) -> (B, T, n_embd), added to the embeddings
     rotate: Callable | None = None  # (x (B, H, T, D), positions (T,)) -> the same shape, for queries and keys
