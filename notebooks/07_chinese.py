@@ -39,10 +39,14 @@ if "google.colab" in sys.modules:
 
 # %%
 import functools
+import hashlib
 import inspect
 import math
+import re
 import time
 from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,6 +70,10 @@ budget = profile.budget(
     seeds=((0, 1), (0,), (0, 1, 2)),
     poem_tokens=(4_000, 20_000, 40_000),  # that a run on the poems sees; the extended vocabularies see the same poems
     plan_tokens=(4_000, 20_000, 150_000),  # of poems with their plans; the control sees the same poems without
+    reward_titles=(4, 16, 256),  # training titles of a round, for each of which the model writes `reward_drafts` poems
+    reward_drafts=(2, 4, 4),
+    reward_rounds=(1, 1, 2),
+    reward_poems=(8, 32, 256),  # test titles whose poems are then counted
     idiom_tokens=(3_000, 10_000, 15_000),
     pack_tokens=(640, 512, 512),  # in one row, which is one optimizer step: a small budget still makes many
     evaluations=(2, 2, 3),  # held-out evaluations of a run, with a checkpoint each
@@ -196,10 +204,10 @@ def english(model, tokenizer) -> dict:
     return out | {f"wikitext2_{k}": v for k, v in general.items()}
 
 
-def train(model, task, seed: int, tokens: int, row: int = budget.pack_tokens):
+def train(model, task, seed: int, tokens: int, row: int = budget.pack_tokens, **options):
     sizes = {"train_tokens": tokens, "pack_length": row, "batch_tokens": row, "evaluations": budget.evaluations}
     sizes |= {"validation_documents": budget.validation_documents, "learning_rate": LEARNING_RATE}
-    return finetune(model, task, seed=seed, **sizes)
+    return finetune(model, task, seed=seed, **sizes | options)
 
 
 # %% [markdown]
@@ -208,10 +216,10 @@ def train(model, task, seed: int, tokens: int, row: int = budget.pack_tokens):
 
 
 # %%
-def write(model, tokenizer, task, prompts: list[str], seed: int) -> list[str]:
+def write(model, tokenizer, task, prompts: list[str], seed: int, batch: int = 64) -> list[str]:
     documents = tasks.encode(tokenizer, task["validation"], base.context)
     room = max(len(d.input_ids) - d.prompt_length for d in documents)  # for every honest answer, EOS included
-    return generate(model, tokenizer, prompts, max_new_tokens=room, batch_size=64, seed=seed, **DECODING["sample"])
+    return generate(model, tokenizer, prompts, max_new_tokens=room, batch_size=batch, seed=seed, **DECODING["sample"])
 
 
 def behind_given_plans(model, tokenizer, task, wanted: list[dict], seed: int) -> dict[str, list[str]]:
@@ -627,6 +635,121 @@ tokens = (
     table[(table["task"] == "tang") & (table["stage"] == "after")].groupby("method", sort=False)["train_tokens"].mean()
 )
 results.figure(figure, "07_form", text + ", ".join(f"{tokens[m]:,.0f}" for m in MODELS) + ".")
+
+# %% [markdown]
+# ## Tones in the plan, and the rules as a reward
+#
+# - The same poems once more, and in as many steps, each line now behind the tones of its characters 2, 4 (and 6), which
+#   are what the rules bind: level `-`, oblique `/`. No character shows its tone; a mark right before the line does.
+
+# %%
+toned = chinese.with_plan(tang, tones=True)
+print(chinese.plan_of(bean), chinese.marked(bean), sep="\n")
+show(chinese.marked, chinese.reward)
+
+
+@functools.cache
+def with_tones(seed: int):
+    """The trained model as a base model, and its run."""
+    model = chinese.extend(base, characters, "pieces", seed)
+    tokens = chinese.same_documents(model, model, chinese.with_plan(tang), seed, budget.plan_tokens, toned)
+    run = train(model, toned, seed, tokens, round(budget.pack_tokens * tokens / budget.plan_tokens))
+    return replace(model, model=run.model, name=f"{model.name}, {run.path.name}"), run
+
+
+# %% [markdown]
+# - Expert iteration (Anthony et al. 2017; for language models Dong et al. 2023, Gulcehre et al. 2023): the model writes
+#   some poems for each of many training titles, the best by `reward` goes, behind its own plan and marks, into a short
+#   training, and the next round starts from there. People's poems are in none of it.
+# - The control differs in the choice alone: of the same drafts the first that is a quatrain.
+
+# %%
+CHOICES = {
+    "best": lambda poems, known: max(poems, key=lambda text: chinese.reward(text, known)),
+    "first": lambda poems, known: next(filter(chinese.quatrain, poems), poems[0]),
+}
+REWARD_RATE = LEARNING_RATE / 4  # the model has learned to write; set beforehand, not tried
+KNOWN = frozenset(line for row in tang["train"] for line in chinese.lines_of(row["target"]))
+
+
+def drafts(model, run, start: int) -> list[list[str]]:
+    """Poems without plan and marks, a list for each of a round's titles."""
+    rows = tang["train"].select(range(start, start + budget.reward_titles)).to_list()
+    prompts = [row["prompt"] for row in rows for _ in range(budget.reward_drafts)]
+
+    def made() -> dict:
+        return {"texts": write(model.model, model.tokenizer, toned, prompts, run.summary["seed"], 256)}
+
+    texts = kept(run.path / "drafts", [start, vars(budget)], made)["texts"]
+    poems = [re.sub("(?m)^[-/?]+", "", text.partition("\n")[2].strip()) for text in texts]
+    return [poems[i : i + budget.reward_drafts] for i in range(0, len(poems), budget.reward_drafts)]
+
+
+# %% [markdown]
+# - One round, from a model to the next.
+
+
+# %%
+def rewarded(model, run, choice: str, turn: int):
+    seed, start = run.summary["seed"], turn * budget.reward_titles
+    texts = [CHOICES[choice](poems, KNOWN) for poems in drafts(model, run, start)]
+    titles = tang["train"].select(range(start, start + budget.reward_titles)).to_list()
+    rows = [r | {"target": t, "references": []} for r, t in zip(titles, texts, strict=True) if chinese.quatrain(t)]
+    if not rows:  # in `fast`, where nothing is learned, people's poems stand for what is missing
+        rows = titles
+    digest = hashlib.sha256("\n".join(row["target"] for row in rows).encode()).hexdigest()
+    task = chinese.with_plan(tang.replace(train=rows, name=f"tang-{choice}-{turn}", sha256=digest), tones=True)
+    tokens = sum(len(d.input_ids) for d in tasks.encode(model.tokenizer, task["train"], base.context))
+    after = train(model, task, seed, 2 * tokens, learning_rate=REWARD_RATE, evaluations=1)  # two passes
+    return replace(model, model=after.model, name=f"{model.name}, {after.path.name}"), after
+
+
+# %% [markdown]
+# - What is counted of each model: the rules on test titles, its own marks, what people's poems cost (plan and marks
+#   paid), and how different its poems are, by the share of their character pairs that stand in them once.
+
+
+# %%
+def counted(arm: str, turn: int, model, run) -> dict:
+    def made() -> dict:
+        net, tokenizer, seed = model.model, model.tokenizer, run.summary["seed"]
+        prompts = [row["prompt"] for row in tasks.head(tang["test"], budget.reward_poems)]
+        scores = metrics.score(net, tokenizer, tasks.head(toned["test"], budget.score_documents), "scoring")
+        out = {"bits_per_character": chinese.bits_per_character(scores, tang["test"])}
+        return out | {"samples": write(net, tokenizer, toned, prompts, seed, 256)}
+
+    found = kept(run.path / "counted", [tang.sha256, vars(budget)], made)
+    poems = [text.partition("\n")[2] for text in found["samples"]]
+    shares = pd.DataFrame([chinese.form(t, KNOWN) | {"marks_kept": chinese.marks_kept(t)} for t in poems])
+    shares = shares.reindex(columns=[*MEASURES, "marks_kept"]).mean()
+    pairs = Counter(p for t in poems for line in chinese.lines_of(t) for p in pairwise(line))
+    row = {"arm": arm, "round": turn, "seed": run.summary["seed"], "texts": len(poems)} | shares.to_dict()
+    row |= {"bits_per_character": found["bits_per_character"], "pairs_once": len(pairs) / max(pairs.total(), 1)}
+    return row | {"train_tokens": run.summary["tokens"], "sample": found["samples"][0]}
+
+
+# %% [markdown]
+# - All of it: the marks, the reward's rounds, and one round of the control. The planned model without marks stands in
+#   the tables above.
+
+
+# %%
+def reward_rows() -> list[dict]:
+    rows = []
+    for seed in budget.seeds:
+        start = with_tones(seed)
+        rows.append(counted("marks", 0, *start))
+        rows.append(counted("control", 1, *rewarded(*start, "first", 0)))
+        for turn in range(budget.reward_rounds):
+            start = rewarded(*start, "best", turn)
+            rows.append(counted("reward", turn + 1, *start))
+    return rows
+
+
+rules = results.table("reward", reward_rows, optional=True)
+if len(rules):
+    columns = [*MEASURES, "marks_kept", "bits_per_character", "pairs_once"]
+    display(rules.groupby(["arm", "round"], sort=False)[columns].mean().round(3), rules["sample"].iloc[-1])
 
 # %% [markdown]
 # ## What was forgotten

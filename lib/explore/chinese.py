@@ -25,6 +25,7 @@ from lib import packing, tasks
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+")
 METRES = {5: "五", 7: "七"}
+MARKS = {"平": "-", "仄": "/", None: "?"}  # all punctuation, which no measure of form reads
 # The thirteen tracks (十三辙, Luo Changpei 1942) join e with o, ü and er with i, ong with eng, and part ie from e.
 FINALS = {"in": "en", "vn": "en", "ing": "eng", "ong": "eng", "iong": "eng", "ie": "ê", "ve": "ê"}
 FINALS |= {"e": "o", "v": "i", "er": "i"}
@@ -94,6 +95,14 @@ def form(text: str, known: frozenset[str] = frozenset()) -> dict[str, float]:
     return found | {"opposition": opposition(lines), "repeated": repeated, "copied_line": copied}
 
 
+def reward(text: str, known: frozenset[str] = frozenset()) -> float:
+    """How many of four rules a text keeps, tones by their share: exact form, rhyme, alternation, opposition. 0 where it
+    is no quatrain or copies a line of `known`."""
+    found = form(text, known)
+    rules = [found.get(name, 0) for name in ("exact_form", "rhyme", "alternation", "opposition")]
+    return float(np.nansum(rules)) * found["exact_form"] * (1 - found["copied_line"])
+
+
 def rhyme_by_chance(poems: Sequence[str]) -> float:
     """The rate of rhyme when line 2 of each quatrain is paired with line 4 of every other one of the same line length;
     nan for less than two poems. Of a model's own poems the stricter chance: few line ends rhyme by that alone."""
@@ -115,13 +124,30 @@ def plan_of(text: str, last: str | None = None) -> str:
     return f"{METRES[len(lines[0])]}{rhyme_of(fourth) or '?'}{second}{fourth}"
 
 
-def with_plan(task):
-    """Each target behind its plan (Yao et al. 2019; rhyme words first: Ghazvininejad et al. 2016)."""
-    splits = {}
+def marked(text: str) -> str:
+    """A quatrain's lines, each behind the tones that the rules bind, of its characters 2, 4 (and 6): -/- is level,
+    oblique, level. Right before its line, where a mark is always as far from its character."""
+    bound = ["".join(MARKS[tone_of(c)] for c in line[1:-1:2]) for line in quatrain(text)]
+    return "\n".join(map(str.__add__, bound, text.split("\n")))
+
+
+def marks_kept(text: str) -> float:
+    """The share of a text's marks whose characters have the tone they say; nan without any."""
+    lines = [(re.match("[-/?]*", line)[0], lines_of(line)[0][1:-1:2]) for line in text.strip().split("\n")]
+    kept = [mark == MARKS[tone_of(c)] for marks, bound in lines for mark, c in zip(marks, bound, strict=False)]
+    return float(np.mean(kept)) if kept else float("nan")
+
+
+def with_plan(task, tones: bool = False):
+    """Each target behind its plan (Yao et al. 2019; rhyme words first: Ghazvininejad et al. 2016), its lines `marked`
+    for `tones`."""
+    splits, name = {}, f"{task.name}-plan{'-tones' * tones}"
     for split in task:
-        both = [[f"{plan_of(t)}\n{t}" for t in (row["target"], *row["references"])] for row in task[split]]
+        both = [
+            [f"{plan_of(t)}\n{marked(t) if tones else t}" for t in (r["target"], *r["references"])] for r in task[split]
+        ]
         splits[split] = [row | {"target": t[0], "references": t[1:]} for row, t in zip(task[split], both, strict=True)]
-    return task.replace(name=f"{task.name}-plan", sha256=f"{task.sha256}-plan", **splits)
+    return task.replace(name=name, sha256=f"{task.sha256}{name.removeprefix(task.name)}", **splits)
 
 
 def unrhymed_plans(poems: Sequence[str]) -> list[str]:
