@@ -42,6 +42,7 @@ OUTSIDE = {
     "wikitext2": {"wiki.test.raw": "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"},
     "lambada": {"lambada_test.jsonl": "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226"},
     "blimp": {"blimp_all.tsv": "9ae4fe6bb66b4273419d2dca091fd8b0c44a7de0260b980aba2ec9a8e4bfc5d4"},
+    "shakespeare": {"input.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"},
 }
 HUB_COPIES = {"wikitext2": "Salesforce/wikitext", "lambada": "EleutherAI/lambada_openai", "blimp": "nyu-mll/blimp"}
 
@@ -203,8 +204,7 @@ def hub_model(repository: str, revision: str = "main", local_dir: Path | None = 
 
 
 def _places(name: str) -> list[Path]:
-    mirror = os.environ.get("DATA_MIRROR")
-    return [*([Path(mirror).expanduser() / name] if mirror else []), MIRROR / name]
+    return [Path(folder).expanduser() / name for folder in (os.environ.get("DATA_MIRROR"), MIRROR) if folder]
 
 
 def outside(name: str) -> Path:
@@ -227,7 +227,7 @@ def outside(name: str) -> Path:
 def _from_hub(name: str) -> Path:
     """data/mirror/`name` with the published file, made from the hub's copy of it. Raises Unavailable."""
     if name not in HUB_COPIES:
-        raise Unavailable("the hub has only the untokenised release, which lib.tasks takes by itself")
+        raise Unavailable("the hub has no copy (of E2E only the untokenised release, which lib.tasks takes by itself)")
     repository, where = HUB_COPIES[name], {"repo_type": "dataset"}
     if trouble := hub_trouble(repository, "README.md", **where):
         raise Unavailable(trouble)

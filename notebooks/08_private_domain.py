@@ -869,6 +869,9 @@ results.value("per_number", each)
 inserted = memory[memory["stage"] == "after"].groupby(["deduplicated", "seed"])["copies"].sum() // len(METHODS)
 for dedup in LEFT:
     results.value(f"insertions.{dedup}", inserted[dedup].iloc[0])
+secrets = [c.row(i) for c in canaries for i in range(c.repetitions)]
+filled = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, secrets, base.context)) / budget.train_tokens
+results.value("insertions.share", f"{filled:.0%}".replace("%", " %"))
 for key, (rho, p) in rises.items():
     name = ".".join(key)
     results.value(f"rises.{name}", f"{rho:+.2f}, {probability(p)}")

@@ -40,7 +40,6 @@ if "google.colab" in sys.modules:
 # %%
 import copy, functools, inspect, itertools, json, math
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -448,11 +447,9 @@ def pieces(name):
     if name == "lambada":
         lines = (hub.outside(name) / "lambada_test.jsonl").read_text("utf-8").splitlines()
         return [json.loads(line)["text"] for line in lines]
-    if name == "wikitext2":
-        text = (hub.outside(name) / "wiki.test.raw").read_text("utf-8")
-    else:
-        text = (Path(os.environ.get("DATA_MIRROR") or hub.MIRROR) / name / "input.txt").read_text("utf-8")
-        text = text[len(text) * 9 // 10 :]
+    (file,) = hub.OUTSIDE[name]
+    text = (hub.outside(name) / file).read_text("utf-8")
+    text = text[len(text) * 9 // 10 :] if name == "shakespeare" else text
     return [text[i : i + 2_000] for i in range(0, len(text), 2_000)]
 
 
@@ -467,7 +464,7 @@ def general_documents():
     for name in ("wikitext2", "lambada", "shakespeare"):
         try:
             texts = pieces(name)
-        except (OSError, hub.Unavailable) as reason:
+        except hub.Unavailable as reason:
             print(f"Skipped: {reason}")
             continue
         coded = base.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -1202,7 +1199,8 @@ for (form, share, _, match, tune), part in lora.groupby(keys, sort=False):
     by_total.append([match + tune, part["bits_per_byte"].mean(), what, f"{share:.0%}", f"{match:,}", f"{tune:,}"])
 lines = [[*row, f"{total:,}", f"{bits:.3f}"] for total, bits, *row in sorted(by_total)]
 header = ["attention", "layers converted", "matching tokens", "LoRA tokens", "tokens in all", "bits per byte"]
-text = f"Conversion with LoRA (rank {RANK}, alpha {2 * RANK}) as the second stage; test text, seed {budget.seeds[0]}."
+text = f"Conversion with LoRA (rank {RANK}, alpha {2 * RANK}) as the second stage, scored on {budget.eval_tokens:,} "
+text += f"tokens of the test split of debian; seed {budget.seeds[0]}."
 results.markdown("lora", header, lines, text, seeds=())
 
 # %% [markdown]

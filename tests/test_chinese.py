@@ -113,6 +113,27 @@ def test_a_planned_task_is_the_task_with_a_line_more_and_given_plans_do_not_rhym
         chinese.unrhymed_plans([BEAN, BEAN])
 
 
+def test_marks_name_the_tones_that_the_rules_bind_and_change_no_measure(tang):
+    assert chinese.marked(HERON) == "/-白日依山尽，\n-/黄河入海流。\n-/欲穷千里目，\n/-更上一层楼。"
+    assert chinese.marked(LUSHAN).split("\n")[1] == "/-/遥看瀑布挂前川。"
+    assert chinese.marked(HERON.replace("日", NO_PINYIN)).startswith("?-白")
+    planned = chinese.with_plan(tang, tones=True)
+    assert planned.sha256 not in (tang.sha256, chinese.with_plan(tang).sha256)
+    for before, after in zip(tang["test"], planned["test"], strict=True):
+        plan, _, poem = after["target"].partition("\n")
+        assert plan == chinese.plan_of(before["target"]) and chinese.marks_kept(poem) == 1
+        assert chinese.form(poem) == pytest.approx(chinese.form(before["target"]), nan_ok=True)
+    assert chinese.marks_kept("//白日依山尽，\n-/黄河入海流。\n----欲穷") == 3 / 5  # no character, no count
+    assert math.isnan(chinese.marks_kept(HERON)) and math.isnan(chinese.marks_kept(""))
+
+
+def test_the_reward_counts_the_rules_that_are_kept_and_no_copies():
+    assert chinese.reward(HERON) == chinese.reward(chinese.marked(HERON)) == 4
+    assert chinese.reward(HERON.replace("流", "山")) == 3  # no rhyme; a last character has no bound tone
+    assert 2 < chinese.reward(LUSHAN) < 4
+    assert chinese.reward("红豆生南国") == 0 and chinese.reward(HERON, frozenset(["黄河入海流"])) == 0
+
+
 @pytest.mark.parametrize(
     ("text", "rhymes", "metre", "ends"),
     [
