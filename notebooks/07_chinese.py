@@ -70,10 +70,10 @@ budget = profile.budget(
     seeds=((0, 1), (0,), (0, 1, 2)),
     poem_tokens=(4_000, 20_000, 40_000),  # that a run on the poems sees; the extended vocabularies see the same poems
     plan_tokens=(4_000, 20_000, 150_000),  # of poems with their plans; the control sees the same poems without
-    reward_titles=(4, 16, 256),  # training titles of a round, for each of which the model writes `reward_drafts` poems
+    reward_titles=(4, 16, 128),  # training titles of a round, for each of which the model writes `reward_drafts` poems
     reward_drafts=(2, 4, 4),
-    reward_rounds=(1, 1, 2),
-    reward_poems=(8, 32, 256),  # test titles whose poems are then counted
+    reward_rounds=(1, 1, 1),
+    reward_poems=(8, 32, 128),  # test titles whose poems are then counted
     idiom_tokens=(3_000, 10_000, 15_000),
     pack_tokens=(640, 512, 512),  # in one row, which is one optimizer step: a small budget still makes many
     evaluations=(2, 2, 3),  # held-out evaluations of a run, with a checkpoint each
@@ -663,7 +663,7 @@ def drafts(model, run, start: int) -> list[list[str]]:
     def made() -> dict:
         return {"texts": write(model.model, model.tokenizer, toned, prompts, run.summary["seed"], 256)}
 
-    texts = kept(run.path / "drafts", [start, vars(budget)], made)["texts"]
+    texts = kept(run.path / "drafts", [start, budget.reward_titles, budget.reward_drafts], made)["texts"]
     poems = [re.sub("(?m)^[-/?]+", "", text.partition("\n")[2].strip()) for text in texts]
     return [poems[i : i + budget.reward_drafts] for i in range(0, len(poems), budget.reward_drafts)]
 
@@ -702,7 +702,7 @@ def counted(arm: str, turn: int, model, run) -> dict:
         out = {"bits_per_character": chinese.bits_per_character(scores, tang["test"])}
         return out | {"samples": write(net, tokenizer, toned, prompts, seed, 256)}
 
-    found = kept(run.path / "counted", [tang.sha256, vars(budget)], made)
+    found = kept(run.path / "counted", [tang.sha256, budget.reward_poems, budget.score_documents], made)
     poems = [text.partition("\n")[2] for text in found["samples"]]
     shares = pd.DataFrame([chinese.form(t, KNOWN) | {"marks_kept": chinese.marks_kept(t)} for t in poems])
     shares = shares.reindex(columns=[*MEASURES, "marks_kept"]).mean()
