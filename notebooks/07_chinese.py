@@ -961,8 +961,8 @@ results.value("tones.above_chance", listed(tonal))
 results.claim("no tones above chance", not tonal)
 
 # %% [markdown]
-# - The marks and the reward, paired by seed: tones against shuffled characters; the last round against the model with
-#   marks and the first against its control, on four rules, on people's poems and on what is different (Holm over each).
+# - The marks and the reward, paired by seed, Holm over each family: marks against plans without them; tones against
+#   shuffled characters; the last round against the model with marks, and the first against its control.
 
 # %%
 by_arm = {name: part.set_index("seed") for name, part in rules.groupby("label", sort=False)}
@@ -972,6 +972,13 @@ for key, arm in {"marks": marks, "control": control, "once": once, "last": last}
     for measure in (*MEASURES, "marks_kept", "distinct_2"):
         results.value(f"rules.{key}.{measure}", percent(arm[measure]))
     results.value(f"rules.{key}.bits", interval(arm["bits_per_character"]))
+named = {m: marks[m] - by_method["plan"][m] for m in ("exact_form", *TONAL)}
+named["bits"] = marks["bits_per_character"] - on_poems["after", "plan"]
+for measure, side in shown(named).items():
+    told = interval(named[measure] * (1 if measure == "bits" else 100), 3 if measure == "bits" else 0, sign=True)
+    results.value(f"marks.gap.{measure}", told)
+    results.claim(f"marks raise {measure}", side > 0)
+    results.claim(f"marks are not shown to change {measure}", side == 0)
 above = shown({(k, m): arm[m] - of_group[m]["chance"] for k, arm in (("marks", marks), ("last", last)) for m in TONAL})
 results.claim("marks bring tones above chance", all(above["marks", m] > 0 for m in TONAL))
 results.claim("rewarded tones are above chance", all(above["last", m] > 0 for m in TONAL))
@@ -985,9 +992,12 @@ for key, a, b in (("reward", last, marks), ("choice", once, control)):
         results.claim(f"{key} is not shown to change {measure}", side == 0)
 
 # %% [markdown]
-# - Against people, and the table of all.
+# - Against people, the first held-out title's poem by the last seed, and the table of all.
 
 # %%
+plan, *verses = last["sample"].iloc[-1].split("\n")
+verses = "\\\n".join(re.sub("^[-/?]+", r"> `\g<0>` ", verse) for verse in verses)  # a backslash ends a line
+results.block("poem", f"> {plan}\n>\n{verses}")
 human = of_group.loc["people"]
 results.claim("rewarded poems rhyme as often as people's", last["rhyme"].mean() >= human["rhyme"])
 results.claim("rewarded poems have the form in 97 of 100", last["exact_form"].mean() >= 0.97)
