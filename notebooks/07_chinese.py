@@ -999,7 +999,8 @@ plan, *verses = last["sample"].iloc[-1].split("\n")
 verses = "\\\n".join(re.sub("^[-/?]+", r"> `\g<0>` ", verse) for verse in verses)  # a backslash ends a line
 results.block("poem", f"> {plan}\n>\n{verses}")
 human = of_group.loc["people"]
-results.claim("rewarded poems rhyme as often as people's", last["rhyme"].mean() >= human["rhyme"])
+beyond = shown({m: last[m] - human[m] for m in ("rhyme", *TONAL)})
+results.claim("rewarded poems keep rhyme and tones more often than people's", min(beyond.values()) > 0)
 results.claim("rewarded poems have the form in 97 of 100", last["exact_form"].mean() >= 0.97)
 for name in ("reward_titles", "reward_drafts", "reward_rounds", "reward_poems"):
     results.value(f"setup.{name}", getattr(budget, name))
