@@ -103,7 +103,7 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
 
 def device_of(table: str) -> str:
     made = results.provenance()
-    return made.get("tables_made", {}).get(table, made)["device"]
+    return made.get("tables_made", {}).get(table, made)["device"].replace(" 1 threads", " 1 thread")  # of older rows
 
 
 # %% [markdown]
