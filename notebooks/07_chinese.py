@@ -780,7 +780,12 @@ for key, change in changes.items():
 
 # %%
 def percent(values: pd.Series) -> str:
-    return f"{interval(100 * values, 0, top=100)} %"
+    return f"{interval(100 * values, 0, top=100)} %" if values.notna().any() else "-"
+
+
+def difference(values: pd.Series, measure: str) -> str:
+    scale, digits = (1, 3) if measure.startswith("bits") else (100, 0)  # else percentage points
+    return interval(scale * values, digits, sign=True) if values.notna().any() else "-"
 
 
 by_method = after_form.pivot(index="seed", columns=["method", "measure"], values="value")
@@ -966,8 +971,7 @@ for key, arm in {"marks": marks, "control": first, "reward": best}.items():
 named = {m: marks[m] - by_method["plan"][m] for m in ("exact_form", *TONAL)}
 named["bits"] = marks["bits_per_character"] - on_poems["after", "plan"]
 for measure, side in shown(named).items():
-    told = interval(named[measure] * (1 if measure == "bits" else 100), 3 if measure == "bits" else 0, sign=True)
-    results.value(f"marks.gap.{measure}", told)
+    results.value(f"marks.gap.{measure}", difference(named[measure], measure))
     results.claim(f"marks raise {measure}", side > 0)
     results.claim(f"marks are not shown to change {measure}", side == 0)
 above = shown({m: marks[m] - of_group[m]["chance"] for m in TONAL})
@@ -975,8 +979,7 @@ results.claim("marks bring tones above chance", min(above.values()) > 0)
 costs = [*MEASURES[:4], "bits_per_character", "distinct_2"]
 for key, a, b in (("reward", best, marks), ("choice", best, first)):
     for measure, side in shown({m: a[m] - b[m] for m in costs}).items():
-        scale, digits = (1, 3) if measure == "bits_per_character" else (100, 0)
-        results.value(f"{key}.gap.{measure}", interval(scale * (a[measure] - b[measure]), digits, sign=True))
+        results.value(f"{key}.gap.{measure}", difference(a[measure] - b[measure], measure))
         results.claim(f"{key} raises {measure}", side > 0)
         results.claim(f"{key} lowers {measure}", side < 0)
         results.claim(f"{key} is not shown to change {measure}", side == 0)
@@ -999,7 +1002,8 @@ measures = {"exact_form": "form", "rhyme": "rhyme", "alternation": "alternation"
 measures |= {"marks_kept": "marks kept", "distinct_2": "distinct-2"}
 rows = []
 for name, arm in zip(ARMS.values(), (marks, first, best), strict=True):
-    rows.append([name, *(interval(100 * arm[m], 0, top=100) for m in measures), interval(arm["bits_per_character"], 2)])
+    shares = [percent(arm[m]).removesuffix(" %") for m in measures]
+    rows.append([name, *shares, interval(arm["bits_per_character"], 2)])
 text = f"Marks and reward: percent of {budget.reward_poems} poems per seed, and bits per character of people's poems, "
 text += "plan and marks paid; distinct-2: different pairs of neighbouring characters by all; mean, 95 % interval."
 results.markdown("rules", ["", *measures.values(), "bits"], rows, text)
