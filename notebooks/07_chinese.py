@@ -15,8 +15,8 @@
 # # 07 Chinese
 #
 # A base model made for English learns to write Tang quatrains, from a title to a poem whose form a program can
-# check, and to explain idioms. Then two things are changed: frequent characters become tokens of their own, and
-# the poem's rhymes are planned before its first line.
+# check, and to explain idioms. Then frequent characters become tokens of their own, the poem's rhymes and tones are
+# planned before they are written, and the rules become a reward.
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
@@ -511,7 +511,8 @@ plans.pivot_table(index="source", columns="measure", values="value", sort=False)
 # %% [markdown]
 # ## The form of the poems
 #
-# - Every sampled poem is kept from now on, so that another rule of form is arithmetic: of a file of before, none are.
+# - The sampled poems are kept (the control's are not), so that another rule of form is arithmetic: of a file of before,
+#   none are.
 
 
 # %%
@@ -545,11 +546,14 @@ MEASURES = ["exact_form", "rhyme", "alternation", "opposition", "repeated", "cop
 TONAL = ["alternation", "opposition"]
 
 
-def form_table(written: list[str], training: list[str]) -> pd.DataFrame:
-    known = frozenset(line for text in training for line in chinese.lines_of(text) if line)
-    frame = pd.DataFrame([chinese.form(text, known) for text in written]).reindex(columns=MEASURES)
+TRAINING = [row["target"] for row in tang["train"]]
+KNOWN = frozenset(line for text in TRAINING for line in chinese.lines_of(text) if line)
+
+
+def form_table(written: list[str]) -> pd.DataFrame:
+    frame = pd.DataFrame([chinese.form(text, KNOWN) for text in written]).reindex(columns=MEASURES)
     table = pd.DataFrame({"value": frame.mean(), "texts": frame.count()})  # over the texts that have the measure
-    table.loc["longest_run"] = np.median(texts.longest_overlap(written, training)), len(frame)
+    table.loc["longest_run"] = np.median(texts.longest_overlap(written, TRAINING)), len(frame)
     return table.astype({"texts": int}).rename_axis("measure").reset_index()
 
 
@@ -574,13 +578,12 @@ def characters_mixed(poems: list[str], seed: int = 0) -> list[str]:
 # %%
 def of_people() -> pd.DataFrame:
     human = [row["target"] for row in tang["test"]]
-    known = frozenset(line for row in tang["train"] for line in chinese.lines_of(row["target"]))
     ends = [[chinese.tone_of(line[-1]) for line in chinese.quatrain(text)] for text in human]
     level = [end[1] == end[3] == "平" for end in ends]
     groups = {"people": human, "chance": characters_mixed(human)}
     groups["rhymes level"] = [text for text, flat in zip(human, level, strict=True) if flat]
     groups["others"] = [text for text, flat in zip(human, level, strict=True) if not flat]
-    shares = {g: pd.DataFrame([chinese.form(t, known) for t in part]).mean() for g, part in groups.items()}
+    shares = {g: pd.DataFrame([chinese.form(t, KNOWN) for t in part]).mean() for g, part in groups.items()}
     shares["chance"]["rhyme"] = chinese.rhyme_by_chance(human)
     no_rule = ["exact_form", "repeated", "copied_line"]  # of shuffled characters they mean nothing
     shares["chance"] = shares["chance"].drop(no_rule)
@@ -600,10 +603,10 @@ of_group.round(3)
 
 # %%
 def formed(models: list) -> pd.DataFrame:
-    parts, training = [], [row["target"] for row in tang["train"]]
+    parts = []
     for m in (m for m in models if m.task == "tang"):
         poems = [t.partition("\n")[2] for t in m.samples] if m.method == "plan" else m.samples
-        parts.append(form_table(poems, training).assign(**who(m), source=m.stage))
+        parts.append(form_table(poems).assign(**who(m), source=m.stage))
         if m.stage == "after":
             right = len([*filter(None, map(chinese.quatrain, poems))])
             own = {"measure": "rhyme", "value": chinese.rhyme_by_chance(poems), "texts": right}
@@ -621,8 +624,8 @@ form[form["source"] != "after, chance"].groupby(["label", "measure"], sort=False
 # %% [markdown]
 # ## Tones in the plan, and the rules as a reward
 #
-# - The same poems once more, and in as many steps, each line now behind the tones of its characters 2, 4 (and 6), which
-#   are what the rules bind: level `-`, oblique `/`. No character shows its tone; a mark right before the line does.
+# - The same poems once more, in about as many steps, each line now behind the tones of its characters 2, 4 (and 6),
+#   which are what the rules bind: level `-`, oblique `/`. No character shows its tone; a mark near it does.
 
 # %%
 toned = chinese.with_plan(tang, tones=True)
@@ -630,7 +633,6 @@ print(chinese.plan_of(bean), chinese.marked(bean), sep="\n")
 show(chinese.marked, chinese.reward)
 
 
-@functools.cache
 def with_tones(seed: int):
     """The trained model as a base model, and its run."""
     model = chinese.extend(base, characters, "pieces", seed)
@@ -641,17 +643,16 @@ def with_tones(seed: int):
 
 # %% [markdown]
 # - Expert iteration (Anthony et al. 2017; for language models Dong et al. 2023, Gulcehre et al. 2023): the model writes
-#   some poems for each of many training titles, and the best by `reward` goes, behind its own plan and marks, into a
-#   short training. People's poems are not in it. One round of what can be repeated.
+#   some poems for each of many training titles, and the best by `reward` goes, behind the plan and the marks read off
+#   it, into a short training. One round of what can be repeated.
 # - The control differs in the choice alone: of the same drafts the first that is a quatrain.
 
 # %%
 CHOICES = {
-    "best": lambda poems, known: max(poems, key=lambda text: chinese.reward(text, known)),
-    "first": lambda poems, known: next(filter(chinese.quatrain, poems), poems[0]),
+    "first": lambda poems: next(filter(chinese.quatrain, poems), poems[0]),
+    "best": lambda poems: max(poems, key=lambda text: chinese.reward(text, KNOWN)),
 }
 REWARD_RATE = LEARNING_RATE / 4  # the model has learned to write; set beforehand, not tried
-KNOWN = frozenset(line for row in tang["train"] for line in chinese.lines_of(row["target"]))
 
 
 def drafts(model, run) -> list[list[str]]:
@@ -663,74 +664,93 @@ def drafts(model, run) -> list[list[str]]:
         return {"texts": write(model.model, model.tokenizer, toned, prompts, run.summary["seed"], 256)}
 
     texts = kept(run.path / "drafts", [budget.reward_titles, budget.reward_drafts], made)["texts"]
-    poems = [re.sub("(?m)^[-/?]+", "", text.partition("\n")[2].strip()) for text in texts]
+    poems = [re.sub("(?m)^[-/?]+", "", text.partition("\n")[2]).strip() for text in texts]
     return [poems[i : i + budget.reward_drafts] for i in range(0, len(poems), budget.reward_drafts)]
 
 
 # %% [markdown]
-# - From a model to the one trained on its own poems.
+# - From a model to the one trained on its own poems, each seen twice.
 
 
 # %%
-def rewarded(model, run, choice: str):
-    texts = [CHOICES[choice](poems, KNOWN) for poems in drafts(model, run)]
-    titles = tasks.head(tang["train"], budget.reward_titles)
-    rows = [r | {"target": t, "references": []} for r, t in zip(titles, texts, strict=True) if chinese.quatrain(t)]
-    rows = rows or titles  # in `fast`, where nothing is learned, people's poems stand for what is missing
+def trained_on_drafts(model, run, choice: str):
+    chosen, titles = map(CHOICES[choice], drafts(model, run)), tasks.head(tang["train"], budget.reward_titles)
+    rows = [
+        r | {"target": t, "references": []} for r, t in zip(titles, chosen, strict=True) if chinese.reward(t, KNOWN)
+    ]
+    if not rows:  # as in `fast`, where nothing is learned
+        print("No draft is a quatrain: people's poems stand in.")
+        rows = titles
     digest = hashlib.sha256("\n".join(row["target"] for row in rows).encode()).hexdigest()
     task = chinese.with_plan(tang.replace(train=rows, name=f"tang-{choice}", sha256=digest), tones=True)
-    tokens = sum(len(d.input_ids) for d in tasks.encode(model.tokenizer, task["train"], base.context))
-    # two passes
-    after = train(model, task, run.summary["seed"], 2 * tokens, learning_rate=REWARD_RATE, evaluations=1)
+    tokens = 2 * sum(len(d.input_ids) for d in tasks.encode(model.tokenizer, task["train"], base.context))
+    after = train(model, task, run.summary["seed"], tokens, learning_rate=REWARD_RATE, evaluations=1)
     return replace(model, model=after.model), after
 
 
 # %% [markdown]
-# - What is counted of each model: the rules on test titles, its own marks, what people's poems cost (plan and marks
-#   paid), and how different its poems are: distinct-2, different pairs of neighbouring characters by all (Li et al.
-#   2016).
+# - Of each model: poems for test titles, and what people's poems cost, plan and marks paid.
 
 
 # %%
-def counted(arm: str, model, run) -> dict:
+def asked(arm: str, model, run) -> dict:
+    net, tokenizer, seed = model.model, model.tokenizer, run.summary["seed"]
+
     def made() -> dict:
-        net, tokenizer, seed = model.model, model.tokenizer, run.summary["seed"]
-        prompts = [row["prompt"] for row in tasks.head(tang["test"], budget.reward_poems)]
         scores = metrics.score(net, tokenizer, tasks.head(toned["test"], budget.score_documents), "scoring")
         out = {"bits_per_character": chinese.bits_per_character(scores, tang["test"])}
+        prompts = [row["prompt"] for row in tasks.head(tang["test"], budget.reward_poems)]
         return out | {"samples": write(net, tokenizer, toned, prompts, seed, 256)}
 
     found = kept(run.path / "counted", [tang.sha256, budget.reward_poems, budget.score_documents], made)
-    poems = [text.partition("\n")[2] for text in found["samples"]]
-    shares = pd.DataFrame([chinese.form(t, KNOWN) | {"marks_kept": chinese.marks_kept(t)} for t in poems])
-    shares = shares.reindex(columns=[*MEASURES, "marks_kept"]).mean()
-    pairs = Counter(p for t in poems for line in chinese.lines_of(t) for p in pairwise(line))
-    row = {"arm": arm, "seed": run.summary["seed"], "texts": len(poems)} | shares.to_dict()
-    row |= {"bits_per_character": found["bits_per_character"], "distinct_2": len(pairs) / max(pairs.total(), 1)}
-    return row | {"train_tokens": run.summary["tokens"], "sample": found["samples"][0]}
+    return {"arm": arm, "seed": seed, "train_tokens": run.summary["tokens"], **found}
+
+
+@functools.cache
+def arms() -> list[dict]:
+    out = []
+    for seed in budget.seeds:
+        start = with_tones(seed)
+        out.append(asked("marks", *start))
+        out += [asked(choice, *trained_on_drafts(*start, choice)) for choice in CHOICES]
+    people = [row["target"] for row in tasks.head(toned["test"], budget.reward_poems)]
+    return [*out, {"arm": "people", "seed": 0, "train_tokens": 0, "bits_per_character": math.nan, "samples": people}]
 
 
 # %% [markdown]
-# - All of it. The planned model without marks stands in the tables above.
+# - What is counted: the rules; how many of the marks before a line its characters keep; and how alike the poems are,
+#   for one good poem written over and over would keep every rule. Distinct-2: different pairs of neighbouring
+#   characters by all pairs (Li et al. 2016). Plans: different ones by all. Seven: quatrains of seven characters.
+#   `rhyme_chance`: lines 2 with the lines 4 of the other poems.
+
 
 # %%
-ARMS = {"marks": "planned, tones marked", "control": "then own first drafts", "reward": "then own best drafts"}
+def counted(samples: list[str]) -> dict:
+    poems = [text.partition("\n")[2] for text in samples]
+    shares = pd.DataFrame([chinese.form(t, KNOWN) | {"marks_kept": chinese.marks_kept(t)} for t in poems])
+    pairs = Counter(p for t in poems for line in chinese.lines_of(t) for p in pairwise(line))
+    lengths = [len(lines[0]) for lines in filter(None, map(chinese.quatrain, poems))]
+    out = shares.reindex(columns=[*MEASURES, "marks_kept"]).mean().to_dict()
+    out |= {"distinct_2": len(pairs) / max(pairs.total(), 1), "rhyme_chance": chinese.rhyme_by_chance(poems)}
+    out |= {"seven": lengths.count(7) / max(len(lengths), 1), "texts": len(poems)}
+    return out | {"plans": len({text.partition("\n")[0] for text in samples}) / len(samples)}
 
 
-def reward_rows() -> list[dict]:
-    rows = []
-    for seed in budget.seeds:
-        start = with_tones(seed)
-        rows.append(counted("marks", *start))
-        rows += [counted(arm, *rewarded(*start, choice)) for arm, choice in (("control", "first"), ("reward", "best"))]
-    return rows
+# %% [markdown]
+# - All arms, and people on the same titles. The planned model without marks stands in the tables above.
 
-
-rules = results.table("reward", reward_rows)
-rules["label"] = rules["arm"].map(ARMS)
-columns = [*MEASURES, "marks_kept", "bits_per_character", "distinct_2"]
-display(rules.groupby("label", sort=False)[columns].mean().round(3))
-print(rules["sample"].iloc[-1])
+# %%
+rules = results.table(
+    "reward", lambda: [{k: v for k, v in a.items() if k != "samples"} | counted(a["samples"]) for a in arms()]
+)
+rewarded = results.table(
+    "reward_poems", lambda: [{"arm": a["arm"], "seed": a["seed"], "text": t} for a in arms() for t in a["samples"]]
+)
+ARMS = {"marks": "planned, tones marked", "first": "then own first drafts", "best": "then own best drafts"}
+by_people, rules = rules[rules["arm"] == "people"].iloc[0], rules[rules["arm"] != "people"]
+rules = rules.assign(label=rules["arm"].map(ARMS))
+columns = [*MEASURES, "marks_kept", "bits_per_character", "distinct_2", "plans", "seven", "rhyme_chance"]
+display(rules.groupby("label", sort=False)[columns].mean().round(3), by_people[columns])
 
 # %% [markdown]
 # - Form, rhyme and tones of all models. Small dots are seeds; beside each mean its number and interval.
@@ -745,8 +765,9 @@ figure = plots.dots(drawn, "value", "label", "measure", titles, order, top=1, fo
 text = (
     f"The rules in sampled poems, {budget.samples} per model and seed, {budget.reward_poems} in the last three rows; "
 )
-text += "a text without the form counts as unrhymed and has no tones. People: the test split; chance: their lines and "
-text += "characters shuffled. Dots: seeds; bars: 95 % intervals. Thousands of training tokens from “fine-tuned” on: "
+text += "a text without the form counts as unrhymed and has no tones; rhymes by a stricter table where neither “more "
+text += "poems” nor marks are. People: the test split; chance: their lines and characters shuffled. Dots: seeds; bars: "
+text += "95 % intervals. Thousands of training tokens from “fine-tuned” on: "
 seen = table[(table["task"] == "tang") & (table["stage"] == "after")]
 seen = pd.concat([seen.assign(label=seen["method"].map(MODELS)), rules]).groupby("label")["train_tokens"].mean()
 text += ", ".join(f"{seen[name] / 1000:.0f}" for name in order[3:]) + " (the last two: the round's)."
@@ -836,8 +857,11 @@ for key, lost in damage.items():
 # - With plans and without, the models see the same poems in the same order and in as many steps; the plans are more
 #   tokens, and so is their loss. The planned models' rhymes are a lower bound, their control's are not. A plan has one
 #   wording.
-# - The reward is what is measured afterwards: that it rises on other titles shows that the rules were learned, and says
-#   nothing of the poems' worth. Read the samples. The marks' tones and the rules' are by one reading per character.
+# - Marks against plans: 128 titles against the first 64 of them, and the arm without marks was measured before. No
+#   marks but the model's own were put in front, as was done with plans. Intervals are over seeds, not over titles.
+# - The reward is what is measured afterwards, on other titles: it may rise because few plans that are sure to rhyme are
+#   used again and again, and says nothing of the poems' worth. People wrote for other sounds, so that passing their
+#   rates is no merit. One round, one rate, one number of drafts.
 # - The idioms' data lost signs before it came to us (data/README.md). A model's explanation is fluent and often
 #   wrong: chrF counts common characters.
 
@@ -964,48 +988,58 @@ results.claim("no tones above chance", not tonal)
 #   shuffled characters; the reward against the model with marks, and against its control.
 
 # %%
-marks, first, best = (rules[rules["arm"] == arm].set_index("seed") for arm in ARMS)
-for key, arm in {"marks": marks, "control": first, "reward": best}.items():
-    for measure in (*MEASURES, "marks_kept", "distinct_2"):
-        results.value(f"rules.{key}.{measure}", percent(arm[measure]))
-named = {m: marks[m] - by_method["plan"][m] for m in ("exact_form", *TONAL)}
-named["bits"] = marks["bits_per_character"] - on_poems["after", "plan"]
-for measure, side in shown(named).items():
-    results.value(f"marks.gap.{measure}", difference(named[measure], measure))
-    results.claim(f"marks raise {measure}", side > 0)
-    results.claim(f"marks are not shown to change {measure}", side == 0)
-above = shown({m: marks[m] - of_group[m]["chance"] for m in TONAL})
+by_arm = {arm: rules[rules["arm"] == arm].set_index("seed") for arm in ARMS}
+SHARES = ["exact_form", "rhyme", *TONAL, "marks_kept", "distinct_2", "plans", "seven", "rhyme_chance"]
+for arm, part in by_arm.items():
+    for name in SHARES:
+        results.value(f"rules.{arm}.{name}", percent(part[name]))
+named = {m: by_arm["marks"][m] - by_method["plan"][m] for m in ("exact_form", *TONAL)}
+named["bits_per_character"] = by_arm["marks"]["bits_per_character"] - on_poems["after", "plan"]
+families = {"marks": named}
+told = ("exact_form", "rhyme", *TONAL, "bits_per_character", "distinct_2", "plans")
+for key, a, b in (("round", "best", "marks"), ("drafts", "first", "marks"), ("choice", "best", "first")):
+    families[key] = {m: by_arm[a][m] - by_arm[b][m] for m in told}
+for key, family in families.items():
+    for name, side in shown(family).items():
+        results.value(f"{key}.gap.{name}", difference(family[name], name))
+        results.claim(f"{key} raises {name}", side > 0)
+        results.claim(f"{key} lowers {name}", side < 0)
+        results.claim(f"{key} is not shown to change {name}", side == 0)
+
+# %% [markdown]
+# - Of the round's price, what the control pays too; tones against shuffled characters.
+
+# %%
+price = {key: families[key]["bits_per_character"].mean() for key in ("drafts", "round")}
+results.claim("own drafts alone bring most of the price", price["drafts"] > price["round"] / 2)
+above = shown({m: by_arm["marks"][m] - of_group[m]["chance"] for m in TONAL})
 results.claim("marks bring tones above chance", min(above.values()) > 0)
-costs = [*MEASURES[:4], "bits_per_character", "distinct_2"]
-for key, a, b in (("reward", best, marks), ("choice", best, first)):
-    for measure, side in shown({m: a[m] - b[m] for m in costs}).items():
-        results.value(f"{key}.gap.{measure}", difference(a[measure] - b[measure], measure))
-        results.claim(f"{key} raises {measure}", side > 0)
-        results.claim(f"{key} lowers {measure}", side < 0)
-        results.claim(f"{key} is not shown to change {measure}", side == 0)
+results.claim("nobody copies marked lines", rules["copied_line"].max() <= 0.01)
 
 # %% [markdown]
 # - Against people, the first held-out title's poem by the last seed, and the table of all.
 
 # %%
-plan, *verses = best["sample"].iloc[-1].split("\n")
+plan, *verses = rewarded[rewarded["arm"] == "best"].groupby("seed")["text"].first().iloc[-1].split("\n")
 verses = "\\\n".join(re.sub("^[-/?]+", r"> `\g<0>` ", verse) for verse in verses)  # a backslash ends a line
 results.block("poem", f"> {plan}\n>\n{verses}")
-human = of_group.loc["people"]
-beyond = shown({m: best[m] - human[m] for m in ("rhyme", *TONAL)})
-results.claim("rewarded poems keep rhyme and tones more often than people's", min(beyond.values()) > 0)
-results.claim("rewarded poems have the form in 97 of 100", best["exact_form"].mean() >= 0.97)
+for name in ("rhyme", *TONAL, "distinct_2", "plans", "seven", "rhyme_chance"):
+    results.value(f"rules.people.{name}", percent(pd.Series([by_people[name]])))
 for name in ("reward_titles", "reward_drafts", "reward_poems"):
     results.value(f"setup.{name}", getattr(budget, name))
 results.value("setup.reward_rate", REWARD_RATE)
 measures = {"exact_form": "form", "rhyme": "rhyme", "alternation": "alternation", "opposition": "opposition"}
-measures |= {"marks_kept": "marks kept", "distinct_2": "distinct-2"}
+measures |= {"marks_kept": "marks kept", "distinct_2": "distinct-2", "plans": "plans", "seven": "seven"}
 rows = []
-for name, arm in zip(ARMS.values(), (marks, first, best), strict=True):
-    shares = [percent(arm[m]).removesuffix(" %") for m in measures]
-    rows.append([name, *shares, interval(arm["bits_per_character"], 2)])
-text = f"Marks and reward: percent of {budget.reward_poems} poems per seed, and bits per character of people's poems, "
-text += "plan and marks paid; distinct-2: different pairs of neighbouring characters by all; mean, 95 % interval."
+for arm, name in {**ARMS, "people": "people, the same titles"}.items():
+    part = by_arm.get(arm, by_people.to_frame().T)
+    shares = [percent(part[m].astype(float)).removesuffix(" %") for m in measures]
+    rows.append([name, *shares, interval(part["bits_per_character"], 2) if arm in by_arm else "-"])
+text = (
+    f"Marks and reward, {budget.reward_poems} poems per seed. Percent of texts: form, rhyme, different plans; of the "
+)
+text += "quatrains: seven characters a line, and, as a mean, tones and marks kept; of all pairs of neighbouring "
+text += "characters: different ones. Bits per character of people's poems, plan and marks paid. Mean, 95 % interval."
 results.markdown("rules", ["", *measures.values(), "bits"], rows, text)
 
 # %% [markdown]

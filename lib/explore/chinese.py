@@ -126,7 +126,7 @@ def plan_of(text: str, last: str | None = None) -> str:
 
 def marked(text: str) -> str:
     """A quatrain's lines, each behind the tones that the rules bind, of its characters 2, 4 (and 6): -/- is level,
-    oblique, level. Right before its line, where a mark is always as far from its character."""
+    oblique, level. Before its line and not in the plan, since a mark is then near its character."""
     bound = ["".join(MARKS[tone_of(c)] for c in line[1:-1:2]) for line in quatrain(text)]
     return "\n".join(map(str.__add__, bound, text.split("\n")))
 
