@@ -1005,6 +1005,7 @@ for key, family in families.items():
         results.claim(f"{key} raises {name}", side > 0)
         results.claim(f"{key} lowers {name}", side < 0)
         results.claim(f"{key} is not shown to change {name}", side == 0)
+        results.claim(f"{key} raises {name} in every seed", family[name].min() > 0)
 
 # %% [markdown]
 # - Of the round's price, what the control pays too; tones against shuffled characters.
