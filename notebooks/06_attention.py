@@ -923,6 +923,7 @@ if len(long):
         gap = interval(behind[name], sign=True) if name in behind else ""
         along = [number(seen.loc[name].iloc[eighth], 2) for eighth in (0, 1, -1)]
         rows.append([LABELS.get(name, name), interval(on_play[name]), gap, *along])
+    results.value("long.row", f"{LONG['train_length']:,}")
     results.claim("none is told apart from softmax on long rows", not any(sides.values()))
     later = (seen.iloc[:, 1] - seen.iloc[:, -1]).max()  # bits per token
     results.claim("none gains from more context on long rows", later < 0.01)
