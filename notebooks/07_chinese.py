@@ -1044,18 +1044,16 @@ for name in ("reward_titles", "reward_drafts", "reward_poems"):
     results.value(f"setup.{name}", getattr(budget, name))
 results.value("setup.reward_rate", REWARD_RATE)
 measures = {"exact_form": "form", "rhyme": "rhyme", "alternation": "alternation", "opposition": "opposition"}
-measures |= {"marks_kept": "marks kept", "distinct_2": "distinct-2", "plans": "plans", "seven": "seven"}
+measures |= {"distinct_2": "distinct-2", "plans": "plans", "seven": "seven"}
 rows = []
 for arm, name in {"marks": "marks", "first": "first drafts", "best": "best drafts", "people": "people"}.items():
     part = by_arm.get(arm, by_people.to_frame().T)
     shares = [percent(part[m].astype(float)).removesuffix(" %") for m in measures]
     rows.append([name, *shares, interval(part["bits_per_character"], 2) if arm in by_arm else "-"])
 text = f"Marks and reward, {budget.reward_poems} poems per seed (people: on the same titles). Percent of texts: form, "
-text += "rhyme, different plans; of the quatrains: seven characters a line, and, as a mean, tones; of a text's marks: "
-text += (
-    "those kept; of all pairs of neighbouring characters: different ones. Bits per character of people's poems, plan "
-)
-text += "and marks paid. Mean, 95 % interval."
+text += "rhyme, different plans; of the quatrains: seven characters a line, and, as a mean, tones; of all pairs of "
+text += "neighbouring characters: different ones. Bits per character of people's poems, plan and marks paid. "
+text += "Mean, 95 % interval."
 results.markdown("rules", ["", *measures.values(), "bits"], rows, text)
 
 # %% [markdown]
