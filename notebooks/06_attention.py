@@ -297,6 +297,19 @@ print(
 )
 
 # %% [markdown]
+# - GPT-2's learned positions instead of RoPE: at this budget the position table is still being learned. One seed.
+
+
+# %%
+def learned_positions() -> list[dict]:
+    recipes = [scratch.Recipe(seed=0, attention=name, **shared) for name in (SOFTMAX, "linear")]
+    return [measure(run) for run in scratch.train_all(recipes)]
+
+
+learned = results.table("learned_positions", learned_positions)
+learned.round(3)
+
+# %% [markdown]
 # ## A text that goes on
 #
 # - A description ends before its context is long; in a play a speaker or a matter comes back after a page. So the same
@@ -340,7 +353,9 @@ def long_rows(of) -> list[dict] | pd.DataFrame:
 
 long = results.table("long_rows", lambda: long_rows(lambda runs, t: [measure(run, t) for run in runs]), optional=True)
 long_by_position = results.table(
-    "long_by_position", lambda: long_rows(lambda runs, t: scratch.loss_by_position(runs, t, 1_024)), optional=True
+    "long_by_position",
+    lambda: long_rows(lambda runs, t: scratch.loss_by_position(runs, t, LONG["train_length"])),
+    optional=True,
 )
 if len(long):
     look = {"logx": False, "xlabel": "tokens seen before", "ylabel": "bits per token"}
@@ -349,19 +364,6 @@ if len(long):
     text += "Line: mean over seeds; band: their range."
     on_long = {"tokens": int(long["tokens"].mean().round(-3)), "scratch": True, "seeds": budget.long_seeds}
     results.figure(figure, "06_long_rows", text, **on_long)
-
-# %% [markdown]
-# - GPT-2's learned positions instead of RoPE: at this budget the position table is still being learned. One seed.
-
-
-# %%
-def learned_positions() -> list[dict]:
-    recipes = [scratch.Recipe(seed=0, attention=name, **shared) for name in (SOFTMAX, "linear")]
-    return [measure(run) for run in scratch.train_all(recipes)]
-
-
-learned = results.table("learned_positions", learned_positions)
-learned.round(3)
 
 # %% [markdown]
 # ## Does any see the future?
