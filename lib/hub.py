@@ -221,7 +221,7 @@ def outside(name: str) -> Path:
         reason = str(error)
     where = f"neither in DATA_MIRROR nor in data/mirror ({', '.join(OUTSIDE[name])}), and the hub does not give it"
     ways = f"`python -m lib fetch {name} --mirror https://hf-mirror.com`, or without the mirror in another network."
-    raise Unavailable(f"{name} is {where}: {reason}. {ways}")
+    raise Unavailable(f"{name} is {where}: {reason}. {ways if name in HUB_COPIES else 'data/README.md says whence.'}")
 
 
 def _from_hub(name: str) -> Path:
