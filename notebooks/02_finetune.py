@@ -77,6 +77,7 @@ BUDGET = train.BUDGET | {
     "e2e_rates": ({}, {}, {"full": (1e-4, 3e-4, 1e-3), "lora": (5e-4, 2e-3, 5e-3)} if train.GPU else {}),
     "e2e_rate_tokens": (0, 0, 600_000),  # that each of these sees: a quarter of a pass
     "curve_tokens": ((2_000, 4_000, 8_000, 12_000), (), (5_000, 20_000, 80_000, 160_000)),
+    "one_pass": ((), (), ("full",)),  # methods trained on the whole training split, once
     "curve_documents": (8, 0, 200),  # validation documents that chose no checkpoint, scored
     "curve_generated": (2, 0, 16),  # and generated for
     "curve_new_tokens": (24, 0, 160),
@@ -352,9 +353,9 @@ def every_token(documents, tokens: int, seed: int) -> list[packing.Encoded]:
     return [replace(d, prompt_length=0) for d in packing.draw(documents, tokens, seed)]
 
 
-def learned(method: str, seed: int, tokens: int, variant: str = "") -> dict:
-    own = tokens == budget.train_tokens and not variant  # one of the runs above
-    options = {"train_tokens": tokens} | ({} if own else {"evaluations": 1})
+def learned(method: str, seed: int, tokens: int, variant: str = "", **options) -> dict:
+    as_above = tokens == budget.train_tokens and not variant  # evaluated as often as the runs above
+    options |= {"train_tokens": tokens} | ({} if as_above else {"evaluations": 1})
     path = train.run_path(base, task, train.settings_for(method, seed, task, **options), variant)
     options |= {"variant": variant, "draw": every_token if variant else None, "quiet": True}
 
@@ -400,6 +401,25 @@ else:
     print(NOT_YET)
 
 # %% [markdown]
+# - A grid is one seed, and chose its rate on the documents that watch it. So where its best rate is not the one in use,
+#   the runs again at that rate with every seed, scored as the curve's rows are.
+
+
+# %%
+def at_best_rate() -> list[dict]:
+    rows = []
+    for method, grid in rates[(rates["task"] == task.name) & (rates["schedule"] == "cosine")].groupby("method"):
+        best = float(grid.loc[grid["bits_per_byte"].idxmin(), "learning_rate"])
+        seeds = budget.seeds if best != train.settings_for(method, 0, task).learning_rate else ()
+        found = [learned(method, seed, budget.train_tokens, learning_rate=best) for seed in seeds]
+        rows += [row | {"learning_rate": best} for row in found]
+    return rows
+
+
+tuned = results.table("best_rate", lambda: at_best_rate() if len(rates) else [], optional=True)
+display(tuned) if len(tuned) else print(NOT_YET)
+
+# %% [markdown]
 # - A power law, $a + b N^{-c}$ of $N$ training tokens, fitted to the runs of each method by least squares. What it
 #   says of the whole training split has a 95 % interval for one run: of the fit (delta method) and of the scatter.
 
@@ -433,6 +453,13 @@ def fit(method: str) -> dict:
 # %%
 laws = results.table("power_law", lambda: [fit(m) for m in budget.methods] if len(curve) else [], optional=True)
 display(laws) if len(laws) else print(NOT_YET)
+
+# %% [markdown]
+# - The forecast against the run itself, which no fit sees: every training document once.
+
+# %%
+one_pass = results.table("one_pass", lambda: [learned(m, 0, whole) for m in budget.one_pass], optional=True)
+display(one_pass) if len(one_pass) else print(NOT_YET)
 
 # %% [markdown]
 # ## Is my loss normal?
@@ -683,6 +710,29 @@ for method in ("full", "lora"):
 results.claim("no rate tried is better for full fine-tuning", in_use["full"] <= lowest["full"])
 results.claim("another rate tried is better for LoRA", in_use["lora"] > lowest["lora"])
 results.claim("at its best rate LoRA ends no higher than full fine-tuning", lowest["lora"] <= lowest["full"])
+
+# %% [markdown]
+# - LoRA at that rate with every seed, beside its rate in use and beside full fine-tuning: differences paired by seed,
+#   Holm over the two.
+
+# %%
+names = ("bits_per_byte", "chrf", "share", "gap_in_use", "gap_full")
+told = dict.fromkeys(names, "not measured")
+verdicts = {"in_use": 0.0, "full": 0.0}
+if len(better := tuned[tuned["method"] == "lora"] if len(tuned) else tuned):
+    ends = curve[curve["train_tokens"].isin([0, budget.train_tokens])].pivot(index="seed", columns="method")
+    ends, before = ends["bits_per_byte"], curve.query("method == 'none'")["bits_per_byte"].iloc[0]
+    bits = better.set_index("seed")["bits_per_byte"]
+    gaps = {"in_use": bits - ends["lora"], "full": bits - ends["full"]}
+    verdicts = shown(gaps)
+    told = {c: interval(better[c], digits) for c, digits in (("bits_per_byte", 3), ("chrf", 1))}
+    told["share"] = f"{(before - bits.mean()) / (before - ends['full'].mean()):.0%}"
+    told |= {f"gap_{name}": interval(gap, sign=True) for name, gap in gaps.items()}
+for name, text in told.items():
+    results.value(f"best_rate.lora.{name}", text)
+results.claim("at its best rate LoRA ends lower than at the rate in use", verdicts["in_use"] < 0)
+results.claim("at its best rate LoRA ends lower than full fine-tuning", verdicts["full"] < 0)
+results.claim("at its best rate LoRA ends higher than full fine-tuning", verdicts["full"] > 0)
 
 # %% [markdown]
 # - The learning curve.
