@@ -701,6 +701,7 @@ for corpus, language in (("debian", "english"), ("tang", "chinese")):
         results.value(f"{language}.{name}", listed(sides[corpus, side]))
     results.value(f"{language}.misjudged", misjudged[corpus][0])
     results.value(f"{language}.pairs", misjudged[corpus][1])
+results.claim("in English none needs more bits than bytes", not sides["debian", 1])
 
 # %% [markdown]
 # - What UNK costs in Chinese, and what learned positions cost bytes and BPE.

@@ -756,21 +756,23 @@ display(rules.groupby("label", sort=False)[columns].mean().round(3), by_people[c
 # - Form, rhyme and tones of all models. Small dots are seeds; beside each mean its number and interval.
 
 # %%
-titles = {"exact_form": "exact form", "rhyme": "lines 2 and 4 rhyme", "alternation": "tones alternate"}
+titles = {"exact_form": "exact form", "rhyme": "lines 2, 4 rhyme", "alternation": "tones alternate"}
 of_all = people[people["group"].isin(["people", "chance"])].rename(columns={"group": "label"})
 drawn = pd.concat([of_all, form[form["source"] != "after, chance"], rules.melt(["label", "seed"], MEASURES, "measure")])
 order = ["people", "chance", "before", *MODELS.values(), *rules["label"].unique()]
-drawn = drawn.dropna(subset="value")
+seen = table[(table["task"] == "tang") & (table["stage"] == "after")]
+seen = pd.concat([seen.assign(label=seen["method"].map(MODELS)), rules]).groupby("label")["train_tokens"].mean()
+named = {name: f"{name}, {seen[name] / 1000:.0f}k" for name in order[3:]}
+drawn, order = drawn.dropna(subset="value").replace({"label": named}), [named.get(name, name) for name in order]
 figure = plots.dots(drawn, "value", "label", "measure", titles, order, top=1, form=".0%", xlabel="share")
 text = (
     f"The rules in sampled poems, {budget.samples} per model and seed, {budget.reward_poems} in the last three rows; "
 )
-text += "a text without the form counts as unrhymed and has no tones; rhymes by a stricter table but for “more poems” "
-text += "and the last three. People: the test split; chance: their lines and characters shuffled. Dots: seeds; bars: "
-text += "95 % intervals. Thousands of training tokens from “fine-tuned” on: "
-seen = table[(table["task"] == "tang") & (table["stage"] == "after")]
-seen = pd.concat([seen.assign(label=seen["method"].map(MODELS)), rules]).groupby("label")["train_tokens"].mean()
-text += ", ".join(f"{seen[name] / 1000:.0f}" for name in order[3:]) + " (the last two: the round's)."
+text += (
+    "behind a model's name its training tokens in thousands (of the last two, the round's). A text without the form "
+)
+text += "counts as unrhymed and has no tones; rhymes by a stricter table but for “more poems” and the last three. "
+text += "People: the test split; chance: their lines and characters shuffled. Dots: seeds; bars: 95 % intervals."
 results.figure(figure, "07_form", text)
 
 # %% [markdown]

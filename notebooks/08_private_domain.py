@@ -47,7 +47,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Code, display
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.api import multipletests, proportion_confint
 
 from lib import metrics, plots, profile, tasks, texts
 from lib.explore import anonymise, memorise, private
@@ -871,7 +871,7 @@ for dedup in LEFT:
     results.value(f"insertions.{dedup}", inserted[dedup].iloc[0])
 secrets = [c.row(i) for c in canaries for i in range(c.repetitions)]
 filled = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, secrets, base.context)) / budget.train_tokens
-results.value("insertions.share", f"{filled:.0%}".replace("%", " %"))
+results.value("insertions.share", f"{filled:.0%}")
 for key, (rho, p) in rises.items():
     name = ".".join(key)
     results.value(f"rises.{name}", f"{rho:+.2f}, {probability(p)}")
@@ -880,15 +880,19 @@ for key, row in most.iterrows():
     name = ".".join(key)
     results.value(f"most.{name}", f"{row.exposure:.2f} bits, {probability(row.p_value)}")
     results.value(f"out.{name}", f"{row.extracted:.0f} of {row.canaries:.0f}")
+    lower = proportion_confint(row.extracted, row.canaries, method="beta")[0]
+    results.value(f"out.lower.{name}", f"{lower:.0%}")
 
 # %% [markdown]
-# - Those that stand once, and what could have been found.
+# - Those that stand once, and what could have been found. Shares that come out have an exact bound, as if secrets were
+#   independent.
 
 # %%
 for key, row in once.iterrows():
     name = ".".join(key)
     results.value(f"once.{name}", f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}")
     results.value(f"once.canaries.{name}", row.canaries)
+    results.value(f"once.most.{name}", f"{proportion_confint(row.extracted, row.canaries, method='beta')[1]:.0%}")
 results.claim("one copy is not shown to leave a trace", not once["trace"].any())
 results.claim("one copy leaves a trace somewhere", once["trace"].any())
 removed = detectable(

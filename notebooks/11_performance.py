@@ -867,7 +867,7 @@ for setting, ratio in to_target.items():
 cells += [line(row) for row in ratios.itertuples() if row.kind != "training"]
 text = (
     f"How many times as fast ours is; in brackets the range of {runs} runs (GPT-2 117M's configuration, random "
-    f"weights; {machines}). “Default” is as documented, “best” the fastest setting found; “mark” is what was asked. "
+    f"weights; {machines}). “Default” is as documented, “best” the fastest setting found; “mark” is our own target. "
     "“Tutorial”: transformers' Trainer, batch 2 padded to 512, float32; in evaluation one document at a time."
 )
 if to_target:
