@@ -1298,6 +1298,9 @@ if len(fair_before):
     results.value("fair.bits_per_byte", number(least))
     results.value("fair.chrf", number(most, 1))
     results.value("fair.gain", interval(full["bits_per_byte"] - least, sign=True))
+    for column, d in (("chrf", 1), ("synopsis_form", 2), ("tags_reflected", 2)):
+        if column in fair_before:
+            results.value(f"fair.gain.{column}", interval(full[column] - fair_before[column].max(), d, sign=True))
     results.claim("full beats the fairest before", metrics.mean_interval(full["bits_per_byte"])[2] < least)
     results.claim("full beats the fairest before in chrF", metrics.mean_interval(full["chrf"])[1] > most)
 else:

@@ -1254,24 +1254,27 @@ tell("frontier", tokens=f"{budget.frontier_tokens:,}", seeds=len(budget.frontier
 tell("frontier", general_tokens=f"{budget.general_tokens:,}")
 
 # %% [markdown]
-# - The table: what was gained, what the sum and each text say.
+# - Two tables: what was gained and what the sum says, and each text.
 
 # %%
-lines = []
+lines = {}
 gained = front.assign(label=front["method"] + ", " + front["setting"]).set_index("label")
 for label in against["label"].unique():
-    cells = []
+    by_text = against[against["label"] == label].set_index("text")
+    lines[label] = [f"{gained['task'][label]:.3f}", by_text["seeds"].iloc[0]]
     for name in TEXTS.values():
-        row = against[(against["label"] == label) & (against["text"] == name)].iloc[0]
         mark = "*" if label in less[name] or label in more[name] else ""
-        cells.append(span(row["difference"], row["low"], row["high"], 3, sign=True) + mark)
-    lines.append([label, f"{gained['task'][label]:.3f}", row["seeds"], *cells])
-text = "General text under a method minus under interpolation at the same gain, bits per byte, paired by seed; 95 % t "
-text += "intervals, * where p stays below 0.05 after Holm over the settings of a column. Seeds: whose gain lies on the "
-text += f"control's way (-: none), of {len(budget.frontier_seeds)}; {budget.frontier_tokens:,} training tokens per run."
+        lines[label].append(span(*by_text.loc[name, ["difference", "low", "high"]], 3, sign=True) + mark)
 names = [name.removeprefix("the base model's ") for name in TEXTS.values()]
-header = ["method", "task, bits per byte", "seeds", *names]
-results.markdown("against", header, lines, text, seeds=())
+text = (
+    "General text under a method minus under the mixture at the same gain, bits per byte, paired by seed: the sum of "
+)
+text += "the four texts; 95 % t intervals, * where p stays below 0.05 after Holm over the settings. Seeds: whose gain "
+text += f"lies on the mixture's way, of {len(budget.frontier_seeds)}; {budget.frontier_tokens:,} training tokens a run."
+cells = [[label, *row[:3]] for label, row in lines.items()]
+results.markdown("sum", ["method", "task, bits per byte", "seeds", names[0]], cells, text, seeds=())
+text = "The same for each text; * after Holm over the settings of a column."
+results.markdown("against", ["method", *names[1:]], [[k, *row[3:]] for k, row in lines.items()], text, seeds=())
 
 # %% [markdown]
 # - What full fine-tuning gained and what it forgot, against before, Holm over the sum and each text; and the highest
