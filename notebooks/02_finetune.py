@@ -77,7 +77,7 @@ BUDGET = train.BUDGET | {
     "e2e_rates": ({}, {}, {"full": (1e-4, 3e-4, 1e-3), "lora": (5e-4, 2e-3, 5e-3)} if train.GPU else {}),
     "e2e_rate_tokens": (0, 0, 600_000),  # that each of these sees: a quarter of a pass
     "curve_tokens": ((2_000, 4_000, 8_000, 12_000), (), (5_000, 20_000, 80_000, 160_000)),
-    "one_pass": ((), (), ("full",)),  # methods trained on the whole training split, once
+    "longer": ((), (), (("full", 640_000),)),  # method, tokens: what the law is held against
     "curve_documents": (8, 0, 200),  # validation documents that chose no checkpoint, scored
     "curve_generated": (2, 0, 16),  # and generated for
     "curve_new_tokens": (24, 0, 160),
@@ -455,11 +455,11 @@ laws = results.table("power_law", lambda: [fit(m) for m in budget.methods] if le
 display(laws) if len(laws) else print(NOT_YET)
 
 # %% [markdown]
-# - The forecast against the run itself, which no fit sees: every training document once.
+# - A forecast of the law's against the run itself, which no fit sees.
 
 # %%
-one_pass = results.table("one_pass", lambda: [learned(m, 0, whole) for m in budget.one_pass], optional=True)
-display(one_pass) if len(one_pass) else print(NOT_YET)
+longer = results.table("longer", lambda: [learned(method, 0, n) for method, n in budget.longer], optional=True)
+display(longer) if len(longer) else print(NOT_YET)
 
 # %% [markdown]
 # ## Is my loss normal?

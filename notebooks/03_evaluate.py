@@ -80,6 +80,7 @@ BUDGET = train.BUDGET | {
     "beam_together": (20, 20, 3_200),  # sequences at a time
     "recovery": ((("shakespeare", 0),), (), (("wikitext2", 0),)),  # text, seed: full fine-tuning on general English
     "shots": (1, 0, 3),  # examples before the prompt, for a fairer "before"
+    "sampled": (6, 0, 200),  # test documents that every way of asking writes a sampled text for
 }
 budget = profile.budget(**BUDGET)
 pd.DataFrame(BUDGET, index=profile.NAMES).T
@@ -697,6 +698,65 @@ def fair_samples(count=3):
 fair_before = results.table("fair_before", fair_rows, optional=True)
 answers = results.table("fair_samples", lambda: fair_samples() if budget.shots else [], optional=True)
 display(fair_before.round(3), answers) if len(fair_before) else print(NOT_YET)
+
+# %% [markdown]
+# - Greedy texts run in circles, and who stops sooner may only seem to know more. So all of it again with sampled texts,
+#   and with one question more: the examples as earlier turns of a chat. One run of full fine-tuning beside them.
+
+
+# %%
+def in_turns(rows) -> list[str]:
+    """Prompts through the chat template, behind the examples as turns of the same chat."""
+    short = [r for r in tasks.head(task["train"], 100) if len(r["prompt"] + r["target"]) <= 400][: budget.shots]
+    turns = [{"role": "user", "content": ASK + r["prompt"]} for r in [*short, *rows]]
+    said = [{"role": "assistant", "content": r["target"].strip()} for r in short]
+    before = list(itertools.chain.from_iterable(zip(turns, said, strict=False)))
+    options = {"tokenize": False, "add_generation_prompt": True}
+    return [base.tokenizer.apply_chat_template([*before, turn], **options) for turn in turns[len(short) :]]
+
+
+# %% [markdown]
+# - A row per text.
+
+
+# %%
+def sampled_rows():
+    rows = tasks.head(task["test"], budget.sampled)
+    asked = {"prompt alone": [r["prompt"] for r in rows], **fair_prompts(rows)}
+    asked |= {f"{budget.shots} examples, chat": in_turns(rows)} if base.tokenizer.chat_template else {}
+    tuned = train.finetune(base, task, "full", budget.seeds[0], quiet=True)
+    asked = [(name, base.model, prompts) for name, prompts in asked.items() if fits(rows, prompts)]
+    for name, model, prompts in [*asked, ("after, full", tuned.model, asked[0][2])]:
+        options = {"batch_size": 64, "desc": f"{name}, sampled"} | DECODING["sample"]
+        texts = generate(model, base.tokenizer, prompts, budget.max_new_tokens, **options)
+        for r, text in zip(rows, (text.partition(END.rstrip())[0].strip() for text in texts), strict=True):
+            grams, found = list(nltk.ngrams(measures.words(text), 4)), own_checks(task.name, [r], [text])
+            found |= {"chrf": measures.chrf([text], [list(r["references"])])}
+            yield {"setting": name, "id": r["id"], **found, "rep_4": 1 - len(set(grams)) / len(grams) if grams else 0}
+
+
+sampled = results.table("sampled", lambda: sampled_rows() if budget.sampled else [], optional=True)
+if len(sampled):
+    display(sampled.drop(columns="id").groupby("setting", sort=False).mean().round(3))
+
+# %% [markdown]
+# - After against each way to ask before, document by document: difference, interval, and p by Holm over all of them.
+
+
+# %%
+def after_sampling(tuned="after, full") -> pd.DataFrame:
+    out, by = [], {name: part.set_index("id") for name, part in sampled.groupby("setting", sort=False)}
+    both = [(name, c) for name in by if name != tuned for c in ("chrf", "tags_reflected") if c in sampled]
+    for name, column in both:
+        pair = pd.concat([by[name][column], by[tuned][column]], axis=1, keys=["b", "a"]).dropna().reset_index()
+        sides = (pair[["id", side]].rename(columns={side: column}) for side in ("b", "a"))
+        out.append({"setting": name, "measure": column} | metrics.paired(*sides, column, None))
+    out = pd.DataFrame(out)
+    return out.assign(p_holm=multipletests(out["p_value"], method="holm")[1])
+
+
+compared = after_sampling() if len(sampled) else sampled
+display(compared.round(4)) if len(sampled) else print(NOT_YET)
 
 # %% [markdown]
 # ## Learning or recovery?
