@@ -223,12 +223,12 @@ def strips(texts: Mapping[str, Mapping[str, Sequence[str]]]):
 
 
 def lines(
-    df: pd.DataFrame, x, y, series, panel=None, logx=True, logy=False, ylabel=None, xlabel=None, top=None, sharey=True
+    df, x, y, series, panel=None, logx=True, logy=False, ylabel=None, xlabel=None, top=None, sharey=True, height=3.2
 ):
     """One line per value of `series`, the mean over `seed` where there is one, with its range as a band; one panel per
     value of `panel`. `top` cuts the y axis: the largest value above is written at the edge."""
     panels = [("", df)] if panel is None else list(df.groupby(panel, sort=False))
-    fig, axes = _grid(len(panels), len(panels), 3.2, sharey=sharey)
+    fig, axes = _grid(len(panels), len(panels), height, sharey=sharey)
     for ax, (title, part) in zip(axes[0], panels, strict=True):
         for i, name in enumerate(dict.fromkeys((df if sharey else part)[series])):
             groups = part[part[series] == name].groupby(x)[y]

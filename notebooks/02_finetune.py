@@ -429,20 +429,20 @@ def power_law(n, a, b, c):
     return a + b * (n / 100_000) ** -c
 
 
-def fit(method: str) -> dict:
+def fit(method: str, tokens: int = whole) -> dict:
     part = curve[curve["method"] == method]
     n, bits = part["train_tokens"].to_numpy(float), part["bits_per_byte"].to_numpy()
     row = dict.fromkeys(("a", "b", "c", "predicted", "low", "high"), math.nan)
-    row = {"method": method, "points": len(part), "train_tokens": whole} | row
+    row = {"method": method, "points": len(part), "train_tokens": tokens} | row
     try:
         p, covariance = optimize.curve_fit(power_law, n, bits, (bits.min() - 0.1, 0.1, 0.3), maxfev=20_000)
     except (RuntimeError, TypeError):  # no fit; fewer points than parameters
         return row
-    slope = optimize.approx_fprime(p, lambda q: power_law(whole, *q))
+    slope = optimize.approx_fprime(p, lambda q: power_law(tokens, *q))
     free = len(part) - 3
     variance = slope @ covariance @ slope + ((power_law(n, *p) - bits) ** 2).sum() / max(free, 1)
     half = stats.t.ppf(0.975, free) * math.sqrt(variance)
-    predicted = power_law(whole, *p)
+    predicted = power_law(tokens, *p)
     found = {"predicted": predicted, "low": predicted - half, "high": predicted + half}
     return row | dict(zip("abc", p, strict=True)) | found
 
@@ -451,8 +451,10 @@ def fit(method: str) -> dict:
 # - `predicted`, `low` and `high` are of one run on `train_tokens`.
 
 # %%
-laws = results.table("power_law", lambda: [fit(m) for m in budget.methods] if len(curve) else [], optional=True)
-display(laws) if len(laws) else print(NOT_YET)
+forecasts = [(method,) for method in budget.methods] + list(budget.longer)
+every = results.table("power_law", lambda: [fit(*f) for f in forecasts] if len(curve) else [], optional=True)
+laws = every[every["train_tokens"] == whole] if len(every) else every
+display(every) if len(every) else print(NOT_YET)
 
 # %% [markdown]
 # - A forecast of the law's against the run itself, which no fit sees.
@@ -497,10 +499,13 @@ display(marks) if len(marks) else print(NOT_YET)
 
 # %%
 def against_yardsticks():
-    figure, (far, near) = plt.subplots(2, 1, sharex=True, figsize=(plots.WIDTH, 4), height_ratios=(1, 2))
+    figure, (far, near) = plt.subplots(2, 1, sharex=True, figsize=(plots.WIDTH, 3.3), height_ratios=(1, 2))
     for i, law in enumerate(laws.itertuples()):
         runs = curve[curve["method"] == law.method]
         mean = runs.groupby("train_tokens")["bits_per_byte"].mean()
+        if len(longer) and len(test := longer[longer["method"] == law.method]):
+            style = {"color": plots.COLORS[i], "markerfacecolor": "white", "markersize": 5}
+            near.plot(test["train_tokens"], test["bits_per_byte"], plots.MARKERS[i], **style)
         near.plot(runs["train_tokens"], runs["bits_per_byte"], plots.MARKERS[i], color=plots.COLORS[i], markersize=3)
         near.plot(mean.index, mean, **plots.look(i))
         n = np.geomspace(min(sizes), whole)
@@ -523,8 +528,8 @@ def against_yardsticks():
 # %%
 if len(curve) and len(marks):
     text = f"Bits per byte of {len(unseen)} validation documents of {task.name} against training tokens, with "
-    text += "yardsticks; dotted: the power law. Each dot is a run: three seeds at the runs' own budget and for full "
-    text += "fine-tuning at the smallest size, else seed 0."
+    text += "yardsticks; dotted: the power law; hollow: a run that it was not fitted to. Each dot is a run: three "
+    text += "seeds at the runs' own budget and for full fine-tuning at the smallest size, else seed 0."
     results.figure(against_yardsticks(), "02_learning_curve", text, seeds=())
 else:
     results.block("figure.learning_curve", NOT_YET)
@@ -764,6 +769,15 @@ for law in laws.itertuples():
     results.value(f"law.{law.method}", span(law.predicted, law.low, law.high))
     results.value(f"law.{law.method}.floor", number(law.a, 2))
     results.value(f"law.{law.method}.exponent", number(law.c, 2))
+for law in every[every["train_tokens"] != whole].itertuples() if len(longer) else ():
+    run = longer[longer["method"] == law.method].iloc[0]
+    results.value("longer.tokens", f"{law.train_tokens:,}")
+    results.value("longer.forecast", span(law.predicted, law.low, law.high))
+    results.value("longer.bits_per_byte", number(run["bits_per_byte"]))
+    results.value("longer.chrf", number(run["chrf"], 1))
+    results.claim("the longer run ends where the law says", law.low <= run["bits_per_byte"] <= law.high)
+    results.claim("the longer run ends below the forecast", run["bits_per_byte"] < law.low)
+    results.claim("the longer run ends above the forecast", run["bits_per_byte"] > law.high)
 for row in marks.itertuples():
     results.value(f"yardstick.{row.yardstick.replace(' ', '_')}", number(row.bits_per_byte, 2))
 if len(curve):

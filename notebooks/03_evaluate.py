@@ -1384,6 +1384,47 @@ results.claim("by chrF the chat template is the best question", asked == "chat t
 results.claim("more facts than after the best question are not shown", bool(low <= best))
 
 # %% [markdown]
+# - Sampled texts: each way to ask, and how far the fine-tuned run is ahead of it; a star where p stays below 0.05 after
+#   Holm over all of them.
+
+# %%
+DIGITS = {"chrf": ("chrF", 1), "tags_reflected": ("tags", 2), "synopsis_form": ("form", 2), "rep_4": ("rep-4", 2)}
+if len(sampled):
+    rows, means = [], sampled.drop(columns="id").groupby("setting", sort=False).mean()
+    told = {c: both for c, both in DIGITS.items() if c in means}
+    for name, mean in means.iterrows():
+        gaps = compared[compared["setting"] == name].itertuples()
+        gaps = [(span(g.difference, g.low, g.high, told[g.measure][1], sign=True), g.p_holm < 0.05) for g in gaps]
+        gaps = [text + "*" * bool(star) for text, star in gaps] or [""] * compared["measure"].nunique()
+        rows.append([name, *(number(mean[c], d) for c, (_, d) in told.items()), *gaps])
+    header = ["asked", *(name for name, _ in told.values())]
+    header += [f"after minus this, {told[c][0]}" for c in compared["measure"].unique()]
+    text = (
+        f"{task.name}, {sampled['id'].nunique()} test documents, one sampled text each (temperature 0.8, top-p 0.9): "
+    )
+    text += "mean document chrF, tags reflected, synopses in form, repeated 4-grams. After: full fine-tuning, one run. "
+    text += (
+        "Differences paired by document, bootstrap interval; * where p stays below 0.05 after Holm over all of them."
+    )
+    results.markdown("sampled", header, rows, text, seeds=[0], tokens=budget.train_tokens)
+
+# %% [markdown]
+# - Told is the distance to the best question of each measure.
+
+# %%
+for measure, part in compared.groupby("measure") if len(sampled) else ():
+    best = part.loc[part["before"].idxmax()]
+    results.value(f"sampled.{measure}.best", best["setting"])
+    for name in ("before", "after"):
+        results.value(f"sampled.{measure}.{name}", number(best[name], DIGITS[measure][1]))
+    gap = span(*best[["difference", "low", "high"]], DIGITS[measure][1], sign=True)
+    results.value(f"sampled.{measure}.gap", gap)
+    results.claim(f"sampled: {measure} is higher after", bool(best["difference"] > 0 and best["p_holm"] < 0.05))
+    results.claim(
+        f"sampled: {measure} is not shown higher after", bool(best["difference"] <= 0 or best["p_holm"] >= 0.05)
+    )
+
+# %% [markdown]
 # - Learning or recovery: bits per byte after each text, and the share of the gain that general English does not bring.
 
 # %%

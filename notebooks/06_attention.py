@@ -160,8 +160,8 @@ def row_of_tokens(query: int, segments: list[tuple[int, int]], length: int):
 
 
 figure = row_of_tokens(26, [(1, 5), (5, 9), (9, 17), (17, 25)], 32)
-text = "What the query of token $t$ reads: the row's first token and its own chunk exactly (dark), all between as "
-text += "landmarks, each the mean key of a segment and counting as its $n$ tokens; drawn for chunks of 4 tokens and "
+text = "What the query of token $t$ reads: the row's first token and its own chunk exactly (dark); between, ended "
+text += "segments as landmarks, each their mean key and counting as their $n$ tokens; drawn for chunks of 4 tokens and "
 text += "segments that double after two."
 results.figure(figure, "06_row", text, scratch=True, seeds=())
 
@@ -597,7 +597,7 @@ device = device_of("scaling")
 look = {"logy": True, "xlabel": "tokens"}
 trained = scaling[scaling["pass"] == costs.PASSES[1]]
 scaled = labelled(trained.replace({"attention": {"softmax": "softmax, not fused"}}))
-figure = plots.lines(scaled, "length", "milliseconds", "attention", ylabel="milliseconds", **look)
+figure = plots.lines(scaled, "length", "milliseconds", "attention", ylabel="milliseconds", height=2.7, **look)
 text = "How time grows; between these axes slope 1 is linear, 2 quadratic. One operation, forward and backward, "
 text += f"medians of {budget.repeats} by turns, on {device}."
 results.figure(figure, "06_scaling", text, scratch=True, seeds=())
@@ -974,6 +974,7 @@ if len(long):
         rows.append([LABELS.get(name, name), interval(on_play[name]), gap, *along])
     results.value("long.row", f"{LONG['train_length']:,}")
     results.claim("none is told apart from softmax on long rows", not any(sides.values()))
+    results.claim("Nystrom is below the window on long rows", shown(on_play["nystrom"] - on_play["window"]) < 0)
     later = (seen.iloc[:, 1] - seen.iloc[:, -1]).max()  # bits per token
     results.claim("none gains from more context on long rows", later < 0.01)
     text = "Rows of 1,024 tokens of tiny Shakespeare: held-out bits per byte, mean and 95 % t interval, and bits per "
@@ -1008,6 +1009,12 @@ results.value("row_window.largest", number(lead["row_window", HIGH].abs().max(),
 results.value("row_window.seeds", len(lead["row_window", HIGH]))
 results.value("rates.tokens", f"{tokens_rates:,}")
 results.value("window.first", interval(first["window"] - first[SOFTMAX], sign=True))
+whole_row = by_position.pivot_table("bits_per_token", "seed", "attention")
+results.value("window.row", interval(whole_row["window"] - whole_row[SOFTMAX], sign=True))
+softmax = by_position[by_position["attention"] == SOFTMAX].groupby("seen")["bits_per_token"].mean()
+results.value("softmax.beyond", number(softmax[softmax.index > 64].iloc[0]))
+results.value("softmax.end", number(softmax.iloc[-1]))
+results.claim("softmax gains nothing beyond the window", softmax.iloc[-1] >= softmax[softmax.index > 64].iloc[0])
 results.claim("the window is ahead at the higher rate", shown_lead[HIGH] < 0)
 results.claim("the window is ahead at the lower rate", shown_lead[LOW] < 0)
 results.claim("the window is ahead where both see the same", shown(first["window"] - first[SOFTMAX]) < 0)
@@ -1079,7 +1086,10 @@ most, rows = learned_recall["pairs"].max(), []
 for (n, name), part in learned_recall.groupby(["pairs", "attention"], sort=False):
     cells = interval(part["accuracy"], 2, top=1), number(part["state_kilobytes"].mean(), 1)
     rows.append([n, LABELS.get(name, name), *cells])
-text = f"Associative recall after {budget.recall_steps} training steps of 16 rows: share of keys answered rightly."
+text = (
+    f"Associative recall after {budget.recall_steps} training steps of 16 rows: share of keys answered rightly, mean "
+)
+text += "and 95 % interval."
 header, options = ["pairs", "attention", "share right", "state in kB"], {"scratch": True, "seeds": budget.recall_seeds}
 results.markdown("trained_recall", header, rows, text, left=2, **options)
 end = by_seed(learned_recall[learned_recall["pairs"] == most], "attention", "accuracy")

@@ -1097,7 +1097,7 @@ results.markdown(
     "form",
     header,
     rows,
-    f"{text}mean over seeds and 95 % interval; the models' rhyme is a lower bound, but for “more poems”.",
+    f"{text}mean over seeds, 95 % interval; tones: of quatrains; models' rhyme: a lower bound but for “more poems”.",
 )
 
 # %% [markdown]
@@ -1118,7 +1118,7 @@ authors = {"own plan": "the model", "people's plan": "a person", "unrhymed plan"
 for source, author in authors.items():
     rows.append([author, *(interval(100 * by_plan[source][m], 0, top=100) for m in measures)])
 header = ["who wrote the plan", "plan rhymes", "exact form", "both ends kept", "lines 2 and 4 rhyme"]
-text = f"One model behind plans of three kinds: percent of {budget.samples} poems per seed; mean, 95 % interval."
+text = f"The same models behind plans of three kinds: percent of {budget.samples} poems per seed; mean, 95 % interval."
 results.markdown("plans", header, rows, text, tokens=budget.plan_tokens)
 
 # %% [markdown]

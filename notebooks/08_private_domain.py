@@ -425,7 +425,8 @@ per_model = (
     after.groupby(["method", "deduplicated", "repetitions", "seed"], sort=False)["exposure"].mean().reset_index()
 )
 left_in = per_model[per_model["deduplicated"] == "no"].replace({"method": METHODS})
-figure = plots.lines(left_in, "repetitions", "exposure", "method", ylabel="exposure (bits)", xlabel="times inserted")
+look = {"ylabel": "exposure (bits)", "xlabel": "times inserted", "height": 2.6}
+figure = plots.lines(left_in, "repetitions", "exposure", "method", **look)
 (ax,) = figure.axes
 for i, method in enumerate(METHODS):
     alone = per_model[(per_model["method"] == method) & (per_model["deduplicated"] == "yes")]
@@ -437,7 +438,7 @@ ax.axhline(memorise.UNSEEN, color=plots.GREY, linestyle=":", linewidth=1)
 ax.set_ylim(0, memorise.exposure(1) + 0.5)
 seeds, each = after["seed"].nunique(), len(after[after["repetitions"] == 1]) // 4
 text = (
-    "Exposure of invented secrets by how often they were inserted. With the duplicates left in it climbs to the most "
+    "Exposure of invented secrets by how often they were inserted. With all weights moving it climbs to the most "
     f"that {memorise.CANDIDATES:,} codes allow, {memorise.exposure(1):.1f} bits; bands: lowest to highest of {seeds} "
     f"models, {each // seeds} canaries a point in each. Hollow: duplicates removed, all secrets of a model stand once; "
     f"95 % t interval over the models. Dotted: {memorise.UNSEEN:.2f} bits, a code never seen."
@@ -881,7 +882,7 @@ for key, row in most.iterrows():
     results.value(f"most.{name}", f"{row.exposure:.2f} bits, {probability(row.p_value)}")
     results.value(f"out.{name}", f"{row.extracted:.0f} of {row.canaries:.0f}")
     lower = proportion_confint(row.extracted, row.canaries, method="beta")[0]
-    results.value(f"out.lower.{name}", f"{lower:.0%}")
+    results.value(f"out.lower.{name}", f"{lower:.1%}")
 
 # %% [markdown]
 # - Those that stand once, and what could have been found. Shares that come out have an exact bound, as if secrets were
@@ -892,7 +893,7 @@ for key, row in once.iterrows():
     name = ".".join(key)
     results.value(f"once.{name}", f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}")
     results.value(f"once.canaries.{name}", row.canaries)
-    results.value(f"once.most.{name}", f"{proportion_confint(row.extracted, row.canaries, method='beta')[1]:.0%}")
+    results.value(f"once.most.{name}", f"{proportion_confint(row.extracted, row.canaries, method='beta')[1]:.1%}")
 results.claim("one copy is not shown to leave a trace", not once["trace"].any())
 results.claim("one copy leaves a trace somewhere", once["trace"].any())
 removed = detectable(

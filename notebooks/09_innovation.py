@@ -1123,8 +1123,10 @@ for (form, matched, share), part in tuned.groupby(["form", "matched", "share"], 
     lines.append([form.replace("+", " and "), said, f"{share:.0%}", len(part), interval(own), cost])
     costs_of |= {(form, matched, share): own - control} if share else {}
 header = ["form", "matched first", "layers converted", "seeds", "bits per byte", "against the control"]
-text = "Test text after conversion and the same short fine-tuning; mean, 95 % t interval, and the difference to the "
-text += "control (not converted, fine-tuned as well), paired by seed."
+text = (
+    f"Test text after conversion and the same fine-tuning on {budget.tuning_tokens:,} tokens; mean, 95 % t interval, "
+)
+text += "and the difference to the control (not converted, fine-tuned as well), paired by seed."
 results.markdown("conversion", header, lines, text)
 results.claim("every conversion costs something", all(side > 0 for side in shown(costs_of).values()))
 
@@ -1273,7 +1275,7 @@ text += "the four texts; 95 % t intervals, * where p stays below 0.05 after Holm
 text += f"lies on the mixture's way, of {len(budget.frontier_seeds)}; {budget.frontier_tokens:,} training tokens a run."
 cells = [[label, *row[:3]] for label, row in lines.items()]
 results.markdown("sum", ["method", "task, bits per byte", "seeds", names[0]], cells, text, seeds=())
-text = "The same for each text; * after Holm over the settings of a column."
+text = "The same for each text, of the same seeds; * after Holm over the settings of a column."
 results.markdown("against", ["method", *names[1:]], [[k, *row[3:]] for k, row in lines.items()], text, seeds=())
 
 # %% [markdown]
@@ -1321,7 +1323,7 @@ tell("traps", mistakes=len(turned), turned=(turned["shown_flips"] > 0).sum(), mo
 tell("traps", best=turned["best_changes"].sum(), harmless=listed(turned.loc[turned["shown_flips"] == 0, "trap"]))
 tell("traps", unsure="{flips} of {pairs}".format(**trap_table.set_index("trap").loc["no interval"]))
 by_trap = trap_table.set_index("trap")
-for key, trap in (("tokens", MISTAKES[2]), ("leak", MISTAKES[4])):
+for key, trap in (("samples", MISTAKES[0]), ("tokens", MISTAKES[2]), ("leak", MISTAKES[4])):
     if trap in by_trap.index:
         results.value(f"traps.{key}", "{shown_flips} of {shown_pairs}".format(**by_trap.loc[trap]))
 results.claim("some mistake turns pairs that seeds tell apart", (turned["shown_flips"] > 0).any())

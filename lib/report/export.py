@@ -65,8 +65,7 @@ def export(
 
 def document(source: Path, form: str, base: str = "", draft: bool = False) -> bytes:
     """The Markdown file `source` as "html", "docx" or "pdf"; `base` goes before its links to other files."""
-    root = source.parent
-    text = read(source)
+    root, text = source.parent, read(source)
     lang = language(text)
     # an interval stays in one line, and a number with its percent sign
     text = re.sub(r"(\[[-+.,\d]+,|[\d\]]) (?=[-+.,\d]+\]|%)", "\\1\u00a0", text)

@@ -49,7 +49,7 @@ def answers(root: Path) -> dict[str, dict]:
             made = results["provenance"]
             seeds = ", ".join(map(str, made["seeds"])) or "-"
             later = made.get("tables_made", {}).values()
-            where = [f"{t['device'].removeprefix('CPU, ')}, {t['created'][:10]}" for t in (made, *later)]
+            where = [f"{t['device']}, {t['created'][:10]}" for t in (made, *later)]
             anew = f"{len(later)}: {'; '.join(sorted({*where[1:]}))}" if later else "-"
             origins.append([number, made["base_model"] or "random weights", made["profile"], seeds, where[0], anew])
             for kind, named in results.get("report", {}).items():
@@ -58,7 +58,8 @@ def answers(root: Path) -> dict[str, dict]:
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}): run `python -m lib run {number}` again.") from error
     header = ["notebook", "base model", "profile", "seeds", "machine, date", "tables measured anew"]
-    found["tables"]["all.provenance"] = f"{markdown_table(header, origins, 6)}\n\nTable: The run behind each notebook."
+    table = re.sub(r"CPU, |\(R\)| Processor|(?<= 1 thread)s", "", markdown_table(header, origins, 6))
+    found["tables"]["all.provenance"] = f"{table}\n\nTable: The run behind each notebook."
     return found
 
 

@@ -142,7 +142,7 @@ local function front(document)
       part:insert(pandoc.Para({pandoc.Strong(name)}))
     else
       part = name and body or part
-      if name and block.level < 4 then part:insert(pandoc.RawBlock("typst", "#place.flush()")) end
+      if name and block.level == 2 then part:insert(pandoc.RawBlock("typst", "#place.flush()")) end
       part:insert(block)
       local set = name and (name:match("^Appendix") and STAYS or name:match("References$") and SMALL)
       if set then body:insert(pandoc.RawBlock("typst", set)) end
