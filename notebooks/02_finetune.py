@@ -548,8 +548,8 @@ came.groupby(["task", "method"], sort=False).agg(["mean", "count"]).round(3)
 # - The held-out documents of this notebook chose the checkpoint, so their loss flatters the run a little:
 #   notebook 03 uses the test split.
 # - Learning rates were chosen before the grids were run, one per method: the distance between the methods is that of
-#   these settings and no ranking. The grids try others at one budget with one seed; a method whose rate is not the best
-#   of its grid would come out better.
+#   these settings and no ranking. At the best rate of its grid LoRA comes out better, at this budget and on these
+#   validation documents.
 # - Seconds and tokens per second are as the machine was that day; where other work shared it, as for the results
 #   shipped here, they are lower bounds and no comparison of the methods.
 # - A seed changes the documents drawn and their order, not the base model.
@@ -723,7 +723,7 @@ results.claim("at its best rate LoRA ends no higher than full fine-tuning", lowe
 # %%
 names = ("bits_per_byte", "chrf", "share", "gap_in_use", "gap_full")
 told = dict.fromkeys(names, "not measured")
-verdicts = {"in_use": 0.0, "full": 0.0}
+verdicts = {"in_use": math.nan, "full": math.nan}
 if len(better := tuned[tuned["method"] == "lora"] if len(tuned) else tuned):
     ends = curve[curve["train_tokens"].isin([0, budget.train_tokens])].pivot(index="seed", columns="method")
     ends, before = ends["bits_per_byte"], curve.query("method == 'none'")["bits_per_byte"].iloc[0]
@@ -737,7 +737,7 @@ for name, text in told.items():
     results.value(f"best_rate.lora.{name}", text)
 results.claim("at its best rate LoRA ends lower than at the rate in use", verdicts["in_use"] < 0)
 results.claim("at its best rate LoRA ends lower than full fine-tuning", verdicts["full"] < 0)
-results.claim("at its best rate LoRA ends higher than full fine-tuning", verdicts["full"] > 0)
+results.claim("at its best rate LoRA is not told apart from full fine-tuning", verdicts["full"] == 0)
 
 # %% [markdown]
 # - The learning curve.
