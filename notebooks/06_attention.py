@@ -159,6 +159,10 @@ def row_of_tokens(query: int, segments: list[tuple[int, int]], length: int):
     return figure
 
 
+# %% [markdown]
+# - Blue is read exactly, yellow through its segment's landmark.
+
+# %%
 figure = row_of_tokens(26, [(1, 5), (5, 9), (9, 17), (17, 25)], 32)
 text = "What the query of token $t$ reads: the row's first token and its own chunk exactly (dark); between, ended "
 text += "segments as landmarks, each their mean key and counting as their $n$ tokens; drawn for chunks of 4 tokens and "
@@ -1009,15 +1013,20 @@ results.value("row_window.largest", number(lead["row_window", HIGH].abs().max(),
 results.value("row_window.seeds", len(lead["row_window", HIGH]))
 results.value("rates.tokens", f"{tokens_rates:,}")
 results.value("window.first", interval(first["window"] - first[SOFTMAX], sign=True))
+results.claim("the window is ahead at the higher rate", shown_lead[HIGH] < 0)
+results.claim("the window is ahead at the lower rate", shown_lead[LOW] < 0)
+results.claim("the window is ahead where both see the same", shown(first["window"] - first[SOFTMAX]) < 0)
+
+# %% [markdown]
+# - Along a row: the lead in all of it, and what softmax gains beyond the window. Then the learned positions.
+
+# %%
 whole_row = by_position.pivot_table("bits_per_token", "seed", "attention")
 results.value("window.row", interval(whole_row["window"] - whole_row[SOFTMAX], sign=True))
 softmax = by_position[by_position["attention"] == SOFTMAX].groupby("seen")["bits_per_token"].mean()
 results.value("softmax.beyond", number(softmax[softmax.index > 64].iloc[0]))
 results.value("softmax.end", number(softmax.iloc[-1]))
 results.claim("softmax gains nothing beyond the window", softmax.iloc[-1] >= softmax[softmax.index > 64].iloc[0])
-results.claim("the window is ahead at the higher rate", shown_lead[HIGH] < 0)
-results.claim("the window is ahead at the lower rate", shown_lead[LOW] < 0)
-results.claim("the window is ahead where both see the same", shown(first["window"] - first[SOFTMAX]) < 0)
 for name, part in learned.groupby("attention")["bits_per_byte"]:
     results.value(f"learned.{name}", number(part.mean()))
 
