@@ -1095,10 +1095,8 @@ most, rows = learned_recall["pairs"].max(), []
 for (n, name), part in learned_recall.groupby(["pairs", "attention"], sort=False):
     cells = interval(part["accuracy"], 2, top=1), number(part["state_kilobytes"].mean(), 1)
     rows.append([n, LABELS.get(name, name), *cells])
-text = (
-    f"Associative recall after {budget.recall_steps} training steps of 16 rows: share of keys answered rightly, mean "
-)
-text += "and 95 % interval."
+text = f"Associative recall after {budget.recall_steps} training steps of 16 rows: share of keys answered rightly, "
+text += "mean and 95 % interval."
 header, options = ["pairs", "attention", "share right", "state in kB"], {"scratch": True, "seeds": budget.recall_seeds}
 results.markdown("trained_recall", header, rows, text, left=2, **options)
 end = by_seed(learned_recall[learned_recall["pairs"] == most], "attention", "accuracy")
