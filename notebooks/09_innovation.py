@@ -1517,8 +1517,8 @@ results.claim("the audit names nearly all planted mistakes", low.low >= 0.95)
 results.claim("false alarms stay below the mark", high.high <= 0.02)
 
 # %% [markdown]
-# - Is my loss normal: how many planted faults were named, how many sound runs raised an alarm, and who was taken for
-#   whom. The marks: 34 of 36 named, no alarm.
+# - Is my loss normal: how many planted faults were named, and how many sound runs raised an alarm. The marks: 34 of
+#   36 named, no alarm.
 
 # %%
 sick, sound = (diagnoses[(diagnoses["planted"] == "none") == healthy] for healthy in (False, True))
@@ -1527,10 +1527,6 @@ tell("diagnose", named=f"{right.sum()} of {len(sick)}", recall=f"{exact(right)} 
 tell("diagnose", sound=len(sound), alarms=f"{exact(alarms)} %", steps=budget.watched_steps)
 results.claim("planted faults are named", right.mean() >= 34 / 36)
 results.claim("no sound run raises an alarm", not alarms.any())
-counts = pd.crosstab(diagnoses["planted"], diagnoses["named"], dropna=False)
-lines = [[fault, *(counts.loc[fault].get(name, 0) for name in counts)] for fault in counts.index]
-text = "Runs by what was planted (rows) and what was named (columns)."
-results.markdown("diagnose", ["planted", *counts], lines, text, seeds=(), scratch=True)
 
 # %%
 results.save(data={"debian": task.sha256})
