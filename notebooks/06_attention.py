@@ -145,7 +145,7 @@ def row_of_tokens(query: int, segments: list[tuple[int, int]], length: int):
         far = plots.COLORS[1] if 0 < j < own else plots.COLORS[0]
         style = {"fc": far} if j <= query else {"fc": "white", "hatch": "/////"}
         ax.add_patch(plt.Rectangle((j, 0), 0.85, 1, ec=plots.GREY, lw=0.5, **style))
-    names = [f"$l_{m}$: $n_{m} = {j - i}$" for m, (i, j) in enumerate(segments, 1)]
+    names = [f"$l_{m} \\to y_{m}$\n$n_{m} = {j - i}$" for m, (i, j) in enumerate(segments, 1)]
     spans = [(0, 1), *segments, (own, query + 1), (query + 1, length)]
     for (i, j), name in zip(spans, ["first\ntoken", *names, "own\nchunk", "not seen"], strict=True):
         ax.plot([i, j - 0.15], [-0.25, -0.25], color=plots.INK, linestyle="-", linewidth=1)
@@ -153,7 +153,7 @@ def row_of_tokens(query: int, segments: list[tuple[int, int]], length: int):
         if j <= own:
             arc = {"arrowstyle": "->", "connectionstyle": "arc3,rad=0.22", "color": plots.INK, "linewidth": 0.8}
             ax.annotate("", ((i + j - 0.15) / 2, 1.05), (query + 0.4, 1.1), arrowprops=arc)
-    ax.text(query + 1, 1.25, "$q_t$", fontsize=9)
+    ax.text(query - 0.4, 1.9, "$q_t$", fontsize=9)
     ax.set(xlim=(-0.8, length), ylim=(-2.2, 4.6))
     ax.set_axis_off()
     return figure
@@ -165,7 +165,7 @@ def row_of_tokens(query: int, segments: list[tuple[int, int]], length: int):
 # %%
 figure = row_of_tokens(26, [(1, 5), (5, 9), (9, 17), (17, 25)], 32)
 text = "What the query of token $t$ reads: the row's first token and its own chunk exactly (dark); between, ended "
-text += "segments as landmarks, each their mean key and counting as their $n$ tokens; drawn for chunks of 4 tokens and "
+text += "segments as landmarks, a mean key $l$ that counts as $n$ tokens and answers with a value $y$; drawn for chunks of 4 tokens and "
 text += "segments that double after two."
 results.figure(figure, "06_row", text, scratch=True, seeds=())
 
