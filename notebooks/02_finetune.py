@@ -77,7 +77,7 @@ BUDGET = train.BUDGET | {
     "e2e_rates": ({}, {}, {"full": (1e-4, 3e-4, 1e-3), "lora": (5e-4, 2e-3, 5e-3)} if train.GPU else {}),
     "e2e_rate_tokens": (0, 0, 600_000),  # that each of these sees: a quarter of a pass
     "curve_tokens": ((2_000, 4_000, 8_000, 12_000), (), (5_000, 20_000, 80_000, 160_000)),
-    "longer": ((), (), (("full", 640_000),)),  # method, tokens: what the law is held against
+    "longer": ((), (), (("full", 320_000),)),  # method, tokens: what the law is held against
     "curve_documents": (8, 0, 200),  # validation documents that chose no checkpoint, scored
     "curve_generated": (2, 0, 16),  # and generated for
     "curve_new_tokens": (24, 0, 160),
