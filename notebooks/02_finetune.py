@@ -787,6 +787,8 @@ if len(curve):
 # %%
 for name in ("tokens", "forecast", "bits_per_byte"):
     results.value(f"longer.{name}", "not measured")
+for where in ("where the law says", "below the forecast", "above the forecast"):
+    results.claim(f"the longer run ends {where}", False)
 for law in every[every["train_tokens"] != whole].itertuples() if len(longer) else ():
     run = longer[longer["method"] == law.method].iloc[0]
     results.value("longer.tokens", f"{law.train_tokens:,}")

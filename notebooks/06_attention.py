@@ -165,8 +165,10 @@ def row_of_tokens(query: int, segments: list[tuple[int, int]], length: int):
 # %%
 figure = row_of_tokens(26, [(1, 5), (5, 9), (9, 17), (17, 25)], 32)
 text = "What the query of token $t$ reads: the row's first token and its own chunk exactly (dark); between, ended "
-text += "segments as landmarks, a mean key $l$ that counts as $n$ tokens and answers with a value $y$; drawn for chunks of 4 tokens and "
-text += "segments that double after two."
+text += (
+    "segments as landmarks, a mean key $l$ that counts as $n$ tokens and answers with a value $y$; drawn for chunks "
+)
+text += "of 4 tokens and segments that double after two."
 results.figure(figure, "06_row", text, scratch=True, seeds=())
 
 # %% [markdown]
