@@ -153,7 +153,7 @@ def row_of_tokens(query: int, segments: list[tuple[int, int]], length: int):
         if j <= own:
             arc = {"arrowstyle": "->", "connectionstyle": "arc3,rad=0.22", "color": plots.INK, "linewidth": 0.8}
             ax.annotate("", ((i + j - 0.15) / 2, 1.05), (query + 0.4, 1.1), arrowprops=arc)
-    ax.text(query - 0.4, 1.9, "$q_t$", fontsize=9)
+    ax.text(query + 0.42, 0.45, "$q_t$", color="white", fontsize=8, ha="center", va="center")
     ax.set(xlim=(-0.8, length), ylim=(-2.2, 4.6))
     ax.set_axis_off()
     return figure
