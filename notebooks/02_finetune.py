@@ -528,7 +528,7 @@ def against_yardsticks():
 # %%
 if len(curve) and len(marks):
     text = f"Bits per byte of {len(unseen)} validation documents of {task.name} against training tokens, with "
-    text += "yardsticks; dotted: the power law; hollow: a run that it was not fitted to. Each dot is a run: three "
+    text += "yardsticks; dotted: a power law, $a + b N^{-c}$; hollow: a run that it was not fitted to. Each dot is a run: three "
     text += "seeds at the runs' own budget and for full fine-tuning at the smallest size, else seed 0."
     results.figure(against_yardsticks(), "02_learning_curve", text, seeds=())
 else:

@@ -1415,6 +1415,10 @@ else:
 
 # %%
 results.value("sampled.documents", f"{sampled['id'].nunique():,}" if len(sampled) else "not measured")
+forms = sampled.groupby("setting")["synopsis_form"].mean() if "synopsis_form" in sampled else pd.Series(dtype=float)
+results.value("sampled.form.alone", f"{forms.get('prompt alone', math.nan):.1%}")
+results.value("sampled.form.before", f"{forms.drop('after, full', errors='ignore').max():.1%}")
+results.value("sampled.form.after", f"{forms.get('after, full', math.nan):.1%}")
 for measure in ("chrf", "tags_reflected") if not len(sampled) else ():
     results.value(f"sampled.{measure}.gap", "not measured")
     results.claim(f"sampled: {measure} is higher after", False)
