@@ -77,7 +77,6 @@ BUDGET = train.BUDGET | {
     "e2e_rates": ({}, {}, {"full": (1e-4, 3e-4, 1e-3), "lora": (5e-4, 2e-3, 5e-3)} if train.GPU else {}),
     "e2e_rate_tokens": (0, 0, 600_000),  # that each of these sees: a quarter of a pass
     "curve_tokens": ((2_000, 4_000, 8_000, 12_000), (), (5_000, 20_000, 80_000, 160_000)),
-    "longer": ((), (), (("full", 320_000),)),  # method, tokens: what the law is held against
     "curve_documents": (8, 0, 200),  # validation documents that chose no checkpoint, scored
     "curve_generated": (2, 0, 16),  # and generated for
     "curve_new_tokens": (24, 0, 160),
@@ -429,20 +428,20 @@ def power_law(n, a, b, c):
     return a + b * (n / 100_000) ** -c
 
 
-def fit(method: str, tokens: int = whole) -> dict:
+def fit(method: str) -> dict:
     part = curve[curve["method"] == method]
     n, bits = part["train_tokens"].to_numpy(float), part["bits_per_byte"].to_numpy()
     row = dict.fromkeys(("a", "b", "c", "predicted", "low", "high"), math.nan)
-    row = {"method": method, "points": len(part), "train_tokens": tokens} | row
+    row = {"method": method, "points": len(part), "train_tokens": whole} | row
     try:
         p, covariance = optimize.curve_fit(power_law, n, bits, (bits.min() - 0.1, 0.1, 0.3), maxfev=20_000)
     except (RuntimeError, TypeError):  # no fit; fewer points than parameters
         return row
-    slope = optimize.approx_fprime(p, lambda q: power_law(tokens, *q))
+    slope = optimize.approx_fprime(p, lambda q: power_law(whole, *q))
     free = len(part) - 3
     variance = slope @ covariance @ slope + ((power_law(n, *p) - bits) ** 2).sum() / max(free, 1)
     half = stats.t.ppf(0.975, free) * math.sqrt(variance)
-    predicted = power_law(tokens, *p)
+    predicted = power_law(whole, *p)
     found = {"predicted": predicted, "low": predicted - half, "high": predicted + half}
     return row | dict(zip("abc", p, strict=True)) | found
 
@@ -451,17 +450,8 @@ def fit(method: str, tokens: int = whole) -> dict:
 # - `predicted`, `low` and `high` are of one run on `train_tokens`.
 
 # %%
-forecasts = [(method,) for method in budget.methods] + list(budget.longer)
-every = results.table("power_law", lambda: [fit(*f) for f in forecasts] if len(curve) else [], optional=True)
-laws = every[every["train_tokens"] == whole] if len(every) else every
-display(every) if len(every) else print(NOT_YET)
-
-# %% [markdown]
-# - A forecast of the law's against the run itself, which no fit sees.
-
-# %%
-longer = results.table("longer", lambda: [learned(method, 0, n) for method, n in budget.longer], optional=True)
-display(longer) if len(longer) else print(NOT_YET)
+laws = results.table("power_law", lambda: [fit(m) for m in budget.methods] if len(curve) else [], optional=True)
+display(laws) if len(laws) else print(NOT_YET)
 
 # %% [markdown]
 # ## Is my loss normal?
@@ -503,9 +493,6 @@ def against_yardsticks():
     for i, law in enumerate(laws.itertuples()):
         runs = curve[curve["method"] == law.method]
         mean = runs.groupby("train_tokens")["bits_per_byte"].mean()
-        if len(longer) and len(test := longer[longer["method"] == law.method]):
-            style = {"color": plots.COLORS[i], "markerfacecolor": "white", "markersize": 5}
-            near.plot(test["train_tokens"], test["bits_per_byte"], plots.MARKERS[i], **style)
         near.plot(runs["train_tokens"], runs["bits_per_byte"], plots.MARKERS[i], color=plots.COLORS[i], markersize=3)
         near.plot(mean.index, mean, **plots.look(i))
         n = np.geomspace(min(sizes), whole)
@@ -528,8 +515,8 @@ def against_yardsticks():
 # %%
 if len(curve) and len(marks):
     text = f"Bits per byte of {len(unseen)} validation documents of {task.name} against training tokens, with "
-    text += "yardsticks; dotted: a power law, $a + b N^{-c}$; hollow: a run that it was not fitted to. Each dot is a run: three "
-    text += "seeds at the runs' own budget and for full fine-tuning at the smallest size, else seed 0."
+    text += "yardsticks; dotted: a power law, $a + b N^{-c}$; Each dot "
+    text += "is a run: three seeds at the runs' own budget and for full fine-tuning at the smallest size, else seed 0."
     results.figure(against_yardsticks(), "02_learning_curve", text, seeds=())
 else:
     results.block("figure.learning_curve", NOT_YET)
@@ -780,23 +767,6 @@ if len(curve):
     results.value("all_tokens.gap", interval(gaps, sign=True))
     results.claim("loss on all tokens is worse", shown(gaps) > 0)
     results.claim("loss on all tokens is better", shown(gaps) < 0)
-
-# %% [markdown]
-# - The law's forecast against the longer run.
-
-# %%
-for name in ("tokens", "forecast", "bits_per_byte"):
-    results.value(f"longer.{name}", "not measured")
-for where in ("where the law says", "below the forecast", "above the forecast"):
-    results.claim(f"the longer run ends {where}", False)
-for law in every[every["train_tokens"] != whole].itertuples() if len(longer) else ():
-    run = longer[longer["method"] == law.method].iloc[0]
-    results.value("longer.tokens", f"{law.train_tokens:,}")
-    results.value("longer.forecast", span(law.predicted, law.low, law.high))
-    results.value("longer.bits_per_byte", number(run["bits_per_byte"]))
-    results.claim("the longer run ends where the law says", law.low <= run["bits_per_byte"] <= law.high)
-    results.claim("the longer run ends below the forecast", run["bits_per_byte"] < law.low)
-    results.claim("the longer run ends above the forecast", run["bits_per_byte"] > law.high)
 
 # %%
 results.save(data={t.name: t.sha256 for t in {t.name: t for t, _, _ in plan}.values()})

@@ -102,7 +102,7 @@ budget = profile.budget(
     mutants=(2, 20, 20),  # of each kind
     clean_tables=(4, 200, 200),
     watched_steps=(3, 50, 50),  # of a run that is diagnosed
-    watched_seeds=((0,), (0, 1, 2), (0, 1, 2)),
+    watched_seeds=((0,), (3, 4, 5), (3, 4, 5)),  # 0 to 2 served a first version
     sound_runs=(2, 30, 30),
 )
 
@@ -1176,12 +1176,14 @@ def watched(fault: str, seed: int, method: str) -> diagnose.Watch:
 # %% [markdown]
 # - A row per run: what was planted, what was named. Sound runs are by turns of full fine-tuning and of LoRA, with the
 #   loss on the target, with the loss on all tokens, and with long documents cut.
+# - A first version, on other seeds, named 36 of 36 faults and took 5 of 30 sound runs, all of LoRA, for a rate too
+#   high: it compared the losses of different batches. Now the base model is asked about the last batch too.
 
 
 # %%
 def diagnosed() -> list[dict]:
     plants = [(fault, seed) for fault in diagnose.FAULTS if fault for seed in budget.watched_seeds]
-    plants += [(("", "all tokens", "cut")[seed % 3], 100 + seed) for seed in range(budget.sound_runs)]
+    plants += [(("", "all tokens", "cut")[seed % 3], 200 + seed) for seed in range(budget.sound_runs)]
     rows = []
     for fault, seed in tqdm(plants, desc="runs"):
         method = "lora" if seed % 2 else "full"

@@ -24,7 +24,7 @@ def collated(tokenizer, rows):
 
 
 class Sure:
-    """A base model that knows the next token, at half a nat or so."""
+    """A base model that knows the next token, at three nats or so."""
 
     device = "cpu"
 
@@ -32,12 +32,12 @@ class Sure:
         self.size = size
 
     def __call__(self, ids, **_):
-        return SimpleNamespace(logits=12.0 * torch.nn.functional.one_hot(ids.roll(-1, 1), self.size))
+        return SimpleNamespace(logits=4.0 * torch.nn.functional.one_hot(ids.roll(-1, 1), self.size))
 
 
-def named(base, task, batch, losses=(0.5, 0.2), gradients=(1.0,), sums=(1.0,), dtype=torch.float32):
-    watch = SimpleNamespace(batch=batch, losses=list(losses), gradients=gradients, dtype=dtype, _start=[0.0])
-    watch._sums = lambda: list(sums)
+def named(base, task, batch, losses=(2.9, 2.0), gradients=(1.0,), sums=(1.0,), dtype=torch.float32):
+    watch = SimpleNamespace(batch=batch, latest=batch, losses=list(losses), gradients=gradients, dtype=dtype)
+    watch._start, watch._sums = [0.0], lambda: list(sums)
     sure = SimpleNamespace(tokenizer=base.tokenizer, model=Sure(len(base.tokenizer)))
     name, sentence = diagnose.diagnose(watch, sure, task)
     assert sentence.split(":")[0] in diagnose.FAULTS[name] or "{" in diagnose.FAULTS[name]
@@ -102,11 +102,11 @@ def test_whose_texts_they_are(base, task):
 def test_what_the_losses_show(base, task):
     batch, nan = collated(base.tokenizer, tasks.head(task["train"], 4)), math.nan
     assert named(base, task, batch, [nan, nan], dtype=torch.float16) == "half"
-    assert named(base, task, batch, [0.5, nan]) == "rate"
+    assert named(base, task, batch, [2.9, nan]) == "rate"
     assert named(base, task, batch, [math.log(len(base.tokenizer)), 5.0]) == "weights"
     assert named(base, task, batch, gradients=(0.0, 0.0)) == "adapter"
     assert named(base, task, batch, sums=[0.0]) == "frozen"
-    assert named(base, task, batch, [0.5, *[2.0] * 5]) == "rate"
+    assert named(base, task, batch, [2.5, 3.5]) == "rate"
 
 
 def test_watch_keeps_what_the_loop_saw(base, task, tmp_path):
@@ -118,6 +118,7 @@ def test_watch_keeps_what_the_loop_saw(base, task, tmp_path):
     trainer = Trainer(copy.deepcopy(base.model), TrainingArguments(str(tmp_path), **options), **given)
     watch = diagnose.Watch(trainer)
     trainer.train()
-    assert any(torch.equal(watch.batch["input_ids"], batch["input_ids"]) for batch in batches)
+    seen = [[torch.equal(kept["input_ids"], b["input_ids"]) for b in batches] for kept in (watch.batch, watch.latest)]
+    assert sorted(seen) == [[False, True], [True, False]]  # each of the two once
     assert (len(watch.losses), len(watch.gradients)) == (2, 2) and watch._sums() != watch._start
     assert diagnose.diagnose(watch, base, task)[0] == ""

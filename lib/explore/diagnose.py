@@ -28,15 +28,14 @@ FAULTS = {  # name -> what a person is told
     "weights": "The loss starts at {first:.2f}, the base model's is {expected:.2f}: its weights were not loaded.",
     "adapter": "No gradient reaches a weight that trains: the adapter is not attached to the model that computes.",
     "frozen": "There are gradients and no weight moves: the optimizer holds other weights, or its rate is 0.",
-    "rate": "The loss goes from {first:.2f} up to {last:.2f}: take a tenth of the learning rate.",
-    "": "Nothing is wrong so far: the loss starts at {first:.2f} nats a target token, where the base model has "
-    "{expected:.2f} and guessing {guess:.2f}, and comes to {last:.2f}.",
+    "rate": "The loss came to {last:.2f} where the base model has {later:.2f}: take a tenth of the learning rate.",
+    "": "Nothing wrong so far: the loss goes from {first:.2f} (base model {expected:.2f}) to {last:.2f} ({later:.2f}).",
 }
 
 
 class Watch(TrainerCallback):
-    """`batch`: the tensors (B, T) of the first call of `trainer`'s loss; `losses`, `gradients` (norms): one a step,
-    so set logging_steps=1 and logging_nan_inf_filter=False."""
+    """`batch` and `latest`: the tensors (B, T) of the first and the last call of `trainer`'s loss; `losses`,
+    `gradients` (norms): one a step, so set logging_steps=1 and logging_nan_inf_filter=False."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.batch, self.losses, self.gradients = {}, [], []
@@ -46,7 +45,8 @@ class Watch(TrainerCallback):
         trainer.add_callback(self)
 
     def _see(self, model, inputs, *args, **options):
-        self.batch = self.batch or {k: v.cpu().clone() for k, v in inputs.items() if torch.is_tensor(v)}
+        self.latest = {k: v.cpu().clone() for k, v in inputs.items() if torch.is_tensor(v)}
+        self.batch = self.batch or self.latest
         return self._loss(model, inputs, *args, **options)
 
     def _sums(self) -> list[float]:
@@ -61,23 +61,27 @@ class Watch(TrainerCallback):
 def diagnose(watch: Watch, base, task: tasks.Task) -> tuple[str, str]:
     """The fault's name in FAULTS, "" for none, and its sentence. `base`: a lib.models.Base, or what has its `model` and
     `tokenizer`. Labels are transformers': equal to input_ids, -100 where nothing is learned."""
-    batch, losses = watch.batch, watch.losses
-    options = {k: batch[k].to(base.model.device) for k in ("attention_mask", "position_ids") if k in batch}
-    with torch.no_grad():
-        logits = base.model(batch["input_ids"].to(base.model.device), **options).logits.cpu().float()
-    expected = float(F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()))
-    first, last, guess = losses[0], sum(losses[-5:]) / len(losses[-5:]), math.log(logits.shape[-1])
-    broken = not all(map(math.isfinite, [*losses, *watch.gradients, *watch._sums()]))
+    first, last, guess = watch.losses[0], watch.losses[-1], math.log(len(base.tokenizer))
+    expected, later = (_nats(base.model, batch) for batch in (watch.batch, watch.latest))
+    broken = not all(map(math.isfinite, [*watch.losses, *watch.gradients, *watch._sums()]))
     signs = {
-        _in_batch(batch, base.tokenizer, task): True,
+        _in_batch(watch.batch, base.tokenizer, task): True,
         "half": broken and watch.dtype == torch.float16,
         "weights": first > (expected + guess) / 2,
         "adapter": not any(watch.gradients),
         "frozen": watch._sums() == watch._start,
-        "rate": broken or last > first,
+        "rate": broken or last > later,  # on the same batch, since batches differ by more than a step changes
     }
     name = next((name for name, seen in signs.items() if name and seen), "")
-    return name, FAULTS[name].format(first=first, last=last, expected=expected, guess=guess)
+    return name, FAULTS[name].format(first=first, last=last, expected=expected, later=later)
+
+
+@torch.no_grad()
+def _nats(model, batch: dict[str, Tensor]) -> float:
+    """The model's own loss on the batch, a target token."""
+    options = {k: batch[k].to(model.device) for k in ("attention_mask", "position_ids") if k in batch}
+    logits = model(batch["input_ids"].to(model.device), **options).logits.cpu().float()
+    return float(F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()))
 
 
 def _in_batch(batch: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, task: tasks.Task) -> str:
@@ -85,13 +89,11 @@ def _in_batch(batch: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, task
     ids, labels = batch["input_ids"], batch["labels"]
     real, learned = batch.get("attention_mask", torch.ones_like(ids)).bool(), labels != -100
     later = F.pad((ids == tokenizer.eos_token_id) & real, (1, -1)) & real  # first tokens of a row's later documents
-    places = batch.get("position_ids", torch.ones_like(ids))
-    inside = learned[:, :-1]
-    if (labels[:, :-1] == ids[:, 1:])[inside].float().mean() > 0.9 > (labels == ids)[learned].float().mean():
+    if (labels[:, :-1] == ids[:, 1:])[learned[:, :-1]].float().mean() > 0.9 > (labels == ids)[learned].float().mean():
         return "labels"
     if (learned & ~real).any():
         return "padding"
-    if "cu_seq_lens_q" not in batch and places[later].any():
+    if "cu_seq_lens_q" not in batch and batch.get("position_ids", torch.ones_like(ids))[later].any():
         return "positions"
     pairs = {split: [(r["prompt"], r["target"]) for r in tasks.head(task[split])] for split in tasks.SPLITS}
     split_of = {p + t: split for split in reversed(tasks.SPLITS) for p, t in pairs[split]}
