@@ -505,6 +505,7 @@ def against_yardsticks():
     near.set_xticks([*sizes, whole], [f"{n:,}" for n in [*sizes, whole]], rotation=30)
     near.minorticks_off()
     for ax in (far, near):
+        ax.margins(y=0.15)
         plots.label_lines(ax)
     return figure
 
