@@ -61,7 +61,7 @@ def attention(params: Params, name: str, x: Tensor, n_head: int) -> tuple[Tensor
     q, k, v = linear(params, f"{name}.c_attn", x).split(C, dim=-1)  # 3 of (B, T, C)
     q, k, v = (y.view(B, T, n_head, D).transpose(1, 2) for y in (q, k, v))  # (B, H, T, D)
     scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (B, H, T, T)
-    future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)  # above the diagonal
+    future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)  # above diagonal
     weights = scores.masked_fill(future, -math.inf).softmax(-1)  # (B, H, T, T)
     out = (weights @ v).transpose(1, 2).reshape(B, T, C)  # the heads side by side again
     return linear(params, f"{name}.c_proj", out), weights
