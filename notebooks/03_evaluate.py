@@ -1365,7 +1365,7 @@ if len(fair_before):
     results.claim("full beats the fairest before", metrics.mean_interval(full["bits_per_byte"])[2] < least)
     results.claim("full beats the fairest before in chrF", metrics.mean_interval(full["chrf"])[1] > most)
 else:
-    for name in ("bits_per_byte", "chrf", "gain"):
+    for name in ("bits_per_byte", "chrf", "gain", "gain.chrf", "gain.synopsis_form", "gain.tags_reflected"):
         results.value(f"fair.{name}", "not measured")
     results.claim("full beats the fairest before", False)
     results.claim("full beats the fairest before in chrF", False)
