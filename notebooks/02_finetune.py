@@ -516,7 +516,7 @@ def against_yardsticks():
 # %%
 if len(curve) and len(marks):
     text = f"Bits per byte of {len(unseen)} validation documents of {task.name} against training tokens, with "
-    text += "yardsticks; dotted: a power law, $a + b N^{-c}$; Each dot "
+    text += "yardsticks; dotted: a power law, $a + b N^{-c}$. Each dot "
     text += "is a run: three seeds at the runs' own budget and for full fine-tuning at the smallest size, else seed 0."
     results.figure(against_yardsticks(), "02_learning_curve", text, seeds=())
 else:
@@ -709,22 +709,18 @@ results.claim("at its best rate LoRA ends no higher than full fine-tuning", lowe
 #   Holm over the two.
 
 # %%
-names = ("bits_per_byte", "chrf", "share", "gap_in_use", "gap_full")
+names = ("bits_per_byte", "gap_in_use", "gap_full")
 told = dict.fromkeys(names, "not measured")
 verdicts = {"in_use": math.nan, "full": math.nan}
 if len(better := tuned[tuned["method"] == "lora"] if len(tuned) else tuned):
-    ends = curve[curve["train_tokens"].isin([0, budget.train_tokens])].pivot(index="seed", columns="method")
-    ends, before = ends["bits_per_byte"], curve.query("method == 'none'")["bits_per_byte"].iloc[0]
-    bits = better.set_index("seed")["bits_per_byte"]
+    ends = curve[curve["train_tokens"].eq(budget.train_tokens)].pivot(index="seed", columns="method")
+    ends, bits = ends["bits_per_byte"], better.set_index("seed")["bits_per_byte"]
     gaps = {"in_use": bits - ends["lora"], "full": bits - ends["full"]}
     verdicts = shown(gaps)
-    told = {c: interval(better[c], digits) for c, digits in (("bits_per_byte", 3), ("chrf", 1))}
-    told["share"] = f"{(before - bits.mean()) / (before - ends['full'].mean()):.0%}"
-    told |= {f"gap_{name}": interval(gap, sign=True) for name, gap in gaps.items()}
+    told = {"bits_per_byte": interval(bits)} | {f"gap_{name}": interval(gap, sign=True) for name, gap in gaps.items()}
 for name, text in told.items():
     results.value(f"best_rate.lora.{name}", text)
 results.claim("at its best rate LoRA ends lower than at the rate in use", verdicts["in_use"] < 0)
-results.claim("at its best rate LoRA ends lower than full fine-tuning", verdicts["full"] < 0)
 results.claim("at its best rate LoRA is not told apart from full fine-tuning", verdicts["full"] == 0)
 
 # %% [markdown]

@@ -1428,9 +1428,6 @@ for measure in ("chrf", "tags_reflected") if not len(sampled) else ():
     results.claim(f"sampled: {measure} is not shown higher after", False)
 for measure, part in compared.groupby("measure") if len(sampled) else ():
     best = part.loc[part["before"].idxmax()]
-    results.value(f"sampled.{measure}.best", best["setting"])
-    for name in ("before", "after"):
-        results.value(f"sampled.{measure}.{name}", number(best[name], DIGITS[measure][1]))
     gap = span(*best[["difference", "low", "high"]], DIGITS[measure][1], sign=True)
     results.value(f"sampled.{measure}.gap", gap)
     higher = bool(best["difference"] > 0 and best["p_holm"] < 0.05)

@@ -106,6 +106,7 @@ def test_what_the_losses_show(base, task):
     assert named(base, task, batch, [math.log(len(base.tokenizer)), 5.0]) == "weights"
     assert named(base, task, batch, gradients=(0.0, 0.0)) == "adapter"
     assert named(base, task, batch, sums=[0.0]) == "frozen"
+    assert named(base, task, batch, gradients=()) == ""  # a loop that logs no norm
     assert named(base, task, batch, [2.5, 3.5]) == "rate"
 
 

@@ -55,7 +55,7 @@ class Watch(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" in (logs or {}):
             self.losses.append(logs["loss"])
-            self.gradients.append(logs.get("grad_norm", math.nan))
+            self.gradients += [logs["grad_norm"]] if "grad_norm" in logs else []  # none without max_grad_norm
 
 
 def diagnose(watch: Watch, base, task: tasks.Task) -> tuple[str, str]:
@@ -68,7 +68,7 @@ def diagnose(watch: Watch, base, task: tasks.Task) -> tuple[str, str]:
         _in_batch(watch.batch, base.tokenizer, task): True,
         "half": broken and watch.dtype == torch.float16,
         "weights": first > (expected + guess) / 2,
-        "adapter": not any(watch.gradients),
+        "adapter": len(watch.gradients) > 0 and not any(watch.gradients),
         "frozen": watch._sums() == watch._start,
         "rate": broken or last > later,  # on the same batch, since batches differ by more than a step changes
     }
