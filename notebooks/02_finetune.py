@@ -77,6 +77,7 @@ BUDGET = train.BUDGET | {
     "e2e_rates": ({}, {}, {"full": (1e-4, 3e-4, 1e-3), "lora": (5e-4, 2e-3, 5e-3)} if train.GPU else {}),
     "e2e_rate_tokens": (0, 0, 600_000),  # that each of these sees: a quarter of a pass
     "curve_tokens": ((2_000, 4_000, 8_000, 12_000), (), (5_000, 20_000, 80_000, 160_000)),
+    "forecast_tokens": (16_000, 0, 2_000_000),  # or all there are: where the curve's law is held against a run
     "curve_documents": (8, 0, 200),  # validation documents that chose no checkpoint, scored
     "curve_generated": (2, 0, 16),  # and generated for
     "curve_new_tokens": (24, 0, 160),
@@ -370,7 +371,7 @@ def learned(method: str, seed: int, tokens: int, variant: str = "", **options) -
 # - The plan: every size, and the ablation.
 
 # %%
-sizes, whole = budget.curve_tokens, int(statistics["tokens"].iloc[0])
+sizes, whole = budget.curve_tokens, min(int(statistics["tokens"].iloc[0]), budget.forecast_tokens)
 middle = sizes[len(sizes) // 2] if sizes else 0
 curve_plan = [
     (method, seed, size)
@@ -452,6 +453,13 @@ def fit(method: str) -> dict:
 # %%
 laws = results.table("power_law", lambda: [fit(m) for m in budget.methods] if len(curve) else [], optional=True)
 display(laws) if len(laws) else print(NOT_YET)
+
+# %% [markdown]
+# - A forecast is held against what comes: full fine-tuning on as many tokens, one run that no fit has seen.
+
+# %%
+passed = results.table("forecast", lambda: [learned("full", 0, whole)] if len(curve) else [], optional=True)
+display(passed) if len(passed) else print(NOT_YET)
 
 # %% [markdown]
 # ## Is my loss normal?
