@@ -46,6 +46,7 @@ BUDGET = {
     "seeds": ((0, 1), (0,), (0, 1, 2)),
     "methods": (("full", "lora"), ("full", "lora"), ("full", "lora")),  # with every seed; the others once
     "train_tokens": (12_000, 40_000, 80_000),  # prompt + target tokens that one run sees
+    "pass_tokens": (16_000, 0, 2_000_000),  # of one long run; at most what the training split holds
     "pack_length": (640, 2_048, 2_048),  # tokens in one forward pass
     "batch_tokens": (1_280, 2_048, 2_048),  # tokens behind one optimizer step
     "evaluations": (3, 4, 6),  # held-out evaluations of a run, with a checkpoint each
@@ -261,8 +262,7 @@ def finetune(
             with FileLock(path / ".lock", timeout=0) if first else contextlib.nullcontext():
                 _train(base, task, settings, path, draw or packing.draw, optimizer, callbacks, quiet)
         except Timeout:
-            why = f"{path} is being trained by another process: wait for it, or stop it and run again."
-            raise RuntimeError(why) from None
+            raise RuntimeError(f"{path} is being trained by another process: wait, or stop it and run again.") from None
     elif not quiet:
         print(f"Run {path.name}: finished before, loaded.")
     return load(base, path)

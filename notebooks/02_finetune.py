@@ -77,7 +77,6 @@ BUDGET = train.BUDGET | {
     "e2e_rates": ({}, {}, {"full": (1e-4, 3e-4, 1e-3), "lora": (5e-4, 2e-3, 5e-3)} if train.GPU else {}),
     "e2e_rate_tokens": (0, 0, 600_000),  # that each of these sees: a quarter of a pass
     "curve_tokens": ((2_000, 4_000, 8_000, 12_000), (), (5_000, 20_000, 80_000, 160_000)),
-    "forecast_tokens": (16_000, 0, 2_000_000),  # or all there are: where the curve's law is held against a run
     "curve_documents": (8, 0, 200),  # validation documents that chose no checkpoint, scored
     "curve_generated": (2, 0, 16),  # and generated for
     "curve_new_tokens": (24, 0, 160),
@@ -347,6 +346,7 @@ def held_out(model) -> dict:
 
 # %%
 ALL_TOKENS = "loss on all tokens"
+whole = min(int(statistics["tokens"].iloc[0]), budget.pass_tokens)  # one pass over the training split
 
 
 def every_token(documents, tokens: int, seed: int) -> list[packing.Encoded]:
@@ -357,7 +357,7 @@ def learned(method: str, seed: int, tokens: int, variant: str = "", **options) -
     as_above = tokens == budget.train_tokens and not variant  # evaluated as often as the runs above
     options |= {"train_tokens": tokens} | ({} if as_above else {"evaluations": 1})
     path = train.run_path(base, task, train.settings_for(method, seed, task, **options), variant)
-    options |= {"variant": variant, "draw": every_token if variant else None, "quiet": True}
+    options |= {"variant": variant, "draw": every_token if variant else None, "quiet": tokens < whole}
 
     def run() -> dict:
         return held_out(train.finetune(base, task, method, seed, **options).model)
@@ -371,7 +371,7 @@ def learned(method: str, seed: int, tokens: int, variant: str = "", **options) -
 # - The plan: every size, and the ablation.
 
 # %%
-sizes, whole = budget.curve_tokens, min(int(statistics["tokens"].iloc[0]), budget.forecast_tokens)
+sizes = budget.curve_tokens
 middle = sizes[len(sizes) // 2] if sizes else 0
 curve_plan = [
     (method, seed, size)
@@ -509,6 +509,9 @@ def against_yardsticks():
     for row in marks.itertuples():
         ax = near if row.yardstick == "base model" else far
         ax.plot((min(sizes), whole), [row.bits_per_byte] * 2, "-", color=plots.GREY, linewidth=1, label=row.yardstick)
+    for run in passed.itertuples():
+        look = {"color": plots.COLORS[0], "markersize": 8, "markerfacecolor": "white"}
+        near.plot(run.train_tokens, run.bits_per_byte, plots.MARKERS[0], **look)
     near.set(xscale="log", xlabel="training tokens", ylabel="bits per byte")
     near.set_xticks([*sizes, whole], [f"{n:,}" for n in [*sizes, whole]], rotation=30)
     near.minorticks_off()
@@ -526,6 +529,7 @@ if len(curve) and len(marks):
     text = f"Bits per byte of {len(unseen)} validation documents of {task.name} against training tokens, with "
     text += "yardsticks; dotted: a power law, $a + b N^{-c}$. Each dot "
     text += "is a run: three seeds at the runs' own budget and for full fine-tuning at the smallest size, else seed 0."
+    text += " The ring: one pass of full fine-tuning, seed 0, which the law has not seen." if len(passed) else ""
     results.figure(against_yardsticks(), "02_learning_curve", text, seeds=())
 else:
     results.block("figure.learning_curve", NOT_YET)
@@ -738,7 +742,8 @@ results.claim("at its best rate LoRA is not told apart from full fine-tuning", v
 SHOWN = {"bits_per_byte": 3, "chrf": 1, "synopsis_form": 2}
 SHOWN = {c: digits for c, digits in SHOWN.items() if c in curve}
 rows = []
-for (method, size), part in curve.groupby(["method", "train_tokens"], sort=False) if len(curve) else ():
+measured_runs = pd.concat([curve, passed])
+for (method, size), part in measured_runs.groupby(["method", "train_tokens"], sort=False) if len(curve) else ():
     cells = [interval(part[c], SHOWN[c]) for c in SHOWN if c != "synopsis_form"]
     cells += [number(part[c].mean(), SHOWN[c]) for c in SHOWN if c == "synopsis_form"]  # few texts: no interval
     name = method.replace("full,", "full fine-tuning,")
@@ -757,6 +762,12 @@ else:
 for name in ("law.full", "law.lora", "yardstick.uniform", "yardstick.unigram", "curve.doubled", "all_tokens.gap"):
     results.value(name, "not measured")
 results.claim("the learning curve was measured", len(curve) > 0)
+results.value("pass.bits_per_byte", number(passed["bits_per_byte"].iloc[0]) if len(passed) else "not measured")
+results.value("pass.tokens", f"{whole:,}" if len(passed) else "not measured")
+low, high = laws.set_index("method").loc["full", ["low", "high"]] if len(laws) else (math.nan, math.nan)
+gone = passed["bits_per_byte"].iloc[0] if len(passed) else math.nan
+for name, holds in (("inside", low <= gone <= high), ("below", gone < low), ("above", gone > high)):
+    results.claim(f"one pass ended {name} its forecast", bool(holds))
 for law in laws.itertuples():
     results.value(f"law.{law.method}", span(law.predicted, law.low, law.high))
     results.value(f"law.{law.method}.floor", number(law.a, 2))

@@ -148,7 +148,7 @@ def measure(task, run=None, generated=budget.generated, general=None):
 # %%
 general = {}
 sizes = {"wikitext2": budget.wikitext_tokens, "lambada": budget.lambada_documents, "blimp": budget.blimp_pairs}
-for name, size in sizes.items() if not results.stored else ():
+for name, size in sizes.items() if results.anew != ["stored"] else ():
     try:
         hub.outside(name)
         general[name] = size
@@ -720,6 +720,18 @@ def in_turns(rows) -> list[str]:
 
 
 # %%
+def sampled_texts(name, model, prompts) -> list[str]:
+    options = {"batch_size": 64, "desc": f"{name}, sampled"} | DECODING["sample"]
+    texts = generate(model, base.tokenizer, prompts, budget.max_new_tokens, **options)
+    return [text.partition(END.rstrip())[0].strip() for text in texts]
+
+
+def of_text(setting, r, text) -> dict:
+    grams = list(nltk.ngrams(measures.words(text), 4))
+    found = own_checks(task.name, [r], [text]) | {"chrf": measures.chrf([text], [list(r["references"])])}
+    return {"setting": setting, "id": r["id"], **found, "rep_4": 1 - len(set(grams)) / len(grams) if grams else 0}
+
+
 def sampled_rows():
     rows = tasks.head(task["test"], budget.sampled)
     asked = {"prompt alone": [r["prompt"] for r in rows], **fair_prompts(rows)}
@@ -727,12 +739,7 @@ def sampled_rows():
     tuned = train.finetune(base, task, "full", budget.seeds[0], quiet=True)
     asked = [(name, base.model, prompts) for name, prompts in asked.items() if fits(rows, prompts)]
     for name, model, prompts in [*asked, ("after, full", tuned.model, asked[0][2])]:
-        options = {"batch_size": 64, "desc": f"{name}, sampled"} | DECODING["sample"]
-        texts = generate(model, base.tokenizer, prompts, budget.max_new_tokens, **options)
-        for r, text in zip(rows, (text.partition(END.rstrip())[0].strip() for text in texts), strict=True):
-            grams, found = list(nltk.ngrams(measures.words(text), 4)), own_checks(task.name, [r], [text])
-            found |= {"chrf": measures.chrf([text], [list(r["references"])])}
-            yield {"setting": name, "id": r["id"], **found, "rep_4": 1 - len(set(grams)) / len(grams) if grams else 0}
+        yield from (of_text(name, r, t) for r, t in zip(rows, sampled_texts(name, model, prompts), strict=True))
 
 
 sampled = results.table("sampled", lambda: sampled_rows() if budget.sampled else [], optional=True)
@@ -740,12 +747,50 @@ if len(sampled):
     display(sampled.drop(columns="id").groupby("setting", sort=False).mean().round(3))
 
 # %% [markdown]
+# - With much more text: one run of full fine-tuning that sees the whole training split once (notebook 02 holds it
+#   against a forecast). First measured as the main table's models are, and on general text.
+
+
+# %%
+@functools.cache
+def one_pass():
+    tokens = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, task["train"], base.context))
+    options = {"train_tokens": min(tokens, budget.pass_tokens), "evaluations": 1}
+    return train.finetune(base, task, "full", budget.seeds[0], quiet=True, **options)
+
+
+def one_pass_row() -> dict:
+    m = measure(task, one_pass(), budget.generated, general)
+    return row(m) | {"train_tokens": one_pass().summary["tokens"]} | m.forgetting
+
+
+passed = results.table("one_pass", lambda: [one_pass_row()] if budget.pass_tokens else [], optional=True)
+display(passed[headline].round(3)) if len(passed) else print(NOT_YET)
+
+# %% [markdown]
+# - Then document by document, a sampled text each.
+
+
+# %%
+def one_pass_documents():
+    rows = tasks.head(task["test"], budget.sampled)
+    m = measure(task, one_pass(), budget.generated, general)
+    bits = m.scores.set_index("id").eval("nats / bytes") / math.log(2)
+    texts = sampled_texts("one pass, full", one_pass().model, [r["prompt"] for r in rows])
+    for r, text in zip(rows, texts, strict=True):
+        yield of_text("one pass, full", r, text) | {"bits_per_byte": bits.get(r["id"], math.nan)}
+
+
+by_pass = results.table("one_pass_sampled", lambda: one_pass_documents() if budget.pass_tokens else [], optional=True)
+display(by_pass.drop(columns=["id", "setting"]).mean().round(3)) if len(by_pass) else print(NOT_YET)
+
+# %% [markdown]
 # - After against each way to ask before, document by document: difference, interval, and p by Holm over all of them.
 
 
 # %%
-def after_sampling(tuned="after, full") -> pd.DataFrame:
-    out, by = [], {name: part.set_index("id") for name, part in sampled.groupby("setting", sort=False)}
+def after_sampling(tuned, texts) -> pd.DataFrame:
+    out, by = [], {name: part.set_index("id") for name, part in texts.groupby("setting", sort=False)}
     both = [(name, c) for name in by if name != tuned for c in ("chrf", "tags_reflected") if c in sampled]
     for name, column in both:
         pair = pd.concat([by[name][column], by[tuned][column]], axis=1, keys=["b", "a"]).dropna().reset_index()
@@ -755,8 +800,10 @@ def after_sampling(tuned="after, full") -> pd.DataFrame:
     return out.assign(p_holm=multipletests(out["p_value"], method="holm")[1])
 
 
-compared = after_sampling() if len(sampled) else sampled
-display(compared.round(4)) if len(sampled) else print(NOT_YET)
+compared = after_sampling("after, full", sampled) if len(sampled) else sampled
+texts = pd.concat([sampled, by_pass])
+further = after_sampling("one pass, full", texts) if len(sampled) and len(by_pass) else by_pass
+display(compared.round(4), further.round(4)) if len(sampled) else print(NOT_YET)
 
 # %% [markdown]
 # ## Learning or recovery?
@@ -962,6 +1009,29 @@ for r in reading[reading["chosen"] != ""].to_dict("records") if len(reading) els
     print(f"[{r['chosen']}: {r['id']}, chrF {r['chrf_before']:.1f} -> {r['chrf_after']:.1f}]\n{r['after']}\n")
 
 # %% [markdown]
+# - Read once more, sampled, so that no text runs in circles because of the decoding: the base model by the best way to
+#   ask that was found above (examples as turns of a chat), the first run of full fine-tuning, and the one that saw all
+#   of the training split.
+
+# %%
+DRAWN = ("asked", "after", "one_pass")
+
+
+def to_read_sampled():
+    rows = rows_of[task.name]
+    prompts = [r["prompt"] for r in rows]
+    asked = in_turns(rows) if base.tokenizer.chat_template else next(iter(fair_prompts(rows).values()), prompts)
+    tuned = train.finetune(base, task, "full", budget.seeds[0], quiet=True)
+    models = (base.model, asked), (tuned.model, prompts), (one_pass().model, prompts)
+    texts = [sampled_texts(name, *which) for name, which in zip(DRAWN, models, strict=True)]
+    for r, *three in zip(rows, *texts, strict=True):
+        given = {"id": r["id"], "prompt": r["prompt"], "human": r["references"][0]}
+        yield given | dict(zip(DRAWN, three, strict=True))
+
+
+drawn_texts = results.table("reading_sampled", lambda: to_read_sampled() if budget.pass_tokens else [], optional=True)
+
+# %% [markdown]
 # - What two readers found: each read all texts in an order of its own, with prompt and human text beside them and
 #   without knowing which model wrote which. Both are sessions of a language model. **Your team reads them again**:
 #   change data/readings.json, and the tables follow.
@@ -975,30 +1045,41 @@ for r in reading[reading["chosen"] != ""].to_dict("records") if len(reading) els
 READINGS = json.loads((profile.DATA / "readings.json").read_text(encoding="utf-8"))  # text, reader: verdict, kind, note
 
 
-def found_by_readers(**at):
+def found_by_readers(texts, stages, **at):
     """A row for each text and reader of a package all of whose texts were read, with the parts that `at` names."""
-    for r in reading.to_dict("records"):
-        digits = {s: hashlib.sha256(r[s].encode()).hexdigest()[:8] for s in STAGES if s in r}
+    for r in texts.to_dict("records"):
+        digits = {s: hashlib.sha256(r[s].encode()).hexdigest()[:8] for s in stages if s in r}
         for stage, text in digits.items() if set(digits.values()) <= set(READINGS) else ():
             for reader, said in READINGS[text].items():
                 about = {"id": r["id"], "stage": stage, "text": text, "reader": reader}
                 yield about | {name: said[i] for name, i in at.items()}
 
 
-read = results.table("read", lambda: found_by_readers(kind=1), optional=True)
-factual = results.table("factual", lambda: found_by_readers(verdict=0, not_so=2), optional=True)
+read = results.table("read", lambda: found_by_readers(reading, STAGES, kind=1), optional=True)
+factual = results.table("factual", lambda: found_by_readers(reading, STAGES, verdict=0, not_so=2), optional=True)
+parts = {"verdict": 0, "kind": 1, "not_so": 2}
+again = results.table("read_sampled", lambda: found_by_readers(drawn_texts, DRAWN, **parts), optional=True)
 
 # %% [markdown]
 # - How many are what, by reader; and of how many packages the text after is better or worse than the others.
 
 # %%
 VERDICTS = ("right", "partly", "wrong")
-moved = {}  # compared with, reader: per package 1 where the text after is better, -1 where it is worse
-if len(factual):
-    marks = factual.assign(mark=-factual["verdict"].map(VERDICTS.index))
+
+
+def moves(found, pairs) -> dict:
+    """(pair, reader) -> per package 1 where the pair's second text is the better one, -1 where it is the worse."""
+    if not len(found):
+        return {}
+    marks = found.assign(mark=-found["verdict"].map(VERDICTS.index))
     marks = marks.pivot(index="id", columns=["stage", "reader"], values="mark")
-    rest = [stage for stage in STAGES[:2] if stage in marks]
-    moved = {(s, reader): np.sign(marks["after"][reader] - x) for s in rest for reader, x in marks[s].items()}
+    pairs = [pair for pair in pairs if {*pair} <= {*marks.columns.get_level_values("stage")}]
+    return {(pair, who): np.sign(marks[pair[1]][who] - x) for pair in pairs for who, x in marks[pair[0]].items()}
+
+
+moved = moves(factual, [(stage, "after") for stage in STAGES[:2]])
+moved_sampled = moves(again, [("asked", "after"), ("asked", "one_pass"), ("after", "one_pass")])
+if len(factual):
     display(
         factual.groupby(["reader", "stage", "verdict"]).size().unstack(fill_value=0),
         pd.DataFrame(moved).apply(pd.Series.value_counts),
@@ -1242,18 +1323,24 @@ def cells(part, digits):
     return [interval(part[c], d, top=tops[c]) if part[c].notna().any() else "-" for c, d in digits.items()]
 
 
+# %% [markdown]
+# - Its rows.
+
+# %%
 groups = [(ROWS.get(m, m), part) for m, part in own.groupby("method", sort=False)]
 digits = {"bits_per_byte": 3, "perplexity": 1, "bleu": 1, "chrf": 1, "rouge_l": 2}
 wide = {c: digits.get(c, 2) for c in MAIN if c in own and c != "has_long_description"}
 short = fair_before["setting"].str.removesuffix(" in the prompt") if len(fair_before) else ()
 asked = [(f"before, {name}", fair_before.iloc[[i]]) for i, name in enumerate(short) if i]
-rows = [groups[0], *asked, *groups[1:]] + ([("people", human)] if checks else [])
+late = [("after one pass, full", passed)] if len(passed) else []
+rows = [groups[0], *asked, *groups[1:], *late] + ([("people", human)] if checks else [])
 rows = [[name, *cells(part.reindex(columns=list(wide)), wide)] for name, part in rows]
 text = (
     f"{task.name}, test split: the first {documents} documents scored in bits per byte and token perplexity, "
     f"{generated} texts generated greedily, their corpus chrF and the task's own checks as shares (tags: where "
     "a prompt has any); mean over seeds with 95 % t interval."
 )
+text += f" One pass: one run that saw {int(passed['train_tokens'].iloc[0]):,} tokens." if late else ""
 results.markdown("before_after", ["", *map(MAIN.get, wide)], rows, text, tokens=budget.train_tokens)
 
 # %% [markdown]
@@ -1390,23 +1477,37 @@ results.claim("more facts than after the best question are not shown", bool(low 
 
 # %%
 DIGITS = {"chrf": ("chrF", 1), "tags_reflected": ("tags", 2), "synopsis_form": ("form", 2), "rep_4": ("rep-4", 2)}
+
+
+def gap_cell(side, setting, measure) -> str:
+    g = side[(side["setting"] == setting) & (side["measure"] == measure)]
+    if not len(g):
+        return ""
+    return span(*g[["difference", "low", "high"]].iloc[0], DIGITS[measure][1], True) + "*" * int(
+        g["p_holm"].iloc[0] < 0.05
+    )
+
+
+# %% [markdown]
+# - The table.
+
+# %%
 if len(sampled):
-    rows, means = [], sampled.drop(columns="id").groupby("setting", sort=False).mean()
+    rows, means = [], pd.concat([sampled, by_pass]).drop(columns="id").groupby("setting", sort=False).mean()
     told = {c: both for c, both in DIGITS.items() if c in means}
+    sides = {"after": compared} | ({"one pass": further} if len(further) else {})
     for name, mean in means.iterrows():
-        gaps = compared[compared["setting"] == name].itertuples()
-        gaps = [(span(g.difference, g.low, g.high, told[g.measure][1], sign=True), g.p_holm < 0.05) for g in gaps]
-        gaps = [text + "*" * bool(star) for text, star in gaps] or [""] * compared["measure"].nunique()
+        gaps = [gap_cell(side, name, c) for side in sides.values() for c in compared["measure"].unique()]
         rows.append([name, *(number(mean[c], d) for c, (_, d) in told.items()), *gaps])
     header = ["asked", *(name for name, _ in told.values())]
-    header += [f"after minus this, {told[c][0]}" for c in compared["measure"].unique()]
+    header += [f"{side} minus this, {told[c][0]}" for side in sides for c in compared["measure"].unique()]
     text = (
         f"{task.name}, {sampled['id'].nunique()} test documents, one sampled text each (temperature 0.8, top-p 0.9): "
     )
-    text += "mean document chrF, tags reflected, synopses in form, repeated 4-grams. After: full fine-tuning, one run. "
-    text += (
-        "Differences paired by document, bootstrap interval; * where p stays below 0.05 after Holm over all of them."
-    )
+    text += "mean document chrF, tags reflected, synopses in form, repeated 4-grams. After: full fine-tuning, one run"
+    text += "; one pass: one run that saw all of the training split. " if len(by_pass) else ". "
+    text += "Differences paired by document, bootstrap interval; * where p stays below 0.05 after Holm over all of "
+    text += "one run's."
     results.markdown("sampled", header, rows, text, seeds=[0], tokens=budget.train_tokens)
 else:
     results.block("sampled", NOT_YET)
@@ -1433,6 +1534,60 @@ for measure, part in compared.groupby("measure") if len(sampled) else ():
     higher = bool(best["difference"] > 0 and best["p_holm"] < 0.05)
     results.claim(f"sampled: {measure} is higher after", higher)
     results.claim(f"sampled: {measure} is not shown higher after", not higher)
+
+# %% [markdown]
+# - General text, as its measures are told.
+
+# %%
+GENERAL = {  # measure -> name, digits, whether lower is better
+    "wikitext2_token_perplexity": ("WikiText-2, perplexity per token", 2, True),
+    "wikitext2_word_perplexity": ("WikiText-2, perplexity per word", 2, True),
+    "lambada_word_perplexity": ("LAMBADA, perplexity of the last word", 2, True),
+    "lambada_word_accuracy": ("LAMBADA, accuracy of the last word", 3, False),
+    "blimp_accuracy": ("BLiMP, accuracy", 3, False),
+}
+
+# %% [markdown]
+# - One pass: its row, and sampled its distance to the best question and to the run with less text.
+
+# %%
+for name in ("train_tokens", "bits_per_byte", "chrf", "synopsis_form", "tags_reflected", "overlap", "general.worse"):
+    results.value(f"pass.{name}", "not measured")
+for name in [f"pass.{c}.{side}" for c in ("chrf", "tags_reflected") for side in ("asked", "after")]:
+    results.value(name, "not measured")
+    results.claim(f"{name} is higher", False)
+    results.claim(f"{name} is not shown higher", False)
+results.value("pass.better", "not measured")
+results.claim("one pass was measured", len(passed) > 0)
+
+# %% [markdown]
+# - Where it was measured.
+
+# %%
+for r in passed.to_dict("records"):
+    for column, d in (("bits_per_byte", 3), ("chrf", 1), ("synopsis_form", 2), ("tags_reflected", 2)):
+        results.value(f"pass.{column}", number(r.get(column, math.nan), d))
+    results.value("pass.train_tokens", f"{int(r['train_tokens']):,}")
+    results.value("pass.overlap", int(r["overlap_words_max"]))
+    start = forgetting[forgetting["method"] == "none"].set_index("measure")["value"] if len(forgetting) else {}
+    moves = [(k, r[k] - start[k]) for k in GENERAL if k in r and k in start]
+    results.value("pass.general.worse", listed([GENERAL[k][0] for k, gap in moves if (gap > 0) == GENERAL[k][2]]))
+
+# %% [markdown]
+# - Beside the best question, and beside the run with less text.
+
+# %%
+for g in further.itertuples():
+    name = f"pass.{g.measure}." + ("after" if g.setting == "after, full" else "asked")
+    questions = further[(further["measure"] == g.measure) & (further["setting"] != "after, full")]
+    if g.setting == "after, full" or g.Index == questions["before"].idxmax():
+        higher = bool(g.difference > 0 and g.p_holm < 0.05)
+        results.value(name, span(g.difference, g.low, g.high, DIGITS[g.measure][1], sign=True))
+        results.claim(f"{name} is higher", higher)
+        results.claim(f"{name} is not shown higher", not higher)
+if len(by_pass) and len(by_document):
+    pair = by_document.merge(by_pass, on="id")
+    results.value("pass.better", f"{(pair['bits_per_byte'] < pair['after']).sum()} of {len(pair)}")
 
 # %% [markdown]
 # - Learning or recovery: bits per byte after each text, and the share of the gain that general English does not bring.
@@ -1467,13 +1622,6 @@ results.claim("WikiText-2 was the control", nearest == "wikitext2")
 # - General text before and after. `worse` lists each perplexity that rose and each accuracy that fell.
 
 # %%
-GENERAL = {  # measure -> name, digits, whether lower is better
-    "wikitext2_token_perplexity": ("WikiText-2, perplexity per token", 2, True),
-    "wikitext2_word_perplexity": ("WikiText-2, perplexity per word", 2, True),
-    "lambada_word_perplexity": ("LAMBADA, perplexity of the last word", 2, True),
-    "lambada_word_accuracy": ("LAMBADA, accuracy of the last word", 3, False),
-    "blimp_accuracy": ("BLiMP, accuracy", 3, False),
-}
 worse, general_count = [], 0
 if len(forgetting):
     means = forgetting.pivot_table(index="measure", columns="method", values="value", sort=False)
@@ -1559,17 +1707,28 @@ def counts_of(stage, column, table):
     return counted.loc[counted.sum(axis=1).sort_values(ascending=False).index]
 
 
+def counted(stage, verdicts, kinds) -> list[str]:
+    parts = counts_of(stage, "verdict", verdicts).reindex(VERDICTS), counts_of(stage, "kind", kinds).reindex(faults)
+    return [both_readers(n) for part in parts for n in part.fillna(0).astype(int).to_numpy()]
+
+
 faults = [kind for kind in read["kind"].value_counts().index if kind != "none"] if len(read) else []
-rows = []
-for stage in STAGES if faults else ():
-    parts = counts_of(stage, "verdict", factual).reindex(VERDICTS), counts_of(stage, "kind", read).reindex(faults)
-    rows.append([stage, *(both_readers(n) for part in parts for n in part.fillna(0).astype(int).to_numpy())])
+greedy = {stage: counted(stage, factual, read) for stage in STAGES if faults}
+SAMPLED = {"sampled: examples, chat": "asked", "sampled: after": "after", "sampled: one pass": "one_pass"}
+rows = [[name, *cells] for name, cells in greedy.items()]
+rows += [[name, *counted(stage, again, again)] for name, stage in SAMPLED.items() if len(again) and faults]
+
+# %% [markdown]
+# - The table.
+
+# %%
 text = "What two readers, sessions of a language model and not told which model wrote what, found in the same texts: "
 text += "their facts, and the error that a user would mind first. Before: the prompt alone; asked: the way to ask the "
 text += "base model that has the best chrF here; after: full fine-tuning. Two numbers where the readers differ."
+text += " Sampled texts were read apart from the greedy ones, by two other sessions." if len(again) else ""
 if rows:
     options = {"seeds": budget.seeds[:1], "tokens": budget.train_tokens}
-    results.markdown("factual", [f"of {len(marks)}", *VERDICTS, *faults], rows, text, **options)
+    results.markdown("factual", [f"of {factual['id'].nunique()}", *VERDICTS, *faults], rows, text, **options)
 else:
     results.block("factual", "These texts were not read yet.")
 
@@ -1578,8 +1737,8 @@ else:
 #   ask the base model, corrected over all of them (Holm); shown where both readers' tests hold.
 
 # %%
-results.value("factual.read", len(marks) if rows else 0)
-told = {stage: found for stage, *found in rows}
+results.value("factual.read", factual["id"].nunique() if rows else 0)
+told = greedy
 for stage in STAGES:
     for name, count in zip(VERDICTS, told.get(stage, ["not read"] * 3), strict=False):
         results.value(f"factual.{stage}.{name}", count)
@@ -1589,34 +1748,72 @@ for stage in STAGES:
 # %% [markdown]
 # - How far two readers agree, text by text; and the sign tests.
 
+
 # %%
-same = factual.groupby("text")["verdict"].nunique() if rows else pd.Series(dtype=int)
-results.value("factual.agree", f"{(same == 1).sum()} of {len(same)}")
-alone = factual.drop_duplicates(["text", "reader"]) if rows else factual
-verdicts = [part.set_index("text")["verdict"] for _, part in alone.groupby("reader")][:2] if rows else []
-kappa = math.nan
-if len(verdicts) == 2:
-    square = pd.crosstab(*verdicts).reindex(index=VERDICTS, columns=VERDICTS, fill_value=0)
-    kappa = cohens_kappa(square, return_results=False)
-results.value("factual.kappa", number(kappa, 2))
-ups, downs = ({which: int((x == way).sum()) for which, x in moved.items()} for way in (1, -1))
-p = [stats.binomtest(up, max(up + down, 1)).pvalue for up, down in zip(ups.values(), downs.values(), strict=True)]
-corrected = dict(zip(moved, multipletests(p, method="holm")[1], strict=True)) if p else {}
+def agreement(found, name):
+    """Hand over how many different texts two readers judge alike, and Cohen's kappa."""
+    same = found.groupby("text")["verdict"].nunique() if len(found) else pd.Series(dtype=int)
+    results.value(f"factual.agree{name}", f"{(same == 1).sum()} of {len(same)}")
+    alone = found.drop_duplicates(["text", "reader"]) if len(found) else found
+    verdicts = [part.set_index("text")["verdict"] for _, part in alone.groupby("reader")][:2] if len(found) else []
+    kappa = math.nan
+    if len(verdicts) == 2:
+        square = pd.crosstab(*verdicts).reindex(index=VERDICTS, columns=VERDICTS, fill_value=0)
+        kappa = cohens_kappa(square, return_results=False)
+    results.value(f"factual.kappa{name}", number(kappa, 2))
+
+
+agreement(factual, "")
+agreement(again, ".sampled")
+
+
+# %% [markdown]
+# - The sign tests.
+
+
+# %%
+def sign_tests(moved) -> tuple[dict, dict, dict]:
+    """How many packages went up, how many down, and the sign test's p by Holm over all of `moved`."""
+    ups, downs = ({which: int((x == way).sum()) for which, x in moved.items()} for way in (1, -1))
+    p = [stats.binomtest(up, max(up + down, 1)).pvalue for up, down in zip(ups.values(), downs.values(), strict=True)]
+    return ups, downs, dict(zip(moved, multipletests(p, method="holm")[1], strict=True)) if p else {}
+
+
+def tell(name, ups, downs, corrected, pair) -> None:
+    """Hand over the counts and p of one pair, and whether both readers find its second text better."""
+    results.value(f"factual.better.{name}", both_readers(n for which, n in ups.items() if which[0] == pair))
+    results.value(f"factual.worse.{name}", both_readers(n for which, n in downs.items() if which[0] == pair))
+    found = [x for which, x in corrected.items() if which[0] == pair]
+    results.value(f"factual.p.{name}", " and ".join(f"{x:.2g}" for x in found) or "not read")
+    ahead = bool(found) and all(ups[w] > downs[w] for w in corrected if w[0] == pair)
+    results.claim(f"readers find better facts than {name}", ahead and max(found) < 0.05)
+    results.claim(f"better facts than {name} are not shown", bool(found) and max(found) >= 0.05)
+
+
+# %% [markdown]
+# - Greedy texts against `before` and `asked`; sampled texts against each other, a family of their own.
+
+# %%
 for stage in STAGES[:2]:
-    for name, counts in (("better", ups), ("worse", downs)):
-        results.value(f"factual.{name}.{stage}", both_readers(n for (s, _), n in counts.items() if s == stage))
-    found = [x for (s, _), x in corrected.items() if s == stage]
-    results.value(f"factual.p.{stage}", " and ".join(f"{x:.2g}" for x in found) or "not read")
-    ahead = bool(found) and all(ups[w] > downs[w] for w in moved if w[0] == stage)
-    results.claim(f"readers find better facts than {stage}", ahead and max(found) < 0.05)
-    results.claim(f"better facts than {stage} are not shown", bool(found) and max(found) >= 0.05)
+    tell(stage, *sign_tests(moved), (stage, "after"))
+for name, pair in (
+    ("asked.sampled", ("asked", "after")),
+    ("asked.one_pass", ("asked", "one_pass")),
+    ("after.one_pass", ("after", "one_pass")),
+):
+    tell(name, *sign_tests(moved_sampled), pair)
+for stage in DRAWN:
+    counts = counts_of(stage, "verdict", again).reindex(VERDICTS).fillna(0).astype(int) if len(again) else None
+    for verdict in VERDICTS:
+        told = both_readers(counts.loc[verdict]) if len(again) else "not read"
+        results.value(f"factual.sampled.{stage}.{verdict}", told)
 
 # %% [markdown]
 # - The same of the packages whose asked text does not run in circles: what is left of the gain is not fewer loops.
 
 # %%
 kinds = read.pivot(index="id", columns=["stage", "reader"], values="kind") if rows else {}
-straight = [x[kinds[which] != "circles"] for which, x in moved.items() if which[0] == "asked"]
+straight = [x[kinds["asked", who] != "circles"] for (pair, who), x in moved.items() if pair[0] == "asked"]
 for name, way in (("better", 1), ("worse", -1)):
     results.value(f"factual.{name}.straight", both_readers((x == way).sum() for x in straight))
 last = factual[factual["stage"] == "after"] if rows else factual
