@@ -618,6 +618,30 @@ text += "control: gains more than interpolation's end, the better of full fine-t
 results.figure(against_figure(), "09_frontier", text, tokens=budget.frontier_tokens, seeds=budget.frontier_seeds)
 
 # %% [markdown]
+# - A longer training may forget more. The runs of notebooks 02 and 03, full fine-tuning at their budget and over one
+#   pass of the training split, by the same texts, with the weights mixed on their way; one seed, so no interval.
+
+
+# %%
+def long_rows():
+    known = profile.budget(**train.BUDGET)
+    whole = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, task["train"], base.context))
+    for tokens in (known.train_tokens, min(whole, known.pass_tokens)) if known.pass_tokens else ():
+        options = {"train_tokens": tokens} | ({} if tokens == known.train_tokens else {"evaluations": 1})
+        run = train.finetune(base, task, "full", known.seeds[0], quiet=True, **options)
+        for alpha in tqdm((1.0, *ALPHAS), desc=f"{tokens:,} tokens: mixtures"):
+            mixed = run.model if alpha == 1 else frontier.interpolate(base.model, run.model, alpha)
+            yield {"seed": known.seeds[0], "train_tokens": run.summary["tokens"], "alpha": alpha} | measured(mixed)
+
+
+long = results.table("frontier_long", long_rows, optional=True)
+if len(long):
+    long["general"] = long[list(GENERAL)].sum(axis=1)
+    changes = [*GENERAL, "general", "bits_per_byte"]
+    long[changes] -= table.loc[table["method"] == "none", changes].iloc[0]
+    display(long.round(3))
+
+# %% [markdown]
 # # 3 Benchmark: what evaluation mistakes do
 #
 # ## The principle
@@ -1447,6 +1471,39 @@ highest = against[(against["label"] == ", ".join(HIGHEST)) & (against["text"] ==
 results.claim(
     "the highest rank gains more than any mixture in three of five seeds", tuple(highest[["beyond", "seeds"]]) == (3, 2)
 )
+
+# %% [markdown]
+# - Full fine-tuning on more text, whole and mixed back.
+
+# %%
+text = (
+    "Full fine-tuning on more text, mixed with the weights before (share of the tuned ones): change in bits per byte "
+)
+text += f"of the task and of {budget.general_tokens:,} tokens of each general text."
+rows = [
+    [f"{row['train_tokens']:,.0f}", f"{row['alpha']:g}", *(number(row[c], 3, sign=True) for c in COLUMNS.values())]
+    for row in long.sort_values(["train_tokens", "alpha"]).to_dict("records")
+]
+if rows:
+    results.markdown("long", ["tokens", "share", *COLUMNS], rows, text, seeds=long["seed"].unique().tolist(), left=0)
+else:
+    results.block("long", "Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 09`.")
+
+# %% [markdown]
+# - The sum at both ends of the budget, and half-way back from the longer run.
+
+# %%
+for run in ("budget", "pass", "half"):
+    for name in COLUMNS:
+        results.value(f"long.{run}.{name}", "not measured")
+results.claim("one pass forgets by the sum", False)
+if rows:
+    ends = long.set_index(["train_tokens", "alpha"]).sort_index()
+    least, most = ends.index[0][0], ends.index[-1][0]
+    for run, at in (("budget", (least, 1.0)), ("pass", (most, 1.0)), ("half", (most, 0.5))):
+        for name, column in COLUMNS.items():
+            results.value(f"long.{run}.{name}", number(ends.loc[at, column], 3, sign=True))
+    results.claim("one pass forgets by the sum", bool(ends.loc[(most, 1.0), "general"] > 0))
 
 # %% [markdown]
 # ## For the report: traps
