@@ -1480,12 +1480,12 @@ text = (
     "Full fine-tuning on more text, mixed with the weights before (share of the tuned ones): change in bits per byte "
 )
 text += f"of the task and of {budget.general_tokens:,} tokens of each general text."
-rows = [
+longer = [
     [f"{row['train_tokens']:,.0f}", f"{row['alpha']:g}", *(number(row[c], 3, sign=True) for c in COLUMNS.values())]
     for row in long.sort_values(["train_tokens", "alpha"]).to_dict("records")
 ]
-if rows:
-    results.markdown("long", ["tokens", "share", *COLUMNS], rows, text, seeds=long["seed"].unique().tolist(), left=0)
+if longer:
+    results.markdown("long", ["tokens", "share", *COLUMNS], longer, text, seeds=long["seed"].unique().tolist(), left=0)
 else:
     results.block("long", "Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 09`.")
 
@@ -1497,7 +1497,7 @@ for run in ("budget", "pass", "half"):
     for name in COLUMNS:
         results.value(f"long.{run}.{name}", "not measured")
 results.claim("one pass forgets by the sum", False)
-if rows:
+if longer:
     ends = long.set_index(["train_tokens", "alpha"]).sort_index()
     least, most = ends.index[0][0], ends.index[-1][0]
     for run, at in (("budget", (least, 1.0)), ("pass", (most, 1.0)), ("half", (most, 0.5))):
