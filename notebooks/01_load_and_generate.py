@@ -799,7 +799,6 @@ for row in samples.itertuples():
 share = parts.drop("total") / parts["total"]
 by_text, by_way = tokens.set_index("text").bytes_per_token, padding.set_index("way").largest_difference
 previous = next(heads[heads.pattern == "previous"].itertuples())
-first = heads.set_index("pattern")["mean"]["first"]
 alone, no_mask, last = by_way.iloc[0], by_way["left, no mask"], by_way["right, mask, logits of the last column"]
 next_tokens = odds.pivot(index="token", columns="setting", values="probability").drop("all other tokens")
 likeliest = next_tokens["temperature 1.0"].idxmax()
@@ -844,16 +843,16 @@ results.value("differences", differences.differs.sum())
 results.value("features", len(differences))
 
 # %% [markdown]
-# - How the next token is chosen: the likeliest one under each setting, and the winning beam.
+# - How the next token is chosen: the likeliest one at each temperature. And padding.
 
 # %%
-results.value("decoding.prompt", PROMPT)
 results.value("decoding.token", likeliest.strip())
-for name, probability in next_tokens.loc[likeliest].items():
+for name, probability in next_tokens.loc[likeliest].filter(like="temperature").items():
     results.value(f"decoding.{name.replace(' ', '_')}", f"{probability:.1%}")
-ends = beams[beams.step == beams.step.max()]
-results.value("beams.steps", ends.step.iloc[0])
-results.value("beams.text", ends.text[ends.score.idxmax()].strip())
+results.value("padding.left", f"{alone:.0e}")
+results.value("padding.no_mask", f"{no_mask:.1f}")
+results.value("padding.right", f"{last:.1f}")
+results.claim("only masked left padding leaves the logits", alone < 1e-3 < min(no_mask, last))
 
 # %% [markdown]
 # - What each rule makes of the prompt.
@@ -877,7 +876,6 @@ ended = traced.token_1.iloc[-1] == tokenizer.eos_token
 results.value("trace.question", QUESTION)
 results.value("trace.answer", "".join(traced.token_1[: -1 if ended else None]).strip())
 results.value("trace.prompt_tokens", int(traced.read.iloc[0]))
-results.value("trace.steps", len(traced))
 results.value("trace.end", tokenizer.eos_token)
 results.claim("the traced answer ends", bool(ended))
 cells = [
@@ -888,20 +886,6 @@ text = "One answer, step by step: tokens read so far, and the three likeliest ne
 text += "the likeliest is taken; ␣ is a space."
 header = ["step", "tokens read", "taken", "second", "third"]
 results.markdown("trace", header, cells, text, seeds=())
-
-# %% [markdown]
-# - Padding, and the head that looks at the token before.
-
-# %%
-results.value("padding.left", f"{alone:.0e}")
-results.value("padding.no_mask", f"{no_mask:.1f}")
-results.value("padding.right", f"{last:.1f}")
-results.claim("only masked left padding leaves the logits", alone < 1e-3 < min(no_mask, last))
-results.value("heads.layer", previous.layer)
-results.value("heads.head", previous.head)
-results.value("heads.previous", f"{previous.value:.0%}")
-results.value("heads.elsewhere", f"{previous.elsewhere:.0%}")
-results.value("heads.first", f"{first:.0%}")
 
 # %% [markdown]
 # - Its tables, and the file with everything: `data/results/01_load_and_generate.json`.

@@ -54,7 +54,7 @@ from lib.explore import anonymise, memorise, private
 from lib.generate import generate
 from lib.metrics import mean_interval
 from lib.models import load_base
-from lib.results import Results, interval, kept, listed, shown, span
+from lib.results import Results, interval, kept, shown, span
 from lib.train import LEARNING_RATES, finetune
 
 # %% [markdown]
@@ -832,7 +832,8 @@ for (stage, *key), row in controls.iterrows():
 # %% [markdown]
 # ## For the report
 #
-# - Numbers for `report.md`, each under the name that its mark has there: the documents of the data card.
+# - Numbers for `report.md`, each under the name that its mark has there: the documents of the data card, the model, and
+#   the anonymiser.
 
 # %%
 counted = card.set_index(["what", "key"])["value"]
@@ -842,65 +843,37 @@ for name, key in {"found": "found", **removed, "kept": "kept"}.items():
 for split in ("train", "validation", "test"):
     results.value(f"card.{split}", f"{counted['split', split]:,.0f}")
 results.value("card.replaced", f"{card[card['what'] == 'replaced']['value'].sum():,.0f}")
-
-# %% [markdown]
-# - The model, and the anonymiser.
-
-# %%
 made = results.provenance()
 stand_in = f"the stand-in {made['base_model'].removesuffix(' (stand-in)')}"
 results.value("model", stand_in if made["stand_in"] else "GPT-2 117M")
 results.value("anonymiser.recall", recall)
-results.value("anonymiser.precision", precision)
-results.value("anonymiser.labelled", f"{whole.labelled:.0f}")
-results.value("anonymiser.missed", missed)
-forms = by_kind[by_kind["labelled"] > 0]
-results.value("anonymiser.kinds", len(forms))
-results.value("anonymiser.lowest", f"{forms['recall'].min():.2f}")
-results.claim("the anonymiser reaches 0.95 in each kind", forms["recall"].min() >= 0.95)
 
 # %% [markdown]
-# - The inserted canaries: the rise, and those inserted most often.
+# - The inserted canaries: the rise, those inserted most often, and those that stand once. Shares that come out have an
+#   exact bound, as if secrets were independent.
 
 # %%
 results.value("often", often)
 results.value("models", seeds)
 results.value("tests", int((evidence["copies"] > 0).sum()))
-results.value("per_number", each)
 inserted = memory[memory["stage"] == "after"].groupby(["deduplicated", "seed"])["copies"].sum() // len(METHODS)
 for dedup in LEFT:
     results.value(f"insertions.{dedup}", inserted[dedup].iloc[0])
 secrets = [c.row(i) for c in canaries for i in range(c.repetitions)]
 filled = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, secrets, base.context)) / budget.train_tokens
 results.value("insertions.share", f"{filled:.0%}")
-for key, (rho, p) in rises.items():
-    name = ".".join(key)
-    results.value(f"rises.{name}", f"{rho:+.2f}, {probability(p)}")
-    results.claim(f"exposure rises, {name}", p < 0.05 / len(rises))
+for key, (_, p) in rises.items():
+    results.claim(f"exposure rises, {'.'.join(key)}", p < 0.05 / len(rises))
 for key, row in most.iterrows():
     name = ".".join(key)
-    results.value(f"most.{name}", f"{row.exposure:.2f} bits, {probability(row.p_value)}")
     results.value(f"out.{name}", f"{row.extracted:.0f} of {row.canaries:.0f}")
     lower = proportion_confint(row.extracted, row.canaries, method="beta")[0]
     results.value(f"out.lower.{name}", f"{lower:.1%}")
-
-# %% [markdown]
-# - Those that stand once, and what could have been found. Shares that come out have an exact bound, as if secrets were
-#   independent.
-
-# %%
-for key, row in once.iterrows():
-    name = ".".join(key)
-    results.value(f"once.{name}", f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}")
-    results.value(f"once.canaries.{name}", row.canaries)
-    results.value(f"once.most.{name}", f"{proportion_confint(row.extracted, row.canaries, method='beta')[1]:.1%}")
+row = once.loc["full", "yes"]
+results.value("once.full.yes", f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}")
+results.value("once.canaries.full.yes", row.canaries)
+results.value("once.most.full.yes", f"{proportion_confint(row.extracted, row.canaries, method='beta')[1]:.1%}")
 results.claim("one copy is not shown to leave a trace", not once["trace"].any())
-results.claim("one copy leaves a trace somewhere", once["trace"].any())
-removed = detectable(
-    len(after[after["deduplicated"] == "yes"]) // 2 // seeds, seeds, int((evidence["copies"] > 0).sum())
-)
-results.value("power.removed", f"{removed[0]:.1f}")
-results.value("power.removed.test", f"{removed[1]:.1f}")
 
 # %% [markdown]
 # - The second experiment, where it was measured.
@@ -912,7 +885,6 @@ if len(second):
     results.value("copies.tests", design["tests"])
     results.value("copies.tokens", f"{budget.copied_tokens:,}")
     results.value("copies.power", f"{least[0]:.1f}" if least[0] < math.inf else "no mean")
-    results.value("copies.power.test", f"{least[1]:.1f}")
     for row in second.itertuples():
         bits = f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}"
         results.value(f"copies.{row.method}.{row.copies}", bits)
@@ -922,18 +894,6 @@ if len(second):
     for method, part in second[second["copies"] > 0].groupby("method"):
         fewest = part.loc[part["trace"], "copies"].min()
         results.value(f"copies.from.{method}", "none" if math.isnan(fewest) else fewest)
-    results.claim(
-        "never inserted is as by chance, many canaries", second.loc[second["copies"] == 0, "p_value"].min() >= 0.025
-    )
-
-# %% [markdown]
-# - From how many copies on a trace is told.
-
-# %%
-for row in advice.itertuples():
-    name = f"{row.method}.{row.deduplicated}"
-    results.value(f"trace.from.{name}", f"{row.leaks_from:.0f}" if row.leaks_from == row.leaks_from else "none")
-    results.claim(f"more copies leave a trace, {name}", row.leaks_from > 1)
 
 # %% [markdown]
 # - What was not inserted. Below 0.01 is told as above chance: with these 5 tests, 5 % in all.
@@ -947,25 +907,18 @@ results.value("unseen.controls", f"{controls.loc['after'].canaries.iloc[0]:.0f}"
 results.claim("what was not inserted is as by chance", controls["p_value"].min() >= 0.01)
 
 # %% [markdown]
-# - Documents continued word for word: is any condition's share of training documents above the base model's?
+# - Documents continued word for word: in each condition the fewest and the most of a model.
 
 # %%
-continued = continuing.groupby(["stage", *condition, "split"], sort=False)[["verbatim", "documents"]].sum()
 for (stage, method, dedup, split), part in continuing.groupby(["stage", *condition, "split"], sort=False):
-    name, low, high = (
-        "before" if stage == "before" else f"{method}.{dedup}",
-        part["verbatim"].min(),
-        part["verbatim"].max(),
-    )
+    name = "before" if stage == "before" else f"{method}.{dedup}"
+    low, high = part["verbatim"].min(), part["verbatim"].max()
     count = f"{low}" if low == high else f"{low} to {high}"
     results.value(f"verbatim.{name}.{split}", f"{count} of {part['documents'].iloc[0]}")
-seen = continued.xs("train", level="split")
-most_seen = (seen["verbatim"] / seen["documents"]).groupby("stage").max()
-results.claim("no more documents continued than before", most_seen["after"] <= most_seen["before"])
 
 # %% [markdown]
 # - Membership: AUC with its interval over seeds; against 0.5 and full against LoRA are three comparisons (Holm).
-#   Members found at 1 % false positives, in the mean of the models.
+#   Members found at 1 % false positives, in all models together.
 
 # %%
 if len(membership):
@@ -975,43 +928,32 @@ if len(membership):
     for method, row in counts.loc[[*METHODS]].iterrows():
         results.value(f"auc.{method}", interval(aucs[method], 2))
         results.claim(f"training documents are recognised, {method}", recognised[method] > 0)
-        results.claim(f"training documents are not shown to be recognised, {method}", recognised[method] <= 0)
         if membership["found"].notna().all():
-            part = membership[membership["method"] == method]
             results.value(f"found.{method}", f"{row['found']:.0f} of {row['members']:.0f}")
-            results.value(f"found.{method}.percent", f"{interval(100 * part['found'] / part['members'], 1, top=100)} %")
     results.value("members", f"{counts['members'].iloc[0]:.0f}")
-    results.value("others", f"{counts['others'].iloc[0]:.0f}")
     results.value("asked.models", membership["seed"].nunique())
-    results.value("asked.tokens", f"{budget.copied_tokens:,}")
     parts = [membership[membership["method"] == method] for method in METHODS]
     found_in = {tuple(part.loc[part["found"].astype(float) > 0, "seed"]) for part in parts}
     results.claim("members are found in the same two models", [len(x) for x in found_in] == [2])
     results.claim("full fine-tuning lets more documents be recognised than LoRA", recognised["gap"] > 0)
-    results.claim("full fine-tuning and LoRA are not told apart by membership", recognised["gap"] == 0)
 
 # %% [markdown]
-# - The advice: which conditions let secrets out, and which show nothing.
+# - The advice: from how many copies on a trace is told, which conditions let secrets out, and which show nothing.
 
 # %%
 for row in advice.itertuples():
     name = f"{row.method}.{row.deduplicated}"
+    results.value(f"trace.from.{name}", f"{row.leaks_from:.0f}" if row.leaks_from == row.leaks_from else "none")
+    results.claim(f"more copies leave a trace, {name}", row.leaks_from > 1)
     results.value(f"secrets.{name}", f"{row.extracted} of {row.canaries}")
     results.claim(f"secrets come out, {name}", row.extracted > 0)
     results.claim(f"no secret comes out, {name}", row.extracted == 0)
     results.claim(f"nothing found, {name}", row.extracted == 0 and row.leaks_from != row.leaks_from)
-closed = [NAMED[row.method, row.deduplicated] for row in advice.itertuples() if row.advice.startswith("Keep")]
-results.value("closed", listed(f"“{name}”" for name in closed))
 
 # %% [markdown]
-# - Exposure with the duplicates left in, both methods together, and what training did to chrF and ROUGE-L of the same
-#   texts (Holm over both measures and all conditions).
+# - What training did to chrF and ROUGE-L of the same texts (Holm over both measures and all conditions).
 
 # %%
-trained = memory[(memory["stage"] == "after") & (memory["deduplicated"] == "no")]
-left_in = trained.groupby("repetitions")["exposure"].mean()
-results.value("left_in.most", f"{left_in[often]:.1f}")
-results.value("left_in.controls", f"{left_in[0]:.1f}")
 results.value("unseen", f"{memorise.UNSEEN:.2f}")
 start, trained = table[table["method"] == "none"].iloc[0], table[table["method"] != "none"]
 gaps = {
@@ -1021,36 +963,26 @@ gaps = {
 }
 rose = pd.Series(shown(gaps))
 results.claim("chrF is shown to rise nowhere", rose["chrf"].max() <= 0)
-results.claim("ROUGE-L is shown to rise everywhere", rose["rouge_l"].min() > 0)
 results.claim("ROUGE-L is shown to rise somewhere", rose["rouge_l"].max() > 0)
 results.value("rouge_l.rose", f"{(rose['rouge_l'] > 0).sum()} of {len(rose) // 2}")
 results.value("generated", start["generated"])
-results.value(
-    "chrf.fell", f"{sum(gap.mean() < 0 for key, gap in gaps.items() if key[0] == 'chrf')} of {len(gaps) // 2}"
-)
 results.value("tokens", f"{budget.train_tokens:,}")
 results.value("row", budget.pack_length)
 for method in METHODS:
     results.value(f"rate.{method}", f"{LEARNING_RATES[method]:g}")
 
 # %% [markdown]
-# - Its tables: the anonymiser, by category and by kind.
+# - Its tables: the anonymiser, by category.
 
 # %%
-header = ["labelled", "found", "correct", "precision", "recall"]
-of_half = "The anonymiser on the labelled half that its rules were not tuned on"
-tables = {
-    "anonymiser": ("category", by_category, of_half),
-    "anonymiser_by_kind": ("kind", by_kind, f"{of_half}, by kind"),
-}
-for block, (by, part, text) in tables.items():
-    rows = []
-    for r in part.rename(columns={by: "name"}).itertuples():
-        precise = span(r.precision, r.precision_low, r.precision_high, 2)
-        complete = span(r.recall, r.recall_low, r.recall_high, 2)
-        rows.append([r.name, f"{r.labelled:.0f}", f"{r.found:.0f}", f"{r.correct:.0f}", precise, complete])
-    text = f"{text}; exact Clopper-Pearson 95 % intervals."
-    results.markdown(block, [by, *header], rows, text, scratch=True, seeds=())
+rows = []
+for r in by_category.itertuples():
+    precise = span(r.precision, r.precision_low, r.precision_high, 2)
+    complete = span(r.recall, r.recall_low, r.recall_high, 2)
+    rows.append([r.category, f"{r.labelled:.0f}", f"{r.found:.0f}", f"{r.correct:.0f}", precise, complete])
+header = ["category", "labelled", "found", "correct", "precision", "recall"]
+text = "The anonymiser on the labelled half that its rules were not tuned on; exact Clopper-Pearson 95 % intervals."
+results.markdown("anonymiser", header, rows, text, scratch=True, seeds=())
 
 # %% [markdown]
 # - Held-out documents before and after, secrets that come out, and documents recognised.
