@@ -89,6 +89,7 @@ budget = profile.budget(
     damage_tokens=(128, 512, 768),  # validation text behind the order of the layers
     eval_tokens=(256, 1_024, 2_048),  # test text
     lora_tokens=((320, 640), (2_048, 4_096), (3_072, 12_288)),  # a short and a long second stage, by LoRA
+    large_tokens=((640, 1_280, 512), (), (65_536, 135_168, 16_384)),  # matching, LoRA, test text: LoLCATs had 40 M
     contexts=((64, 512), (512, 4_096), (512, 2_048, 8_192)),  # of the decoding times
     frontier_seeds=((0, 1), (0,), (0, 1, 2, 3, 4)),
     frontier_tokens=(2_600, 4_096, 7_168),  # one fine-tuning run
@@ -166,11 +167,11 @@ def rows(split, tokens, seed=None):
 
 
 @functools.cache
-def maps_of(form, seed):
+def maps_of(form, seed, tokens=budget.matching_tokens):
     """Matched feature maps of all layers; the window alone has nothing to match and keeps fresh ones."""
     if not convert.FORMS[form]["far"]:
         return convert.new_maps(base.model)
-    text = rows("train", budget.matching_tokens, seed)
+    text = rows("train", tokens, seed)
     return convert.match(base.model, text, form, rate=MATCHING_RATE, desc=f"{form}, seed {seed}: matching")
 
 
@@ -368,28 +369,46 @@ LORA_RUNS = [  # form, share of the layers, matched first, tokens of tuning
 
 
 # %%
-def lora_row(seed, form, share, matched, tokens):
+def lora_row(seed, form, share, matched, tokens, matching=budget.matching_tokens, scored=budget.eval_tokens):
     ranked = damage[damage["seed"] == seed].sort_values("damage")["layer"]
     chosen = sorted(ranked[: round(share * len(ranked))])
     far = matched and share > 0 and convert.FORMS[form]["far"]  # else there is nothing to match
 
     def measure():
-        every = maps_of(form, seed) if far else convert.new_maps(base.model)
+        every = maps_of(form, seed, matching) if far else convert.new_maps(base.model)
         model = train.with_lora(copy.deepcopy(base.model), SimpleNamespace(lora_rank=RANK))
         text, desc = rows("train", tokens, 1_000 + seed), f"{form}, {share:.0%}, seed {seed}: LoRA"
         rate = train.LEARNING_RATES["lora"]
         model, maps = convert.tune(model, {i: every[i] for i in chosen}, form, text, rate=rate, desc=desc)
         with convert.converted(model, maps, form):
-            return {"bits_per_byte": convert.bits_per_byte(model, rows("test", budget.eval_tokens))}
+            return {"bits_per_byte": convert.bits_per_byte(model, rows("test", scored))}
 
     who = {"form": form, "seed": seed, "share": share, "layers": len(chosen), "matched": matched}
-    who |= {"matching_tokens": budget.matching_tokens if far else 0, "tuning_tokens": tokens}
-    return who | kept(RUNS / f"convert-lora-seed{seed}", [*who.values(), *measured_with], measure)
+    who |= {"matching_tokens": matching if far else 0, "tuning_tokens": tokens}
+    return who | kept(RUNS / f"convert-lora-seed{seed}", [*who.values(), scored, *measured_with], measure)
 
 
 lora = results.table("conversion_lora", lambda: [lora_row(budget.seeds[0], *run) for run in LORA_RUNS])
 keys = ["form", "share", "matched", "matching_tokens", "tuning_tokens"]
 lora.pivot_table(index=keys, columns="seed", values="bits_per_byte", sort=False).round(3)
+
+# %% [markdown]
+# - The same with ten times the tokens, scored on eight times the text: the control, every layer, three quarters of
+#   them, and the window alone with as many tokens in all.
+
+
+# %%
+def large_rows():
+    matching, tokens, scored = budget.large_tokens
+    runs = [("linear+window", share, True, tokens) for share in (0.0, 1.0, 0.75)]
+    runs += [("window", 1.0, True, matching + tokens)]
+    return [lora_row(budget.seeds[0], *run, matching, scored) for run in runs]
+
+
+large = results.table("conversion_budget", lambda: large_rows() if budget.large_tokens else [], optional=True)
+print("Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 09`, about an hour.") if not len(
+    large
+) else large
 
 # %% [markdown]
 # # 2 Algorithm: what is gained and what is forgotten
@@ -1299,6 +1318,8 @@ results.markdown("conversion", header, lines, text)
 # - The set-up; and what the order of the layers helps.
 
 # %%
+dear = {share: (quality(share=share) / control - 1).mean() for share in SHARES[1:]}
+tell("conversion", **{f"cost{share * 100:.0f}": f"{cost:+.1%}" for share, cost in dear.items()})
 tell("conversion", matching_tokens=f"{budget.matching_tokens:,}", tuning_tokens=f"{budget.tuning_tokens:,}")
 width = base.model.config.hidden_size // base.model.config.num_attention_heads
 tell("setup", row=budget.row_length, window=convert.FORMS["window"]["window"], features=2 * width)
@@ -1340,15 +1361,47 @@ results.claim("more tuning lowers the cost of all layers", dearer["long"] < dear
 # - The table of these runs.
 
 # %%
-by_total, names = [], {"linear+window": "linear and window", "window": "window alone"}
-for (form, share, _, match, tune), part in lora.groupby(keys, sort=False):
-    what = names[form] + (", matched" if match else "") if share else "softmax (the control)"
-    by_total.append([match + tune, part["bits_per_byte"].mean(), what, f"{share:.0%}", f"{match:,}", f"{tune:,}"])
-lines = [[*row, f"{total:,}", f"{bits:.3f}"] for total, bits, *row in sorted(by_total)]
-header = ["attention", "layers converted", "matching tokens", "LoRA tokens", "tokens in all", "bits per byte"]
-text = f"Conversion with LoRA (rank {RANK}, alpha {2 * RANK}) as the second stage, scored on {budget.eval_tokens:,} "
-text += f"tokens of the test split of debian; seed {budget.seeds[0]}."
-results.markdown("lora", header, lines, text, seeds=())
+NAMES = {"linear+window": "linear and window", "window": "window alone"}
+
+
+def told_runs(frame, name, scored):
+    """Hand over a table of conversions, by their tokens in all."""
+    by_total = []
+    for (form, share, _, match, tune), part in frame.groupby(keys, sort=False):
+        what = NAMES[form] + (", matched" if match else "") if share else "softmax (the control)"
+        by_total.append([match + tune, part["bits_per_byte"].mean(), what, f"{share:.0%}", f"{match:,}", f"{tune:,}"])
+    lines = [[*row, f"{total:,}", f"{bits:.3f}"] for total, bits, *row in sorted(by_total)]
+    header = ["attention", "layers converted", "matching tokens", "LoRA tokens", "tokens in all", "bits per byte"]
+    text = f"Conversion with LoRA (rank {RANK}, alpha {2 * RANK}) as the second stage, scored on {scored:,} "
+    text += f"tokens of the test split of debian; seed {budget.seeds[0]}."
+    results.markdown(name, header, lines, text, seeds=())
+
+
+told_runs(lora, "lora", budget.eval_tokens)
+
+# %% [markdown]
+# - And of the runs with ten times the tokens: what they cost against the control.
+
+# %%
+for name in ("all", "quarters", "window"):
+    results.value(f"large.{name}", "not measured")
+if len(large):
+    told_runs(large, "conversion_budget", budget.large_tokens[-1])
+    bits = large.set_index(["form", "share"])["bits_per_byte"]
+    costs_of = bits / bits["linear+window", 0.0] - 1
+    for name, which in (
+        ("all", ("linear+window", 1.0)),
+        ("quarters", ("linear+window", 0.75)),
+        ("window", ("window", 1.0)),
+    ):
+        results.value(f"large.{name}", f"{costs_of[which]:+.1%}".replace("%", " %"))
+    results.claim("with ten times the tokens all layers cost less than 5 %", costs_of["linear+window", 1.0] < 0.05)
+    results.claim("with ten times the tokens three quarters cost less than 5 %", costs_of["linear+window", 0.75] < 0.05)
+    results.claim(
+        "with ten times the tokens the window is ahead", costs_of["window", 1.0] < costs_of["linear+window", 1.0]
+    )
+else:
+    results.block("conversion_budget", "Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 09`.")
 
 # %% [markdown]
 # - The layers: what the cheapest and the dearest cost alone, and how much of the whole the dearest quarter has.
