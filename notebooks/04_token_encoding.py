@@ -672,8 +672,7 @@ setup = (
     f"{r.n_layer} layers, {r.n_embd} wide, {r.n_head} heads, RoPE; rows of 512 bytes on average, {r.rows} in a step;"
 )
 setup += f" AdamW, cosine from {r.learning_rate:g}; {r.train_bytes:,} bytes of text, seeds {listed(budget.seeds)}"
-said |= {"setup": setup, "layers": budget.n_layer, "width": budget.n_embd, "learned.size": f"{middle:,}"}
-said["blocks"] = f"{equal.non_embedding_parameters.iloc[0]:,}"
+said |= {"setup": setup, "learned.size": f"{middle:,}"}
 for name, said_value in said.items():
     results.value(name, said_value)
 results.claim("the best needs fewer bits than bytes", shown(gaps("debian"))[best] < 0)

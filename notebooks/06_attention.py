@@ -989,14 +989,12 @@ if len(changed):
 results.claim("the mark against the earlier form is not met", len(changed) > 1 and mean_interval(changed)[2] >= MARK)
 
 # %% [markdown]
-# - The window at two rates, over all seeds, corrected over the two; its control; and the first tokens of a row.
+# - The window at two rates, over all seeds, corrected over the two; and the first tokens of a row.
 # - Along a row: the lead in all of it, and what softmax gains beyond the window. Then the learned positions.
 
 # %%
 HIGH, LOW = 4e-3, 2e-3
 shown_lead = shown({rate: lead["window", rate] for rate in (HIGH, LOW)})
-results.value("window.high.seeds", len(lead["window", HIGH]))
-results.value("row_window.largest", number(lead["row_window", HIGH].abs().max(), 5))
 results.value("window.first", interval(first["window"] - first[SOFTMAX], sign=True))
 results.claim("the window is ahead at the higher rate", shown_lead[HIGH] < 0)
 results.claim("the window is ahead at the lower rate", shown_lead[LOW] < 0)
@@ -1120,8 +1118,6 @@ results.claim("the leak test finds both controls", controls["max_difference"].mi
 USABLE = 0.1
 results.value("nystrom.usable", USABLE)
 mean_error = errors.groupby(["form", "landmarks"])["error"].mean() if len(errors) else {}
-for form in ("near", "means", "kmeans"):
-    results.value(f"nystrom.{form}.least", number(mean_error[form].min(), 2) if len(errors) else "not measured")
 usable = len(errors) and min(mean_error[form].min() for form in ("means", "kmeans")) <= USABLE
 enough = [m for m, error in mean_error["rank"].items() if error <= USABLE] if len(errors) else []
 results.value("nystrom.rank.enough", min(enough, default="none"))

@@ -916,7 +916,6 @@ results.claim("no quatrain before", before_form["exact_form"] == 0)
 # %%
 own, given, unrhymed = (by_plan[kind]["rhyme"] for kind in ("own plan", "people's plan", "unrhymed plan"))
 results.value("people.rhyme", percent(given))
-results.value("unrhymed.rhyme", percent(unrhymed))
 results.value("plan.gap.people", interval(100 * (given - own), 0, sign=True))
 told = shown({"own": own - unrhymed, "people": given - unrhymed, "between": given - own})
 results.claim("the plan decides the rhyme", told["own"] > 0 and told["people"] > 0)
@@ -933,7 +932,6 @@ for measure, side in shown(control).items():
     results.claim(f"plans raise {measure}", side > 0)
     results.claim(f"plans are not shown to change {measure}", side == 0)
 on_poems = table[table["task"] == "tang"].pivot(index="seed", columns=["stage", "method"], values="bits_per_character")
-results.value("plan.gap.bits", interval(on_poems["after", "plan"] - on_poems["after", "unplanned"], sign=True))
 
 # %% [markdown]
 # - The new tokens: bits per character paired by seed; tokens and times as `pieces` over `none`.

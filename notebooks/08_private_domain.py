@@ -838,7 +838,7 @@ for (stage, *key), row in controls.iterrows():
 # %%
 counted = card.set_index(["what", "key"])["value"]
 removed = {"exact": "exact duplicates removed", "near": "near-duplicates removed"}
-for name, key in {"found": "found", **removed, "kept": "kept"}.items():
+for name, key in {**removed, "kept": "kept"}.items():
     results.value(f"card.{name}", f"{counted['documents', key]:,.0f}")
 for split in ("train", "validation", "test"):
     results.value(f"card.{split}", f"{counted['split', split]:,.0f}")
@@ -846,7 +846,6 @@ results.value("card.replaced", f"{card[card['what'] == 'replaced']['value'].sum(
 made = results.provenance()
 stand_in = f"the stand-in {made['base_model'].removesuffix(' (stand-in)')}"
 results.value("model", stand_in if made["stand_in"] else "GPT-2 117M")
-results.value("anonymiser.recall", recall)
 
 # %% [markdown]
 # - The inserted canaries: the rise, those inserted most often, and those that stand once. Shares that come out have an
@@ -856,19 +855,13 @@ results.value("anonymiser.recall", recall)
 results.value("often", often)
 results.value("models", seeds)
 results.value("tests", int((evidence["copies"] > 0).sum()))
-inserted = memory[memory["stage"] == "after"].groupby(["deduplicated", "seed"])["copies"].sum() // len(METHODS)
-for dedup in LEFT:
-    results.value(f"insertions.{dedup}", inserted[dedup].iloc[0])
 secrets = [c.row(i) for c in canaries for i in range(c.repetitions)]
 filled = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, secrets, base.context)) / budget.train_tokens
 results.value("insertions.share", f"{filled:.0%}")
 for key, (_, p) in rises.items():
     results.claim(f"exposure rises, {'.'.join(key)}", p < 0.05 / len(rises))
 for key, row in most.iterrows():
-    name = ".".join(key)
-    results.value(f"out.{name}", f"{row.extracted:.0f} of {row.canaries:.0f}")
-    lower = proportion_confint(row.extracted, row.canaries, method="beta")[0]
-    results.value(f"out.lower.{name}", f"{lower:.1%}")
+    results.value(f"out.{'.'.join(key)}", f"{row.extracted:.0f} of {row.canaries:.0f}")
 row = once.loc["full", "yes"]
 results.value("once.full.yes", f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}")
 results.value("once.canaries.full.yes", row.canaries)

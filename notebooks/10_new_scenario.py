@@ -896,7 +896,6 @@ else:
 # %%
 value("seeds", len(budget.seeds))
 value("documents", sent)
-value("models", len(models) // len(saw))
 value("added", f"{100 * added.min():.1f} to {100 * added.max():.1f} %")
 value("encode", number(rate, 2))
 for domain, found in saw.items():

@@ -800,14 +800,11 @@ results.value("step.longest", f"{by_length.index.max():,}")
 results.value("step.doublings", listed((by_length / by_length.shift()).dropna().map("{:.2f}".format).tolist()))
 
 # %% [markdown]
-# - Faults injected, fuzzed inputs, kills of a training, and the share of losses that so many without one leave open.
+# - Faults injected and fuzzed inputs.
 
 # %%
-kills = faults.loc[faults["fault"] == "kill during a training", "injected"].sum()
 results.value("faults", f"{faults.loc[~fuzzed & ~undisturbed, 'injected'].sum():,}")
 results.value("fuzzed", f"{faults.loc[fuzzed, 'injected'].sum():,}")
-results.value("kills", f"{kills:,}")
-results.value("kills.upper", f"{1 - 0.025 ** (1 / kills):.1%}")
 results.value("kinds", (~undisturbed).sum())
 results.claim("no fault lost anything", faults["lost"].sum() == 0)
 
