@@ -63,8 +63,8 @@ from lib.results import Results, by_seed, interval, kept, markdown_table, number
 
 # %% [markdown]
 # - `train.BUDGET` is shared with notebook 03 and `python -m lib finetune`; the rest is this notebook's.
-# - In profile `full` two cores take about 40 minutes for the runs, 20 for E2E, 25 for the grids and 30 for the
-#   learning curve; E2E's five passes and its own grids are a GPU's.
+# - In profile `full` two cores take about 40 minutes for the runs, 20 for E2E, 25 for the grids, 30 for the learning
+#   curve and 70 for one pass over the training split; E2E's five passes and its own grids are a GPU's.
 
 # %%
 NOT_YET = "Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 02`, an estimated 15 minutes on a GPU."

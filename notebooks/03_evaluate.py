@@ -1373,6 +1373,7 @@ if set(FORM) <= set(checks):
     rows = [[name, *cells(part, dict.fromkeys(FORM, 3))] for name, part in [*groups, *late]]
     rows.append(["people", *(number(human[c].iloc[0]) for c in FORM)])
     text = "Shares of generated texts with the form that Debian asks for, and of the prompt's tags reflected."
+    text += " One pass: one run that saw all of the training split." if late else ""
     results.markdown("checks", ["", *FORM.values()], rows, text)
 else:
     results.block("checks", f"The task {task.name} brings no checks of its own.")
