@@ -80,6 +80,7 @@ BUDGET = train.BUDGET | {
     "beam_together": (20, 20, 3_200),  # sequences at a time
     "recovery": ((("shakespeare", 0),), (), (("wikitext2", 0),)),  # text, seed: full fine-tuning on general English
     "shots": (1, 0, 3),  # examples before the prompt, for a fairer "before"
+    "lora_rate": (3e-3, 0, 3e-3),  # the best of notebook 02's grid, beside the one in use
     "sampled": (6, 0, 200),  # test documents that every way of asking writes a sampled text for
 }
 budget = profile.budget(**BUDGET)
@@ -768,6 +769,49 @@ passed = results.table("one_pass", lambda: [one_pass_row()] if budget.pass_token
 display(passed[headline].round(3)) if len(passed) else print(NOT_YET)
 
 # %% [markdown]
+# - Form or content? The bits of the first line, of the text below it and of the end token, over all bytes of the
+#   targets, so that the three add up: of the base model, a run of the main table, and the long one.
+
+
+# %%
+def parts_of(name, model) -> list[dict]:
+    encoded = tasks.encode(base.tokenizer, tasks.head(task["test"], budget.eval_documents), base.context)
+    nats = dict.fromkeys(("first line", "text below", "end token"), 0.0)
+    for e, (scored, _) in zip(encoded, metrics.token_scores(model, encoded, desc=name), strict=True):
+        target = [base.tokenizer.decode([i]) for i in e.input_ids[-len(scored) :]]
+        line = next((i + 1 for i, token in enumerate(target) if "\n" in token), len(target) - 1)
+        for part, some in zip(nats, (scored[:line], scored[line:-1], scored[-1:]), strict=True):
+            nats[part] += float(some.double().sum())
+    size = sum(e.target_bytes for e in encoded)
+    return [{"model": name, "part": part, "nats": found, "bytes": size} for part, found in nats.items()]
+
+
+def parts_rows():
+    first = train.finetune(base, task, "full", budget.seeds[0], quiet=True)
+    models = {"before": base.model, "after": first.model, "one pass": one_pass().model}
+    return [row for name, model in models.items() for row in parts_of(name, model)]
+
+
+parts = results.table("parts", lambda: parts_rows() if budget.pass_tokens else [], optional=True)
+if len(parts):
+    parts["bits_per_byte"] = parts["nats"] / math.log(2) / parts["bytes"]
+    display(parts.pivot_table(index="part", columns="model", values="bits_per_byte", sort=False).round(3))
+
+# %% [markdown]
+# - LoRA at the best rate of notebook 02's grid, which was chosen on the validation split; every seed.
+
+
+# %%
+def best_rate_rows():
+    for seed in budget.seeds if budget.lora_rate else ():
+        run = train.finetune(base, task, "lora", seed, quiet=True, learning_rate=budget.lora_rate)
+        yield row(measure(task, run)) | {"learning_rate": budget.lora_rate}
+
+
+better_rate = results.table("best_rate", best_rate_rows, optional=True)
+display(better_rate[["seed", *headline]].round(3)) if len(better_rate) else print(NOT_YET)
+
+# %% [markdown]
 # - Then document by document, a sampled text each.
 
 
@@ -781,6 +825,12 @@ def one_pass_documents():
         yield of_text("one pass, full", r, text) | {"bits_per_byte": bits.get(r["id"], math.nan)}
 
 
+def human_on_these():
+    rows = tasks.head(task["test"], budget.sampled)
+    return [own_checks(task.name, rows, [r["references"][0] for r in rows])] if len(sampled) else []
+
+
+human_sampled = results.table("human_sampled", human_on_these, optional=True)
 by_pass = results.table("one_pass_sampled", lambda: one_pass_documents() if budget.pass_tokens else [], optional=True)
 display(by_pass.drop(columns=["id", "setting"]).mean().round(3)) if len(by_pass) else print(NOT_YET)
 
@@ -1057,8 +1107,8 @@ def found_by_readers(texts, stages, **at):
 
 read = results.table("read", lambda: found_by_readers(reading, STAGES, kind=1), optional=True)
 factual = results.table("factual", lambda: found_by_readers(reading, STAGES, verdict=0, not_so=2), optional=True)
-parts = {"verdict": 0, "kind": 1, "not_so": 2}
-again = results.table("read_sampled", lambda: found_by_readers(drawn_texts, DRAWN, **parts), optional=True)
+BY = {"verdict": 0, "kind": 1, "not_so": 2}
+again = results.table("read_sampled", lambda: found_by_readers(drawn_texts, DRAWN, **BY), optional=True)
 
 # %% [markdown]
 # - How many are what, by reader; and of how many packages the text after is better or worse than the others.
@@ -1333,7 +1383,8 @@ wide = {c: digits.get(c, 2) for c in MAIN if c in own and c != "has_long_descrip
 short = fair_before["setting"].str.removesuffix(" in the prompt") if len(fair_before) else ()
 asked = [(f"before, {name}", fair_before.iloc[[i]]) for i, name in enumerate(short) if i]
 late = [("after one pass, full", passed)] if len(passed) else []
-rows = [groups[0], *asked, *groups[1:], *late] + ([("people", human)] if checks else [])
+tuned_rate = [(f"after, LoRA, rate {budget.lora_rate:g}", better_rate)] if len(better_rate) else []
+rows = [groups[0], *asked, *groups[1:], *tuned_rate, *late] + ([("people", human)] if checks else [])
 rows = [[name, *cells(part.reindex(columns=list(wide)), wide)] for name, part in rows]
 text = (
     f"{task.name}, test split: the first {documents} documents scored in bits per byte and token perplexity, "
@@ -1479,6 +1530,9 @@ if len(sampled):
     for name, mean in means.iterrows():
         gaps = [gap_cell(side, name, c) for side in sides.values() for c in compared["measure"].unique()]
         rows.append([name, *(number(mean[c], d) for c, (_, d) in told.items()), *gaps])
+    blank = [""] * (len(rows[0]) - 1 - len(told))
+    by_people = human_sampled.iloc[0] if len(human_sampled) else {}
+    rows += [["people", *(number(by_people.get(c, math.nan), d) for c, (_, d) in told.items()), *blank]]
     header = ["asked", *(name for name, _ in told.values())]
     header += [f"{side} minus this, {told[c][0]}" for side in sides for c in compared["measure"].unique()]
     text = (
@@ -1549,6 +1603,18 @@ for r in passed.to_dict("records"):
     results.value("pass.bits_per_byte", number(r["bits_per_byte"]))
     results.value("pass.tags_reflected", number(r.get("tags_reflected", math.nan), 2))
     results.value("pass.train_tokens", f"{int(r['train_tokens']):,}")
+for r in parts.to_dict("records"):
+    results.value(f"parts.{r['model']}.{r['part']}".replace(" ", "_"), number(r["bits_per_byte"]))
+if len(parts):
+    by_part = parts.pivot(index="part", columns="model", values="bits_per_byte")
+    for model in ("after", "one pass"):
+        for part, gap in (by_part[model] - by_part["before"]).items():
+            results.value(f"parts.gap.{model}.{part}".replace(" ", "_"), number(gap, sign=True))
+if len(better_rate):
+    ends = own[own["method"] == "full"].set_index("seed")["bits_per_byte"]
+    at_best = better_rate.set_index("seed")["bits_per_byte"]
+    results.value("best_rate.bits_per_byte", interval(at_best))
+    results.value("best_rate.gap", interval(at_best - ends, sign=True))
     start = forgetting[forgetting["method"] == "none"].set_index("measure")["value"] if len(forgetting) else {}
     gaps = {k: r[k] - start[k] for k in GENERAL if k in r and k in start}
     fell = [k for k, gap in gaps.items() if (gap > 0) == GENERAL[k][2]]
@@ -1680,8 +1746,8 @@ def counts_of(stage, column, table):
 
 
 def counted(stage, verdicts, kinds) -> list[str]:
-    parts = counts_of(stage, "verdict", verdicts).reindex(VERDICTS), counts_of(stage, "kind", kinds).reindex(faults)
-    return [both_readers(n) for part in parts for n in part.fillna(0).astype(int).to_numpy()]
+    both = counts_of(stage, "verdict", verdicts).reindex(VERDICTS), counts_of(stage, "kind", kinds).reindex(faults)
+    return [both_readers(n) for part in both for n in part.fillna(0).astype(int).to_numpy()]
 
 
 faults = [kind for kind in read["kind"].value_counts().index if kind != "none"] if len(read) else []
@@ -1722,21 +1788,21 @@ for stage in STAGES:
 
 
 # %%
-def agreement(found, name):
+def agreement(found, name, column="verdict"):
     """Hand over how many different texts two readers judge alike, and Cohen's kappa."""
-    same = found.groupby("text")["verdict"].nunique() if len(found) else pd.Series(dtype=int)
+    same = found.groupby("text")[column].nunique() if len(found) else pd.Series(dtype=int)
     results.value(f"factual.agree{name}", f"{(same == 1).sum()} of {len(same)}")
     alone = found.drop_duplicates(["text", "reader"]) if len(found) else found
-    verdicts = [part.set_index("text")["verdict"] for _, part in alone.groupby("reader")][:2] if len(found) else []
-    kappa = math.nan
-    if len(verdicts) == 2:
-        square = pd.crosstab(*verdicts).reindex(index=VERDICTS, columns=VERDICTS, fill_value=0)
+    said = [part.set_index("text")[column] for _, part in alone.groupby("reader")][:2] if len(found) else []
+    kappa, values = math.nan, sorted(found[column].unique()) if len(found) else []
+    if len(said) == 2:
+        square = pd.crosstab(*said).reindex(index=values, columns=values, fill_value=0)
         kappa = cohens_kappa(square, return_results=False)
     results.value(f"factual.kappa{name}", number(kappa, 2))
 
 
-agreement(factual, "")
 agreement(again, ".sampled")
+agreement(again, ".kind", "kind")
 
 
 # %% [markdown]
@@ -1783,16 +1849,31 @@ for stage in DRAWN:
 # %% [markdown]
 # - The same of the packages whose asked text does not run in circles: what is left of the gain is not fewer loops.
 
+
 # %%
-for name, found, moves_of, better in (
-    ("straight", read, moved, "after"),
-    ("straight.after", again, moved_sampled, "after"),
-    ("straight.one_pass", again, moved_sampled, "one_pass"),
+def loops(text) -> bool:
+    """Whether more than a fifth of the 4-grams are repeats of earlier ones."""
+    grams = list(nltk.ngrams(measures.words(text), 4))
+    return bool(grams) and 1 - len(set(grams)) / len(grams) > 0.2
+
+
+for name, texts_read, moves_of, better in (
+    ("straight", reading, moved, "after"),
+    ("straight.after", drawn_texts, moved_sampled, "after"),
+    ("straight.one_pass", drawn_texts, moved_sampled, "one_pass"),
 ):
-    kinds = found.pivot(index="id", columns=["stage", "reader"], values="kind") if len(found) else {}
-    straight = [x[kinds["asked", who] != "circles"] for (p, who), x in moves_of.items() if p == ("asked", better)]
+    kept_ids = [r["id"] for r in texts_read.to_dict("records") if "asked" in r and not loops(r["asked"])]
+    straight = [x[x.index.isin(kept_ids)] for (pair, _), x in moves_of.items() if pair == ("asked", better)]
+    results.value(f"factual.read.{name}", both_readers(len(x) for x in straight))
     results.value(f"factual.better.{name}", both_readers((x == 1).sum() for x in straight))
     results.value(f"factual.worse.{name}", both_readers((x == -1).sum() for x in straight))
+    p = [stats.binomtest(int((x == 1).sum()), max(int((x != 0).sum()), 1)).pvalue for x in straight]
+    results.value(f"factual.p.{name}", listed([f"{x:.2g}" for x in dict.fromkeys(p)]) if p else "not read")
+
+# %% [markdown]
+# - What most texts are.
+
+# %%
 last = [found[~found["stage"].isin(STAGES[:2])] for found in (factual, again) if len(found)]
 wrong = [(x == "wrong").mean() for found in last for _, x in found.groupby(["stage", "reader"])["verdict"]]
 results.claim("readers find most texts after wrong", bool(wrong) and min(wrong) > 0.5)

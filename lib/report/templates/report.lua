@@ -2,7 +2,7 @@
 -- captions behind them and can be linked to, links to other files work from where the export lies (metadata `base`).
 local WIDTH, HEIGHT = 16.0, 18.0 -- cm at most of a picture on an A4 page
 local LINE, PADDING = 104, 3 -- letters of a table's text in a line of a Word page, and what a cell's margins take
-local WORD = 48 -- letters of a word, beyond which it breaks rather than take the other columns' room
+local WORD = 30 -- letters of a word, beyond which it breaks rather than take the other columns' room
 local LONG = 24 -- rows of a table that, with cells of two lines, no longer fits a page; with a caption a shorter one floats,
 -- and where none floats, in the appendix, half as many may break
 local STAYS = "#set figure(placement: none)\n" -- no float
