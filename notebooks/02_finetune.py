@@ -587,7 +587,10 @@ counts = statistics[["documents", "bytes", "tokens", "target_tokens", "median_to
 counts.insert(1, "share", (statistics["documents"] / statistics["documents"].sum()).map("{:.1%}".format))
 rows = pd.concat([statistics["split"], counts, statistics["bytes_per_token"].round(2)], axis=1).to_numpy()
 alone = statistics["groups"].sum() == statistics["documents"].sum()
-text = f"The task {task.name}, prompts and targets, but for “of targets”; the median is tokens per document. "
+text = (
+    f"The task {task.name}: bytes and tokens of prompts and targets, then of targets alone; the median is tokens per "
+)
+text += "document. "
 text += "Every document is a group of its own." if alone else f"{statistics['groups'].sum():,} groups of documents."
 results.markdown("statistics", header, rows, text, seeds=())
 

@@ -1550,6 +1550,8 @@ else:
 # - Told is the distance to the best question of each measure.
 
 # %%
+results.value("sampled.tags.people", number(by_people.get(tags, math.nan), 2) if len(sampled) else "not measured")
+results.value("sampled.tags.pass", number(by_pass[tags].mean(), 2) if tags in by_pass else "not measured")
 results.value("sampled.documents", f"{sampled['id'].nunique():,}" if len(sampled) else "not measured")
 forms = sampled.groupby("setting")["synopsis_form"].mean() if "synopsis_form" in sampled else pd.Series(dtype=float)
 results.value("sampled.form.alone", f"{forms.get('prompt alone', math.nan):.1%}")
@@ -1763,7 +1765,11 @@ rows += [[name, *counted(stage, again, again)] for name, stage in SAMPLED.items(
 text = "What two readers, sessions of a language model and not told which model wrote what, found in the same texts: "
 text += "their facts, and the error that a user would mind first. Before: the prompt alone; asked: the way to ask the "
 text += "base model that has the best chrF here; after: full fine-tuning. Two numbers where the readers differ."
-text += " Sampled texts were read apart from the greedy ones, by two other sessions." if len(again) else ""
+if len(again):
+    text += (
+        " Sampled texts were read apart from the greedy ones, by two other sessions; one pass: the run that saw all "
+    )
+    text += "of the training split."
 if rows:
     options = {"seeds": budget.seeds[:1], "tokens": budget.train_tokens}
     results.markdown("factual", [f"of {factual['id'].nunique()}", *VERDICTS, *faults], rows, text, **options)

@@ -1507,7 +1507,9 @@ results.claim(
 text = (
     "Full fine-tuning on more text, mixed with the weights before (share of the tuned ones): change in bits per byte "
 )
-text += f"of the task and of {budget.general_tokens:,} tokens of each general text."
+text += (
+    f"of {budget.documents} test documents of the task and of {budget.general_tokens:,} tokens of each general text."
+)
 longer = [
     [f"{row['train_tokens']:,.0f}", f"{row['alpha']:g}", *(number(row[c], 3, sign=True) for c in COLUMNS.values())]
     for row in long.sort_values(["train_tokens", "alpha"]).to_dict("records")
@@ -1525,6 +1527,7 @@ for run in ("budget", "pass", "half"):
     for name in COLUMNS:
         results.value(f"long.{run}.{name}", "not measured")
 results.claim("one pass forgets by the sum", False)
+results.claim("no mixture of the short run does as well in both", False)
 if longer:
     ends = long.set_index(["train_tokens", "alpha"]).sort_index()
     least, most = ends.index[0][0], ends.index[-1][0]
@@ -1532,6 +1535,9 @@ if longer:
         for name, column in COLUMNS.items():
             results.value(f"long.{run}.{name}", number(ends.loc[at, column], 3, sign=True))
     results.claim("one pass forgets by the sum", bool(ends.loc[(most, 1.0), "general"] > 0))
+    short, half = ends.loc[least], ends.loc[(most, 0.5)]
+    as_good = (short["bits_per_byte"] <= half["bits_per_byte"]) & (short["general"] <= half["general"])
+    results.claim("no mixture of the short run does as well in both", not as_good.any())
 
 # %% [markdown]
 # ## For the report: traps
