@@ -746,7 +746,7 @@ else:
 # - Values: what the law says of the whole split, the ablation, the yardsticks.
 
 # %%
-for name in ("law.full", "law.lora", "yardstick.uniform", "yardstick.unigram", "curve.doubled", "all_tokens.gap"):
+for name in ("law.full", "law.lora", "yardstick.uniform", "yardstick.unigram", "all_tokens.gap"):
     results.value(name, "not measured")
 results.claim("the learning curve was measured", len(curve) > 0)
 results.value("pass.bits_per_byte", number(passed["bits_per_byte"].iloc[0]) if len(passed) else "not measured")
@@ -760,8 +760,6 @@ for law in laws.itertuples():
 for row in marks.itertuples():
     results.value(f"yardstick.{row.yardstick.replace(' ', '_')}", number(row.bits_per_byte, 2))
 if len(curve):
-    ends = curve[(curve["method"] == "full") & (curve["seed"] == 0)].set_index("train_tokens")["bits_per_byte"]
-    results.value("curve.doubled", number(ends[sizes[-1]] - ends[sizes[-2]], sign=True))
     pair = curve[(curve["train_tokens"] == middle) & curve["method"].str.startswith("full")]
     pair = by_seed(pair, "method")
     results.value("all_tokens.gap", interval(pair.iloc[:, 1] - pair.iloc[:, 0], sign=True))

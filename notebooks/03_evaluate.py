@@ -61,7 +61,7 @@ from lib import texts as measures
 from lib.explore import e2e as slots
 from lib.generate import DECODING, generate
 from lib.models import load_base
-from lib.results import Results, interval, kept, listed, number, span
+from lib.results import Results, interval, kept, listed, number, shown, span
 
 # %% [markdown]
 # - How much is scored and generated, as (fast, cpu, full); what a training sees is notebook 02's.
@@ -432,8 +432,8 @@ if len(by_document):
 texts = [r["references"][0] for r in rows_of[task.name]]
 human = results.table("human", lambda: [{"method": "human"} | own_checks(task.name, rows_of[task.name], texts)])
 checks = [c for c in human if c != "method"]
-shown = own.groupby("method", sort=False)[checks].mean().reset_index()
-pd.concat([shown, human], ignore_index=True).round(3)  # nothing where the task brings no checks of its own
+models = own.groupby("method", sort=False)[checks].mean().reset_index()
+pd.concat([models, human], ignore_index=True).round(3)  # nothing where the task brings no checks of its own
 
 # %% [markdown]
 # ## E2E as its published rows were measured
@@ -1605,22 +1605,25 @@ for r in passed.to_dict("records"):
     results.value("pass.bits_per_byte", number(r["bits_per_byte"]))
     results.value("pass.tags_reflected", number(r.get("tags_reflected", math.nan), 2))
     results.value("pass.train_tokens", f"{int(r['train_tokens']):,}")
-for r in parts.to_dict("records"):
-    results.value(f"parts.{r['model']}.{r['part']}".replace(" ", "_"), number(r["bits_per_byte"]))
-if len(parts):
-    by_part = parts.pivot(index="part", columns="model", values="bits_per_byte")
-    for model in ("after", "one pass"):
-        for part, gap in (by_part[model] - by_part["before"]).items():
-            results.value(f"parts.gap.{model}.{part}".replace(" ", "_"), number(gap, sign=True))
-if len(better_rate):
-    ends = own[own["method"] == "full"].set_index("seed")["bits_per_byte"]
-    at_best = better_rate.set_index("seed")["bits_per_byte"]
-    results.value("best_rate.bits_per_byte", interval(at_best))
-    results.value("best_rate.gap", interval(at_best - ends, sign=True))
     start = forgetting[forgetting["method"] == "none"].set_index("measure")["value"] if len(forgetting) else {}
     gaps = {k: r[k] - start[k] for k in GENERAL if k in r and k in start}
     fell = [k for k, gap in gaps.items() if (gap > 0) == GENERAL[k][2]]
     results.claim("no general text got worse in one pass", len(gaps) > 0 and not fell)
+
+# %% [markdown]
+# - Where a text's bits were gained, and LoRA at its better rate beside full fine-tuning, paired by seed.
+
+# %%
+for part in ("first line", "text below", "end token"):
+    bits = parts[parts["part"] == part].set_index("model")["bits_per_byte"] if len(parts) else {}
+    gap = number(bits["after"] - bits["before"], sign=True) if len(bits) else "not measured"
+    results.value(f"parts.{part.replace(' ', '_')}", gap)
+ends = own[own["method"] == "full"].set_index("seed")["bits_per_byte"]
+at_best = better_rate.set_index("seed")["bits_per_byte"] if len(better_rate) else ends * math.nan
+results.value("best_rate.bits_per_byte", interval(at_best) if len(better_rate) else "not measured")
+results.value("best_rate.gap", interval(at_best - ends, sign=True) if len(better_rate) else "not measured")
+side = shown(at_best - ends) if len(better_rate) else math.nan
+results.claim("LoRA at its better rate is not told apart from full fine-tuning", side == 0)
 
 # %% [markdown]
 # - Beside the best question, and beside the run with less text.
