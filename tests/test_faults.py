@@ -298,6 +298,8 @@ def test_the_command_line_trains_on_chinese_text_in_another_locale(tmp_path, rec
     others, command = others[: 2 if OUT else 1], ["finetune", "--task", "debian", "--set", "train_tokens=3000"]
     record_property("injected", len(others))
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    # each process measures its own, and beside other work may choose another
+    monkeypatch.setenv("DTYPE", str(profile.autocast_dtype()).removeprefix("torch."))
     for i, more in enumerate(others):
         environment = {**os.environ, **more, "FAST_OUTPUT": str(tmp_path / str(i))}
         subprocess.run([sys.executable, "-m", "lib", *command], cwd=profile.ROOT, env=environment, check=True)
