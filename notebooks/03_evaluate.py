@@ -727,10 +727,15 @@ def sampled_texts(name, model, prompts) -> list[str]:
     return [text.partition(END.rstrip())[0].strip() for text in texts]
 
 
-def of_text(setting, r, text) -> dict:
+def repeats(text) -> float:
+    """The share of a text's 4-grams that are repeats of earlier ones."""
     grams = list(nltk.ngrams(measures.words(text), 4))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def of_text(setting, r, text) -> dict:
     found = own_checks(task.name, [r], [text]) | {"chrf": measures.chrf([text], [list(r["references"])])}
-    return {"setting": setting, "id": r["id"], **found, "rep_4": 1 - len(set(grams)) / len(grams) if grams else 0}
+    return {"setting": setting, "id": r["id"], **found, "rep_4": repeats(text)}
 
 
 def sampled_rows():
@@ -1587,8 +1592,7 @@ GENERAL = {  # measure -> name, digits, whether lower is better
 # - One pass: its row, and sampled its distance to the best question and to the run with less text.
 
 # %%
-for name in ("train_tokens", "bits_per_byte", "tags_reflected"):
-    results.value(f"pass.{name}", "not measured")
+results.value("pass.bits_per_byte", "not measured")
 for name in [f"pass.{c}.{side}" for c in ("chrf", "tags_reflected") for side in ("asked", "after")]:
     results.value(name, "not measured")
     results.claim(f"{name} is higher", False)
@@ -1603,8 +1607,6 @@ results.claim("no general text got worse in one pass", False)
 # %%
 for r in passed.to_dict("records"):
     results.value("pass.bits_per_byte", number(r["bits_per_byte"]))
-    results.value("pass.tags_reflected", number(r.get("tags_reflected", math.nan), 2))
-    results.value("pass.train_tokens", f"{int(r['train_tokens']):,}")
     start = forgetting[forgetting["method"] == "none"].set_index("measure")["value"] if len(forgetting) else {}
     gaps = {k: r[k] - start[k] for k in GENERAL if k in r and k in start}
     fell = [k for k, gap in gaps.items() if (gap > 0) == GENERAL[k][2]]
@@ -1620,7 +1622,6 @@ for part in ("first line", "text below", "end token"):
     results.value(f"parts.{part.replace(' ', '_')}", gap)
 ends = own[own["method"] == "full"].set_index("seed")["bits_per_byte"]
 at_best = better_rate.set_index("seed")["bits_per_byte"] if len(better_rate) else ends * math.nan
-results.value("best_rate.bits_per_byte", interval(at_best) if len(better_rate) else "not measured")
 results.value("best_rate.gap", interval(at_best - ends, sign=True) if len(better_rate) else "not measured")
 side = shown(at_best - ends) if len(better_rate) else math.nan
 results.claim("LoRA at its better rate is not told apart from full fine-tuning", side == 0)
@@ -1826,8 +1827,9 @@ def sign_tests(moved) -> tuple[dict, dict, dict]:
     return ups, downs, dict(zip(moved, multipletests(p, method="holm")[1], strict=True)) if p else {}
 
 
-def tell(name, ups, downs, corrected, pair) -> None:
+def tell(name, tests_of, pair) -> None:
     """Hand over the counts and p of one pair, and whether both readers find its second text better."""
+    ups, downs, corrected = tests_of
     results.value(f"factual.better.{name}", both_readers(n for which, n in ups.items() if which[0] == pair))
     results.value(f"factual.worse.{name}", both_readers(n for which, n in downs.items() if which[0] == pair))
     found = [x for which, x in corrected.items() if which[0] == pair]
@@ -1841,43 +1843,35 @@ def tell(name, ups, downs, corrected, pair) -> None:
 # - Greedy texts against `before` and `asked`; sampled texts against each other, a family of their own.
 
 # %%
+of_greedy, of_sampled = sign_tests(moved), sign_tests(moved_sampled)
 for stage in STAGES[:2]:
-    tell(stage, *sign_tests(moved), (stage, "after"))
+    tell(stage, of_greedy, (stage, "after"))
 for name, pair in (
     ("asked.sampled", ("asked", "after")),
     ("asked.one_pass", ("asked", "one_pass")),
     ("after.one_pass", ("after", "one_pass")),
 ):
-    tell(name, *sign_tests(moved_sampled), pair)
+    tell(name, of_sampled, pair)
 for stage in DRAWN:
     counts = counts_of(stage, "verdict", again).reindex(VERDICTS).fillna(0).astype(int) if len(again) else None
     for verdict in VERDICTS:
-        told = both_readers(counts.loc[verdict]) if len(again) else "not read"
-        results.value(f"factual.sampled.{stage}.{verdict}", told)
+        count = both_readers(counts.loc[verdict]) if len(again) else "not read"
+        results.value(f"factual.sampled.{stage}.{verdict}", count)
 
 # %% [markdown]
-# - The same of the packages whose asked text does not run in circles: what is left of the gain is not fewer loops.
-
+# - The same of the packages whose asked text repeats at most a fifth of its 4-grams: what is left is not fewer loops.
 
 # %%
-def loops(text) -> bool:
-    """Whether more than a fifth of the 4-grams are repeats of earlier ones."""
-    grams = list(nltk.ngrams(measures.words(text), 4))
-    return bool(grams) and 1 - len(set(grams)) / len(grams) > 0.2
-
-
 for name, texts_read, moves_of, better in (
     ("straight", reading, moved, "after"),
     ("straight.after", drawn_texts, moved_sampled, "after"),
     ("straight.one_pass", drawn_texts, moved_sampled, "one_pass"),
 ):
-    kept_ids = [r["id"] for r in texts_read.to_dict("records") if "asked" in r and not loops(r["asked"])]
+    kept_ids = [r["id"] for r in texts_read.to_dict("records") if "asked" in r and repeats(r["asked"]) <= 0.2]
     straight = [x[x.index.isin(kept_ids)] for (pair, _), x in moves_of.items() if pair == ("asked", better)]
     results.value(f"factual.read.{name}", both_readers(len(x) for x in straight))
     results.value(f"factual.better.{name}", both_readers((x == 1).sum() for x in straight))
     results.value(f"factual.worse.{name}", both_readers((x == -1).sum() for x in straight))
-    p = [stats.binomtest(int((x == 1).sum()), max(int((x != 0).sum()), 1)).pvalue for x in straight]
-    results.value(f"factual.p.{name}", listed([f"{x:.2g}" for x in dict.fromkeys(p)]) if p else "not read")
 
 # %% [markdown]
 # - What most texts are.

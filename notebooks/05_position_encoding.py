@@ -283,6 +283,8 @@ pd.DataFrame(
 # %% [markdown]
 # - A gain that shrinks with a sliding window came from the short contexts at the start of each block,
 #   not from reading further back (Press et al. 2022 infer the same, appendix B).
+# - At one rate for all, the learned table's seeds lie too far apart to say who is ahead; with each code at its best
+#   rate RoPE and ALiBi are.
 # - The loss by position shows it directly: what has no gain beyond the trained length makes no use of
 #   the longer context, however flat it stays.
 #
