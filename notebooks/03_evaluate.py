@@ -738,6 +738,11 @@ def of_text(setting, r, text) -> dict:
     return {"setting": setting, "id": r["id"], **found, "rep_4": repeats(text)}
 
 
+# %% [markdown]
+# - All ways to ask, and the run.
+
+
+# %%
 def sampled_rows():
     rows = tasks.head(task["test"], budget.sampled)
     asked = {"prompt alone": [r["prompt"] for r in rows], **fair_prompts(rows)}
@@ -958,8 +963,7 @@ def diversity_of(texts):
     split = [measures.words(text) for text in texts]
     pooled = {n: [gram for tokens in split for gram in nltk.ngrams(tokens, n)] for n in (1, 2)}
     found = {f"distinct_{n}": len(set(grams)) / len(grams) if grams else 0.0 for n, grams in pooled.items()}
-    inside = [list(nltk.ngrams(tokens, 4)) for tokens in split]
-    found["rep_4"] = np.mean([1 - len(set(grams)) / len(grams) if grams else 0.0 for grams in inside])
+    found["rep_4"] = np.mean([repeats(text) for text in texts])
     chosen = np.random.default_rng(0).choice(len(texts), min(100, len(texts)), replace=False)
     picked = [" ".join(split[i]) for i in sorted(chosen)]
     metric = BLEU(tokenize="none", effective_order=True, force=True)
