@@ -9,7 +9,7 @@ from notebook_code import defined
 
 from lib import texts as t
 
-own = defined("03_evaluate", "FACETS", "SYNONYMS", "says", "debian_form", "tags_reflected", "diversity_of")
+own = defined("03_evaluate", "FACETS", "SYNONYMS", "says", "debian_form", "tags_reflected", "repeats", "diversity_of")
 PREDICTIONS = ["the cat sat on the mat .", "a dog, barked at 3.50 pounds"]
 REFERENCES = [["The cat sat on a mat .", "a cat was sitting on the mat ."], ["a dog barked loudly, at 3.50 pounds"]]
 
