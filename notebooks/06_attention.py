@@ -72,7 +72,8 @@ budget = profile.budget(
     lengths=((64, 128, 256), lengths, lengths),  # of the timings
     repeats=(2, 3, 3),  # of each timing
     heads_tokens=(64, 512, 512),  # real queries and keys, for Nystrom's error
-    nystrom_seeds=((0, 1), (0, 1), (0, 1, 2)),  # with softmax and without landmarks beside it
+    nystrom_seeds=((0, 1), (0, 1), (0, 1, 2, 3, 4)),  # with softmax and two plainer forms beside it
+    knob_seeds=((0,), (0,), (0, 1, 2)),  # of its other ridges and chunks
     rate_seeds=((0, 1), (0, 1), tuple(range(10))),  # of softmax against a window
     low_seeds=((0, 1), (0, 1), tuple(range(6))),  # the same at the lower rate
     rate_bytes=(12_000, 60_000, 250_000),  # what each of these is trained on
@@ -243,35 +244,54 @@ quality = quality[quality["attention"].isin(RIVALS)]  # older rows hold an earli
 tokens = int(quality["tokens"].mean().round(-3))
 
 # %% [markdown]
-# - Do the landmarks matter? The control is the causal Nystrom without them: the same first token and the same chunk.
-#   Up to the first landmark, at the 34th token, the two are one function.
+# - Do the landmarks matter, and does the solved value $y_m$? Two controls: the causal Nystrom without landmarks, and
+#   with the segment's mean value in place of $y_m$. Up to the first landmark, at the 34th token, all are one function.
 
 
 # %%
-def near_only(q, k, v, scale, segment=32, **_):
-    """(B, H, T, D) to (B, H, T, D): softmax over the row's first token and the query's own chunk up to itself."""
-    place = torch.arange(q.shape[2], device=q.device)
+def plain(q, k, v, scale, segment=32, landmarks=True, **_):
+    """(B, H, T, D) to (B, H, T, D): softmax over the row's first token, the query's own chunk up to itself and, where
+    there are `landmarks`, the mean key and value of each chunk before it, counted as the chunk's tokens."""
+    place, n = torch.arange(q.shape[2], device=q.device), (q.shape[2] - 1) // segment  # n whole chunks
     chunk = (place - 1).clamp(min=0) // segment  # the first token stands before the first chunk
     seen = (place[:, None] >= place) & ((chunk[:, None] == chunk) | (place == 0))
+    far = (chunk[:, None] > torch.arange(n, device=q.device)) & landmarks  # (T, n)
+    means = [x[:, :, 1 : 1 + n * segment].unflatten(2, (n, segment)).mean(3) for x in (k, v)]
+    k, v = (torch.cat(pair, 2) for pair in zip((k, v), means, strict=True))  # (B, H, T + n, D)
+    counts = torch.ones(k.shape[2], device=q.device, dtype=q.dtype)
+    counts[len(place) :] = segment
+    seen = counts.log().where(torch.cat([seen, far], 1), torch.finfo(q.dtype).min)
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
 
 
 q, k, v = torch.randn(3, 1, 1, 64, 16, generator=torch.Generator().manual_seed(0))
-apart = (near_only(q, k, v, 0.25) - attention.nystrom_naive(q, k, v, 0.25)).abs().amax((0, 1, 3))
+apart = (plain(q, k, v, 0.25) - attention.nystrom_naive(q, k, v, 0.25)).abs().amax((0, 1, 3))
 print(f"apart by {apart[:33].max():.0e} before the first landmark, by {apart[33:].max():.1f} from it on")
 
 # %% [markdown]
-# - The causal Nystrom, its control and softmax, trained on one machine from the same seeds. (`quality`, measured
-#   before, still has rows of an earlier form of it; they are left out.)
-
+# - The causal Nystrom, its controls and softmax, trained on one machine from the same seeds; then other ridges $r$ and
+#   chunks $c$. (`quality`, measured before, still has rows of an earlier form of it; they are left out.)
 
 # %%
+CONTROLS = {
+    "near_only": Attention(plain, options={"segment": 32, "landmarks": False}),
+    "mean_values": Attention(plain, options={"segment": 32, "landmarks": True}),
+}
+KNOBS = {"ridge": (0.1, 2.0), "segment": (16, 64)}
+KNOBS = {f"{key} {x}": {key: x} for key, some in KNOBS.items() for x in some}
+
+
 def nystrom_runs() -> list[dict]:
-    attention.register("near_only", Attention(near_only, options={"segment": 32}))
-    names = [(name, seed) for seed in budget.nystrom_seeds for name in (SOFTMAX, "nystrom", "near_only")]
+    entry = ATTENTIONS["nystrom"]
+    others = {name: Attention(entry.form, options=entry.options | changed) for name, changed in KNOBS.items()}
+    for name, other in (CONTROLS | others).items():
+        attention.register(name, other)
+    names = [(name, seed) for seed in budget.nystrom_seeds for name in (SOFTMAX, "nystrom", *CONTROLS)]
+    names += [(name, seed) for seed in budget.knob_seeds for name in others]
     recipes = [scratch.Recipe(seed=seed, attention=name, position="rope", **shared) for name, seed in names]
     rows = [measure(run) for run in scratch.train_all(recipes)]
-    del ATTENTIONS["near_only"]
+    for name in CONTROLS | others:
+        del ATTENTIONS[name]
     return rows
 
 
@@ -841,8 +861,9 @@ if len(errors):
 wide, paired = by_seed(quality, "attention"), by_seed(nystrom_quality, "attention")
 against = {name: wide[name] - wide[SOFTMAX] for name in wide.columns.drop(SOFTMAX)}
 against["nystrom"] = paired["nystrom"] - paired[SOFTMAX]
-landmarks = paired["near_only"] - paired["nystrom"]
-print(f"without landmarks {interval(landmarks, sign=True)} bits per byte above with them")
+above = {name: paired[name] - paired["nystrom"] for name in (*CONTROLS, *KNOBS) if name in paired}
+for name, gap in above.items():
+    print(f"{name:11} to causal Nystrom {interval(gap, sign=True)} bits per byte, by seed")
 for name, gap in against.items():
     print(f"{name:10} to softmax {interval(gap, sign=True)} bits per byte, by seed")
 times = decoding.pivot(index="context", columns="attention", values="milliseconds")[names]
@@ -908,14 +929,14 @@ for name in [*wide, "nystrom"]:
     cells = [LABELS.get(name, name), bits, gap, number(power[name], 2)]
     rows.append([*cells, crossing(name) if name in against else ""])
 rows.insert(-1, ["softmax, run beside causal Nyström", interval(paired[SOFTMAX]), "", "", ""])
-near = [interval(paired["near_only"]), interval(paired["near_only"] - paired[SOFTMAX], sign=True)]
-rows.append(["the same without landmarks", *near, "", ""])
+for name, label in (("mean_values", "the same with mean values"), ("near_only", "the same without landmarks")):
+    rows.append([label, interval(paired[name]), interval(paired[name] - paired[SOFTMAX], sign=True), "", ""])
 start = sorted(scaling["length"].unique())[-3:][0]
 text = (
     f"What each mechanism costs in quality and gains in time: held-out bits per byte after {tokens:,} training tokens "
-    f"(mean, 95 % t interval, seeds 0–{max(budget.seeds)}; causal Nyström and its control: seeds "
-    f"0–{max(budget.nystrom_seeds)} on another processor, against the softmax of that run), and the exponent with "
-    f"which the time of one operation, forward and backward, grows from {start:,} to {longest:,} tokens."
+    f"(mean, 95 % t interval, seeds 0–{max(budget.seeds)}; causal Nyström and its controls on another processor, "
+    f"against the softmax of that run), and the exponent with which the time of one operation, forward and backward, "
+    f"grows from {start:,} to {longest:,} tokens."
 )
 header = ["attention", "bits per byte", "minus softmax, by seed", "time exponent", "gets faster than softmax between"]
 results.markdown("quality", header, rows, text, scratch=True, seeds=())
@@ -933,7 +954,7 @@ setup = {
 }
 setup |= {"row": recipe.train_length, "rows": recipe.rows, "rate": recipe.learning_rate, "tokens": f"{tokens:,}"}
 setup |= {key: options[key] for key in ("window", "features", "segment", "doubling", "ridge")}
-setup |= {"timed_heads": costs.HEADS, "timed_width": costs.HEAD_DIM, "nystrom_seeds": len(budget.nystrom_seeds)}
+setup |= {"timed_heads": costs.HEADS, "timed_width": costs.HEAD_DIM}
 for key, value in setup.items():
     results.value(f"setup.{key}", value)
 
@@ -951,8 +972,14 @@ MARK = 0.01  # bits per byte: asked of this form against the one before it, here
 _, low, high = mean_interval(against["nystrom"])
 results.value("nystrom.mark", MARK)
 results.claim("causal Nystrom is as good as softmax to within the mark", max(-low, high) < MARK)
-results.value("nystrom.landmarks", interval(landmarks, sign=True))
-results.claim("landmarks help", shown(landmarks) > 0)
+sides = shown({name: above[name] for name in CONTROLS})
+for name, what in (("near_only", "landmarks"), ("mean_values", "solved values")):
+    results.value(f"nystrom.{name}", interval(above[name], sign=True))
+    results.claim(f"{what} help", sides[name] > 0)
+    results.claim(f"{what} are not shown to help", sides[name] == 0)
+for key in ("ridge", "segment"):
+    changed = [number(gap.mean(), 3, sign=True) for name, gap in above.items() if name.startswith(key)]
+    results.value(f"nystrom.{key}.others", listed(changed))
 
 # %% [markdown]
 # - The longer rows: each against softmax (Holm over all), and bits per token along a row: who gains from what stands

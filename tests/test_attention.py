@@ -230,7 +230,7 @@ def test_softmax_is_a_pretrained_models_own_attention():
 
 
 def test_the_recall_task_and_the_landmarks_of_notebook_06_are_what_they_say():
-    at = defined("06_attention", "KEYS", "VALUES", "BLANK", "associations", "landmark_values")
+    at = defined("06_attention", "KEYS", "VALUES", "BLANK", "associations", "landmark_values", "plain")
     rows = at.associations(8, 50, torch.Generator().manual_seed(0))
     assert rows[0][:, :8].tolist() != rows[0][:, 8:].tolist() and (rows[1][:, 8:] == at.BLANK).all()
     for keys, values, answers in zip(*(x.tolist() for x in rows), strict=True):
@@ -239,6 +239,9 @@ def test_the_recall_task_and_the_landmarks_of_notebook_06_are_what_they_say():
         assert [written[key] for key in keys[8:]] == [at.KEYS + answer for answer in answers]
     k, v = (heads("nystrom", 20)[key][0] for key in "kv")  # every key its own landmark
     torch.testing.assert_close(at.landmark_values(k, k.new_ones(2, 20), k, v, 0.4, 1e-12), v, atol=1e-6, rtol=0)
+    q, k, v = (heads("nystrom", 21)[key] for key in "qkv")
+    k = torch.cat([k[:, :, :1], k[:, :, 1::4].repeat_interleave(4, 2)], 2)  # a mean key that counts as four is all four
+    torch.testing.assert_close(at.plain(q, k, v, 0.4, segment=4), softmax(q, k, v, 0.4))
 
 
 def test_a_bad_name_or_option_is_named():
