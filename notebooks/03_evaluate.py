@@ -1650,23 +1650,12 @@ if len(by_pass) and len(by_document):
 # - Learning or recovery: bits per byte after each text, and the share of the gain that general English does not bring.
 
 # %%
-rows, left = [], {}
+left = {}
 for method, part in recovery[recovery["method"] != "none"].groupby("method", sort=False) if len(recovery) else ():
     start = recovery.loc[recovery["method"] == "none", "bits_per_byte"].mean()
     gains = {name: start - runs.set_index("seed")["bits_per_byte"] for name, runs in part.groupby("trained_on")}
     for name, gain in gains.items():
         left[method, name] = (1 - gain / gains[task.name]).dropna()
-        found = [interval(start - gain), interval(gain, sign=True)]
-        found.append("-" if name == task.name else interval(left[method, name], 2))
-        rows.append([METHODS.get(method, method), name, len(gain), *found])
-if rows:
-    header = ["method", "trained on", "seeds", "bits per byte", "gain", "share left"]
-    text = f"{task.name}, test documents after {budget.train_tokens:,} tokens of itself, prompts counted, or of other "
-    text += f"English, seed {listed([seed for _, seed in budget.recovery])}; the share of the gain that is left when "
-    text += "what that text brings is taken off."
-    results.markdown("recovery", header, rows, text, left=2, seeds=())
-else:
-    results.block("recovery", NOT_YET)
 others = {name: share.mean() for (_, name), share in left.items() if name != task.name}
 nearest = min(others, key=others.get, default=None)  # the text that brings most
 after = recovery[recovery["trained_on"] == nearest]["bits_per_byte"] if others else ()

@@ -302,7 +302,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## For the report
 #
-# - The two tables of section 6.2 and its appendix: absolute values, then changes. Each protocol has its own start.
+# - The table of section 6.2's appendix. Each protocol has its own start.
 
 # %%
 far = 8 * length
@@ -314,10 +314,6 @@ header = ["position", *(f"{way}, {n:,}" for way in ("blocks", "sliding") for n i
 text = f"Held-out bits per byte after training at {length} tokens; behind each mean its 95 % t interval over seeds, not"
 text += " corrected for the five differences."
 results.markdown("table", [*header, f"blocks, {length:,}, minus learned"], rows, text, scratch=True)
-
-rows = [[NAMES[p], *(interval(change[kind][p], sign=True) for kind in ("blocks", "sliding"))] for p in short]
-text = f"Bits per byte at {far:,} tokens minus those at {length:,}, paired by seed; mean, 95 % t interval."
-results.markdown("change", ["position", "change, blocks", "change, sliding window"], rows, text, scratch=True)
 
 # %% [markdown]
 # - The values and claims behind its sentences: first which codes a shift changes.

@@ -1037,7 +1037,7 @@ for name, part in learned.groupby("attention")["bits_per_byte"]:
     results.value(f"learned.{name}", number(part.mean()))
 
 # %% [markdown]
-# - For the appendix: these runs, and the costs over all lengths.
+# - For the appendix: these runs.
 
 # %%
 rows = []
@@ -1052,27 +1052,6 @@ text = (
 )
 header = ["attention", "rate x 1,000", "seeds", "bits per byte", "softmax", "minus softmax"]
 results.markdown("rates", header, rows, text, scratch=True, seeds=())
-
-# %% [markdown]
-# - How time and memory grow, over the longest lengths and over all.
-
-# %%
-rows = []
-for row in fitted.to_dict("records"):
-    name = row["attention"]
-    powers = [
-        row[f"{kind}_forward+backward"] for kind in ("time_exponent", "time_exponent_all_lengths", "memory_exponent")
-    ]
-    crossed = [row["faster_than_softmax_from"], row[f"faster_than_{SOFTMAX}_from"]]
-    label = "softmax, not fused" if name == "softmax" else LABELS.get(name, name)
-    rows.append([label, *(number(x, 2) for x in powers), *(number(x, 0) for x in crossed)])
-text = (
-    f"How one attention operation grows with length, forward and backward, on {device}: exponents of time over the "
-    f"three longest of {len(budget.lengths)} lengths and over all, of memory over the three longest; from how many "
-    "tokens on it is faster, interpolated between two lengths (-: never, or the same)."
-)
-header = ["attention", "time, longest", "time, all", "memory", "faster than not fused", "than fused"]
-results.markdown("costs", header, rows, text, scratch=True, seeds=())
 
 # %% [markdown]
 # - Overwriting at a quarter of the most pairs: half as many keys as a head has dimensions.

@@ -876,8 +876,6 @@ for key, lost in damage.items():
 made = results.provenance()
 stand_in = f"the stand-in {made['base_model'].removesuffix(' (stand-in)')}"
 results.value("model", stand_in if made["stand_in"] else "GPT-2 117M")
-for task in ("tang", "idioms"):
-    results.value(f"change.{task}.none", interval(changes[task, "none"], sign=True))
 
 # %% [markdown]
 # - The set-up, and how many poems the models saw. A plan's tokens are its own, so that poems are what compares.
@@ -937,8 +935,7 @@ on_poems = table[table["task"] == "tang"].pivot(index="seed", columns=["stage", 
 # - The new tokens: bits per character paired by seed; tokens and times as `pieces` over `none`.
 
 # %%
-for pair, gap in pairs.items():
-    results.value(f"pair.{pair}", interval(gap, sign=True))
+results.value("pair.pieces-none", interval(pairs["pieces-none"], sign=True))
 told_pairs = shown(pairs)
 results.claim("new tokens from pieces predict worse", told_pairs["pieces-none"] > 0)
 results.claim("noise is not told apart", not told_pairs["random-none"] and not told_pairs["pieces-random"])
@@ -1056,39 +1053,9 @@ text = "Bits per character of held-out targets (a plan's bits are paid as well);
 results.markdown("before_after", header, rows, text, left=2)
 
 # %% [markdown]
-# - What else is measured of the poems, in percent: what the figure shows is left out.
+# - The plans.
 
 # %%
-rows = []
-for method, name in MODELS.items():
-    values = {m: 100 * by_method[method][m].dropna() for m in ("rhyme", "alternation", "opposition", "copied_line")}
-    rows.append([name, *(interval(v, 0, top=100) if len(v) else "-" for v in values.values())])
-groups = {"rhymes level": "people, both rhymes level", "others": "people, others", "chance": "chance"}
-for group, name in {"people": "people", **groups}.items():
-    cells = [number(100 * of_group[m][group], 1) for m in ("rhyme", "alternation", "opposition", "copied_line")]
-    rows.append([name, *cells])
-header = ["", "rhyme", "alternation", "opposition", "copied line"]
-text = f"Sounds and copies, percent of {budget.samples} sampled poems per model and seed (people: of the test split), "
-results.markdown(
-    "form",
-    header,
-    rows,
-    f"{text}mean over seeds, 95 % interval; tones: of quatrains; models' rhyme: a lower bound but for “more poems”.",
-)
-
-# %% [markdown]
-# - The vocabularies, and the plans.
-
-# %%
-rows = []
-for method, part in vocabulary.groupby("method", sort=False):
-    digits = {"tokens_per_poem": 1, "train_seconds": 0, "seconds_per_sample": 2}
-    cells = [interval(part["bits_per_character"]), *(number(part[k].mean(), d) for k, d in digits.items())]
-    rows.append([method, f"{part['new_tokens'].mean():,.0f}", *cells])
-header = ["new rows", "tokens", "bits per character", "tokens per poem", "training, s", "sampling, s per poem"]
-text = "Vocabulary extension at equal text; mean over seeds with 95 % t interval."
-results.markdown("vocabulary", header, rows, text)
-
 measures, rows = ("plan_rhymes", "exact_form", "ends_kept", "rhyme"), []
 authors = {"own plan": "the model", "people's plan": "a person", "unrhymed plan": "nobody, unrhymed"}
 for source, author in authors.items():

@@ -903,11 +903,12 @@ results.claim("what was not inserted is as by chance", controls["p_value"].min()
 # - Documents continued word for word: in each condition the fewest and the most of a model.
 
 # %%
-for (stage, method, dedup, split), part in continuing.groupby(["stage", *condition, "split"], sort=False):
+trained_on = continuing[continuing["split"] == "train"]
+for (stage, method, dedup), part in trained_on.groupby(["stage", *condition], sort=False):
     name = "before" if stage == "before" else f"{method}.{dedup}"
     low, high = part["verbatim"].min(), part["verbatim"].max()
     count = f"{low}" if low == high else f"{low} to {high}"
-    results.value(f"verbatim.{name}.{split}", f"{count} of {part['documents'].iloc[0]}")
+    results.value(f"verbatim.{name}", f"{count} of {part['documents'].iloc[0]}")
 
 # %% [markdown]
 # - Membership: AUC with its interval over seeds; against 0.5 and full against LoRA are three comparisons (Holm).
@@ -997,24 +998,7 @@ text = (
 results.markdown("before_after", header, rows, text, tokens=budget.train_tokens)
 
 # %% [markdown]
-# - Exposure.
-
-# %%
-rows = []
-for key, part in evidence.groupby(condition, sort=False):
-    for r in part.sort_values("copies").itertuples():
-        name = NAMED.get(key, "before")
-        cells = [span(r.exposure, r.low, r.high, 1), probability(r.p_value).removeprefix("p ").removeprefix("= ")]
-        rows.append([name, r.copies or "none", r.canaries, *cells, r.extracted, "yes" if r.trace else ""])
-text = (
-    "Exposure in bits by the copies that stand in the training text, with a 95 % t interval of the models' means; p: "
-    "such a mean without a trace, uncorrected; trace: significant after Holm and the interval above 1.44 bits."
-)
-header = ["training", "copies", "canaries", "exposure", "p", "come out", "trace"]
-results.markdown("exposure", header, rows, text, tokens=budget.train_tokens)
-
-# %% [markdown]
-# - The second experiment the same way, and the file with everything: `data/results/08_private_domain.json`.
+# - The second experiment, and the file with everything: `data/results/08_private_domain.json`.
 
 # %%
 if len(second):
@@ -1026,8 +1010,10 @@ if len(second):
     text = (
         f"The second experiment: {budget.copied_canaries} canaries of each number of copies in each of "
         f"{copies['seed'].nunique()} models of each method, ranked among the 1,000 codes with their own first symbol; "
-        "columns as in the table before, Holm over the ten comparisons with copies."
+        "exposure in bits, mean and 95 % t interval of the models' means; p: such a mean without a trace, uncorrected; "
+        "trace: significant after Holm over the ten with copies and the interval above 1.44 bits."
     )
+    header = ["training", "copies", "canaries", "exposure", "p", "come out", "trace"]
     of_seeds = {"tokens": budget.copied_tokens, "seeds": copies["seed"].unique().tolist()}
     results.markdown("copies", header, rows, text, **of_seeds)
 

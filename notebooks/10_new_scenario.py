@@ -122,19 +122,35 @@ if results.stored:
 # ## The change
 #
 # - Nothing in the model: only what stands before the input. The examples are of different inputs, and more of them add
-#   to fewer, in one order per seed.
-
+#   to fewer, in one order per seed. A model that was tuned to chat is also asked as it is used to.
 
 # %%
-def few_shot_prompts(shots: int, seed: int) -> list[str]:
-    """The examples, a line each, and each input in the same form."""
+ASK = "Put these facts about a restaurant into one or two sentences. "
+
+
+def drawn_examples(shots: int, seed: int) -> list[dict]:
     train, drawn = task["train"], {}
     for i in np.random.default_rng(seed).permutation(len(train)).tolist():
         if len(drawn) == shots:
             break
         drawn.setdefault(train[i]["group"], train[i])
-    examples = "".join(f"{row['prompt']}{row['target']}\n" for row in drawn.values())
+    return list(drawn.values())
+
+
+def few_shot_prompts(shots: int, seed: int) -> list[str]:
+    """The examples, a line each, and each input in the same form."""
+    examples = "".join(f"{row['prompt']}{row['target']}\n" for row in drawn_examples(shots, seed))
     return [examples + row["prompt"] for row in inputs]
+
+
+def chat_prompts(shots: int, seed: int) -> list[str]:
+    """The same through the chat template, each example a turn of the user and one of the assistant."""
+    turns = []
+    for row in drawn_examples(shots, seed):
+        turns += [{"role": "user", "content": ASK + row["prompt"].strip()}]
+        turns += [{"role": "assistant", "content": row["target"].strip()}]
+    asked = [[*turns, {"role": "user", "content": ASK + row["prompt"].strip()}] for row in inputs]
+    return [base.tokenizer.apply_chat_template(t, tokenize=False, add_generation_prompt=True) for t in asked]
 
 
 if task is not None:
@@ -149,9 +165,9 @@ if task is not None:
 
 
 # %%
-def write(model, system: str, shots: int = 0, seed: int = 0, tokens: int = 0) -> dict:
+def write(model, system: str, shots: int = 0, seed: int = 0, tokens: int = 0, ask=few_shot_prompts) -> dict:
     """What one system writes for the inputs."""
-    prompts, label = few_shot_prompts(shots, seed), f"{system}, seed {seed}"
+    prompts, label = ask(shots, seed), f"{system}, seed {seed}"
     texts = generate(model, base.tokenizer, prompts, budget.new_tokens, 64, seed, desc=label)
     texts = [text.strip().partition("\n")[0].strip() for text in texts]
     return {"system": system, "shots": shots, "seed": seed, "n_train_tokens": tokens, "texts": texts}
@@ -217,15 +233,24 @@ def longer() -> list[dict]:
 
 
 # %%
+def scored(system: dict) -> dict:
+    references, texts = [list(row["references"]) for row in inputs], system["texts"]
+    row = {k: v for k, v in system.items() if k != "texts"}
+    row |= {"kind": "ours", "base_model": base.name, "inputs": len(inputs)}
+    row |= {"bleu": measures.bleu(texts, references, lowercase=True)}
+    row |= {name: getattr(measures, name)(texts, references) for name in ("rouge_l", "chrf")}
+    return row | e2e.checks(inputs, texts)
+
+
+def chat_rows() -> list[dict]:
+    if not base.tokenizer.chat_template:
+        return []
+    asked = [(shots, seed) for shots in budget.shots if shots for seed in budget.shot_seeds]
+    return [scored(write(base.model, f"{n}-shot, chat", n, seed, ask=chat_prompts)) for n, seed in asked]
+
+
 def e2e_rows() -> list[dict]:
-    references, rows = [list(row["references"]) for row in inputs], []
-    for system in written():
-        texts = system["texts"]
-        row = {k: v for k, v in system.items() if k != "texts"}
-        row |= {"kind": "ours", "base_model": base.name, "inputs": len(inputs)}
-        row |= {"bleu": measures.bleu(texts, references, lowercase=True)}
-        row |= {name: getattr(measures, name)(texts, references) for name in ("rouge_l", "chrf")}
-        rows.append(row | e2e.checks(inputs, texts))
+    rows = [scored(system) for system in written()]
     people = [(row["prompt"], text) for row in inputs for text in row["references"]]
     human = e2e.slot_errors([p for p, _ in people], [text for _, text in people])
     rows.append({"system": "people", "kind": "human", "inputs": len(inputs), **human})
@@ -240,6 +265,8 @@ def e2e_rows() -> list[dict]:
 # %%
 if has_e2e:
     table = results.table("e2e", e2e_rows)
+    if len(chat := results.table("e2e_chat", chat_rows, optional=True)):
+        table = pd.concat([table, chat])
     columns = ["bleu", "nist", "rouge_l", "chrf", "ser", "perfect", "n_train_tokens", "inputs"]
     display(table.groupby(["kind", "system"], sort=False)[columns].mean().round(3))
 
@@ -250,10 +277,10 @@ if has_e2e:
 if has_e2e:
     own, lines = table[table["kind"].isin(["ours", "human"])], []
     for row in own.to_dict("records"):
-        few = row["system"].endswith("-shot")
+        few = "-shot" in row["system"]
         for measure, title in {"bleu": "BLEU (higher is better)", "ser": "SER (lower is better)"}.items():
             for shots in [int(row["shots"])] if few else sorted(own["shots"].dropna().astype(int).unique()):
-                series = "few-shot" if few else row["system"]
+                series = "few-shot" + row["system"].partition("-shot")[2] if few else row["system"]
                 point = {"shots": shots, "series": series, "seed": row["seed"], "measure": title}
                 lines.append(point | {"value": row[measure]})
     axes = {"xlabel": "examples in the prompt", "ylabel": " ", "logx": False, "sharey": False}
@@ -758,8 +785,8 @@ display(whole, returned)
 # %% [markdown]
 # ## What we saw
 #
-# - Data to text: slot errors in percent, fine-tuned against the most examples. Trainings and draws of examples are not
-#   paired, so the difference has Welch's interval.
+# - Data to text: slot errors in percent, fine-tuned against the best way to prompt. Trainings and draws of examples are
+#   not paired, so the difference has Welch's interval.
 
 # %%
 CLAIMS = ("fine-tuning keeps more of the facts", "errors per slot rise with the facts")
@@ -767,8 +794,8 @@ if has_e2e:
     ours = table[table["kind"] == "ours"]
     by_system = ours.groupby("system", sort=False)
     mean_errors = by_system["ser"].mean()
-    few = mean_errors[mean_errors.index.str.endswith("-shot")].idxmin()
-    tuned = mean_errors[~mean_errors.index.str.endswith("-shot")].idxmin()
+    few = mean_errors[mean_errors.index.str.contains("-shot")].idxmin()
+    tuned = mean_errors[~mean_errors.index.str.contains("-shot")].idxmin()
     errors = [100 * by_system.get_group(name)["ser"] for name in (tuned, few)]
     low, high = (float("nan"),) * 2
     if min(map(len, errors)) > 1 and max(e.nunique() for e in errors) > 1:
@@ -883,7 +910,7 @@ if has_e2e:
     rows, digits = [], {"bleu": 1, "nist": 2, "rouge_l": 3, "ser": 3}
     for system, part in table[table["kind"].isin(["ours", "human"])].groupby("system", sort=False):
         cells = [number(part[c].astype(float).mean(), d) for c, d in digits.items()]
-        rows.append([system.replace("-shot", " example" if system == "1-shot" else " examples"), len(part), *cells])
+        rows.append([system.replace("-shot", " example" if system[0] == "1" else " examples"), len(part), *cells])
     header = ["system", "runs", "BLEU", "NIST", "ROUGE-L", "slot errors"]
     text = f"E2E NLG on {budget.e2e_inputs} test inputs, greedy; means over the runs, fine-tuned on"
     results.markdown("text", header, rows, f"{text} {budget.e2e_tokens:,} tokens.")

@@ -735,19 +735,6 @@ for key in bench.MARKS:
     results.claim(f"mark not met, {', '.join(key)}", row is not None and not met)
 
 # %% [markdown]
-# - Seconds to the loss of the training table, from random weights and after a few steps only: trl's best over ours, by
-#   run.
-
-# %%
-seconds, times = pd.DataFrame(), pd.Series(dtype=float)
-if "seconds_to_loss" in made["training"]:
-    seconds = made["training"].pivot_table("seconds_to_loss", "run", ["system", "setting"])
-if ("trl", "best") in seconds:
-    times = seconds["trl", "best"] / seconds["ours", "default"]
-found = span(times.median(), times.min(), times.max(), 2) if len(times) else "not measured"
-results.value("seconds_to_loss.trl.best", found)
-
-# %% [markdown]
 # - Seconds to the target: the median over seeds and their range, and whether the marks were met; in the first
 #   comparison also the runs whose documents ran out before it.
 
@@ -777,11 +764,11 @@ for kind in ("training", "evaluation"):
     results.value(f"share.{kind}", f"{share:.0%}")
     results.claim(f"{kind} stays below 80 % of the products", share < 0.8)
 results.value("retired", f"{5 * reached.loc[('evaluation', 'tutorial', 'default'), 'share']:.0%}")
-for row in spent.itertuples():
-    results.value(f"spent.{row.kind}.{row.part.split()[0].strip(',')}", f"{row.share:.0%}")
+for row in spent[spent["part"] == "products"].itertuples() if len(spent) else ():
+    results.value(f"spent.{row.kind}", f"{row.share:.0%}")
 
 # %% [markdown]
-# - That the numbers stay the same: bits per byte, and the loss after equal training; then what a step costs.
+# - That the numbers stay the same: bits per byte, and the loss after equal training; then what a longer document costs.
 
 # %%
 results.value("bits.ours", number(bits["ours", "default"], 4))
@@ -790,8 +777,6 @@ results.value("loss.worst", f"{gap.abs().max():.2%}")
 results.value("loss.seeds", len(gap))
 results.claim("the faster step learns the same", gap.abs().max() <= 0.005)
 results.claim("with dropout not measured again", dropped.empty)
-results.value("step.fixed", number(batch["fixed"], 2))
-results.value("step.each", number(batch["each"], 2))
 by_length = scaling[(scaling["axis"] == "context") & (scaling["measure"] == "step_seconds")].set_index("value")[
     "result"
 ]
@@ -829,17 +814,9 @@ text = (
 results.markdown("speed", header, cells, text, left=3, seeds=(), scratch=True)
 
 # %% [markdown]
-# - Where the seconds go, and each training to the target.
+# - Each training to the target.
 
 # %%
-if len(spent):
-    wide = spent.pivot(index="part", columns="kind", values="share").loc[spent["part"].unique()]
-    cells = [[part, *(f"{share:.0%}" for share in row)] for part, row in zip(wide.index, wide.to_numpy(), strict=True)]
-    text = (
-        f"Where ours spends its time, by torch's profiler ({spent['device'].iloc[0]}): shares of one training step of "
-    )
-    text += "2,048 tokens, of an evaluation of 62 documents, and of 24 new tokens after each of 32 prompts."
-    results.markdown("profile", ["part", *wide], cells, text, seeds=(), scratch=True)
 if to_target:
     cells = []
     for row in reached_in.sort_values(["system", "setting", "seed"]).itertuples():
@@ -855,14 +832,4 @@ if to_target:
     header = ["system", "setting", "seed", "seconds", "steps", "bits per byte", "reached"]
     results.markdown("time_to_quality", header, cells, text, left=2, seeds=(), scratch=True)
 
-# %% [markdown]
-# - The table of faults.
-
-# %%
-text = "Faults injected and what was lost: a damaged file, a result off by a bit, an error without a way out. "
-text += "Last column: the largest share of losses that these trials leave open (95 %, exact)."
-cells = [
-    [row.fault, f"{row.injected:,}", row.lost, f"{upper[row.Index]:.2%}"] for row in faults[~undisturbed].itertuples()
-]
-results.markdown("faults", ["fault", "injected", "lost", "share at most"], cells, text, seeds=(), scratch=True)
 results.save(data={"debian": debian.sha256})
