@@ -1672,8 +1672,9 @@ worse, general_count = [], 0
 if len(forgetting):
     means = forgetting.pivot_table(index="measure", columns="method", values="value", sort=False)
     known = [k for k in GENERAL if k in means.index]
-    header = ["general text", *(ROWS.get(m, m) for m in means)]
-    rows = [[GENERAL[k][0], *(number(x, GENERAL[k][1]) for x in means.loc[k])] for k in known]
+    header = ["general text", *(ROWS.get(m, m) for m in means), *["one pass, full"] * len(passed)]
+    after = {k: [*means.loc[k], *(passed.get(k, []))] for k in known}
+    rows = [[GENERAL[k][0], *(number(x, GENERAL[k][1]) for x in after[k])] for k in known]
     text = f"General text before and after, leading parts: {budget.wikitext_tokens:,} tokens of WikiText-2, "
     text += f"{budget.lambada_documents} passages of LAMBADA, {budget.blimp_pairs} pairs of each of BLiMP's paradigms."
     results.markdown("forgetting", header, rows, text, seeds=[budget.seeds[0]])
@@ -1735,7 +1736,7 @@ else:
 
 # %%
 def both_readers(counts) -> str:
-    return " to ".join(dict.fromkeys(f"{n}" for n in sorted(counts))) or "not read"
+    return "–".join(dict.fromkeys(f"{n}" for n in sorted(counts))) or "not read"
 
 
 def counts_of(stage, column, table):
@@ -1774,27 +1775,24 @@ else:
     results.block("factual", "These texts were not read yet.")
 
 # %% [markdown]
-# - The counts as values. Below: whether the facts got better, by a sign test per reader against each of the two ways to
-#   ask the base model, corrected over all of them (Holm); shown where both readers' tests hold.
+# - The counts that the text names.
 
 # %%
 results.value("factual.read", factual["id"].nunique() if rows else 0)
-told = greedy
-for stage in STAGES:
-    for name, count in zip(VERDICTS, told.get(stage, ["not read"] * 3), strict=False):
-        results.value(f"factual.{stage}.{name}", count)
-    kinds = [f"{kind} ({both_readers(n)})" for kind, n in counts_of(stage, "kind", read).iterrows()] if told else []
-    results.value(f"read.kinds.{stage}", listed([kind for kind in kinds if not kind.startswith("none")][:2]))
+for name, key in (("asked", "asked"), ("sampled.asked", "sampled: examples, chat")):
+    counts = dict(zip(VERDICTS, {row[0]: row[1:] for row in rows}.get(key, []), strict=False))
+    results.value(f"factual.{name}.wrong", counts.get("wrong", "not read"))
 
 # %% [markdown]
-# - How far two readers agree, text by text; and the sign tests.
+# - How far two readers agree, text by text.
 
 
 # %%
 def agreement(found, name, column="verdict"):
     """Hand over how many different texts two readers judge alike, and Cohen's kappa."""
     same = found.groupby("text")[column].nunique() if len(found) else pd.Series(dtype=int)
-    results.value(f"factual.agree{name}", f"{(same == 1).sum()} of {len(same)}")
+    if column == "verdict":
+        results.value(f"factual.agree{name}", f"{(same == 1).sum()} of {len(same)}")
     alone = found.drop_duplicates(["text", "reader"]) if len(found) else found
     said = [part.set_index("text")[column] for _, part in alone.groupby("reader")][:2] if len(found) else []
     kappa, values = math.nan, sorted(found[column].unique()) if len(found) else []
@@ -1809,7 +1807,9 @@ agreement(again, ".kind", "kind")
 
 
 # %% [markdown]
-# - The sign tests.
+# - Whether the facts got better: a sign test per reader and pair, by Holm over the greedy and over the sampled texts
+#   apart; shown where both readers' tests hold. Beside it the packages whose text by the base model repeats at most a
+#   fifth of its 4-grams: what is left there is not fewer loops.
 
 
 # %%
@@ -1820,51 +1820,52 @@ def sign_tests(moved) -> tuple[dict, dict, dict]:
     return ups, downs, dict(zip(moved, multipletests(p, method="holm")[1], strict=True)) if p else {}
 
 
-def tell(name, tests_of, pair) -> None:
-    """Hand over the counts and p of one pair, and whether both readers find its second text better."""
-    ups, downs, corrected = tests_of
-    results.value(f"factual.better.{name}", both_readers(n for which, n in ups.items() if which[0] == pair))
-    results.value(f"factual.worse.{name}", both_readers(n for which, n in downs.items() if which[0] == pair))
-    found = [x for which, x in corrected.items() if which[0] == pair]
-    results.value(f"factual.p.{name}", " and ".join(f"{x:.2g}" for x in found) or "not read")
-    ahead = bool(found) and all(ups[w] > downs[w] for w in corrected if w[0] == pair)
-    results.claim(f"readers find better facts than {name}", ahead and max(found) < 0.05)
-    results.claim(f"better facts than {name} are not shown", bool(found) and max(found) >= 0.05)
-
-
-# %% [markdown]
-# - Greedy texts against `before` and `asked`; sampled texts against each other, a family of their own.
-
-# %%
-of_greedy, of_sampled = sign_tests(moved), sign_tests(moved_sampled)
-for stage in STAGES[:2]:
-    tell(stage, of_greedy, (stage, "after"))
-for name, pair in (
-    ("asked.sampled", ("asked", "after")),
-    ("asked.one_pass", ("asked", "one_pass")),
-    ("after.one_pass", ("after", "one_pass")),
-):
-    tell(name, of_sampled, pair)
-for stage in DRAWN:
-    counts = counts_of(stage, "verdict", again).reindex(VERDICTS).fillna(0).astype(int) if len(again) else None
-    for verdict in VERDICTS:
-        count = both_readers(counts.loc[verdict]) if len(again) else "not read"
-        results.value(f"factual.sampled.{stage}.{verdict}", count)
-
-# %% [markdown]
-# - The same of the packages whose asked text repeats at most a fifth of its 4-grams: what is left is not fewer loops.
-
-# %%
-for name, texts_read, moves_of, better in (
-    ("straight", reading, moved, "after"),
-    ("straight.after", drawn_texts, moved_sampled, "after"),
-    ("straight.one_pass", drawn_texts, moved_sampled, "one_pass"),
-):
+def pair_cells(name, moved, texts_read, pair) -> list[str]:
+    """Better, worse and p of a pair; the packages without loops, better and worse. And its two claims."""
+    ups, downs, corrected = sign_tests(moved)
+    found = {which: p for which, p in corrected.items() if which[0] == pair}
+    ahead = bool(found) and all(ups[which] > downs[which] for which in found)
+    results.claim(f"readers find better facts than {name}", ahead and max(found.values()) < 0.05)
+    results.claim(f"better facts than {name} are not shown", bool(found) and max(found.values()) >= 0.05)
+    cells = [both_readers(side[which] for which in found) for side in (ups, downs)]
+    cells.append(", ".join(dict.fromkeys(f"{p:.2g}" for p in found.values())))
+    if pair[0] != "asked":
+        return [*cells, "-", "-", "-"]
     kept_ids = [r["id"] for r in texts_read.to_dict("records") if "asked" in r and repeats(r["asked"]) <= 0.2]
-    straight = [x[x.index.isin(kept_ids)] for (pair, _), x in moves_of.items() if pair == ("asked", better)]
-    results.value(f"factual.read.{name}", both_readers(len(x) for x in straight))
-    results.value(f"factual.better.{name}", both_readers((x == 1).sum() for x in straight))
-    results.value(f"factual.worse.{name}", both_readers((x == -1).sum() for x in straight))
+    straight = [moved[which][moved[which].index.isin(kept_ids)] for which in found]
+    counts = [[len(x), (x == 1).sum(), (x == -1).sum()] for x in straight]
+    return [*cells, *map(both_readers, zip(*counts, strict=True))]
+
+
+# %% [markdown]
+# - The table of these pairs.
+
+# %%
+PAIRS = {  # the name of its claims: decoding, the second of the pair and the first
+    "before": ("greedy", "after", "before"),
+    "asked": ("greedy", "after", "asked"),
+    "asked.sampled": ("sampled", "after", "asked"),
+    "asked.one_pass": ("sampled", "one_pass", "asked"),
+    "after.one_pass": ("sampled", "one_pass", "after"),
+}
+CALLED = {"one_pass": "one pass", ("sampled", "asked"): "examples, chat"}
+found = {}
+for name, (how, second, first_of) in PAIRS.items():
+    given = (moved, reading) if how == "greedy" else (moved_sampled, drawn_texts)
+    label = [how, CALLED.get(second, second), CALLED.get((how, first_of), first_of)]
+    found[name] = [*label, *pair_cells(name, *given, (first_of, second))]
+for side, column in (("better", 3), ("worse", 4)):
+    results.value(f"factual.{side}.asked", found["asked"][column])
+header = ["texts", "of", "compared with", "better", "worse", "p, Holm", "without loops", "better", "worse"]
+text = "Packages whose facts the readers call better or worse than in the text compared with; sign test per reader, by "
+text += (
+    "Holm over the greedy (4) and over the sampled texts (6). Last, looked at afterwards, the packages where the base "
+)
+text += "model's text repeats at most a fifth of its 4-grams. Names as in the table before."
+if rows:
+    results.markdown("readings", header, list(found.values()), text, left=3, **options)
+else:
+    results.block("readings", "These texts were not read yet.")
 
 # %% [markdown]
 # - What most texts are.

@@ -862,6 +862,8 @@ for key, (_, p) in rises.items():
     results.claim(f"exposure rises, {'.'.join(key)}", p < 0.05 / len(rises))
 for key, row in most.iterrows():
     results.value(f"out.{'.'.join(key)}", f"{row.extracted:.0f} of {row.canaries:.0f}")
+row = most.loc["full", "no"]
+results.value("out.full.no.zh", f"{row.extracted:.0f}/{row.canaries:.0f}")  # as the Chinese abstract writes it
 row = once.loc["full", "yes"]
 results.value("once.full.yes", f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}")
 results.value("once.canaries.full.yes", row.canaries)
@@ -882,6 +884,7 @@ if len(second):
         bits = f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}"
         results.value(f"copies.{row.method}.{row.copies}", bits)
         results.value(f"copies.out.{row.method}.{row.copies}", f"{row.extracted} of {row.canaries}")
+        results.value(f"copies.out.{row.method}.{row.copies}.zh", f"{row.extracted}/{row.canaries}")
         results.claim(f"{row.copies} copies leave a trace, {row.method}", row.trace)
         results.claim(f"{row.copies} copies are not shown to leave a trace, {row.method}", not row.trace)
     for method, part in second[second["copies"] > 0].groupby("method"):
