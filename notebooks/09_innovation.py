@@ -1404,15 +1404,11 @@ else:
     results.block("conversion_budget", "Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 09`.")
 
 # %% [markdown]
-# - The layers: what the cheapest and the dearest cost alone, and how much of the whole the dearest quarter has.
+# - The layers: what the cheapest and the dearest cost alone.
 
 # %%
 alone = damage.groupby("layer")["damage"].mean().sort_values()
-quarter, whole = alone.clip(lower=0).iloc[-max(len(alone) // 4, 1) :].sum(), alone.clip(lower=0).sum()
 tell("damage", least=f"{alone.iloc[0]:+.4f}", most=f"{alone.iloc[-1]:+.4f}")
-tell("damage", quarter=f"{quarter / max(whole, 1e-9):.0%}")
-tell("damage", layers=f"{max(len(alone) // 4, 1)} of {len(alone)}", matched=number(damage["matching_error"].mean()))
-tell("damage", unmatched=number(damage["error_unmatched"].mean()))
 
 # %% [markdown]
 # - Decoding at the longest context: the whole model converted, against the KV cache.
