@@ -283,7 +283,11 @@ CONTROLS = {
 KNOBS = {"ridge": (0.1, 2.0), "segment": (16, 64)}
 KNOBS = {f"{key} {x}": {key: x} for key, some in KNOBS.items() for x in some}
 
+# %% [markdown]
+# - Registered under names of their own while they train.
 
+
+# %%
 def nystrom_runs() -> list[dict]:
     entry = ATTENTIONS["nystrom"]
     others = {name: Attention(entry.form, options=entry.options | changed) for name, changed in KNOBS.items()}

@@ -143,6 +143,11 @@ def few_shot_prompts(shots: int, seed: int) -> list[str]:
     return [examples + row["prompt"] for row in inputs]
 
 
+# %% [markdown]
+# - The same as turns of a chat; then one prompt with one example.
+
+
+# %%
 def chat_prompts(shots: int, seed: int) -> list[str]:
     """The same through the chat template, each example a turn of the user and one of the assistant."""
     turns = []
