@@ -105,7 +105,7 @@ def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing"
     return packed(Archive(*origin, lengths, n_bytes, content, beside, coded)), bits
 
 
-def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[bytes]:
+def decompress(codec: Codec, data: bytes) -> list[bytes]:
     """The documents of an archive, in order. Raises ValueError for a damaged file, for one that another model or
     another platform wrote, and where this machine's arithmetic still differs: never returns but what went in."""
     archive = unpacked(data)
@@ -121,7 +121,7 @@ def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[b
     ids, threads = [np.zeros(n, np.int32) for n in archive.tokens], torch.get_num_threads()
     torch.set_num_threads(archive.threads)
     try:
-        with tqdm(total=sum(archive.tokens), desc=desc, unit="token") as bar:
+        with tqdm(total=sum(archive.tokens), desc="decompressing", unit="token") as bar:
             for group, coded in zip(groups(archive.tokens, same), archive.coded, strict=True):
                 decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(coded, "<u4").astype(np.uint32))
 
@@ -351,9 +351,8 @@ def compress_file(path: Path, out: Path | None = None, run: str = BASE) -> Path:
 
 
 def decompress_file(path: Path, out: Path | None = None, run: str | None = None) -> Path:
-    """The document of an archive, by default without the suffix; of several a folder, one file each. The model is the
-    one that the archive names, or `run`. Raises ValueError, with the file's name, for what `decompress` refuses; then
-    nothing is written."""
+    """The document of an archive, by default without the suffix. The model is the one that the archive names, or `run`.
+    Raises ValueError, with the file's name, for what `decompress` refuses; then nothing is written."""
     if out is None and path.suffix != SUFFIX:
         raise ValueError(f"{path} does not end in {SUFFIX}: name the file to write with -o.")
     out, data = _free(out or path.with_suffix("")), path.read_bytes()
@@ -361,13 +360,11 @@ def decompress_file(path: Path, out: Path | None = None, run: str | None = None)
         codec = codec_of(run or unpacked(data).name)  # damage is told before a model is loaded
         codec.fingerprint  # noqa: B018  hashing the weights belongs to loading, not to decoding
         began = time.monotonic()
-        documents = decompress(codec, data)
+        (document,) = decompress(codec, data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    seconds = time.monotonic() - began
-    for i, document in enumerate(documents):
-        results.write_bytes(out if len(documents) == 1 else out / f"{i:06d}", document)
-    print(f"{path}: {len(documents)} document(s), {sum(map(len, documents)):,} bytes in {seconds:.3f} s: {out}")
+    results.write_bytes(out, document)
+    print(f"{path}: {len(document):,} bytes in {time.monotonic() - began:.1f} s: {out}")
     return out
 
 
