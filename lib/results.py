@@ -195,9 +195,9 @@ def by_seed(frame: pd.DataFrame, columns: str, values: str = "bits_per_byte") ->
     return frame.pivot(index="seed", columns=columns, values=values)[frame[columns].unique()]
 
 
-def listed(names: Sequence[str], code: bool = False) -> str:
-    """ "a, b and c", each in backticks for `code`; "none" for nothing."""
-    names = [f"`{n}`" if code else str(n) for n in names]
+def listed(names: Sequence) -> str:
+    """ "a, b and c"; "none" for nothing."""
+    names = [*map(str, names)]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
 
 
