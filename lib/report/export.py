@@ -81,14 +81,8 @@ def pandoc(text: str, folder: Path, form: str, *options: str) -> bytes:
     if not command:
         raise RuntimeError("pandoc is missing: `pip install pypandoc-binary` brings it.")
     templates = [f"--defaults={TEMPLATES / name}.yaml" for name in ("report", form)]
-    run = subprocess.run(
-        [command, *templates, *options, "-o", "-"],
-        input=text.encode("utf-8"),
-        cwd=folder,
-        capture_output=True,
-        check=False,
-        env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH},
-    )
+    given = {"cwd": folder, "env": {**os.environ, "SOURCE_DATE_EPOCH": EPOCH}, "capture_output": True}
+    run = subprocess.run([command, *templates, *options, "-o", "-"], input=text.encode("utf-8"), **given)
     if run.returncode:
         raise ValueError(" ".join(run.stderr.decode("utf-8", errors="replace").split())[:600])
     return run.stdout
