@@ -130,10 +130,9 @@ class Results:
         """`block` of a table, its cells formatted, with `caption(text, **options)`."""
         self.block(name, f"{markdown_table(header, rows, left)}\n\nTable: {self.caption(text, **options)}")
 
-    def save(self, base=None, data: Mapping[str, str] | None = None) -> None:
+    def save(self, data: Mapping[str, str] | None = None) -> None:
         """Write the results file and the figures together; `data` is the sha256 of each dataset. Raises OSError where
         one can't be written, and leaves the previous ones."""
-        self.base = base or self.base
         root = profile.kept_root()
         new = {"notebook": self.notebook, "provenance": self.provenance(data), "tables": self.tables}
         value = self._file | new | {"tables": self._file["tables"] | self.tables} if self.stored else new
