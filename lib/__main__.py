@@ -104,7 +104,7 @@ COMMANDS = {  # name: (what is called with the options in their order, what it d
     "decompress": (lambda *given: compress(*given, back=True), "what compress wrote; exact, or refused", FILES | MODEL),
     "report": ("lib.report.fill.command", "fill report.md and README.md from data/results", CHECK),
     "check": ("lib.report.rubric.command", "the rubric: where each point is satisfied, or what is missing", MIDTERM),
-    "export": ("lib.report.export.export", "into build/: html, docx, pdf, notebooks, or some", SOME | MIDTERM | DRAFT),
+    "export": ("lib.report.export.export", "into build/: html, docx, pdf, or some", SOME | MIDTERM | DRAFT),
     "pack": ("lib.report.pack.pack", "one zip to hand in, into build/", MIDTERM | DRAFT),
     "tidy": ("lib.run.tidy", "drop from saved .ipynb what git and GitHub cannot use", {"file": FILES["file"]}),
     "keep": ("lib.keep.keep", "explorations to hand in, such as 05 06; the others go with all that is theirs", KEPT),

@@ -44,7 +44,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool = False) -> li
     return [first] * bos + tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def wikitext2(model, tokenizer, max_tokens: int = 0, max_length: int = 1024, articles: bool = True) -> dict:
+def wikitext2(model, tokenizer, max_tokens: int = 0, max_length: int = 1024) -> dict:
     """WikiText-2's test text under two protocols, side by side. GPT-2 117M: 29.94 and 37.37 in perplexity.
 
     token_*: blocks of `max_length` tokens of `"\\n\\n".join(rows)`, stride = block, perplexity exp(nats / tokens); the
@@ -52,8 +52,7 @@ def wikitext2(model, tokenizer, max_tokens: int = 0, max_length: int = 1024, art
     blank one empty. word_*: article by article, detokenised, in lm-evaluation-harness's rolling windows of `max_length`
     (every token is predicted once; BOS before the first, as much context as fits before the last), exp(nats / words),
     the words of the original article. Bits per byte: over the bytes of the scored tokens; over those of the articles.
-    `max_tokens` takes the leading tokens, and as many leading articles as hold them; 0 takes all. Without `articles`,
-    which are scored whole and so take longer, the word_* protocol is left out."""
+    `max_tokens` takes the leading tokens, and as many leading articles as hold them; 0 takes all."""
     raw = (outside("wikitext2") / "wiki.test.raw").read_text(encoding="utf-8")
     length = min(max_length, model.config.max_position_embeddings)
     text = "\n\n".join(f"{line}\n" if line.strip() else "" for line in raw.removesuffix("\n").split("\n"))
@@ -67,9 +66,6 @@ def wikitext2(model, tokenizer, max_tokens: int = 0, max_length: int = 1024, art
     found = {"max_tokens": max_tokens, "max_length": length}
     tokens = sum(map(len, blocks)) - len(blocks)
     found |= _ratios("token", model, [Encoded(block, 0, 0) for block in blocks], tokens, size)
-    if not articles:
-        return found
-
     windows, chosen, seen = [], [], 0
     for page in filter(str.strip, ARTICLE.split(raw)):  # 62 in the test file
         if max_tokens and seen >= max_tokens:

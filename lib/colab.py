@@ -1,7 +1,4 @@
-"""`python -m lib colab`: a Colab session made ready: what it lacks is installed, its GPU and number format are told.
-
-Results, figures and ratings go to Google Drive where it is mounted (`lib.profile.kept_root`).
-"""
+"""`python -m lib colab`: a Colab session made ready: what it lacks is installed, its GPU and number format are told."""
 
 import importlib.metadata
 import re

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from unittest import mock
 
 import torch
 from tqdm.auto import tqdm
@@ -107,16 +108,10 @@ def _evaluating(model, tokenizer, max_new_tokens: int, decoding: Mapping) -> Ite
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     ends = {"eos_token_id": eos, "pad_token_id": eos if pad is None else pad}
     config = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **ends, **decoding)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    before = [(m, m.generation_config) for m in {id(m): m for m in (model, base)}.values()]
     was_training = model.training
     model.eval()
-    for m, _ in before:
-        m.generation_config = config
     try:
-        with float32_logits(base), profile.autocast():
+        with mock.patch.object(model, "generation_config", config), float32_logits(model), profile.autocast():
             yield config
     finally:
-        for m, original in before:
-            m.generation_config = original
         model.train(was_training)

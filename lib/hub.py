@@ -169,9 +169,9 @@ def hub_file(repository: str, file: str, revision: str = "main", **more) -> Path
 
 
 def cached_model(repository: str, revision: str = "main") -> Path | None:
-    """The folder of a model in the local Hugging Face cache, asking no network; None if not there."""
+    """The folder of a model in the local Hugging Face cache, asking no network; None if not there or not whole."""
     found = try_to_load_from_cache(repository, "model.safetensors", revision=revision)
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(found).parent if isinstance(found, str) and holds_model(Path(found).parent) else None
 
 
 def hub_model(repository: str, revision: str = "main", local_dir: Path | None = None) -> Path:
@@ -285,9 +285,8 @@ def fetch(what: list[str] | None = None) -> int:
 
 def _fetch_model() -> tuple[Path, str]:
     folder = MODELS / "gpt2"
-    for found in (folder, cached_model(GPT2, GPT2_REVISION)):
-        if found and holds_model(found):
-            return found, "already there"
+    if found := folder if holds_model(folder) else cached_model(GPT2, GPT2_REVISION):
+        return found, "already there"
     MODELS.mkdir(parents=True, exist_ok=True)
     partial = MODELS / ".gpt2.partial"  # kept when the network breaks off: the next run goes on
     try:

@@ -138,15 +138,14 @@ def mean_interval(values: Sequence[float], top: float = math.inf) -> tuple[float
 def paired(before, after, numerator: str = "nats", denominator: str | None = "bytes") -> dict:
     """Is the difference between two models larger than the choice of documents explains?
 
-    `before` and `after`: a frame, or one per seed. Documents are the sampling unit, not seeds: each document's values
-    are averaged over the seeds first. The measure is sum(numerator) / sum(denominator), of nats in bits; for a metric
-    with one value per document (chrF), name its column and pass `denominator=None`. Raises ValueError where the
-    documents differ.
+    `before` and `after`: a frame, or one per seed. Documents are the sampling unit: their values are averaged over the
+    seeds first. The measure is sum(numerator) / sum(denominator), of nats in bits; `denominator=None` for a metric with
+    one value per document (chrF). Raises ValueError where the documents differ.
 
     before, after, difference (after - before); low, high: its 95 % interval, a percentile bootstrap over groups (Efron
     and Tibshirani 1993), of few groups t with the ratio's linearised error (Cochran 1977, section 6.8); p_value:
-    two-sided, the signs of the groups' differences flipped at random or in all ways; documents; clusters: groups; how:
-    interval and test."""
+    two-sided, the signs of the groups' differences flipped at random or in all ways; documents; clusters: groups; how.
+    """
     scale = 1 / math.log(2) if numerator == "nats" else 1.0
     sides = [[x] if isinstance(x, pd.DataFrame) else list(x) for x in (before, after)]
     first, same = sides[0][0], ["id", denominator] if denominator else ["id"]

@@ -1,8 +1,5 @@
-"""Where the base model comes from, its stand-in, and small GPT-2s from a config.
-
-The assignment's model is GPT-2 117M (Radford et al. 2019, "Language Models are Unsupervised Multitask
-Learners"). `load_base` takes it from wherever it can be had and says what it took.
-"""
+"""Where the base model comes from (GPT-2 117M: Radford et al. 2019, "Language Models are Unsupervised Multitask
+Learners"), its stand-in, and small GPT-2s from a config."""
 
 import json
 import os
@@ -105,7 +102,7 @@ def load_base() -> Base:
     tried = {str(folder): "not there"}
     for repository in (GPT2, "gpt2"):  # the repository's name before it moved
         tried[f"Hugging Face cache, {repository}"] = "no whole model"
-        if (cached := hub.cached_model(repository, GPT2_REVISION)) and holds_model(cached):
+        if cached := hub.cached_model(repository, GPT2_REVISION):
             return _load(cached, GPT2, GPT2_REVISION, "the local Hugging Face cache")
     try:
         return _load(hub.hub_model(GPT2, GPT2_REVISION), GPT2, GPT2_REVISION, endpoint())
@@ -135,7 +132,7 @@ def _load_wanted(wanted: str) -> Base:
     revision = GPT2_REVISION if wanted in (GPT2, "gpt2") else "main"
     try:
         cached = hub.cached_model(wanted, revision)
-        folder = cached if cached and holds_model(cached) else hub.hub_model(wanted, revision)
+        folder = cached or hub.hub_model(wanted, revision)
     except Unavailable as error:
         missing = f"BASE_MODEL={wanted} is no folder here, and as a hub id it cannot be had"
         raise Unavailable(f"{missing}: {error}.") from None

@@ -119,14 +119,17 @@ def flatten(documents: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     }
 
 
-def draw(documents: Sequence[Encoded], tokens: int, seed: int) -> list[Encoded]:
-    """Documents in a random order of `seed`, epoch after epoch, until `tokens` tokens are drawn."""
-    generator = torch.Generator().manual_seed(seed)
+def draw(documents: Sequence, tokens: int, seed: int | None, size=lambda document: len(document.input_ids)) -> list:
+    """Documents in a random order of `seed` (None: as they stand), epoch after epoch, until `tokens` tokens are drawn;
+    `size` measures a document in something else."""
+    generator = torch.Generator().manual_seed(seed or 0)
     drawn, total, order = [], 0, []
     while total < tokens:
-        order = order or torch.randperm(len(documents), generator=generator).tolist()
+        if not order:
+            n = len(documents)
+            order = [*range(n)] if seed is None else torch.randperm(n, generator=generator).tolist()
         drawn.append(documents[order.pop(0)])
-        total += len(drawn[-1].input_ids)
+        total += size(drawn[-1])
     return drawn
 
 

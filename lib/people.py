@@ -1,7 +1,4 @@
-"""Which of two texts is better: blind ratings by people in a notebook.
-
-Left and right are shuffled per rater and item, since people favour a side.
-"""
+"""Which of two texts is better: blind ratings by people in a notebook."""
 
 import datetime
 import html
@@ -29,7 +26,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def sides(rater: str, pair: Pair) -> list[str]:
-    """Which text stands left and which right, always the same for one rater and pair."""
+    """Which text stands left and which right: drawn, since people favour a side, once for a rater and pair."""
     return random.Random(f"{rater}\n{pair.id}").sample(["before", "after"], 2)
 
 

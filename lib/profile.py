@@ -1,7 +1,4 @@
-"""Which profile this is, and what follows for every notebook: budgets, device, number format, where files go.
-
-`PROFILE=fast|cpu|full` in the environment chooses; without it `full` with a GPU and `cpu` without.
-"""
+"""Which profile this is, and what follows for every notebook: budgets, device, number format, where files go."""
 
 import contextlib
 import functools

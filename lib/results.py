@@ -130,10 +130,9 @@ class Results:
         """`block` of a table, its cells formatted, with `caption(text, **options)`."""
         self.block(name, f"{markdown_table(header, rows, left)}\n\nTable: {self.caption(text, **options)}")
 
-    def save(self, base=None, data: Mapping[str, str] | None = None) -> None:
+    def save(self, data: Mapping[str, str] | None = None) -> None:
         """Write the results file and the figures together; `data` is the sha256 of each dataset. Raises OSError where
         one can't be written, and leaves the previous ones."""
-        self.base = base or self.base
         root = profile.kept_root()
         new = {"notebook": self.notebook, "provenance": self.provenance(data), "tables": self.tables}
         value = self._file | new | {"tables": self._file["tables"] | self.tables} if self.stored else new
@@ -195,9 +194,9 @@ def by_seed(frame: pd.DataFrame, columns: str, values: str = "bits_per_byte") ->
     return frame.pivot(index="seed", columns=columns, values=values)[frame[columns].unique()]
 
 
-def listed(names: Sequence[str], code: bool = False) -> str:
-    """ "a, b and c", each in backticks for `code`; "none" for nothing."""
-    names = [f"`{n}`" if code else str(n) for n in names]
+def listed(names: Sequence) -> str:
+    """ "a, b and c"; "none" for nothing."""
+    names = [*map(str, names)]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
 
 

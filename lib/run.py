@@ -5,7 +5,6 @@ import contextlib
 import os
 import re
 import signal
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -63,11 +62,8 @@ def execute(source: Path) -> Path:
     except (KeyboardInterrupt, asyncio.CancelledError, DeadKernelError) as error:
         if isinstance(error, DeadKernelError) and not client.stopped:
             raise RuntimeError(f"{source.stem} stopped: its kernel died, as it does when memory runs out.") from None
-        states = profile.output_root().glob("data/runs/*/checkpoints/checkpoint-*/trainer_state.json")
-        new = [(p.stat().st_mtime, p.parent.name.replace("-", " ")) for p in states if p.stat().st_mtime > client.began]
-        at, start = (f" at step {client.step} of a training", new) if client.step else ("", [])
-        said = f"{source.stem} was interrupted{at}; its results, figures and outputs are as they were. "
-        said += f"The same command goes on from {max(start)[1] if start else 'what is finished'}."
+        said = f"{source.stem} was interrupted; its results, figures and outputs are as they were. "
+        said += "The same command goes on from what is finished, a training from its last checkpoint."
         raise KeyboardInterrupt(said, client.stopped or signal.SIGINT) from None
     finally:
         client.bar.close()
@@ -107,7 +103,7 @@ class ShownClient(NotebookClient):
         super().__init__(notebook, **kwargs)
         code = [c for c in notebook.cells if c.cell_type == "code"]
         self.bar = tqdm(total=len(code), unit="cell", desc="cells", dynamic_ncols=True)
-        self.last, self.step, self.stopped, self.began = code[-1], "", 0, time.time()
+        self.last, self.stopped = code[-1], 0
 
     async def async_start_new_kernel(self, **kwargs):
         """Take the signals over: nbclient's own handlers end in an AssertionError."""
@@ -128,8 +124,7 @@ class ShownClient(NotebookClient):
         if kind == "stream" and content["name"] == "stdout" and cell is not self.last:
             self.bar.write(content["text"].rstrip("\n"))
         elif kind in ("display_data", "execute_result", "update_display_data"):
-            if step := re.search(r"\[\s*(\d+/\d+) [^\]]*\]", data.get("text/html", "")):
-                self.step = step[1].replace("/", " of ")
+            if step := re.search(r"\[\s*\d+/\d+ [^\]]*\]", data.get("text/html", "")):
                 self.bar.set_postfix_str(f"training {step[0].strip('[] ')}")
             elif (text := data.get("text/plain", "")) and not re.search(r"\d+%\||^(<IPython|<Figure|[HV]Box)", text):
                 self.bar.write(text)
@@ -138,6 +133,5 @@ class ShownClient(NotebookClient):
             if isinstance(value, str) and re.match(r"\s*\d+/\d+ \[", value):
                 self.bar.set_postfix_str(value.strip())
         elif kind == "status" and content["execution_state"] == "idle" and cell.cell_type == "code":
-            self.step = ""
             self.bar.update(1)
         return super().process_message(msg, cell, cell_index)

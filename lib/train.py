@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -226,26 +226,16 @@ def run_path(base, task: tasks.Task, settings: Settings, variant: str = "") -> P
 
 
 def finetune(
-    base,
-    task: tasks.Task,
-    method: str = "full",
-    seed: int = 0,
-    *,
-    variant: str = "",
-    draw: Callable[[Sequence[Encoded], int, int], list[Encoded]] | None = None,
-    optimizer: Callable[[nn.Module, Settings], torch.optim.Optimizer] | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    quiet: bool = False,
-    **overrides,
+    base, task, method="full", seed=0, *, variant="", draw=None, optimizer=None, callbacks=(), quiet=False, **overrides
 ) -> Finetuned:
-    """Fine-tune a copy of `base` (lib.models.Base; itself left untouched) on `task`.
+    """Fine-tune a copy of `base` (lib.models.Base; itself left untouched) on `task` (lib.tasks.Task).
 
     The loss is that of the target's tokens, EOS included, given the prompt; documents are packed without attention
-    across them. `overrides` replace fields of Settings. `draw` (documents, tokens, seed) puts other documents into the
-    run or another order, `optimizer` builds another than fused AdamW; `variant` names what these or a callback change
-    (all that decides the outcome belongs in it), and is another run. Also runs on several processes under
-    `accelerate launch -m lib finetune ...`. Raises ValueError for an unknown method or setting or a change without a
-    name, OSError for a folder that can't be written or a disk too small, RuntimeError while another process trains."""
+    across them. `overrides` replace fields of Settings. `draw(documents, tokens, seed)` puts other documents into the
+    run or another order, `optimizer(model, settings)` builds another than fused AdamW, `callbacks` are transformers';
+    `variant` names what these change (all that decides the outcome belongs in it), and is another run. Raises
+    ValueError for an unknown method or setting or a change without a name, OSError for a folder that can't be written
+    or a disk too small, RuntimeError while another process trains."""
     settings = settings_for(method, seed, task, **overrides)
     if (draw or optimizer) and not variant:
         raise ValueError("Another draw or optimizer is another run: name the change in variant.")

@@ -5,7 +5,6 @@ import re
 import zipfile
 from html import unescape
 
-import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,7 +34,7 @@ def trial(folder, text, title="# Title\n\n"):
 def pages(path, *options, ppi=50):
     """The pages of the PDF, in shades of gray."""
     text = path.read_text("utf-8")
-    source = export.pandoc(text, path.parent, "report", "typst", "-V", "language=en", *options)
+    source = export.pandoc(text, path.parent, "typst", "-V", "language=en", *options)
     drawn = export.typeset(source, path.parent, format="png", ppi=ppi)
     return [np.asarray(Image.open(io.BytesIO(p)).convert("L")) for p in (drawn if isinstance(drawn, list) else [drawn])]
 
@@ -130,23 +129,6 @@ def test_what_cannot_be_shown_is_named(tmp_path, text, said):
         export.document(trial(tmp_path, text), "html" if "$" in text else "pdf")
 
 
-def test_a_notebook_becomes_one_file(root):
-    book = root / "notebooks/03_evaluate.ipynb"
-    page = export.notebook_html(book).decode("utf-8")
-    assert "bits per byte 1.042" in page and "<math" in page and "红豆" in page and "max-width: 47rem" in page
-    assert "http" not in re.sub(r"xmlns=\"[^\"]*\"|http://www.w3.org/\S*", "", page)
-    shown = {"text/markdown": ["```python\n", "def listed(): ...\n", "```\n\n$x^3$"], "text/plain": "<IPython>"}
-    opened = nbformat.read(book, 4)
-    for data in (shown, {export.WIDGET: {"model_id": "beefbeef"}, "text/plain": "VBox(children=())"}):
-        opened.cells[1].outputs.append(nbformat.v4.new_output("display_data", data=data))
-    nbformat.write(opened, root / "05_shown.ipynb")
-    page = export.notebook_html(root / "05_shown.ipynb").decode("utf-8")
-    assert "def listed" in words(page) and "<mn>3</mn>" in page and not re.search("IPython|VBox|beefbeef", page)
-    write(root / "04_empty.ipynb", book.read_text("utf-8").replace('"outputs"', '"nothing"'))
-    with pytest.raises(ValueError, match=r"04_empty.ipynb was not executed: `python -m lib run 04`"):
-        export.notebook_html(root / "04_empty.ipynb")
-
-
 def test_what_results_hold_is_shown_on_any_machine(tmp_path):
     """A processor's name as long as they come, in one word or many, and letters of a model that no font has."""
     names = ["Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz, " * 3 + "2 threads", "X" * 120]
@@ -169,11 +151,9 @@ def held(path):
 
 def test_export_writes_everything_into_build_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "document", lambda source, form, **options: form.encode())
-    monkeypatch.setattr(export, "notebook_html", lambda path: b"page")
     done = export.export(root=project(tmp_path, git=False))
-    names = [path.relative_to(tmp_path / "build").as_posix() for path in done]
-    assert names[:4] == ["report.html", "report.docx", "report.pdf", "notebooks/01_load_and_generate.html"]
-    assert capsys.readouterr().out.count(" MB\n") == len(done) == 8
+    assert done == [tmp_path / "build" / name for name in ("report.html", "report.docx", "report.pdf")]
+    assert capsys.readouterr().out.count(" MB\n") == len(done)
     with monkeypatch.context() as word, pytest.raises(PermissionError, match=r"report\.docx is open"):
         word.setattr(export, "write_bytes", lambda path, data: path.suffix == ".docx" and held(path))
         export.export(["html", "docx", "pdf"], root=tmp_path)

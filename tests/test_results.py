@@ -92,7 +92,7 @@ def test_forms_of_numbers():
     assert results.shown(barely) == 1 and results.shown(dict.fromkeys(range(3), barely)) == {0: 0, 1: 0, 2: 0}
     family = {"clear": [1, 1.01, 0.99], "barely": barely, "same": [0, 0, 0], "one": [5], "none": []}
     assert results.shown(family) == {"clear": 1, "barely": 0, "same": 0, "one": 0, "none": 0} and not results.shown({})
-    assert results.listed(["a", "b", "c"]) == "a, b and c" and results.listed(["a"], code=True) == "`a`"
+    assert results.listed(["a", "b", "c"]) == "a, b and c" and results.listed(["a"]) == "a"
     assert results.listed([]) == "none"
     assert results.markdown_table(["a", "b"], [["x|y", 1]]).splitlines()[2] == r"| x\|y | 1 |"
 

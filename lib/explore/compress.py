@@ -34,7 +34,7 @@ from lib import models, profile, results, train
 # text can be coded, at 0.004 bits a token for a vocabulary of 50,257.
 FAMILY = constriction.stream.model.Categorical(perfect=False)
 SUFFIX, BASE = ".lmz", "base"
-MAGIC, VERSION = b"LMZ", 3
+MAGIC = b"LMZ\3"  # with the format's number
 DIGEST = 8  # bytes of a SHA-256: damage by chance passes once in 2**64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # by their number in a file
 
@@ -105,7 +105,7 @@ def compress(codec: Codec, documents: Sequence[bytes], desc: str = "compressing"
     return packed(Archive(*origin, lengths, n_bytes, content, beside, coded)), bits
 
 
-def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[bytes]:
+def decompress(codec: Codec, data: bytes) -> list[bytes]:
     """The documents of an archive, in order. Raises ValueError for a damaged file, for one that another model or
     another platform wrote, and where this machine's arithmetic still differs: never returns but what went in."""
     archive = unpacked(data)
@@ -121,7 +121,7 @@ def decompress(codec: Codec, data: bytes, desc: str = "decompressing") -> list[b
     ids, threads = [np.zeros(n, np.int32) for n in archive.tokens], torch.get_num_threads()
     torch.set_num_threads(archive.threads)
     try:
-        with tqdm(total=sum(archive.tokens), desc=desc, unit="token") as bar:
+        with tqdm(total=sum(archive.tokens), desc="decompressing", unit="token") as bar:
             for group, coded in zip(groups(archive.tokens, same), archive.coded, strict=True):
                 decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(coded, "<u4").astype(np.uint32))
 
@@ -256,7 +256,7 @@ def to_bytes(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bytes:
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False).encode()
 
 
-# The file: MAGIC, VERSION, the fields of Archive in order, a checksum of all before. Numbers are LEB128 (7 bits a
+# The file: MAGIC, the fields of Archive in order, a checksum of all before. Numbers are LEB128 (7 bits a
 # byte, the high bit: one more follows), a block is its length and its bytes; what is kept beside is deflated
 
 
@@ -294,8 +294,7 @@ def packed(archive: Archive) -> bytes:
     sizes = [_number(n) for n in (len(archive.tokens), *archive.tokens, archive.n_bytes)]
     beside = b"".join(_number(i) + _block(document) for i, document in archive.beside.items())
     blocks = [_block(data) for data in (zlib.compress(beside, 9) if beside else b"", *archive.coded)]
-    head = [MAGIC, bytes([VERSION]), archive.fingerprint]
-    body = b"".join([*head, *settings, *origin, *sizes, archive.content, *blocks])
+    body = b"".join([MAGIC, archive.fingerprint, *settings, *origin, *sizes, archive.content, *blocks])
     return body + digest(body)
 
 
@@ -309,16 +308,13 @@ class _Reader(io.BytesIO):
 
 
 def unpacked(data: bytes) -> Archive:
-    """The content of a file. Raises ValueError for another kind or version of file, and for damage."""
+    """The content of a file. Raises ValueError for another kind of file, and for damage."""
     if data[: len(MAGIC)] != MAGIC:
-        raise ValueError("This is no file of `python -m lib compress`: it does not begin with LMZ.")
+        raise ValueError("This is no file of `python -m lib compress`: it does not begin with LMZ and the byte 3.")
     body = data[:-DIGEST]
     if len(body) <= len(MAGIC) or digest(body) != data[-DIGEST:]:
         raise ValueError("The compressed file is damaged or cut short (its checksum differs): get another copy of it.")
-    if body[len(MAGIC)] != VERSION:
-        made = f"is of format {body[len(MAGIC)]} and this program reads {VERSION}"
-        raise ValueError(f"The compressed file {made}: use the checkout that wrote it.")
-    file = _Reader(body[len(MAGIC) + 1 :])
+    file = _Reader(body[len(MAGIC) :])
     fingerprint, threads, options = file.read(DIGEST), file.number(), tuple(file.number() for _ in range(5))
     platform, name = file.block().decode(), file.block().decode()
     tokens = [file.number() for _ in range(file.number())]
@@ -351,9 +347,8 @@ def compress_file(path: Path, out: Path | None = None, run: str = BASE) -> Path:
 
 
 def decompress_file(path: Path, out: Path | None = None, run: str | None = None) -> Path:
-    """The document of an archive, by default without the suffix; of several a folder, one file each. The model is the
-    one that the archive names, or `run`. Raises ValueError, with the file's name, for what `decompress` refuses; then
-    nothing is written."""
+    """The document of an archive, by default without the suffix. The model is the one that the archive names, or `run`.
+    Raises ValueError, with the file's name, for what `decompress` refuses; then nothing is written."""
     if out is None and path.suffix != SUFFIX:
         raise ValueError(f"{path} does not end in {SUFFIX}: name the file to write with -o.")
     out, data = _free(out or path.with_suffix("")), path.read_bytes()
@@ -361,13 +356,11 @@ def decompress_file(path: Path, out: Path | None = None, run: str | None = None)
         codec = codec_of(run or unpacked(data).name)  # damage is told before a model is loaded
         codec.fingerprint  # noqa: B018  hashing the weights belongs to loading, not to decoding
         began = time.monotonic()
-        documents = decompress(codec, data)
+        (document,) = decompress(codec, data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    seconds = time.monotonic() - began
-    for i, document in enumerate(documents):
-        results.write_bytes(out if len(documents) == 1 else out / f"{i:06d}", document)
-    print(f"{path}: {len(documents)} document(s), {sum(map(len, documents)):,} bytes in {seconds:.3f} s: {out}")
+    results.write_bytes(out, document)
+    print(f"{path}: {len(document):,} bytes in {time.monotonic() - began:.1f} s: {out}")
     return out
 
 

@@ -84,10 +84,10 @@ def scaling(names: Sequence[str], lengths: Sequence[int], repeats: int = 5) -> p
     return pd.DataFrame(rows)
 
 
-def crossover(df: pd.DataFrame, name: str, against: str, kind: str = "forward+backward") -> float:
-    """The length from which `name` is faster than `against` on to the longest one measured, interpolated
-    in logarithms; nan where it is not faster at the longest that both were measured at."""
-    table = df[df["pass"] == kind].pivot(index="length", columns="attention", values="milliseconds")
+def crossover(df: pd.DataFrame, name: str, against: str) -> float:
+    """The length from which a step of `name` is faster than one of `against` on to the longest one measured,
+    interpolated in logarithms; nan where it is not faster at the longest that both were measured at."""
+    table = df[df["pass"] == "forward+backward"].pivot(index="length", columns="attention", values="milliseconds")
     gap = np.log(table[name] / table[against]).dropna()  # below 0: faster
     slower = np.flatnonzero(gap >= 0)
     if gap.empty or gap.iloc[-1] >= 0 or not len(slower):

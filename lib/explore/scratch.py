@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments, default_data_collator
 
-from lib import models, profile, results, tasks
+from lib import models, packing, profile, results, tasks
 from lib.explore.attention import use_attention
 from lib.explore.encodings import Encoding, train_encoding
 from lib.explore.positions import use_position
@@ -83,16 +83,7 @@ def documents(corpus: str, split: str = "train", n_bytes: int | None = None, see
     """Prompt + target of a split's documents until `n_bytes` are reached, in an order drawn from `seed` (None: the
     task's own). All are taken once before any is taken again."""
     texts = [row["prompt"] + row["target"] for row in tasks.head(_task(corpus)[split])]
-    if n_bytes is None:
-        return texts
-    generator = torch.Generator().manual_seed(seed or 0)
-    drawn, total, order = [], 0, []
-    while total < n_bytes:
-        if not order:
-            order = [*range(len(texts))] if seed is None else torch.randperm(len(texts), generator=generator).tolist()
-        drawn.append(texts[order.pop(0)])
-        total += len(drawn[-1].encode("utf-8"))
-    return drawn
+    return texts if n_bytes is None else packing.draw(texts, n_bytes, seed, lambda text: len(text.encode("utf-8")))
 
 
 _task = cache(tasks.load_task)

@@ -1,15 +1,14 @@
-"""`python -m lib export`: the report as HTML, Word and PDF, and the notebooks as HTML, into build/.
+"""`python -m lib export`: the report as HTML, Word and PDF, into build/.
 
 pandoc reads GitHub's Markdown; what a page looks like stands in `templates`, in pandoc's and typst's forms. The same
 report gives the same bytes: no dates, and no fonts but those of the wheels. A file is written whole or not at all.
 """
 
-import json
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -21,46 +20,36 @@ from lib.report.fill import MARK, blank, read
 from lib.report.rubric import language
 from lib.results import write_bytes
 
-WHAT = ("html", "docx", "pdf", "notebooks")
+WHAT = ("html", "docx", "pdf")
 TEMPLATES = Path(__file__).parent / "templates"
 FONTS = (NOTO.parent, Path(matplotlib.get_data_path()) / "fonts" / "ttf")  # Noto CJK and DejaVu, of the wheels
 EPOCH = "315532800"  # 1980-01-01, the first date a zip can hold
-WIDGET = "application/vnd.jupyter.widget-view+json"
 REFERENCE = re.compile(r"<!--# \S+ -->(\w+) (\d+)<!--/-->")
 
 
 def export(
     what: Sequence[str] = (), midterm: bool = False, draft: bool = False, root: Path = profile.ROOT
 ) -> list[Path]:
-    """Write build/report.html, .docx, .pdf and build/notebooks/*.html (`what`: some of WHAT); returns their paths.
+    """Write build/report.html, .docx and .pdf (`what`: some of WHAT); returns their paths.
 
     With `midterm` README.md is the report. Raises ValueError in one sentence for what can't be exported, and when all
     others are made PermissionError for files that another program has open."""
     what = [name.lower() for name in what]
     if unknown := [name for name in what if name not in WHAT]:
         raise ValueError(f"Nothing is exported as {unknown[0]!r}: choose one of {', '.join(WHAT)}.")
-    source, out = root / ("README.md" if midterm else "report.md"), root / "build"
-    jobs: dict[Path, Callable[[], bytes]] = {}
+    source, done, held = root / ("README.md" if midterm else "report.md"), [], []
     for form in (name for name in WHAT if name in (what or WHAT)):
-        if form == "notebooks":
-            books = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-            jobs |= {out / "notebooks" / f"{b.stem}.html": lambda b=b: notebook_html(b) for b in books}
-        else:
-            path = out / f"{source.stem.lower()}.{form}"
-            jobs[path] = lambda form=form: document(source, form, base="../", draft=draft)
-    held = []
-    for path, make in jobs.items():
-        data = make()
+        done.append(path := root / "build" / f"{source.stem.lower()}.{form}")
+        data = document(source, form, base="../", draft=draft)
         try:
             write_bytes(path, data)
         except PermissionError as error:  # Word has it open
             held.append(str(error))
             continue
-        name = path.relative_to(root).as_posix()
-        print(f"{name:40}{len(data) / 1e6:6.2f} MB", flush=True)
+        print(f"build/{path.name:34}{len(data) / 1e6:6.2f} MB", flush=True)
     if held:
         raise PermissionError("\n  ".join(held))
-    return list(jobs)
+    return done
 
 
 def document(source: Path, form: str, base: str = "", draft: bool = False) -> bytes:
@@ -73,33 +62,14 @@ def document(source: Path, form: str, base: str = "", draft: bool = False) -> by
     more = ["-M", f"base={base}", "-M", f"lang={lang.replace('zh', 'zh-Hans')}", "-V", f"language={lang}"]
     mark = '<div class="draft">DRAFT, not for submission</div>' * draft
     if form == "html":
-        return pandoc(text, root, "report", "html", *more, "-V", f"include-before={mark}")
+        return pandoc(text, root, "html", *more, "-V", f"include-before={mark}")
     if form == "docx":
-        return pandoc(text, root, "report", "docx", *more, *["--reference-doc", str(TEMPLATES / "draft.docx")] * draft)
-    return typeset(pandoc(drawable(text), root, "report", "typst", *more, *["-V", "draft=1"] * draft), root)
+        return pandoc(text, root, "docx", *more, *["--reference-doc", str(TEMPLATES / "draft.docx")] * draft)
+    return typeset(pandoc(drawable(text), root, "typst", *more, *["-V", "draft=1"] * draft), root)
 
 
-def notebook_html(path: Path) -> bytes:
-    """An executed notebook with its outputs, in the report's style."""
-    way_out = f"`python -m lib run {path.name[:2]}`"
-    try:
-        book = json.loads(path.read_text(encoding="utf-8"))
-        cells = book["cells"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{path.name} is no notebook ({error!r}): {way_out}.") from error
-    if not any(cell.get("outputs") for cell in cells):
-        raise ValueError(f"{path.name} was not executed: {way_out}.")
-    for cell in (c for c in cells if c.get("outputs")):
-        # pandoc shows neither a widget, which needs its kernel, nor the Markdown that a cell displays
-        cell["outputs"] = [o for o in cell["outputs"] if WIDGET not in o.get("data", {})]
-        for data in (o["data"] for o in cell["outputs"] if "data" in o):
-            if markdown := "".join(data.get("text/markdown", "")):
-                data["text/html"] = pandoc(markdown, path.parent, "-f", "gfm", "-t", "html", "--mathml").decode("utf-8")
-    return pandoc(json.dumps(book), path.parent, "html", "-f", "ipynb", "-M", f"pagetitle={path.stem}")
-
-
-def pandoc(text: str, folder: Path, *arguments: str) -> bytes:
-    """What pandoc makes of `text`, whose pictures are relative to `folder`; the leading arguments are templates' names.
+def pandoc(text: str, folder: Path, form: str, *options: str) -> bytes:
+    """What pandoc makes of `text`, whose pictures are relative to `folder`, by the templates "report" and `form`.
 
     Raises ValueError with its message where it fails; RuntimeError without the wheel pypandoc-binary or a pandoc."""
     try:
@@ -110,16 +80,9 @@ def pandoc(text: str, folder: Path, *arguments: str) -> bytes:
         command = shutil.which("pandoc")
     if not command:
         raise RuntimeError("pandoc is missing: `pip install pypandoc-binary` brings it.")
-    count = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
-    options = [f"--defaults={TEMPLATES / name}.yaml" for name in arguments[:count]]
-    run = subprocess.run(
-        [command, *options, *arguments[count:], "-o", "-"],
-        input=text.encode("utf-8"),
-        cwd=folder,
-        capture_output=True,
-        check=False,
-        env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH},
-    )
+    templates = [f"--defaults={TEMPLATES / name}.yaml" for name in ("report", form)]
+    given = {"cwd": folder, "env": {**os.environ, "SOURCE_DATE_EPOCH": EPOCH}, "capture_output": True}
+    run = subprocess.run([command, *templates, *options, "-o", "-"], input=text.encode("utf-8"), **given)
     if run.returncode:
         raise ValueError(" ".join(run.stderr.decode("utf-8", errors="replace").split())[:600])
     return run.stdout

@@ -1,7 +1,6 @@
 """`python -m lib pack`: one zip to hand in, with the report, the code, the executed notebooks, results and data.
 
-What belongs to the project is a list, LAYOUT; where the folder is a git checkout, of these the tracked files. The same
-content gives the same bytes: sorted names, one date, one set of permissions.
+What belongs to the project is a list, LAYOUT; where the folder is a git checkout, of these the tracked files.
 """
 
 import io
@@ -108,7 +107,7 @@ def private(name: str, data: bytes, root: Path) -> Iterator[str]:
 
 
 def zipped(contents: dict[str, bytes]) -> bytes:
-    """A zip of `contents` below TOP: names sorted, dates and permissions all the same."""
+    """A zip of `contents` below TOP, the same bytes for the same content: sorted names, one date, one mode."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target:
         for name in tqdm(sorted(contents), desc="zip", unit="file"):

@@ -104,10 +104,8 @@ def members(p: Project) -> Answer:
     if left := [name for name in names if not name or PLACEHOLDER.search(name)]:
         return GAP, f"{section.at}: {left[0] or 'an empty cell'} is no name yet"
     if not 2 <= len(names) <= 3:
-        return (
-            GAP,
-            f"{section.at if section else p.name}: {len(names)} members, the course asks for 2 or 3, a table row each",
-        )
+        at = section.at if section else p.name
+        return GAP, f"{at}: {len(names)} members, the course asks for 2 or 3, a table row each"
     return OK, f"{section.at}: {', '.join(names)}"
 
 
