@@ -9,7 +9,6 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from unittest import mock
 
 import torch
 from tqdm.auto import tqdm
@@ -108,10 +107,12 @@ def _evaluating(model, tokenizer, max_new_tokens: int, decoding: Mapping) -> Ite
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     ends = {"eos_token_id": eos, "pad_token_id": eos if pad is None else pad}
     config = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **ends, **decoding)
-    was_training = model.training
+    before, was_training = model.generation_config, model.training
+    model.generation_config = config
     model.eval()
     try:
-        with mock.patch.object(model, "generation_config", config), float32_logits(model), profile.autocast():
+        with float32_logits(model), profile.autocast():
             yield config
     finally:
+        model.generation_config = before
         model.train(was_training)
