@@ -886,8 +886,8 @@ if len(errors):
 # - Quality and recall tell one story. What a variant loses in bits per byte it loses where an exact earlier token
 #   is wanted: a window keeps the near ones exactly, the delta rule corrects what it stores, a plain sum of
 #   $\phi(k) v^\top$ blurs everything together. That one causes the other is a guess: no run varies recall alone.
-# - Nystrom's landmarks earn their place: trained without them it predicts worse. A cheaper window does better
-#   still, so this text asks little of what is far.
+# - Nystrom's landmarks earn their place: trained without them it predicts worse, and with a segment's mean value
+#   instead of the solved one too. A cheaper window does better still, so this text asks little of what is far.
 # - A window or landmarks beside full softmax in the table are no proof that they are as good where something has to be
 #   found far back: in the trained recall a window is at chance as soon as the pairs outgrow it, and Nystrom nearly so.
 # - Nystrom on a pretrained model is a negative result, and with nearly as many landmarks as keys single layers blow up:
@@ -976,17 +976,17 @@ for side, name in ((-1, "ahead"), (1, "behind")):
 results.value("gap.nystrom", interval(against["nystrom"], sign=True))
 results.claim("causal Nystrom is not shown to differ from softmax", told["nystrom"] == 0)
 MARK = 0.01  # bits per byte: asked of this form against the one before it, here told against softmax too
-_, low, high = mean_interval(against["nystrom"])
+high = mean_interval(against["nystrom"])[2]
 results.value("nystrom.mark", MARK)
-results.claim("causal Nystrom is as good as softmax to within the mark", max(-low, high) < MARK)
+results.claim("causal Nystrom is at most the mark behind softmax", high < MARK)
 sides = shown({name: above[name] for name in CONTROLS})
 for name, what in (("near_only", "landmarks"), ("mean_values", "solved values")):
     results.value(f"nystrom.{name}", interval(above[name], sign=True))
     results.claim(f"{what} help", sides[name] > 0)
     results.claim(f"{what} are not shown to help", sides[name] == 0)
 for key in ("ridge", "segment"):
-    changed = [number(gap.mean(), 3, sign=True) for name, gap in above.items() if name.startswith(key)]
-    results.value(f"nystrom.{key}.others", listed(changed))
+    others = {name.split()[1]: gap.mean() for name, gap in above.items() if name.startswith(key)}
+    results.value(f"nystrom.{key}.others", listed([f"{number(x, 3, sign=True)} at {at}" for at, x in others.items()]))
 
 # %% [markdown]
 # - The longer rows: each against softmax (Holm over all), and bits per token along a row: who gains from what stands
@@ -1020,7 +1020,7 @@ earlier = with_earlier.loc[with_earlier["attention"] == "nystrom"].set_index("se
 changed = (paired["nystrom"] - earlier).dropna()
 if len(changed):
     results.value("nystrom.minus_earlier", interval(changed, sign=True))
-results.claim("the mark against the earlier form is not met", len(changed) > 1 and mean_interval(changed)[2] >= MARK)
+results.claim("the mark against the earlier form is met", len(changed) > 1 and mean_interval(changed)[2] < MARK)
 
 # %% [markdown]
 # - The window at two rates, over all seeds, corrected over the two; and the first tokens of a row.
