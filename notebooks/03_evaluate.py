@@ -1269,14 +1269,13 @@ tests = significance.assign(
     name=[f"{r.task}, {METHODS.get(r.method, r.method)}, {MEASURES[r.measure]}" for r in significance.itertuples()],
     gap=[told(r) for r in significance.itertuples()],
 )
-header = ["comparison", "before", "after", "difference", "documents", "seeds", "p", "p, Holm"]
+header = ["comparison", "before", "after", "difference", "documents", "seeds", "p, Holm"]
 rows = [
-    [r.name, number(r.before), number(r.after), r.gap, r.documents, r.seeds, f"{r.p_value:.0e}", f"{r.holm:.0e}"]
+    [r.name, number(r.before), number(r.after), r.gap, r.documents, r.seeds, f"{r.holm:.0e}"]
     for r in tests.itertuples(index=False)
 ]
 text = f"After against before, paired by document: {listed(significance['how'].unique())} (10,000 flips: p of 2e-04 at "
-text += "least). Behind each difference its 95 % interval; last, the p-values by Holm's correction for the number of "
-text += "rows."
+text += "least). Behind each difference its 95 % interval; last, p by Holm's correction for the number of rows."
 results.markdown("tests", header, rows, text)
 if set(FORM) <= set(checks):
     rows = [[name, *cells(part, dict.fromkeys(FORM, 3))] for name, part in [*groups, *late, ("people", human)]]
@@ -1510,14 +1509,11 @@ found |= {name: counted(stage, again, again) for name, stage in SAMPLED.items() 
 # - The table, and the counts that the text names.
 
 # %%
-text = "What two readers, sessions of a language model and not told which model wrote what, found in the same texts: "
-text += "their facts, and the error that a user would mind first. Before: the prompt alone; asked: the way to ask the "
-text += "base model that has the best chrF here; after: full fine-tuning. Two numbers where the readers differ."
+text = "What two readers, not told which model wrote what, found: the facts, and the error that a user would mind first; "
+text += "two numbers where they differ. Before: the prompt alone; asked: the question with the best chrF here; after: full "
+text += "fine-tuning."
 if len(again):
-    text += " Sampled texts were read apart from the greedy ones, by two other sessions; one pass: the run that saw "
-    text += "all of the training split."
-results.claim("texts were read", len(read) > 0)
-results.value("factual.read", factual["id"].nunique() if found else 0)
+    text += " Sampled texts were read by two others; one pass: the run that saw all of the training split."
 if found:
     rows = [[name, *counts] for name, counts in found.items()]
     results.markdown("factual", [f"of {factual['id'].nunique()}", *VERDICTS, *faults], rows, text, **one_run)
@@ -1573,6 +1569,9 @@ def pair_cells(name, moved, texts_read, pair) -> list[str]:
     kept_ids = [r["id"] for r in texts_read.to_dict("records") if "asked" in r and repeats(r["asked"]) <= 0.2]
     straight = [moved[which][moved[which].index.isin(kept_ids)] for which in found]
     counts = [[len(x), (x == 1).sum(), (x == -1).sum()] for x in straight]
+    looped = [ups[which] - up for which, (_, up, _) in zip(found, counts, strict=True)]
+    mostly = bool(found) and all(2 * n > ups[which] for which, n in zip(found, looped, strict=True))
+    results.claim(f"better facts than {name} mostly where that loops", mostly)
     return [*cells, *map(both_readers, zip(*counts, strict=True))]
 
 
@@ -1594,8 +1593,8 @@ for name, (how, second, first_of) in PAIRS.items():
     label = [how, CALLED.get(second, second), CALLED.get((how, first_of), first_of)]
     pairs_found[name] = [*label, *pair_cells(name, *given, (first_of, second))]
 for side, column in (("better", 3), ("worse", 4)):
-    results.value(f"factual.{side}.asked", pairs_found["asked"][column])
-header = ["texts", "of", "compared with", "better", "worse", "p, Holm", "without loops", "better", "worse"]
+    results.value(f"factual.{side}.asked", pairs_found["asked.sampled"][column])
+header = ["texts", "of", "compared with", "better", "worse", "p, Holm", "loop-free", "better there", "worse there"]
 text = "Packages whose facts the readers call better or worse than in the text compared with; sign test per reader, by "
 text += "Holm over the greedy (4) and over the sampled texts (6). Last, looked at afterwards, the packages where the "
 text += "base model's text repeats at most a fifth of its 4-grams. Names as in the table before."

@@ -649,38 +649,19 @@ trap.sort_values(["corpus", "perplexity"]).round(3)
 # %% [markdown]
 # ## For the report
 #
-# - The tables of section 6.1: one row per encoding.
+# - The table of section 6.1: one row per encoding of English.
 
 # %%
-HEADER = ["encoding", "vocabulary", "parameters", "bytes per token", "bits per byte", "minus bytes, by seed"]
-for corpus, name in (("debian", "English (Debian descriptions)"), ("tang", "Chinese (Tang quatrains)")):
-    gap, rows = gaps(corpus), []
-    for key, part in equal[equal.corpus == corpus].groupby("label", sort=False):
-        r = part.iloc[0]
-        cells = [
-            NAMES.get(r.encoding, r.encoding),
-            f"{r.vocab_size:,}",
-            f"{r.parameters / 1e6:.2f} M",
-            number(r.bytes_per_token, 2),
-        ]
-        rows.append([*cells, interval(part.bits_per_byte), interval(gap[key], sign=True) if key in gap else ""])
-    text = f"{name}, {budget.train_bytes:,} bytes per run, held-out bits per byte; mean, 95 % t interval."
-    results.markdown(name.split()[0].lower(), HEADER, rows, text, scratch=True)
-
-# %% [markdown]
-# - And the BPEs at both budgets. The runs of the middle one are the same in both and count once.
-
-# %%
-rows = []
-for _, part in sweep.groupby("vocab_size"):
-    found = dict(list(part.groupby("budget")))
-    cells = [f"{found['compute'].train_bytes.iloc[0]:,}", *(interval(found[k].bits_per_byte) for k in found)]
-    rows.append([part.label.iloc[0], *cells])
-header = ["encoding", "bytes at equal compute", "bits per byte, equal bytes", "bits per byte, equal compute"]
-text = (
-    f"English at equal bytes ({budget.train_bytes:,}) and at the compute of BPE {middle:,}, whose runs are the same in"
-)
-results.markdown("compute", header, rows, f"{text} both columns; mean, 95 % t interval.", scratch=True)
+header = ["encoding", "vocabulary", "parameters", "bytes per token", "bits per byte", "minus bytes, by seed"]
+gap, rows = gaps("debian"), []
+for key, part in equal[equal.corpus == "debian"].groupby("label", sort=False):
+    r = part.iloc[0]
+    cells = [NAMES.get(r.encoding, r.encoding), f"{r.vocab_size:,}", f"{r.parameters / 1e6:.2f} M"]
+    cells += [number(r.bytes_per_token, 2), interval(part.bits_per_byte)]
+    rows.append([*cells, interval(gap[key], sign=True) if key in gap else ""])
+text = f"English (Debian descriptions), {budget.train_bytes:,} bytes a run, held-out bits per byte; mean, 95 % t "
+text += "interval."
+results.markdown("english", header, rows, text, scratch=True)
 
 # %% [markdown]
 # - The values and claims behind its sentences: first the best encoding but GPT-2's, against bytes.

@@ -899,7 +899,7 @@ results.value("plan.times_poems", f"{many / few:.1f}")
 # - Form and rhyme, by seed. People and chance: rhyme.
 
 # %%
-for method in ("none", "unplanned", "plan"):
+for method in ("pieces", "unplanned", "plan"):
     for measure in RATES[:2]:
         results.value(f"{measure}.{method}", percent(by_method[method][measure]))
 for group in ("people", "chance"):
