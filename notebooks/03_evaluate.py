@@ -1514,6 +1514,8 @@ text += "two numbers where they differ. Before: the prompt alone; asked: the que
 text += "fine-tuning."
 if len(again):
     text += " Sampled texts were read by two others; one pass: the run that saw all of the training split."
+results.claim("texts were read", len(read) > 0)
+results.value("factual.read", factual["id"].nunique() if found else 0)
 if found:
     rows = [[name, *counts] for name, counts in found.items()]
     results.markdown("factual", [f"of {factual['id'].nunique()}", *VERDICTS, *faults], rows, text, **one_run)
