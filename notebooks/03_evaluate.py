@@ -1509,9 +1509,9 @@ found |= {name: counted(stage, again, again) for name, stage in SAMPLED.items() 
 # - The table, and the counts that the text names.
 
 # %%
-text = "What two readers, not told which model wrote what, found: the facts, and the error that a user would mind first; "
-text += "two numbers where they differ. Before: the prompt alone; asked: the question with the best chrF here; after: full "
-text += "fine-tuning."
+text = "What two readers, not told which model wrote what, found: the facts, and the error that a user would mind "
+text += "first; two numbers where they differ. Before: the prompt alone; asked: the question with the best chrF here; "
+text += "after: full fine-tuning."
 if len(again):
     text += " Sampled texts were read by two others; one pass: the run that saw all of the training split."
 results.claim("texts were read", len(read) > 0)
@@ -1597,9 +1597,9 @@ for name, (how, second, first_of) in PAIRS.items():
 for side, column in (("better", 3), ("worse", 4)):
     results.value(f"factual.{side}.asked", pairs_found["asked.sampled"][column])
 header = ["texts", "of", "compared with", "better", "worse", "p, Holm", "loop-free", "better there", "worse there"]
-text = "Packages whose facts the readers call better or worse than in the text compared with; sign test per reader, by "
-text += "Holm over the greedy (4) and over the sampled texts (6). Last, looked at afterwards, the packages where the "
-text += "base model's text repeats at most a fifth of its 4-grams. Names as in the table before."
+text = "Packages whose facts the readers call better or worse than in the text compared with; a sign test per reader, "
+text += "Holm over the greedy (4) and the sampled ones (6). Loop-free, looked at afterwards: where the base model's text "
+text += "repeats at most a fifth of its 4-grams."
 if found:
     results.markdown("readings", header, list(pairs_found.values()), text, left=3, **one_run)
 else:
