@@ -1598,8 +1598,8 @@ for side, column in (("better", 3), ("worse", 4)):
     results.value(f"factual.{side}.asked", pairs_found["asked.sampled"][column])
 header = ["texts", "of", "compared with", "better", "worse", "p, Holm", "loop-free", "better there", "worse there"]
 text = "Packages whose facts the readers call better or worse than in the text compared with; a sign test per reader, "
-text += "Holm over the greedy (4) and the sampled ones (6). Loop-free, looked at afterwards: where the base model's text "
-text += "repeats at most a fifth of its 4-grams."
+text += "Holm over the greedy (4) and the sampled ones (6). Loop-free, looked at afterwards: where the base model's "
+text += "text repeats at most a fifth of its 4-grams."
 if found:
     results.markdown("readings", header, list(pairs_found.values()), text, left=3, **one_run)
 else:
