@@ -1571,9 +1571,8 @@ def pair_cells(name, moved, texts_read, pair) -> list[str]:
     kept_ids = [r["id"] for r in texts_read.to_dict("records") if "asked" in r and repeats(r["asked"]) <= 0.2]
     straight = [moved[which][moved[which].index.isin(kept_ids)] for which in found]
     counts = [[len(x), (x == 1).sum(), (x == -1).sum()] for x in straight]
-    looped = [ups[which] - up for which, (_, up, _) in zip(found, counts, strict=True)]
-    mostly = bool(found) and all(2 * n > ups[which] for which, n in zip(found, looped, strict=True))
-    results.claim(f"better facts than {name} mostly where that loops", mostly)
+    loops = bool(found) and all(2 * len(x) < len(moved[which]) for which, x in zip(found, straight, strict=True))
+    results.claim(f"most of the texts behind {name} loop", loops)
     return [*cells, *map(both_readers, zip(*counts, strict=True))]
 
 
