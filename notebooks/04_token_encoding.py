@@ -593,7 +593,7 @@ control[["label", "seed", "bits_per_byte", "with_rope"]].round(3)
 
 # %%
 def rate_rows() -> pd.DataFrame:
-    rated = [("bytes", None), ("bpe", middle), ("bpe", max(sizes))]
+    rated = dict.fromkeys([("bytes", None), ("bpe", middle), ("bpe", max(sizes))])  # in `fast` the last two are one
     plain = [recipe(seed, "debian", *c) for c in rated for seed in budget.seeds]
     trained = scratch.train_all([replace(r, learning_rate=x) for r in plain for x in budget.rates], "rates")
     df = labelled(pd.DataFrame([measure(run, "bytes") for run in trained]))
@@ -712,11 +712,10 @@ for r, name in zip(control.itertuples(), ("bytes", "bpe"), strict=True):
 # - Bytes and the BPEs, each at the best of its rates by the same text, paired by seed and corrected for two.
 
 # %%
-at_best, same = {}, False
+at_best = {}
 for label, part in rates.groupby("label", sort=False) if len(rates) else ():
     chosen = part.groupby("learning_rate")["bits_per_byte"].mean().idxmin()
     at_best[label] = part[part["learning_rate"] == chosen].set_index("seed")["bits_per_byte"]
-    same |= chosen != 4e-3
 for name, label in (("bytes", "bytes"), ("best", best)):
     results.value(f"rates.{name}", interval(at_best[label]) if label in at_best else "not measured")
 ahead = shown({label: bits - at_best["bytes"] for label, bits in at_best.items() if label != "bytes"})
