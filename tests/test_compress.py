@@ -193,6 +193,13 @@ def test_the_command_line_writes_beside_and_refuses(tmp_path, capsys):
     assert "no-such-run holds no finished run" in capsys.readouterr().err
 
 
+def test_an_archive_of_several_documents_becomes_a_folder_of_files(base, tmp_path):
+    documents = [b"one text", b"", b"bytes \xff\xfe"]
+    (tmp_path / "a.lmz").write_bytes(compress(Codec(base.model, base.tokenizer), documents)[0])
+    folder = module.decompress_file(tmp_path / "a.lmz")
+    assert [f.read_bytes() for f in sorted(folder.iterdir())] == documents
+
+
 def test_the_release_notes_are_of_2026_and_as_their_card_says():
     card = json.loads((DATA / "release_notes" / "card.json").read_text("utf-8"))
     data = (DATA / "release_notes" / "documents.jsonl").read_bytes()

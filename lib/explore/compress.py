@@ -347,8 +347,9 @@ def compress_file(path: Path, out: Path | None = None, run: str = BASE) -> Path:
 
 
 def decompress_file(path: Path, out: Path | None = None, run: str | None = None) -> Path:
-    """The document of an archive, by default without the suffix. The model is the one that the archive names, or `run`.
-    Raises ValueError, with the file's name, for what `decompress` refuses; then nothing is written."""
+    """The document of an archive, by default without the suffix; of several a folder, one file each. The model is the
+    one that the archive names, or `run`. Raises ValueError, with the file's name, for what `decompress` refuses; then
+    nothing is written."""
     if out is None and path.suffix != SUFFIX:
         raise ValueError(f"{path} does not end in {SUFFIX}: name the file to write with -o.")
     out, data = _free(out or path.with_suffix("")), path.read_bytes()
@@ -356,11 +357,13 @@ def decompress_file(path: Path, out: Path | None = None, run: str | None = None)
         codec = codec_of(run or unpacked(data).name)  # damage is told before a model is loaded
         codec.fingerprint  # noqa: B018  hashing the weights belongs to loading, not to decoding
         began = time.monotonic()
-        (document,) = decompress(codec, data)
+        documents = decompress(codec, data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    results.write_bytes(out, document)
-    print(f"{path}: {len(document):,} bytes in {time.monotonic() - began:.1f} s: {out}")
+    seconds = time.monotonic() - began
+    for i, document in enumerate(documents):
+        results.write_bytes(out if len(documents) == 1 else out / f"{i:06d}", document)
+    print(f"{path}: {len(documents)} document(s), {sum(map(len, documents)):,} bytes in {seconds:.3f} s: {out}")
     return out
 
 
