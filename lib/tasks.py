@@ -353,6 +353,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping], max_leng
         raise ValueError(f"{tokenizer.name_or_path or 'The tokenizer'} has no EOS token; set one.")
     if not (rows := head(rows)):
         return []
+    if broken := [r["id"] for r in rows if re.search("[\ud800-\udfff]", r["prompt"] + r["target"])]:
+        raise ValueError(f"Document {broken[0]} holds half a surrogate pair: repair it.")
     options, as_text = {"add_special_tokens": False, "verbose": False}, not tokenizer.chat_template
     prompts = tokenizer([row["prompt"] for row in rows], split_special_tokens=as_text, **options)["input_ids"]
     targets = tokenizer([row["target"] for row in rows], split_special_tokens=True, **options)["input_ids"]

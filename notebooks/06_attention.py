@@ -941,7 +941,7 @@ for name, label in (("mean_values", "the same with mean values"), ("near_only", 
 start = sorted(scaling["length"].unique())[-3:][0]
 text = (
     f"What each mechanism costs in quality and gains in time: held-out bits per byte after {tokens:,} training tokens "
-    f"(mean, 95 % t interval, seeds 0–{max(budget.seeds)}; causal Nyström and its controls on another processor, "
+    f"(mean, 95 % t interval, seeds 0–{max(budget.seeds)}; causal Nyström and its controls on another day, "
     f"against the softmax of that run), and the exponent with which the time of one operation, forward and backward, "
     f"grows from {start:,} to {longest:,} tokens."
 )

@@ -151,7 +151,11 @@ def test_every_damaged_byte_and_every_cut_is_refused(codec, made):
             decompress(codec, made[0][:n])
 
 
-def test_another_model_and_other_numbers_are_refused(codec, made):
+def test_another_version_another_model_and_other_numbers_are_refused(codec, made):
+    body = bytearray(made[0][: -module.DIGEST])
+    body[3] = 9
+    with pytest.raises(ValueError, match="format 9 and this program reads 3"):
+        module.unpacked(bytes(body) + module.digest(bytes(body)))
     with pytest.raises(ValueError, match="window of 2000 tokens: the model has 1024 positions"):
         compress(dataclasses.replace(codec, window=2_000), [b"text"])
     other = Codec(small_gpt2(codec.model.config.vocab_size, n_positions=1_024, seed=1), codec.tokenizer, "other")

@@ -332,3 +332,5 @@ def test_encode_round_trip_and_limit(debian, tokenizer):
     assert encode(tokenizer, [special], n) == documents[-1:]
     with pytest.raises(ValueError, match=f"doc-7 is {n} tokens long and the limit {n - 1}: shorten"):
         encode(tokenizer, [special], n - 1)
+    with pytest.raises(ValueError, match=f"Document {special['id']} holds half a surrogate pair: repair it"):
+        encode(tokenizer, [special | {"prompt": "\ud83e"}], n)

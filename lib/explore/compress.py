@@ -34,7 +34,7 @@ from lib import models, profile, results, train
 # text can be coded, at 0.004 bits a token for a vocabulary of 50,257.
 FAMILY = constriction.stream.model.Categorical(perfect=False)
 SUFFIX, BASE = ".lmz", "base"
-MAGIC = b"LMZ\3"  # with the format's number
+MAGIC, VERSION = b"LMZ", 3
 DIGEST = 8  # bytes of a SHA-256: damage by chance passes once in 2**64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # by their number in a file
 
@@ -256,7 +256,7 @@ def to_bytes(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bytes:
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False).encode()
 
 
-# The file: MAGIC, the fields of Archive in order, a checksum of all before. Numbers are LEB128 (7 bits a
+# The file: MAGIC, VERSION, the fields of Archive in order, a checksum of all before. Numbers are LEB128 (7 bits a
 # byte, the high bit: one more follows), a block is its length and its bytes; what is kept beside is deflated
 
 
@@ -294,7 +294,8 @@ def packed(archive: Archive) -> bytes:
     sizes = [_number(n) for n in (len(archive.tokens), *archive.tokens, archive.n_bytes)]
     beside = b"".join(_number(i) + _block(document) for i, document in archive.beside.items())
     blocks = [_block(data) for data in (zlib.compress(beside, 9) if beside else b"", *archive.coded)]
-    body = b"".join([MAGIC, archive.fingerprint, *settings, *origin, *sizes, archive.content, *blocks])
+    head = [MAGIC, bytes([VERSION]), archive.fingerprint]
+    body = b"".join([*head, *settings, *origin, *sizes, archive.content, *blocks])
     return body + digest(body)
 
 
@@ -308,13 +309,16 @@ class _Reader(io.BytesIO):
 
 
 def unpacked(data: bytes) -> Archive:
-    """The content of a file. Raises ValueError for another kind of file, and for damage."""
+    """The content of a file. Raises ValueError for another kind or version of file, and for damage."""
     if data[: len(MAGIC)] != MAGIC:
-        raise ValueError("This is no file of `python -m lib compress`: it does not begin with LMZ and the byte 3.")
+        raise ValueError("This is no file of `python -m lib compress`: it does not begin with LMZ.")
     body = data[:-DIGEST]
     if len(body) <= len(MAGIC) or digest(body) != data[-DIGEST:]:
         raise ValueError("The compressed file is damaged or cut short (its checksum differs): get another copy of it.")
-    file = _Reader(body[len(MAGIC) :])
+    if body[len(MAGIC)] != VERSION:
+        made = f"is of format {body[len(MAGIC)]} and this program reads {VERSION}"
+        raise ValueError(f"The compressed file {made}: use the checkout that wrote it.")
+    file = _Reader(body[len(MAGIC) + 1 :])
     fingerprint, threads, options = file.read(DIGEST), file.number(), tuple(file.number() for _ in range(5))
     platform, name = file.block().decode(), file.block().decode()
     tokens = [file.number() for _ in range(file.number())]

@@ -185,6 +185,8 @@ def slot_check(meaning: str, text: str) -> dict[str, int]:
 
 def slot_errors(meanings: Sequence[str], outputs: Sequence[str]) -> dict[str, float]:
     """Totals; SER = (missing + wrong + added) / slots of the inputs; `perfect`: the share of texts without an error."""
+    if not outputs or len(meanings) != len(outputs):
+        raise ValueError(f"{len(meanings)} inputs and {len(outputs)} texts: pass one text per input.")
     checks = pd.DataFrame([slot_check(m, t) for m, t in zip(meanings, outputs, strict=True)])
     errors, totals = checks[["missing", "wrong", "added"]].sum(axis=1), checks.sum().to_dict()
     return {**totals, "ser": float(errors.sum() / totals["slots"]), "perfect": float((errors == 0).mean())}
