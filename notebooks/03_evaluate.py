@@ -1509,9 +1509,9 @@ found |= {name: counted(stage, again, again) for name, stage in SAMPLED.items() 
 # - The table, and the counts that the text names.
 
 # %%
-text = "What two readers, not told which model wrote what, found: the facts, and the error that a user would mind "
-text += "first; two numbers where they differ. Before: the prompt alone; asked: the question with the best chrF here; "
-text += "after: full fine-tuning."
+text = "What two readers, sessions of a language model, not told which model wrote what, found: the facts, and the "
+text += "error that a user would mind first; two numbers where they differ. Before: the prompt alone; asked: the question "
+text += "with the best chrF here; after: full fine-tuning."
 if len(again):
     text += " Sampled texts were read by two others; one pass: the run that saw all of the training split."
 results.claim("texts were read", len(read) > 0)
@@ -1558,7 +1558,7 @@ def sign_tests(moved) -> tuple[dict, dict, dict]:
 
 
 def pair_cells(name, moved, texts_read, pair) -> list[str]:
-    """Better, worse and p of a pair; the packages without loops, better and worse. And its two claims."""
+    """Better, worse and p of a pair; the packages without loops, better and worse. And its claims."""
     ups, downs, corrected = sign_tests(moved)
     found = {which: p for which, p in corrected.items() if which[0] == pair}
     ahead = bool(found) and all(ups[which] > downs[which] for which in found)
