@@ -1510,8 +1510,8 @@ found |= {name: counted(stage, again, again) for name, stage in SAMPLED.items() 
 
 # %%
 text = "What two readers, sessions of a language model, not told which model wrote what, found: the facts, and the "
-text += "error that a user would mind first; two numbers where they differ. Before: the prompt alone; asked: the question "
-text += "with the best chrF here; after: full fine-tuning."
+text += "error that a user would mind first; two numbers where they differ. Before: the prompt alone; asked: the "
+text += "question with the best chrF here; after: full fine-tuning."
 if len(again):
     text += " Sampled texts were read by two others; one pass: the run that saw all of the training split."
 results.claim("texts were read", len(read) > 0)
