@@ -11,7 +11,6 @@ from pathlib import Path
 
 def finetune(method: str, seed: int, pairs: list[str], out: Path | None) -> None:
     from lib import models, tasks, train
-    from lib.explore import e2e  # noqa: F401 - registers its task
 
     chosen, fields = {}, train.Settings.__dataclass_fields__
     for name, _, text in (pair.partition("=") for pair in pairs):

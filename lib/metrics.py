@@ -131,7 +131,7 @@ def mean_interval(values: Sequence[float], top: float = math.inf) -> tuple[float
     if not 0 < mean < top < math.inf:
         return mean, float(mean - half), float(mean + half)
     share = mean / top
-    ends = logit(share) + np.array([-half, half]) / (top * share * (1 - share))
+    ends = logit(share) + np.array([-half, half]) / (top * share * (1 - share))  # delta method
     return mean, *(top * expit(ends)).tolist()
 
 
@@ -156,7 +156,8 @@ def paired(before, after, numerator: str = "nats", denominator: str | None = "by
     groups = list(first.get("group", first["id"]))
     sums = pd.DataFrame({"gap": scale * (a - b), "d": sizes}).groupby(groups).sum()
     gap, d, n = sums["gap"].to_numpy(), sums["d"].to_numpy(), len(sums)
-    half = stats.t.ppf(0.975, n - 1) * stats.sem(gap - d * gap.sum() / d.sum()) * n / d.sum() if n > 1 else math.nan
+    left = gap - d * gap.sum() / d.sum()  # residuals of the ratio
+    half = stats.t.ppf(0.975, n - 1) * stats.sem(left) * n / d.sum() if n > 1 else math.nan
     low, high = gap.sum() / d.sum() + np.array([-half, half])
     if n >= FEW:
         options = {"n_resamples": 10_000, "paired": True, "method": "percentile", "rng": 0}

@@ -24,7 +24,7 @@ def name() -> str:
     Raises ValueError for another name."""
     chosen = os.environ.get("PROFILE", "").lower()
     if not chosen:
-        return "full" if device().type == "cuda" or "RESULTS" in os.environ else "cpu"
+        return "full" if device().type == "cuda" or os.environ.get("RESULTS") else "cpu"
     if chosen not in NAMES:
         raise ValueError(f"PROFILE={chosen!r} is unknown; choose one of {', '.join(NAMES)}.")
     return chosen

@@ -37,7 +37,7 @@ class Results:
     the report's part and the figures anew. `RESULTS=missing` measures the tables that the stored file lacks and no
     other, `RESULTS=a,b` those two; `tables_made` in the provenance says when, where and by which commit, and where all
     were named the whole provenance is this run's. Nothing is written before `save`. Raises FileNotFoundError or
-    ValueError where no stored file is, or one of another profile."""
+    ValueError where no stored file is, or one of another profile or, to be completed, base model."""
 
     def __init__(self, notebook: str, base=None, seeds: Sequence[int] = ()):
         self.notebook, self.base, self.seeds = notebook, base, seeds
@@ -52,6 +52,10 @@ class Results:
             made = self._file["provenance"]
             if made["profile"] != profile.name():
                 raise ValueError(f"{notebook} was measured with PROFILE={made['profile']}: set it beside RESULTS.")
+            partly = self.anew != ["stored"] and not self._file["tables"].keys() <= {*self.anew}
+            if base and partly and made["base_model"] != base.name:
+                problem = f"{notebook} was measured on {made['base_model']}, and {base.name} was loaded"
+                raise ValueError(f"{problem}: measure all of it, without RESULTS.")
             print(f"Stored results: measured {made['created'][:10]}, commit {made['git_commit'][:7]}; not again now.")
 
     def table(self, name: str, make: Callable[[], pd.DataFrame | Iterable[Mapping]], optional=False) -> pd.DataFrame:

@@ -337,8 +337,14 @@ def _split(rows: list[dict], name: str, sha256: str, source: str) -> Task:
     return ordered(name if name not in TASKS else f"{name}_custom", splits, sha256, source)
 
 
-# lib.explore.e2e adds "e2e"
+def _e2e() -> Task:
+    from lib.explore import e2e  # imports this module
+
+    return e2e.load()
+
+
 TASKS = {name: partial(_shipped, name) for name in ("debian", "tang", "idioms") if (DATA / name).is_dir()}
+TASKS["e2e"] = _e2e
 
 
 # --- in tokens

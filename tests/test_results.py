@@ -5,6 +5,7 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -65,6 +66,8 @@ def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeyp
     monkeypatch.setenv("RESULTS", "missing")
     more = notebook(refuse)
     assert "tables_made" not in more.provenance()
+    with pytest.raises(ValueError, match="was measured on None, and other was loaded: measure all of it"):
+        Results("99_test", base=SimpleNamespace(name="other"))
     more.table("u", lambda: ROWS[:1])
     more.save()
     new = results.load("99_test")

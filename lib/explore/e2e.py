@@ -1,5 +1,4 @@
-"""E2E NLG: the task "e2e", registered here; whether a text says what its meaning representation asks for; the measures
-of its published rows.
+"""E2E NLG: the task "e2e", whether a text says what its meaning representation asks for, and the measures of its rows.
 
 The slot check is by rules, the measure that of Dušek et al. 2019, arXiv:1911.03905; the patterns are ours, written on
 train.txt and valid.txt. Neither they nor people are perfect: over the human references the error rate is 8.6 % of the
@@ -250,6 +249,3 @@ def _split(split: str, rows: Iterable[list[str]]) -> list[dict]:
         merged = [(meaning, texts.tolist()) for meaning, texts in frame.groupby(0, sort=False)[1]]
     rows = [{"prompt": f"{m} ||", "target": f" {t[0]}", "references": t, "group": m} for m, t in merged]
     return [{"id": f"e2e-{split}-{i:05d}", **row} for i, row in enumerate(rows)]
-
-
-tasks.TASKS["e2e"] = load
