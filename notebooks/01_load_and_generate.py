@@ -500,8 +500,8 @@ def beam_search(num_beams: int = 3, steps: int = 4) -> pd.DataFrame:
 
 beams = results.table("beams", beam_search)
 if not results.stored:  # transformers' own beam search
-    own = generate.generate(model, tokenizer, [PROMPT], 4, num_beams=3)[0]
-    print(f"transformers: {own!r}, here: {beams.text[beams.score.idxmax()]!r}")
+    own, last = generate.generate(model, tokenizer, [PROMPT], 4, num_beams=3)[0], beams[beams.step == beams.step.max()]
+    print(f"transformers: {own!r}, here: {last.text[last.score.idxmax()]!r}")
 beams.round(3)
 
 # %% [markdown]

@@ -45,6 +45,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,7 +55,6 @@ from IPython.display import display
 from scipy import optimize, stats
 from transformers import TrainerCallback
 
-import lib.explore.e2e  # noqa: F401 - registers the task "e2e"
 from lib import metrics, packing, plots, profile, tasks, train
 from lib import texts as measures
 from lib.generate import DECODING, generate
@@ -67,7 +67,7 @@ from lib.results import Results, by_seed, interval, kept, markdown_table, number
 #   curve and 70 for one pass over the training split; E2E's five passes and its own grids are a GPU's.
 
 # %%
-NOT_YET = "Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 02`, an estimated 15 minutes on a GPU."
+NOT_YET = "Not measured yet: `python -m lib run 02 --results missing`, an estimated 15 minutes on a GPU."
 BUDGET = train.BUDGET | {
     "rates": (  # tried on the validation split, method by method
         {"full": (1e-4, 1e-3), "lora": (1e-3,)},
@@ -233,7 +233,7 @@ def trained() -> list[train.Finetuned]:
     return runs
 
 
-print("RESULTS=stored: nothing is trained." if results.stored else f"{len(trained())} runs")
+print("From stored results: nothing is trained here." if results.stored else f"{len(trained())} runs")
 
 # %% [markdown]
 # ## What it cost
@@ -282,14 +282,14 @@ results.figure(figure, "02_training_loss", text, tokens=budget.train_tokens)
 
 # %%
 def tried(t, method: str, rate: float, schedule: str) -> dict:
-    """Held-out loss at the end of a run with this rate; kept beside the run."""
+    """Held-out bits per byte at the end of a run with this rate; kept beside the run."""
     options = {"learning_rate": rate, "schedule": schedule, "evaluations": 1}
     options |= {"train_tokens": budget.e2e_rate_tokens} if t is e2e else {}
     settings = train.settings_for(method, 0, t, **options)
 
     def run() -> dict:
         curve = train.finetune(base, t, method, 0, quiet=True, **options).history
-        return {"bits_per_byte": curve["bits_per_byte"].dropna().iloc[-1]}
+        return {"bits_per_byte": curve["bits_per_byte"].iloc[-1]}
 
     about = {"task": t.name, "method": method, "learning_rate": rate, "schedule": schedule, "seed": 0}
     about["train_tokens"] = settings.train_tokens
@@ -325,7 +325,7 @@ first = min(budget.validation_documents, len(task["validation"]) - 1)  # a small
 unseen = tasks.head(task["validation"])[first:][: budget.curve_documents]
 unseen_encoded = encoded["validation"][first:][: budget.curve_documents]
 some = unseen[: budget.curve_generated]
-FORM = re.compile(r"(?!(?:an?|the)\b(?!-)).{0,78}[^.]", re.IGNORECASE)  # a synopsis, as notebook 03 explains
+FORM = re.compile(r"(?!(?:an?|the)\b(?!-)).{0,78}[^.]", re.IGNORECASE)  # as in 03, but no "..." ends one
 longest = min(budget.curve_new_tokens, max(len(d.input_ids) - d.prompt_length for d in encoded["validation"]))
 longest = min(longest, base.context - max(d.prompt_length for d in encoded["validation"]))
 
@@ -440,6 +440,7 @@ def fit(method: str) -> dict:
         return row
     slope = optimize.approx_fprime(p, lambda q: power_law(whole, *q))
     free = len(part) - 3
+    # of the fit, and of one run about it
     variance = slope @ covariance @ slope + ((power_law(n, *p) - bits) ** 2).sum() / max(free, 1)
     half = stats.t.ppf(0.975, free) * math.sqrt(variance)
     predicted = power_law(whole, *p)
@@ -569,7 +570,7 @@ came.groupby(["task", "method"], sort=False).agg(["mean", "count"]).round(3)
 # %%
 prompt = task["validation"][0]["prompt"]
 if results.stored:
-    print("RESULTS=stored: no model was trained that could write.")
+    print("From stored results: no model was trained here that could write.")
 else:
     first = train.load(base, trained()[0].path)
     print(prompt, *generate(first.model, base.tokenizer, [prompt], 80, **DECODING["sample"]))
@@ -673,7 +674,7 @@ results.markdown("runs", header, rows, text, left=2)
 RATE_COLUMNS = {"learning_rate": "{:g}".format, "bits_per_byte": number}
 rows = []
 for (name, method), grid in rates.groupby(["task", "method"], sort=False) if len(rates) else ():
-    used = train.settings_for(method, 0, task if name == task.name else e2e)
+    used = train.settings_for(method, 0, SimpleNamespace(name=name))
     for schedule, tries in grid.groupby("schedule", sort=False):
         tried_rates, bits = (", ".join(map(form, tries[c])) for c, form in RATE_COLUMNS.items())
         rows.append([name, method, schedule, tried_rates, bits, f"{used.learning_rate:g}, {used.schedule}"])
@@ -708,19 +709,14 @@ results.claim("another rate tried is better for LoRA", in_use["lora"] > lowest["
 #   Holm over the two.
 
 # %%
-names = ("bits_per_byte", "gap_in_use", "gap_full")
-told = dict.fromkeys(names, "not measured")
-verdicts = {"in_use": math.nan, "full": math.nan}
+told, lower = "not measured", False
 if len(better := tuned[tuned["method"] == "lora"] if len(tuned) else tuned):
     ends = curve[curve["train_tokens"].eq(budget.train_tokens)].pivot(index="seed", columns="method")
     ends, bits = ends["bits_per_byte"], better.set_index("seed")["bits_per_byte"]
     gaps = {"in_use": bits - ends["lora"], "full": bits - ends["full"]}
-    verdicts = shown(gaps)
-    told = {"bits_per_byte": interval(bits)} | {f"gap_{name}": interval(gap, sign=True) for name, gap in gaps.items()}
-for name, text in told.items():
-    results.value(f"best_rate.lora.{name}", text)
-results.claim("at its best rate LoRA ends lower than at the rate in use", verdicts["in_use"] < 0)
-results.claim("at its best rate LoRA is not told apart from full fine-tuning", verdicts["full"] == 0)
+    told, lower = interval(gaps["in_use"], sign=True), shown(gaps)["in_use"] < 0
+results.value("best_rate.lora.gap_in_use", told)
+results.claim("at its best rate LoRA ends lower than at the rate in use", lower)
 
 # %% [markdown]
 # - The learning curve.
@@ -750,11 +746,9 @@ for name in ("law.full", "law.lora", "yardstick.uniform", "yardstick.unigram", "
     results.value(name, "not measured")
 results.claim("the learning curve was measured", len(curve) > 0)
 results.value("pass.bits_per_byte", number(passed["bits_per_byte"].iloc[0]) if len(passed) else "not measured")
-results.value("pass.tokens", f"{whole:,}" if len(passed) else "not measured")
 low, high = laws.set_index("method").loc["full", ["low", "high"]] if len(laws) else (math.nan, math.nan)
 gone = passed["bits_per_byte"].iloc[0] if len(passed) else math.nan
-for name, holds in (("inside", low <= gone <= high), ("below", gone < low), ("above", gone > high)):
-    results.claim(f"one pass ended {name} its forecast", bool(holds))
+results.claim("one pass ended inside its forecast", bool(low <= gone <= high))
 for law in laws.itertuples():
     results.value(f"law.{law.method}", span(law.predicted, law.low, law.high))
 for row in marks.itertuples():

@@ -386,16 +386,6 @@ columns = ["task", "stage", "method", "seed", "bits_per_character", "bits_per_by
 table[[*columns, "train_tokens"]].round(3)
 
 # %% [markdown]
-# - Open dot: before. Filled dot: after, with its interval over seeds.
-
-# %%
-by_task = table[table["method"] == "none"].assign(method=table["task"])
-figure = plots.before_after(by_task, {"bits_per_character": "bits per character (lower is better)"})
-text = f"{budget.score_documents} held-out poems and as many idioms, before and after fine-tuning "
-text += f"(idioms: {budget.idiom_tokens:,} tokens)."
-results.figure(figure, "07_before_after", text, tokens=budget.poem_tokens)
-
-# %% [markdown]
 # - The first test documents in the data's order, which a hash decides; none is picked.
 
 
@@ -921,7 +911,7 @@ results.claim("people's plans are not shown to rhyme more", told["between"] == 0
 
 # %% [markdown]
 # - The plan against its control, the same poems without plans, paired by seed: form and rhyme, which a plan names (Holm
-#   over these two), and what people's poems cost in bits.
+#   over these two).
 
 # %%
 control = {measure: by_method["plan"][measure] - by_method["unplanned"][measure] for measure in RATES[:2]}
@@ -929,7 +919,6 @@ for measure, side in shown(control).items():
     results.value(f"plan.gap.{measure}", interval(100 * control[measure], 0, sign=True))
     results.claim(f"plans raise {measure}", side > 0)
     results.claim(f"plans are not shown to change {measure}", side == 0)
-on_poems = table[table["task"] == "tang"].pivot(index="seed", columns=["stage", "method"], values="bits_per_character")
 
 # %% [markdown]
 # - The new tokens: bits per character paired by seed; tokens and times as `pieces` over `none`.
@@ -970,6 +959,7 @@ for name in (*TONAL, "marks_kept", "plans"):
     results.value(f"rules.marks.{name}", percent(by_arm["marks"][name]))
 results.value("rules.best.plans", percent(by_arm["best"]["plans"]))
 named = {m: by_arm["marks"][m] - by_method["plan"][m] for m in ("exact_form", *TONAL)}
+on_poems = table[table["task"] == "tang"].pivot(index="seed", columns=["stage", "method"], values="bits_per_character")
 named["bits_per_character"] = by_arm["marks"]["bits_per_character"] - on_poems["after", "plan"]
 families = {"marks": named}
 told = ("exact_form", "rhyme", *TONAL, "bits_per_character", "distinct_2", "plans")
@@ -984,24 +974,19 @@ for key, family in families.items():
         results.claim(f"{key} raises {name} in every seed", family[name].min() > 0)
 
 # %% [markdown]
-# - Of the round's price, what the control pays too; tones against shuffled characters, on the titles that the arm
-#   without marks was asked for, and, of the round's gain, among quatrains of seven characters alone.
+# - Of the round's price, what the control pays too; tones against shuffled characters, and on the titles that the arm
+#   without marks was asked for.
 
 # %%
 alone = [families["drafts"][m].mean() / families["round"][m].mean() for m in ("bits_per_character", "plans")]
 results.claim("own drafts alone bring most of the price", min(alone) > 0.5)
-frame = pd.DataFrame([chinese.form(text.partition("\n")[2]) for text in rewarded["text"]]).reindex(columns=MEASURES)
-frame = rewarded[["arm", "seed"]].assign(seven=rewarded["text"].str.startswith("七"), **frame)
+tonal = pd.DataFrame([chinese.form(text.partition("\n")[2]) for text in rewarded["text"]]).reindex(columns=TONAL)
+frame = rewarded[["arm", "seed"]].join(tonal)
 few = frame.groupby(["arm", "seed"]).head(budget.samples).groupby(["arm", "seed"])[TONAL].mean().loc["marks"]
 shared = named | {m: few[m] - by_method["plan"][m] for m in TONAL}
 for name in TONAL:
     results.value(f"marks.shared.{name}", difference(shared[name], name))
 results.claim("marks is not shown to raise alternation on the shared titles", shown(shared)["alternation"] <= 0)
-long = frame[frame["seven"]].groupby(["arm", "seed"])[TONAL].mean()
-if {"marks", "best"} <= {*long.index.get_level_values("arm")}:  # in `fast` no poem may be of seven
-    results.value(
-        "round.seven.alternation", difference(long["alternation"]["best"] - long["alternation"]["marks"], "a")
-    )
 above = shown({m: by_arm["marks"][m] - of_group[m]["chance"] for m in TONAL})
 results.claim("marks bring tones above chance", min(above.values()) > 0)
 results.claim("nobody copies marked lines", rules["copied_line"].max() <= 0.01)

@@ -254,15 +254,6 @@ columns = ["labelled", "found", "correct", "precision", "recall"]
 display(by_category.set_index("category")[columns].round(3), by_kind.set_index("kind")[columns].round(3))
 
 # %% [markdown]
-# - Where a bar is short, read the text yourself before you share it.
-
-# %%
-shares = by_category.melt("category", ["precision", "recall"], "measure", "share")
-figure = plots.bars(shares.dropna(), "category", "share", panel="measure", columns=2)
-text = f"The anonymiser on {len(texts_of_test)} labelled texts that its rules were not tuned on. No model."
-results.figure(figure, "08_anonymiser", text, scratch=True, seeds=())
-
-# %% [markdown]
 # - Every mistake on that half: what was missed, what was taken wrongly.
 
 # %%
@@ -387,16 +378,6 @@ def before_after() -> list[dict]:
 table = results.table("before_after", before_after)
 measures = ["bits_per_byte", "perplexity", "chrf", "rouge_l"]
 table.groupby(["method", "deduplicated"], sort=False)[measures].mean().round(3)
-
-# %% [markdown]
-# - Open dot: before. Filled dot: after, with duplicates removed and the interval over seeds.
-
-# %%
-axes = {"bits_per_byte": "bits per byte (lower is better)", "chrf": "chrF (higher is better)"}
-figure = plots.before_after(table[table["deduplicated"] != "no"], axes)
-first = table.iloc[0]
-text = f"{first.task}, duplicates removed: {first.documents} held-out documents scored, {first.generated} generated."
-results.figure(figure, "08_before_after", text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # ## What the model remembers
@@ -819,7 +800,7 @@ for (stage, *key), row in controls.iterrows():
 #
 # - Membership is asked of models that saw a document once, and few documents. The paper's AUC of 0.98 is another
 #   model's on another text, after another training: a yardstick, no rival.
-# - With the duplicates left in, the copies fill about half of the training text, so that these models saw fewer real
+# - With the duplicates left in, the copies fill two fifths of the training text, so that these models saw fewer real
 #   documents: their quality and the others' differ by that too.
 # - Exposure is a lower bound on what an attacker learns: one kind of secret, one attack, a known prefix. Nothing found
 #   is no proof of nothing there; a guarantee needs differentially private training.
@@ -862,8 +843,6 @@ for key, (_, p) in rises.items():
     results.claim(f"exposure rises, {'.'.join(key)}", p < 0.05 / len(rises))
 for key, row in most.iterrows():
     results.value(f"out.{'.'.join(key)}", f"{row.extracted:.0f} of {row.canaries:.0f}")
-row = most.loc["full", "no"]
-results.value("out.full.no.zh", f"{row.extracted:.0f}/{row.canaries:.0f}")  # as the Chinese abstract writes it
 row = once.loc["full", "yes"]
 results.value("once.full.yes", f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}")
 results.value("once.canaries.full.yes", row.canaries)
@@ -884,7 +863,6 @@ if len(second):
         bits = f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}"
         results.value(f"copies.{row.method}.{row.copies}", bits)
         results.value(f"copies.out.{row.method}.{row.copies}", f"{row.extracted} of {row.canaries}")
-        results.value(f"copies.out.{row.method}.{row.copies}.zh", f"{row.extracted}/{row.canaries}")
         results.claim(f"{row.copies} copies leave a trace, {row.method}", row.trace)
         results.claim(f"{row.copies} copies are not shown to leave a trace, {row.method}", not row.trace)
     for method, part in second[second["copies"] > 0].groupby("method"):

@@ -42,7 +42,6 @@ import copy, functools, inspect, itertools, json, math
 from dataclasses import replace
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -117,6 +116,7 @@ if profile.name() == "fast":  # every run encodes it whole
 results = Results("09_innovation", base=base, seeds=budget.seeds)
 RUNS = profile.output_root() / "data" / "runs"  # what is measured is kept there, and found again by what it hangs on
 SHIPPED = profile.ROOT / "data" / "results"  # of other notebooks
+NOT_YET = "Not measured yet: `python -m lib run 09 --results missing`, some hours."
 MATCHING_RATE = 1e-2  # LoLCATs' for its feature maps: one of its own per head, so large steps do no harm
 TUNING_RATE = 1e-4  # lib.train's for all parameters
 measured_with = [task.sha256, base.name, base.revision, base.parameters, convert.FORMS, MATCHING_RATE, TUNING_RATE]
@@ -406,9 +406,7 @@ def large_rows():
 
 
 large = results.table("conversion_budget", lambda: large_rows() if budget.large_tokens else [], optional=True)
-print("Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 09`, about an hour.") if not len(
-    large
-) else large
+large if len(large) else print(NOT_YET)
 
 # %% [markdown]
 # # 2 Algorithm: what is gained and what is forgotten
@@ -605,36 +603,6 @@ def against_rows():
 against = results.table("against_interpolation", against_rows)
 against["label"] = against["method"] + ", " + against["setting"]
 against.round(4)
-
-# %% [markdown]
-# - Right of 0 is more forgotten than by interpolating the weights, which is free.
-
-
-# %%
-def against_figure():
-    fig, axes = plt.subplots(1, len(TEXTS), sharey=True, squeeze=False, figsize=(plots.WIDTH, 2.6))
-    for ax, name in zip(axes[0], TEXTS.values(), strict=True):
-        for y, row in enumerate(against[against["text"] == name].itertuples()):
-            if math.isnan(row.difference):
-                plots.note(ax, "no control", (0, y), (3, 0), va="center")
-            else:
-                ax.plot([row.low, row.high], [y, y], color=plots.GREY, linewidth=4, linestyle="-")
-                ax.plot(row.difference, y, "o", color=plots.INK)
-        ax.axvline(0, color=plots.INK, linewidth=0.8)
-        ax.set_title(name.removeprefix("the ").removeprefix("base model's ").removeprefix("tiny "), fontsize=8.5)
-        ax.locator_params(axis="x", nbins=2)
-        ax.tick_params(axis="x", labelsize=6.5)
-    axes[0, 0].set_yticks(range(against["label"].nunique()), against["label"].unique())
-    axes[0, 0].invert_yaxis()
-    fig.supxlabel("bits per byte above interpolation at the same gain", fontsize=9)
-    return fig
-
-
-text = (
-    f"What is forgotten beyond interpolation at the same gain on {task.name}; mean and 95 % t interval over seeds. No "
-)
-text += "control: gains more than interpolation's end, the better of full fine-tuning and a quarter beyond it."
-results.figure(against_figure(), "09_frontier", text, tokens=budget.frontier_tokens, seeds=budget.frontier_seeds)
 
 # %% [markdown]
 # - A longer training may forget more. The runs of notebooks 02 and 03, full fine-tuning at their budget and over one
@@ -1261,8 +1229,8 @@ display(pd.crosstab(diagnoses["planted"], diagnoses["named"]), diagnoses.groupby
 #   bound for this method. The LoRA stage is of one seed. Debian documents are short, so a window loses little. Recall
 #   over long distances was not tested. Decoding times are of plain PyTorch at batch 1, without kernels of either side.
 # - Frontier: one task, a few steps, rates not tuned per method, one strength of each: LoRA's rate is ten times that of
-#   full fine-tuning. Intervals are over seeds, on the same few texts. No budget was tried at which full fine-tuning
-#   forgets by the sum. Replay is of the base model's own samples, one of the four texts. L2-SP's pull goes through
+#   full fine-tuning. Intervals are over seeds, on the same few texts. The longer runs, which do forget by the sum, are
+#   one seed of one method. Replay is of the base model's own samples, one of the four texts. L2-SP's pull goes through
 #   AdamW, which scales it with the rest of the gradient; the paper used SGD.
 # - `diagnose`: we planted what we had thought of, on a small model, and eight of the twelve faults are read off the
 #   first batch, so that they can hardly be missed in this form. A fault that hides, such as a rate twice too high, is
@@ -1323,7 +1291,7 @@ tell("conversion", **{f"cost{share * 100:.0f}": f"{cost:+.1%}" for share, cost i
 tell("conversion", matching_tokens=f"{budget.matching_tokens:,}", tuning_tokens=f"{budget.tuning_tokens:,}")
 width = base.model.config.hidden_size // base.model.config.num_attention_heads
 tell("setup", row=budget.row_length, window=convert.FORMS["window"]["window"], features=2 * width)
-tell("setup", matching_rate=MATCHING_RATE, tuning_rate=TUNING_RATE, lora_rate=train.LEARNING_RATES["lora"])
+tell("setup", matching_rate=MATCHING_RATE, lora_rate=train.LEARNING_RATES["lora"])
 half = {"share": 0.5, "stage": "converted"}
 helped = quality(**half) - quality(**half, order="most_damage")
 results.value("conversion.order", interval(helped, 4, sign=True))
@@ -1349,7 +1317,6 @@ equal = {
 equal |= {"long": by_lora(tokens=LONG), "long_window": by_lora("window", tokens=budget.matching_tokens + LONG)}
 dearer = {"short": by_lora() / by_lora(share=0.0), "long": by_lora(tokens=LONG) / by_lora(share=0.0, tokens=LONG)}
 tell("lora", **{name: f"{ratio - 1:+.1%}" for name, ratio in dearer.items()})
-tell("lora", rank=RANK, alpha=2 * RANK)
 ahead = equal["ours"] - equal["window"], equal["unmatched"] - equal["ours"]
 results.claim("at equal tokens the window alone is ahead", ahead[0] > np.ptp(quality()))
 results.claim("at equal tokens matching is ahead", ahead[1] > np.ptp(quality()))
@@ -1363,7 +1330,7 @@ results.claim("more tuning lowers the cost of all layers", dearer["long"] < dear
 # %%
 NAMES = {"linear+window": "linear and window, matched", "window": "window alone"}
 ASKED = {"all": ("linear+window", 1.0), "quarters": ("linear+window", 0.75), "window": ("window", 1.0)}
-results.block("conversion_budget", "Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 09`.")
+results.block("conversion_budget", NOT_YET)
 bits = large.set_index(["form", "share"])["bits_per_byte"] if len(large) else {}
 costs_of = dict.fromkeys(ASKED, math.nan)
 if len(large):
@@ -1500,9 +1467,10 @@ longer = [
     for row in long.sort_values(["train_tokens", "alpha"]).to_dict("records")
 ]
 if longer:
-    results.markdown("long", ["tokens", "share", *COLUMNS], longer, text, seeds=long["seed"].unique().tolist(), left=0)
+    header, seeds = ["tokens", "share", "task", *names], long["seed"].unique().tolist()
+    results.markdown("long", header, longer, text, seeds=seeds, left=0)
 else:
-    results.block("long", "Not measured yet: `RESULTS=missing PROFILE=full python -m lib run 09`.")
+    results.block("long", NOT_YET)
 
 # %% [markdown]
 # - The sum at both ends of the budget, and half-way back from the longer run.
