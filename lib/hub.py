@@ -227,7 +227,7 @@ def outside(name: str) -> Path:
 def _from_hub(name: str) -> Path:
     """data/mirror/`name` with the published file, made from the hub's copy of it. Raises Unavailable."""
     if name not in HUB_COPIES:
-        raise Unavailable("the hub has no copy (of E2E an untokenised one, which serves without this folder)")
+        raise Unavailable("the hub has no copy (of E2E only the untokenised release, which the task takes by itself)")
     repository, where = HUB_COPIES[name], {"repo_type": "dataset"}
     if trouble := hub_trouble(repository, "README.md", **where):
         raise Unavailable(trouble)

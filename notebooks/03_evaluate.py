@@ -147,14 +147,7 @@ def measure(task, run=None, generated=budget.generated, general=None):
 # - From `DATA_MIRROR` or the hub: the leading parts of general text, for the first seed alone and enough to see a
 #   collapse; and E2E NLG beside the default task, since it has published GPT-2 rows.
 
-
 # %%
-def measured_of(t, method=None, seed=0):
-    run = train.finetune(base, t, method, seed) if method else None
-    count = budget.generated if t is task else budget.e2e_generated
-    return measure(t, run, count, general if t is task and seed == budget.seeds[0] else None)
-
-
 general, e2e = {}, None
 sizes = {"wikitext2": budget.wikitext_tokens, "lambada": budget.lambada_documents, "blimp": budget.blimp_pairs}
 for name, size in sizes.items() if results.anew != ["stored"] else ():
@@ -173,14 +166,23 @@ counts = [(task, budget.generated)] + ([(e2e, budget.e2e_generated)] if e2e else
 rows_of = {t.name: tasks.head(t["test"], n) for t, n in counts}  # what was generated for
 train_of = {t.name: [row["target"] for row in t["train"]] for t, _ in counts}
 
+# %% [markdown]
+# - Before anything is told, all of them.
+
+
+# %%
+def measured_of(t, method=None, seed=0):
+    run = train.finetune(base, t, method, seed) if method else None
+    count = budget.generated if t is task else budget.e2e_generated
+    return measure(t, run, count, general if t is task and seed == budget.seeds[0] else None)
+
 
 @functools.cache
 def measured():
     return [measured_of(*which) for which in plan]
 
 
-if not results.stored:
-    measured()
+print("From stored results: no model is measured here." if results.stored else f"{len(measured())} models")
 
 # %% [markdown]
 # ## Before and after
@@ -420,6 +422,10 @@ class NoRepeat(LogitsProcessor):
         return scores.index_put((row, grams[row, at, 3]), scores.new_tensor(-math.inf))
 
 
+# %% [markdown]
+# - Both decodings of a run, which is trained unless it is there; the texts are kept beside it.
+
+# %%
 DECODED = {"greedy": {}, "beam 10": BEAM | {"batch_size": budget.beam_together, "processors": [NoRepeat]}}
 
 
