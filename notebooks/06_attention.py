@@ -1065,13 +1065,14 @@ results.claim("delta overwrites more than softmax", shown(newer["delta"] - newer
 
 # %%
 most, rows = learned_recall["pairs"].max(), []
-for (n, name), part in learned_recall.groupby(["pairs", "attention"], sort=False):
-    cells = interval(part["accuracy"], 2, top=1), number(part["state_kilobytes"].mean(), 1)
-    rows.append([n, LABELS.get(name, name), *cells])
+for name, part in learned_recall.groupby("attention", sort=False):
+    shares = [interval(own["accuracy"], 2, top=1) for _, own in part.groupby("pairs")]
+    kilobytes = part.groupby("pairs")["state_kilobytes"].mean().map("{:.1f}".format)
+    rows.append([LABELS.get(name, name), *shares, ", ".join(kilobytes.unique())])
 text = f"Associative recall after {budget.recall_steps} training steps of 16 rows: share of keys answered rightly, "
-text += "mean and 95 % interval."
-header, options = ["pairs", "attention", "share right", "state in kB"], {"scratch": True, "seeds": budget.recall_seeds}
-results.markdown("trained_recall", header, rows, text, left=2, **options)
+text += "mean and 95 % interval; the state by the number of pairs where it grows with them."
+header = ["attention", *(f"{n} pairs" for n in sorted(learned_recall["pairs"].unique())), "state in kB"]
+results.markdown("trained_recall", header, rows, text, scratch=True, seeds=budget.recall_seeds)
 end = by_seed(learned_recall[learned_recall["pairs"] == most], "attention", "accuracy")
 results.value("trained.pairs", most)
 for name in end:
