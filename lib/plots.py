@@ -100,16 +100,15 @@ def loss_curves(df: pd.DataFrame, measure="bits_per_byte", x="tokens", ylabel="h
 
 def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
     """Columns method, stage ("before", "after"), seed and the keys of `measures`, whose values are axis titles: one
-    panel each, open dot before, filled dot after with the 95 % t interval over seeds. A "before" row whose method has
-    no "after" (such as "none") is the start of every method."""
+    panel each, open dot before, which is the start of every method, filled dot after with the 95 % t interval over
+    seeds."""
     after, before = df[df["stage"] == "after"], df[df["stage"] == "before"]
     methods = list(dict.fromkeys(after["method"]))
     fig, axes = _grid(len(measures), len(measures), 0.9 + 0.5 * len(methods), sharey=True)
     for ax, (key, title) in zip(axes[0], measures.items(), strict=True):
         digits = max(0, 2 - math.floor(math.log10(df[key].abs().max() or 1)))  # three figures, aligned
         for y, method in enumerate(methods):
-            own = before[before["method"] == method]
-            old = (own if len(own) else before[~before["method"].isin(methods)])[key].mean()
+            old = before[key].mean()
             values = after.loc[after["method"] == method, key].dropna()
             ax.annotate("", (values.mean(), y), (old, y), arrowprops={"arrowstyle": "->", "color": GREY})
             ax.plot(old, y, "o", markerfacecolor="white", markeredgecolor=INK, markersize=7)
@@ -169,11 +168,11 @@ def dots(
     return fig
 
 
-def bars(df: pd.DataFrame, label="token", value="probability", panel="setting", columns=3):
+def bars(df: pd.DataFrame, label="token", value="probability", panel="setting"):
     """Horizontal bars with their numbers, one panel per value of the column `panel`; labels and scale are shared."""
     groups = list(df.groupby(panel, sort=False))
     names = list(dict.fromkeys(df[label]))
-    fig, axes = _grid(len(groups), columns, 0.5 + 0.18 * len(names), sharex=True, sharey=True)
+    fig, axes = _grid(len(groups), 3, 0.5 + 0.18 * len(names), sharex=True, sharey=True)
     for ax, (title, group) in zip(axes.flat, groups, strict=False):
         values = group.set_index(label)[value].reindex(names).to_numpy()
         colors = [PALE if n == OTHERS else COLORS[0] for n in names]

@@ -34,13 +34,13 @@ class Results:
     """One notebook's tables, figures, and what the report takes from it (values, tables, claims).
 
     `RESULTS=stored` in the environment: tables are read back from data/results, nothing is measured, and `save` writes
-    the report's part and the figures anew. `RESULTS=missing` measures the tables that the stored file lacks and no
-    other, `RESULTS=a,b` those two; `tables_made` in the provenance says when, where and by which commit, and where all
-    were named the whole provenance is this run's. Nothing is written before `save`. Raises FileNotFoundError or
-    ValueError where no stored file is, or one of another profile or, to be completed, base model."""
+    the report's part and the figures anew. `RESULTS=missing` measures the tables that the stored file lacks or has
+    empty and no other, `RESULTS=a,b` those two; `tables_made` in the provenance says when, where and by which commit,
+    and where all were named the whole provenance is this run's. Nothing is written before `save`. Raises
+    FileNotFoundError or ValueError where no stored file is, or one of another profile."""
 
     def __init__(self, notebook: str, base=None, seeds: Sequence[int] = ()):
-        self.notebook, self.base, self.seeds = notebook, base, seeds
+        self.notebook, self.seeds = notebook, seeds
         self.began, self.commit = time.monotonic(), git_commit()
         self.anew = os.environ.get("RESULTS", "").split(",")
         self.stored = self.anew != [""]
@@ -52,17 +52,30 @@ class Results:
             made = self._file["provenance"]
             if made["profile"] != profile.name():
                 raise ValueError(f"{notebook} was measured with PROFILE={made['profile']}: set it beside RESULTS.")
-            partly = self.anew != ["stored"] and not self._file["tables"].keys() <= {*self.anew}
-            if base and partly and made["base_model"] != base.name:
-                problem = f"{notebook} was measured on {made['base_model']}, and {base.name} was loaded"
-                raise ValueError(f"{problem}: measure all of it, without RESULTS.")
             print(f"Stored results: measured {made['created'][:10]}, commit {made['git_commit'][:7]}; not again now.")
+        self.use(base)
+
+    def use(self, base) -> None:
+        """`base` is the model of these results. Raises ValueError where it would complete those of another."""
+        self.base, partly = base, self.stored and self.anew != ["stored"] and self._kept_provenance()
+        if base and partly and self._file["provenance"]["base_model"] != base.name:
+            problem = f"{self.notebook} was measured on {self._file['provenance']['base_model']}, not {base.name}"
+            raise ValueError(f"{problem}: measure all of it, with --profile {profile.name()} and without RESULTS.")
+
+    @property
+    def not_yet(self) -> str:
+        """What stands in the place of an optional table that was not measured."""
+        how = "--results missing" if profile.name() == "full" else "--profile full"
+        return f"Not measured yet: `python -m lib run {self.notebook[:2]} {how}`."
+
+    def _kept_provenance(self) -> bool:
+        return not self._file["tables"].keys() <= {*self.anew}  # else all were named: this run measured them
 
     def table(self, name: str, make: Callable[[], pd.DataFrame | Iterable[Mapping]], optional=False) -> pd.DataFrame:
         """`make()`'s flat rows as a frame, kept under `name`; read back instead where results are stored, and empty for
         an `optional` table that was not measured yet."""
         old = self._file["tables"] if self.stored else {}
-        anew = not self.stored or name in self.anew or ("missing" in self.anew and name not in old)
+        anew = not self.stored or name in self.anew or ("missing" in self.anew and not old.get(name))
         if not anew and name not in old:
             if optional:
                 return pd.DataFrame()
@@ -82,7 +95,7 @@ class Results:
 
     def provenance(self, data: Mapping[str, str] | None = None) -> dict:
         """Of the run that measured the tables: model, profile, seeds, machine, commit, versions, datasets."""
-        if self.stored and not self._file["tables"].keys() <= {*self.anew}:  # all named: this run measured them
+        if self.stored and self._kept_provenance():
             return self._file["provenance"]
         return {
             "base_model": self.base.name if self.base else None,

@@ -67,7 +67,6 @@ from lib.results import Results, by_seed, interval, kept, markdown_table, number
 #   curve and 70 for one pass over the training split; E2E's five passes and its own grids are a GPU's.
 
 # %%
-NOT_YET = "Not measured yet: `python -m lib run 02 --results missing`, an estimated 15 minutes on a GPU."
 BUDGET = train.BUDGET | {
     "rates": (  # tried on the validation split, method by method
         {"full": (1e-4, 1e-3), "lora": (1e-3,)},
@@ -309,7 +308,7 @@ if len(rates):
     index = ["task", "schedule", "method"]
     display(rates.pivot_table("bits_per_byte", index, "learning_rate", sort=False).round(3))
 else:
-    print(NOT_YET)
+    print(results.not_yet)
 
 # %% [markdown]
 # ## How much data?
@@ -398,7 +397,7 @@ measured = [c for c in ("bits_per_byte", "chrf", "synopsis_form") if c in curve]
 if len(curve):
     display(curve.groupby(["method", "train_tokens"], sort=False)[measured].mean().round(3))
 else:
-    print(NOT_YET)
+    print(results.not_yet)
 
 # %% [markdown]
 # - A grid is one seed, and chose its rate on the documents that watch it. So where its best rate is not the one in use,
@@ -417,7 +416,7 @@ def at_best_rate() -> list[dict]:
 
 
 tuned = results.table("best_rate", lambda: at_best_rate() if len(rates) else [], optional=True)
-display(tuned) if len(tuned) else print(NOT_YET)
+display(tuned) if len(tuned) else print(results.not_yet)
 
 # %% [markdown]
 # - A power law, $a + b N^{-c}$ of $N$ training tokens, fitted to the runs of each method by least squares. What it
@@ -453,14 +452,14 @@ def fit(method: str) -> dict:
 
 # %%
 laws = results.table("power_law", lambda: [fit(m) for m in budget.methods] if len(curve) else [], optional=True)
-display(laws) if len(laws) else print(NOT_YET)
+display(laws) if len(laws) else print(results.not_yet)
 
 # %% [markdown]
 # - A forecast is held against what comes: full fine-tuning on as many tokens, one run that no fit has seen.
 
 # %%
 passed = results.table("forecast", lambda: [learned("full", 0, whole)] if len(curve) else [], optional=True)
-display(passed) if len(passed) else print(NOT_YET)
+display(passed) if len(passed) else print(results.not_yet)
 
 # %% [markdown]
 # ## Is my loss normal?
@@ -490,7 +489,7 @@ def yardsticks() -> list[dict]:
 
 
 marks = results.table("yardsticks", lambda: yardsticks() if len(curve) else [], optional=True)
-display(marks) if len(marks) else print(NOT_YET)
+display(marks) if len(marks) else print(results.not_yet)
 
 # %% [markdown]
 # - Above, the yardsticks far away; below, the curve (seeds as dots), its fit to the whole split, and the base model.
@@ -533,7 +532,7 @@ if len(curve) and len(marks):
     text += " The ring: one pass of full fine-tuning, seed 0, which the law has not seen." if len(passed) else ""
     results.figure(against_yardsticks(), "02_learning_curve", text, seeds=())
 else:
-    results.block("figure.learning_curve", NOT_YET)
+    results.block("figure.learning_curve", results.not_yet)
 
 # %% [markdown]
 # ## What we saw
@@ -684,7 +683,7 @@ if rows:
     text += "- for a run that diverged." if rates["bits_per_byte"].isna().any() else "one run each."
     results.markdown("rates", header, rows, text, left=3, seeds=[0])
 else:
-    results.block("rates", NOT_YET)
+    results.block("rates", results.not_yet)
 
 # %% [markdown]
 # - The default task's best rate of each method, and what it reaches beside the rate in use. Level: within the standard
@@ -736,7 +735,7 @@ if rows:
     text = f"{len(unseen)} other validation documents of {task.name} scored, {len(some)} texts generated greedily; "
     results.markdown("learning_curve", header[: 3 + len(SHOWN)], rows, text + "mean with 95 % t interval.", seeds=())
 else:
-    results.block("learning_curve", NOT_YET)
+    results.block("learning_curve", results.not_yet)
 
 # %% [markdown]
 # - Values: what the law says of the whole split, the ablation, the yardsticks.

@@ -353,7 +353,7 @@ results.value("setup", f"{setup} {listed(budget.seeds)}")
 # %%
 results.claim("at their best rates RoPE and ALiBi are ahead of the learned table", False)
 results.value("rates.learned", "not measured")
-results.block("rates", "Not measured yet: `python -m lib run 05 --results missing`, some ten minutes.")
+results.block("rates", results.not_yet)
 if len(rates):
     means = by_rate.mean().unstack("learning_rate")[sorted(rates["learning_rate"].unique(), reverse=True)]
     at_best = {code: by_rate[code][means.loc[code].idxmin()] for code in CODES}

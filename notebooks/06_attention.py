@@ -830,7 +830,7 @@ def real_heads(model, ids) -> list[tuple]:
 # %%
 def nystrom_rows() -> list[dict]:
     try:
-        results.base = models.load_base()
+        results.use(models.load_base())
     except hub.Unavailable as reason:
         print(f"Skipped: {reason}")
         return []
@@ -873,8 +873,7 @@ print(f"Decoding, {times.index[-1]:,} against {times.index[0]:,} tokens before:"
 # How to read it:
 #
 # - Quality and recall tell two stories. The window, first in bits per byte, recalls nothing beyond itself, and Nystrom
-#   little; linear, Performer and the delta rule, last in bits per byte, recall a third or more of the most pairs. So
-#   these texts ask little of what is far.
+#   little; linear, Performer and the delta rule, last in bits per byte, recall a third or more of the most pairs.
 # - Nystrom's landmarks earn their place: trained without them it predicts worse, and with a segment's mean value
 #   instead of the solved one too. A cheaper window does better still, so this text asks little of what is far.
 # - A window or landmarks beside full softmax in the table are no proof that they are as good where something has to be

@@ -116,7 +116,6 @@ if profile.name() == "fast":  # every run encodes it whole
 results = Results("09_innovation", base=base, seeds=budget.seeds)
 RUNS = profile.output_root() / "data" / "runs"  # what is measured is kept there, and found again by what it hangs on
 SHIPPED = profile.ROOT / "data" / "results"  # of other notebooks
-NOT_YET = "Not measured yet: `python -m lib run 09 --results missing`, some hours."
 MATCHING_RATE = 1e-2  # LoLCATs' for its feature maps: one of its own per head, so large steps do no harm
 TUNING_RATE = 1e-4  # lib.train's for all parameters
 measured_with = [task.sha256, base.name, base.revision, base.parameters, convert.FORMS, MATCHING_RATE, TUNING_RATE]
@@ -406,7 +405,7 @@ def large_rows():
 
 
 large = results.table("conversion_budget", lambda: large_rows() if budget.large_tokens else [], optional=True)
-large if len(large) else print(NOT_YET)
+large if len(large) else print(results.not_yet)
 
 # %% [markdown]
 # # 2 Algorithm: what is gained and what is forgotten
@@ -1330,7 +1329,7 @@ results.claim("more tuning lowers the cost of all layers", dearer["long"] < dear
 # %%
 NAMES = {"linear+window": "linear and window, matched", "window": "window alone"}
 ASKED = {"all": ("linear+window", 1.0), "quarters": ("linear+window", 0.75), "window": ("window", 1.0)}
-results.block("conversion_budget", NOT_YET)
+results.block("conversion_budget", results.not_yet)
 bits = large.set_index(["form", "share"])["bits_per_byte"] if len(large) else {}
 costs_of = dict.fromkeys(ASKED, math.nan)
 if len(large):
@@ -1470,7 +1469,7 @@ if longer:
     header, seeds = ["tokens", "share", "task", *names], long["seed"].unique().tolist()
     results.markdown("long", header, longer, text, seeds=seeds, left=0)
 else:
-    results.block("long", NOT_YET)
+    results.block("long", results.not_yet)
 
 # %% [markdown]
 # - The sum at both ends of the budget, and half-way back from the longer run.

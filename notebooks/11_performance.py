@@ -256,7 +256,7 @@ def quality_rows(a_step: int) -> list[dict]:
 
 
 reached_in = results.table("time_to_quality", lambda: quality_rows(A_STEP), optional=True)
-reached_in if len(reached_in) else "Not measured yet: `python -m lib run 11 --results time_to_quality`, with trl."
+reached_in if len(reached_in) else results.not_yet
 
 # %% [markdown]
 # - The first comparison had two documents a step and met neither mark. Our step was then little faster than trl's best:

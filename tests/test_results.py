@@ -66,7 +66,7 @@ def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeyp
     monkeypatch.setenv("RESULTS", "missing")
     more = notebook(refuse)
     assert "tables_made" not in more.provenance()
-    with pytest.raises(ValueError, match="was measured on None, and other was loaded: measure all of it"):
+    with pytest.raises(ValueError, match="was measured on None, not other: measure all of it, with --profile fast and"):
         Results("99_test", base=SimpleNamespace(name="other"))
     more.table("u", lambda: ROWS[:1])
     more.save()
@@ -78,6 +78,10 @@ def test_stored_results_are_read_back_redrawn_and_never_measured(folder, monkeyp
     assert list(anew.provenance()["tables_made"]) == ["u", "t"] and anew.tables["t"] == first["tables"]["t"][1:]
     monkeypatch.setenv("RESULTS", "u,t")
     assert "tables_made" not in notebook(lambda: ROWS).provenance(), "all were named"
+    monkeypatch.setenv("RESULTS", "missing")
+    more.table("v", list)
+    more.save()
+    assert len(notebook(refuse).table("v", lambda: ROWS)) == 2, "an empty table is missing"
     monkeypatch.setenv("PROFILE", "cpu")
     monkeypatch.setattr(profile, "kept_root", lambda: folder)
     with pytest.raises(ValueError, match="was measured with PROFILE=fast: set it beside RESULTS"):
