@@ -552,7 +552,7 @@ ours = e2e_table.drop(columns="rouge_l").assign(train_tokens=saw, passes=saw / E
 ours = pd.concat([ours, as_published]).drop_duplicates(["method", "seed", "decoding", "train_tokens"], keep="last")
 ours = ours.assign(system=ours["method"].map(ROWS), source=made["base_model"])
 both = pd.concat([ours, PUBLISHED], ignore_index=True)
-both = both.reindex(columns=["system", "passes", "decoding", *columns, "source"])
+both = both.reindex(columns=["system", "decoding", "passes", *columns, "source"])
 display(both.round(3).astype(object).fillna("-")) if len(ours) else None
 if e2e:
     said = [(r["prompt"], text) for r in rows_of["e2e"] for text in r["references"]]
@@ -1330,9 +1330,9 @@ shown_as |= {"cider": ("CIDEr", 2), "ser": ("slot errors", 3)}
 if len(ours):
     known = [c for c in shown_as if c in ours and ours[c].notna().any()]
     digits = {"passes": 2} | {c: shown_as[c][1] for c in known}
-    header = ["E2E NLG", "passes", "decoding", *(shown_as[c][0] for c in known), "model or source"]
+    header = ["E2E NLG", "decoding", "passes", *(shown_as[c][0] for c in known), "model or source"]
     formatted = both.assign(**{c: [number(x, n) for x in both[c]] for c, n in digits.items()})
-    rows = formatted[["system", "passes", "decoding", *known, "source"]].to_numpy().tolist()
+    rows = formatted[["system", "decoding", "passes", *known, "source"]].to_numpy().tolist()
     text = f"E2E NLG, {ours['generated'].max():.0f} test inputs, one seed; passes over the training set. "
     text += "METEOR is nltk's for ours and the Java program's for the published rows. " if "meteor" in known else ""
     text += "Published rows are of other models. -: not measured, or not told."
