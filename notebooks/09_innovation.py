@@ -1276,7 +1276,7 @@ for (form, matched, share), part in tuned.groupby(["form", "matched", "share"], 
     lines.append([form.replace("+", " and "), said, f"{share:.0%}", len(part), interval(own), cost])
 header = ["form", "matched first", "layers converted", "seeds", "bits per byte", "against the control"]
 text = (
-    f"Test text after conversion and the same fine-tuning on {budget.tuning_tokens:,} tokens; mean, 95 % t interval, "
+    f"Test text, prompts counted, after conversion and the same fine-tuning on {budget.tuning_tokens:,} tokens; mean, 95 % t interval, "
 )
 text += "and the difference to the control (not converted, fine-tuned as well), paired by seed."
 results.markdown("conversion", header, lines, text)
@@ -1355,7 +1355,7 @@ if len(large):
         lines.append([what, f"{r.share:.0%}", *amounts, number(r.bits_per_byte), cost])
     header = ["attention", "layers converted", "matching tokens", "LoRA tokens", "bits per byte", "cost"]
     text = f"Conversion with LoRA (rank {RANK}, alpha {2 * RANK}) as the second stage, scored on {scored:,} tokens "
-    text += f"of the test split of debian; seed {budget.seeds[0]}."
+    text += f"of the test split of debian, prompts counted; seed {budget.seeds[0]}."
     results.markdown("conversion_budget", header, lines, text, seeds=())
 
 # %% [markdown]
