@@ -57,10 +57,11 @@ class Results:
 
     def use(self, base) -> None:
         """`base` is the model of these results. Raises ValueError where it would complete those of another."""
-        self.base, partly = base, self.stored and self.anew != ["stored"] and self._kept_provenance()
-        if base and partly and self._file["provenance"]["base_model"] != base.name:
-            problem = f"{self.notebook} was measured on {self._file['provenance']['base_model']}, not {base.name}"
-            raise ValueError(f"{problem}: measure all of it, with --profile {profile.name()} and without RESULTS.")
+        self.base = base
+        completes = self.stored and self.anew != ["stored"] and self._kept_provenance()
+        if base and completes and (other := self._file["provenance"]["base_model"]) != base.name:
+            way_out = f"measure all of it, with --profile {profile.name()} and without RESULTS"
+            raise ValueError(f"{self.notebook} was measured on {other}, not {base.name}: {way_out}.")
 
     @property
     def not_yet(self) -> str:

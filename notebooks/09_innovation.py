@@ -1275,10 +1275,8 @@ for (form, matched, share), part in tuned.groupby(["form", "matched", "share"], 
     cost = interval(own - control, 4, sign=True) if share else "the control"
     lines.append([form.replace("+", " and "), said, f"{share:.0%}", len(part), interval(own), cost])
 header = ["form", "matched first", "layers converted", "seeds", "bits per byte", "against the control"]
-text = (
-    f"Test text, prompts counted, after conversion and the same fine-tuning on {budget.tuning_tokens:,} tokens; mean, 95 % t interval, "
-)
-text += "and the difference to the control (not converted, fine-tuned as well), paired by seed."
+text = f"Test text, prompts counted, after conversion and the same fine-tuning on {budget.tuning_tokens:,} tokens; "
+text += "mean, 95 % t interval, and the difference to the control (not converted, fine-tuned as well), paired by seed."
 results.markdown("conversion", header, lines, text)
 
 # %% [markdown]
