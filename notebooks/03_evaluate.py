@@ -756,14 +756,16 @@ def one_pass_documents():
         yield of_text("one pass, full", r, text) | {"bits_per_byte": bits.get(r["id"], math.nan)}
 
 
+def by_id(texts, column, *settings) -> dict:
+    sides = texts.pivot(index="id", columns="setting", values=column)[[*settings]].dropna()
+    before, after = (sides[side].rename(column).reset_index() for side in sides)
+    return metrics.paired(before, after, column, None)
+
+
 def after_sampling(tuned, texts):
-    out, wide = [], texts.pivot(index="id", columns="setting")  # columns: measure, setting
     others = [name for name in texts["setting"].unique() if name != tuned]
-    for name, column in itertools.product(others, [c for c in ("chrf", "tags_reflected") if c in sampled]):
-        sides = wide[column][[name, tuned]].dropna()
-        before, after = (sides[side].rename(column).reset_index() for side in sides)
-        out.append({"setting": name, "measure": column} | metrics.paired(before, after, column, None))
-    out = pd.DataFrame(out)
+    pairs = itertools.product(others, [c for c in ("chrf", "tags_reflected") if c in sampled])
+    out = pd.DataFrame([{"setting": name, "measure": c} | by_id(texts, c, name, tuned) for name, c in pairs])
     return out.assign(p_holm=multipletests(out["p_value"], method="holm")[1])
 
 
@@ -1237,9 +1239,7 @@ for r in significance.itertuples():
 # - What one profile or another does not measure: values say so, and claims are false, until their turn comes.
 
 # %%
-UNMEASURED = """fair.bits_per_byte fair.gain fair.gain.chrf fair.gain.synopsis_form fair.gain.tags_reflected
-fair.tags form.fair form.before sampled.documents sampled.tags.people sampled.tags.pass sampled.form.alone
-sampled.form.before sampled.form.after sampled.chrf.gap sampled.tags_reflected.gap
+UNMEASURED = """fair.bits_per_byte fair.gain fair.tags form.fair form.before sampled.documents sampled.form.alone
 pass.bits_per_byte pass.better pass.tags_reflected.after pass.tags_reflected.asked parts.first_line
 parts.text_below parts.end_token best_rate.gap recovery.bits_per_byte recovery.brought general.compared general.worse
 overlap.e2e.before overlap.e2e.after tags.full tags.people e2e.bleu"""
@@ -1248,6 +1248,7 @@ factual.agree.sampled factual.kappa.sampled factual.kappa.kind"""
 CLAIMS = """full beats the fairest before; full beats the fairest before in chrF; people reflect more tags;
 by chrF the chat template is the best question; more facts than after the best question are not shown;
 sampled: chrf is higher after; sampled: tags_reflected is not shown higher after;
+synopsis in form of sampled texts beats the best question;
 pass.tags_reflected.after is higher; pass.tags_reflected.asked is higher; no general text got worse in one pass;
 LoRA at its better rate is not told apart from full fine-tuning; WikiText-2 was the control;
 general English brings less than half of the gain; no general text got worse; full fine-tuning saw a part of E2E"""
@@ -1258,7 +1259,7 @@ for name in CLAIMS.split(";"):
     results.claim(name.strip(), False)
 
 # %% [markdown]
-# - The main table: the fairer "before" beside it, no long description: a text that runs in circles has one too.
+# - By method, the fairer "before" beside it; no long description: a text that runs in circles has one too.
 
 # %%
 FORM = {"synopsis_form": "synopsis in form", "has_long_description": "long description"}
@@ -1350,9 +1351,6 @@ if len(fair_before):
     least, best = fair_before["bits_per_byte"].min(), fair_before.max(numeric_only=True)
     results.value("fair.bits_per_byte", number(least))
     results.value("fair.gain", interval(full["bits_per_byte"] - least, sign=True))
-    for column, d in (("chrf", 1), ("synopsis_form", 2), ("tags_reflected", 2)):
-        if column in best:
-            results.value(f"fair.gain.{column}", interval(full[column] - best[column], d, sign=True))
     results.claim("full beats the fairest before", metrics.mean_interval(full["bits_per_byte"])[2] < least)
     results.claim("full beats the fairest before in chrF", metrics.mean_interval(full["chrf"])[1] > best["chrf"])
     asked = fair_before[1:].set_index("setting")["chrf"]  # the first: not asked
@@ -1369,11 +1367,11 @@ if len(fair_before):
 # %%
 DIGITS = {"chrf": ("chrF", 1), "tags_reflected": ("tags", 2), "synopsis_form": ("form", 2), "rep_4": ("rep-4", 2)}
 if len(sampled):
-    means = pd.concat([sampled, by_pass]).drop(columns="id").groupby("setting", sort=False).mean()
-    means = means.reindex(columns=[c for c in DIGITS if c in means])
-    means.loc["people"] = human_sampled.iloc[0].reindex(means.columns)
-    rows = [[name, *(number(x, DIGITS[c][1]) for c, x in mean.items())] for name, mean in means.iterrows()]
-    header = ["asked", *(DIGITS[c][0] for c in means)]
+    by_way = pd.concat([sampled, by_pass]).drop(columns="id").groupby("setting", sort=False).mean()
+    by_way = by_way.reindex(columns=[c for c in DIGITS if c in by_way])
+    by_way.loc["people"] = human_sampled.iloc[0].reindex(by_way.columns)
+    rows = [[name, *(number(x, DIGITS[c][1]) for c, x in mean.items())] for name, mean in by_way.iterrows()]
+    header = ["asked", *(DIGITS[c][0] for c in by_way)]
     for side, gaps in [("after", compared)] + ([("one pass", further)] if len(further) else []):
         for measure, part in gaps.groupby("measure", sort=False):
             name, d = DIGITS[measure]
@@ -1385,7 +1383,7 @@ if len(sampled):
             rows = [[*row, told_gaps.get(row[0], "")] for row in rows]
 
 # %% [markdown]
-# - The table; then the synopses in form and the tags.
+# - The table; then the synopses in form.
 
 # %%
 if len(sampled):
@@ -1400,11 +1398,7 @@ else:
     results.block("sampled", results.not_yet)
 if "synopsis_form" in sampled:
     forms = sampled.groupby("setting")["synopsis_form"].mean()
-    after, before = forms["after, full"], forms.drop("after, full").max()
-    for name, share in (("alone", forms["prompt alone"]), ("before", before), ("after", after)):
-        results.value(f"sampled.form.{name}", f"{share:.1%}")
-    for name, setting in (("people", "people"), ("pass", "one pass, full")):
-        results.value(f"sampled.tags.{name}", number(means["tags_reflected"].get(setting), 2))
+    results.value("sampled.form.alone", f"{forms['prompt alone']:.1%}")
 
 # %% [markdown]
 # - The distance to the best question of each measure; that of the one pass to the run with less text, too.
@@ -1624,6 +1618,74 @@ if found:
     results.markdown("readings", header, list(pairs_found.values()), text, left=3, **one_run)
 else:
     results.block("readings", "These texts were not read yet.")
+
+# %% [markdown]
+# - The answer in one table. Of our ways to ask the base model, the best by each measure, with its letter.
+
+# %%
+LETTERS = {"prompt alone": "p", "chat template": "t"}
+LETTERS |= {f"{budget.shots} examples in the prompt": "e", f"{budget.shots} examples, chat": "c"}
+
+
+def best_asked(measure, digits, by_setting) -> tuple[str, str]:
+    """The best of the ways to ask before, and a cell of its value and letter."""
+    known = by_setting[by_setting.index.isin(LETTERS)]
+    way = known.idxmin() if measure in ("bits_per_byte", "rep_4") else known.idxmax()
+    return way, f"{number(known[way], digits)} ({LETTERS[way]})"
+
+
+def greedily(measure) -> list[str]:
+    digits, best, gap = wide[measure], "-", "-"
+    parts = [*(own[own["method"] == m] for m in ("none", "lora", "full")), passed, human]
+    before, *after = (number(p[measure].mean() if measure in p else math.nan, digits) for p in parts)
+    if len(fair_before):
+        asked = fair_before.set_index("setting")[measure]
+        way, best = best_asked(measure, digits, asked)
+        gap = interval(full[measure] - asked[way], digits, sign=True)
+    return [MAIN[measure], before, best, *after, gap]
+
+
+# %% [markdown]
+# - The rows of sampled texts, and of the readers' verdicts.
+
+
+# %%
+def by_sampling(measure, name) -> list[str]:
+    digits, at = DIGITS[measure][1], by_way[measure]
+    way, best = best_asked(measure, digits, at)
+    r = by_id(sampled, measure, way, "after, full")
+    gap = span(r["difference"], r["low"], r["high"], digits, True)
+    better = (r["difference"] < 0) == (measure == "rep_4") and r["p_value"] < 0.05
+    results.claim(f"{name} of sampled texts beats the best question", better)
+    before, *after = (number(at.get(s), digits) for s in ("prompt alone", "after, full", "one pass, full", "people"))
+    return [f"sampled: {name}", before, best, "-", *after, gap]
+
+
+def by_readers(name, stages, asked, pair) -> list[str]:
+    before, best, after, late = (found[s][VERDICTS.index("wrong")] if s in found else "-" for s in stages)
+    better, worse = pairs_found[pair][3:5]
+    return [name, before, f"{best} ({asked})", "-", after, late, "-", f"{better} better, {worse} worse"]
+
+
+# %% [markdown]
+# - The table.
+
+# %%
+rows, spoken = [greedily(measure) for measure in wide if measure != "perplexity"], MAIN | {"rep_4": "repeated 4-grams"}
+rows += [by_sampling(measure, spoken[measure]) for measure in by_way] if len(sampled) else []
+if "asked" in found:
+    rows.append(by_readers("facts wrong", ("before", "asked", "after", ""), "t", "asked"))
+if len(again) and found:
+    stages = ("", "sampled: examples, chat", "sampled: after", "sampled: one pass")
+    rows.append(by_readers("sampled: facts wrong", stages, "c", "asked.sampled"))
+header = ["", "before", "best asked", "LoRA", "full", "one pass, full", "people", "full minus best asked"]
+text = f"Before and after on the test split of {task.name}: {documents} documents scored, {generated} greedy texts "
+text += f"(corpus chrF), {len(sampled_for)} sampled ones (mean document chrF) and those of "
+text += f"{factual['id'].nunique() if found else 0} packages read. Best asked: by that measure the best of the prompt "
+text += "alone (p), examples in front of it (e), the chat template (t) and, where sampled, examples as turns of a chat "
+text += "(c). Full and LoRA: means over seeds; sampled or read: one run. Last column: t interval over seeds; where "
+text += "sampled, bootstrap over documents; facts: by package."
+results.markdown("answer", header, rows, text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # - Values: the setting, the main numbers of each method, and the comparisons.
