@@ -6,6 +6,7 @@ What arrives is whole, is checked against a SHA-256, and says why when it cannot
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, partialmethod
 from pathlib import Path
@@ -53,6 +54,14 @@ constants.HF_HUB_DISABLE_XET = True
 
 class Unavailable(RuntimeError):
     """Data or a model that cannot be had here; the message says why and what would help."""
+
+
+def reached(get: Callable, *names):
+    """`get(*names)`; where that is out of reach None, and a printed line that says why."""
+    try:
+        return get(*names)
+    except Unavailable as reason:
+        return print(f"Skipped: {reason}")
 
 
 @contextmanager

@@ -99,25 +99,21 @@ def load_base() -> Base:
     folder = hub.MODELS / "gpt2"
     if folder.is_dir() and any(folder.iterdir()):
         return _load(folder, None, None)
-    tried = {str(folder): "not there"}
     for repository in (GPT2, "gpt2"):  # the repository's name before it moved
-        tried[f"Hugging Face cache, {repository}"] = "no whole model"
         if cached := hub.cached_model(repository, GPT2_REVISION):
             return _load(cached, GPT2, GPT2_REVISION, "the local Hugging Face cache")
     try:
         return _load(hub.hub_model(GPT2, GPT2_REVISION), GPT2, GPT2_REVISION, endpoint())
     except Unavailable as error:
-        tried["hub"] = why = str(error)
+        why = str(error)
     try:
-        folder = build_stand_in()
+        stand_in = build_stand_in()
     except (Unavailable, OSError, ImportError) as error:  # ImportError: no package gguf
-        tried["stand-in"] = str(error)
-    else:
-        return _load(folder, STAND_IN, STAND_IN_PIN, why=f"GPT-2 was not within reach: {why}")
-    reasons = "".join(f"\n  {place}: {reason}" for place, reason in tried.items())
-    by_hand = f"config.json, model.safetensors, vocab.json and merges.txt of {GPT2} into {hub.MODELS / 'gpt2'}"
-    ways = f"`python -m lib fetch model --mirror https://hf-mirror.com`; {by_hand}, by hand; `--base-model FOLDER`"
-    raise Unavailable(f"No base model could be had.{reasons}\nWays out: {ways}.")
+        tried = f"neither {folder} nor the Hugging Face cache has one.\n  hub: {why}\n  stand-in: {error}"
+        by_hand = f"config.json, model.safetensors, vocab.json and merges.txt of {GPT2} into {folder}"
+        ways = f"`python -m lib fetch model --mirror https://hf-mirror.com`; {by_hand}, by hand; `--base-model FOLDER`"
+        raise Unavailable(f"No base model could be had: {tried}\nWays out: {ways}.") from error
+    return _load(stand_in, STAND_IN, STAND_IN_PIN, why=f"GPT-2 was not within reach: {why}")
 
 
 def _load_wanted(wanted: str) -> Base:

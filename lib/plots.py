@@ -6,6 +6,7 @@ Colours: Paul Tol's medium-contrast scheme (personal.sron.nl/~pault); line style
 """
 
 import importlib.util
+import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Code
 from matplotlib import font_manager
 from matplotlib.colors import to_rgb
 from scipy.optimize import isotonic_regression
@@ -260,3 +262,8 @@ def lines(
         label_lines(ax)
     axes[0, 0].set_ylabel(ylabel or y)
     return fig
+
+
+def source(*parts) -> Code:
+    """The code of functions and classes of `lib`, coloured, as a notebook shows it."""
+    return Code("\n\n".join(map(inspect.getsource, parts)), language="python")

@@ -145,8 +145,9 @@ class Results:
         self.report["tables"][name] = text.strip("\n")
 
     def markdown(self, name: str, header: Sequence[str], rows: Sequence[Sequence], text: str, left: int = 1, **options):
-        """`block` of a table, its cells formatted, with `caption(text, **options)`."""
-        self.block(name, f"{markdown_table(header, rows, left)}\n\nTable: {self.caption(text, **options)}")
+        """`block` of a table, its cells formatted, with `caption(text, **options)`; without rows `not_yet`."""
+        table = f"{markdown_table(header, rows, left)}\n\nTable: {self.caption(text, **options)}"
+        self.block(name, table if len(rows) else self.not_yet)
 
     def save(self, data: Mapping[str, str] | None = None) -> None:
         """Write the results file and the figures together; `data` is the sha256 of each dataset. Raises OSError where

@@ -50,7 +50,6 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from IPython.display import Markdown, display
 from matplotlib.patches import FancyBboxPatch
 
 from lib import generate, metrics, models, plots, profile, tasks
@@ -233,12 +232,7 @@ gpt2_parameters.assign(**{c: gpt2_parameters[c].map(f) for c, f in as_text.items
 
 
 # %%
-def show(*functions) -> None:
-    code = "\n\n".join(inspect.getsource(f) for f in functions)
-    display(Markdown(f"```python\n{code}```"))
-
-
-show(gpt2.embed)
+plots.source(gpt2.embed)
 
 # %% [markdown]
 # - **Layer norm** in front of every sublayer, over the $C$ numbers of one token:
@@ -246,7 +240,7 @@ show(gpt2.embed)
 # - **Linear**: GPT-2 stores its matrices as (in, out), the transpose of torch's `nn.Linear`.
 
 # %%
-show(gpt2.layer_norm, gpt2.linear)
+plots.source(gpt2.layer_norm, gpt2.linear)
 
 # %% [markdown]
 # - **Causal self-attention.** Each token asks with a query, and is found by a key, in each head:
@@ -255,14 +249,14 @@ show(gpt2.layer_norm, gpt2.linear)
 # - $\sqrt{D}$ keeps the spread of the scores independent of the head's width: softmax does not saturate.
 
 # %%
-show(gpt2.attention)
+plots.source(gpt2.attention)
 
 # %% [markdown]
 # - **MLP**, each token on its own: $W_2\,\mathrm{GELU}(W_1 x + b_1) + b_2$, four times as wide inside, with
 #   $\mathrm{GELU}(x) \approx \frac{x}{2}\left(1 + \tanh(\sqrt{2 / \pi}\,(x + 0.044715\,x^3))\right)$.
 
 # %%
-show(gpt2.gelu, gpt2.mlp)
+plots.source(gpt2.gelu, gpt2.mlp)
 
 # %% [markdown]
 # - **Block**: $h \leftarrow h + \mathrm{Attention}(\mathrm{LN}_1(h))$, then
@@ -270,7 +264,7 @@ show(gpt2.gelu, gpt2.mlp)
 # - **Head**: the logits $z_t = W_e\,\mathrm{LN}_f(h_t)$, one per token of the vocabulary; $W_e$ serves both ends.
 
 # %%
-show(gpt2.block, gpt2.blocks, gpt2.forward)
+plots.source(gpt2.block, gpt2.blocks, gpt2.forward)
 
 # %% [markdown]
 # ### 2.5 Is it right?
@@ -370,7 +364,6 @@ cut = {
     for name, text in TEXTS.items()
 }
 figure = plots.strips({"tokens, and how many": cut})
-results.figure(figure, "01_tokens", "A sentence in English and in Chinese, and a couplet, as tokens.", seeds=())
 
 # %% [markdown]
 # - Fewer bytes per token: a longer sequence for the same text, and less of it in the context.
@@ -697,8 +690,7 @@ for ax, head in zip(axes.flat, heads.itertuples(), strict=True):
     ax.grid(False)
 figure.supxlabel("attended token", fontsize=9)
 figure.supylabel("attending token", fontsize=9)
-figure.colorbar(image, ax=axes, label="attention weight", shrink=0.6, aspect=30)
-results.figure(figure, "01_attention", "Four attention heads, each the most marked of its kind.", seeds=())
+bar = figure.colorbar(image, ax=axes, label="attention weight", shrink=0.6, aspect=30)
 
 # %% [markdown]
 # ### 6.2 Positions
@@ -743,8 +735,6 @@ ax.set_xticks(range(0, len(square), 8), square.index[::8])
 ax.set_yticks(range(0, len(square), 8), square.index[::8])
 ax.grid(False)
 figure.colorbar(image, label=what, shrink=0.8, aspect=25).outline.set_visible(False)
-text = f"Positions compared in steps of {step}, up to {len(similarity):,}: {what}."
-results.figure(figure, "01_positions", text, seeds=())
 
 # %% [markdown]
 # - The same matrix by distance $m - n$: the line is the mean, the band reaches from the lowest to the highest
@@ -761,8 +751,6 @@ figure, axes = plt.subplots()
 axes.fill_between(distances.distance, distances.lowest, distances.highest, alpha=0.3)
 axes.plot(distances.distance, distances["mean"])
 axes.set(xlabel="distance of two positions", ylabel=what)
-text = f"Positions compared by their distance, mean and range: {what}."
-results.figure(figure, "01_distance", text, seeds=())
 band = (distances.highest - distances.lowest).max()
 print(f"Widest band {band:.1e}: {'a relative' if band < 1e-4 else 'not a purely relative'} position code.")
 
@@ -841,11 +829,6 @@ head, _, body = inspect.getsource(gpt2.attention).split('"""')
 results.block("attention", f"```python\n{head.rstrip()}\n{body.strip(chr(10))}\n```")
 results.value("differences", differences.differs.sum())
 results.value("features", len(differences))
-
-# %% [markdown]
-# - How the next token is chosen: the likeliest one at each temperature. And padding.
-
-# %%
 results.value("decoding.token", likeliest.strip())
 for name, probability in next_tokens.loc[likeliest].filter(like="temperature").items():
     results.value(f"decoding.{name.replace(' ', '_')}", f"{probability:.1%}")
@@ -867,11 +850,6 @@ for r in continuations.sort_values("decoding", key=lambda names: names != "greed
 text = f"“{PROMPT}” continued by at most {budget.continuation_tokens} tokens: greedy, {beam['num_beams']} beams, and "
 text += f"sampled at temperature {sample['temperature']} with top-p {sample['top_p']}. / is a line's end."
 results.markdown("continuations", ["rule", "what the model goes on with"], cells, text, left=2, seeds=())
-
-# %% [markdown]
-# - The traced generation.
-
-# %%
 ended = traced.token_1.iloc[-1] == tokenizer.eos_token
 results.value("trace.question", QUESTION)
 results.value("trace.answer", "".join(traced.token_1[: -1 if ended else None]).strip())

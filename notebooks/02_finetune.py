@@ -20,8 +20,6 @@
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
-# - JupyterLab saves what you ran: stepping through with `PROFILE=fast` replaces the outputs that are kept in git;
-#   `git checkout notebooks/*.ipynb` brings them back.
 
 # %%
 REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
@@ -39,7 +37,6 @@ if "google.colab" in sys.modules:
 
 # %%
 import functools
-import inspect
 import json
 import math
 import re
@@ -55,7 +52,7 @@ from IPython.display import display
 from scipy import optimize, stats
 from transformers import TrainerCallback
 
-from lib import metrics, packing, plots, profile, tasks, train
+from lib import hub, metrics, packing, plots, profile, tasks, train
 from lib import texts as measures
 from lib.generate import DECODING, generate
 from lib.models import load_base
@@ -142,7 +139,6 @@ for ax, (split, documents), color in zip(axes, encoded.items(), plots.COLORS, st
     ax.axvline(lengths.median(), color=plots.INK, linewidth=1, linestyle="--")
     ax.set(title=f"{split}: {len(lengths):,} documents, median {lengths.median():g}", ylabel="documents")
 axes[-1].set_xlabel("tokens per document")
-results.figure(figure, "02_lengths", f"Document lengths of the task {task.name}, in tokens.", seeds=())
 
 # %% [markdown]
 # ## The loss
@@ -157,8 +153,7 @@ results.figure(figure, "02_lengths", f"Document lengths of the task {task.name},
 #   largest tensor of a step.
 
 # %%
-print(inspect.getsource(train.completion_loss))
-print(inspect.getsource(packing.attend_within_documents))
+plots.source(train.completion_loss, packing.attend_within_documents)
 
 # %% [markdown]
 # - A packed row of this task: how many documents share it, and how much of it is target.
@@ -178,7 +173,7 @@ print(f"{len(row)} documents, {batch['input_ids'].shape[1]} tokens, {share:.0%} 
 #   progress end a run. Held-out means the validation split: the test split is not looked at here.
 
 # %%
-print(inspect.getsource(train.with_lora), inspect.getsource(train.only_last_blocks), sep="\n")
+display(plots.source(train.with_lora, train.only_last_blocks))
 pd.DataFrame([vars(train.settings_for(m, 0, task)) for m in train.METHODS]).T
 
 # %% [markdown]
@@ -192,11 +187,7 @@ pd.DataFrame([vars(train.settings_for(m, 0, task)) for m in train.METHODS]).T
 # %%
 plan = [(task, method, seed) for seed in budget.seeds for method in budget.methods]
 plan += [(task, method, budget.seeds[0]) for method in train.METHODS if method not in budget.methods]
-try:
-    e2e = tasks.load_task("e2e") if task.name == "debian" else None
-except tasks.Unavailable as reason:
-    e2e = None
-    print(f"Skipped: {reason}")
+e2e = hub.reached(tasks.load_task, "e2e") if task.name == "debian" else None
 plan += [(e2e, method, 0) for method in budget.e2e_methods] if e2e else []
 pd.DataFrame([(t.name, method, seed) for t, method, seed in plan], columns=["task", "method", "seed"])
 
@@ -268,8 +259,6 @@ results.figure(figure, "02_curves", text, tokens=budget.train_tokens)
 
 # %%
 figure = plots.loss_curves(main, "train_loss", ylabel="training loss, nats per target token")
-text = f"Training loss of {task.name}, per logged step."
-results.figure(figure, "02_training_loss", text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # ## Which rate?
@@ -678,12 +667,9 @@ for (name, method), grid in rates.groupby(["task", "method"], sort=False) if len
         tried_rates, bits = (", ".join(map(form, tries[c])) for c, form in RATE_COLUMNS.items())
         rows.append([name, method, schedule, tried_rates, bits, f"{used.learning_rate:g}, {used.schedule}"])
 header = ["task", "method", "schedule", "rates tried", "bits per byte", "in use"]
-if rows:
-    text = "Learning rates tried, with bits per byte of the validation documents that the runs are watched on; "
-    text += "- for a run that diverged." if rates["bits_per_byte"].isna().any() else "one run each."
-    results.markdown("rates", header, rows, text, left=3, seeds=[0])
-else:
-    results.block("rates", results.not_yet)
+text = "Learning rates tried, with bits per byte of the validation documents that the runs are watched on; "
+text += "- for a run that diverged." if rates.isna().any(axis=None) else "one run each."
+results.markdown("rates", header, rows, text, left=3, seeds=[0])
 
 # %% [markdown]
 # - The default task's best rate of each method, and what it reaches beside the rate in use. Level: within the standard
@@ -716,11 +702,6 @@ if len(better := tuned[tuned["method"] == "lora"] if len(tuned) else tuned):
     told, lower = interval(gaps["in_use"], sign=True), shown(gaps)["in_use"] < 0
 results.value("best_rate.lora.gap_in_use", told)
 results.claim("at its best rate LoRA ends lower than at the rate in use", lower)
-
-# %% [markdown]
-# - The learning curve.
-
-# %%
 SHOWN = {"bits_per_byte": 3, "chrf": 1, "synopsis_form": 2}
 SHOWN = {c: digits for c, digits in SHOWN.items() if c in curve}
 rows = []
@@ -731,11 +712,8 @@ for (method, size), part in measured_runs.groupby(["method", "train_tokens"], so
     name = method.replace("full,", "full fine-tuning,")
     rows.append([{"none": "before", **labels}.get(method, name), f"{size:,}", len(part), *cells])
 header = ["method", "tokens", "seeds", "bits per byte", "corpus chrF", "synopsis in form"]
-if rows:
-    text = f"{len(unseen)} other validation documents of {task.name} scored, {len(some)} texts generated greedily; "
-    results.markdown("learning_curve", header[: 3 + len(SHOWN)], rows, text + "mean with 95 % t interval.", seeds=())
-else:
-    results.block("learning_curve", results.not_yet)
+text = f"{len(unseen)} other validation documents of {task.name} scored, {len(some)} texts generated greedily; "
+results.markdown("learning_curve", header[: 3 + len(SHOWN)], rows, text + "mean with 95 % t interval.", seeds=())
 
 # %% [markdown]
 # - Values: what the law says of the whole split, the ablation, the yardsticks.
@@ -756,6 +734,4 @@ if len(curve):
     pair = curve[(curve["train_tokens"] == middle) & curve["method"].str.startswith("full")]
     pair = by_seed(pair, "method")
     results.value("all_tokens.gap", interval(pair.iloc[:, 1] - pair.iloc[:, 0], sign=True))
-
-# %%
 results.save(data={t.name: t.sha256 for t in {t.name: t for t, _, _ in plan}.values()})

@@ -19,8 +19,6 @@
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
-# - JupyterLab saves what you ran: stepping through with `PROFILE=fast` replaces the outputs that are kept in git;
-#   `git checkout notebooks/*.ipynb` brings them back.
 
 # %%
 REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
@@ -146,18 +144,11 @@ def measure(task, run=None, generated=budget.generated, general=None):
 #   collapse; and E2E NLG beside the default task, since it has published GPT-2 rows.
 
 # %%
-general, e2e = {}, None
+general = {}
 sizes = {"wikitext2": budget.wikitext_tokens, "lambada": budget.lambada_documents, "blimp": budget.blimp_pairs}
-for name, size in sizes.items() if results.anew != ["stored"] else ():
-    try:
-        hub.outside(name)
-        general[name] = size
-    except hub.Unavailable as reason:
-        print(f"Skipped: {reason}")
-try:
-    e2e = tasks.load_task("e2e") if task.name == "debian" else None
-except hub.Unavailable as reason:
-    print(f"Skipped: {reason}")
+if results.anew != ["stored"]:
+    general = {name: size for name, size in sizes.items() if hub.reached(hub.outside, name)}
+e2e = hub.reached(tasks.load_task, "e2e") if task.name == "debian" else None
 plan = [(task,), *((task, method, seed) for seed in budget.seeds for method in budget.methods)]
 plan += [(e2e,), *((e2e, method) for method in budget.e2e_methods)] if e2e else []
 counts = [(task, budget.generated)] + ([(e2e, budget.e2e_generated)] if e2e else [])
@@ -366,9 +357,7 @@ ax = by_document.plot.scatter("before", "after", 9, **look)
 ax.axline((1, 1), slope=1, color=plots.INK, linewidth=0.8)
 better = f"{(by_document['after'] < by_document['before']).sum()} of {len(by_document)}\nbelow the line"
 ax.text(0.96, 0.06, better, transform=ax.transAxes, ha="right", fontsize=8)
-ax.set(xlabel="bits per byte before", ylabel="bits per byte after")
-text = f"Each of {len(by_document)} held-out documents of {task.name} before and after full fine-tuning, one run."
-results.figure(ax.figure, "03_by_document", text, tokens=budget.train_tokens, seeds=budget.seeds[:1])
+named = ax.set(xlabel="bits per byte before", ylabel="bits per byte after")
 
 # %% [markdown]
 # ## The task's own checks
@@ -815,13 +804,7 @@ def recovered(name, seed):
 # - The rows; those of the task itself are the main table's. A text that is out of reach is left out and named.
 
 # %%
-recovery_plan = []
-for name, seed in budget.recovery:
-    try:
-        english(name)
-        recovery_plan.append((name, seed))
-    except hub.Unavailable as reason:
-        print(f"Skipped: {reason}")
+recovery_plan = [(name, seed) for name, seed in budget.recovery if hub.reached(english, name)]
 
 
 def recovery_rows():
@@ -1186,12 +1169,8 @@ def judge(pairs):
 # - The verdicts, or why there are none.
 
 # %%
-try:
-    if pairs:
-        verdicts, found = judge(pairs)
-        display(verdicts, pd.Series(found, name="judge").to_frame())
-except hub.Unavailable as reason:
-    print(f"Skipped: {reason}")
+if pairs and (judged := hub.reached(judge, pairs)):
+    display(judged[0], pd.Series(judged[1], name="judge").to_frame())
 
 # %% [markdown]
 # ## What we saw
@@ -1239,10 +1218,10 @@ for r in significance.itertuples():
 # - What one profile or another does not measure: values say so, and claims are false, until their turn comes.
 
 # %%
-UNMEASURED = """fair.bits_per_byte fair.gain fair.tags form.fair form.before sampled.documents sampled.form.alone
+UNMEASURED = """fair.bits_per_byte fair.gain fair.tags form.fair form.before sampled.form.alone
 pass.bits_per_byte pass.better pass.tags_reflected.after pass.tags_reflected.asked parts.first_line
 parts.text_below parts.end_token best_rate.gap recovery.bits_per_byte recovery.brought general.compared general.worse
-overlap.e2e.before overlap.e2e.after tags.full tags.people e2e.bleu"""
+overlap.e2e.before overlap.e2e.after e2e.bleu"""
 UNREAD = """factual.asked.wrong factual.sampled.asked.wrong
 factual.agree.sampled factual.kappa.sampled factual.kappa.kind"""
 CLAIMS = """full beats the fairest before; full beats the fairest before in chrF; people reflect more tags;
@@ -1393,7 +1372,6 @@ if len(sampled):
     text += "Differences paired by document, bootstrap interval; * where p stays below 0.05 after Holm over all of "
     text += "one run's."
     results.markdown("sampled", header, rows, text, seeds=[0], tokens=budget.train_tokens)
-    results.value("sampled.documents", f"{sampled['id'].nunique():,}")
 else:
     results.block("sampled", results.not_yet)
 if "synopsis_form" in sampled:
@@ -1486,18 +1464,15 @@ def cell(text, most=280):
 
 
 one_run = {"seeds": budget.seeds[:1], "tokens": budget.train_tokens}
-if len(reading):
-    rows = [
-        [f"{r['chosen']}, {r['id']}, {r['chrf_before']:.0f} to {r['chrf_after']:.0f}"]
-        + [cell(r[who]) for who in ("before", "after", "human")]
-        for place in ("best", "median", "worst")
-        for r in reading[reading["chosen"] == place].to_dict("records")
-    ]
-    text = f"The best, the median and the worst of {generated} greedy texts by document chrF (before to after), cut "
-    text += "after 280 characters; / is a line's end. After: full fine-tuning."
-    results.markdown("samples_table", ["document, chrF", "before", "after", "people"], rows, text, left=4, **one_run)
-else:
-    results.block("samples_table", results.not_yet)
+named = reading[reading["chosen"] != ""].sort_values("chosen") if len(reading) else reading  # best, median, worst
+rows = [
+    [f"{r['chosen']}, {r['id']}, {r['chrf_before']:.0f} to {r['chrf_after']:.0f}"]
+    + [cell(r[who]) for who in ("before", "after", "human")]
+    for r in named.to_dict("records")
+]
+text = f"The best, the median and the worst of {generated} greedy texts by document chrF (before to after), cut "
+text += "after 280 characters; / is a line's end. After: full fine-tuning."
+results.markdown("samples_table", ["document, chrF", "before", "after", "people"], rows, text, left=4, **one_run)
 
 # %% [markdown]
 # - What the readers found, in texts; two numbers where the readers differ.
@@ -1718,11 +1693,8 @@ for frame, place in ((own, ""), (e2e_table, ".e2e")):
 for (stage, method, decoding), part in likeness.groupby(["stage", "method", "decoding"]):
     results.value(f"repeats.{stage if stage == 'before' else method}.{decoding}", f"{part['rep_4'].mean():.0%}")
 if set(FORM) <= set(checks):
-    shares = {"full": full["tags_reflected"].mean(), "people": human["tags_reflected"].iloc[0]}
-    for name, share in shares.items():
-        results.value(f"tags.{name}", f"{share:.0%}")
     results.value("form.before", f"{own.loc[own['stage'] == 'before', 'synopsis_form'].mean():.0%}")
-    results.claim("people reflect more tags", shares["full"] < shares["people"])
+    results.claim("people reflect more tags", full["tags_reflected"].mean() < human["tags_reflected"].iloc[0])
 if len(e2e_table):
     results.value("e2e.bleu", f"{e2e_table.loc[e2e_table['method'] == 'full', 'bleu'].mean():.1f}")
     results.claim("full fine-tuning saw a part of E2E", ours.loc[ours["method"] == "full", "passes"].min() < 1)

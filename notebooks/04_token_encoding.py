@@ -19,8 +19,6 @@
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
-# - JupyterLab saves what you ran: stepping through with `PROFILE=fast` replaces the outputs that are kept in git;
-#   `git checkout notebooks/*.ipynb` brings them back.
 
 # %%
 REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
@@ -36,7 +34,6 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "lib", "colab"], cwd="..", check=True)
     sys.path.insert(0, "..")
 # %%
-import inspect
 import json
 import math
 from collections import Counter, defaultdict
@@ -48,7 +45,7 @@ from itertools import combinations, islice, pairwise
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from IPython.display import Code, display
+from IPython.display import display
 
 from lib import plots, profile, tasks
 from lib.explore import costs, encodings, gpt2_bpe, scratch
@@ -91,11 +88,7 @@ results = Results("04_token_encoding", seeds=budget.seeds)
 
 
 # %%
-def show(*functions) -> None:
-    display(Code("\n\n".join(inspect.getsource(f) for f in functions), language="python"))
-
-
-show(encodings.Encoding.unknown_bits, encodings.Encoding.lost)
+plots.source(encodings.Encoding.unknown_bits, encodings.Encoding.lost)
 
 # %% [markdown]
 # - The conditions, as data: (encoding, vocabulary size); None where the encoding has its own.
@@ -144,7 +137,7 @@ cut = {name: {} for name in LANGUAGES.values()}
 every = [(corpus, *c) for corpus in SHOWN for c in SHOWN[corpus]]
 for corpus, *c in every:
     cut[LANGUAGES[corpus]][label(*c)] = tokens(scratch.encoding_of(corpus, *c), EXAMPLES[corpus])
-results.figure(plots.strips(cut), "04_tokens", "A line of a package description and a verse, as tokens.")
+figure = plots.strips(cut)
 
 # %% [markdown]
 # ## 2 BPE, step by step
@@ -350,7 +343,7 @@ poem
 #   name in the recipe chooses.
 
 # %%
-show(scratch.stream, encodings.bpe)
+plots.source(scratch.stream, encodings.bpe)
 
 
 # %% [markdown]
@@ -543,9 +536,6 @@ ax.set_xticks(ticks, [f"{v:,}" if n else f"bytes\n{v:,}" for n, v in enumerate(t
 ax.minorticks_off()
 ax.set(xlabel="vocabulary size", ylabel="held-out bits per byte")
 plots.label_lines(ax)
-text = f"BPE in English: bits per byte against vocabulary size. {amount}, or the compute of BPE {middle:,}, whose runs"
-text += " are the same three in both lines; dots are seeds, bars 95 % t intervals."
-results.figure(fig, "04_vocabulary", text)
 
 # %% [markdown]
 # - Against bytes, paired by seed: the same seed draws the same documents. Below 0: better than bytes.
@@ -662,11 +652,6 @@ for key, part in equal[equal.corpus == "debian"].groupby("label", sort=False):
 text = f"English (Debian descriptions), {budget.train_bytes:,} bytes a run, held-out bits per byte; mean, 95 % t "
 text += "interval."
 results.markdown("english", header, rows, text, scratch=True)
-
-# %% [markdown]
-# - The values and claims behind its sentences: first the best encoding but GPT-2's, against bytes.
-
-# %%
 wide = by_seed(equal[equal.corpus == "debian"], "label")
 best = wide.drop(columns=NAMES["gpt2"], errors="ignore").mean().idxmin()
 said = {"best": best, "best.bits": number(wide[best].mean()), "bytes.bits": number(wide["bytes"].mean())}
@@ -707,21 +692,13 @@ for r in facts[(facts.corpus == "tang") & (facts.unknown_percent > 0)].itertuple
 
 for r, name in zip(control.itertuples(), ("bytes", "bpe"), strict=True):
     results.value(f"learned.{name}.more", number(r.bits_per_byte - r.with_rope))
-
-# %% [markdown]
-# - Bytes and the BPEs, each at the best of its rates by the same text, paired by seed and corrected for two.
-
-# %%
+# Bytes and the BPEs, each at the best of its rates by the same text, paired by seed and corrected for two.
 at_best = {}
 for label, part in rates.groupby("label", sort=False) if len(rates) else ():
     chosen = part.groupby("learning_rate")["bits_per_byte"].mean().idxmin()
     at_best[label] = part[part["learning_rate"] == chosen].set_index("seed")["bits_per_byte"]
-for name, label in (("bytes", "bytes"), ("best", best)):
-    results.value(f"rates.{name}", interval(at_best[label]) if label in at_best else "not measured")
 ahead = shown({label: bits - at_best["bytes"] for label, bits in at_best.items() if label != "bytes"})
 results.claim("at their best rates the BPEs are ahead of bytes", len(ahead) > 0 and max(ahead.values()) < 0)
-
-# %%
 results.save(data={corpus: tasks.load_task(corpus).sha256 for corpus in CONDITIONS})
 
 # %% [markdown]

@@ -19,8 +19,6 @@
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
-# - JupyterLab saves what you ran: stepping through with `PROFILE=fast` replaces the outputs that are kept in git;
-#   `git checkout notebooks/*.ipynb` brings them back.
 
 # %%
 REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
@@ -37,13 +35,12 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
-import inspect
 from dataclasses import replace
 from functools import cache
 
 import pandas as pd
 import torch
-from IPython.display import Code, display
+from IPython.display import display
 from transformers import GPT2Config
 
 from lib import plots, profile, tasks
@@ -90,8 +87,7 @@ length = budget.train_length
 #   embeddings, `rotate` queries and keys, `bias` the scores.
 
 # %%
-for function in (positions.rope, positions.alibi):
-    display(Code(inspect.getsource(function), language="python"))
+display(plots.source(positions.rope, positions.alibi))
 places = ("add", "rotate", "bias")
 pd.DataFrame(
     {name: {at: f.__name__ if (f := getattr(code, at)) else "" for at in places} for name, code in POSITIONS.items()}
@@ -102,7 +98,7 @@ pd.DataFrame(
 #   (`lib/explore/attention.py`). The distance is counted inside the row, so left padding and a KV cache need no care.
 
 # %%
-display(Code(inspect.getsource(positions.Position), language="python"))
+plots.source(positions.Position)
 
 # %% [markdown]
 # ## What the codes look like
@@ -134,8 +130,6 @@ def codes(length: int = 64, n_head: int = 4, head_dim: int = 32) -> list[dict]:
 shapes = results.table("codes", codes)
 look = {"logx": False, "ylabel": "see the panel", "sharey": False}
 figure = plots.lines(shapes, "distance", "value", "line", panel="what", **look)
-text = "What four position codes do to a score, by the distance between query and key. Computed, not trained."
-results.figure(figure, "05_codes", text)
 
 # %% [markdown]
 # ## Is it what it says?
@@ -235,8 +229,6 @@ by_position = results.table("loss_by_position", lambda: scratch.loss_by_position
 look = {"logx": False, "xlabel": "tokens seen before", "ylabel": "bits per token"}
 top = by_position.loc[by_position["seen"] < length, "bits_per_token"].max() + 1
 figure = plots.lines(by_position, "seen", "bits_per_token", "position", top=top, **look)
-text = f"Loss by position in blocks of {8 * length} tokens, trained at {length}; bands are the range of the seeds."
-results.figure(figure, "05_loss_by_position", text, scratch=True)
 
 # %% [markdown]
 # ## Is it the code, or its rate?
@@ -272,13 +264,8 @@ if len(rates):
 at = {key: by_seed(part, "position") for key, part in table.groupby(["eval_length", "protocol"])}
 short = at[length, "blocks"]
 change = {protocol: at[8 * length, protocol] - at[length, protocol] for protocol in ("blocks", "sliding")}
-pd.DataFrame(
-    {
-        f"at {length}": short.apply(interval),
-        "8 times as long, blocks": change["blocks"].apply(lambda gap: interval(gap, sign=True)),
-        "8 times as long, sliding": change["sliding"].apply(lambda gap: interval(gap, sign=True)),
-    }
-)
+longer = {f"8 times as long, {protocol}": gap.apply(interval, sign=True) for protocol, gap in change.items()}
+pd.DataFrame({f"at {length}": short.apply(interval)} | longer)
 
 # %% [markdown]
 # - A gain that shrinks with a sliding window came from the short contexts at the start of each block,
@@ -325,12 +312,8 @@ absolute = moved.drop(relative.index)
 results.value("shift.relative.most", f"{relative.max():.0e}")
 results.value("shift.absolute.least", number(absolute.min(), 2))
 results.claim("all codes but learned and sinusoidal are relative", {*absolute.index} == {"learned", "sinusoidal"})
-
-# %% [markdown]
-# - Then the order at the trained length: the best, who is level with it, and whether one is ahead of learned positions.
-#   Each is a family of five comparisons, and what is picked from it is corrected for that (Holm).
-
-# %%
+# Then the order at the trained length: the best, who is level with it, and whether one is ahead of learned positions.
+# Each is a family of five comparisons, and what is picked from it is corrected for that (Holm).
 order = list(short.mean().sort_values().index)
 best = order[0]
 results.value("best", NAMES[best])
@@ -384,8 +367,6 @@ results.claim("ALiBi alone stays level", slide["alibi"].mean() < 0.01 and all(to
 results.value("alibi.sliding", interval(slide["alibi"], sign=True))
 results.claim("ALiBi gains in blocks", shown(change["blocks"])["alibi"] < 0)
 results.claim("ALiBi does not gain with a sliding window", told["alibi"] >= 0)
-
-# %%
 results.save(data={"debian": tasks.load_task("debian").sha256})
 
 # %% [markdown]

@@ -20,8 +20,6 @@
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
-# - JupyterLab saves what you ran: stepping through with `PROFILE=fast` replaces the outputs that are kept in git;
-#   `git checkout notebooks/*.ipynb` brings them back.
 
 # %%
 REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
@@ -39,7 +37,6 @@ if "google.colab" in sys.modules:
 
 # %%
 import copy
-import inspect
 import itertools
 from functools import cache
 
@@ -47,7 +44,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Code, display
 
 from lib import hub, models, plots, profile, tasks
 from lib.explore import attention, costs, scratch
@@ -130,8 +126,7 @@ def device_of(table: str) -> str:
 # - The change, in code: the linear form (chunks, with running sums between them) and our causal Nystrom, naive.
 
 # %%
-for function in (attention.kernel, attention.nystrom_naive):
-    display(Code(inspect.getsource(function), language="python"))
+plots.source(attention.kernel, attention.nystrom_naive)
 
 # %% [markdown]
 # - What one query reads in our causal Nystrom, drawn with chunks of 4 tokens and segments that double after two.
@@ -177,8 +172,7 @@ results.figure(figure, "06_row", text, scratch=True, seeds=())
 #   name works on a pretrained model (`use_attention`). A new variant is one function and one line of the registry.
 
 # %%
-for function in (attention.Attention, attention.use_attention):
-    display(Code(inspect.getsource(function), language="python"))
+plots.source(attention.Attention, attention.use_attention)
 
 # %% [markdown]
 # - The weights that each gives one and the same set of random queries and keys (32 tokens; rows are queries, blue
@@ -207,10 +201,6 @@ for ax, name in zip(axes.flat, NAMES[1:], strict=True):
     ax.plot([-0.5, 31.5], [-0.5, 31.5], color=plots.GREY, linewidth=0.5, linestyle="-")
     ax.set_title(LABELS.get(name, name), fontsize=8.5)
     ax.set_axis_off()
-text = (
-    "Which earlier tokens each mechanism looks at: its weights for the same random queries (rows) and keys (columns)."
-)
-results.figure(figure, "06_weights", text, scratch=True, seeds=(1,))
 
 # %% [markdown]
 # ## Quality at an equal budget
@@ -305,8 +295,6 @@ def nystrom_runs() -> list[dict]:
 nystrom_quality = results.table("nystrom_quality", nystrom_runs)
 look = {"titles": {None: "debian"}, "xlabel": "bits per byte (lower is better)"}
 figure = plots.dots(labelled(quality), "bits_per_byte", "attention", **look)
-text = "Who predicts best after the same text: small GPT-2s from scratch on debian. Dots: seeds; bar: 95 % t interval."
-results.figure(figure, "06_quality", text, tokens=tokens, scratch=True)
 
 # %% [markdown]
 # - Where in a row of 256 tokens the difference arises: bits per token by how many tokens were seen, the same text in
@@ -317,8 +305,6 @@ by_position = results.table("loss_by_position", lambda: scratch.loss_by_position
 by_position = by_position[by_position["attention"].isin(RIVALS)]
 look = {"logx": False, "xlabel": "tokens seen before", "ylabel": "bits per token"}
 figure = plots.lines(labelled(by_position), "seen", "bits_per_token", "attention", **look)
-text = "How much each mechanism gains from more text before a token. Line: mean over seeds; band: their range."
-results.figure(figure, "06_loss_by_position", text, tokens=tokens, scratch=True)
 
 # %% [markdown]
 # ## Is a window ahead of softmax, and of what does it hang?
@@ -409,12 +395,8 @@ def long_runs() -> list[scratch.Trained]:
 
 # %%
 def long_rows(of) -> list[dict] | pd.DataFrame:
-    try:
-        held_out = scratch.documents("shakespeare", "test", budget.eval_bytes)
-    except hub.Unavailable as reason:
-        print(f"Skipped: {reason}")
-        return []
-    return of(long_runs(), held_out)
+    held_out = hub.reached(scratch.documents, "shakespeare", "test", budget.eval_bytes)
+    return of(long_runs(), held_out) if held_out else []
 
 
 long = results.table("long_rows", lambda: long_rows(lambda runs, t: [measure(run, t) for run in runs]), optional=True)
@@ -426,10 +408,7 @@ long_by_position = results.table(
 if len(long):
     look = {"logx": False, "xlabel": "tokens seen before", "ylabel": "bits per token"}
     figure = plots.lines(labelled(long_by_position), "seen", "bits_per_token", "attention", **look)
-    text = "How much each mechanism gains from more of a play before a token: tiny Shakespeare, rows of 1,024 tokens. "
-    text += "Line: mean over seeds; band: their range."
     on_long = {"tokens": int(long["tokens"].mean().round(-3)), "scratch": True, "seeds": budget.long_seeds}
-    results.figure(figure, "06_long_rows", text, **on_long)
 
 # %% [markdown]
 # ## Does any see the future?
@@ -645,8 +624,6 @@ if measurable.empty:
 else:
     measurable = labelled(measurable.replace({"attention": {"softmax": "softmax, not fused"}}))
     figure = plots.lines(measurable, "length", "peak_megabytes", "attention", ylabel="peak megabytes", **look)
-    text = f"Peak memory of one attention operation above its inputs, on {device}."
-    results.figure(figure, "06_memory", text, scratch=True, seeds=())
 
 # %% [markdown]
 # - Fitted exponents of time: over the three longest lengths, where the fixed costs of short rows are past, and over
@@ -722,8 +699,6 @@ contexts = (*budget.lengths, 8 * budget.lengths[-1])
 decoding = results.table("decoding", lambda: [decoding_row(name, context) for context in contexts for name in names])
 look = {"logy": True, "xlabel": "tokens before", "ylabel": "milliseconds per token"}
 figure = plots.lines(labelled(decoding), "context", "milliseconds", "attention", **look)
-text = f"One token of one attention operation after a context: medians of 20, on {device_of('decoding')}."
-results.figure(figure, "06_decoding", text, scratch=True, seeds=())
 decoding.pivot(index="context", columns="attention", values="state_kilobytes").round(0)
 
 # %% [markdown]
@@ -829,12 +804,9 @@ def real_heads(model, ids) -> list[tuple]:
 
 # %%
 def nystrom_rows() -> list[dict]:
-    try:
-        results.use(models.load_base())
-    except hub.Unavailable as reason:
-        print(f"Skipped: {reason}")
+    if (base := hub.reached(models.load_base)) is None:
         return []
-    base = results.base
+    results.use(base)
     ids = torch.tensor([base.tokenizer("\n\n".join(texts)).input_ids[: budget.heads_tokens]])
     counts = [m for m in (4, 8, 16, 32, 64, 128) if m <= budget.heads_tokens // 4]
     return [
@@ -971,7 +943,6 @@ sides = shown({name: above[name] for name in CONTROLS})
 for name, what in (("near_only", "landmarks"), ("mean_values", "solved values")):
     results.value(f"nystrom.{name}", interval(above[name], sign=True))
     results.claim(f"{what} help", sides[name] > 0)
-    results.claim(f"{what} are not shown to help", sides[name] == 0)
 for key in ("ridge", "segment"):
     others = {name.split()[1]: gap.mean() for name, gap in above.items() if name.startswith(key)}
     results.value(f"nystrom.{key}.others", listed([f"{number(x, 3, sign=True)} at {at}" for at, x in others.items()]))
@@ -1009,12 +980,8 @@ changed = (paired["nystrom"] - earlier).dropna()
 if len(changed):
     results.value("nystrom.minus_earlier", interval(changed, sign=True))
 results.claim("the mark against the earlier form is met", len(changed) > 1 and mean_interval(changed)[2] < MARK)
-
-# %% [markdown]
-# - The window at two rates, over all seeds, corrected over the two; and the first tokens of a row.
-# - Along a row: the lead in all of it, and what softmax gains beyond the window. Then the learned positions.
-
-# %%
+# The window at two rates, over all seeds, corrected over the two; and the first tokens of a row.
+# Along a row: the lead in all of it, and what softmax gains beyond the window. Then the learned positions.
 HIGH, LOW = 4e-3, 2e-3
 shown_lead = shown({rate: lead["window", rate] for rate in (HIGH, LOW)})
 results.value("window.first", interval(first["window"] - first[SOFTMAX], sign=True))
@@ -1047,11 +1014,6 @@ text = (
 )
 header = ["attention", "rate x 1,000", "seeds", "bits per byte", "softmax", "minus softmax"]
 results.markdown("rates", header, rows, text, scratch=True, seeds=())
-
-# %% [markdown]
-# - Overwriting at a quarter of the most pairs: half as many keys as a head has dimensions.
-
-# %%
 pairs = recall["pairs"].max() // 4
 results.value("overwrite.pairs", pairs)
 newer = by_seed(recall[(recall["pairs"] == pairs) & (recall["task"] == "overwrite")], "attention", "accuracy")
@@ -1082,7 +1044,6 @@ results.claim("the window is at chance on trained recall", end["window"].max() <
 results.claim(
     "softmax, linear and delta are ahead of the window", min(ordered[n] for n in (SOFTMAX, "linear", "delta")) > 0
 )
-results.claim("delta is not shown ahead of linear on trained recall", ordered["delta to linear"] <= 0)
 results.claim(
     "only softmax recalls all pairs", end[SOFTMAX].min() > 0.95 and end.drop(columns=SOFTMAX).max().max() < 0.9
 )
@@ -1111,11 +1072,7 @@ results.value("leak", f"{leak['max_difference'].max():.0e}" if leak["max_differe
 results.value("leak.nystromformer", number(controls.set_index("attention")["max_difference"]["nystromformer"], 1))
 results.claim("no attention sees the future", leak["max_difference"].max() < 1e-3)
 results.claim("the leak test finds both controls", controls["max_difference"].min() > 0.1)
-
-# %% [markdown]
-# - Nystrom on a pretrained model. Above a relative error of 0.1 the rest of a model has not seen the like.
-
-# %%
+# Nystrom on a pretrained model. Above a relative error of 0.1 the rest of a model has not seen the like.
 USABLE = 0.1
 results.value("nystrom.usable", USABLE)
 usable = len(errors) and mean_error[["means", "kmeans"]].min().min() <= USABLE
@@ -1130,8 +1087,6 @@ if len(errors):
     )
     results.markdown("nystrom_error", ["m", *FORMS.values()], rows, text, seeds=())
 results.claim("Nystrom's error is too large at every number of landmarks", len(errors) and not usable)
-
-# %%
 results.save(data={"debian": tasks.load_task("debian").sha256})
 
 # %% [markdown]

@@ -20,8 +20,6 @@
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
-# - JupyterLab saves what you ran: stepping through with `PROFILE=fast` replaces the outputs that are kept in git;
-#   `git checkout notebooks/*.ipynb` brings them back.
 
 # %%
 REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
@@ -40,7 +38,6 @@ if "google.colab" in sys.modules:
 # %%
 import functools
 import hashlib
-import inspect
 import math
 import re
 import time
@@ -51,12 +48,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from IPython.display import Code, display
+from IPython.display import display
 
 from lib import benchmarks, metrics, plots, profile, tasks, texts
 from lib.explore import chinese, gpt2_bpe
 from lib.generate import DECODING, generate, token_text
-from lib.hub import Unavailable, outside
+from lib.hub import outside, reached
 from lib.models import load_base
 from lib.packing import draw
 from lib.results import Results, interval, kept, number, shown
@@ -96,10 +93,6 @@ results = Results("07_chinese", base=base, seeds=budget.seeds)
 tang, idioms, debian = (tasks.load_task(name) for name in ("tang", "idioms", "debian"))
 
 
-def show(*functions) -> None:
-    display(Code("\n\n".join(inspect.getsource(f) for f in functions), language="python"))
-
-
 # %% [markdown]
 # ## The principle
 #
@@ -131,7 +124,7 @@ bean = next(row["target"] for row in tang["test"] if row["target"].startswith("ç
 lines = chinese.quatrain(bean)
 tones = ["".join(chinese.tone_of(c) or "ï¼Ÿ" for c in line) for line in lines]
 display(pd.DataFrame({"line": lines, "tones": tones, "rhyme": [chinese.rhyme_of(line[-1]) for line in lines]}))
-show(chinese.rhyme_of, chinese.alternation)
+plots.source(chinese.rhyme_of, chinese.alternation)
 
 # %% [markdown]
 # ## Tokens
@@ -149,7 +142,6 @@ tokenizers, cut = {"GPT-2": gpt2_bpe.tokenizer(), "base": base.tokenizer, "exten
 for name, tokenizer in tokenizers.items():
     cut[name] = [token_text(tokenizer, i) for i in tokenizer(verse, add_special_tokens=False).input_ids]
 figure = plots.strips({verse: cut})
-results.figure(figure, "07_tokens", "A held-out verse, as tokens of three tokenizers.", seeds=())
 
 # %% [markdown]
 # - Tokens per character, and the share of tokens that are not valid UTF-8 alone: a model of such tokens first has
@@ -194,13 +186,8 @@ facts[["tokens_per_character", "invalid_percent"]].round(2)
 def english(model, tokenizer) -> dict:
     documents = tasks.head(debian["test"], budget.english_documents)
     out = {"debian_bits_per_byte": metrics.bits_per_byte(metrics.score(model, tokenizer, documents, "English"))}
-    try:
-        outside("wikitext2")
-    except Unavailable as reason:
-        print(f"Skipped: WikiText-2. {reason}")
-        return out
-    general = benchmarks.wikitext2(model, tokenizer, budget.wikitext_tokens)
-    return out | {f"wikitext2_{k}": v for k, v in general.items()}
+    general = reached(outside, "wikitext2") and benchmarks.wikitext2(model, tokenizer, budget.wikitext_tokens)
+    return out | {f"wikitext2_{k}": v for k, v in (general or {}).items()}
 
 
 def train(model, task, seed: int, tokens: int, row: int = budget.pack_tokens, **options):
@@ -284,7 +271,7 @@ def plain() -> list:
 # - The head is tied in the base models here; one of its own gets its rows the same way.
 
 # %%
-show(chinese.new_rows, chinese.extend)
+plots.source(chinese.new_rows, chinese.extend)
 
 # %% [markdown]
 # - Equal budget of text: the same poems in the same order as the run without new tokens. The text has fewer tokens now,
@@ -317,7 +304,7 @@ def extended() -> list:
 
 # %%
 print(f"{chinese.plan_of(bean)}\n{bean}")
-show(chinese.plan_of)
+plots.source(chinese.plan_of)
 
 # %% [markdown]
 # - The vocabulary with `pieces`, on more poems than above. One control comes at sampling: other plans are put in place
@@ -470,12 +457,6 @@ learning = results.table("learning", learned)
 starts = {"none": "no new tokens", "pieces": "new, from pieces", "random": "new, from noise"}
 curves = learning.assign(method=learning["method"].map(starts))
 figure = plots.loss_curves(curves, "bits_per_character", "poems", "held-out bits per character")
-seen = vocabulary.groupby("method")["train_tokens"].mean()
-text = (
-    f"{len(characters)} characters as new tokens, or none, on the same poems: {seen['none']:,.0f} training tokens per "
-)
-text += f"run without new tokens, {seen['pieces']:,.0f} with them. Thin: seeds."
-results.figure(figure, "07_vocabulary", text)
 
 # %% [markdown]
 # ## What the plan does
@@ -620,7 +601,7 @@ form[form["source"] != "after, chance"].groupby(["label", "measure"], sort=False
 # %%
 toned = chinese.with_plan(tang, tones=True)
 print(chinese.plan_of(bean), chinese.marked(bean), sep="\n")
-show(chinese.marked, chinese.reward)
+display(plots.source(chinese.marked, chinese.reward))
 
 
 def with_tones(seed: int):
@@ -866,11 +847,6 @@ for key, lost in damage.items():
 made = results.provenance()
 stand_in = f"the stand-in {made['base_model'].removesuffix(' (stand-in)')}"
 results.value("model", stand_in if made["stand_in"] else "GPT-2 117M")
-
-# %% [markdown]
-# - The set-up, and how many poems the models saw. A plan's tokens are its own, so that poems are what compares.
-
-# %%
 setup = ("poem_tokens", "plan_tokens", "idiom_tokens", "pack_tokens", "new_characters", "samples", "score_documents")
 for name in setup:
     results.value(f"setup.{name}", f"{getattr(budget, name):,}")
@@ -884,11 +860,6 @@ many = len(draw(documents, budget.plan_tokens, budget.seeds[0]))
 results.value("poems.few", f"{few:,}")
 results.value("poems.many", f"{many:,}")
 results.value("plan.times_poems", f"{many / few:.1f}")
-
-# %% [markdown]
-# - Form and rhyme, by seed. People and chance: rhyme.
-
-# %%
 for method in ("pieces", "unplanned", "plan"):
     for measure in RATES[:2]:
         results.value(f"{measure}.{method}", percent(by_method[method][measure]))
@@ -908,22 +879,13 @@ results.value("plan.gap.people", interval(100 * (given - own), 0, sign=True))
 told = shown({"own": own - unrhymed, "people": given - unrhymed, "between": given - own})
 results.claim("the plan decides the rhyme", told["own"] > 0 and told["people"] > 0)
 results.claim("people's plans are not shown to rhyme more", told["between"] == 0)
-
-# %% [markdown]
-# - The plan against its control, the same poems without plans, paired by seed: form and rhyme, which a plan names (Holm
-#   over these two).
-
-# %%
+# The plan against its control, the same poems without plans, paired by seed: form and rhyme, which a plan names (Holm
+# over these two).
 control = {measure: by_method["plan"][measure] - by_method["unplanned"][measure] for measure in RATES[:2]}
 for measure, side in shown(control).items():
     results.value(f"plan.gap.{measure}", interval(100 * control[measure], 0, sign=True))
     results.claim(f"plans raise {measure}", side > 0)
     results.claim(f"plans are not shown to change {measure}", side == 0)
-
-# %% [markdown]
-# - The new tokens: bits per character paired by seed; tokens and times as `pieces` over `none`.
-
-# %%
 results.value("pair.pieces-none", interval(pairs["pieces-none"], sign=True))
 told_pairs = shown(pairs)
 results.claim("new tokens from pieces predict worse", told_pairs["pieces-none"] > 0)
@@ -931,11 +893,6 @@ results.claim("noise is not told apart", not told_pairs["random-none"] and not t
 means = vocabulary.groupby("method")[["tokens_per_poem", "train_seconds"]].mean()
 for name, ratio in (means.loc["pieces"] / means.loc["none"]).items():
     results.value(f"ratio.{name}", f"{ratio:.2f}")
-
-# %% [markdown]
-# - English: whether every training cost something, and the largest loss among those shown.
-
-# %%
 lost = [float(damage[kind].mean()) for kind, side in shown(damage).items() if side > 0]
 results.claim("English damaged by every training", len(lost) == len(damage))
 results.value("english.most", number(max(lost, default=math.nan)))
@@ -948,12 +905,8 @@ tones = after_form[after_form["measure"].isin(TONAL)]
 groups = tones.groupby(["measure", "method"], sort=False)["value"]
 side_of = shown({kind: part - of_group[kind[0]]["chance"] for kind, part in groups if part.any()})
 results.claim("no tones above chance", not any(side > 0 for side in side_of.values()))
-
-# %% [markdown]
-# - The marks and the reward, paired by seed, Holm over each family: marks against plans without them; tones against
-#   shuffled characters; the reward against the model with marks, and against its control.
-
-# %%
+# The marks and the reward, paired by seed, Holm over each family: marks against plans without them; tones against
+# shuffled characters; the reward against the model with marks, and against its control.
 by_arm = {arm: rules[rules["arm"] == arm].set_index("seed") for arm in ARMS}
 for name in (*TONAL, "marks_kept", "plans"):
     results.value(f"rules.marks.{name}", percent(by_arm["marks"][name]))
@@ -1036,11 +989,6 @@ for (task, stage, method), part in table.groupby(["task", "stage", "method"], so
 header = ["task", "model", "runs", "bits per character", "minus before", "training tokens"]
 text = "Bits per character of held-out targets (a plan's bits are paid as well); mean, 95 % t interval."
 results.markdown("before_after", header, rows, text, left=2)
-
-# %% [markdown]
-# - The plans.
-
-# %%
 measures, rows = ("plan_rhymes", "exact_form", "ends_kept", "rhyme"), []
 authors = {"own plan": "the model", "people's plan": "a person", "unrhymed plan": "nobody, unrhymed"}
 for source, author in authors.items():

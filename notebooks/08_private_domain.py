@@ -19,8 +19,6 @@
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
-# - JupyterLab saves what you ran: stepping through with `PROFILE=fast` replaces the outputs that are kept in git;
-#   `git checkout notebooks/*.ipynb` brings them back.
 
 # %%
 REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
@@ -38,14 +36,13 @@ if "google.colab" in sys.modules:
 
 # %%
 import functools
-import inspect
 import json
 import math
 import re
 
 import numpy as np
 import pandas as pd
-from IPython.display import Code, display
+from IPython.display import display
 from scipy import stats
 from statsmodels.stats.api import multipletests, proportion_confint
 
@@ -156,27 +153,20 @@ else:
 
 # %% [markdown]
 # - The data card, written from what was found: what was read and skipped, in which encodings, what was replaced,
-#   what was removed as a duplicate, how the rest was split. No text, no names of files.
+#   what was removed as a duplicate, how the rest was split. No text, no names of files. A file that was read wrongly
+#   shows here: a chat that gives no messages, an encoding that nobody used, characters that could not be read (such
+#   documents are left out).
 
 # %%
 card = results.table("card", lambda: collection().card)
 display(card.set_index(["what", "key"])["value"].map("{:,.0f}".format).to_frame())
 
 # %% [markdown]
-# - In short, before anything is trained on it. A file that was read wrongly shows here: a chat that gives no messages,
-#   an encoding that nobody used, characters that could not be read (such documents are left out).
-
-# %%
-for what in ("files", "messages", "speakers", "encoding", "replaced", "left out", "skipped"):
-    counted = [f"{row.key} {row.value:,.0f}" for row in card[card["what"] == what].itertuples()]
-    print(f"{what}: {', '.join(counted) or 'none'}")
-
-# %% [markdown]
 # - Near-duplicates are removed before the split, by the similarity of word 3-shingles; what the last column above
 #   names is in one split only.
 
 # %%
-display(Code(inspect.getsource(private.without_near_duplicates), language="python"))
+plots.source(private.without_near_duplicates)
 
 # %% [markdown]
 # - What a document looks like. Of a folder of one's own nothing is shown.
@@ -192,7 +182,7 @@ for row in [] if results.stored or collection().own else tasks.head(collection()
 #   to invented text:
 
 # %%
-display(Code(inspect.getsource(anonymise.resident_id), language="python"))
+display(plots.source(anonymise.resident_id))
 text = "Mira Holm (mira@holm.example, +1 202-555-0143) logged in from 10.3.44.7, not from version 10.3.44.7."
 names = anonymise.read_names(anonymise.LABELLED / "names.txt")
 print(anonymise.anonymise(text, names)[0])
@@ -279,7 +269,7 @@ example.groupby("repetitions").first()
 #   batch; a test compares it with reading each code alone.
 
 # %%
-display(Code(inspect.getsource(memorise.code_log_probabilities), language="python"))
+plots.source(memorise.code_log_probabilities)
 
 # %% [markdown]
 # - A run goes over whole passes of the mixed text, to its end: one evaluation, no early stop, no row left out, so that
@@ -868,11 +858,7 @@ if len(second):
     for method, part in second[second["copies"] > 0].groupby("method"):
         fewest = part.loc[part["trace"], "copies"].min()
         results.value(f"copies.from.{method}", "none" if math.isnan(fewest) else fewest)
-
-# %% [markdown]
-# - What was not inserted. Below 0.01 is told as above chance: with these 5 tests, 5 % in all.
-
-# %%
+# What was not inserted. Below 0.01 is told as above chance: with these 5 tests, 5 % in all.
 for (stage, *key), row in controls.iterrows():
     name = stage if stage == "before" else ".".join(key)
     results.value(f"unseen.{name}", f"{row.exposure:.2f} bits, {probability(row.p_value)}")
@@ -890,12 +876,8 @@ for (stage, method, dedup), part in trained_on.groupby(["stage", *condition], so
     low, high = part["verbatim"].min(), part["verbatim"].max()
     count = f"{low}" if low == high else f"{low} to {high}"
     results.value(f"verbatim.{name}", f"{count} of {part['documents'].iloc[0]}")
-
-# %% [markdown]
-# - Membership: AUC with its interval over seeds; against 0.5 and full against LoRA are three comparisons (Holm).
-#   Members found at 1 % false positives, in all models together.
-
-# %%
+# Membership: AUC with its interval over seeds; against 0.5 and full against LoRA are three comparisons (Holm).
+# Members found at 1 % false positives, in all models together.
 if len(membership):
     counts = membership.groupby("method").sum()
     results.value("auc.none", interval(aucs["none"], 2))
@@ -920,7 +902,6 @@ for row in advice.itertuples():
     name = f"{row.method}.{row.deduplicated}"
     results.value(f"trace.from.{name}", f"{row.leaks_from:.0f}" if row.leaks_from == row.leaks_from else "none")
     results.claim(f"more copies leave a trace, {name}", row.leaks_from > 1)
-    results.value(f"secrets.{name}", f"{row.extracted} of {row.canaries}")
     results.claim(f"secrets come out, {name}", row.extracted > 0)
     results.claim(f"no secret comes out, {name}", row.extracted == 0)
     results.claim(f"nothing found, {name}", row.extracted == 0 and row.leaks_from != row.leaks_from)
@@ -958,11 +939,6 @@ for r in by_category.itertuples():
 header = ["category", "labelled", "found", "correct", "precision", "recall"]
 text = "The anonymiser on the labelled half that its rules were not tuned on; exact Clopper-Pearson 95 % intervals."
 results.markdown("anonymiser", header, rows, text, scratch=True, seeds=())
-
-# %% [markdown]
-# - Held-out documents before and after, secrets that come out, and documents recognised.
-
-# %%
 rows, out = [], advice.set_index(condition)
 for key, part in table.groupby(condition, sort=False):
     part = part.head(1) if key[0] == "none" else part  # one base model, no spread

@@ -20,8 +20,6 @@
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
-# - JupyterLab saves what you ran: stepping through with `PROFILE=fast` replaces the outputs that are kept in git;
-#   `git checkout notebooks/*.ipynb` brings them back.
 
 # %%
 REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
@@ -38,14 +36,14 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
-import copy, functools, inspect, itertools, json, math
+import copy, functools, itertools, json, math
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Code, display
+from IPython.display import display
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from tokenizers import decoders
@@ -62,14 +60,10 @@ from lib.results import Results, by_seed, interval, kept, listed, load, number, 
 
 
 # %% [markdown]
-# - `show` prints source of `lib`, `tell` hands a group of values to the report.
+# - `tell` hands a group of values to the report.
 
 
 # %%
-def show(*parts):
-    display(Code("\n\n".join(map(inspect.getsource, parts)), language="python"))
-
-
 def tell(group, **values):
     """Values of the report, `group.name` each."""
     for name, value in values.items():
@@ -150,7 +144,7 @@ measured_with += [budget.eval_tokens]
 #   and nothing but the feature maps moves.
 
 # %%
-show(convert.FeatureMaps, convert.hybrid_naive, convert.hybrid_step, convert.matching, convert.match)
+plots.source(convert.FeatureMaps, convert.hybrid_naive, convert.hybrid_step, convert.matching, convert.match)
 
 
 # %% [markdown]
@@ -204,8 +198,6 @@ def damage_of(seed, form="linear+window"):
 # %%
 damage = results.table("layer_damage", lambda: [row for seed in budget.seeds for row in damage_of(seed)])
 figure = plots.lines(damage, "layer", "damage", "form", logx=False, ylabel="bits per byte above softmax")
-text = "Damage of converting one layer alone, by layer; mean and range of seeds. No fine-tuning yet."
-results.figure(figure, "09_damage", text, tokens=budget.matching_tokens)
 damage.groupby("layer")[["error_unmatched", "matching_error", "damage"]].mean().round(4)
 
 # %% [markdown]
@@ -261,8 +253,6 @@ long["what"] = long["what"].map({"milliseconds": "milliseconds a token", "state_
 long["line"] = long["form"] + long["share"].map(" {:.0%}".format)
 look = {"xlabel": "earlier tokens", "ylabel": ""}
 figure = plots.lines(long, "context", "value", "line", panel="what", sharey=False, logy=True, **look)
-text = "Decoding one token with the whole model, batch 1: milliseconds, and kilobytes of state (float32)."
-results.figure(figure, "09_decoding", text)
 
 # %% [markdown]
 # ## Quality against the share of converted layers
@@ -335,9 +325,6 @@ worst = min(1.5 * tuned["bits_per_byte"].max(), 1.02 * ordered["bits_per_byte"].
 look = {"xlabel": "share of converted layers", "ylabel": "bits per byte (lower is better)"}
 named = ordered.assign(stage=ordered["stage"].map({"converted": "converted", "fine_tuned": "then fine-tuned"}))
 figure = plots.lines(named, "share", "bits_per_byte", "series", panel="stage", logx=False, top=worst, **look)
-text = f"Test text against the share of layers that were converted, rows of {budget.row_length} tokens; matching on "
-text += f"{budget.matching_tokens:,} tokens, fine-tuning on {budget.tuning_tokens:,}; mean and range of seeds."
-results.figure(figure, "09_conversion", text)
 ordered.pivot_table(index=["stage", "series"], columns="share", values="bits_per_byte", sort=False).round(3)
 
 # %% [markdown]
@@ -393,14 +380,14 @@ lora.pivot_table(index=keys, columns="seed", values="bits_per_byte", sort=False)
 
 # %% [markdown]
 # - The same with ten times the tokens, scored on eight times the text: the control, every layer, three quarters of
-#   them, and the window alone with as many tokens in all.
+#   them, and for both the window alone with as many tokens in all.
 
 
 # %%
 def large_rows():
     matching, tokens, scored = budget.large_tokens
     runs = [("linear+window", share, True, tokens) for share in (0.0, 1.0, 0.75)]
-    runs += [("window", 1.0, True, matching + tokens)]
+    runs += [("window", share, True, matching + tokens) for share in (1.0, 0.75)]
     return [lora_row(budget.seeds[0], *run, matching, scored) for run in runs]
 
 
@@ -435,7 +422,7 @@ large if len(large) else print(results.not_yet)
 #   cost beyond the base model's own bits estimates KL(base || model) per byte of a text's first tokens.
 
 # %%
-show(frontier.PullToStart, frontier.replay, frontier.interpolate)
+plots.source(frontier.PullToStart, frontier.replay, frontier.interpolate)
 
 
 # %% [markdown]
@@ -483,10 +470,7 @@ def pieces(name):
 def general_documents():
     end, found = base.tokenizer.eos_token_id, {}
     for name in ("wikitext2", "lambada", "shakespeare"):
-        try:
-            texts = pieces(name)
-        except hub.Unavailable as reason:
-            print(f"Skipped: {reason}")
+        if not (texts := hub.reached(pieces, name)):
             continue
         coded = base.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         found[name] = [Encoded([end, *ids], 1, len(x.encode())) for x, ids in zip(texts, coded, strict=True)]
@@ -853,7 +837,7 @@ trap_table
 # - `audit(rows, protocol)` reads a results table and what is declared about it. Here a table with every mistake:
 
 # %%
-show(traps.Protocol)
+display(plots.source(traps.Protocol))
 bad = own[own["seed"] == budget.seeds[0]]
 # the future-leak test needs the model itself, which stored results do not hold
 change = None if results.stored else costs.leak(trained(0, position="rope", attention="leaking").model, 40)
@@ -1080,7 +1064,7 @@ mutants.groupby("kind", sort=False)["named"].agg(["sum", "count"])
 # - What is asked most of a training that disappoints. `Watch` keeps what the loop saw, `diagnose` names the fault.
 
 # %%
-show(diagnose.Watch, diagnose.diagnose)
+plots.source(diagnose.Watch, diagnose.diagnose)
 
 # %% [markdown]
 # - Twelve faults planted into the loop that most students write: transformers' Trainer, padded batches, labels with
@@ -1278,11 +1262,6 @@ header = ["form", "matched first", "layers converted", "seeds", "bits per byte",
 text = f"Test text, prompts counted, after conversion and the same fine-tuning on {budget.tuning_tokens:,} tokens; "
 text += "mean, 95 % t interval, and the difference to the control (not converted, fine-tuned as well), paired by seed."
 results.markdown("conversion", header, lines, text)
-
-# %% [markdown]
-# - The set-up; and what the order of the layers helps.
-
-# %%
 dear = {share: (quality(share=share) / control - 1).mean() for share in SHARES[1:]}
 tell("conversion", **{f"cost{share * 100:.0f}": f"{cost:+.1%}" for share, cost in dear.items()})
 tell("conversion", matching_tokens=f"{budget.matching_tokens:,}", tuning_tokens=f"{budget.tuning_tokens:,}")
@@ -1326,14 +1305,15 @@ results.claim("more tuning lowers the cost of all layers", dearer["long"] < dear
 
 # %%
 NAMES = {"linear+window": "linear and window, matched", "window": "window alone"}
-ASKED = {"all": ("linear+window", 1.0), "quarters": ("linear+window", 0.75), "window": ("window", 1.0)}
+ASKED = {"all": ("linear+window", 1.0), "quarters": ("linear+window", 0.75)}
+ASKED |= {"window": ("window", 1.0), "window_quarters": ("window", 0.75)}
 results.block("conversion_budget", results.not_yet)
 bits = large.set_index(["form", "share"])["bits_per_byte"] if len(large) else {}
 costs_of = dict.fromkeys(ASKED, math.nan)
 if len(large):
-    costs_of = {name: bits[which] / bits["linear+window", 0.0] - 1 for name, which in ASKED.items()}
+    costs_of = {name: bits.get(which, math.nan) / bits["linear+window", 0.0] - 1 for name, which in ASKED.items()}
 for name, cost in costs_of.items():
-    results.value(f"large.{name}", f"{cost:+.1%}" if len(bits) else "not measured")
+    results.value(f"large.{name}", "not measured" if math.isnan(cost) else f"{cost:+.1%}")
 results.claim("three quarters of the layers cost less than 5 %", costs_of["quarters"] < 0.05)
 results.claim("all layers cost more than 5 %", costs_of["all"] > 0.05)
 results.claim("a window with as many tokens costs no less", costs_of["window"] > costs_of["all"])
@@ -1355,18 +1335,8 @@ if len(large):
     text = f"Conversion with LoRA (rank {RANK}, alpha {2 * RANK}) as the second stage, scored on {scored:,} tokens "
     text += f"of the test split of debian, prompts counted; seed {budget.seeds[0]}."
     results.markdown("conversion_budget", header, lines, text, seeds=())
-
-# %% [markdown]
-# - The layers: what the cheapest and the dearest cost alone.
-
-# %%
 alone = damage.groupby("layer")["damage"].mean().sort_values()
 tell("damage", least=f"{alone.iloc[0]:+.4f}", most=f"{alone.iloc[-1]:+.4f}")
-
-# %% [markdown]
-# - Decoding at the longest context: the whole model converted, against the KV cache.
-
-# %%
 longest = decoding[decoding["context"] == decoding["context"].max()].set_index(["form", "share"])
 cache, state = longest.loc[("softmax", 0.0)], longest.loc[("linear+window", 1.0)]
 tell("decoding", state=f"{state['state_kilobytes']:,.0f} kB", cache=f"{cache['state_kilobytes']:,.0f} kB")
@@ -1453,21 +1423,15 @@ results.claim(
 # - Full fine-tuning on more text, whole and mixed back.
 
 # %%
-text = (
-    "Full fine-tuning on more text, mixed with the weights before (share of the tuned ones): change in bits per byte "
-)
-text += (
-    f"of {budget.documents} test documents of the task and of {budget.general_tokens:,} tokens of each general text."
-)
+text = "Full fine-tuning on more text, mixed with the weights before (share: of the tuned ones): bits per byte of "
+text += f"{budget.documents} test documents of the task and of {budget.general_tokens:,} tokens of each general text, "
+text += "minus before."
 longer = [
     [f"{row['train_tokens']:,.0f}", f"{row['alpha']:g}", *(number(row[c], 3, sign=True) for c in COLUMNS.values())]
-    for row in long.sort_values(["train_tokens", "alpha"]).to_dict("records")
+    for row in (long.sort_values(["train_tokens", "alpha"]).to_dict("records") if len(long) else ())
 ]
-if longer:
-    header, seeds = ["tokens", "share", "task", *names], long["seed"].unique().tolist()
-    results.markdown("long", header, longer, text, seeds=seeds, left=0)
-else:
-    results.block("long", results.not_yet)
+seeds = long["seed"].unique().tolist() if longer else ()
+results.markdown("long", ["tokens", "share", "task", *names], longer, text, seeds=seeds, left=0)
 
 # %% [markdown]
 # - The sum at both ends of the budget, and half-way back from the longer run.
@@ -1496,10 +1460,8 @@ if longer:
 header = ["mistake", "models", "pairs", "order changes", "told apart by seeds", "of these turned round", "best changes"]
 columns = ["trap", "models", "pairs", "flips", "shown_pairs", "shown_flips"]
 best = trap_table["best_changes"].map({True: "yes", False: "no"})
-text = (
-    "Pairs of small models that a mistake orders differently from the sound ranking (bits per byte of held-out text, "
-)
-text += "mean of three seeds); told apart: 95 % interval of the difference, paired by seed."
+text = "Pairs of small models that a mistake orders differently from the sound ranking (bits per byte of held-out text,"
+text += " mean of three seeds); told apart: 95 % interval of the difference, paired by seed."
 results.markdown("traps", header, trap_table[columns].assign(best=best).to_numpy(), text, seeds=(), scratch=True)
 tell("traps", layers=budget.trap_layers, bytes=f"{budget.trap_bytes:,}")
 turned = trap_table[trap_table["trap"] != "no interval"]  # it claims what is not shown and reorders nothing
@@ -1509,21 +1471,11 @@ for key, trap in (("samples", MISTAKES[0]), ("tokens", MISTAKES[2]), ("leak", MI
         results.value(f"traps.{key}", "{shown_flips} of {shown_pairs}".format(**by_trap.loc[trap]))
 worst = set(turned.sort_values("shown_flips")["trap"].iloc[-2:])
 results.claim("tokenizers and leaks turn most", worst == {"token perplexity across tokenizers", "leaking attention"})
-
-# %% [markdown]
-# - One seed: how often it turns round what all seeds tell apart.
-
-# %%
 tell("one_seed", seeds=len(by_chance))
 if len(chances):
     worst = (chances["turned"] / chances["draws"]).max()
     tell("one_seed", worst=f"{worst:.0%}")
     results.claim("one seed seldom turns round what all seeds tell apart", worst <= 0.05)
-
-# %% [markdown]
-# - The audit of our own tables.
-
-# %%
 found = audited["trap"].value_counts()
 tell("audit", pairs=found.get("no interval", 0), seeds=found.get("one seed", 0))
 results.claim("the audit finds no mistake in our own tables", set(found.index) <= {"no interval", "one seed", "none"})
@@ -1541,17 +1493,11 @@ def exact(named):
 
 tell("mutants", planted=len(planted), kinds=planted["kind"].nunique(), recall=f"{exact(planted['named'])} %")
 tell("mutants", tables=len(TABLES), clean=len(clean), alarms=f"{exact(~clean['named'])} %")
-
-# %% [markdown]
-# - Is my loss normal: how many planted faults were named, and how many sound runs raised an alarm. The marks: 34 of
-#   36 named, no alarm.
-
-# %%
+# Is my loss normal: how many planted faults were named, and how many sound runs raised an alarm. The marks: 34 of
+# 36 named, no alarm.
 sick, sound = (diagnoses[(diagnoses["planted"] == "none") == healthy] for healthy in (False, True))
 right, alarms = sick["named"] == sick["planted"], sound["named"] != "none"
 tell("diagnose", named=f"{right.sum()} of {len(sick)}", recall=f"{exact(right)} %", faults=sick["planted"].nunique())
 tell("diagnose", sound=len(sound), alarms=f"{exact(alarms)} %")
 results.claim("planted faults are named", right.mean() >= 34 / 36)
-
-# %%
 results.save(data={"debian": task.sha256})

@@ -19,8 +19,6 @@
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
-# - JupyterLab saves what you ran: stepping through with `PROFILE=fast` replaces the outputs that are kept in git;
-#   `git checkout notebooks/*.ipynb` brings them back.
 
 # %%
 REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
@@ -37,7 +35,7 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
-import gzip, hashlib, inspect, json, lzma, math, re, tempfile, time
+import gzip, hashlib, json, lzma, math, re, tempfile, time
 from dataclasses import replace
 from functools import cache, partial
 from itertools import product
@@ -48,11 +46,11 @@ import numpy as np
 import pandas as pd
 import torch
 import zstandard
-from IPython.display import Code, display
+from IPython.display import display
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from lib import plots, profile, tasks, train
+from lib import hub, plots, profile, tasks, train
 from lib import results as stored_results
 from lib import texts as measures
 from lib.explore import compress, e2e
@@ -107,14 +105,10 @@ results = Results("10_new_scenario", base=base, seeds=budget.seeds)
 # - E2E comes from `DATA_MIRROR` or the hub. Without it this half is skipped and says so.
 
 # %%
-try:
-    task = tasks.load_task("e2e")
-    if profile.name() == "fast":  # every run encodes it whole
-        task = task.replace(train=tasks.head(task["train"], 2_000))
-    inputs = tasks.head(task["test"], budget.e2e_inputs)
-except tasks.Unavailable as reason:
-    task = None
-    print(f"Skipped: {reason}")
+task = hub.reached(tasks.load_task, "e2e")
+if task and profile.name() == "fast":  # every run encodes it whole
+    task = task.replace(train=tasks.head(task["train"], 2_000))
+inputs = tasks.head(task["test"], budget.e2e_inputs) if task else []
 has_e2e = task is not None
 if results.stored:
     has_e2e = "e2e" in stored_results.load(results.notebook)["tables"]
@@ -305,9 +299,6 @@ if has_e2e:
     display(by_slots[chosen].groupby(["system", "slots"], sort=False)[columns].mean().round(2))
     axes = {"logx": False, "xlabel": "slots in the input", "ylabel": "slot errors / slots (lower is better)"}
     figure = plots.lines(by_slots[chosen], "slots", "ser", "system", **axes)
-    text = f"E2E: slot errors by the number of facts, {budget.e2e_inputs} test inputs. Lines are means, bands the range"
-    text += " of the seeds; people have none."
-    results.figure(figure, "10_slots", text, tokens=budget.e2e_tokens)
 
 # %% [markdown]
 # # (b) Compression
@@ -349,7 +340,7 @@ pd.DataFrame({"token": pieces, "probability": p, "bits": -np.log2(p)}).round(4)
 #   `code` writes the tokens that it knows, the decoder's reads them from the file.
 
 # %%
-display(Code(inspect.getsource(compress.walk), language="python"))
+plots.source(compress.walk)
 
 # %% [markdown]
 # ## Why both directions must compute alike
@@ -591,19 +582,6 @@ bits = compression.pivot_table(index=keys, columns="domain", values="bits_per_by
 bits.round(3)
 
 # %% [markdown]
-# - The same as a figure, without `each`. Lower is better; plain UTF-8 text is 8.
-
-# %%
-one_file = compression[compression["packaging"] != "each"]
-means = one_file.groupby(["domain", "compressor"], sort=False)["bits_per_byte"].mean()
-means = means.rename("bits per byte").reset_index()
-means["compressor"] = means["compressor"].str.replace(" ", "\N{NO-BREAK SPACE}")  # bars shows plain ones as a sign
-figure = plots.bars(means, "compressor", "bits per byte", panel="domain")
-sizes = ", ".join(f"{domain} {count}" for domain, count in budget.documents.items())
-text = f"Bits per byte in real bytes, all documents in one file ({sizes} documents)."
-results.figure(figure, "10_compression", text, tokens=profile.budget(**train.BUDGET).train_tokens)
-
-# %% [markdown]
 # ## What it costs
 #
 # - Speed, and from how much text on the model's weights (float32, counted once) pay for themselves against the
@@ -623,6 +601,7 @@ def break_even() -> list[dict]:
     return out
 
 
+one_file = compression[compression["packaging"] != "each"]
 display(one_file.groupby("compressor", sort=False)[["encode_kb_per_s", "decode_kb_per_s"]].mean().round(2))
 needed = results.table("break_even", break_even)
 needed = needed.assign(megabytes=needed["megabytes"].astype(float).fillna(np.inf))  # JSON has no infinity
@@ -666,7 +645,7 @@ results.table("one_file", single_file)
 #   serves them all, which is where the speed comes from. The n-gram's counts are of all streams.
 
 # %%
-display(Code(inspect.getsource(compress.Mixer), language="python"))
+plots.source(compress.Mixer)
 
 # %% [markdown]
 # - The files, their leading bytes: `alice29.txt` of the Canterbury corpus (Arnold and Bell 1997), known to everybody,
@@ -763,8 +742,7 @@ for name, mix in product(("alice", "notes"), (True, False)):
         make = partial(lambda measure, *file: [measure(*file)] if file[0] in files() else [], measure, name, mix)
         tables.append(results.table(table_name + end, make, optional=True))
 whole, returned = pd.concat(parts, ignore_index=True), pd.concat(returned, ignore_index=True)
-if len(whole):
-    whole["bits_per_byte"] = 8 * whole["compressed_bytes"] / whole["original_bytes"]
+whole["bits_per_byte"] = 8 * whole["compressed_bytes"] / whole["original_bytes"]
 display(whole, returned)
 
 # %% [markdown]
@@ -948,36 +926,22 @@ results.claim("computed otherwise, they are not", bool((identity["identical"].il
 
 # %%
 FILE_MARK = 1.05
-results.block("files", "The files were not measured.")
 results.value("file.mark", FILE_MARK)
-for name in ("alice.gain", "notes.gain", "rate"):
-    results.value(f"file.{name}", "not measured")
-of_files = ("mixing makes alice smaller", "mixing makes notes smaller", "the files came back")
-for name in (*of_files, "the well-known file misses its mark"):
-    results.claim(name, False)
-
-# %% [markdown]
-# - The table, and what mixing brings.
-
-# %%
-if len(whole):
-    sizes = whole.pivot_table(index="compressor", columns="file", values="bits_per_byte", sort=False)
-    sizes = sizes.reindex(columns=["alice", "notes"])
-    rows = [[name, *map(number, row)] for name, row in sizes.iterrows()]
-    text = f"Bits per byte of two files, header and all, the first {budget.file_bytes:,} bytes of each, in 16 bits and "
-    text += f"{budget.cuts} streams with up to {adaptive.window:,} tokens of context: `alice29.txt`,"
-    text += " which models know, and release notes of 2026, which none can."
-    results.markdown("files", ["compressor", "alice29.txt", "release notes"], rows, text, seeds=())
-    pair = sizes.reindex(["model", "model and n-gram"]).notna().all()
-    for name in sizes.columns[pair]:
-        gain = sizes.at["model and n-gram", name] - sizes.at["model", name]
-        results.value(f"file.{name}.gain", number(gain, sign=True))
-        results.claim(f"mixing makes {name} smaller", gain < 0)
-    results.claim("the files came back", len(returned) > 0 and bool(returned["same"].all()))
-    results.claim("the well-known file misses its mark", bool(sizes["alice"].min() > FILE_MARK))
-    ours = whole[whole["compressor"].str.startswith("model")]
-    speed = sorted(number(kb, 2) for kb in ours["original_bytes"] / ours["seconds"] / 1_000)
-    results.value("file.rate", " to ".join(dict.fromkeys(speed[:: max(len(speed) - 1, 1)])))
+sizes = whole.pivot_table(index="compressor", columns="file", values="bits_per_byte", sort=False)
+sizes = sizes.reindex(columns=["alice", "notes"])
+rows = [[name, *map(number, row)] for name, row in sizes.iterrows()]
+text = f"Bits per byte of two files, header and all, the first {budget.file_bytes:,} bytes of each, in 16 bits and "
+text += f"{budget.cuts} streams with up to {adaptive.window:,} tokens of context: `alice29.txt`,"
+text += " which models know, and release notes of 2026, which none can."
+results.markdown("files", ["compressor", "alice29.txt", "release notes"], rows, text, seeds=())
+for name, gain in (sizes.loc["model and n-gram"] - sizes.loc["model"]).items():
+    results.value(f"file.{name}.gain", number(gain, sign=True))
+    results.claim(f"mixing makes {name} smaller", gain < 0)
+results.claim("the files came back", bool(returned["same"].all()))
+results.claim("the well-known file misses its mark", bool(sizes["alice"].min() > FILE_MARK))
+ours = whole[whole["compressor"].str.startswith("model")]
+speed = sorted(number(kb, 2) for kb in ours["original_bytes"] / ours["seconds"] / 1_000)
+results.value("file.rate", " to ".join(dict.fromkeys(speed[:: max(len(speed) - 1, 1)])))
 
 # %% [markdown]
 # - The table; then everything is written.

@@ -20,8 +20,6 @@
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
-# - JupyterLab saves what you ran: stepping through with `PROFILE=fast` replaces the outputs that are kept in git;
-#   `git checkout notebooks/*.ipynb` brings them back.
 
 # %%
 REPOSITORY = ""  # on Colab: the address of your team's copy, such as https://github.com/you/coursework
@@ -38,7 +36,7 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
-import contextlib, copy, dataclasses, inspect, json, math, re, statistics, tempfile, time
+import contextlib, copy, dataclasses, json, math, re, statistics, tempfile, time
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
@@ -47,7 +45,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Code, display
+from IPython.display import display
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
@@ -97,13 +95,13 @@ pd.DataFrame(bench.BUDGET, index=profile.NAMES).T
 # - The change, in code: the loss whose softmax never exists whole, and whose gradient takes the place of the logits.
 
 # %%
-display(Code(inspect.getsource(fast._SummedCrossEntropy), language="python"))
+plots.source(fast._SummedCrossEntropy)
 
 # %% [markdown]
 # - Dropout's random numbers are drawn by one thread while the others wait: a quarter of them do.
 
 # %%
-display(Code(inspect.getsource(fast._Dropped), language="python"))
+plots.source(fast._Dropped)
 
 # %% [markdown]
 # ## Against others
@@ -145,14 +143,6 @@ for ax, (kind, column) in zip(axes, bench.SPEED.items(), strict=True):
     ax.grid(axis="y", visible=False)
     ax.set_title(kind)
     ax.set_xlabel("tokens per second")
-size = "a tiny model" if profile.name() == "fast" else "GPT-2 117M's configuration"
-results.figure(figure, "11_speed", f"Tokens per second, medians of {runs}; {size}. {machines}.", seeds=(), scratch=True)
-
-# %% [markdown]
-# - Ours over each other system, run by run: median and range, and the mark that was set before measuring.
-
-# %%
-ratios.round(2)
 
 # %% [markdown]
 # ### Time to a quality
@@ -566,7 +556,6 @@ fits = results.table("fits", fit_rows)
 context = scaling[scaling["axis"] == "context"]
 axes = {"panel": "measure", "logy": True, "xlabel": "tokens in a document", "ylabel": " ", "sharey": False}
 figure = plots.lines(context, "value", "result", "measure", **axes)
-results.figure(figure, "11_context", "A training step over one document, by its length.", scratch=True)
 fits.round(3)
 
 # %% [markdown]
@@ -733,12 +722,6 @@ for key in bench.MARKS:
     met = row is not None and row["ratio"] >= row["mark"]
     results.claim(f"mark met, {', '.join(key)}", met)
     results.claim(f"mark not met, {', '.join(key)}", row is not None and not met)
-
-# %% [markdown]
-# - Seconds to the target: the median over seeds and their range, and whether the marks were met; in the first
-#   comparison also the runs whose documents ran out before it.
-
-# %%
 results.claim("time to quality measured", len(to_target) == 2)
 for setting, ratio in to_target.items():
     results.value(f"to_target.{setting}", span(ratio.median(), ratio.min(), ratio.max(), 2))
@@ -766,11 +749,6 @@ for kind in ("training", "evaluation"):
 results.value("retired", f"{5 * reached.loc[('evaluation', 'tutorial', 'default'), 'share']:.0%}")
 for row in spent[spent["part"] == "products"].itertuples() if len(spent) else ():
     results.value(f"spent.{row.kind}", f"{row.share:.0%}")
-
-# %% [markdown]
-# - That the numbers stay the same: bits per byte, and the loss after equal training; then what a longer document costs.
-
-# %%
 results.value("bits.ours", number(bits["ours", "default"], 4))
 results.value("bits.loop", number(bits["tutorial", "default"], 4))
 results.value("loss.worst", f"{gap.abs().max():.2%}")
@@ -783,11 +761,6 @@ by_length = scaling[(scaling["axis"] == "context") & (scaling["measure"] == "ste
 results.value("step.shortest", f"{by_length.index.min():,}")
 results.value("step.longest", f"{by_length.index.max():,}")
 results.value("step.doublings", listed((by_length / by_length.shift()).dropna().map("{:.2f}".format).tolist()))
-
-# %% [markdown]
-# - Faults injected and fuzzed inputs.
-
-# %%
 results.value("faults", f"{faults.loc[~fuzzed & ~undisturbed, 'injected'].sum():,}")
 results.value("fuzzed", f"{faults.loc[fuzzed, 'injected'].sum():,}")
 results.value("kinds", (~undisturbed & ~fuzzed).sum())

