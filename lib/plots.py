@@ -1,7 +1,7 @@
 """The figures of the notebooks, in one style: readable in grey, labelled where the eye is instead of in a legend.
 
-Every function takes plain tables, so that a figure can be drawn again from data/results alone, and returns the figure,
-as wide as the report's text: letters are printed as large as they are set, at least 7 points.
+Every figure is drawn from plain tables, so that it can be drawn again from data/results alone, and is as wide as the
+report's text: letters are printed as large as they are set, at least 7 points.
 Colours: Paul Tol's medium-contrast scheme (personal.sron.nl/~pault); line styles and markers repeat the distinction.
 """
 

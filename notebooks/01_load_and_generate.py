@@ -815,9 +815,6 @@ print(f"block {previous.layer}, head {previous.head} gives {previous.value:.0%} 
 # %%
 results.value("model", f"the stand-in {base.name.removesuffix(' (stand-in)')}" if base.stand_in else GPT2)
 results.value("gpt2.size", f"{parts['total']:,}")
-results.value("gpt2.share.mlp", f"{share['MLP']:.0%}")
-results.value("gpt2.share.tokens", f"{share['token embedding']:.0%}")
-results.value("gpt2.share.attention", f"{share.filter(like='attention').sum():.0%}")
 results.claim("stand-in", base.stand_in)
 results.claim("stand-in is SmolLM2-135M-Instruct", base.name.startswith(models.STAND_IN))
 
@@ -827,11 +824,6 @@ results.value("verified.leak", f"{forward.future_leak:.0e}" if forward.future_le
 results.claim("verified on random weights", model.config.model_type != "gpt2")
 head, _, body = inspect.getsource(gpt2.attention).split('"""')
 results.block("attention", f"```python\n{head.rstrip()}\n{body.strip(chr(10))}\n```")
-results.value("differences", differences.differs.sum())
-results.value("features", len(differences))
-results.value("decoding.token", likeliest.strip())
-for name, probability in next_tokens.loc[likeliest].filter(like="temperature").items():
-    results.value(f"decoding.{name.replace(' ', '_')}", f"{probability:.1%}")
 results.value("padding.left", f"{alone:.0e}")
 results.value("padding.no_mask", f"{no_mask:.1f}")
 results.value("padding.right", f"{last:.1f}")
@@ -852,9 +844,6 @@ text += f"sampled at temperature {sample['temperature']} with top-p {sample['top
 results.markdown("continuations", ["rule", "what the model goes on with"], cells, text, left=2, seeds=())
 ended = traced.token_1.iloc[-1] == tokenizer.eos_token
 results.value("trace.question", QUESTION)
-results.value("trace.answer", "".join(traced.token_1[: -1 if ended else None]).strip())
-results.value("trace.prompt_tokens", int(traced.read.iloc[0]))
-results.value("trace.end", tokenizer.eos_token)
 results.claim("the traced answer ends", bool(ended))
 cells = [
     [r["step"], r["read"], *(f"`{r[f'token_{i}']}` {r[f'probability_{i}']:.2f}" for i in (1, 2, 3))]

@@ -752,12 +752,16 @@ def by_id(texts, column, *settings) -> dict:
 
 
 def after_sampling(tuned, texts):
-    others = [name for name in texts["setting"].unique() if name != tuned]
-    pairs = itertools.product(others, [c for c in ("chrf", "tags_reflected") if c in sampled])
+    pairs = itertools.product(texts["setting"].unique(), [c for c in ("chrf", "tags_reflected") if c in sampled])
+    pairs = [(name, c) for name, c in pairs if name != tuned]
     out = pd.DataFrame([{"setting": name, "measure": c} | by_id(texts, c, name, tuned) for name, c in pairs])
     return out.assign(p_holm=multipletests(out["p_value"], method="holm")[1])
 
 
+# %% [markdown]
+# - The two runs, each against every way to ask.
+
+# %%
 by_pass = results.table("one_pass_sampled", lambda: one_pass_documents() if budget.pass_tokens else [], optional=True)
 compared = after_sampling("after, full", sampled) if len(sampled) else sampled
 further = after_sampling("one pass, full", pd.concat([sampled, by_pass])) if len(by_pass) else by_pass
@@ -1218,8 +1222,8 @@ for r in significance.itertuples():
 # - What one profile or another does not measure: values say so, and claims are false, until their turn comes.
 
 # %%
-UNMEASURED = """fair.bits_per_byte fair.gain fair.tags form.fair form.before sampled.form.alone
-pass.bits_per_byte pass.better pass.tags_reflected.after pass.tags_reflected.asked parts.first_line
+UNMEASURED = """fair.bits_per_byte fair.gain fair.tags form.fair
+pass.better pass.tags_reflected.after pass.tags_reflected.asked parts.first_line
 parts.text_below parts.end_token best_rate.gap recovery.bits_per_byte recovery.brought general.compared general.worse
 overlap.e2e.before overlap.e2e.after e2e.bleu"""
 UNREAD = """factual.asked.wrong factual.sampled.asked.wrong
@@ -1362,7 +1366,7 @@ if len(sampled):
             rows = [[*row, told_gaps.get(row[0], "")] for row in rows]
 
 # %% [markdown]
-# - The table; then the synopses in form.
+# - The table.
 
 # %%
 if len(sampled):
@@ -1374,9 +1378,6 @@ if len(sampled):
     results.markdown("sampled", header, rows, text, seeds=[0], tokens=budget.train_tokens)
 else:
     results.block("sampled", results.not_yet)
-if "synopsis_form" in sampled:
-    forms = sampled.groupby("setting")["synopsis_form"].mean()
-    results.value("sampled.form.alone", f"{forms['prompt alone']:.1%}")
 
 # %% [markdown]
 # - The distance to the best question of each measure; that of the one pass to the run with less text, too.
@@ -1406,8 +1407,6 @@ if len(by_pass):
 
 # %%
 results.claim("one pass was measured", len(passed) > 0)
-if len(passed):
-    results.value("pass.bits_per_byte", number(passed["bits_per_byte"].iloc[0]))
 if len(parts):
     bits = parts.pivot(index="part", columns="model", values="bits_per_byte")
     for part, gap in (bits["after"] - bits["before"]).items():
@@ -1598,15 +1597,14 @@ else:
 # - The answer in one table. Of our ways to ask the base model, the best by each measure, with its letter.
 
 # %%
-LETTERS = {"prompt alone": "p", "chat template": "t"}
-LETTERS |= {f"{budget.shots} examples in the prompt": "e", f"{budget.shots} examples, chat": "c"}
+LETTERS = {"alone": "p", "prompt": "e", "template": "t", "chat": "c"}  # the last word of a way to ask
 
 
 def best_asked(measure, digits, by_setting) -> tuple[str, str]:
     """The best of the ways to ask before, and a cell of its value and letter."""
-    known = by_setting[by_setting.index.isin(LETTERS)]
+    known = by_setting[[way.split()[-1] in LETTERS for way in by_setting.index]]
     way = known.idxmin() if measure in ("bits_per_byte", "rep_4") else known.idxmax()
-    return way, f"{number(known[way], digits)} ({LETTERS[way]})"
+    return way, f"{number(known[way], digits)} ({LETTERS[way.split()[-1]]})"
 
 
 def greedily(measure) -> list[str]:
@@ -1630,7 +1628,7 @@ def by_sampling(measure, name) -> list[str]:
     way, best = best_asked(measure, digits, at)
     r = by_id(sampled, measure, way, "after, full")
     gap = span(r["difference"], r["low"], r["high"], digits, True)
-    better = (r["difference"] < 0) == (measure == "rep_4") and r["p_value"] < 0.05
+    better = (r["difference"] < 0) == (measure == "rep_4") and r["p_value"] < 0.05 / len(by_way.columns)
     results.claim(f"{name} of sampled texts beats the best question", better)
     before, *after = (number(at.get(s), digits) for s in ("prompt alone", "after, full", "one pass, full", "people"))
     return [f"sampled: {name}", before, best, "-", *after, gap]
@@ -1648,18 +1646,20 @@ def by_readers(name, stages, asked, pair) -> list[str]:
 # %%
 rows, spoken = [greedily(measure) for measure in wide if measure != "perplexity"], MAIN | {"rep_4": "repeated 4-grams"}
 rows += [by_sampling(measure, spoken[measure]) for measure in by_way] if len(sampled) else []
-if "asked" in found:
-    rows.append(by_readers("facts wrong", ("before", "asked", "after", ""), "t", "asked"))
+if moved and len(fair_before):
+    way = fair_before[1:].set_index("setting")["chrf"].idxmax()
+    rows.append(by_readers("facts wrong", ("before", "asked", "after", ""), LETTERS[way.split()[-1]], "asked"))
 if len(again) and found:
-    stages = ("", "sampled: examples, chat", "sampled: after", "sampled: one pass")
-    rows.append(by_readers("sampled: facts wrong", stages, "c", "asked.sampled"))
+    stages, chat_way = ("", *SAMPLED), sampled["setting"].str.endswith("chat").any()
+    rows.append(by_readers("sampled: facts wrong", stages, "c" if chat_way else "e", "asked.sampled"))
 header = ["", "before", "best asked", "LoRA", "full", "one pass, full", "people", "full minus best asked"]
 text = f"Before and after on the test split of {task.name}: {documents} documents scored, {generated} greedy texts "
-text += f"(corpus chrF), {len(sampled_for)} sampled ones (mean document chrF) and those of "
-text += f"{factual['id'].nunique() if found else 0} packages read. Best asked: by that measure the best of the prompt "
-text += "alone (p), examples in front of it (e), the chat template (t) and, where sampled, examples as turns of a chat "
-text += "(c). Full and LoRA: means over seeds; sampled or read: one run. Last column: t interval over seeds; where "
-text += "sampled, bootstrap over documents; facts: by package."
+text += "(corpus chrF)" + f", {len(sampled_for)} sampled ones (mean document chrF)" * (len(sampled) > 0)
+text += f"; facts: of {factual['id'].nunique()} documents, two numbers where readers differ" if found else ""
+text += ". Best asked: by that measure (facts: by chrF) the best of the prompt alone (p), examples in front of it (e), "
+text += "the chat template (t) and, where sampled, examples as turns of a chat (c). LoRA and full: means over seeds; "
+text += "sampled, read or one pass (over the whole training split): one run. Last column: t interval over seeds; where "
+text += "sampled, bootstrap over documents."
 results.markdown("answer", header, rows, text, tokens=budget.train_tokens)
 
 # %% [markdown]
@@ -1693,7 +1693,6 @@ for frame, place in ((own, ""), (e2e_table, ".e2e")):
 for (stage, method, decoding), part in likeness.groupby(["stage", "method", "decoding"]):
     results.value(f"repeats.{stage if stage == 'before' else method}.{decoding}", f"{part['rep_4'].mean():.0%}")
 if set(FORM) <= set(checks):
-    results.value("form.before", f"{own.loc[own['stage'] == 'before', 'synopsis_form'].mean():.0%}")
     results.claim("people reflect more tags", full["tags_reflected"].mean() < human["tags_reflected"].iloc[0])
 if len(e2e_table):
     results.value("e2e.bleu", f"{e2e_table.loc[e2e_table['method'] == 'full', 'bleu'].mean():.1f}")

@@ -335,7 +335,6 @@ results.value("setup", f"{setup} {listed(budget.seeds)}")
 
 # %%
 results.claim("at their best rates RoPE and ALiBi are ahead of the learned table", False)
-results.value("rates.learned", "not measured")
 results.block("rates", results.not_yet)
 if len(rates):
     means = by_rate.mean().unstack("learning_rate")[sorted(rates["learning_rate"].unique(), reverse=True)]
@@ -344,7 +343,6 @@ if len(rates):
     results.claim(
         "at their best rates RoPE and ALiBi are ahead of the learned table", max(ahead["rope"], ahead["alibi"]) < 0
     )
-    results.value("rates.learned", interval(at_best["learned"]))
     cells = [[NAMES[c], *(interval(by_rate[c][rate]) for rate in means), f"{means.loc[c].idxmin():g}"] for c in CODES]
     text = f"Bits per byte at the trained length, {length} tokens, by learning rate; mean, 95 % t interval."
     results.markdown("rates", ["code", *(f"{rate:g}" for rate in means), "best"], cells, text, scratch=True)

@@ -85,7 +85,7 @@ budget = profile.budget(
 LEARNING_RATE = 8e-4
 
 # %% [markdown]
-# - The model, the data, and `show`, which prints functions of `lib` as they stand there.
+# - The model and the data.
 
 # %%
 base = load_base()
@@ -841,7 +841,7 @@ for key, lost in damage.items():
 # %% [markdown]
 # ## For the report
 #
-# - Numbers for `report.md`, each under the name that its mark has there: the model, and bits per character.
+# - Numbers for `report.md`, each under the name that its mark has there: the set-up, form and rhyme.
 
 # %%
 made = results.provenance()
@@ -870,7 +870,7 @@ results.claim("nobody copies lines", all(by_method[m]["copied_line"].mean() <= 0
 results.claim("no quatrain before", before_form["exact_form"] == 0)
 
 # %% [markdown]
-# - The plan: rhyme behind plans of three kinds.
+# - The plan: rhyme behind plans of three kinds. The new tokens, and what every training cost in English.
 
 # %%
 own, given, unrhymed = (by_plan[kind]["rhyme"] for kind in ("own plan", "people's plan", "unrhymed plan"))
@@ -970,7 +970,7 @@ text += "Mean, 95 % interval."
 results.markdown("rules", ["", *measures.values(), "bits"], rows, text)
 
 # %% [markdown]
-# - Its tables: tokens, and before and after.
+# - Its tables: tokens, before and after, and the plans.
 
 # %%
 rows = []

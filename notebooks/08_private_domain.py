@@ -928,7 +928,7 @@ for method in METHODS:
     results.value(f"rate.{method}", f"{LEARNING_RATES[method]:g}")
 
 # %% [markdown]
-# - Its tables: the anonymiser, by category.
+# - Its tables: the anonymiser, by category; before and after.
 
 # %%
 rows = []

@@ -1248,7 +1248,7 @@ def quality(form="linear+window", share=1.0, stage="fine_tuned", order="least_da
 
 
 # %% [markdown]
-# - The table: each conversion after its fine-tuning, against the control.
+# - The table: each conversion after its fine-tuning, against the control; the set-up, and what the order helps.
 
 # %%
 control = quality(share=0.0)
@@ -1319,7 +1319,7 @@ results.claim("all layers cost more than 5 %", costs_of["all"] > 0.05)
 results.claim("a window with as many tokens costs no less", costs_of["window"] > costs_of["all"])
 
 # %% [markdown]
-# - Their table.
+# - Their table; then the layers' damage, and decoding with a state.
 
 # %%
 matching, tokens, scored = budget.large_tokens or ("not measured",) * 3
@@ -1362,12 +1362,10 @@ def holm(part):
 sided = {name: holm(against[against["text"] == name]) for name in TEXTS.values()}
 less, more = ({n: p.index[p["sure"] & (side * p["difference"] > 0)] for n, p in sided.items()} for side in (-1, 1))
 summed = TEXTS["general"]
-tell("sum", more=listed(more[summed]), tested=len(sided[summed]))
+tell("sum", more=listed(more[summed]))
 results.claim("by the sum no method forgets less than the control", not len(less[summed]))
 results.claim("by the sum some method forgets more than the control", len(more[summed]) > 0)
-tell("frontier", ranks=listed([s.removeprefix("rank ") for s in front.loc[front["method"] == "LoRA", "setting"]]))
-tell("frontier", tokens=f"{budget.frontier_tokens:,}", seeds=len(budget.frontier_seeds))
-tell("frontier", general_tokens=f"{budget.general_tokens:,}")
+tell("frontier", tokens=f"{budget.frontier_tokens:,}", general_tokens=f"{budget.general_tokens:,}")
 
 # %% [markdown]
 # - Two tables: what was gained and what the sum says, and each text.
@@ -1389,7 +1387,7 @@ text += "the four texts; 95 % t intervals, * where p stays below 0.05 after Holm
 text += f"lies on the mixture's way, of {len(budget.frontier_seeds)}; {budget.frontier_tokens:,} training tokens a run."
 cells = [[label, *row[:3]] for label, row in lines.items()]
 results.markdown("sum", ["method", "task, bits per byte", "seeds", names[0]], cells, text, seeds=())
-text = "The same for each text, of the same seeds; * after Holm over the settings of a column."
+text = "The table of sums for each text, of the same seeds; * after Holm over the settings of a column."
 results.markdown("against", ["method", *names[1:]], [[k, *row[3:]] for k, row in lines.items()], text, seeds=())
 
 # %% [markdown]

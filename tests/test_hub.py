@@ -66,7 +66,7 @@ def test_another_file_on_the_hub_is_not_written(server, home):
     assert not (home / "mirror" / "lambada").exists()
 
 
-def test_unavailable_names_the_way_out(home, server, monkeypatch):
+def test_unavailable_names_the_way_out(home, server, monkeypatch, capsys):
     monkeypatch.setenv("PROFILE", "fast")
     with pytest.raises(Unavailable, match="fast profile"):
         outside("lambada")
@@ -75,6 +75,7 @@ def test_unavailable_names_the_way_out(home, server, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(Unavailable, match=r"DATA_MIRROR.*cannot be reached.*fetch blimp --mirror https"):
         outside("blimp")
+    assert hub.reached(outside, "blimp") is None and "Skipped: " in capsys.readouterr().out
     with pytest.raises(Unavailable, match="only the untokenised release"):
         outside("e2e")
     with pytest.raises(ValueError, match=r"'imdb'.*blimp"):

@@ -30,6 +30,7 @@ def notebook(measure) -> Results:
     kept.value("mean", results.number(table["x"].mean()))
     kept.claim("x is large", table["x"].mean() > 1)
     kept.markdown("t", ["seed", "x"], table[["seed", "x"]].to_numpy(), "The rows.")
+    kept.markdown("u", ["seed", "x"], [], "No rows.")
     kept.figure(plt.figure(), "99_x", "A [figure].", tokens=1_000)
     kept.save(data={"debian": "abc"})
     return kept
@@ -44,6 +45,7 @@ def test_rows_are_kept_with_nan_as_null_and_the_report_gets_values_claims_tables
     assert {"base_model", "stand_in", "profile", "device", "dtype", "git_commit", "created", "versions"} <= set(made)
     assert report["values"] == {"mean": "1.500"} and report["claims"] == {"x is large": True}
     assert report["tables"]["t"].endswith("Table: The rows. Seeds 0, 1.")
+    assert report["tables"]["u"].startswith("Not measured yet")
     figure = "![A (figure). Seeds 0, 1; 1,000 training tokens.](figures/99_x.png)"
     assert report["tables"]["figure.x"] == figure and (folder / "figures" / "99_x.png").is_file()
 
