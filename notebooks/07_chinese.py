@@ -949,6 +949,7 @@ results.claim("nobody copies marked lines", rules["copied_line"].max() <= 0.01)
 
 # %%
 plan, *verses = rewarded[rewarded["arm"] == "best"].groupby("seed")["text"].first().iloc[-1].split("\n")
+results.value("sample.marks", f"{chinese.marks_kept(chr(10).join(verses)):.0%}")
 verses = "\\\n".join(re.sub("^[-/?]+", r"> `\g<0>` ", verse) for verse in verses)  # a backslash ends a line
 results.block("poem", f"> {plan}\n>\n{verses}")
 for name in (*TONAL, "plans"):
