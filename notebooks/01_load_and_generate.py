@@ -53,7 +53,7 @@ import transformers
 from matplotlib.patches import FancyBboxPatch
 
 from lib import generate, metrics, models, plots, profile, tasks
-from lib.explore import gpt2
+from lib.explore import gpt2, gpt2_bpe
 from lib.results import Results
 
 pd.set_option("display.max_colwidth", 160, "display.max_rows", 80)
@@ -868,9 +868,10 @@ cells = [[r.feature, r.gpt2_117m, r.loaded] for r in differences.itertuples()]
 header = ["feature", GPT2, "loaded model"]
 results.markdown("differences", header, cells, "GPT-2 117M and the loaded model.", left=3, seeds=())
 
-cells = [[r.text, r.characters, r.bytes, r.tokens, r.broken, f"{r.bytes_per_token:.2f}"] for r in tokens.itertuples()]
-header = ["text", "characters", "bytes", "tokens", "not UTF-8 alone", "bytes per token"]
-results.markdown("tokens", header, cells, "Three short texts under the loaded model's tokenizer.", seeds=())
+of_gpt2 = {name: len(gpt2_bpe.tokenizer()(sentence).input_ids) for name, sentence in TEXTS.items()}
+cells = [[r.text, r.characters, r.bytes, of_gpt2[r.text], r.tokens, r.broken] for r in tokens.itertuples()]
+header = ["text", "characters", "bytes", "tokens of GPT-2", "of the loaded model", "of these not UTF-8 alone"]
+results.markdown("tokens", header, cells, "Three short texts under GPT-2's and the loaded model's tokenizer.", seeds=())
 results.save(data={task.name: task.sha256})
 
 # %% [markdown]

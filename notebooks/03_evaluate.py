@@ -1230,7 +1230,7 @@ parts.text_below parts.end_token best_rate.gap recovery.bits_per_byte recovery.b
 overlap.e2e.before overlap.e2e.after e2e.bleu
 e2e.people.ser e2e.lora.greedy.bleu e2e.lora.beam.bleu e2e.lora.greedy.ser e2e.lora.beam.ser"""
 UNREAD = """factual.asked.wrong factual.sampled.asked.wrong
-factual.agree.sampled factual.kappa.sampled factual.kappa.kind"""
+factual.agree.greedy factual.agree.sampled factual.kappa.greedy factual.kappa.sampled factual.kappa.kind"""
 CLAIMS = """full beats the fairest before; full beats the fairest before in chrF; people reflect more tags;
 by chrF the chat template is the best question; more facts than after the best question are not shown;
 sampled: chrf is higher after; sampled: tags_reflected is not shown higher after;
@@ -1283,9 +1283,9 @@ tests = significance.assign(
     name=[f"{r.task}, {METHODS.get(r.method, r.method)}, {MEASURES[r.measure]}" for r in significance.itertuples()],
     gap=[told(r) for r in significance.itertuples()],
 )
-header = ["comparison", "before", "after", "difference", "documents", "seeds", "p, Holm"]
+header = ["comparison", "before", "after", "difference", "documents", "better", "seeds", "p, Holm"]
 rows = [
-    [r.name, number(r.before), number(r.after), r.gap, r.documents, r.seeds, f"{r.holm:.0e}"]
+    [r.name, number(r.before), number(r.after), r.gap, r.documents, r.better, r.seeds, f"{r.holm:.0e}"]
     for r in tests.itertuples(index=False)
 ]
 text = f"After against before, paired by document: {listed(significance['how'].unique())} (10,000 flips: p of 2e-04 at "
@@ -1454,26 +1454,29 @@ else:
     results.block("forgetting", "WikiText-2, LAMBADA and BLiMP were not within reach of the machine.")
 
 # %% [markdown]
-# - Best, median and worst by chrF in three columns, each text cut after 280 characters.
+# - Best, median and worst by chrF, each text cut after 200 characters.
 
 
 # %%
-def cell(text, most=280):
+def cell(text, most=200):
     """A text as a table's cell: its lines joined by " / ", Markdown's signs escaped."""
     text = " / ".join(filter(None, map(str.strip, text.splitlines())))
     return re.sub(r"([\\`*_{}\[\]<>#$~^@])", r"\\\1", text[:most].rstrip()) + " [...]" * (len(text) > most)
 
 
 one_run = {"seeds": budget.seeds[:1], "tokens": budget.train_tokens}
+shown_texts = {"before": "before", "asked": "asked", "after": "after", "human": "people"}
+shown_texts = {column: name for column, name in shown_texts.items() if column in reading}
 named = reading[reading["chosen"] != ""].sort_values("chosen") if len(reading) else reading  # best, median, worst
 rows = [
     [f"{r['chosen']}, {r['id']}, {r['chrf_before']:.0f} to {r['chrf_after']:.0f}"]
-    + [cell(r[who]) for who in ("before", "after", "human")]
+    + [cell(r[who]) for who in shown_texts]
     for r in named.to_dict("records")
 ]
 text = f"The best, the median and the worst of {generated} greedy texts by document chrF (before to after), cut "
-text += "after 280 characters; / is a line's end. After: full fine-tuning."
-results.markdown("samples_table", ["document, chrF", "before", "after", "people"], rows, text, left=4, **one_run)
+text += "after 200 characters; / is a line's end. Asked: by the question with the best chrF; after: full fine-tuning."
+header = ["document, chrF", *shown_texts.values()]
+results.markdown("samples_table", header, rows, text, left=len(header), **one_run)
 
 # %% [markdown]
 # - What the readers found, in texts; two numbers where the readers differ.
@@ -1519,18 +1522,17 @@ for name, key in (("asked", "asked"), ("sampled.asked", "sampled: examples, chat
         results.value(f"factual.{name}.wrong", found[key][VERDICTS.index("wrong")])
 
 # %% [markdown]
-# - How far the two readers of the sampled texts agree, text by text, and Cohen's kappa; and what most texts are.
+# - How far two readers agree, text by text, and Cohen's kappa; and what most texts are.
 
 # %%
-if len(again) and again["reader"].nunique() > 1:
-    same = again.groupby("text")["verdict"].nunique() == 1
-    results.value("factual.agree.sampled", f"{same.sum()} of {len(same)}")
-    alone = again.drop_duplicates(["text", "reader"])
-    for name, column in (("sampled", "verdict"), ("kind", "kind")):
-        said = alone.pivot(index="text", columns="reader", values=column)
-        values = sorted(again[column].unique())
+judged_by = {"greedy": (factual, "verdict"), "sampled": (again, "verdict"), "kind": (again, "kind")}
+for name, (frame, column) in judged_by.items():
+    if len(frame) and frame["reader"].nunique() > 1:
+        said = frame.drop_duplicates(["text", "reader"]).pivot(index="text", columns="reader", values=column)
+        values = sorted(frame[column].unique())
         square = pd.crosstab(*(said[reader] for reader in said.columns[:2]))
         square = square.reindex(index=values, columns=values, fill_value=0)
+        results.value(f"factual.agree.{name}", f"{np.trace(square)} of {len(said)}")
         results.value(f"factual.kappa.{name}", number(cohens_kappa(square, return_results=False), 2))
 last = [texts[~texts["stage"].isin(STAGES[:2])] for texts in (factual, again) if len(texts)]
 wrong = [(x == "wrong").mean() for texts in last for _, x in texts.groupby(["stage", "reader"])["verdict"]]

@@ -983,7 +983,8 @@ text = "Held-out texts under three tokenizers; no training."
 results.markdown("tokens", header, rows, text, left=2, scratch=True, seeds=())
 
 rows = []
-for (task, stage, method), part in table.groupby(["task", "stage", "method"], sort=False):
+by_task = table.sort_values("task", ascending=False, kind="stable")  # tang first
+for (task, stage, method), part in by_task.groupby(["task", "stage", "method"], sort=False):
     values, tokens = part["bits_per_character"], f"{part['train_tokens'].mean():,.0f}"
     change = interval(values - start[task], sign=True) if stage == "after" else ""
     rows.append([task, MODELS[method] if stage == "after" else stage, len(part), interval(values), change, tokens])
