@@ -519,7 +519,6 @@ display(as_published[some].round(3)) if len(as_published) else print(results.not
 
 # %% [markdown]
 # - Beside published rows: of GPT-2 small, medium and large, and of other recipes. The small ones are user reports.
-# - What people's own texts come to under the slot check: the mark for a model's.
 
 # %%
 HU, USER = "Hu et al. 2021", "user report"
@@ -544,6 +543,11 @@ ours = ours.assign(system=ours["method"].map(ROWS), source=made["base_model"])
 both = pd.concat([ours, PUBLISHED], ignore_index=True)
 both = both.reindex(columns=["system", "decoding", "passes", *columns, "source"])
 display(both.round(3).astype(object).fillna("-")) if len(ours) else None
+
+# %% [markdown]
+# - What people's own texts come to under the slot check: the mark for a model's.
+
+# %%
 people_errors = math.nan
 if e2e:
     said = [(r["prompt"], text) for r in rows_of["e2e"] for text in r["references"]]
