@@ -690,7 +690,7 @@ for ax, head in zip(axes.flat, heads.itertuples(), strict=True):
     ax.grid(False)
 figure.supxlabel("attended token", fontsize=9)
 figure.supylabel("attending token", fontsize=9)
-bar = figure.colorbar(image, ax=axes, label="attention weight", shrink=0.6, aspect=30)
+_ = figure.colorbar(image, ax=axes, label="attention weight", shrink=0.6, aspect=30)
 
 # %% [markdown]
 # ### 6.2 Positions

@@ -138,7 +138,7 @@ for ax, (split, documents), color in zip(axes, encoded.items(), plots.COLORS, st
     ax.hist(lengths, 40, (0, statistics["max_tokens"].max()), color=color, edgecolor="white", linewidth=0.4)
     ax.axvline(lengths.median(), color=plots.INK, linewidth=1, linestyle="--")
     ax.set(title=f"{split}: {len(lengths):,} documents, median {lengths.median():g}", ylabel="documents")
-label = axes[-1].set_xlabel("tokens per document")
+_ = axes[-1].set_xlabel("tokens per document")
 
 # %% [markdown]
 # ## The loss
