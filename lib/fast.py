@@ -118,8 +118,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None, p=0.0
     length, size = q.shape[2:]
     # scores and mask in one pass: baddbmm is future + scale * q k^T, and softmax makes 0 of -inf
     future = torch.full((length, length), -math.inf, dtype=q.dtype).triu_(1)
-    scale = size**-0.5 if scale is None else scale
-    scores = torch.baddbmm(future.expand(q.shape[1], -1, -1), q[0], k[0].mT, alpha=scale)
+    scores = torch.baddbmm(future.expand(q.shape[1], -1, -1), q[0], k[0].mT, alpha=scale or size**-0.5)
     return (dropout(scores.softmax(-1), p).to(v.dtype) @ v[0])[None]
 
 

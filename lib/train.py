@@ -273,6 +273,7 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
     data = packing.rows(draw(documents, settings.train_tokens, settings.seed), pack_length, rows_per_step)
     steps = max(len(data) // rows_per_step, 1)
     interval, dtype, device = max(steps // settings.evaluations, 1), profile.autocast_dtype(), profile.device().type
+    once = settings.evaluations == 1  # there is no best to keep, but an hour's run must not be lost with its process
     args = transformers.TrainingArguments(
         output_dir=str(path / "checkpoints"),
         num_train_epochs=1,  # the data already hold every epoch in its order
@@ -290,9 +291,9 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
         eval_strategy="steps",
         eval_steps=interval,
         eval_on_start=True,
-        save_steps=interval,
+        save_steps=max(steps // 10, 40) if once else interval,
         save_total_limit=1,  # and the best one, which load_best_model_at_end keeps
-        load_best_model_at_end=True,
+        load_best_model_at_end=not once,
         metric_for_best_model="eval_loss",
         logging_steps=max(steps // 40, 1),
         seed=settings.seed,
@@ -309,7 +310,7 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
         eval_dataset=held_out,
         compute_loss_func=completion_loss,
         optimizers=(optimizer(model, settings) if optimizer else None, None),
-        callbacks=[clock, EarlyStoppingCallback(settings.patience), *callbacks],
+        callbacks=[clock, *([] if once else [EarlyStoppingCallback(settings.patience)]), *callbacks],
     )
     if device == "cpu" and world == 1:
         trainer.part_length = part_length(model, psutil.virtual_memory().available, pack_length)

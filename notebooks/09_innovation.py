@@ -588,20 +588,22 @@ against["label"] = against["method"] + ", " + against["setting"]
 against.round(4)
 
 # %% [markdown]
-# - A longer training may forget more. The runs of notebooks 02 and 03, full fine-tuning at their budget and over one
-#   pass of the training split, by the same texts, with the weights mixed on their way; one seed, so no interval.
+# - A longer training may forget more. The runs of notebooks 02 and 03, full fine-tuning and LoRA at their budget (every
+#   seed) and over one pass of the training split (the first), by the same texts; full fine-tuning's weights mixed on
+#   their way, too.
 
 
 # %%
 def long_rows():
     known = profile.budget(**train.BUDGET)
     whole = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, task["train"], base.context))
-    for tokens in (known.train_tokens, min(whole, known.pass_tokens)) if known.pass_tokens else ():
+    plan = [(seed, known.train_tokens) for seed in known.seeds] + [(known.seeds[0], min(whole, known.pass_tokens))]
+    for (seed, tokens), method in tqdm([*itertools.product(plan, known.methods)] if known.pass_tokens else ()):
         options = {"train_tokens": tokens} | ({} if tokens == known.train_tokens else {"evaluations": 1})
-        run = train.finetune(base, task, "full", known.seeds[0], quiet=True, **options)
-        for alpha in tqdm((1.0, *ALPHAS), desc=f"{tokens:,} tokens: mixtures"):
+        run = train.finetune(base, task, method, seed, quiet=True, **options)
+        for alpha in (1.0, *ALPHAS) if method == "full" else (1.0,):
             mixed = run.model if alpha == 1 else frontier.interpolate(base.model, run.model, alpha)
-            yield {"seed": known.seeds[0], "train_tokens": run.summary["tokens"], "alpha": alpha} | measured(mixed)
+            yield {"method": method, "seed": seed, "train_tokens": tokens, "alpha": alpha} | measured(mixed)
 
 
 long = results.table("frontier_long", long_rows, optional=True)
@@ -609,7 +611,7 @@ if len(long):
     long["general"] = long[list(GENERAL)].sum(axis=1)
     changes = [*GENERAL, "general", "bits_per_byte"]
     long[changes] -= table.loc[table["method"] == "none", changes].iloc[0]
-    display(long.round(3))
+    display(long.groupby(["train_tokens", "method", "alpha"])[changes].mean().round(3))
 
 # %% [markdown]
 # # 3 Benchmark: what evaluation mistakes do
@@ -1421,38 +1423,48 @@ results.claim(
 )
 
 # %% [markdown]
-# - Full fine-tuning on more text, whole and mixed back.
+# - More text: full fine-tuning, whole and mixed back, and LoRA.
 
 # %%
-text = "Full fine-tuning on more text, mixed with the weights before (share: of the tuned ones): bits per byte of "
-text += f"{budget.documents} test documents of the task and of {budget.general_tokens:,} tokens of each general text, "
-text += "minus before."
-longer = [
-    [f"{row['train_tokens']:,.0f}", f"{row['alpha']:g}", *(number(row[c], 3, sign=True) for c in COLUMNS.values())]
-    for row in (long.sort_values(["train_tokens", "alpha"]).to_dict("records") if len(long) else ())
-]
+text = f"More text: bits per byte of {budget.documents} test documents of the task and of {budget.general_tokens:,} "
+text += "tokens of each general text, minus before; share: of the tuned weights, mixed with those before. Means over "
+text += "the seeds (task and sum: with 95 % t interval), of the longer runs one."
+longer = []
+for (tokens, method, alpha), part in long.groupby(["train_tokens", "method", "alpha"]) if len(long) else ():
+    cells = [interval(part[c], sign=True) for c in ("bits_per_byte", "general")]
+    cells += [number(part[c].mean(), sign=True) for c in GENERAL]
+    longer.append([{"full": "full fine-tuning", "lora": "LoRA"}[method], f"{tokens:,}", f"{alpha:g}", *cells])
 seeds = long["seed"].unique().tolist() if longer else ()
-results.markdown("long", ["tokens", "share", "task", *names], longer, text, seeds=seeds, left=0)
+results.markdown("long", ["method", "tokens", "share", "task", *names], longer, text, seeds=seeds)
 
 # %% [markdown]
-# - The sum at both ends of the budget, and half-way back from the longer run.
+# - The sum at both ends of the budget, and half-way back from the longer run. LoRA against the mixture that gains as
+#   much: below 0 it forgets less.
+
 
 # %%
-for run in ("budget", "pass", "half"):
-    for name in COLUMNS:
-        results.value(f"long.{run}.{name}", "not measured")
-results.claim("one pass forgets by the sum", False)
-results.claim("no mixture of the short run does as well in both", False)
-if longer:
-    ends = long.set_index(["train_tokens", "alpha"]).sort_index()
-    least, most = ends.index[0][0], ends.index[-1][0]
-    for run, at in (("budget", (least, 1.0)), ("pass", (most, 1.0)), ("half", (most, 0.5))):
-        for name, column in COLUMNS.items():
-            results.value(f"long.{run}.{name}", number(ends.loc[at, column], 3, sign=True))
-    results.claim("one pass forgets by the sum", bool(ends.loc[(most, 1.0), "general"] > 0))
-    short, half = ends.loc[least], ends.loc[(most, 0.5)]
-    as_good = (short["bits_per_byte"] <= half["bits_per_byte"]) & (short["general"] <= half["general"])
-    results.claim("no mixture of the short run does as well in both", not as_good.any())
+def beside_mixtures(tokens):
+    part = long[(long["train_tokens"] == tokens) & (long["alpha"] <= 1)]
+    part = part.assign(setting="", method=part["method"].where(part["alpha"] == 1, "interpolation"))
+    before = pd.DataFrame([{"method": "none"} | dict.fromkeys(changes, 0.0)])
+    return frontier.against_interpolation(pd.concat([before, part]), "general").iloc[0]
+
+
+RUNS_OF = {"budget": ("full", 1.0), "lora_budget": ("lora", 1.0), "pass": ("full", 1.0), "lora_pass": ("lora", 1.0)}
+RUNS_OF |= {"half": ("full", 0.5)}
+ends = long["train_tokens"].agg(["min", "max"]).tolist() if len(long) else [0, 0]
+for run, (method, alpha) in RUNS_OF.items():
+    at = {"method": method, "train_tokens": ends["budget" not in run], "alpha": alpha}
+    part = long.loc[(long[[*at]] == pd.Series(at)).all(axis=1)] if len(long) else long
+    for name, column in COLUMNS.items():
+        results.value(f"long.{run}.{name}", interval(part[column], sign=True) if len(part) else "not measured")
+    lost = part["general"] if len(part) else pd.Series([math.nan])  # one seed: its sign alone
+    results.claim(f"{run} forgets by the sum", (shown(lost) if len(lost) > 1 else lost.iloc[0]) > 0)
+for run, tokens in zip(("budget", "pass"), ends, strict=True):
+    gap = beside_mixtures(tokens) if len(long) else pd.Series(dict.fromkeys(("difference", "low", "high"), math.nan))
+    results.value(f"long.{run}.lora_gap", span(gap["difference"], gap["low"], gap["high"], sign=True))
+    results.claim(f"{run}: LoRA forgets more than the mixture", gap["difference"] > 0 and not gap["low"] <= 0)
+    results.claim(f"{run}: LoRA is not shown to forget more than the mixture", gap["low"] <= 0)
 
 # %% [markdown]
 # ## For the report: traps

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
 
 from lib import packing, profile, tasks, train
 
@@ -135,6 +135,19 @@ def test_kill_9_then_the_same_command_ends_at_the_same_loss(tmp_path, whole):
     again = finished(killed)
     assert ["goes on from checkpoint" in said for said, _ in (again, whole)] == [True, False]
     assert [again[1][key] == whole[1][key] for key in ("steps", "held_out_loss")] == [True, True]
+
+
+def test_a_long_run_that_is_evaluated_once_goes_on_too(base, task, capsys):
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 43:
+                raise KeyboardInterrupt
+
+    options = QUICK | {"train_tokens": 30_000, "evaluations": 1}
+    with pytest.raises(KeyboardInterrupt):
+        train.finetune(base, task, "lora", 5, callbacks=[Stop()], **options)
+    assert train.finetune(base, task, "lora", 5, **options).summary["steps"] > 43
+    assert "goes on from checkpoint 40 of" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="torch's Windows wheel has no libuv, which the launcher asks for")
