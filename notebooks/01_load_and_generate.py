@@ -208,18 +208,14 @@ results.figure(figure, "01_structure", f"{text}: {' and '.join(stacks)}.", scrat
 # - The formula column is made of the tensors' shapes; the rows sum to the total, 124,439,808.
 # - "117M" is the paper's count. The head has no numbers of its own: it is the token table, transposed.
 
-
 # %%
-def count() -> pd.DataFrame:
-    of = {GPT2: gpt2_parameters, base.name: parameter_table(model)}
-    return pd.concat([table.assign(model=name) for name, table in of.items()])
-
-
-counted = results.table("parameters", count)
+tables = {GPT2: gpt2_parameters, base.name: parameter_table(model)}
+counted = results.table("parameters", lambda: pd.concat([t.assign(model=name) for name, t in tables.items()]))
 assert counted[counted.model == base.name].parameters.iloc[-1] == base.parameters
 assert parts.drop("total").sum() == parts["total"] == models.GPT2_PARAMETERS
-as_text = {"parameters": "{:,}".format, "share": "{:.2%}".format}
-gpt2_parameters.assign(**{c: gpt2_parameters[c].map(f) for c, f in as_text.items()})
+forms = {"parameters": "{:,}".format, "share": "{:.2%}".format}
+as_text = gpt2_parameters.assign(**{c: gpt2_parameters[c].map(form) for c, form in forms.items()})
+as_text
 
 # %% [markdown]
 # ### 2.4 The forward pass, written out
@@ -332,14 +328,10 @@ def features(config) -> dict[str, str]:
 # - The left column is GPT-2 117M's configuration, the right one that of the model loaded in section 1.
 #   Rows with `differs = True` are where the explanation above does not describe the loaded model.
 
-
 # %%
-def compare() -> pd.DataFrame:
-    table = pd.DataFrame({"gpt2_117m": features(gpt2.GPT2_117M), "loaded": features(model.config)})
-    return table.assign(differs=table.gpt2_117m != table.loaded).reset_index(names="feature")
-
-
-differences = results.table("differences", compare)
+both = pd.DataFrame({"gpt2_117m": features(gpt2.GPT2_117M), "loaded": features(model.config)})
+both["differs"] = both.gpt2_117m != both.loaded
+differences = results.table("differences", lambda: both.reset_index(names="feature"))
 print(f"{differences.differs.sum()} of {len(differences)} features differ.")
 differences
 
@@ -378,10 +370,8 @@ def count_tokens() -> pd.DataFrame:
         assert tokenizer.decode(token_ids) == sentence  # nothing is lost
         broken = sum("\ufffd" in tokenizer.decode([i]) for i in token_ids)
         rows.append((name, len(sentence), len(sentence.encode()), len(token_ids), broken))
-    table = pd.DataFrame(rows, columns=["text", "characters", "bytes", "tokens", "broken"])
-    return table.assign(
-        bytes_per_token=table.bytes / table.tokens, characters_per_token=table.characters / table.tokens
-    )
+    t = pd.DataFrame(rows, columns=["text", "characters", "bytes", "tokens", "broken"])
+    return t.assign(bytes_per_token=t.bytes / t.tokens, characters_per_token=t.characters / t.tokens)
 
 
 tokens = results.table("tokens", count_tokens)
@@ -437,9 +427,8 @@ def next_token(top: int = 8) -> pd.DataFrame:
 odds = results.table("next_token", next_token)
 text = f"The next token after “{PROMPT}” under six settings."
 results.figure(plots.bars(odds), "01_next_token", text, seeds=())
-odds.pivot(index="token", columns="setting", values="probability").loc[
-    odds.token.unique(), odds.setting.unique()
-].round(4)
+by_setting = odds.pivot_table("probability", "token", "setting", sort=False)
+by_setting.round(4)
 
 # %% [markdown]
 # - One generation from prompt to end: at each step the three likeliest tokens, of which the first is taken (greedy).
@@ -717,22 +706,15 @@ else:  # float64: at position 1,000 float32 has only four digits of the angle's 
 
 # %%
 step = max(1, len(similarity) // 32)
-
-
-def every_step() -> pd.DataFrame:
-    coarse = similarity[::step, ::step].numpy()
-    m, n = np.tril_indices(len(coarse))
-    return pd.DataFrame({"m": m * step, "n": n * step, "similarity": coarse[m, n]})
-
-
-positions = results.table("positions", every_step)
-square = positions.pivot(index="m", columns="n", values="similarity")
-square = square.fillna(square.T)
+coarse = similarity[::step, ::step].numpy()
+m, n = np.tril_indices(len(coarse))
+results.table("positions", lambda: pd.DataFrame({"m": m * step, "n": n * step, "similarity": coarse[m, n]}))
 figure, ax = plt.subplots(figsize=(4.6, 3.8))
-image = ax.imshow(square, cmap="cividis", vmin=-1, vmax=1, interpolation="nearest")
+image = ax.imshow(coarse, cmap="cividis", vmin=-1, vmax=1, interpolation="nearest")
 ax.set(title="Positions", xlabel="position", ylabel="position")
-ax.set_xticks(range(0, len(square), 8), square.index[::8])
-ax.set_yticks(range(0, len(square), 8), square.index[::8])
+ticks = np.arange(0, len(coarse), 8)
+ax.set_xticks(ticks, ticks * step)
+ax.set_yticks(ticks, ticks * step)
 ax.grid(False)
 figure.colorbar(image, label=what, shrink=0.8, aspect=25).outline.set_visible(False)
 
@@ -788,11 +770,10 @@ share = parts.drop("total") / parts["total"]
 by_text, by_way = tokens.set_index("text").bytes_per_token, padding.set_index("way").largest_difference
 previous = next(heads[heads.pattern == "previous"].itertuples())
 alone, no_mask, last = by_way.iloc[0], by_way["left, no mask"], by_way["right, mask, logits of the last column"]
-next_tokens = odds.pivot(index="token", columns="setting", values="probability").drop("all other tokens")
-likeliest = next_tokens["temperature 1.0"].idxmax()
+next_tokens = by_setting["temperature 1.0"].drop(generate.OTHERS)
 print(f"GPT-2 117M: {share['MLP']:.0%} of the parameters are MLPs, {share['token embedding']:.0%} the token table.")
 print(f"The loaded model, {of_what}: bytes per token {by_text.round(1).to_dict()};")
-print(f"after “{PROMPT}” {likeliest!r} has {next_tokens['temperature 1.0'].max():.1%};")
+print(f"after “{PROMPT}” {next_tokens.idxmax()!r} has {next_tokens.max():.1%};")
 print(f"in a left-padded batch the logits move by {alone:.0e} at most, without the mask by {no_mask:.1f};")
 print(f"block {previous.layer}, head {previous.head} gives {previous.value:.0%} of its attention to the token before.")
 
@@ -858,11 +839,8 @@ results.markdown("trace", header, cells, text, seeds=())
 # - Its tables, and the file with everything: `data/results/01_load_and_generate.json`.
 
 # %%
-gpt2_rows = counted[counted.model == GPT2]
-cells = [[r.component, r.formula, f"{r.parameters:,}", f"{r.share:.2%}"] for r in gpt2_rows.itertuples()]
 text = "Parameters of GPT-2 117M, by component, from its configuration."
-header = ["component", "formula", "parameters", "share"]
-results.markdown("parameters", header, cells, text, left=2, scratch=True, seeds=())
+results.markdown("parameters", list(as_text), as_text.to_numpy(), text, left=2, scratch=True, seeds=())
 
 cells = [[r.feature, r.gpt2_117m, r.loaded] for r in differences.itertuples()]
 header = ["feature", GPT2, "loaded model"]

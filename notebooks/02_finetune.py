@@ -124,9 +124,7 @@ for row, document in zip(tasks.head(task["train"], 3), encoded["train"], strict=
 # %%
 cards = {path.parent.name: json.loads(path.read_text("utf-8")) for path in profile.DATA.glob("*/card.json")}
 stages = cards.get(task.name, {}).get("stages", {})
-pd.Series(stages, name="documents", dtype=int).to_frame() if stages else print(
-    task.name, "does not ship with the project."
-)
+pd.Series(stages, name="documents", dtype=int).to_frame() if stages else f"{task.name} does not ship with the project."
 
 # %% [markdown]
 # - Lengths in tokens of the loaded model's tokenizer. All fit one row: what was longer is cut or left out above.
@@ -447,9 +445,7 @@ display(laws) if len(laws) else print(results.not_yet)
 # - A forecast is held against what comes: one run of each method on as many tokens, which no fit has seen.
 
 # %%
-passed = results.table(
-    "forecast", lambda: [learned(m, 0, whole) for m in budget.methods] if len(curve) else [], optional=True
-)
+passed = results.table("forecast", lambda: [learned(m, 0, whole) for m in budget.methods if len(curve)], optional=True)
 display(passed) if len(passed) else print(results.not_yet)
 
 # %% [markdown]
@@ -578,10 +574,8 @@ counts = statistics[["documents", "bytes", "tokens", "target_tokens", "median_to
 counts.insert(1, "share", (statistics["documents"] / statistics["documents"].sum()).map("{:.1%}".format))
 rows = pd.concat([statistics["split"], counts, statistics["bytes_per_token"].round(2)], axis=1).to_numpy()
 alone = statistics["groups"].sum() == statistics["documents"].sum()
-text = (
-    f"The task {task.name}: bytes and tokens of prompts and targets, then of targets alone; the median is tokens per "
-)
-text += "document. "
+text = f"The task {task.name}: bytes and tokens of prompts and targets, then of targets alone; the median is tokens "
+text += "per document. "
 text += "Every document is a group of its own." if alone else f"{statistics['groups'].sum():,} groups of documents."
 results.markdown("statistics", header, rows, text, seeds=())
 
@@ -600,9 +594,8 @@ results.value("family_cap", f"{max(card['module_families'].values()):,}" if "mod
 results.value("perl", f"{card['sections']['perl'] / documents:.0%}" if "sections" in card else "not measured")
 rows = [[stage, f"{count:,}"] for stage, count in stages.items()]
 table = f"{markdown_table(['stage', what], rows)}\n\nTable: {what.capitalize()} left after each stage, {of}."
-results.block(
-    "stages", table if rows else f"The task {task.name} does not ship with the project: {documents:,} documents."
-)
+why = f"The task {task.name} does not ship with the project: {documents:,} documents."
+results.block("stages", table if rows else why)
 
 # %% [markdown]
 # - The other datasets that are shipped.
@@ -703,8 +696,7 @@ if len(better := tuned[tuned["method"] == "lora"] if len(tuned) else tuned):
     gaps = {"in_use": bits - ends["lora"], "full": bits - ends["full"]}
     lower = shown(gaps)["in_use"] < 0
 results.claim("at its best rate LoRA ends lower than at the rate in use", lower)
-SHOWN = {"bits_per_byte": 3, "chrf": 1, "synopsis_form": 2}
-SHOWN = {c: digits for c, digits in SHOWN.items() if c in curve}
+SHOWN = {c: digits for c, digits in {"bits_per_byte": 3, "chrf": 1, "synopsis_form": 2}.items() if c in curve}
 rows = []
 measured_runs = pd.concat([curve, passed])
 for (method, size), part in measured_runs.groupby(["method", "train_tokens"], sort=False) if len(curve) else ():

@@ -52,7 +52,7 @@ from sacrebleu.metrics import BLEU
 from scipy import stats
 from statsmodels.stats.api import cohens_kappa, multipletests, proportion_confint
 from tqdm.auto import tqdm
-from transformers import LogitsProcessor
+from transformers import NoRepeatNGramLogitsProcessor
 
 from lib import benchmarks, hub, metrics, people, plots, profile, tasks, train
 from lib import texts as measures
@@ -396,18 +396,13 @@ BEAM = {"num_beams": 10, "length_penalty": 0.8}
 inputs = rows_of["e2e"] if e2e else []
 
 
-class NoRepeat(LogitsProcessor):
+class NoRepeat(NoRepeatNGramLogitsProcessor):
     def __init__(self, width):
+        super().__init__(4)
         self.width = width  # of the prompts
 
     def __call__(self, input_ids, scores):
-        new = input_ids[:, self.width :]
-        if new.shape[1] < 4:
-            return scores
-        grams = new.unfold(1, 4, 1)  # (sequences, 4-grams, 4)
-        # whoever's last three new tokens stood there before may not take the fourth again
-        row, at = (grams[..., :3] == new[:, None, -3:]).all(-1).nonzero(as_tuple=True)
-        return scores.index_put((row, grams[row, at, 3]), scores.new_tensor(-math.inf))
+        return super().__call__(input_ids[:, self.width :], scores)
 
 
 # %% [markdown]
@@ -585,6 +580,11 @@ def chat(rows, examples=()):
     return [base.tokenizer.apply_chat_template([*before, turn], **options) for turn in asked[len(examples) :]]
 
 
+# %% [markdown]
+# - The ways to ask, by name. What does not fit the context is left out.
+
+
+# %%
 def behind(examples, rows):
     return [END.join([*(e["prompt"] + e["target"] for e in examples), r["prompt"]]) for r in rows]
 
@@ -697,9 +697,8 @@ def by_draw(draw) -> dict:
     examples, rows = BRIEF[draw * budget.shots :][: budget.shots], tasks.head(task["test"], budget.eval_documents)
     template = base.tokenizer.chat_template
     prompts = chat(sampled_for, examples) if template else behind(examples, sampled_for)
-    found = [
-        of_text(draw, r, text) for r, text in zip(sampled_for, sampled_texts(draw, base.model, prompts), strict=True)
-    ]
+    texts = sampled_texts(draw, base.model, prompts)
+    found = [of_text(draw, r, text) for r, text in zip(sampled_for, texts, strict=True)]
     bits = metrics.bits_per_byte(metrics.score_encoded(base.model, asked_so(rows, behind(examples, rows))))
     return {"bits_per_byte": bits} | pd.DataFrame(found).drop(columns=["id", "setting"]).mean().to_dict()
 
@@ -808,15 +807,11 @@ def after_sampling(tuned, texts):
 # %%
 by_pass = results.table("one_pass_sampled", one_pass_documents, optional=True)
 compared = after_sampling("after, full", sampled) if len(sampled) else sampled
-further = (
-    {run: after_sampling(run, pd.concat([sampled, part])) for run, part in by_pass.groupby("setting", sort=False)}
-    if len(by_pass)
-    else {}
-)
+passes = by_pass.groupby("setting", sort=False) if len(by_pass) else ()
+further = {run: after_sampling(run, pd.concat([sampled, part])) for run, part in passes}
 means = by_pass.drop(columns="id").groupby("setting", sort=False).mean() if len(by_pass) else by_pass
-display(means.round(3), compared.round(4), *(gaps.round(4) for gaps in further.values())) if len(sampled) else print(
-    results.not_yet
-)
+frames = [means.round(3), compared.round(4), *(gaps.round(4) for gaps in further.values())]
+display(*frames) if len(sampled) else print(results.not_yet)
 
 # %% [markdown]
 # ## Learning or recovery?
@@ -1079,11 +1074,8 @@ pairs = []
 if results.stored:
     print("The texts to compare are made by a run that measures everything.")
 else:
-    full = next(m for m in measured() if m.method == budget.methods[0])
-    pairs = [
-        people.Pair(row["id"], row["prompt"], before.strip(), after.strip())
-        for row, before, after in zip(rows_of[task.name], measured()[0].texts, full.texts, strict=True)
-    ][:20]
+    rows = zip(rows_of[task.name], *(m.texts for m in first_pair().values()), strict=True)
+    pairs = [people.Pair(r["id"], r["prompt"], before.strip(), after.strip()) for r, before, after in rows][:20]
     ratings = profile.kept_root() / "data" / "runs" / f"ratings-{task.name}.jsonl"
     display(people.rating_widget(pairs, os.environ.get("RATER", "").strip() or "me", ratings))
 
@@ -1329,16 +1321,10 @@ results.markdown("before_after", ["", *map(MAIN.get, wide)], rows, text, tokens=
 # - The tests; then the task's own checks, with the people's row as the ceiling.
 
 # %%
-tests = significance.assign(
-    holm=holm,
-    name=[f"{r.task}, {METHODS.get(r.method, r.method)}, {MEASURES[r.measure]}" for r in significance.itertuples()],
-    gap=[told(r) for r in significance.itertuples()],
-)
-header = ["comparison", "before", "after", "difference", "documents", "better", "seeds", "p, Holm"]
-rows = [
-    [r.name, number(r.before), number(r.after), r.gap, r.documents, r.better, r.seeds, f"{r.holm:.0e}"]
-    for r in tests.itertuples(index=False)
-]
+header, rows = ["comparison", "before", "after", "difference", "documents", "better", "seeds", "p, Holm"], []
+for r, p in zip(significance.itertuples(), holm, strict=True):
+    name = f"{r.task}, {METHODS.get(r.method, r.method)}, {MEASURES[r.measure]}"
+    rows.append([name, number(r.before), number(r.after), told(r), r.documents, r.better, r.seeds, f"{p:.0e}"])
 text = f"After against before, paired by document: {listed(significance['how'].unique())} (10,000 flips: p of 2e-04 at "
 text += "least). Behind each difference its 95 % interval; last, p by Holm's correction for the number of rows."
 results.markdown("tests", header, rows, text)
@@ -1540,17 +1526,15 @@ def cell(text, most=200):
 
 
 one_run = {"seeds": budget.seeds[:1], "tokens": budget.train_tokens}
-shown_texts = {"before": "before", "asked": "asked", "after": "after", "human": "people"}
-shown_texts = {column: name for column, name in shown_texts.items() if column in reading}
+shown_texts = [column for column in (*STAGES, "human") if column in reading]
 named = reading[reading["chosen"] != ""].sort_values("chosen") if len(reading) else reading  # best, median, worst
-rows = [
-    [f"{r['chosen']}, {r['id']}, {r['chrf_before']:.0f} to {r['chrf_after']:.0f}"]
-    + [cell(r[who]) for who in shown_texts]
-    for r in named.to_dict("records")
-]
+rows = []
+for r in named.to_dict("records"):
+    name = f"{r['chosen']}, {r['id']}, {r['chrf_before']:.0f} to {r['chrf_after']:.0f}"
+    rows.append([name, *(cell(r[column]) for column in shown_texts)])
 text = f"The best, the median and the worst of {generated} greedy texts by document chrF (before to after), cut "
 text += "after 200 characters; / is a line's end. Asked: by the question with the best chrF; after: full fine-tuning."
-header = ["document, chrF", *shown_texts.values()]
+header = ["document, chrF", *shown_texts[:-1], "people"]
 results.markdown("samples_table", header, rows, text, left=len(header), **one_run)
 
 # %% [markdown]
@@ -1733,17 +1717,7 @@ if moved and len(fair_before):
 if len(again) and found:
     stages, chat_way = ("", *SAMPLED), sampled["setting"].str.endswith("chat").any()
     rows.append(by_readers("sampled: facts wrong", stages, "c" if chat_way else "e", "asked.sampled"))
-header = [
-    "",
-    "before",
-    "best asked",
-    "LoRA",
-    "full",
-    "one pass, LoRA",
-    "one pass, full",
-    "people",
-    "full minus best asked",
-]
+header = ["", "before", "best asked", "LoRA", "full", "one pass, LoRA", "one pass, full", "people"]
 text = f"Before and after on the test split of {task.name}: {documents} documents scored, {generated} greedy texts "
 text += "(corpus chrF)" + f", {len(sampled_for)} sampled ones (mean document chrF)" * (len(sampled) > 0)
 text += f"; facts: of {factual['id'].nunique()} documents, two numbers where readers differ" if found else ""
@@ -1751,7 +1725,7 @@ text += ". Best asked: by that measure (facts: by chrF) the best of the prompt a
 text += "the chat template (t) and, where sampled, examples as turns of a chat (c). LoRA and full: means over seeds; "
 text += "sampled, read or one pass (over the whole training split): one run. Last column: t interval over seeds; where "
 text += "sampled, bootstrap over documents."
-results.markdown("answer", header, rows, text, tokens=budget.train_tokens)
+results.markdown("answer", [*header, "full minus best asked"], rows, text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # - Values: the setting, the main numbers of each method, and the comparisons.

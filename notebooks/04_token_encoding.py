@@ -656,10 +656,8 @@ wide = by_seed(equal[equal.corpus == "debian"], "label")
 best = wide.drop(columns=NAMES["gpt2"], errors="ignore").mean().idxmin()
 said = {"best": best, "best.bits": number(wide[best].mean()), "bytes.bits": number(wide["bytes"].mean())}
 r = recipes()[0]
-setup = (
-    f"{r.n_layer} layers, {r.n_embd} wide, {r.n_head} heads, RoPE; rows of 512 bytes on average, {r.rows} in a step;"
-)
-setup += f" AdamW, cosine from {r.learning_rate:g}; {r.train_bytes:,} bytes of text, seeds {listed(budget.seeds)}"
+setup = f"{r.n_layer} layers, {r.n_embd} wide, {r.n_head} heads, RoPE; rows of 512 bytes on average, {r.rows} in a "
+setup += f"step; AdamW, cosine from {r.learning_rate:g}; {r.train_bytes:,} bytes of text, seeds {listed(budget.seeds)}"
 said |= {"setup": setup, "learned.size": f"{middle:,}"}
 for name, said_value in said.items():
     results.value(name, said_value)

@@ -324,10 +324,8 @@ results.value("level", listed([NAMES[p] for p in order[1:] if not to_best[p]]))
 to_learned = shown({p: short[p] - short["learned"] for p in order if p != "learned"})
 results.claim("nobody is shown ahead of the learned table", min(to_learned.values()) >= 0)
 r = recipe(budget.seeds[0], "rope")
-setup = (
-    f"{r.n_layer} layers, {r.n_embd} wide, {r.n_head} heads; BPE of {r.vocab_size:,} pieces; rows of {length} tokens,"
-)
-setup += f" {r.rows} in a step; AdamW, cosine from {r.learning_rate:g}; {r.train_bytes:,} bytes of text, seeds"
+setup = f"{r.n_layer} layers, {r.n_embd} wide, {r.n_head} heads; BPE of {r.vocab_size:,} pieces; rows of {length} "
+setup += f"tokens, {r.rows} in a step; AdamW, cosine from {r.learning_rate:g}; {r.train_bytes:,} bytes of text, seeds"
 results.value("setup", f"{setup} {listed(budget.seeds)}")
 
 # %% [markdown]
@@ -340,9 +338,8 @@ if len(rates):
     means = by_rate.mean().unstack("learning_rate")[sorted(rates["learning_rate"].unique(), reverse=True)]
     at_best = {code: by_rate[code][means.loc[code].idxmin()] for code in CODES}
     ahead = shown({code: at_best[code] - at_best["learned"] for code in CODES[1:]})
-    results.claim(
-        "at their best rates RoPE and ALiBi are ahead of the learned table", max(ahead["rope"], ahead["alibi"]) < 0
-    )
+    both_ahead = max(ahead["rope"], ahead["alibi"]) < 0
+    results.claim("at their best rates RoPE and ALiBi are ahead of the learned table", both_ahead)
     cells = [[NAMES[c], *(interval(by_rate[c][rate]) for rate in means), f"{means.loc[c].idxmin():g}"] for c in CODES]
     text = f"Bits per byte at the trained length, {length} tokens, by learning rate; mean, 95 % t interval."
     results.markdown("rates", ["code", *(f"{rate:g}" for rate in means), "best"], cells, text, scratch=True)

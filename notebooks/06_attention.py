@@ -83,7 +83,7 @@ budget = profile.budget(
 )
 
 # %% [markdown]
-# - Names as the figures and the report have them; `device_of` says where a table was measured.
+# - Names as the figures and the report have them.
 
 # %%
 if profile.device().type == "cuda" and profile.name() != "fast":
@@ -96,11 +96,6 @@ LABELS = {SOFTMAX: "softmax", "performer": "Performer", "delta": "delta rule", "
 
 def labelled(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(attention=frame["attention"].replace(LABELS))
-
-
-def device_of(table: str) -> str:
-    made = results.provenance()
-    return made.get("tables_made", {}).get(table, made)["device"].replace(" 1 threads", " 1 thread")  # of older rows
 
 
 # %% [markdown]
@@ -161,10 +156,8 @@ def row_of_tokens(query: int, segments: list[tuple[int, int]], length: int):
 # %%
 figure = row_of_tokens(26, [(1, 5), (5, 9), (9, 17), (17, 25)], 32)
 text = "What the query of token $t$ reads: the row's first token and its own chunk exactly (dark); between, ended "
-text += (
-    "segments as landmarks, a mean key $l$ that counts as $n$ tokens and answers with a value $y$; drawn for chunks "
-)
-text += "of 4 tokens and segments that double after two."
+text += "segments as landmarks, a mean key $l$ that counts as $n$ tokens and answers with a value $y$; drawn for "
+text += "chunks of 4 tokens and segments that double after two."
 results.figure(figure, "06_row", text, scratch=True, seeds=())
 
 # %% [markdown]
@@ -212,14 +205,12 @@ for ax, name in zip(axes.flat, NAMES[1:], strict=True):
 
 # %%
 texts = scratch.documents("debian", "test", budget.eval_bytes)
-shared = {"train_bytes": budget.train_bytes, "n_layer": budget.n_layer, "n_embd": budget.n_embd}
+shared = {"position": "rope", "train_bytes": budget.train_bytes, "n_layer": budget.n_layer, "n_embd": budget.n_embd}
 
 
 @cache
 def runs() -> list[scratch.Trained]:
-    return scratch.train_all(
-        [scratch.Recipe(seed=s, attention=name, position="rope", **shared) for s in budget.seeds for name in RIVALS]
-    )
+    return scratch.train_all([scratch.Recipe(seed=s, attention=a, **shared) for s in budget.seeds for a in RIVALS])
 
 
 def measure(run: scratch.Trained, held_out: list[str] = texts) -> dict:
@@ -285,7 +276,7 @@ def nystrom_runs() -> list[dict]:
         attention.register(name, other)
     names = [(name, seed) for seed in budget.nystrom_seeds for name in (SOFTMAX, "nystrom", *CONTROLS)]
     names += [(name, seed) for seed in budget.knob_seeds for name in others]
-    recipes = [scratch.Recipe(seed=seed, attention=name, position="rope", **shared) for name, seed in names]
+    recipes = [scratch.Recipe(seed=seed, attention=name, **shared) for name, seed in names]
     rows = [measure(run) for run in scratch.train_all(recipes)]
     for name in CONTROLS | others:
         del ATTENTIONS[name]
@@ -320,7 +311,7 @@ def rate_runs() -> list[dict]:
     at = {4e-3: budget.rate_seeds, 2e-3: budget.low_seeds}
     both = [(a, s, rate) for rate, seeds in at.items() for s in seeds for a in (SOFTMAX, "window")]
     both += [("row_window", s, 4e-3) for s in budget.control_seeds]
-    given = shared | {"train_bytes": budget.rate_bytes, "position": "rope"}
+    given = shared | {"train_bytes": budget.rate_bytes}
     recipes = [scratch.Recipe(seed=s, attention=a, learning_rate=rate, **given) for a, s, rate in both]
     rows = [measure(run) for run in scratch.train_all(recipes)]
     del ATTENTIONS["row_window"]
@@ -343,22 +334,15 @@ for (name, rate), gap in lead.items():
 # %%
 first = by_position[by_position["seen"] == by_position["seen"].min()]
 first = by_seed(first, "attention", "bits_per_token")
-print(
-    "window minus softmax, first tokens of a row, bits per token:",
-    interval(first["window"] - first[SOFTMAX], sign=True),
-)
+first = first["window"] - first[SOFTMAX]
+print("window minus softmax, first tokens of a row, bits per token:", interval(first, sign=True))
 
 # %% [markdown]
 # - GPT-2's learned positions instead of RoPE: at this budget the position table is still being learned. One seed.
 
-
 # %%
-def learned_positions() -> list[dict]:
-    recipes = [scratch.Recipe(seed=0, attention=name, **shared) for name in (SOFTMAX, "linear")]
-    return [measure(run) for run in scratch.train_all(recipes)]
-
-
-learned = results.table("learned_positions", learned_positions)
+recipes = [scratch.Recipe(seed=0, attention=a, **shared | {"position": "learned"}) for a in (SOFTMAX, "linear")]
+learned = results.table("learned_positions", lambda: [measure(run) for run in scratch.train_all(recipes)])
 learned.round(3)
 
 # %% [markdown]
@@ -379,8 +363,7 @@ def play() -> tasks.Task:
 
 
 tasks.TASKS["shakespeare"] = play
-LONG = {"corpus": "shakespeare", "position": "rope", "train_length": 1_024, "rows": 1}
-LONG |= shared | {"train_bytes": budget.long_bytes}
+LONG = shared | {"corpus": "shakespeare", "train_length": 1_024, "rows": 1, "train_bytes": budget.long_bytes}
 
 
 @cache
@@ -421,7 +404,7 @@ if len(long):
 @cache
 def brief(name: str):
     given = shared | {"train_bytes": budget.leak_bytes}
-    return scratch.train(scratch.Recipe(seed=0, attention=name, position="rope", **given)).model
+    return scratch.train(scratch.Recipe(seed=0, attention=name, **given)).model
 
 
 def leaks() -> list[dict]:
@@ -508,10 +491,8 @@ recall = results.table(
 task_names = {"recall": "every key written once", "overwrite": "twice: the newer is right"}
 look = {"panel": "task", "xlabel": "pairs written", "ylabel": "share retrieved"}
 figure = plots.lines(labelled(recall.replace({"task": task_names})), "pairs", "accuracy", "attention", **look)
-text = (
-    f"What one head of {costs.HEAD_DIM} dimensions gives back of random keys and values, untrained. Line: mean over "
-    "seeds; band: their range."
-)
+text = f"What one head of {costs.HEAD_DIM} dimensions gives back of random keys and values, untrained. Line: mean over "
+text += "seeds; band: their range."
 results.figure(figure, "06_recall", text, scratch=True)
 
 # %% [markdown]
@@ -593,9 +574,7 @@ def recall_rows() -> list[dict]:
 
 
 learned_recall = results.table("trained_recall", recall_rows)
-learned_recall.pivot_table(
-    index=["attention", "state_kilobytes"], columns="pairs", values="accuracy", sort=False
-).round(2)
+learned_recall.pivot_table("accuracy", ["attention", "state_kilobytes"], "pairs", sort=False).round(2)
 
 # %% [markdown]
 # ## Time and memory against length
@@ -605,7 +584,8 @@ learned_recall.pivot_table(
 
 # %%
 scaling = results.table("scaling", lambda: costs.scaling(NAMES, budget.lengths, budget.repeats))
-device = device_of("scaling")
+made = results.provenance()
+device = made.get("tables_made", {}).get("scaling", made)["device"].replace(" 1 threads", " 1 thread")  # of older rows
 look = {"logy": True, "xlabel": "tokens"}
 trained = scaling[scaling["pass"] == costs.PASSES[1]]
 scaled = labelled(trained.replace({"attention": {"softmax": "softmax, not fused"}}))
@@ -618,11 +598,10 @@ results.figure(figure, "06_scaling", text, scratch=True, seeds=())
 # - Memory, forward and backward; below a megabyte nothing can be told from noise.
 
 # %%
-measurable = trained[trained["peak_megabytes"] > 1]
+measurable = scaled[scaled["peak_megabytes"] > 1]
 if measurable.empty:
     print("No figure of memory: at these lengths no pass adds a megabyte that this machine could measure.")
 else:
-    measurable = labelled(measurable.replace({"attention": {"softmax": "softmax, not fused"}}))
     figure = plots.lines(measurable, "length", "peak_megabytes", "attention", ylabel="peak megabytes", **look)
 
 # %% [markdown]
@@ -790,9 +769,7 @@ def real_heads(model, ids) -> list[tuple]:
 
     attention.register("recording", Attention(record, takes_mask=True))
     model.set_attn_implementation("recording")
-    torch.testing.assert_close(
-        model(ids).logits, own, atol=1e-3 * float(own.abs().max()), rtol=0
-    )  # and still is itself
+    torch.testing.assert_close(model(ids).logits, own, atol=1e-3 * float(own.abs().max()), rtol=0)  # is still itself
     model.set_attn_implementation(before)
     del ATTENTIONS["recording"]
     return heads
@@ -899,12 +876,10 @@ rows.insert(-1, ["softmax, run beside causal Nyström", interval(paired[SOFTMAX]
 for name, label in (("mean_values", "the same with mean values"), ("near_only", "the same without landmarks")):
     rows.append([label, interval(paired[name]), interval(paired[name] - paired[SOFTMAX], sign=True), "", ""])
 start = sorted(scaling["length"].unique())[-3:][0]
-text = (
-    f"What each mechanism costs in quality and gains in time: held-out bits per byte after {tokens:,} training tokens "
-    f"(mean, 95 % t interval, seeds 0–{max(budget.seeds)}; causal Nyström and its controls on another day, "
-    f"against the softmax of that run), and the exponent with which the time of one operation, forward and backward, "
-    f"grows from {start:,} to {longest:,} tokens."
-)
+text = f"What each mechanism costs in quality and gains in time: held-out bits per byte after {tokens:,} training "
+text += f"tokens (mean, 95 % t interval, seeds 0–{max(budget.seeds)}; causal Nyström and its controls on another day, "
+text += "against the softmax of that run), and the exponent with which the time of one operation, forward and "
+text += f"backward, grows from {start:,} to {longest:,} tokens."
 header = ["attention", "bits per byte", "minus softmax, by seed", "time exponent", "gets faster than softmax between"]
 results.markdown("quality", header, rows, text, scratch=True, seeds=())
 
@@ -913,13 +888,9 @@ results.markdown("quality", header, rows, text, scratch=True, seeds=())
 
 # %%
 recipe, options = scratch.Recipe(seed=0, **shared), {k: v for e in ATTENTIONS.values() for k, v in e.options.items()}
-setup = {
-    "layers": recipe.n_layer,
-    "width": recipe.n_embd,
-    "heads": recipe.n_head,
-    "vocabulary": f"{recipe.vocab_size:,}",
-}
-setup |= {"row": recipe.train_length, "rows": recipe.rows, "rate": recipe.learning_rate, "tokens": f"{tokens:,}"}
+setup = {"layers": recipe.n_layer, "width": recipe.n_embd, "heads": recipe.n_head}
+setup |= {"vocabulary": f"{recipe.vocab_size:,}", "row": recipe.train_length, "rows": recipe.rows}
+setup |= {"rate": recipe.learning_rate, "tokens": f"{tokens:,}"}
 setup |= {key: options[key] for key in ("window", "features", "segment", "doubling", "ridge")}
 setup |= {"timed_heads": costs.HEADS, "timed_width": costs.HEAD_DIM}
 for key, value in setup.items():
@@ -982,10 +953,10 @@ results.claim("the mark against the earlier form is met", len(changed) > 1 and m
 # Along a row: the lead in all of it, and what softmax gains beyond the window. Then the learned positions.
 HIGH, LOW = 4e-3, 2e-3
 shown_lead = shown({rate: lead["window", rate] for rate in (HIGH, LOW)})
-results.value("window.first", interval(first["window"] - first[SOFTMAX], sign=True))
+results.value("window.first", interval(first, sign=True))
 results.claim("the window is ahead at the higher rate", shown_lead[HIGH] < 0)
 results.claim("the window is ahead at the lower rate", shown_lead[LOW] < 0)
-results.claim("the window is ahead where both see the same", shown(first["window"] - first[SOFTMAX]) < 0)
+results.claim("the window is ahead where both see the same", shown(first) < 0)
 
 whole_row = by_position.pivot_table("bits_per_token", "seed", "attention")
 results.value("window.row", interval(whole_row["window"] - whole_row[SOFTMAX], sign=True))
@@ -1006,10 +977,8 @@ for (name, rate), gap in lead.items():
     label = "window of the whole row" if name == "row_window" else LABELS.get(name, name)
     bits = [number(part.mean()[n]) for n in (name, SOFTMAX)]
     rows.append([label, number(1_000 * rate, 0), len(gap), *bits, interval(gap, sign=True)])
-text = (
-    "A window beside softmax from the same seeds: held-out bits per byte after "
-    f"{tokens_rates:,} training tokens, differences paired by seed, 95 % t interval."
-)
+text = f"A window beside softmax from the same seeds: held-out bits per byte after {tokens_rates:,} training tokens, "
+text += "differences paired by seed, 95 % t interval."
 header = ["attention", "rate x 1,000", "seeds", "bits per byte", "softmax", "minus softmax"]
 results.markdown("rates", header, rows, text, scratch=True, seeds=())
 pairs = recall["pairs"].max() // 4
@@ -1039,12 +1008,10 @@ for name in end:
 above = {name: end[name] - end["window"] for name in end if name != "window"}
 ordered = shown({**above, "delta to linear": end["delta"] - end["linear"]})
 results.claim("the window is at chance on trained recall", end["window"].max() < 3 / VALUES)
-results.claim(
-    "softmax, linear and delta are ahead of the window", min(ordered[n] for n in (SOFTMAX, "linear", "delta")) > 0
-)
-results.claim(
-    "only softmax recalls all pairs", end[SOFTMAX].min() > 0.95 and end.drop(columns=SOFTMAX).max().max() < 0.9
-)
+ahead = min(ordered[name] for name in (SOFTMAX, "linear", "delta")) > 0
+results.claim("softmax, linear and delta are ahead of the window", ahead)
+alone = end[SOFTMAX].min() > 0.95 and end.drop(columns=SOFTMAX).max().max() < 0.9
+results.claim("only softmax recalls all pairs", alone)
 
 # %% [markdown]
 # - Cost: how time grows with length, and time and memory at the longest.
@@ -1079,10 +1046,8 @@ results.value("nystrom.rank.enough", min(enough, default="none"))
 results.claim("weights of a low rank would do", bool(enough))
 if len(errors):
     rows = [[m, *(number(x, 2) for x in line)] for m, line in mean_error[list(FORMS)].iterrows()]
-    text = (
-        "Relative error of attention on a pretrained model's queries and keys, mean over layers: without the "
-        f"first half of {budget.heads_tokens} tokens, with the best weights of rank m, and with m landmarks."
-    )
+    text = "Relative error of attention on a pretrained model's queries and keys, mean over layers: without the first "
+    text += f"half of {budget.heads_tokens} tokens, with the best weights of rank m, and with m landmarks."
     results.markdown("nystrom_error", ["m", *FORMS.values()], rows, text, seeds=())
 results.claim("Nystrom's error is too large at every number of landmarks", len(errors) and not usable)
 results.save(data={"debian": tasks.load_task("debian").sha256})

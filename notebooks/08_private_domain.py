@@ -392,9 +392,8 @@ def memorised() -> list[dict]:
 # %%
 memory = results.table("memorisation", memorised)
 after = memory[(memory["stage"] == "after") & (memory["repetitions"] > 0)]
-per_model = (
-    after.groupby(["method", "deduplicated", "repetitions", "seed"], sort=False)["exposure"].mean().reset_index()
-)
+by = ["method", "deduplicated", "repetitions", "seed"]
+per_model = after.groupby(by, sort=False, as_index=False)["exposure"].mean()
 left_in = per_model[per_model["deduplicated"] == "no"].replace({"method": METHODS})
 look = {"ylabel": "exposure (bits)", "xlabel": "times inserted", "height": 2.6}
 figure = plots.lines(left_in, "repetitions", "exposure", "method", **look)
@@ -564,8 +563,8 @@ def copies_rows() -> list[dict]:
     ]
 
 
-copies = results.table("copies", copies_rows, optional=True)
-second = traces(above_chance(copies, keys)) if len(copies) else pd.DataFrame()
+copies = results.table("copies", copies_rows)
+second = traces(above_chance(copies, keys))
 second.round(3)
 
 # %% [markdown]
@@ -606,8 +605,8 @@ def asked_rows() -> list[dict]:
     return rows
 
 
-scores = results.table("membership_scores", asked_rows, optional=True)
-scores.groupby("member")[["none", *METHODS]].mean().round(3) if len(scores) else "not measured yet"
+scores = results.table("membership_scores", asked_rows)
+scores.groupby("member")[["none", *METHODS]].mean().round(3)
 
 # %% [markdown]
 # - AUC: how often a member's score lies above a held-out document's. And what an auditor reads: the members found where
@@ -642,8 +641,8 @@ def separated() -> list[dict]:
 # - In each model.
 
 # %%
-membership = results.table("membership", separated, optional=True) if len(scores) else pd.DataFrame()
-if len(membership) and membership["found"].isna().any():
+membership = results.table("membership", separated)
+if membership["found"].isna().any():
     print(f"{membership['others'].min()} held-out documents are too few to speak of 1 % false positives: at least 100.")
 membership.round(3)
 
@@ -651,12 +650,11 @@ membership.round(3)
 # - How sure is an AUC? Each seed has documents and a training of its own, so that an interval over seeds holds both.
 
 # %%
-if len(membership):
-    aucs = membership.pivot(index="seed", columns="method", values="auc")
-    against = {"full": aucs["full"] - 0.5, "lora": aucs["lora"] - 0.5, "gap": aucs["full"] - aucs["lora"]}
-    recognised = shown(against)
-    for name, gap in against.items():
-        print(f"{name}: {interval(gap, sign=True)}, {'shown' if recognised[name] else 'not shown'}")
+aucs = membership.pivot(index="seed", columns="method", values="auc")
+against = {"full": aucs["full"] - 0.5, "lora": aucs["lora"] - 0.5, "gap": aucs["full"] - aucs["lora"]}
+recognised = shown(against)
+for name, gap in against.items():
+    print(f"{name}: {interval(gap, sign=True)}, {'shown' if recognised[name] else 'not shown'}")
 
 # %% [markdown]
 # - The whole curve: true positives at each share of false positives, a mean over seeds; on the dotted line is a guess.
@@ -669,25 +667,19 @@ def curves() -> pd.DataFrame:
         members, others = scored(method, seed)
         for share in np.linspace(0, 1, 41):
             limit = np.quantile(others, 1 - share, method="inverted_cdf") if share < 1 else -1
-            row = {"method": METHODS[method], "seed": seed, "false": share, "found": (members > limit).mean()}
-            rows.append(row)
+            rows.append({"method": METHODS[method], "seed": seed, "false": share, "found": (members > limit).mean()})
     return pd.DataFrame(rows)
 
 
-if len(scores):
-    labels = {"xlabel": "held-out documents taken for members", "ylabel": "members found", "logx": False}
-    figure = plots.lines(curves(), "false", "found", "method", **labels)
-    figure.axes[0].plot([0, 1], [0, 1], color=plots.GREY, linestyle=":", linewidth=1)
-    counted = membership.groupby("seed")[["members", "others"]].first().sum()
-    text = (
-        f"Which documents were trained on, told by the error-zone score: {counted.members} training and "
-        f"{counted.others} held-out documents; a guess is on the dotted line."
-        + " Bands: lowest to highest seed."
-        * (membership["seed"].nunique() > 1)
-    )
-    results.figure(
-        figure, "08_membership", text, tokens=budget.copied_tokens, seeds=membership["seed"].unique().tolist()
-    )
+labels = {"xlabel": "held-out documents taken for members", "ylabel": "members found", "logx": False}
+figure = plots.lines(curves(), "false", "found", "method", **labels)
+figure.axes[0].plot([0, 1], [0, 1], color=plots.GREY, linestyle=":", linewidth=1)
+counted = membership.groupby("seed")[["members", "others"]].first().sum()
+asked = membership["seed"].unique().tolist()
+text = f"Which documents were trained on, told by the error-zone score: {counted.members} training and "
+text += f"{counted.others} held-out documents; a guess is on the dotted line."
+text += " Bands: lowest to highest seed." * (len(asked) > 1)
+results.figure(figure, "08_membership", text, tokens=budget.copied_tokens, seeds=asked)
 
 # %% [markdown]
 # ## What may be published
@@ -770,7 +762,7 @@ for key, row in most.iterrows():
 
 # %%
 once = evidence[(evidence["copies"] == 1) & (evidence["deduplicated"] == "yes")]
-once = pd.concat([once, second[second["copies"] == 1] if len(second) else second]).set_index(condition)
+once = pd.concat([once, second[second["copies"] == 1]]).set_index(condition)
 for key, row in once.iterrows():
     about = f"{span(row.exposure, row.low, row.high, 2)} bits over {row.canaries} canaries ({probability(row.p_value)})"
     print(f"{NAMED[key]}: {about}: {'a trace' if row.trace else 'no trace shown'}")
@@ -808,8 +800,7 @@ for (stage, *key), row in controls.iterrows():
 
 # %%
 counted = card.set_index(["what", "key"])["value"]
-removed = {"exact": "exact duplicates removed", "near": "near-duplicates removed"}
-for name, key in {**removed, "kept": "kept"}.items():
+for name, key in {"exact": "exact duplicates removed", "near": "near-duplicates removed", "kept": "kept"}.items():
     results.value(f"card.{name}", f"{counted['documents', key]:,.0f}")
 for split in ("train", "validation", "test"):
     results.value(f"card.{split}", f"{counted['split', split]:,.0f}")
@@ -840,24 +831,23 @@ results.value("once.most.full.yes", f"{proportion_confint(row.extracted, row.can
 results.claim("one copy is not shown to leave a trace", not once["trace"].any())
 
 # %% [markdown]
-# - The second experiment, where it was measured.
+# - The second experiment.
 
 # %%
-if len(second):
-    results.value("copies.canaries", second.loc[second["copies"] == 1, "canaries"].iloc[0])
-    results.value("copies.models", copies["seed"].nunique())
-    results.value("copies.tests", design["tests"])
-    results.value("copies.tokens", f"{budget.copied_tokens:,}")
-    results.value("copies.power", f"{least[0]:.1f}" if least[0] < math.inf else "no mean")
-    for row in second.itertuples():
-        bits = f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}"
-        results.value(f"copies.{row.method}.{row.copies}", bits)
-        results.value(f"copies.out.{row.method}.{row.copies}", f"{row.extracted} of {row.canaries}")
-        results.claim(f"{row.copies} copies leave a trace, {row.method}", row.trace)
-        results.claim(f"{row.copies} copies are not shown to leave a trace, {row.method}", not row.trace)
-    for method, part in second[second["copies"] > 0].groupby("method"):
-        fewest = part.loc[part["trace"], "copies"].min()
-        results.value(f"copies.from.{method}", "none" if math.isnan(fewest) else fewest)
+results.value("copies.canaries", second.loc[second["copies"] == 1, "canaries"].iloc[0])
+results.value("copies.models", copies["seed"].nunique())
+results.value("copies.tests", design["tests"])
+results.value("copies.tokens", f"{budget.copied_tokens:,}")
+results.value("copies.power", f"{least[0]:.1f}" if least[0] < math.inf else "no mean")
+for row in second.itertuples():
+    bits = f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}"
+    results.value(f"copies.{row.method}.{row.copies}", bits)
+    results.value(f"copies.out.{row.method}.{row.copies}", f"{row.extracted} of {row.canaries}")
+    results.claim(f"{row.copies} copies leave a trace, {row.method}", row.trace)
+    results.claim(f"{row.copies} copies are not shown to leave a trace, {row.method}", not row.trace)
+for method, part in second[second["copies"] > 0].groupby("method"):
+    fewest = part.loc[part["trace"], "copies"].min()
+    results.value(f"copies.from.{method}", "none" if math.isnan(fewest) else fewest)
 # What was not inserted. Below 0.01 is told as above chance: with these 5 tests, 5 % in all.
 for (stage, *key), row in controls.iterrows():
     name = stage if stage == "before" else ".".join(key)
@@ -878,21 +868,20 @@ for (stage, method, dedup), part in trained_on.groupby(["stage", *condition], so
     results.value(f"verbatim.{name}", f"{count} of {part['documents'].iloc[0]}")
 # Membership: AUC with its interval over seeds; against 0.5 and full against LoRA are three comparisons (Holm).
 # Members found at 1 % false positives, in all models together.
-if len(membership):
-    counts = membership.groupby("method").sum()
-    results.value("auc.none", interval(aucs["none"], 2))
-    results.value("auc.gap", interval(against["gap"], 2, sign=True))
-    for method, row in counts.loc[[*METHODS]].iterrows():
-        results.value(f"auc.{method}", interval(aucs[method], 2))
-        results.claim(f"training documents are recognised, {method}", recognised[method] > 0)
-        if membership["found"].notna().all():
-            results.value(f"found.{method}", f"{row['found']:.0f} of {row['members']:.0f}")
-    results.value("members", f"{counts['members'].iloc[0]:.0f}")
-    results.value("asked.models", membership["seed"].nunique())
-    parts = [membership[membership["method"] == method] for method in METHODS]
-    found_in = {tuple(part.loc[part["found"].astype(float) > 0, "seed"]) for part in parts}
-    results.claim("members are found in the same two models", [len(x) for x in found_in] == [2])
-    results.claim("full fine-tuning lets more documents be recognised than LoRA", recognised["gap"] > 0)
+counts = membership.groupby("method").sum()
+results.value("auc.none", interval(aucs["none"], 2))
+results.value("auc.gap", interval(against["gap"], 2, sign=True))
+for method, row in counts.loc[[*METHODS]].iterrows():
+    results.value(f"auc.{method}", interval(aucs[method], 2))
+    results.claim(f"training documents are recognised, {method}", recognised[method] > 0)
+    if membership["found"].notna().all():
+        results.value(f"found.{method}", f"{row['found']:.0f} of {row['members']:.0f}")
+results.value("members", f"{counts['members'].iloc[0]:.0f}")
+results.value("asked.models", membership["seed"].nunique())
+parts = [membership[membership["method"] == method] for method in METHODS]
+found_in = {tuple(part.loc[part["found"].astype(float) > 0, "seed"]) for part in parts}
+results.claim("members are found in the same two models", [len(x) for x in found_in] == [2])
+results.claim("full fine-tuning lets more documents be recognised than LoRA", recognised["gap"] > 0)
 
 # %% [markdown]
 # - The advice: from how many copies on a trace is told, which conditions let secrets out, and which show nothing.
@@ -904,7 +893,6 @@ for row in advice.itertuples():
     results.claim(f"more copies leave a trace, {name}", row.leaks_from > 1)
     results.claim(f"secrets come out, {name}", row.extracted > 0)
     results.claim(f"no secret comes out, {name}", row.extracted == 0)
-    results.claim(f"nothing found, {name}", row.extracted == 0 and row.leaks_from != row.leaks_from)
 
 # %% [markdown]
 # - What training did to chrF and ROUGE-L of the same texts (Holm over both measures and all conditions).
@@ -958,21 +946,20 @@ results.markdown("before_after", header, rows, text, tokens=budget.train_tokens)
 # - The second experiment, and the file with everything: `data/results/08_private_domain.json`.
 
 # %%
-if len(second):
-    rows = []
-    for r in second.sort_values(["method", "copies"]).itertuples():
-        p = probability(r.p_value).removeprefix("p ").removeprefix("= ")
-        cells = [r.copies or "none", r.canaries, span(r.exposure, r.low, r.high, 1), p, r.extracted]
-        rows.append([METHODS[r.method], *cells, "yes" if r.trace else ""])
-    text = (
-        f"The second experiment: {budget.copied_canaries} canaries of each number of copies in each of "
-        f"{copies['seed'].nunique()} models of each method, ranked among the 1,000 codes with their own first symbol; "
-        "exposure in bits, mean and 95 % t interval of the models' means; p: such a mean without a trace, uncorrected; "
-        "trace: significant after Holm over the ten with copies and the interval above 1.44 bits."
-    )
-    header = ["training", "copies", "canaries", "exposure", "p", "come out", "trace"]
-    of_seeds = {"tokens": budget.copied_tokens, "seeds": copies["seed"].unique().tolist()}
-    results.markdown("copies", header, rows, text, **of_seeds)
+rows = []
+for r in second.sort_values(["method", "copies"]).itertuples():
+    p = probability(r.p_value).removeprefix("p ").removeprefix("= ")
+    cells = [r.copies or "none", r.canaries, span(r.exposure, r.low, r.high, 1), p, r.extracted]
+    rows.append([METHODS[r.method], *cells, "yes" if r.trace else ""])
+text = (
+    f"The second experiment: {budget.copied_canaries} canaries of each number of copies in each of "
+    f"{copies['seed'].nunique()} models of each method, ranked among the 1,000 codes with their own first symbol; "
+    "exposure in bits, mean and 95 % t interval of the models' means; p: such a mean without a trace, uncorrected; "
+    "trace: significant after Holm over the ten with copies and the interval above 1.44 bits."
+)
+header = ["training", "copies", "canaries", "exposure", "p", "come out", "trace"]
+of_seeds = {"tokens": budget.copied_tokens, "seeds": copies["seed"].unique().tolist()}
+results.markdown("copies", header, rows, text, **of_seeds)
 
 results.save(data={} if results.stored else {collection().task.name: collection().task.sha256})
 

@@ -1288,19 +1288,13 @@ def by_lora(form="linear+window", share=1.0, tokens=SHORT, matched=True):
     return by[form, share, tokens, matched]
 
 
-equal = {
-    "ours": by_lora(),
-    "window": by_lora("window", tokens=EQUAL),
-    "unmatched": by_lora(tokens=EQUAL, matched=False),
-}
-equal |= {"long": by_lora(tokens=LONG), "long_window": by_lora("window", tokens=budget.matching_tokens + LONG)}
-dearer = {"short": by_lora() / by_lora(share=0.0), "long": by_lora(tokens=LONG) / by_lora(share=0.0, tokens=LONG)}
+ours, spread = by_lora(), np.ptp(quality())
+dearer = {"short": ours / by_lora(share=0.0), "long": by_lora(tokens=LONG) / by_lora(share=0.0, tokens=LONG)}
 tell("lora", **{name: f"{ratio - 1:+.1%}" for name, ratio in dearer.items()})
-ahead = equal["ours"] - equal["window"], equal["unmatched"] - equal["ours"]
-results.claim("at equal tokens the window alone is ahead", ahead[0] > np.ptp(quality()))
-results.claim("at equal tokens matching is ahead", ahead[1] > np.ptp(quality()))
-apart = abs(equal["long"] - equal["long_window"])
-results.claim("at the longer budget window and linear part are level", apart < np.ptp(quality()))
+results.claim("at equal tokens the window alone is ahead", ours - by_lora("window", tokens=EQUAL) > spread)
+results.claim("at equal tokens matching is ahead", by_lora(tokens=EQUAL, matched=False) - ours > spread)
+apart = abs(by_lora(tokens=LONG) - by_lora("window", tokens=budget.matching_tokens + LONG))
+results.claim("at the longer budget window and linear part are level", apart < spread)
 results.claim("more tuning lowers the cost of all layers", dearer["long"] < dearer["short"])
 
 # %% [markdown]
@@ -1310,11 +1304,9 @@ results.claim("more tuning lowers the cost of all layers", dearer["long"] < dear
 NAMES = {"linear+window": "linear and window, matched", "window": "window alone"}
 ASKED = {"all": ("linear+window", 1.0), "quarters": ("linear+window", 0.75)}
 ASKED |= {"window": ("window", 1.0), "window_quarters": ("window", 0.75)}
-results.block("conversion_budget", results.not_yet)
-bits = large.set_index(["form", "share"])["bits_per_byte"] if len(large) else {}
-costs_of = dict.fromkeys(ASKED, math.nan)
-if len(large):
-    costs_of = {name: bits.get(which, math.nan) / bits["linear+window", 0.0] - 1 for name, which in ASKED.items()}
+bits = large.set_index(["form", "share"])["bits_per_byte"].to_dict() if len(large) else {}
+start = bits.get(("linear+window", 0.0), math.nan)
+costs_of = {name: bits.get(which, math.nan) / start - 1 for name, which in ASKED.items()}
 for name, cost in costs_of.items():
     results.value(f"large.{name}", "not measured" if math.isnan(cost) else f"{cost:+.1%}")
 results.claim("three quarters of the layers cost less than 5 %", costs_of["quarters"] < 0.05)
@@ -1327,19 +1319,17 @@ results.claim("a window with as many tokens costs no less", costs_of["window"] >
 # - Their table; then the layers' damage, and decoding with a state.
 
 # %%
-matching, tokens, scored = budget.large_tokens or ("not measured",) * 3
-tell("large", matching=f"{matching:,}" if len(large) else matching, tokens=f"{tokens:,}" if len(large) else tokens)
-if len(large):
-    lines = []
-    for r in large.itertuples():
-        what = NAMES[r.form] if r.share else "softmax (the control)"
-        cost = f"{r.bits_per_byte / bits['linear+window', 0.0] - 1:+.1%}" if r.share else ""
-        amounts = [f"{n:,}" for n in (r.matching_tokens, r.tuning_tokens)]
-        lines.append([what, f"{r.share:.0%}", *amounts, number(r.bits_per_byte), cost])
-    header = ["attention", "layers converted", "matching tokens", "LoRA tokens", "bits per byte", "cost"]
-    text = f"Conversion with LoRA (rank {RANK}, alpha {2 * RANK}) as the second stage, scored on {scored:,} tokens "
-    text += f"of the test split of debian, prompts counted; seed {budget.seeds[0]}."
-    results.markdown("conversion_budget", header, lines, text, seeds=())
+lines = []
+for r in large.itertuples():
+    what = NAMES[r.form] if r.share else "softmax (the control)"
+    amounts = [f"{n:,}" for n in (r.matching_tokens, r.tuning_tokens)]
+    cost = f"{r.bits_per_byte / start - 1:+.1%}" if r.share else ""
+    lines.append([what, f"{r.share:.0%}", *amounts, number(r.bits_per_byte), cost])
+header = ["attention", "layers converted", "matching tokens", "LoRA tokens", "bits per byte", "cost"]
+*_, scored = budget.large_tokens or [0]
+text = f"Conversion with LoRA (rank {RANK}, alpha {2 * RANK}) as the second stage, scored on {scored:,} tokens "
+text += f"of the test split of debian, prompts counted; seed {budget.seeds[0]}."
+results.markdown("conversion_budget", header, lines, text, seeds=())
 alone = damage.groupby("layer")["damage"].mean().sort_values()
 tell("damage", least=f"{alone.iloc[0]:+.4f}", most=f"{alone.iloc[-1]:+.4f}")
 longest = decoding[decoding["context"] == decoding["context"].max()].set_index(["form", "share"])
@@ -1404,16 +1394,14 @@ before = table[table["method"] == "none"].iloc[0]
 by_way = table.set_index(["method", "setting", "seed"]).sort_index()
 COLUMNS = {"task": "bits_per_byte", "sum": "general"} | {c.removesuffix("_bits_per_byte"): c for c in GENERAL}
 FULL, HIGHEST = ("full", "lr 1e-4"), ("LoRA", "rank 64")
-moved = {name: by_way.loc[FULL, column] - before[column] for name, column in COLUMNS.items()}
-for name, gap in moved.items():
-    results.value(f"full.{name}", interval(gap, 3, sign=True))
-sides = shown({name: moved[name] for name in moved if name != "task"})
+moved = {name: by_way.loc[FULL, column] - before[column] for name, column in COLUMNS.items() if name != "task"}
+results.value("full.sum", interval(moved["sum"], 3, sign=True))
+sides = shown(moved)
 results.claim("by the sum full fine-tuning is not shown to forget", sides["sum"] <= 0)
 results.claim("the base model's own text is forgotten", sides["base_samples"] > 0)
 results.claim("the other three texts are not forgotten", len(GENERAL) > 3 and max([*sides.values()][1:-1]) <= 0)
 gaps = {name: by_way.loc[HIGHEST, COLUMNS[name]] - by_way.loc[FULL, COLUMNS[name]] for name in ("task", "sum")}
-for name, gap in gaps.items():
-    results.value(f"rank64.{name}", interval(gap, 3, sign=True))
+results.value("rank64.sum", interval(gaps["sum"], 3, sign=True))
 signs = shown(gaps)
 results.claim("the highest rank forgets more than full fine-tuning", signs["sum"] > 0)
 results.claim("the highest rank is not shown to gain more", signs["task"] >= 0)

@@ -751,11 +751,8 @@ display(whole, returned)
 # - Data to text: BLEU and slot errors, fine-tuned against the way to prompt that is best by the same measure. Trainings
 #   and draws of examples are not paired, so a difference has Welch's interval.
 
+
 # %%
-CLAIMS = ("fine-tuning has more BLEU than the best prompt", "fewer slot errors than by the best prompt are not shown")
-CLAIMS += ("errors per slot rise with the facts",)
-
-
 def best_of_each(measure: str, sign: int) -> tuple[str, pd.Series, pd.Series]:
     """The best fine-tuned system's name and values over its runs, and those of the best prompt by the same measure."""
     ours = table[table["kind"] == "ours"].groupby("system", sort=False)[measure]
@@ -869,21 +866,18 @@ print(f"Coder and container add {added.min():.1%} to {added.max():.1%}; {rate:.2
 # - First E2E: BLEU and slot errors, those of the fewest and of the most facts too.
 
 # %%
-value, told = results.value, {}
-for measure in ("bleu", "ser"):
-    told |= dict.fromkeys([f"{measure}.{name}" for name in ("tuned", "few", "gap")], "not measured")
-told |= dict.fromkeys(["fewest", "fewest.errors", "most", "most.errors"], "not measured")
+value = results.value
+told = dict.fromkeys(["bleu.gap", "ser.gap", "fewest", "fewest.errors", "most", "most.errors"], "not measured")
 if has_e2e:
-    for measure, found in gaps.items():
-        means = [number(x, 1) for x in levels[measure]]
-        told |= {f"{measure}.tuned": means[0], f"{measure}.few": means[1], f"{measure}.gap": found}
+    told |= {f"{measure}.gap": gap for measure, gap in gaps.items()}
     for name, row in (("fewest", by_facts.iloc[0]), ("most", by_facts.iloc[-1])):
         told |= {name: row.name, f"{name}.errors": number(100 * row["ser"], 1)}
 for name, found in told.items():
     value(f"e2e.{name}", found)
-results.claim(CLAIMS[0], has_e2e and p["bleu"] < 0.05 and levels["bleu"][0] > levels["bleu"][1])
-results.claim(CLAIMS[1], has_e2e and p["ser"] >= 0.05)
-results.claim(CLAIMS[2], has_e2e and by_facts["ser"].iloc[-1] > by_facts["ser"].iloc[0])
+more = has_e2e and p["bleu"] < 0.05 and levels["bleu"][0] > levels["bleu"][1]
+results.claim("fine-tuning has more BLEU than the best prompt", more)
+results.claim("fewer slot errors than by the best prompt are not shown", has_e2e and p["ser"] >= 0.05)
+results.claim("errors per slot rise with the facts", has_e2e and by_facts["ser"].iloc[-1] > by_facts["ser"].iloc[0])
 
 # %% [markdown]
 # - E2E: the table, or a sentence in its place.

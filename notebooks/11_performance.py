@@ -41,7 +41,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -51,7 +50,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from lib import fast, plots, profile, tasks, train
-from lib.explore import bench
+from lib.explore import bench, costs
 from lib.hub import quiet
 from lib.metrics import bits_per_byte, score_encoded
 from lib.models import load_base
@@ -121,7 +120,7 @@ summary = bench.summary(made)
 summary.round(2)
 
 # %% [markdown]
-# - Useful tokens are those of targets and their EOS. Dots: runs; bar: median.
+# - Useful tokens are those of targets and their EOS. Dots: runs; bars: 95 % intervals of their means.
 
 # %%
 runs = profile.budget(**bench.BUDGET).runs
@@ -129,20 +128,10 @@ where = {kind: made[kind]["device"].iloc[0] for kind in bench.SPEED}
 machines = "; ".join(
     f"{', '.join(k for k in where if where[k] == name)}: {name}" for name in dict.fromkeys(where.values())
 )
-figure, axes = plt.subplots(1, 3, figsize=(10.3, 2.6))
-for ax, (kind, column) in zip(axes, bench.SPEED.items(), strict=True):
-    groups, names = made[kind].groupby(["system", "setting"], sort=False)[column], []
-    for y, ((system, setting), part) in enumerate(groups):
-        names.append(system if setting == "default" else f"{system}, {setting}")
-        ax.barh(y, part.median(), color=plots.COLORS[0] if system == "ours" else plots.PALE, height=0.62)
-        ax.plot(part, [y] * len(part), ".", color=plots.INK, markersize=4)
-        plots.note(ax, f"{part.median():,.0f}", (part.max(), y), (5, 0), va="center")
-    ax.set_yticks(range(len(names)), names)
-    ax.set_xlim(0, made[kind][column].max() * 1.25)
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
-    ax.set_title(kind)
-    ax.set_xlabel("tokens per second")
+speeds = pd.concat([made[kind].assign(kind=kind, speed=made[kind][column]) for kind, column in bench.SPEED.items()])
+speeds["label"] = speeds["system"] + ", " + speeds["setting"]
+titles = dict(zip(bench.SPEED, bench.SPEED, strict=True))
+figure = plots.dots(speeds, "speed", "label", "kind", titles, form=",.0f", xlabel="tokens per second")
 
 # %% [markdown]
 # ### Time to a quality
@@ -203,12 +192,8 @@ def to_quality(start, task, a_step: int, system: str, setting: str, seed: int, t
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.suppress(bench.Enough), quiet():
         if system == "ours":
-            own = {
-                "pack_length": a_step * MEAN,
-                "batch_tokens": a_step * MEAN,
-                "evaluations": 1,
-                "validation_documents": 1,
-            }
+            own = dict.fromkeys(("pack_length", "batch_tokens"), a_step * MEAN)
+            own |= dict.fromkeys(("evaluations", "validation_documents"), 1)
             own |= {"train_tokens": budget.target_tokens, "schedule": "constant", "callbacks": (clock,), "quiet": True}
             with mock.patch.object(profile, "output_root", return_value=Path(folder)):  # the run goes with the folder
                 train.finetune(start, task, "full", seed, **TO_QUALITY, **own)
@@ -245,8 +230,8 @@ def quality_rows(a_step: int) -> list[dict]:
     return out
 
 
-reached_in = results.table("time_to_quality", lambda: quality_rows(A_STEP), optional=True)
-reached_in if len(reached_in) else results.not_yet
+reached_in = results.table("time_to_quality", lambda: quality_rows(A_STEP))
+reached_in
 
 # %% [markdown]
 # - The first comparison had two documents a step and met neither mark. Our step was then little faster than trl's best:
@@ -255,8 +240,8 @@ reached_in if len(reached_in) else results.not_yet
 #   own number of documents. Both changes came after the marks were missed, so that both comparisons are told.
 
 # %%
-first_try = results.table("time_to_quality_two", lambda: quality_rows(2), optional=True)
-first_try.pivot_table("seconds", "seed", ["system", "setting"]) if len(first_try) else "Not measured."
+first_try = results.table("time_to_quality_two", lambda: quality_rows(2))
+first_try.pivot_table("seconds", "seed", ["system", "setting"])
 
 # %% [markdown]
 # - Equal numbers: bits per byte of the same documents, and how they differ from the float32 loop's.
@@ -294,14 +279,7 @@ def flop_per_useful_token(kind: str) -> float:
 
 # %%
 def seconds_of(work) -> float:
-    taken = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken[1:])
+    return statistics.median([costs.seconds(work) for _ in range(4)][1:])
 
 
 # %% [markdown]
@@ -527,13 +505,9 @@ def by_processes(threads: int = 2) -> list[tuple]:
 # %% [markdown]
 # - All rows, one table.
 
-
 # %%
-def scaling_rows() -> list[dict]:
-    return [dict(zip(("axis", "value", "measure", "result"), row, strict=True)) for row in grown() + by_processes()]
-
-
-scaling = results.table("scaling", scaling_rows)
+columns = ["axis", "value", "measure", "result"]
+scaling = results.table("scaling", lambda: pd.DataFrame(grown() + by_processes(), columns=columns))
 
 # %% [markdown]
 # - Per axis the exponent (slope of the logarithms), and for the batch the seconds of a step that no row explains (the
@@ -602,9 +576,8 @@ def profile_rows() -> list[dict]:
     return [{**row, "device": device_name()} for row in out + parts("generation", lambda: write(prompts, 24))]
 
 
-spent = results.table("profile", profile_rows, optional=True)
-if len(spent):
-    display(spent.pivot(index="part", columns="kind", values="share").round(2))
+spent = results.table("profile", profile_rows)
+spent.pivot(index="part", columns="kind", values="share").round(2)
 
 # %% [markdown]
 # - Elsewhere, as an estimate: the device's peak (NVIDIA's data sheets, dense half precision), times the share of it
@@ -649,31 +622,24 @@ faults
 #   machine's products (60 % at first) for a training and an evaluation; half a percent for the held-out loss.
 
 # %%
-QUALITY_MARKS, to_target, steps_to, first_ratio = {"default": 2.0, "best": 1.3}, {}, {}, {}
+QUALITY_MARKS = {"default": 2.0, "best": 1.3}
 
 
-def over(lasted: pd.DataFrame) -> dict[str, pd.Series]:
-    """Setting of trl -> its seconds over ours, by seed."""
-    return {s: lasted["trl", s] / lasted["ours", "default"] for s in QUALITY_MARKS if ("trl", s) in lasted}
+def over(table: pd.DataFrame, column: str = "seconds") -> dict[str, pd.Series]:
+    """Setting of trl -> its seconds or steps over ours, by seed; empty without trl."""
+    wide = table.pivot_table(column, "seed", ["system", "setting"])
+    return {s: wide["trl", s] / wide["ours", "default"] for s in QUALITY_MARKS if ("trl", s) in wide}
 
 
-if len(reached_in):
-    lasted, steps_to = (reached_in.pivot_table(c, "seed", ["system", "setting"]) for c in ("seconds", "steps"))
-    to_target = over(lasted)
-if len(first_try):
-    first_ratio = over(first_try.pivot_table("seconds", "seed", ["system", "setting"]))
+to_target, steps_to, first_ratio = over(reached_in), over(reached_in, "steps"), over(first_try)
 own = reached.loc[("training", "ours", "default"), "share"]
 display(ratios.assign(met=ratios["ratio"] >= ratios["mark"]).dropna(subset=["mark"]).round(2))
 for setting, ratio in to_target.items():
     print(f"To the target trl ({setting}) takes {ratio.round(2).tolist()} times as long, by seed.")
-    print(f"In steps {(steps_to['trl', setting] / steps_to['ours', 'default']).round(2).tolist()} times as many.")
+    print(f"In steps {steps_to[setting].round(2).tolist()} times as many.")
 print(f"Training reaches {own:.0%} of the machine's products; the losses lie at most {gap.abs().max():.2%} apart.")
 if len(dropped):
     print(f"With dropout on, in percent: {dropped.mul(100).round(2).to_dict('list')}")
-named = fits.set_index(["axis", "measure"])
-batch, length = named.loc[("batch", "step_seconds")], named.loc[("context", "step_seconds")]
-print(f"A step takes {batch['fixed']:.2f} s, and {batch['each']:.2f} s for each row.")
-print(f"A step over one document grows as its length to the {length['exponent']:.2f}.")
 
 # %% [markdown]
 # - Faults: no loss among n leaves a share of losses of up to 1 - 0.025^(1/n) open (Clopper and Pearson 1934). The steps
@@ -731,12 +697,9 @@ for setting, ratio in to_target.items():
 for setting, ratio in first_ratio.items():
     results.value(f"first.{setting}", span(ratio.median(), ratio.min(), ratio.max(), 2))
     results.claim(f"the first comparison missed its mark, {setting}", ratio.median() < QUALITY_MARKS[setting])
-if len(first_try):
-    late, best = first_try[first_try["bits_per_byte"] > first_try["target"]], {"default": "", "best": " at its best"}
-    unfinished = [f"{row.system}{best[row.setting]} (seed {row.seed})" for row in late.itertuples()]
-    results.value("first.late", listed(unfinished))
-if to_target:
-    results.value("target", number(reached_in["target"].iloc[0]))
+late, best = first_try[first_try["bits_per_byte"] > first_try["target"]], {"default": "", "best": " at its best"}
+unfinished = [f"{row.system}{best[row.setting]} (seed {row.seed})" for row in late.itertuples()]
+results.value("first.late", listed(unfinished))
 
 # %% [markdown]
 # - What a training and an evaluation reach of the machine's products, and where the rest goes.
@@ -747,7 +710,7 @@ for kind in ("training", "evaluation"):
     results.value(f"share.{kind}", f"{share:.0%}")
     results.claim(f"{kind} stays below 80 % of the products", share < 0.8)
 results.value("retired", f"{5 * reached.loc[('evaluation', 'tutorial', 'default'), 'share']:.0%}")
-for row in spent[spent["part"] == "products"].itertuples() if len(spent) else ():
+for row in spent[spent["part"] == "products"].itertuples():
     results.value(f"spent.{row.kind}", f"{row.share:.0%}")
 results.value("bits.ours", number(bits["ours", "default"], 4))
 results.value("bits.loop", number(bits["tutorial", "default"], 4))
@@ -755,9 +718,7 @@ results.value("loss.worst", f"{gap.abs().max():.2%}")
 results.value("loss.seeds", len(gap))
 results.claim("the faster step learns the same", gap.abs().max() <= 0.005)
 results.claim("with dropout not measured again", dropped.empty)
-by_length = scaling[(scaling["axis"] == "context") & (scaling["measure"] == "step_seconds")].set_index("value")[
-    "result"
-]
+by_length = context[context["measure"] == "step_seconds"].set_index("value")["result"]
 results.value("step.shortest", f"{by_length.index.min():,}")
 results.value("step.longest", f"{by_length.index.max():,}")
 results.value("step.doublings", listed((by_length / by_length.shift()).dropna().map("{:.2f}".format).tolist()))
@@ -796,11 +757,9 @@ if to_target:
         reached_it = "yes" if row.bits_per_byte <= row.target else "no: out of documents"
         numbers = row.seed, number(row.seconds, 0), row.steps, number(row.bits_per_byte, 4), reached_it
         cells.append([row.system, row.setting, *numbers])
-    text = (
-        f"Each training until {budget.looked_at} held-out documents cost {reached_in['target'].iloc[0]:.4f} bits per "
-    )
-    text += f"byte, looked at from step {budget.first_look} on, every {budget.looks} steps, which is not timed: the "
-    text += f"stand-in on debian's documents of at most {LONGEST} tokens, {A_STEP} a step, rate "
+    text = f"Each training until {budget.looked_at} held-out documents cost {reached_in['target'].iloc[0]:.4f} bits "
+    text += f"per byte, looked at from step {budget.first_look} on, every {budget.looks} steps, which is not timed: "
+    text += f"the stand-in on debian's documents of at most {LONGEST} tokens, {A_STEP} a step, rate "
     text += f"{TO_QUALITY['learning_rate']:g}; {reached_in['device'].iloc[0]}."
     header = ["system", "setting", "seed", "seconds", "steps", "bits per byte", "reached"]
     results.markdown("time_to_quality", header, cells, text, left=2, seeds=(), scratch=True)
