@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial, partialmethod
+from functools import partialmethod
 from pathlib import Path
 from unittest import mock
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ import transformers
 from filelock import FileLock
 from huggingface_hub import HfApi, constants, get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
@@ -79,11 +80,8 @@ def quiet(bars: bool = False):
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        for block in iter(partial(file.read, 1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha_fileobj(file).hex()
 
 
 # Models

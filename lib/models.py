@@ -10,7 +10,6 @@ import tempfile
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -45,7 +44,6 @@ class Base:
     revision: str | None  # commit on the hub, or pinned package version
     parameters: int
     context: int  # positions
-    line: str  # the one sentence that was printed
 
 
 # Small models
@@ -75,8 +73,8 @@ def tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTo
 
 def tiny_base() -> Base:
     """The base model of profile `fast`: a random GPT-2 whose tokenizer was trained on shipped text."""
-    with open(DATA / "debian" / "train.jsonl", encoding="utf-8") as file:
-        tokenizer = tiny_tokenizer([json.loads(line)["target"] for line in islice(file, 400)])
+    lines = (DATA / "debian" / "train.jsonl").read_text(encoding="utf-8").split("\n")[:400]
+    tokenizer = tiny_tokenizer([json.loads(line)["target"] for line in lines])
     end = tokenizer.eos_token_id
     model = small_gpt2(len(tokenizer), n_positions=1024, bos_token_id=end, eos_token_id=end)
     return _base(model, tokenizer, TINY, "a seed", None, "the fast profile")
@@ -186,11 +184,10 @@ def _base(model, tokenizer, name, source, revision, why) -> Base:
     real = model.config.model_type == "gpt2" and parameters == GPT2_PARAMETERS
     label = name or (f"GPT-2 117M ({Path(source).name})" if real else Path(source).name)
     note = "" if real else f" (stand-in: {why or 'not GPT-2 117M'})"
-    line = f"Base model: {label}, {parameters:,} parameters, from {source}{note}"
-    print(line)
+    print(f"Base model: {label}, {parameters:,} parameters, from {source}{note}")
     label += " (stand-in)" * (name == STAND_IN)
     context = model.config.max_position_embeddings
-    return Base(model, tokenizer, label, not real, source, revision, parameters, context, line)
+    return Base(model, tokenizer, label, not real, source, revision, parameters, context)
 
 
 # The stand-in: wherever `pip install` works, the coursework runs

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,12 +112,8 @@ def device() -> torch.device:
 def product_seconds(dtype: torch.dtype) -> float:
     """Seconds of GPT-2's widest product, 256 tokens by 768 by 3,072, on `device()`: the best of three after one."""
     x, w = (torch.ones(shape, dtype=dtype, device=device()) for shape in ((256, 768), (768, 3_072)))
-    times = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        (x @ w)[0, 0].item()  # reading a number waits for a GPU
-        times.append(time.perf_counter() - begin)
-    return min(times[1:])
+    # reading a number waits for a GPU
+    return min(timeit.repeat(lambda: (x @ w)[0, 0].item(), number=1, repeat=4)[1:])
 
 
 @functools.cache

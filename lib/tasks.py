@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from itertools import islice
+from importlib import import_module
 from pathlib import Path
 
 import datasets
@@ -28,7 +28,7 @@ from lib.profile import DATA, ROOT
 
 SPLITS = ("train", "validation", "test")
 MIN_GROUPS = 10  # fewer leave one or two groups to test on
-BLOCK_BYTES = 1_000  # of a text that is cut, on average at most; a token has a byte or more
+BLOCK_BYTES = 1_000  # of a text that is cut, at most; a token has a byte or more
 TEXT = Value("string")
 # references: what a generation may be compared with, the target (stripped) first; group: what must not straddle splits
 COLUMNS = Features({"id": TEXT, "prompt": TEXT, "target": TEXT, "references": List(TEXT), "group": TEXT})
@@ -57,7 +57,7 @@ def head(rows: Iterable[Mapping], n: int | None = None) -> list[dict]:
     """The first `n` rows, all for None. A split is ordered by a hash of the ids: they are a random sample."""
     if isinstance(rows, Dataset):  # far faster than row by row
         rows = rows.select(range(len(rows) if n is None else min(n, len(rows)))).to_list()
-    return list(islice(rows, n))
+    return list(rows)[:n]
 
 
 def load_task(name: str | os.PathLike | None = None, base=None) -> Task:
@@ -251,6 +251,18 @@ def _rows(records: Iterable[tuple[str, object]], source: str, label: str, base) 
     return rows
 
 
+def _blocks(text: str) -> list[str]:
+    """`text` in blocks of at most BLOCK_BYTES, to a line's end, else a sentence's, else anywhere."""
+    blocks, at = [], 0
+    while at < len(text):
+        block = text[at : at + BLOCK_BYTES].encode()[:BLOCK_BYTES].decode(errors="ignore")
+        if at + len(block) < len(text):
+            block = re.match(r"(?s).*\n|.*[。.]|.*", block)[0]
+        blocks.append(block)
+        at += len(block)
+    return blocks
+
+
 def _own(records: Iterable[tuple[str, object]], label: str, content: bytes, source: str, base) -> Task:
     """A user's rows as a task. A text longer than the context of `base` is cut, as one text or a few always are, since
     blocks can be split; a pair longer than it is left out."""
@@ -266,10 +278,8 @@ def _own(records: Iterable[tuple[str, object]], label: str, content: bytes, sour
             continue
         long.append(row["where"])
         if form == ("text",):
-            size = BLOCK_BYTES * len(row["target"]) // len(row["target"].encode())
-            some = f".{{1,{size}}}"  # to a line's end, else a sentence's, else anywhere
-            parts = re.findall(rf"(?s){some}(?:\n|\Z)|{some}[。.]|{some}", row["target"])
-            named = ((f"{row['id']}, block {i}", part) for i, part in enumerate(parts, 1) if part.strip())
+            blocks = [block for block in _blocks(row["target"]) if block.strip()]
+            named = ((f"{row['id']}, block {i}", block) for i, block in enumerate(blocks, 1))
             fitting += [row | {"id": name, "target": part, "references": [part.strip()]} for name, part in named]
     if long:
         why = "" if few else f", longer than the context of {context:,} tokens,"
@@ -337,14 +347,8 @@ def _split(rows: list[dict], name: str, sha256: str, source: str) -> Task:
     return ordered(name if name not in TASKS else f"{name}_custom", splits, sha256, source)
 
 
-def _e2e() -> Task:
-    from lib.explore import e2e  # imports this module
-
-    return e2e.load()
-
-
 TASKS = {name: partial(_shipped, name) for name in ("debian", "tang", "idioms") if (DATA / name).is_dir()}
-TASKS["e2e"] = _e2e
+TASKS["e2e"] = lambda: import_module("lib.explore.e2e").load()  # which imports this module
 
 
 # --- in tokens

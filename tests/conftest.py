@@ -22,12 +22,23 @@ ELSEWHERE = {  # tests of other files that inject a fault each -> its kind
     "test_bad_json_lines_say_where": "bad row in a task file",
     "test_bad_tables_say_where": "bad row in a task file",
 }
+TEXTS = ["A small editor for plain text files.", "This package contains the documentation."] * 20
 rows: dict[str, dict] = {}
 
 
 @pytest.fixture(scope="module")
 def base():
     return models.load_base()
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory) -> Path:
+    """A whole model folder of a small GPT-2."""
+    folder = tmp_path_factory.mktemp("model") / "small"
+    tokenizer = models.tiny_tokenizer(TEXTS, 300)
+    models.small_gpt2(len(tokenizer), eos_token_id=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

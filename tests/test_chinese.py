@@ -168,7 +168,7 @@ MODELS = {
 @pytest.fixture(scope="module", params=MODELS)
 def any_base(request, tokenizer) -> models.Base:
     model = MODELS[request.param](len(tokenizer))
-    return models.Base(model, tokenizer, request.param, True, "a seed", None, model.num_parameters(), 256, "")
+    return models.Base(model, tokenizer, request.param, True, "a seed", None, model.num_parameters(), 256)
 
 
 def tables(model) -> list[torch.Tensor]:

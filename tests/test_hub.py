@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from hub_server import nothing_within_reach, serve
 
-from lib import __main__, hub, models
+from lib import __main__, hub
 from lib.hub import OUTSIDE, Unavailable, outside
 
 TEXTS = {  # name -> file, small text in its place
@@ -106,12 +106,9 @@ def test_fetch_of_everything_offline_says_why(home, capsys):
         hub.fetch(["everything"])
 
 
-def test_fetch_model_goes_on_and_ends_whole(server, home, monkeypatch, capsys):
-    source, folder, name = home / "source", home / "models" / "gpt2", f"{hub.GPT2}/model.safetensors"
-    tokenizer = models.tiny_tokenizer(["some text"], 257)
-    models.small_gpt2(len(tokenizer), eos_token_id=0).save_pretrained(source)
-    tokenizer.save_pretrained(source)
-    files = {path.name: path.read_bytes() for path in source.iterdir()}
+def test_fetch_model_goes_on_and_ends_whole(server, home, monkeypatch, capsys, small_folder):
+    folder, name = home / "models" / "gpt2", f"{hub.GPT2}/model.safetensors"
+    files = {path.name: path.read_bytes() for path in small_folder.iterdir()}
     weights = files["model.safetensors"]
     monkeypatch.setattr(hub, "GPT2_SHA256", hashlib.sha256(weights).hexdigest())
     server.add(hub.GPT2, {**files, "pytorch_model.bin": b"a pickle"})

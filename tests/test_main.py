@@ -31,6 +31,10 @@ def test_every_command_has_a_target_and_a_help(name, capsys):
         (["finetune", "--set", "learning_rate=fast"], "ValueError: could not convert string to float: 'fast'"),
         (["finetune", "--set", "lr=1"], "ValueError: Setting 'lr' is unknown; known: method, seed, train_tokens"),
         (["finetune", "--set", "learning_rate"], "ValueError: --set learning_rate: give it a value, such as --set"),
+        (
+            ["finetune", "--set", "gradient_checkpointing=on"],
+            "ValueError: --set gradient_checkpointing: give it a value",
+        ),
         (["finetune", "--set", "pack_length=-1"], "ValueError: pack_length=-1: give a number above 0."),
         (["finetune", "--set", "weight_decay=nan"], "ValueError: weight_decay=nan: give a number from 0 on."),
         (["finetune", "--set", "seed=1"], "ValueError: --set seed=1: use --seed 1."),

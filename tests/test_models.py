@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TEXTS
 from hub_server import COMMIT, black_hole, nothing_within_reach, serve
 from huggingface_hub import constants, file_download
 from safetensors.torch import load_file, save_file
@@ -19,20 +20,9 @@ from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadMode
 
 from lib import hub, models
 from lib.hub import GPT2, GPT2_REVISION, Unavailable
-from lib.models import load_base, small_gpt2, tiny_tokenizer
+from lib.models import load_base, tiny_tokenizer
 
-TEXTS = ["A small editor for plain text files.", "This package contains the documentation."] * 20
 WEIGHTS = f"{GPT2}/model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def small_folder(tmp_path_factory) -> Path:
-    """A whole model folder of a small GPT-2."""
-    folder = tmp_path_factory.mktemp("model") / "small"
-    tokenizer = tiny_tokenizer(TEXTS, 300)
-    small_gpt2(len(tokenizer), eos_token_id=0).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -77,14 +67,14 @@ def test_folder_with_the_full_size_is_gpt2(home, monkeypatch, capfd):
     base = load_base()  # what is asked for by name is loaded in any profile
     assert not base.stand_in and base.context == 1024
     assert {p.dtype for p in base.model.parameters()} == {torch.float32}
-    assert capfd.readouterr() == (base.line + "\n", "")  # no progress bars, no warnings
-    assert base.line == f"Base model: GPT-2 117M (by-hand), 124,439,808 parameters, from {folder}"
+    line = f"Base model: GPT-2 117M (by-hand), 124,439,808 parameters, from {folder}\n"
+    assert capfd.readouterr() == (line, "")  # no progress bars, no warnings
 
 
-def test_another_model_is_a_stand_in(home, small_folder, monkeypatch):
+def test_another_model_is_a_stand_in(home, small_folder, monkeypatch, capsys):
     monkeypatch.setenv("BASE_MODEL", str(small_folder))
     base = load_base()
-    assert base.stand_in and base.line.endswith("(stand-in: not GPT-2 117M)")
+    assert base.stand_in and capsys.readouterr().out.endswith("(stand-in: not GPT-2 117M)\n")
     assert base.model.generation_config.pad_token_id == base.tokenizer.pad_token_id
     monkeypatch.setattr(models, "ROOT", small_folder.parent)  # a notebook runs in its own folder
     monkeypatch.setenv("BASE_MODEL", "small")
@@ -269,12 +259,12 @@ def test_download_that_breaks_off_goes_on(server, small_folder):
     ],
     ids=["wrong", "too few", "none"],
 )
-def test_wrong_bytes_are_thrown_away(with_stand_in, server, lie, reason):
+def test_wrong_bytes_are_thrown_away(with_stand_in, server, lie, reason, capsys):
     true = server.files.pop(WEIGHTS)
     if lie:
         server.files[WEIGHTS], server.lies_about[WEIGHTS] = true, lie(true)
     base = load_base()
-    assert base.stand_in and reason in base.line
+    assert base.stand_in and reason in capsys.readouterr().out
     assert not [p for p in (with_stand_in / "cache").rglob("*") if p.name == "model.safetensors"]
 
 

@@ -152,6 +152,8 @@ def test_headings_first_lines_and_fenced_code():
     found = list(private.read_text(text, clean, Counter()))
     assert [p for _, p, _ in found] == ["One\n", "Two\n"]
     assert "# no heading" in found[0][2] and found[1][2] == sentence(2)
+    blank = f"# {chr(0x3000) * 90}\n"
+    assert list(private.read_text(f"{text}{blank}{sentence(3)}\n", clean, Counter()))[:2] == found
     body = "\n\n".join(sentence(i, 30) for i in range(6))  # plain text: the first line is the first prompt
     found = list(private.read_text(f"On kelp\n{body}\n", clean, Counter()))
     assert found[0][1] == "On kelp\n" and len(found) > 1 and found[0][2].endswith(found[1][1].strip())

@@ -1,10 +1,10 @@
 """lib.tasks: forms of files, bad input, group safety, documents in tokens."""
 
 import copy
-import dataclasses
 import hashlib
 import json
 import os
+from collections import namedtuple
 from pathlib import Path
 
 import pandas as pd
@@ -191,10 +191,7 @@ def test_one_text_is_split_by_contiguous_parts(tmp_path, capsys):
     assert len(task["test"]) == 4 and "Poem 7" in {r["target"] for r in everything(task)}
 
 
-@dataclasses.dataclass
-class Base:
-    tokenizer: object
-    context: int = 64
+Base = namedtuple("Base", "tokenizer context", defaults=[64])
 
 
 def test_what_exceeds_the_context(tmp_path, tokenizer, capsys):
@@ -209,6 +206,9 @@ def test_what_exceeds_the_context(tmp_path, tokenizer, capsys):
     assert "cut into blocks; first" in capsys.readouterr().out
     blocks = [r for r in everything(task) if r["group"] == "texts.jsonl, line 41"]
     assert len(blocks) > 5 and encode(tokenizer, blocks, 1_024)
+    (tmp_path / "both.txt").write_text(long + "床前明月光" * 900, "utf-8")  # the end is three times as wide
+    both = everything(load_task(tmp_path / "both.txt"))
+    assert 980 < max(len(r["target"].encode()) for r in both) <= 1_000
     assert len({s for s in SPLITS for r in head(task[s]) if r in blocks}) == 1
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, get_cosine_schedule_with_warmup
 
-from lib import metrics, profile
+from lib import metrics, packing, profile
 from lib.explore import attention
 
 FORMS = {  # what a converted layer computes: how many near tokens keep softmax, and whether it sees further
@@ -185,11 +185,8 @@ class Rows(NamedTuple):
 def rows(base, task, split: str, tokens: int, length: int, seed: int | None = None) -> Rows:
     """Whole documents of a split until `tokens` tokens are reached, in `seed`'s order (None: the task's)."""
     documents, end = list(task[split]), base.tokenizer.eos_token_id
-    if seed is not None:
-        generator = torch.Generator().manual_seed(seed)
-        documents = [documents[i] for i in torch.randperm(len(documents), generator=generator).tolist()]
     ids, n_bytes = [end], 0
-    for document in documents:
+    for document in packing.draw(documents, len(documents), seed, size=lambda _: 1):  # each once
         text = document["prompt"] + document["target"]
         ids += [*base.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids, end]
         n_bytes += len(text.encode("utf-8"))

@@ -29,7 +29,6 @@ CHARACTER_BYTES = {c: b for b, c in BYTE_CHARACTERS.items()}
 class Encoding:
     """Text to token ids and back. `pieces[i]` are id i's UTF-8 bytes: U+FFFD for UNK, nothing for EOS, the last."""
 
-    name: str
     pieces: tuple[bytes, ...]
     tokenizer: Tokenizer  # without special tokens: "<|endoftext|>" in a document is text
     unk_token_id: int | None  # None: every text survives the round trip
@@ -91,27 +90,27 @@ def train_encoding(name: str, texts: Sequence[str], vocab_size: int | None = Non
 
 def utf8_bytes(texts: list[str], vocab_size: None) -> Encoding:
     """No merges: the id is the byte."""
-    return _encoding("bytes", models.BPE(CHARACTER_BYTES, []))
+    return _encoding(models.BPE(CHARACTER_BYTES, []))
 
 
 def characters(texts: list[str], vocab_size: None) -> Encoding:
     """Every character that was seen MIN_COUNT times."""
     vocabulary = {c: i for i, c in enumerate([UNK, *_alphabet(texts)])}
-    return _encoding("characters", models.WordLevel(vocabulary, unk_token=UNK), [pre_tokenizers.FixedLength(1)])
+    return _encoding(models.WordLevel(vocabulary, unk_token=UNK), [pre_tokenizers.FixedLength(1)])
 
 
 def bpe(texts: list[str], vocab_size: int) -> Encoding:
     """Byte-level BPE as in GPT-2."""
     settings = {"vocab_size": vocab_size - 1, "min_frequency": MIN_COUNT, "show_progress": False}
     trainer = trainers.BpeTrainer(initial_alphabet=list(CHARACTER_BYTES), **settings)
-    return _encoding("bpe", _tokenizer(models.BPE(), _BYTE_LEVEL, trainer, texts).model)
+    return _encoding(_tokenizer(models.BPE(), _BYTE_LEVEL, trainer, texts).model)
 
 
 def gpt2(texts: list[str], vocab_size: None) -> Encoding:
     """GPT-2's own 50,257 tokens, not trained here."""
     merges = gpt2_bpe.merges()
     vocabulary = dict.fromkeys([*CHARACTER_BYTES, *map("".join, merges)])
-    return _encoding("gpt2", models.BPE({piece: i for i, piece in enumerate(vocabulary)}, merges))
+    return _encoding(models.BPE({piece: i for i, piece in enumerate(vocabulary)}, merges))
 
 
 def wordpiece(texts: list[str], vocab_size: int) -> Encoding:
@@ -125,7 +124,7 @@ def wordpiece(texts: list[str], vocab_size: int) -> Encoding:
     trainer = trainers.WordPieceTrainer(**named)
     trained = _tokenizer(models.WordPiece(unk_token=UNK), [*split, _rest(alphabet, "removed")], trainer, texts)
     model = models.WordPiece(trained.get_vocab(), unk_token=UNK, max_input_chars_per_word=WORD_LIMIT)
-    return _encoding("wordpiece", model, [*split, _rest(alphabet, "isolated")], lambda t: t.removeprefix("##").encode())
+    return _encoding(model, [*split, _rest(alphabet, "isolated")], lambda t: t.removeprefix("##").encode())
 
 
 def unigram(texts: list[str], vocab_size: int) -> Encoding:
@@ -141,7 +140,7 @@ def unigram(texts: list[str], vocab_size: int) -> Encoding:
     scores = {piece: round(score, 6) for piece, score in learned if piece != UNK}
     ordered = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
     model = models.Unigram([(UNK, 0.0), *ordered], unk_id=0)
-    return _encoding("unigram", model, [*_WORDS, _rest(alphabet, "isolated")])
+    return _encoding(model, [*_WORDS, _rest(alphabet, "isolated")])
 
 
 OWN_SIZE = {"bytes": utf8_bytes, "characters": characters, "gpt2": gpt2}
@@ -176,7 +175,7 @@ def _tokenizer(model, split, trainer=None, texts: Sequence[str] = ()) -> Tokeniz
     return tokenizer
 
 
-def _encoding(name: str, model, split=None, piece: Callable[[str], bytes] = str.encode) -> Encoding:
+def _encoding(model, split=None, piece: Callable[[str], bytes] = str.encode) -> Encoding:
     """Around a fresh tokenizer: a trainer registers UNK as a special token, and those are found inside text. Without a
     `split` byte-level, else UNK is id 0; `piece` gives the bytes of a token."""
     tokenizer = _tokenizer(model, split or _BYTE_LEVEL)
@@ -185,4 +184,4 @@ def _encoding(name: str, model, split=None, piece: Callable[[str], bytes] = str.
     pieces = [piece(token) for token in sorted(vocabulary, key=vocabulary.get)]
     if split:
         pieces[0] = "\ufffd".encode()
-    return Encoding(name, (*pieces, b""), tokenizer, 0 if split else None)
+    return Encoding((*pieces, b""), tokenizer, 0 if split else None)

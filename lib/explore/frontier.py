@@ -42,8 +42,7 @@ def replay(general: Sequence[Encoded], share: float) -> Callable[[Sequence[Encod
 
     def mixed(documents: Sequence[Encoded], tokens: int, seed: int) -> list[Encoded]:
         both = draw(documents, round(tokens * (1 - share)), seed) + draw(general, round(tokens * share), seed)
-        generator = torch.Generator().manual_seed(seed)
-        return [both[i] for i in torch.randperm(len(both), generator=generator).tolist()]
+        return draw(both, len(both), seed, size=lambda _: 1)  # each once
 
     return mixed
 

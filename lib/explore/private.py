@@ -104,7 +104,7 @@ def read_text(text: str, clean: Clean, facts: Counter) -> Pairs:
         sections[-1].append(line)
     for title, *body in filter(None, sections):
         own = title.lstrip("# ")
-        short = own if len(own.encode("utf-8")) <= PROMPT_BYTES else cut(own, PROMPT_BYTES)[0]  # a paragraph, no title
+        short = own if len(own.encode("utf-8")) <= PROMPT_BYTES else [*cut(own, PROMPT_BYTES), ""][0]  # no title
         yield from _titled(short, "\n".join([own[len(short) :], *body]).strip())
 
 
@@ -315,7 +315,7 @@ def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: C
                 text, encoding = decode(path.read_bytes())
                 facts["encoding", encoding] += 1
                 found = list(READERS[kind](text, clean, facts))
-        except (Skip, OSError) as reason:
+        except (Skip, OSError, RecursionError) as reason:  # the last: an expression deeper than Python writes out
             facts["skipped", getattr(reason, "strerror", None) or str(reason)] += 1
             continue
         facts["files", kind if found else f"{kind} without a document"] += 1
