@@ -639,6 +639,7 @@ def fair_rows():
         texts = [text.strip() for text in found["texts"]]
         row = {"setting": setting, "bits_per_byte": found["bits_per_byte"], "generated": len(texts)}
         row |= {"chrf": measures.chrf(texts, references), "rouge_l": measures.rouge_l(texts, references)}
+        row["median_characters"] = np.median([*map(len, texts)])
         yield row | own_checks(task.name, rows, texts)
 
 
@@ -1265,6 +1266,7 @@ for r in significance.itertuples():
 
 # %%
 UNMEASURED = """fair.bits_per_byte fair.gain fair.tags form.fair
+fair.characters.alone fair.characters.examples fair.characters.people
 draws.count draws.bits_per_byte draws.chrf draws.tags_reflected draws.synopsis_form
 pass.better pass.lora.gap pass.lora.tags_reflected.asked pass.tags_reflected.after pass.tags_reflected.asked
 parts.first_line parts.text_below parts.end_token best_rate.gap recovery.bits_per_byte recovery.brought
@@ -1377,6 +1379,11 @@ if len(fair_before):
     results.claim("full beats the fairest before in chrF", metrics.mean_interval(full["chrf"])[1] > best["chrf"])
     asked = fair_before[1:].set_index("setting")["chrf"]  # the first: not asked
     results.claim("by chrF the chat template is the best question", len(asked) and asked.idxmax() == "chat template")
+    brief = fair_before.set_index("setting").get("median_characters", {})
+    for name, setting in (("alone", "prompt alone"), ("examples", f"{budget.shots} examples in the prompt")):
+        results.value(f"fair.characters.{name}", number(brief.get(setting), 0))
+    people_write = np.median([len(r["target"].strip()) for r in rows_of[task.name]])
+    results.value("fair.characters.people", number(people_write, 0))
     if "tags_reflected" in best:
         results.value("fair.tags", f"{best['tags_reflected']:.0%}")
         results.value("form.fair", f"{best['synopsis_form']:.0%}")
