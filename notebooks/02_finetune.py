@@ -497,7 +497,7 @@ def against_yardsticks():
         ax = near if row.yardstick == "base model" else far
         ax.plot((min(sizes), whole), [row.bits_per_byte] * 2, "-", color=plots.GREY, linewidth=1, label=row.yardstick)
     for i, run in enumerate(passed.itertuples()):
-        look = {"color": plots.COLORS[i], "markersize": 8, "markerfacecolor": "white"}
+        look = {"color": plots.COLORS[i], "markersize": 5, "markerfacecolor": "none"}
         near.plot(run.train_tokens, run.bits_per_byte, plots.MARKERS[i], **look)
     near.set(xscale="log", xlabel="training tokens", ylabel="bits per byte")
     near.set_xticks([*sizes, whole], [f"{n:,}" for n in [*sizes, whole]], rotation=30)
