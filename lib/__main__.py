@@ -17,10 +17,10 @@ def finetune(method: str, seed: int, pairs: list[str], out: Path | None) -> None
         if name in ("method", "seed"):
             raise ValueError(f"--set {name}={text}: use --{name} {text}.")
         kind = fields[name].type if name in fields else str  # finetune lists the known
-        if not text or (kind is bool and text not in ("true", "false")):
+        if not text or (kind is bool and text.lower() not in ("true", "false")):
             such = f"{name}=true" if kind is bool else "learning_rate=5e-5"
             raise ValueError(f"--set {name}: give it a value, such as --set {such}.")
-        chosen[name] = text == "true" if kind is bool else kind(text)
+        chosen[name] = text.lower() == "true" if kind is bool else kind(text)
     base = models.load_base()
     run = train.finetune(base, tasks.load_task(None, base), method, seed, **chosen)
     if os.environ.get("RANK", "0") != "0":

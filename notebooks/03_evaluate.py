@@ -696,8 +696,9 @@ if len(sampled):
 def draw_rows():
     for draw in tqdm(range(budget.draws), "draws of examples", disable=not budget.draws):
         examples, rows = BRIEF[draw * budget.shots :][: budget.shots], rows_of[task.name]
-        scores = metrics.score_encoded(base.model, asked_so(rows, behind(examples, rows)))
-        yield {"draw": draw, "documents": len(rows), "bits_per_byte": metrics.bits_per_byte(scores)}
+        if len(examples) == budget.shots and fits(rows, prompts := behind(examples, rows)):
+            bits = metrics.bits_per_byte(metrics.score_encoded(base.model, asked_so(rows, prompts)))
+            yield {"draw": draw, "documents": len(rows), "bits_per_byte": bits}
 
 
 by_examples = results.table("example_draws", draw_rows, optional=True)
@@ -711,7 +712,7 @@ display(by_examples.round(3)) if len(by_examples) else print(results.not_yet)
 
 # %%
 @functools.cache
-def one_pass(method="full"):
+def one_pass(method):
     tokens = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, task["train"], base.context))
     options = {"train_tokens": min(tokens, budget.pass_tokens), "evaluations": 1}
     return train.finetune(base, task, method, budget.seeds[0], quiet=True, **options)
@@ -754,7 +755,7 @@ def parts_of(name, model) -> list[dict]:
 
 def parts_rows():
     first = train.finetune(base, task, "full", budget.seeds[0], quiet=True)
-    models = {"before": base.model, "after": first.model, "one pass": one_pass().model}
+    models = {"before": base.model, "after": first.model, "one pass": one_pass("full").model}
     return [row for name, model in models.items() for row in parts_of(name, model)]
 
 
@@ -989,7 +990,8 @@ def to_read_sampled():
     if base.tokenizer.chat_template and fits(rows, turns := chat(rows, EXAMPLES)):
         asked = turns
     tuned = train.finetune(base, task, "full", budget.seeds[0], quiet=True)
-    models = {"asked": (base.model, asked), "after": (tuned.model, prompts), "one_pass": (one_pass().model, prompts)}
+    models = {"asked": (base.model, asked), "after": (tuned.model, prompts)}
+    models["one_pass"] = one_pass("full").model, prompts
     texts = {name: sampled_texts(name, *which) for name, which in models.items()}
     for i, r in enumerate(rows):
         given = {"id": r["id"], "prompt": r["prompt"], "human": r["references"][0]}
@@ -1373,7 +1375,7 @@ if len(fair_before):
         results.value(f"fair.characters.{name}", number(brief.get(setting), 0))
     people_write = np.median([len(r["target"].strip()) for r in rows_of[task.name]])
     results.value("fair.characters.people", number(people_write, 0))
-    if len(reading):  # texts of an earlier day, whose last bits were others
+    if "asked" in reading:  # texts of an earlier day, whose last bits were others
         known = {r["id"]: list(r["references"]) for r in rows_of[task.name]}
         read_before = measures.chrf([*reading["asked"]], [known[i] for i in reading["id"]])
         results.value("fair.read.chrf", number(read_before, 1))
@@ -1455,7 +1457,9 @@ for run, gaps in further.items():
             name = f"{PASSES[run]}.{measure}.{side}"
             hand_over(name, part.loc[at], name)
 if len(further) > 1:
-    gap = by_id(by_pass, "bits_per_byte", *PASSES)
+    size = by_document.set_index("id")["bytes"]
+    sides = [part.assign(bytes=part["id"].map(size)) for _, part in by_pass.groupby("setting", sort=False)]
+    gap = metrics.paired(*(side.assign(bits=side["bits_per_byte"] * side["bytes"]) for side in sides), "bits", "bytes")
     results.value("pass.lora.gap", span(gap["difference"], gap["low"], gap["high"], sign=True))
     results.claim("after one pass LoRA is behind full fine-tuning", gap["low"] > 0)
 if len(by_pass):

@@ -106,6 +106,8 @@ class Clock(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+        if control:
+            control.should_save = False  # the others save nothing
         self.steps.append((time.perf_counter() - self.begin, self.tokens))
         if len(self.steps) >= STEPS and self.steps[-1][0] >= self.limit:
             raise Enough
