@@ -1434,8 +1434,7 @@ else:
     results.block("sampled", results.not_yet)
 
 # %% [markdown]
-# - The distance to the best question of each measure; after one pass to the run with less text, too, and of LoRA to
-#   full fine-tuning.
+# - The distance to the best question of each measure; after one pass to the run with less text, too.
 
 # %%
 PASSES = {"one pass, full": "pass", "one pass, LoRA": "pass.lora"}
@@ -1456,6 +1455,11 @@ for run, gaps in further.items():
         for side, at in (("asked", part.loc[~less, "before"].idxmax()), ("after", less.idxmax())):
             name = f"{PASSES[run]}.{measure}.{side}"
             hand_over(name, part.loc[at], name)
+
+# %% [markdown]
+# - The passes' bits per byte: LoRA against full fine-tuning, and that against the run with less text.
+
+# %%
 if len(further) > 1:
     size = by_document.set_index("id")["bytes"]
     sides = [part.assign(bytes=part["id"].map(size)) for _, part in by_pass.groupby("setting", sort=False)]
