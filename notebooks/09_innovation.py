@@ -607,10 +607,12 @@ def long_rows():
 
 
 long = results.table("frontier_long", long_rows, optional=True)
-if len(long):
-    long["general"] = long[list(GENERAL)].sum(axis=1)
+# on the same samples: those of the table above may have been drawn in another session
+start = results.table("frontier_long_before", lambda: [measured(base.model)] if len(long) else [], optional=True)
+if len(start):
     changes = [*GENERAL, "general", "bits_per_byte"]
-    long[changes] -= table.loc[table["method"] == "none", changes].iloc[0]
+    start["general"], long["general"] = (frame[list(GENERAL)].sum(axis=1) for frame in (start, long))
+    long[changes] -= start.loc[0, changes]
     display(long.groupby(["train_tokens", "method", "alpha"])[changes].mean().round(3))
 
 # %% [markdown]
