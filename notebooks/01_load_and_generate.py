@@ -848,7 +848,7 @@ results.markdown("differences", header, cells, "GPT-2 117M and the loaded model.
 
 of_gpt2 = {name: len(gpt2_bpe.tokenizer()(sentence).input_ids) for name, sentence in TEXTS.items()}
 cells = [[r.text, r.characters, r.bytes, of_gpt2[r.text], r.tokens, r.broken] for r in tokens.itertuples()]
-header = ["text", "characters", "bytes", "tokens of GPT-2", "of the loaded model", "of these not UTF-8 alone"]
+header = ["text", "characters", "bytes", "tokens of GPT-2", "of the loaded model", "no valid UTF-8 alone"]
 results.markdown("tokens", header, cells, "Three short texts under GPT-2's and the loaded model's tokenizer.", seeds=())
 results.save(data={task.name: task.sha256})
 

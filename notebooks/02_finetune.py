@@ -516,7 +516,7 @@ if len(curve) and len(marks):
     text = f"Bits per byte of {len(unseen)} validation documents of {task.name} against training tokens, with "
     text += "yardsticks; dotted: a power law, $a + b N^{-c}$. Each dot "
     text += "is a run: three seeds at the runs' own budget and for full fine-tuning at the smallest size, else seed 0."
-    text += " Hollow: one pass over the training split, seed 0, which the law has not seen." if len(passed) else ""
+    text += " Hollow: one pass of each method, seed 0, which its law has not seen." if len(passed) else ""
     results.figure(against_yardsticks(), "02_learning_curve", text, seeds=())
 else:
     results.block("figure.learning_curve", results.not_yet)
@@ -575,7 +575,7 @@ counts.insert(1, "share", (statistics["documents"] / statistics["documents"].sum
 rows = pd.concat([statistics["split"], counts, statistics["bytes_per_token"].round(2)], axis=1).to_numpy()
 alone = statistics["groups"].sum() == statistics["documents"].sum()
 text = f"The task {task.name}: bytes and tokens of prompts and targets, then of targets alone; the median is tokens "
-text += "per document. "
+text += "per document; bytes per token leaves out end tokens. "
 text += "Every document is a group of its own." if alone else f"{statistics['groups'].sum():,} groups of documents."
 results.markdown("statistics", header, rows, text, seeds=())
 

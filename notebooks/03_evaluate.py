@@ -562,7 +562,8 @@ if e2e:
 ASK = "Write the description of this Debian package: a synopsis of at most 80 characters, then what it does.\n\n"
 ASK = ASK if task.name == "debian" else "Continue this text.\n\n"
 END = "\n---\n"
-BRIEF = [r for r in tasks.head(task["train"], 100) if len(r["prompt"] + r["target"]) <= 400]  # in a random order
+MOST = 400  # characters of an example, so that they fit a short context
+BRIEF = [r for r in tasks.head(task["train"], 100) if len(r["prompt"] + r["target"]) <= MOST]  # in a random order
 EXAMPLES = BRIEF[: budget.shots]
 
 
@@ -1362,6 +1363,7 @@ else:
 
 # %%
 full = own[own["method"] == "full"]
+results.value("fair.most", MOST)
 if len(fair_before):
     least, best = fair_before["bits_per_byte"].min(), fair_before.max(numeric_only=True)
     results.value("fair.bits_per_byte", number(least))
@@ -1426,7 +1428,11 @@ if len(sampled):
 if len(sampled):
     text = f"{task.name}, {sampled['id'].nunique()} test documents, one sampled text each (temperature 0.8, top-p "
     text += "0.9): mean document chrF, tags reflected, synopses in form, repeated 4-grams. After: full fine-tuning, "
-    text += "one run; one pass: one run each that saw all of the training split. " if len(by_pass) else "one run. "
+    text += (
+        "one run; one pass: one run each that saw all of the training split (differences: full fine-tuning's). "
+        if len(by_pass)
+        else "one run. "
+    )
     text += "Differences paired by document, bootstrap interval; * where p stays below 0.05 after Holm over all of "
     text += "one run's."
     results.markdown("sampled", header, rows, text, seeds=[0], tokens=budget.train_tokens)
@@ -1574,7 +1580,7 @@ text = "What two readers, sessions of a language model, not told which model wro
 text += "error that a user would mind first; two numbers where they differ. Before: the prompt alone; asked: the "
 text += "question with the best chrF here; after: full fine-tuning."
 if len(again):
-    text += " Sampled texts were read by two others; one pass: the run that saw all of the training split."
+    text += " Sampled texts were read by two others; one pass: full fine-tuning's run over all of the training split."
 results.claim("texts were read", len(read) > 0)
 results.value("factual.read", factual["id"].nunique() if found else 0)
 if found:

@@ -1450,6 +1450,7 @@ for run, (method, alpha) in RUNS_OF.items():
         results.value(f"long.{run}.{name}", interval(part[column], sign=True) if len(part) else "not measured")
     lost = part["general"] if len(part) else pd.Series([math.nan])  # one seed: its sign alone
     results.claim(f"{run} forgets by the sum", (shown(lost) if len(lost) > 1 else lost.iloc[0]) > 0)
+    results.claim(f"{run} is not shown to forget by the sum", len(lost) > 1 and shown(lost) <= 0)
 for run, tokens in zip(("budget", "pass"), ends, strict=True):
     gap = beside_mixtures(tokens) if len(long) else pd.Series(dict.fromkeys(("difference", "low", "high"), math.nan))
     results.value(f"long.{run}.lora_gap", span(gap["difference"], gap["low"], gap["high"], sign=True))
