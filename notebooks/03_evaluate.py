@@ -1378,7 +1378,7 @@ if len(fair_before):
     people_write = np.median([len(r["target"].strip()) for r in rows_of[task.name]])
     results.value("fair.characters.people", number(people_write, 0))
     if "asked" in reading:  # texts of an earlier day, whose last bits were others
-        known = {r["id"]: list(r["references"]) for r in rows_of[task.name]}
+        known = {r["id"]: list(r["references"]) for r in task["test"]}
         read_before = measures.chrf([*reading["asked"]], [known[i] for i in reading["id"]])
         results.value("fair.read.chrf", number(read_before, 1))
     if "tags_reflected" in best:
