@@ -1363,7 +1363,8 @@ else:
 
 # %%
 full = own[own["method"] == "full"]
-results.value("fair.most", MOST)
+for name, setting in {"fair.most": MOST, "fair.ask": ASK.strip(), "max_new_tokens": budget.max_new_tokens}.items():
+    results.value(name, setting)
 if len(fair_before):
     least, best = fair_before["bits_per_byte"].min(), fair_before.max(numeric_only=True)
     results.value("fair.bits_per_byte", number(least))
