@@ -604,8 +604,9 @@ def fair_prompts(rows):
 def asked_so(rows, prompts) -> list:
     asked = [r | {"prompt": p} for r, p in zip(rows, prompts, strict=True)]
     encoded = tasks.encode(base.tokenizer, asked, base.context)
-    # examples end so, and not with EOS
-    end = base.tokenizer(END, add_special_tokens=False).input_ids if END in prompts[0] else encoded[0].input_ids[-1:]
+    if END not in prompts[0]:
+        return encoded
+    end = base.tokenizer(END, add_special_tokens=False).input_ids  # examples end so, and not with EOS
     return [replace(d, input_ids=[*d.input_ids[:-1], *end]) for d in encoded]
 
 
@@ -1378,7 +1379,7 @@ if len(fair_before):
         results.value(f"fair.characters.{name}", number(brief.get(setting), 0))
     people_write = np.median([len(r["target"].strip()) for r in rows_of[task.name]])
     results.value("fair.characters.people", number(people_write, 0))
-    if "asked" in reading:  # texts of an earlier day, whose last bits were others
+    if "asked" in reading:  # written on another processor, whose last bits are others
         known = {r["id"]: list(r["references"]) for r in task["test"]}
         read_before = measures.chrf([*reading["asked"]], [known[i] for i in reading["id"]])
         results.value("fair.read.chrf", number(read_before, 1))

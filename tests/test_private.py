@@ -164,6 +164,7 @@ def test_code_gives_signatures_and_docstrings():
     source = "class Loom(Base):\n    '''A loom that weaves text into cloth.'''\n"
     source += "    def warp(self, n: int = 2) -> str:\n        '''Lay n threads over the frame.\n\n        Twice.'''\n"
     source += "def bare(): pass\nclass Bare: 'Nothing to inherit from.'\n"
+    source += f"def deep(n={'1+' * 900}1):\n    'Skipped, since its signature cannot be written out.'\n"
     assert list(private.read_code(source, clean, Counter())) == [
         ("", "class Loom(Base):\n", "A loom that weaves text into cloth."),
         ("", "class Bare:\n", "Nothing to inherit from."),

@@ -104,7 +104,9 @@ def read_text(text: str, clean: Clean, facts: Counter) -> Pairs:
         sections[-1].append(line)
     for title, *body in filter(None, sections):
         own = title.lstrip("# ")
-        short = own if len(own.encode("utf-8")) <= PROMPT_BYTES else [*cut(own, PROMPT_BYTES), ""][0]  # no title
+        short = own
+        if len(own.encode("utf-8")) > PROMPT_BYTES:  # a paragraph, no title, or nothing but blanks
+            short = next(iter(cut(own, PROMPT_BYTES)), "")
         yield from _titled(short, "\n".join([own[len(short) :], *body]).strip())
 
 
@@ -119,7 +121,11 @@ def read_code(text: str, clean: Clean, facts: Counter) -> Pairs:
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             documented, node.body, node.decorator_list = ast.get_docstring(node) or "", [ast.Pass()], []
-            prompt, target = clean(ast.unparse(node).rpartition("\n")[0].removeprefix("async ")), ""
+            try:
+                signature = ast.unparse(node).rpartition("\n")[0].removeprefix("async ")
+            except RecursionError:  # a default value that nests deeper than Python writes out
+                continue
+            prompt, target = clean(signature), ""
             for paragraph in clean(documented).split("\n\n"):
                 longer = f"{target}\n\n{paragraph}".strip()
                 if len(longer.encode("utf-8")) > TARGET_BYTES:
@@ -315,7 +321,7 @@ def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: C
                 text, encoding = decode(path.read_bytes())
                 facts["encoding", encoding] += 1
                 found = list(READERS[kind](text, clean, facts))
-        except (Skip, OSError, RecursionError) as reason:  # the last: an expression deeper than Python writes out
+        except (Skip, OSError) as reason:
             facts["skipped", getattr(reason, "strerror", None) or str(reason)] += 1
             continue
         facts["files", kind if found else f"{kind} without a document"] += 1
