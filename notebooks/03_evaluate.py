@@ -1273,6 +1273,7 @@ by chrF the chat template is the best question; more facts than after the best q
 sampled: chrf is higher after; sampled: tags_reflected is not shown higher after;
 synopsis in form of sampled texts beats the best question;
 pass.tags_reflected.after is higher; pass.tags_reflected.asked is higher; pass.lora.tags_reflected.asked is higher;
+pass.chrf.after is not shown higher; pass.lora.chrf.after is not shown higher;
 after one pass LoRA is behind full fine-tuning; no general text got worse in one pass;
 LoRA at its better rate is not told apart from full fine-tuning; WikiText-2 was the control;
 general English brings less than half of the gain; no general text got worse; full fine-tuning saw a part of E2E"""
