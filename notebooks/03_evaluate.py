@@ -1548,8 +1548,9 @@ for r in named.to_dict("records"):
     name = f"{r['chosen']}, {r['id']}, {r['chrf_before']:.0f} to {r['chrf_after']:.0f}"
     rows.append([name, *(cell(r[column]) for column in shown_texts)])
 text = f"The best, the median and the worst of {generated} greedy texts by document chrF (before to after), cut "
-text += "after 200 characters; / is a line's end. Asked: by the question with the best chrF; after: full fine-tuning."
-header = ["document, chrF", *shown_texts[:-1], "people"]
+text += "after 200 characters; / is a line's end. Best asked: by chrF; full: full fine-tuning."
+CALLED = {"asked": "best asked", "after": "full", "one_pass": "one pass, full", "human": "people"}
+header = ["document, chrF", *(CALLED.get(column, column) for column in shown_texts)]
 results.markdown("samples_table", header, rows, text, left=len(header), **one_run)
 
 # %% [markdown]
@@ -1571,29 +1572,26 @@ def counted(stage, verdicts, kinds):
 
 
 faults = [kind for kind in read["kind"].value_counts().index if kind != "none"] if len(read) else []
-found = {stage: counted(stage, factual, read) for stage in STAGES if faults}
-SAMPLED = {"sampled: examples, chat": "asked", "sampled: after": "after", "sampled: one pass": "one_pass"}
-found |= {name: counted(stage, again, again) for name, stage in SAMPLED.items() if len(again) and faults}
+found = {("greedy", stage): counted(stage, factual, read) for stage in STAGES if faults}
+found |= {("sampled", stage): counted(stage, again, again) for stage in DRAWN if len(again) and faults}
 
 # %% [markdown]
 # - The table, and the counts that the text names.
 
 # %%
 text = "What two readers, sessions of a language model, not told which model wrote what, found: the facts, and the "
-text += "error that a user would mind first; two numbers where they differ. Before: the prompt alone; asked: the "
-text += "question with the best chrF here; after: full fine-tuning."
-if len(again):
-    text += " Sampled texts were read by two others; one pass: full fine-tuning's run over all of the training split."
+text += "error that a user would mind first; two numbers where they differ. Best asked: by chrF; full: fine-tuning."
+text += " Sampled texts were read by two others; one pass: over all of the training split." if len(again) else ""
 results.claim("texts were read", len(read) > 0)
 results.value("factual.read", factual["id"].nunique() if found else 0)
 if found:
-    rows = [[name, *counts] for name, counts in found.items()]
+    rows = [[f"{how}: {CALLED.get(stage, stage)}", *counts] for (how, stage), counts in found.items()]
     results.markdown("factual", [f"of {factual['id'].nunique()}", *VERDICTS, *faults], rows, text, **one_run)
 else:
     results.block("factual", "These texts were not read yet.")
-for name, key in (("asked", "asked"), ("sampled.asked", "sampled: examples, chat")):
-    if key in found:
-        results.value(f"factual.{name}.wrong", found[key][VERDICTS.index("wrong")])
+for how, name in {"greedy": "asked", "sampled": "sampled.asked"}.items():
+    if (how, "asked") in found:
+        results.value(f"factual.{name}.wrong", found[how, "asked"][VERDICTS.index("wrong")])
 
 # %% [markdown]
 # - How far two readers agree, text by text, and Cohen's kappa; and what most texts are.
@@ -1656,11 +1654,10 @@ PAIRS = {  # the name of its claims: decoding, the second of the pair and the fi
     "asked.one_pass": ("sampled", "one_pass", "asked"),
     "after.one_pass": ("sampled", "one_pass", "after"),
 }
-CALLED = {"one_pass": "one pass", ("sampled", "asked"): "examples, chat"}
 pairs_found = {}
 for name, (how, second, first_of) in PAIRS.items():
     given = (moved, reading) if how == "greedy" else (moved_sampled, drawn_texts)
-    label = [how, CALLED.get(second, second), CALLED.get((how, first_of), first_of)]
+    label = [how, CALLED[second], CALLED.get(first_of, first_of)]
     pairs_found[name] = [*label, *pair_cells(name, *given, (first_of, second))]
 header = ["texts", "of", "compared with", "better", "worse", "p, Holm", "loop-free", "better there", "worse there"]
 text = "Packages whose facts the readers call better or worse than in the text compared with; a sign test per reader, "
@@ -1714,8 +1711,9 @@ def by_sampling(measure, name) -> list[str]:
     return [f"sampled: {name}", before, best, "-", *after, gap]
 
 
-def by_readers(name, stages, asked, pair) -> list[str]:
-    before, best, after, late = (found[s][VERDICTS.index("wrong")] if s in found else "-" for s in stages)
+def by_readers(name, how, asked, pair) -> list[str]:
+    keys = [(how, stage) for stage in (*STAGES, "one_pass")]
+    before, best, after, late = (found[key][VERDICTS.index("wrong")] if key in found else "-" for key in keys)
     better, worse = pairs_found[pair][3:5]
     return [name, before, f"{best} ({asked})", "-", after, "-", late, "-", f"{better} better, {worse} worse"]
 
@@ -1728,10 +1726,10 @@ rows, spoken = [greedily(measure) for measure in wide if measure != "perplexity"
 rows += [by_sampling(measure, spoken[measure]) for measure in by_way] if len(sampled) else []
 if moved and len(fair_before):
     way = fair_before[1:].set_index("setting")["chrf"].idxmax()
-    rows.append(by_readers("facts wrong", ("before", "asked", "after", ""), LETTERS[way.split()[-1]], "asked"))
+    rows.append(by_readers("facts wrong", "greedy", LETTERS[way.split()[-1]], "asked"))
 if len(again) and found:
-    stages, chat_way = ("", *SAMPLED), sampled["setting"].str.endswith("chat").any()
-    rows.append(by_readers("sampled: facts wrong", stages, "c" if chat_way else "e", "asked.sampled"))
+    chat_way = "c" if sampled["setting"].str.endswith("chat").any() else "e"
+    rows.append(by_readers("sampled: facts wrong", "sampled", chat_way, "asked.sampled"))
 header = ["", "before", "best asked", "LoRA", "full", "one pass, LoRA", "one pass, full", "people"]
 text = f"Before and after on the test split of {task.name}: {documents} documents scored, {generated} greedy texts "
 text += "(corpus chrF)" + f", {len(sampled_for)} sampled ones (mean document chrF)" * (len(sampled) > 0)
