@@ -596,9 +596,13 @@ against.round(4)
 # %%
 def long_rows():
     known = profile.budget(**train.BUDGET)
+    if not known.pass_tokens:
+        return
+    # its own row of before: in another session the base model's samples are others
+    yield {"method": "none", "seed": known.seeds[0], "train_tokens": 0, "alpha": 0.0} | measured(base.model)
     whole = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, task["train"], base.context))
     plan = [(seed, known.train_tokens) for seed in known.seeds] + [(known.seeds[0], min(whole, known.pass_tokens))]
-    for (seed, tokens), method in tqdm([*itertools.product(plan, known.methods)] if known.pass_tokens else ()):
+    for (seed, tokens), method in tqdm([*itertools.product(plan, known.methods)]):
         options = {"train_tokens": tokens} | ({} if tokens == known.train_tokens else {"evaluations": 1})
         run = train.finetune(base, task, method, seed, quiet=True, **options)
         for alpha in (1.0, *ALPHAS) if method == "full" else (1.0,):
@@ -607,12 +611,11 @@ def long_rows():
 
 
 long = results.table("frontier_long", long_rows, optional=True)
-# on the same samples: those of the table above may have been drawn in another session
-start = results.table("frontier_long_before", lambda: [measured(base.model)] if len(long) else [], optional=True)
-if len(start):
+if len(long):
     changes = [*GENERAL, "general", "bits_per_byte"]
-    start["general"], long["general"] = (frame[list(GENERAL)].sum(axis=1) for frame in (start, long))
-    long[changes] -= start.loc[0, changes]
+    long["general"] = long[list(GENERAL)].sum(axis=1)
+    long[changes] -= long.loc[long["method"] == "none", changes].iloc[0]
+    long = long[long["method"] != "none"]
     display(long.groupby(["train_tokens", "method", "alpha"])[changes].mean().round(3))
 
 # %% [markdown]
