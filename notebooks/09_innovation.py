@@ -379,16 +379,17 @@ keys = ["form", "share", "matched", "matching_tokens", "tuning_tokens"]
 lora.pivot_table(index=keys, columns="seed", values="bits_per_byte", sort=False).round(3)
 
 # %% [markdown]
-# - The same with ten times the tokens, scored on eight times the text: the control, every layer, three quarters of
-#   them, and for both the window alone with as many tokens in all.
+# - The same with ten times the tokens, scored on eight times the text: the control, three quarters of the layers and,
+#   with one seed, all of them; for both the window alone with as many tokens in all.
 
 
 # %%
 def large_rows():
     matching, tokens, scored = budget.large_tokens
-    runs = [("linear+window", share, True, tokens) for share in (0.0, 1.0, 0.75)]
-    runs += [("window", share, True, matching + tokens) for share in (1.0, 0.75)]
-    return [lora_row(budget.seeds[0], *run, matching, scored) for run in runs]
+    runs = [("linear+window", share, True, tokens) for share in (0.0, 0.75, 1.0)]
+    runs += [("window", share, True, matching + tokens) for share in (0.75, 1.0)]
+    plan = [(s, *run) for s in budget.seeds for run in runs if run[1] < 1 or s == budget.seeds[0]]
+    return [lora_row(*run, matching, scored) for run in plan]
 
 
 large = results.table("conversion_budget", lambda: large_rows() if budget.large_tokens else [], optional=True)
