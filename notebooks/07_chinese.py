@@ -943,15 +943,17 @@ for name in ("reward_titles", "reward_drafts"):
 results.value("setup.reward_rate", REWARD_RATE)
 measures = {"exact_form": "form", "rhyme": "rhyme", "alternation": "alternation", "opposition": "opposition"}
 measures |= {"distinct_2": "distinct-2", "plans": "plans", "seven": "seven"}
-rows = []
-for arm, name in {"marks": "marks", "first": "first drafts", "best": "best drafts", "people": "people"}.items():
-    part = by_arm.get(arm, by_people.to_frame().T)
-    shares = [percent(part[m].astype(float)).removesuffix(" %") for m in measures]
+bare = by_method["plan"].drop(columns="rhyme")  # counted by the stricter table
+by_arm["plan"], rows = bare.assign(bits_per_character=on_poems["after", "plan"]), []
+named = {"plan": "plan alone", "marks": "marks", "first": "first drafts", "best": "best drafts", "people": "people"}
+for arm, name in named.items():
+    part = by_arm.get(arm, by_people.to_frame().T).reindex(columns=[*measures, "bits_per_character"]).astype(float)
+    shares = [percent(part[m]).removesuffix(" %") for m in measures]
     rows.append([name, *shares, interval(part["bits_per_character"], 2) if arm in by_arm else "-"])
-text = f"Marks and reward, {budget.reward_poems} poems per seed (people: on the same titles). Percent of texts: form, "
-text += "rhyme, different plans; of the quatrains: seven characters a line, and, as a mean, tones; of all pairs of "
-text += "neighbouring characters: different ones. Bits per character of people's poems, plan and marks paid. "
-text += "Mean, 95 % interval."
+text = f"Marks and reward, {budget.reward_poems} poems per seed (people: on the same titles; plan alone: "
+text += f"{budget.samples}; -: not counted so). Percent of texts: form, rhyme, different plans; of the quatrains: "
+text += "seven characters a line, and, as a mean, tones; of all pairs of neighbouring characters: different ones. Bits "
+text += "per character of people's poems, plan and marks paid. Mean, 95 % interval."
 results.markdown("rules", ["", *measures.values(), "bits"], rows, text)
 
 # %% [markdown]
