@@ -7,4 +7,6 @@ SETTINGS += ("TASK_COLUMNS", "DEVICE", "DTYPE", "RATER", "JUDGE_BASE_URL", "JUDG
 
 for _name in os.environ.keys() & {*SETTINGS}:  # cmd keeps the blank of `set NAME=value && ...`, and quotes
     os.environ[_name] = os.environ[_name].strip(" \t\"'")
+if "LOCAL_RANK" not in os.environ:  # else accelerate gives each process its GPU; one process has one, as budgets say
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 os.environ |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}  # of kernels, pip and bench, whatever the locale is

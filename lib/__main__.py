@@ -2,15 +2,15 @@
 
 import argparse
 import importlib.util
-import math
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 
 def finetune(method: str, seed: int, pairs: list[str], out: Path | None) -> None:
-    from lib import models, tasks, train
+    from lib import models, results, tasks, train
 
     chosen, fields = {}, train.Settings.__dataclass_fields__
     for name, _, text in (pair.partition("=") for pair in pairs):
@@ -26,8 +26,8 @@ def finetune(method: str, seed: int, pairs: list[str], out: Path | None) -> None
     if os.environ.get("RANK", "0") != "0":
         return
     for name in ("steps", "tokens", "tokens_per_second", "seconds", "peak_megabytes", "held_out_loss"):
-        value = math.nan if run.summary[name] is None else run.summary[name]  # JSON has no nan
-        print(f"{name:18} {value:,.{4 * isinstance(value, float)}f}")
+        value = run.summary[name]
+        print(f"{name:18} {results.number(value, 4 * isinstance(value, float))}")
     if out:
         run.model.save_pretrained(out)
         base.tokenizer.save_pretrained(out)
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
             function = getattr(importlib.import_module(module), name)
         done = function(*(chosen[name.removeprefix("--")] for name, about in options.items() if "dest" not in about))
         return int(done) if isinstance(done, int) else 0
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:

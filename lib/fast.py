@@ -97,7 +97,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """F.dropout; on a CPU with a quarter of its random numbers, which one thread draws while the other waits."""
     if not training or not p:
         return x
-    return F.dropout(x, p) if x.is_cuda or p > 0.99 else _Dropped.apply(x, p)
+    return F.dropout(x, p) if x.device.type != "cpu" or p > 0.99 else _Dropped.apply(x, p)
 
 
 class Dropout(nn.Dropout):
@@ -111,7 +111,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None, p=0.0
     torch's SDPA, but for a training on a CPU in half precision or with dropout `p`: three products and a softmax take
     a third of the time of its backward there (T = 150: 2.3 against 7.0 ms), and dropout has no fused form."""
     half = q.dtype in (torch.bfloat16, torch.float16)
-    if q.is_cuda or q.shape[2] > SHORT or not torch.is_grad_enabled() or not (half or p):
+    if q.device.type != "cpu" or q.shape[2] > SHORT or not torch.is_grad_enabled() or not (half or p):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=p, enable_gqa=grouped)
     if grouped:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))

@@ -5,7 +5,6 @@ formats. Sources of the settings: nucleus sampling, Holtzman et al. 2020, arXiv:
 normalisation, Wu et al. 2016, arXiv:1609.08144 (transformers divides by length^a, they by ((5 + length) / 6)^a).
 """
 
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -47,7 +46,7 @@ def generate(
         config.setdefault("top_k", 0)  # transformers' default of 50 would truncate unasked
     elif idle := {"temperature", "top_k", "top_p", "min_p", "typical_p"} & set(config):
         raise ValueError(f"{sorted(idle)} has no effect on greedy or beam search: add do_sample=True.")
-    context = getattr(model.config, "max_position_embeddings", None) or math.inf
+    context = model.config.max_position_embeddings
     # as lib.tasks.encode: a chat template writes special tokens' names
     options = {"add_special_tokens": False, "split_special_tokens": not tokenizer.chat_template, "verbose": False}
     ids = [tokenizer(p, **options).input_ids or [tokenizer.eos_token_id] for p in prompts]
@@ -61,16 +60,14 @@ def generate(
     texts = [""] * len(ids)
     own = torch.random.fork_rng([device] if device.type == "cuda" else [])
     bar = tqdm(total=len(ids), desc=desc, unit="text", disable=len(ids) < 2)
-    with own, bar, _evaluating(model, tokenizer, max_new_tokens, config) as used:
+    with own, bar, _decoding(model, tokenizer, max_new_tokens, config):
         torch.manual_seed(seed)
         for start in range(0, len(order), rows):
             batch = order[start : start + rows]
             # Padding stands on the left, where the next token never is; transformers counts positions from the mask.
-            width, pad = len(ids[batch[0]]), used.pad_token_id
-            padded = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in batch], device=device)
-            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=device)
-            more = [make(width) for make in processors]
-            out = model.generate(input_ids=padded, attention_mask=mask, logits_processor=more)
+            padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt")
+            width = padded["input_ids"].shape[1]
+            out = model.generate(**padded.to(device), logits_processor=[make(width) for make in processors])
             for i, new in zip(batch, out[:, width:].tolist(), strict=True):
                 # EOS, and the padding that transformers appends after it, are special tokens.
                 texts[i] = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -102,17 +99,13 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
 
 
 @contextmanager
-def _evaluating(model, tokenizer, max_new_tokens: int, decoding: Mapping) -> Iterator[GenerationConfig]:
-    """Inside: eval mode, autocast with exact logits, and a generation config of these settings alone."""
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    ends = {"eos_token_id": eos, "pad_token_id": eos if pad is None else pad}
-    config = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **ends, **decoding)
-    before, was_training = model.generation_config, model.training
-    model.generation_config = config
-    model.eval()
+def _decoding(model, tokenizer, max_new_tokens: int, settings: Mapping) -> Iterator[None]:
+    """Inside: a generation config of these settings alone, autocast with exact logits, eval mode."""
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    before = model.generation_config
+    model.generation_config = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **ends, **settings)
     try:
         with float32_logits(model), profile.autocast():
-            yield config
+            yield
     finally:
         model.generation_config = before
-        model.train(was_training)

@@ -84,9 +84,6 @@ def sha256(path: Path) -> str:
         return sha_fileobj(file).hex()
 
 
-# Models
-
-
 def check_folder(folder: Path) -> None:
     """Raise FileNotFoundError, or ValueError for damage, if `folder` does not hold config.json, a tokenizer, and
     safetensors of the length that their header states or pytorch_model.bin."""
@@ -207,9 +204,6 @@ def hub_model(repository: str, revision: str = "main", local_dir: Path | None = 
     return weights.parent
 
 
-# Texts from outside
-
-
 def _places(name: str) -> list[Path]:
     return [Path(folder).expanduser() / name for folder in (os.environ.get("DATA_MIRROR"), MIRROR) if folder]
 
@@ -262,9 +256,6 @@ def _from_hub(name: str) -> Path:
         raise Unavailable(f"{name}/{file} is not the published file ({what})")
     write_bytes(MIRROR / name / file, data)
     return MIRROR / name
-
-
-# The command
 
 
 def fetch(what: list[str] | None = None) -> int:

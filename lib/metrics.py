@@ -36,9 +36,9 @@ def token_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def float32_logits(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the output layer computes in its weights' dtype, under autocast as well: GPT-2's logits lie near -100,
-    where neighbouring bfloat16 numbers are 0.5 nats apart."""
-    head = model.get_output_embeddings()
+    """Inside, in eval mode, the output layer computes in its weights' dtype, under autocast as well: GPT-2's logits lie
+    near -100, where neighbouring bfloat16 numbers are 0.5 nats apart."""
+    head, was_training = model.get_output_embeddings(), model.training
     forward = head.forward
 
     def exact(hidden: torch.Tensor) -> torch.Tensor:  # (1, N, C) -> (1, N, V)
@@ -47,10 +47,12 @@ def float32_logits(model: PreTrainedModel) -> Iterator[None]:
             return forward(hidden.to(head.weight.dtype))
 
     head.forward = exact
+    model.eval()
     try:
         yield
     finally:
         del head.forward
+        model.train(was_training)
 
 
 @torch.no_grad()
@@ -63,25 +65,20 @@ def token_scores(
     """
     if short := [e.id or i for i, e in enumerate(encoded) if len(e.input_ids) < 2]:
         raise ValueError(f"Document {short[0]} has fewer than 2 tokens: there is none to score.")
-    packs = pack(encoded, max([pack_length, *(len(e.input_ids) for e in encoded)]))
+    packs = pack(encoded, pack_length)
     device = next(model.parameters()).device
     out: list = [None] * len(encoded)
-    was_training = model.training
-    model.eval()
-    try:
-        with document_attention(model), float32_logits(model), profile.autocast():
-            for indices in tqdm(packs, desc=desc, disable=len(packs) < 8):
-                batch = {k: v.to(device) for k, v in flatten([encoded[i] for i in indices]).items()}
-                # The last token predicts nothing: a window of one more token than the model has positions fits.
-                batch["position_ids"].clamp_(max=model.config.max_position_embeddings - 1)
-                labels, document = batch.pop("labels")[0], batch.pop("document").cpu()
-                logits = model(**batch).logits[0]  # (N, V)
-                nats = token_nats(logits, labels).cpu()
-                greedy = (logits.argmax(-1) == labels).cpu()
-                for d, i in enumerate(indices):
-                    out[i] = (nats[document == d], greedy[document == d])
-    finally:
-        model.train(was_training)
+    with document_attention(model), float32_logits(model), profile.autocast():
+        for indices in tqdm(packs, desc=desc, disable=len(packs) < 8):
+            batch = {k: v.to(device) for k, v in flatten([encoded[i] for i in indices]).items()}
+            # The last token predicts nothing: a window of one more token than the model has positions fits.
+            batch["position_ids"].clamp_(max=model.config.max_position_embeddings - 1)
+            labels, document = batch.pop("labels")[0], batch.pop("document").cpu()
+            logits = model(**batch).logits[0]  # (N, V)
+            nats = token_nats(logits, labels).cpu()
+            greedy = (logits.argmax(-1) == labels).cpu()
+            for d, i in enumerate(indices):
+                out[i] = (nats[document == d], greedy[document == d])
     return out
 
 
@@ -113,8 +110,6 @@ def describe(scores: pd.DataFrame) -> dict[str, float]:
     ratios = {"bits_per_byte": bits_per_byte(scores), "perplexity": math.exp(nats / tokens)}
     return ratios | {"nats": nats, "tokens": tokens, "bytes": size, "documents": len(scores)}
 
-
-# --- how sure
 
 FEW = 50  # groups, with fewer than which a percentile bootstrap's interval is too narrow
 

@@ -15,8 +15,7 @@ from pickle import UnpicklingError
 
 import torch
 from filelock import FileLock
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from lib import hub, profile
 from lib.fast import fuse_activations
@@ -37,16 +36,13 @@ class Base:
     """A loaded base model and what has to be said about it."""
 
     model: torch.nn.Module  # of transformers, float32, eval mode, on profile.device()
-    tokenizer: PreTrainedTokenizerFast  # with a pad token, padding on the left
+    tokenizer: GPT2Tokenizer  # or another of transformers; with a pad token, padding on the left
     name: str
     stand_in: bool  # True unless it is GPT-2 117M: then no number of it is GPT-2's
     source: str  # where it was loaded from
     revision: str | None  # commit on the hub, or pinned package version
     parameters: int
     context: int  # positions
-
-
-# Small models
 
 
 def small_gpt2(vocab_size, n_layer=2, n_head=2, n_embd=64, n_positions=512, seed=0, **config) -> GPT2LMHeadModel:
@@ -59,16 +55,11 @@ def small_gpt2(vocab_size, n_layer=2, n_head=2, n_embd=64, n_positions=512, seed
         return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **sizes, **ends | config)).float().eval()
 
 
-def tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> GPT2Tokenizer:
     """A byte-level BPE of at most `vocab_size` (257 or more) entries, trained on `texts`: any string survives the round
     trip, as in GPT-2. `<|endoftext|>` is EOS, BOS, UNK and padding, and has id 0."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    options = {"special_tokens": [END], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, **options))
-    options = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END) | {"padding_side": "left"}
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=False, **options)
+    untrained = GPT2Tokenizer(pad_token=END, padding_side="left")
+    return untrained.train_new_from_iterator(texts, vocab_size, show_progress=False)
 
 
 def tiny_base() -> Base:
@@ -78,9 +69,6 @@ def tiny_base() -> Base:
     end = tokenizer.eos_token_id
     model = small_gpt2(len(tokenizer), n_positions=1024, bos_token_id=end, eos_token_id=end)
     return _base(model, tokenizer, TINY, "a seed", None, "the fast profile")
-
-
-# The base model
 
 
 def load_base() -> Base:
@@ -169,6 +157,8 @@ def _base(model, tokenizer, name, source, revision, why) -> Base:
         raise ValueError(f"{source}: {sizes}: they do not belong together.")
     if tokenizer.eos_token is None:
         raise ValueError(f"{source}: the tokenizer has no EOS token, so no document could end.")
+    if not (context := getattr(model.config, "max_position_embeddings", None)):
+        raise ValueError(f"{source} names no longest context (max_position_embeddings): choose a model that has one.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # GPT-2 has none
     tokenizer.padding_side = "left"
@@ -186,7 +176,6 @@ def _base(model, tokenizer, name, source, revision, why) -> Base:
     note = "" if real else f" (stand-in: {why or 'not GPT-2 117M'})"
     print(f"Base model: {label}, {parameters:,} parameters, from {source}{note}")
     label += " (stand-in)" * (name == STAND_IN)
-    context = model.config.max_position_embeddings
     return Base(model, tokenizer, label, not real, source, revision, parameters, context)
 
 

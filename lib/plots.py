@@ -25,7 +25,7 @@ from lib.generate import OTHERS
 from lib.metrics import mean_interval
 
 INK, GREY, PALE = "#222222", "#767676", "#BBBBBB"
-COLORS = ("#004488", "#DDAA33", "#994455", "#6699CC", "#997700", "#44AA99", INK)
+COLORS = ("#004488", "#DDAA33", "#994455", "#6699CC", "#997700", "#117733", INK)
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
 WIDTH = 6.3  # inches: a figure's, the 16 cm of the report's text
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

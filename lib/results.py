@@ -181,7 +181,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence], left: int = 
 
 def number(x: float, digits: int = 3, sign: bool = False) -> str:
     """`-` for what was not measured."""
-    return "-" if x is None or pd.isna(x) else f"{x:{'+' if sign else ''},.{digits}f}"
+    return "-" if pd.isna(x) else f"{x:{'+' if sign else ''},.{digits}f}"
 
 
 def span(mean: float, low: float, high: float, digits: int = 3, sign: bool = False) -> str:

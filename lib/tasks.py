@@ -226,9 +226,6 @@ def _row(record: dict, default_id: str, tokenizer: PreTrainedTokenizerBase | Non
     return row | {"form": form, "by_prompt": named["group"] == plain}
 
 
-# --- from records to a task
-
-
 def _rows(records: Iterable[tuple[str, object]], source: str, label: str, base) -> list[dict]:
     """The checked rows of records of one form, with columns renamed by TASK_COLUMNS; an id must be there once."""
     pairs = (pair.partition("=") for pair in os.environ.get("TASK_COLUMNS", "").split(","))
@@ -351,16 +348,11 @@ TASKS = {name: partial(_shipped, name) for name in ("debian", "tang", "idioms") 
 TASKS["e2e"] = lambda: import_module("lib.explore.e2e").load()  # which imports this module
 
 
-# --- in tokens
-
-
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping], max_length: int) -> list[Encoded]:
     """Token ids of prompt (EOS where it is empty), target and EOS. Prompt and target are tokenised apart, so that the
     prompt is the same sequence when a generation starts from it; a special token's name is text, but for the prompts of
-    a tokenizer whose chat template writes such names. Raises ValueError for a tokenizer without EOS and for a document
-    of over `max_length` tokens."""
-    if (end := tokenizer.eos_token_id) is None:
-        raise ValueError(f"{tokenizer.name_or_path or 'The tokenizer'} has no EOS token; set one.")
+    a tokenizer whose chat template writes such names. Raises ValueError for a document of over `max_length` tokens."""
+    end = tokenizer.eos_token_id
     if not (rows := head(rows)):
         return []
     if broken := [r["id"] for r in rows if re.search("[\ud800-\udfff]", r["prompt"] + r["target"])]:

@@ -7,7 +7,7 @@ import tempfile
 
 os.environ.setdefault("PROFILE", "fast")
 # what a user has set is not what is tested
-for _name in ("TASK", "RESULTS", "PRIVATE_DATA", "BASE_MODEL", "JUDGE_API_KEY"):
+for _name in ("TASK", "TASK_COLUMNS", "RESULTS", "PRIVATE_DATA", "BASE_MODEL", "JUDGE_API_KEY"):
     os.environ.pop(_name, None)
 if "PYTEST_XDIST_WORKER" in os.environ:  # several at once share the cores, and waiting threads burn them
     os.environ.setdefault("OMP_NUM_THREADS", "1")

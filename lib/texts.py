@@ -92,9 +92,6 @@ def nist(predictions: Sequence[str], references: Sequence) -> float:
     return score * math.exp(beta * math.log(ratio) ** 2) if ratio else 0.0
 
 
-# --- with the training text
-
-
 def longest_overlap(predictions: Sequence[str], train: Sequence[str]) -> list[int]:
     """Words of each prediction's longest run of words that also stands in one training text."""
     mine, theirs = [words(t) for t in predictions], [words(t) for t in train]

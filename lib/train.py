@@ -28,8 +28,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import set_seed
-from transformers.utils import logging as transformers_logging
 
 from lib import packing, profile, tasks
 from lib.fast import fuse_activations, fuse_dropout, peak_memory, summed_cross_entropy, trim
@@ -259,7 +257,7 @@ def finetune(
 
 
 def _train(base, task, settings: Settings, path: Path, draw, optimizer, callbacks, quiet: bool) -> None:
-    set_seed(settings.seed)
+    transformers.set_seed(settings.seed)
     model = METHODS[settings.method](fuse_dropout(copy.deepcopy(base.model)), settings)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -318,7 +316,7 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
     if start and args.should_save:
         print(f"Run {path.name} goes on from {Path(start).name.replace('-', ' ')} of {steps} steps.", flush=True)
     trainer.remove_callback(PrinterCallback)  # what `quiet` puts in place of the progress bar
-    transformers_logging.disable_progress_bar()  # a bar per checkpoint would hide the training's own
+    transformers.logging.disable_progress_bar()  # a bar per checkpoint would hide the training's own
     with document_attention(model), silenced(bars=True), peak_memory() as peak:
         trainer.train(resume_from_checkpoint=start)
     if args.should_save:

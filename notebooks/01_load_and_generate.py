@@ -33,17 +33,13 @@ if "google.colab" in sys.modules:
     if REPOSITORY and not glob.glob("/content/*/lib/colab.py"):
         subprocess.run(["git", "clone", "-q", REPOSITORY, "/content/project"])
     if not (found := glob.glob("/content/*/lib/colab.py")):
-        ways = "set REPOSITORY above to the address of your copy, or upload the project's zip to /content and run"
-        sys.exit(f"The project is not here: {ways} `!unzip -q /content/NAME.zip`; then run this cell again.")
+        sys.exit("Set REPOSITORY, or upload the project's zip and run `!unzip -q NAME.zip`; then run this cell again.")
     os.chdir(f"{os.path.dirname(found[0])}/../notebooks")
     subprocess.run([sys.executable, "-m", "lib", "colab"], cwd="..", check=True)
     sys.path.insert(0, "..")
 
 # %%
-import functools
-import inspect
-import math
-import re
+import functools, inspect, math, re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -69,6 +65,7 @@ budget = profile.budget(sample_tokens=(24, 120, 160), continuation_tokens=(24, 3
 #
 # - One line says which model came, from where, and whether it is the stand-in. The order of places is in
 #   `lib/models.py`: `BASE_MODEL`, a local folder, the Hugging Face cache, the hub or a mirror, the stand-in.
+# - Everything below that depends on the loaded model carries its name; a stand-in's number is never GPT-2's.
 
 # %%
 base = models.load_base()
@@ -77,10 +74,6 @@ results = Results("01_load_and_generate", base=base, seeds=[0, 1, 2])
 if results.stored and base.name != (stored := results.provenance()["base_model"]):
     raise RuntimeError(f"The stored numbers are of {stored}, and {base.name} was loaded: run without RESULTS=stored.")
 
-# %% [markdown]
-# - Everything below that depends on the loaded model carries its name; a stand-in's number is never GPT-2's.
-
-# %%
 untrained = base.name == models.TINY  # PROFILE=fast runs on a tiny random model
 of_what = base.name + ", not GPT-2 117M" * base.stand_in + ", untrained" * untrained
 print(f"Profile {profile.name()}. Measured below: {of_what}.")
@@ -172,6 +165,7 @@ def boxes(c) -> list[tuple[float, str, str]]:
 # %% [markdown]
 # - Follow an arrow from the token ids up: one vector per token, the residual stream, which equal blocks refine.
 # - Each sublayer *adds* to that vector (the lines around it).
+# - Left GPT-2 117M; beside it the loaded model, where it is another.
 
 
 # %%
@@ -191,10 +185,6 @@ def stack(ax, name: str, config) -> None:
     ax.axis("off")
 
 
-# %% [markdown]
-# - Left GPT-2 117M; beside it the loaded model, where it is another.
-
-# %%
 stacks = {GPT2: gpt2.GPT2_117M} | ({base.name: model.config} if model.config.model_type != "gpt2" else {})
 figure, axes = plt.subplots(1, len(stacks), figsize=(6.3, 5.2), squeeze=False)
 for ax, (name, config) in zip(axes[0], stacks.items(), strict=True):
@@ -658,8 +648,7 @@ def weights() -> pd.DataFrame:
 
 attention = results.table("attention", weights)
 names = [{"place": i, "token": generate.token_text(tokenizer, t)} for i, t in enumerate(ids_of(SENTENCE)[0].tolist())]
-words = results.table("attention_tokens", lambda: names).token
-words = [word.replace(" ", "␣").replace("$", r"\$") for word in words]
+words = results.table("attention_tokens", lambda: names).token.map(plots.visible)
 
 # %% [markdown]
 # - The maps: a dark line beside the diagonal is the token before, a dark column the token that many look at.
@@ -669,9 +658,7 @@ side = min(4.2, 1.0 + 0.14 * len(words))  # inches
 figure, axes = plt.subplots(2, 2, sharex=True, sharey=True, figsize=(2 * side + 0.8, 2 * side))
 for ax, head in zip(axes.flat, heads.itertuples(), strict=True):
     pairs = attention[(attention.layer == head.layer) & (attention["head"] == head.head)]
-    grid = np.zeros([len(words)] * 2)
-    grid[pairs["query"], pairs["key"]] = pairs.weight
-    image = ax.imshow(grid, cmap="Blues", vmin=0, vmax=1)
+    image = ax.imshow(pairs.pivot(index="query", columns="key", values="weight"), cmap="Blues", vmin=0, vmax=1)
     ax.set_title(f"{KINDS[head.pattern]}: block {head.layer}, head {head.head}", fontsize=9)
     ax.set_xticks(range(len(words)), words, rotation=90, fontsize=7)
     ax.set_yticks(range(len(words)), words, fontsize=7)
@@ -710,11 +697,8 @@ coarse = similarity[::step, ::step].numpy()
 m, n = np.tril_indices(len(coarse))
 results.table("positions", lambda: pd.DataFrame({"m": m * step, "n": n * step, "similarity": coarse[m, n]}))
 figure, ax = plt.subplots(figsize=(4.6, 3.8))
-image = ax.imshow(coarse, cmap="cividis", vmin=-1, vmax=1, interpolation="nearest")
+image = ax.imshow(similarity, cmap="cividis", vmin=-1, vmax=1)
 ax.set(title="Positions", xlabel="position", ylabel="position")
-ticks = np.arange(0, len(coarse), 8)
-ax.set_xticks(ticks, ticks * step)
-ax.set_yticks(ticks, ticks * step)
 ax.grid(False)
 figure.colorbar(image, label=what, shrink=0.8, aspect=25).outline.set_visible(False)
 
@@ -754,11 +738,6 @@ def before() -> pd.DataFrame:
 
 
 samples = results.table("samples", before)
-
-# %% [markdown]
-# - The prompt, what people wrote after it, what the model wrote.
-
-# %%
 for row in samples.itertuples():
     print(f"{row.prompt}\n[people] {row.target}\n\n[{base.name}] {row.text}\n\n{'-' * 80}\n")
 

@@ -28,8 +28,7 @@ if "google.colab" in sys.modules:
     if REPOSITORY and not glob.glob("/content/*/lib/colab.py"):
         subprocess.run(["git", "clone", "-q", REPOSITORY, "/content/project"])
     if not (found := glob.glob("/content/*/lib/colab.py")):
-        ways = "set REPOSITORY above to the address of your copy, or upload the project's zip to /content and run"
-        sys.exit(f"The project is not here: {ways} `!unzip -q /content/NAME.zip`; then run this cell again.")
+        sys.exit("Set REPOSITORY, or upload the project's zip and run `!unzip -q NAME.zip`; then run this cell again.")
     os.chdir(f"{os.path.dirname(found[0])}/../notebooks")
     subprocess.run([sys.executable, "-m", "lib", "colab"], cwd="..", check=True)
     sys.path.insert(0, "..")
@@ -156,11 +155,7 @@ counts = [(task, budget.generated)] + ([(e2e, budget.e2e_generated)] if e2e else
 rows_of = {t.name: tasks.head(t["test"], n) for t, n in counts}  # what was generated for
 train_of = {t.name: [row["target"] for row in t["train"]] for t, _ in counts}
 
-# %% [markdown]
-# - Before anything is told, all of them.
 
-
-# %%
 def measured_of(t, method=None, seed=0):
     run = train.finetune(base, t, method, seed) if method else None
     count = budget.generated if t is task else budget.e2e_generated
@@ -346,10 +341,9 @@ def first_pair():
 
 
 def by_document_rows():
-    scores = [m.scores.itertuples() for m in first_pair().values()]
-    for old, new in zip(*scores, strict=True):
-        bits = {"before": old.nats, "after": new.nats}
-        yield {"id": old.id, "bytes": old.bytes} | {k: x / math.log(2) / old.bytes for k, x in bits.items()}
+    scores = {name: m.scores for name, m in first_pair().items()}
+    bits = {name: frame["nats"] / math.log(2) / frame["bytes"] for name, frame in scores.items()}
+    return scores["before"][["id", "bytes"]].assign(**bits)
 
 
 by_document = results.table("by_document", by_document_rows)
@@ -921,8 +915,7 @@ forgetting = results.table(
     "forgetting", lambda: [m.who | {"measure": k, "value": v} for m in measured() for k, v in m.forgetting.items()]
 )
 if len(forgetting):
-    groups = forgetting.groupby(["measure", "method"], sort=False)["value"]
-    display(groups.mean().unstack().round(3))
+    display(forgetting.pivot_table("value", "measure", "method", sort=False).round(3))
 
 # %% [markdown]
 # ## Samples
@@ -1205,10 +1198,6 @@ def judge(pairs):
     return pd.DataFrame(rows), {"judge": model} | win_rate([SCORE[row["winner"]] for row in rated]) | more
 
 
-# %% [markdown]
-# - The verdicts, or why there are none.
-
-# %%
 if pairs and (judged := hub.reached(judge, pairs)):
     display(judged[0], pd.Series(judged[1], name="judge").to_frame())
 
@@ -1431,13 +1420,9 @@ if len(sampled):
 if len(sampled):
     text = f"{task.name}, {sampled['id'].nunique()} test documents, one sampled text each (temperature 0.8, top-p "
     text += "0.9): mean document chrF, tags reflected, synopses in form, repeated 4-grams. After: full fine-tuning, "
-    text += (
-        "one run; one pass: one run each that saw all of the training split (differences: full fine-tuning's). "
-        if len(by_pass)
-        else "one run. "
-    )
-    text += "Differences paired by document, bootstrap interval; * where p stays below 0.05 after Holm over all of "
-    text += "one run's."
+    longer = "; one pass: one run each that saw all of the training split (differences: full fine-tuning's)"
+    text += "one run" + longer * (len(by_pass) > 0) + ". Differences paired by document, bootstrap interval; * where p "
+    text += "stays below 0.05 after Holm over all of one run's."
     results.markdown("sampled", header, rows, text, seeds=[0], tokens=budget.train_tokens)
 else:
     results.block("sampled", results.not_yet)

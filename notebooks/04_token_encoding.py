@@ -28,21 +28,18 @@ if "google.colab" in sys.modules:
     if REPOSITORY and not glob.glob("/content/*/lib/colab.py"):
         subprocess.run(["git", "clone", "-q", REPOSITORY, "/content/project"])
     if not (found := glob.glob("/content/*/lib/colab.py")):
-        ways = "set REPOSITORY above to the address of your copy, or upload the project's zip to /content and run"
-        sys.exit(f"The project is not here: {ways} `!unzip -q /content/NAME.zip`; then run this cell again.")
+        sys.exit("Set REPOSITORY, or upload the project's zip and run `!unzip -q NAME.zip`; then run this cell again.")
     os.chdir(f"{os.path.dirname(found[0])}/../notebooks")
     subprocess.run([sys.executable, "-m", "lib", "colab"], cwd="..", check=True)
     sys.path.insert(0, "..")
 # %%
-import json
-import math
+import json, math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import combinations, islice, pairwise
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from IPython.display import display
@@ -316,18 +313,6 @@ columns = [c for c in facts if c.endswith(("_token", "_percent", "_per_byte"))]
 facts.set_index(["corpus", "label"])[["vocab_size", *columns]].round(2)
 
 # %% [markdown]
-# - A Tang poem under GPT-2's BPE, whose merges come from English web text: most characters fall into two or
-#   three pieces, and the model must write the bytes in the right order before a character appears.
-
-# %%
-poem = pd.DataFrame({"verse": texts["tang"][0].splitlines()})
-poem["tokens"] = poem["verse"].map(lambda verse: " ".join(tokens(gpt2, verse)))
-row = facts[(facts.corpus == "tang") & (facts.encoding == "gpt2")].iloc[0]
-print(f"Held-out poems: {row.characters_per_token:.2f} characters per token, {row.invalid_percent:.0f} % of the")
-print("tokens not valid UTF-8 alone. Counted elsewhere on Tang poems: 0.46 and 90 %.")
-poem
-
-# %% [markdown]
 # ## 4 The experiment: equal bytes
 #
 # One recipe, from which only the encoding differs: the same blocks (equal non-embedding parameters), the same
@@ -521,21 +506,8 @@ results.figure(figure, "04_encodings", text)
 
 # %%
 sweep = table[(table.corpus == "debian") & table.encoding.isin(["bytes", "bpe"])]
-fig, ax = plt.subplots()
-for i, kind in enumerate(("bytes", "compute")):
-    parts = sweep[sweep.budget == kind].groupby("vocab_size")["bits_per_byte"]
-    spots = [v * (0.985, 1.015)[i] for v in parts.groups]  # the intervals of two lines stand side by side
-    means, low, high = zip(*(mean_interval(values) for _, values in parts), strict=True)
-    ax.vlines(spots, low, high, color=plots.COLORS[i], linewidth=4, alpha=0.35)
-    for x, (_, values) in zip(spots, parts, strict=True):
-        ax.plot([x] * len(values), values, "o", color=plots.COLORS[i], markersize=2.5)
-    ax.plot(spots, means, label=f"equal {kind}", marker=plots.MARKERS[i], markersize=5, **plots.look(i))
-ticks = sorted(sweep.vocab_size.unique())
-ax.set_xscale("log", base=2)
-ax.set_xticks(ticks, [f"{v:,}" if n else f"bytes\n{v:,}" for n, v in enumerate(ticks)])
-ax.minorticks_off()
-ax.set(xlabel="vocabulary size", ylabel="held-out bits per byte")
-plots.label_lines(ax)
+look = {"xlabel": "vocabulary size", "ylabel": "held-out bits per byte"}
+figure = plots.lines(sweep.assign(budget="equal " + sweep.budget), "vocab_size", "bits_per_byte", "budget", **look)
 
 # %% [markdown]
 # - Against bytes, paired by seed: the same seed draws the same documents. Below 0: better than bytes.

@@ -28,8 +28,7 @@ if "google.colab" in sys.modules:
     if REPOSITORY and not glob.glob("/content/*/lib/colab.py"):
         subprocess.run(["git", "clone", "-q", REPOSITORY, "/content/project"])
     if not (found := glob.glob("/content/*/lib/colab.py")):
-        ways = "set REPOSITORY above to the address of your copy, or upload the project's zip to /content and run"
-        sys.exit(f"The project is not here: {ways} `!unzip -q /content/NAME.zip`; then run this cell again.")
+        sys.exit("Set REPOSITORY, or upload the project's zip and run `!unzip -q NAME.zip`; then run this cell again.")
     os.chdir(f"{os.path.dirname(found[0])}/../notebooks")
     subprocess.run([sys.executable, "-m", "lib", "colab"], cwd="..", check=True)
     sys.path.insert(0, "..")
@@ -209,11 +208,6 @@ NAMES = {"learned": "learned", "sinusoidal": "sinusoidal", "none": "none", "rope
 WAYS = {"blocks": "in blocks", "sliding": "with a sliding window"}
 drawn = table.assign(position=table["position"].map(NAMES), protocol=table["protocol"].map(WAYS))
 figure = plots.lines(drawn, "eval_length", "bits_per_byte", "position", panel="protocol", top=top, **look)
-for panel in figure.axes:  # the sixth colour is too pale for a line that crosses others
-    lines = [line for line in panel.get_lines() if line.get_label() == "T5"]
-    for drawing in (*lines, *(text for text in panel.texts if text.get_text() == "T5")):
-        drawing.set_color(plots.INK)
-    panel.collections[-1].set_facecolor(plots.INK)
 text = f"ALiBi alone stays nearly level when the text gets longer than in training ({length} tokens). Lines are means, "
 text += f"bands the range of the seeds; {budget.train_bytes:,} bytes of text per run."
 results.figure(figure, "05_extrapolation", text, scratch=True)

@@ -29,15 +29,13 @@ if "google.colab" in sys.modules:
     if REPOSITORY and not glob.glob("/content/*/lib/colab.py"):
         subprocess.run(["git", "clone", "-q", REPOSITORY, "/content/project"])
     if not (found := glob.glob("/content/*/lib/colab.py")):
-        ways = "set REPOSITORY above to the address of your copy, or upload the project's zip to /content and run"
-        sys.exit(f"The project is not here: {ways} `!unzip -q /content/NAME.zip`; then run this cell again.")
+        sys.exit("Set REPOSITORY, or upload the project's zip and run `!unzip -q NAME.zip`; then run this cell again.")
     os.chdir(f"{os.path.dirname(found[0])}/../notebooks")
     subprocess.run([sys.executable, "-m", "lib", "colab"], cwd="..", check=True)
     sys.path.insert(0, "..")
 
 # %%
-import copy
-import itertools
+import copy, itertools
 from functools import cache
 
 import matplotlib.pyplot as plt
@@ -264,11 +262,7 @@ CONTROLS = {
 KNOBS = {"ridge": (0.1, 2.0), "segment": (16, 64)}
 KNOBS = {f"{key} {x}": {key: x} for key, some in KNOBS.items() for x in some}
 
-# %% [markdown]
-# - Registered under names of their own while they train.
 
-
-# %%
 def nystrom_runs() -> list[dict]:
     entry = ATTENTIONS["nystrom"]
     others = {name: Attention(entry.form, options=entry.options | changed) for name, changed in KNOBS.items()}
@@ -793,10 +787,6 @@ def nystrom_rows() -> list[dict]:
     ]
 
 
-# %% [markdown]
-# - The error against landmarks, and what the best weights of that rank would leave.
-
-# %%
 FORMS = {"near": "no far part", "rank": "best of rank m", "means": "segment means", "kmeans": "k-means"}
 errors = results.table("nystrom_error", nystrom_rows)
 mean_error = errors.groupby(["form", "landmarks"])["error"].mean().unstack("form") if len(errors) else pd.DataFrame()

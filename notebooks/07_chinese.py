@@ -29,18 +29,13 @@ if "google.colab" in sys.modules:
     if REPOSITORY and not glob.glob("/content/*/lib/colab.py"):
         subprocess.run(["git", "clone", "-q", REPOSITORY, "/content/project"])
     if not (found := glob.glob("/content/*/lib/colab.py")):
-        ways = "set REPOSITORY above to the address of your copy, or upload the project's zip to /content and run"
-        sys.exit(f"The project is not here: {ways} `!unzip -q /content/NAME.zip`; then run this cell again.")
+        sys.exit("Set REPOSITORY, or upload the project's zip and run `!unzip -q NAME.zip`; then run this cell again.")
     os.chdir(f"{os.path.dirname(found[0])}/../notebooks")
     subprocess.run([sys.executable, "-m", "lib", "colab"], cwd="..", check=True)
     sys.path.insert(0, "..")
 
 # %%
-import functools
-import hashlib
-import math
-import re
-import time
+import functools, hashlib, math, re, time
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -310,6 +305,7 @@ plots.source(chinese.plan_of)
 # - The vocabulary with `pieces`, on more poems than above. One control comes at sampling: other plans are put in place
 #   of the model's own. `unrhymed`: two words that do not rhyme.
 # - The other comes in training, `unplanned`: the same poems in the same order and in as many steps, without plans.
+# - `measured`: all but that control, which has tables of its own.
 
 
 # %%
@@ -325,11 +321,6 @@ def more_poems(method: str) -> list:
     return out
 
 
-# %% [markdown]
-# - All but that control, which has tables of its own.
-
-
-# %%
 def measured() -> list:
     return [*plain(), *extended(), *more_poems("plan")]
 
@@ -681,6 +672,7 @@ def arms() -> list[dict]:
 # - What is counted: the rules; how many of the marks before a line its characters keep; and how alike the poems are,
 #   for one good poem written over and over would keep every rule. Distinct-2: different pairs of neighbouring
 #   characters by all pairs (Li et al. 2016). Plans: different ones by all. Seven: quatrains of seven characters.
+# - All arms, and people on the same titles. The planned model without marks stands in the tables above.
 
 
 # %%
@@ -696,10 +688,6 @@ def counted(samples: list[str]) -> dict:
     return out | {"plans": len({text.partition("\n")[0] for text in samples}) / len(samples)}
 
 
-# %% [markdown]
-# - All arms, and people on the same titles. The planned model without marks stands in the tables above.
-
-# %%
 rules = results.table(
     "reward", lambda: [{k: v for k, v in a.items() if k != "samples"} | counted(a["samples"]) for a in arms()]
 )

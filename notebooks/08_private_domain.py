@@ -28,17 +28,13 @@ if "google.colab" in sys.modules:
     if REPOSITORY and not glob.glob("/content/*/lib/colab.py"):
         subprocess.run(["git", "clone", "-q", REPOSITORY, "/content/project"])
     if not (found := glob.glob("/content/*/lib/colab.py")):
-        ways = "set REPOSITORY above to the address of your copy, or upload the project's zip to /content and run"
-        sys.exit(f"The project is not here: {ways} `!unzip -q /content/NAME.zip`; then run this cell again.")
+        sys.exit("Set REPOSITORY, or upload the project's zip and run `!unzip -q NAME.zip`; then run this cell again.")
     os.chdir(f"{os.path.dirname(found[0])}/../notebooks")
     subprocess.run([sys.executable, "-m", "lib", "colab"], cwd="..", check=True)
     sys.path.insert(0, "..")
 
 # %%
-import functools
-import json
-import math
-import re
+import functools, itertools, json, math, re
 
 import numpy as np
 import pandas as pd
@@ -79,6 +75,7 @@ budget = profile.budget(
     copied_canaries=(2, 3, 3),  # of each number, in each model
     copied_tokens=(8_000, 12_000, 8_000),
     members=(12, 40, 40),  # training documents asked for membership
+    beside=(1, 3, 3),  # of the file of each of these, that were not trained on
     others=(12, 100, 100),  # held-out ones: 1 % false positives need 100
 )
 
@@ -518,27 +515,40 @@ def turned(split: str, step: int, seed: int) -> list[dict]:
     return rows[at:] + rows[:at]
 
 
+KINDS = ("trained", "same file", "held out")
+
+
+def asked_of(trained: list[dict], train: list[dict], test: list[dict]) -> tuple[list[str], list[dict]]:
+    """The documents asked for membership, and the kind of each."""
+    members, known = trained[: budget.members], {row["id"] for row in trained}
+    left = [row for row in train if row["id"] not in known]
+    files = dict.fromkeys(row["group"] for row in members)
+    beside = [row for file in files for row in [r for r in left if r["group"] == file][: budget.beside]]
+    rows = dict(zip(KINDS, (members, beside, test[: budget.others]), strict=True))
+    return [kind for kind in KINDS for _ in rows[kind]], [row for some in rows.values() for row in some]
+
+
 # %% [markdown]
 # - One seed of it.
 
 
 # %%
 @functools.cache
-def copied(seed: int) -> tuple[int, list[tuple[dict, dict]]]:
-    """How many of the documents asked are members, and (method, seed) with what was measured, the base model first."""
+def copied(seed: int) -> tuple[list[str], list[tuple[dict, dict]]]:
+    """The kind of each document asked, and (method, seed) with what was measured, the base model first."""
     drawn = memorise.canaries(seed, budget.copied_canaries, budget.copied_canaries, budget.copies)
     task = collection().task.replace(train=turned("train", 200, seed))
     mixed = memorise.mix(base, task, drawn, False, budget.copied_tokens)
-    members = mixed.documents[: budget.members]
-    others = turned("test", budget.others, seed)[: budget.others]
-    encoded, out = tasks.encode(base.tokenizer, members + others, base.context), []
+    kinds, rows = asked_of(mixed.documents, task["train"], turned("test", budget.others, seed))
+    encoded, out = tasks.encode(base.tokenizer, rows, base.context), []
 
     def asked(model, canaries) -> dict:
         found = metrics.token_scores(model, encoded)
         rows = [{"nats": nats.tolist(), "first": first.tolist()} for nats, first in found]
         return {"asked": rows, "canaries": memorise.audit(model, base.tokenizer, canaries, whole=False)}
 
-    settings = [base.name, base.revision, seed, budget.members, budget.others]  # the text is in the run's name
+    # the text is in the run's name
+    settings = [base.name, base.revision, seed, budget.members, budget.beside, budget.others]
     for method in METHODS:
         run = train(mixed, method, seed)
         if not out:
@@ -546,7 +556,7 @@ def copied(seed: int) -> tuple[int, list[tuple[dict, dict]]]:
             out.append(({"method": "none", "seed": seed}, found))
         found = kept(run.path / "asked", settings, functools.partial(asked, run.model, drawn))
         out.append(({"method": method, "seed": seed}, found))
-    return len(members), out
+    return kinds, out
 
 
 # %% [markdown]
@@ -570,9 +580,10 @@ second.round(3)
 # %% [markdown]
 # ## Was this document in the training?
 #
-# - Training documents (members) and held-out ones of other files, asked in the models of the second experiment: the
-#   score above. Groups are split by a hash, so both come from the same packages. A document stands once in the text,
-#   whether duplicates are left in or removed, so that there is one condition.
+# - Training documents (members), held-out ones of other files, and ones of the members' own files that were not trained
+#   on, asked in the models of the second experiment: the score above. A model may only recognise a file: the last kind
+#   tells. Groups are split by a hash, so all come from the same packages. A document stands once in the text, whether
+#   duplicates are left in or removed, so that there is one condition.
 
 
 # %%
@@ -591,27 +602,27 @@ def error_zone(before: list[float], after: list[float], first: list[bool]) -> fl
 
 # %%
 def asked_rows() -> list[dict]:
-    """A row per document: seed, member, its score after full fine-tuning and LoRA, and as a control ("none") its mean
-    log-probability under the base model, which has seen neither kind."""
+    """A row per document: seed, kind, its score after full fine-tuning and LoRA, and as a control ("none") its mean
+    log-probability under the base model, which has seen no kind."""
     rows = []
     for seed in budget.asked_seeds:
-        members, ((_, before), *tuned) = copied(seed)
+        kinds, ((_, before), *tuned) = copied(seed)
         for i, old in enumerate(before["asked"]):
             zones = {"none": round(-float(np.mean(old["nats"])), 4)}
             for who, found in tuned:
                 new = found["asked"][i]
                 zones[who["method"]] = round(error_zone(old["nats"], new["nats"], new["first"]), 4)
-            rows.append({"seed": seed, "member": i < members, **zones})
+            rows.append({"seed": seed, "member": kinds[i] == "trained", "kind": kinds[i], **zones})
     return rows
 
 
 scores = results.table("membership_scores", asked_rows)
-scores.groupby("member")[["none", *METHODS]].mean().round(3)
+scores.groupby("kind")[["none", *METHODS]].mean().round(3)
 
 # %% [markdown]
-# - AUC: how often a member's score lies above a held-out document's. And what an auditor reads: the members found where
-#   at most 1 % of the held-out documents are taken for members. With fewer than 100 of them 1 % is less than one
-#   document, and nothing is told.
+# - AUC: how often a member's score lies above a held-out document's, or above one's of the same file. And what an
+#   auditor reads: the members found where at most 1 % of the held-out documents are taken for members. With fewer than
+#   100 of them 1 % is less than one document, and nothing is told.
 
 
 # %%
@@ -627,14 +638,18 @@ def separation(members: np.ndarray, others: np.ndarray, level: float = 0.01) -> 
 
 
 def scored(method: str, seed: int) -> list[np.ndarray]:
-    """The scores of members and of the others."""
+    """The scores by kind."""
     part = scores[scores["seed"] == seed]
-    return [part.loc[part["member"].astype(bool) == m, method].to_numpy(dtype=float) for m in (True, False)]
+    return [part.loc[part["kind"] == kind, method].to_numpy(dtype=float) for kind in KINDS]
 
 
 def separated() -> list[dict]:
-    pairs = [(method, seed) for method in ("none", *METHODS) for seed in scores["seed"].unique()]
-    return [{"method": method, "seed": seed, **separation(*scored(method, seed))} for method, seed in pairs]
+    rows = []
+    for method, seed in itertools.product(("none", *METHODS), scores["seed"].unique()):
+        members, beside, others = scored(method, seed)
+        row = {"method": method, "seed": seed, **separation(members, others), "same_file": len(beside)}
+        rows.append(row | {"auc_same_file": separation(members, beside)["auc"] if len(beside) else math.nan})
+    return rows
 
 
 # %% [markdown]
@@ -650,8 +665,9 @@ membership.round(3)
 # - How sure is an AUC? Each seed has documents and a training of its own, so that an interval over seeds holds both.
 
 # %%
-aucs = membership.pivot(index="seed", columns="method", values="auc")
+aucs, same = (membership.pivot(index="seed", columns="method", values=f"auc{which}") for which in ("", "_same_file"))
 against = {"full": aucs["full"] - 0.5, "lora": aucs["lora"] - 0.5, "gap": aucs["full"] - aucs["lora"]}
+against |= {f"{method}.same": same[method] - 0.5 for method in METHODS}
 recognised = shown(against)
 for name, gap in against.items():
     print(f"{name}: {interval(gap, sign=True)}, {'shown' if recognised[name] else 'not shown'}")
@@ -664,7 +680,7 @@ for name, gap in against.items():
 def curves() -> pd.DataFrame:
     rows = []
     for method, seed in ((m, seed) for m in METHODS for seed in scores["seed"].unique()):
-        members, others = scored(method, seed)
+        members, _, others = scored(method, seed)
         for share in np.linspace(0, 1, 41):
             limit = np.quantile(others, 1 - share, method="inverted_cdf") if share < 1 else -1
             rows.append({"method": METHODS[method], "seed": seed, "false": share, "found": (members > limit).mean()})
@@ -866,7 +882,7 @@ for (stage, method, dedup), part in trained_on.groupby(["stage", *condition], so
     low, high = part["verbatim"].min(), part["verbatim"].max()
     count = f"{low}" if low == high else f"{low} to {high}"
     results.value(f"verbatim.{name}", f"{count} of {part['documents'].iloc[0]}")
-# Membership: AUC with its interval over seeds; against 0.5 and full against LoRA are three comparisons (Holm).
+# Membership: AUC with its interval over seeds; against 0.5 (twice) and full against LoRA: five comparisons (Holm).
 # Members found at 1 % false positives, in all models together.
 counts = membership.groupby("method").sum()
 results.value("auc.none", interval(aucs["none"], 2))
@@ -874,9 +890,12 @@ results.value("auc.gap", interval(against["gap"], 2, sign=True))
 for method, row in counts.loc[[*METHODS]].iterrows():
     results.value(f"auc.{method}", interval(aucs[method], 2))
     results.claim(f"training documents are recognised, {method}", recognised[method] > 0)
+    results.value(f"auc.{method}.same", interval(same[method], 2) if same[method].notna().any() else "-")
+    results.claim(f"training documents are recognised among their files', {method}", recognised[f"{method}.same"] > 0)
     if membership["found"].notna().all():
         results.value(f"found.{method}", f"{row['found']:.0f} of {row['members']:.0f}")
 results.value("members", f"{counts['members'].iloc[0]:.0f}")
+results.value("same_file", f"{counts['same_file'].iloc[0]:.0f}")
 results.value("asked.models", membership["seed"].nunique())
 parts = [membership[membership["method"] == method] for method in METHODS]
 found_in = {tuple(part.loc[part["found"].astype(float) > 0, "seed"]) for part in parts}

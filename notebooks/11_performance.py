@@ -29,8 +29,7 @@ if "google.colab" in sys.modules:
     if REPOSITORY and not glob.glob("/content/*/lib/colab.py"):
         subprocess.run(["git", "clone", "-q", REPOSITORY, "/content/project"])
     if not (found := glob.glob("/content/*/lib/colab.py")):
-        ways = "set REPOSITORY above to the address of your copy, or upload the project's zip to /content and run"
-        sys.exit(f"The project is not here: {ways} `!unzip -q /content/NAME.zip`; then run this cell again.")
+        sys.exit("Set REPOSITORY, or upload the project's zip and run `!unzip -q NAME.zip`; then run this cell again.")
     os.chdir(f"{os.path.dirname(found[0])}/../notebooks")
     subprocess.run([sys.executable, "-m", "lib", "colab"], cwd="..", check=True)
     sys.path.insert(0, "..")
@@ -124,10 +123,8 @@ summary.round(2)
 
 # %%
 runs = profile.budget(**bench.BUDGET).runs
-where = {kind: made[kind]["device"].iloc[0] for kind in bench.SPEED}
-machines = "; ".join(
-    f"{', '.join(k for k in where if where[k] == name)}: {name}" for name in dict.fromkeys(where.values())
-)
+where = pd.Series({kind: made[kind]["device"].iloc[0] for kind in bench.SPEED})
+machines = "; ".join(f"{', '.join(kinds)}: {name}" for name, kinds in where.groupby(where).groups.items())
 speeds = pd.concat([made[kind].assign(kind=kind, speed=made[kind][column]) for kind, column in bench.SPEED.items()])
 speeds["label"] = speeds["system"] + ", " + speeds["setting"]
 titles = dict(zip(bench.SPEED, bench.SPEED, strict=True))
@@ -275,6 +272,7 @@ def flop_per_useful_token(kind: str) -> float:
 
 # %% [markdown]
 # - How anything is timed here: the median of three, after one that is not counted.
+# - The ceiling: the products of one training step alone, in both number formats.
 
 
 # %%
@@ -282,11 +280,6 @@ def seconds_of(work) -> float:
     return statistics.median([costs.seconds(work) for _ in range(4)][1:])
 
 
-# %% [markdown]
-# - The ceiling: the products of one training step alone, in both number formats.
-
-
-# %%
 def ceiling_rows() -> list[dict]:
     """GFLOP a second of the products of one training step, forward and both backward ones: each layer's four shapes and
     the output layer; one product of 2 m n k FLOP per shape is timed and counts as often as a step has it."""
@@ -425,10 +418,6 @@ def gaps(table: pd.DataFrame) -> pd.DataFrame:
     return wide.drop(columns="plain").div(wide["plain"], axis=0) - 1
 
 
-# %% [markdown]
-# - Dropout off, then on where it was measured.
-
-# %%
 gap = gaps(results.table("quality", lambda: learned(0.0)))["ours"]
 with_it = results.table("quality_dropout", lambda: learned(0.1, ("plain", "plain again", "ours")), optional=True)
 dropped = gaps(with_it)
@@ -502,10 +491,6 @@ def by_processes(threads: int = 2) -> list[tuple]:
     return out
 
 
-# %% [markdown]
-# - All rows, one table.
-
-# %%
 columns = ["axis", "value", "measure", "result"]
 scaling = results.table("scaling", lambda: pd.DataFrame(grown() + by_processes(), columns=columns))
 

@@ -33,10 +33,10 @@ def gpt2(name, **options):
 MODELS = {"gpt2": gpt2, "llama": lambda name, **o: use_attention(llama(), name, **o)}
 
 
-def heads(name, length, width=8):
+def heads(name, length):
     """q, k, v and delta's beta, float64 with gradients."""
     generator = torch.Generator().manual_seed(length)
-    shape = (2, 2, length, width)
+    shape = (2, 2, length, 8)
     drawn = partial(torch.randn, generator=generator, dtype=torch.float64)
     tensors = {"q": drawn(shape), "k": drawn(shape), "v": drawn(shape)}
     if ATTENTIONS[name].gated:

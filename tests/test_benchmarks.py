@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from lib import benchmarks, hub, models, profile
+from lib import benchmarks, hub, models
 
 RAW = """ \n = First Page = \n \n The cat sat @-@ on 3 @.@ 5 mats ( really ) , " so to say " . \n
  = = A Section = = \n \n It slept , 's all . café \n \n = Second Page = \n \n A dog ; 中文 ! \n \n"""
@@ -37,7 +37,7 @@ def model(tokenizer):
 
 
 @pytest.fixture(autouse=True)
-def mirror(tmp_path, monkeypatch):
+def mirror(tmp_path, monkeypatch, float32):
     files = {
         "wikitext2/wiki.test.raw": RAW,
         "lambada/lambada_test.jsonl": "".join(json.dumps({"text": t}) + "\n" for t in PASSAGES),
@@ -46,11 +46,7 @@ def mirror(tmp_path, monkeypatch):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text, encoding="utf-8")
-    monkeypatch.setenv("PROFILE", "fast")
     monkeypatch.setenv("DATA_MIRROR", str(tmp_path))
-    monkeypatch.setattr(hub, "MIRROR", tmp_path / "nothing")
-    monkeypatch.setattr(profile, "autocast", lambda: torch.autocast("cpu", enabled=False))
-    return tmp_path
 
 
 def log_p(model, context, target):

@@ -151,13 +151,6 @@ def test_how_a_text_follows_its_plan(text, rhymes, metre, ends):
 CHARACTERS = ["山", "日", "香"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    """A byte-level BPE that knows English only, as GPT-2's nearly does."""
-    rows = tasks.head(tasks.load_task("debian")["train"], 100)
-    return models.tiny_tokenizer([row["target"] for row in rows], vocab_size=500)
-
-
 MODELS = {
     "gpt2 tied": lambda v: models.small_gpt2(v, 1, 2, 32),
     "gpt2 with spare rows": lambda v: models.small_gpt2(v + 64, 1, 2, 32),
@@ -166,9 +159,10 @@ MODELS = {
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def any_base(request, tokenizer) -> models.Base:
-    model = MODELS[request.param](len(tokenizer))
-    return models.Base(model, tokenizer, request.param, True, "a seed", None, model.num_parameters(), 256)
+def any_base(request, base) -> models.Base:
+    """Its tokenizer knows English only, as GPT-2's nearly does."""
+    model = MODELS[request.param](len(base.tokenizer))
+    return models.Base(model, base.tokenizer, request.param, True, "a seed", None, model.num_parameters(), 256)
 
 
 def tables(model) -> list[torch.Tensor]:
@@ -203,7 +197,8 @@ def test_old_rows_stay_and_new_ones_start_as_named(any_base, init):
     assert len(any_base.tokenizer) == size and all(torch.equal(now[k], weights[k]) for k in weights)
 
 
-def test_any_text_survives_the_extended_tokenizer(any_base, tokenizer, tang):
+def test_any_text_survives_the_extended_tokenizer(any_base, tang):
+    tokenizer = any_base.tokenizer
     characters = chinese.split_characters(tokenizer, [row["prompt"] + row["target"] for row in tang["train"]], 300)
     wide = chinese.extend(any_base, characters, "pieces").tokenizer
     odd = ["日", "山日山", " 日 x日x ", "a\n\n日,", "日<|endoftext|>山", "🙂日\ufffd", "𬭭日", "ｶ日ﬁ"]
@@ -213,8 +208,8 @@ def test_any_text_survives_the_extended_tokenizer(any_base, tokenizer, tang):
         assert len(ids) <= len(own) - sum(text.count(c) * (len(tokenizer(c).input_ids) - 1) for c in characters)
 
 
-def test_split_characters_are_the_frequent_ones_that_the_tokenizer_splits(tokenizer, base):
-    known = copy.deepcopy(tokenizer)
+def test_split_characters_are_the_frequent_ones_that_the_tokenizer_splits(base):
+    tokenizer, known = base.tokenizer, copy.deepcopy(base.tokenizer)
     known.add_tokens([AddedToken("山", normalized=False)])
     texts = ["山山山山日日日，，，，，x", "香香水水"]
     assert chinese.split_characters(tokenizer, texts, 3) == ["山", "日", "水"]

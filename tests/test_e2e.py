@@ -76,23 +76,18 @@ LINES = {
 }
 
 
-@pytest.fixture
-def mirror(tmp_path, monkeypatch) -> Path:
+def test_e2e_train_has_rows_and_test_has_references(tmp_path, monkeypatch):
     (tmp_path / "e2e").mkdir()
     for name, lines in LINES.items():
         (tmp_path / "e2e" / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     monkeypatch.setenv("DATA_MIRROR", str(tmp_path))
-    return tmp_path
-
-
-def test_e2e_train_has_rows_and_test_has_references(mirror):
     task = tasks.load_task("e2e")
     wanted = ["name : A | Type : pub || A is a pub .", "name : A | Type : pub || The pub A ."]
     assert sorted(r["prompt"] + r["target"] for r in task["train"]) == wanted
     assert set(task["train"]["group"]) == {"name : A | Type : pub"}
     wanted = [("name : C ||", " C .", ["C .", "C again ."]), ("name : D ||", " D one .", ["D one ."])]
     assert sorted((r["prompt"], r["target"], r["references"]) for r in task["test"]) == wanted
-    assert len(task["validation"]) == 1 and task.source == str(mirror / "e2e")
+    assert len(task["validation"]) == 1 and task.source == str(tmp_path / "e2e")
 
 
 def test_e2e_from_the_hubs_rows(tmp_path, monkeypatch):

@@ -12,17 +12,13 @@ from lib import fast
 from lib.models import small_gpt2
 
 
-def logits_and_targets(dtype, rows=37, vocabulary=101):
-    generator = torch.Generator().manual_seed(0)
-    logits = 5 * torch.randn(rows, vocabulary, generator=generator) - 100  # GPT-2's lie near -100
-    return logits.to(dtype), torch.randint(vocabulary, (rows,), generator=generator)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [1, 8, 64])  # at a time: one by one, with a rest, all at once
 def test_summed_cross_entropy_is_torchs_in_value_and_gradient(dtype, rows, monkeypatch):
     monkeypatch.setattr(fast, "CPU_NUMBERS", rows * 101)
-    logits, targets = logits_and_targets(dtype)
+    generator = torch.Generator().manual_seed(0)
+    logits = (5 * torch.randn(37, 101, generator=generator) - 100).to(dtype)  # GPT-2's lie near -100
+    targets = torch.randint(101, (37,), generator=generator)
     scale = torch.tensor(1 / 7)  # the mean over tokens comes after the sum
     found = []
     for loss in (fast.summed_cross_entropy, lambda x, y: F.cross_entropy(x.float(), y, reduction="sum")):

@@ -118,21 +118,16 @@ def row(*values):
     return dict(zip(("method", "setting", "seed", "bits_per_byte", "wikitext2_bits_per_byte"), values, strict=True))
 
 
-def made(extra):
-    """Before at (2.0, 1.0), full at (1.0, 2.0), and the interpolation bowed towards the corner."""
+def test_the_control_is_read_off_at_the_same_gain_of_the_same_seed():
     rows = [row("none", "before", 0, 2.0, 1.0)]
-    for seed in range(3):
+    for seed in range(3):  # full at (1.0, 2.0), the interpolation bowed towards the corner
         shift = 0.01 * seed
         rows.append(row("full", "lr 1e-4", seed, 1.0 + shift, 2.0))
         rows += [row("interpolation", f"alpha {a}", seed, 2 - a + shift * a, 1 + a**2) for a in (0.25, 0.5, 0.75)]
-    return pd.DataFrame([*rows, *extra])
-
-
-def test_the_control_is_read_off_at_the_same_gain_of_the_same_seed():
-    extra = [row("LoRA", "rank 4", s, 1.75 + 0.0025 * s, 1.0 + 0.25**2 + 0.2) for s in range(3)]  # at alpha 0.25
-    extra += [row("Muon", "y", s, 0.5, 1.0) for s in range(3)]  # gains more than the way goes
-    extra += [row("replay", "x", 0, 1.625, 1.0)]  # half-way between alpha 0.25 and 0.5
-    found = against_interpolation(made(extra), "wikitext2_bits_per_byte").set_index("method")
+    rows += [row("LoRA", "rank 4", s, 1.75 + 0.0025 * s, 1.0 + 0.25**2 + 0.2) for s in range(3)]  # at alpha 0.25
+    rows += [row("Muon", "y", s, 0.5, 1.0) for s in range(3)]  # gains more than the way goes
+    rows += [row("replay", "x", 0, 1.625, 1.0)]  # half-way between alpha 0.25 and 0.5
+    found = against_interpolation(pd.DataFrame(rows), "wikitext2_bits_per_byte").set_index("method")
     assert found.loc["LoRA", ["difference", "low", "seeds"]].tolist() == pytest.approx([0.2, 0.2, 3])
     assert found.loc["Muon", "seeds"] == 0 and math.isnan(found.loc["Muon", "difference"])
     assert found.loc["replay", "difference"] == pytest.approx(1.0 - (1.0625 + 1.25) / 2)

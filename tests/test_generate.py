@@ -11,14 +11,8 @@ from lib import generate as g
 from lib import models, profile
 from lib.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("float32")  # bfloat16 rounds differently for each batch shape
 PROMPTS = ["The tool", "a", "Package: apt\nSection: admin\n", "", "床前明月光", "one two three four five six"]
-
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch):
-    """Exact comparisons: bfloat16 rounds differently for each batch shape."""
-    monkeypatch.setattr(profile, "autocast_dtype", lambda: torch.float32)
-    monkeypatch.setattr(profile, "device", lambda: torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +46,8 @@ def test_batch_equals_one_at_a_time(model, tokenizer, batch_size):
 
 
 def test_a_llama_writes_in_bfloat16(tokenizer, monkeypatch):
-    monkeypatch.setattr(profile, "autocast_dtype", lambda: torch.bfloat16)  # values in it, keys float32 by RoPE
+    # values in bfloat16, keys float32 by RoPE
+    monkeypatch.setattr(profile, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
     assert len(g.generate(small_llama(len(tokenizer)), tokenizer, PROMPTS, 4)) == len(PROMPTS)
 
 

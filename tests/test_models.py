@@ -16,7 +16,7 @@ from conftest import TEXTS
 from hub_server import COMMIT, black_hole, nothing_within_reach, serve
 from huggingface_hub import constants, file_download
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertLMHeadModel, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from lib import hub, models
 from lib.hub import GPT2, GPT2_REVISION, Unavailable
@@ -150,6 +150,10 @@ def as_bert(folder: Path) -> None:
     BertLMHeadModel(config).save_pretrained(folder)
 
 
+def as_bloom(folder: Path) -> None:
+    BloomForCausalLM(BloomConfig(vocab_size=300, hidden_size=32, n_layer=1, n_head=2)).save_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -168,6 +172,7 @@ def as_bert(folder: Path) -> None:
         (without_a_tensor, r"h\.1\.mlp\.c_fc\.weight is the first of 1 "),
         (with_more_tokens, "do not belong together"),
         (as_bert, "depend on later tokens"),
+        (as_bloom, "names no longest context"),
     ],
 )
 def test_broken_folder(home, small_folder, change, sentence):

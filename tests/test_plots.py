@@ -19,7 +19,6 @@ TOKENS = {"bytes": ["<E5 BA>", "<8A>", "$x"], "characters": ["床", "[UNK]", "\n
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("PROFILE", "fast")
     monkeypatch.setenv("FAST_OUTPUT", str(tmp_path))
     yield tmp_path / "figures"
     plt.close("all")

@@ -1,5 +1,6 @@
 """Which profile, its budgets, and where files go; settings of the environment and their options."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -8,8 +9,19 @@ import sys
 import pytest
 import torch
 
+import lib
 from lib import SETTINGS, profile, results
 from lib.__main__ import main
+
+
+@pytest.mark.parametrize(("rank", "seen"), [(None, "0"), ("1", None)])
+def test_one_process_sees_one_gpu(monkeypatch, rank, seen):
+    for name, value in (("CUDA_VISIBLE_DEVICES", None), ("LOCAL_RANK", rank)):
+        monkeypatch.setenv(name, value or "")
+        if not value:
+            monkeypatch.delenv(name)
+    importlib.reload(lib)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == seen
 
 
 @pytest.mark.parametrize("name", ["quick", "full,"])

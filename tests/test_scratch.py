@@ -74,15 +74,11 @@ def test_the_same_recipe_gives_the_same_weights_and_a_finished_run_is_loaded(var
     assert same(weights(loaded.model), first)
 
 
-@pytest.fixture
-def five(monkeypatch):
+def test_documents_are_all_taken_once_before_any_is_taken_twice(monkeypatch):
     rows = [{"id": i, "prompt": f"{i}:", "target": "é" * (i + 3), "references": (), "group": i} for i in range(5)]
     task = Task({"train": rows, "validation": rows[:2], "test": rows[:1]}, "five")
     monkeypatch.setattr(scratch, "_task", lambda corpus: task)
-    return [row["prompt"] + row["target"] for row in rows]
-
-
-def test_documents_are_all_taken_once_before_any_is_taken_twice(five):
+    five = [row["prompt"] + row["target"] for row in rows]
     size = sum(len(t.encode()) for t in five)
     assert size == 5 * 2 + 2 * (3 + 4 + 5 + 6 + 7)
     drawn = documents("five", n_bytes=2 * size + 1, seed=3)

@@ -25,12 +25,7 @@ def run():
     return trained()
 
 
-@pytest.fixture(scope="module")
-def texts():
-    return scratch.documents("debian", "test", N_BYTES)[:6]
-
-
-def test_scoring_from_prefixes_is_one_pass_for_a_causal_model_and_not_for_a_leaking_one(run, texts, monkeypatch):
+def test_scoring_from_prefixes_is_one_pass_for_a_causal_model_and_not_for_a_leaking_one(run, monkeypatch):
     def form(q, k, v, scale, **_):  # a mask that is off by one
         seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(1)
         return attention.softmax(q, k, v, scale, seen)
@@ -39,7 +34,7 @@ def test_scoring_from_prefixes_is_one_pass_for_a_causal_model_and_not_for_a_leak
     attention.register("leaking", attention.Attention(form))
     leaking = trained(position="rope", attention="leaking")
     assert costs.leak(leaking.model, 40) > 0.01
-    score = traps.prefix_bits_per_byte
+    score, texts = traps.prefix_bits_per_byte, scratch.documents("debian", "test", N_BYTES)[:6]
     (cheat, honest), (seen, prefix) = ([score(m, texts, p, 4, 20) for p in (False, True)] for m in (leaking, run))
     assert cheat < 0.95 * honest and seen == pytest.approx(prefix, rel=1e-4)
 

@@ -306,7 +306,7 @@ def _attend(name: str) -> Callable:
     """What transformers calls in place of its own attention."""
     entry = ATTENTIONS[name]
 
-    def attend(module, query, key, value, attention_mask=None, scaling=None, position_ids=None, **_):
+    def attend(module, query, key, value, attention_mask, scaling, position_ids=None, **_):
         """query (B, H, T_q, D), key and value (B, H_kv, T_k, D), mask (B, T_k) -> (B, T_q, H, D); no dropout."""
         position = module.__dict__.get("position")
         biased = position is not None and position.code.bias
@@ -322,15 +322,14 @@ def _attend(name: str) -> Callable:
         groups = query.shape[1] // key.shape[1]  # grouped-query attention: H_kv heads serve H queries
         if groups > 1:
             key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
-        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         given = entry.options | getattr(module, "attention_options", {}) | ({"bias": position.bias} if biased else {})
         if not entry.takes_mask:
-            out = _padding_last(entry, module, position, query, key, value, attention_mask, scale, given)
+            out = _padding_last(entry, module, position, query, key, value, attention_mask, scaling, given)
             return out.transpose(1, 2), None
         mask = None if attention_mask is None else _causal(query, key) & attention_mask[:, None, None]
         if position is not None:
             query, key = position.rotate(query, key)
-        return entry.form(query, key, value, scale, mask=mask, **given).transpose(1, 2), None
+        return entry.form(query, key, value, scaling, mask=mask, **given).transpose(1, 2), None
 
     return attend
 

@@ -336,7 +336,7 @@ def codec_of(name: str = BASE) -> Codec:
     """The base model, or the finished run `name` of data/runs. Raises FileNotFoundError for a missing run."""
     base = models.load_base()
     run = base if name == BASE else train.load(base, profile.output_root() / "data" / "runs" / name)
-    window = min(4_096, run.model.config.max_position_embeddings or 4_096)
+    window = min(4_096, run.model.config.max_position_embeddings)
     return Codec(run.model, base.tokenizer, name, window=window, mix=True, dtype=profile.autocast_dtype())
 
 

@@ -59,11 +59,9 @@ def _features(x: Tensor) -> Tensor:
     return torch.cat([x.softmax(-1), (-x).softmax(-1)], dim=-1)
 
 
-def hybrid_naive(q, k, v, scale, maps=None, window=32, far=True, **_) -> Tensor:
+def hybrid_naive(q, k, v, scale, maps, window=32, far=True, **_) -> Tensor:
     """Weights w_tj = e^near exp(s_tj - max s_t) for the last `window` tokens and phi(q_t) . phi(k_j) for earlier
     ones, divided by their sum; with the (T, T) weights in memory. q, k, v (B, H, T, D) -> (B, H, T, D)."""
-    if maps is None:
-        return attention.softmax(q, k, v, scale)
     if not far:
         return attention.window_naive(q, k, v, scale, window=window)
     seen, distant = (attention._causal(q, k).tril(-n) for n in (0, window))
@@ -135,12 +133,11 @@ for _name, _form in (("hybrid", hybrid), ("hybrid_matching", matching)):
     del attention.ATTENTIONS[_name]  # not an attention that notebook 06 could choose
 
 
-def attend_step(module, query, key, value, attention_mask=None, scaling=None, **_):
+def attend_step(module, query, key, value, attention_mask, scaling, **_):
     """One token of a recurrent run, for transformers: the state is module.recurrent_state, None at the start."""
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     with torch.autocast(query.device.type, enabled=False):
         q, k, v = (x.float() for x in (query, key, value))
-        out, module.recurrent_state = hybrid_step(module.recurrent_state, q, k, v, scale, **module.attention_options)
+        out, module.recurrent_state = hybrid_step(module.recurrent_state, q, k, v, scaling, **module.attention_options)
     return out.to(query.dtype).transpose(1, 2), None
 
 
@@ -201,7 +198,6 @@ def rows(base, task, split: str, tokens: int, length: int, seed: int | None = No
 @torch.no_grad()
 def bits_per_byte(model: PreTrainedModel, text: Rows) -> float:
     """Sum of nats / ln 2 over all tokens of the stream, EOS included, per UTF-8 byte of its documents."""
-    model.eval()
     nats = 0.0
     with metrics.float32_logits(model), profile.autocast():
         for row in text.ids:

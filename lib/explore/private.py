@@ -336,21 +336,16 @@ def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: C
     return rows
 
 
-def shingles(text: str, n: int = 3) -> frozenset[str]:
-    """Runs of `n` words in lower case, each Chinese character a word; the whole of a shorter text."""
-    parts = words(text.lower())
-    return frozenset(" ".join(parts[i : i + n]) for i in range(max(1, len(parts) - n + 1)))
-
-
-def without_near_duplicates(texts: Sequence[str], threshold: float = 0.3) -> list[int]:
-    """Indices kept when of texts whose word 3-shingles reach this Jaccard similarity (0.3 as for `debian`) the first
-    stays. MinHash (Broder 1997) with LSH proposes, the exact similarity decides: 128 bands of 2 rows miss a pair at 0.3
-    with probability (1 - 0.3^2)^128 = 6e-6."""
+def without_near_duplicates(texts: Sequence[str]) -> list[int]:
+    """Indices kept when of texts whose word 3-shingles (in lower case, a Chinese character a word, a shorter text
+    whole) reach a Jaccard similarity of 0.3, as for `debian`, the first stays. MinHash (Broder 1997) with LSH proposes,
+    the exact similarity decides: 128 bands of 2 rows miss a pair at 0.3 with probability (1 - 0.3^2)^128 = 6e-6."""
     index, sets = MinHashLSH(num_perm=256, params=(128, 2)), {}
     for i, text in enumerate(tqdm(texts, desc="near-duplicates", disable=len(texts) < 1000)):
-        own, signature = shingles(text), MinHash(num_perm=256, seed=1)
+        parts, signature = words(text.lower()), MinHash(num_perm=256, seed=1)
+        own = {" ".join(parts[k : k + 3]) for k in range(max(1, len(parts) - 2))}
         signature.update_batch([s.encode() for s in sorted(own)])
-        if not any(len(own & sets[j]) / len(own | sets[j]) >= threshold for j in index.query(signature)):
+        if not any(len(own & sets[j]) / len(own | sets[j]) >= 0.3 for j in index.query(signature)):
             index.insert(i, signature)
             sets[i] = own
     return list(sets)

@@ -53,7 +53,7 @@ def pack(midterm: bool = False, draft: bool = False, root: Path = profile.ROOT) 
     if found := [line for name, data in contents.items() for line in private(name, data, root)]:
         raise ValueError("\n  ".join(["Nothing was packed, since this must not leave the machine:", *found]))
     stem = "midterm_report" if midterm else "report"
-    for form in ("html", "docx", "pdf"):
+    for form in export.WHAT:
         contents[f"{stem}.{form}"] = export.document(root / report, form, draft=draft)
     if draft:
         contents["DRAFT.txt"] = "\n- ".join(["A draft, not for submission.", *missing]).encode()
@@ -87,8 +87,8 @@ def files(root: Path, report: str) -> list[str]:
 
 
 def _git(root: Path, *options: str) -> set[str]:
-    listed = subprocess.run(["git", "ls-files", "-z", *options], cwd=root, capture_output=True, check=True)
-    return set(listed.stdout.decode("utf-8").split("\0")) - {""}
+    listed = subprocess.check_output(["git", "ls-files", "-z", *options], cwd=root)
+    return set(listed.decode("utf-8").split("\0")) - {""}
 
 
 def private(name: str, data: bytes, root: Path) -> Iterator[str]:

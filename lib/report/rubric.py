@@ -76,13 +76,12 @@ class Project:
 
     def results(self, number: str) -> dict | None:
         """The results file of notebook `number`; None where it is missing or damaged."""
-        for path in sorted((self.root / "data" / "results").glob(f"{number}_*.json"), reverse=True):  # copies last
-            try:
-                value = json.loads(path.read_text(encoding="utf-8"))
-                return value if value["tables"] and value["provenance"] else None
-            except (ValueError, KeyError, TypeError):
-                return None
-        return None
+        paths = sorted((self.root / "data" / "results").glob(f"{number}_*.json"))  # copies first
+        try:
+            value = json.loads(paths[-1].read_text(encoding="utf-8"))
+            return value if value["tables"] and value["provenance"] else None
+        except (ValueError, LookupError, TypeError):
+            return None
 
     def described(self, least: int, titles: str, *subjects: str) -> Answer:
         """A section called one of `titles`, with `least` words, that speaks of each of `subjects` (patterns, whose
@@ -290,15 +289,10 @@ def gaps(answers: list[tuple[str, str, str]]) -> list[str]:
     return [f"{question}: {text}" for status, question, text in answers if status == GAP]
 
 
-def show(answers: list[tuple[str, str, str]]) -> str:
-    """The answers as lines, and a sentence that sums them up."""
-    lines = [f"{status:8} {question:50} {text}" for status, question, text in answers]
-    count = len(gaps(answers))
-    return "\n".join([*lines, f"{count} of {len(answers)} missing." if count else "Nothing is missing."])
-
-
 def command(midterm: bool) -> bool:
-    """Print the answers; whether a question is open."""
+    """Print the answers and a sentence that sums them up; whether a question is open."""
     answers = check(midterm)
-    print(show(answers))
-    return bool(gaps(answers))
+    count = len(gaps(answers))
+    print(*(f"{status:8} {question:50} {text}" for status, question, text in answers), sep="\n")
+    print(f"{count} of {len(answers)} missing." if count else "Nothing is missing.")
+    return bool(count)
