@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,8 @@ from lib.explore.memorise import CANDIDATES, REPETITIONS, SLOTS, canaries, code_
 
 BUDGET = 8_000
 pytestmark = pytest.mark.usefixtures("float32")
-own = defined("08_private_domain", "above_chance", "detectable", "error_zone", "leaks", "separation", "traces")
+NAMES = ("KINDS", "above_chance", "asked_of", "detectable", "error_zone", "leaks", "separation", "traces")
+own = defined("08_private_domain", *NAMES)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -152,6 +154,15 @@ def test_the_error_zone_score_is_that_of_a_loop_over_tokens():
         assert zone(before, after, first) == pytest.approx(up / (up + down) if down else 1)
     assert zone([2, 1, 9], [1, 2, 0], [False, False, True]) == 0.5  # what the tuned model gets right is left out
     assert zone([2], [1], [False]) == zone([2], [3], [True]) == 1 and zone([2], [3], [False]) == 0
+
+
+def test_documents_asked_beside_members_are_of_their_files_and_were_not_trained_on(monkeypatch):
+    train, test = ([{"id": f"{f}{i}", "group": f} for i in range(4) for f in files] for files in ("abcd", "xy"))
+    numbers = SimpleNamespace(members=3, beside=2, others=2)
+    monkeypatch.setitem(own.asked_of.__globals__, "budget", numbers)
+    kinds, rows = own.asked_of([train[k] for k in (0, 1, 4, 2, 9)], train, test)  # a0, b0, a1; c0, b2
+    found = {kind: [r["id"] for r, k in zip(rows, kinds, strict=True) if k == kind] for kind in own.KINDS}
+    assert found == {"trained": ["a0", "b0", "a1"], "same file": ["a2", "a3", "b1", "b3"], "held out": ["x0", "y0"]}
 
 
 def test_separation_is_that_of_all_pairs_and_of_planted_scores():
