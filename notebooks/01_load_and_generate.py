@@ -282,7 +282,8 @@ def verify() -> list[dict]:
 
 
 forward = results.table("forward", verify).iloc[0]
-print(f"{forward.parameters:,.0f} parameters, largest difference {forward.largest_difference:.1e}")
+print(f"{forward.parameters:,.0f} parameters, largest difference {forward.largest_difference:.1e}, ", end="")
+print(f"earlier places moved by {forward.future_leak:.1e}")
 
 # %% [markdown]
 # ### 2.6 What differs in the loaded model
@@ -689,7 +690,7 @@ else:  # float64: at position 1,000 float32 has only four digits of the angle's 
     similarity, what = similarity.float(), "RoPE's relative score"
 
 # %% [markdown]
-# - The matrix in coarse steps: look at how the likeness falls off beside the diagonal.
+# - The matrix, kept in coarse steps: look at how the likeness falls off beside the diagonal.
 
 # %%
 step = max(1, len(similarity) // 32)

@@ -76,7 +76,7 @@ BUDGET = train.BUDGET | {
 budget = profile.budget(**BUDGET)
 base = load_base()
 results = Results("02_finetune", base=base, seeds=budget.seeds)
-pd.DataFrame(BUDGET, index=profile.NAMES).T
+pd.DataFrame({name: [*map(str, numbers)] for name, numbers in BUDGET.items()}, index=profile.NAMES).T
 
 # %% [markdown]
 # ## The data
@@ -274,7 +274,7 @@ for method, some in budget.e2e_rates.items() if e2e else ():
     trials += [(e2e, method, rate, "cosine") for rate in some] + [(e2e, method, some[1], "linear")]
 
 # %% [markdown]
-# - Bits per byte by rate. A run that diverged has no number.
+# - Bits per byte by rate; none where a rate was not tried for that method, or its run diverged.
 
 # %%
 rates = results.table("rates", lambda: [tried(*trial) for trial in trials], optional=True)

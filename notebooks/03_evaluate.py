@@ -357,8 +357,8 @@ _ = ax.set(xlabel="bits per byte before", ylabel="bits per byte after")
 # %% [markdown]
 # ## The task's own checks
 #
-# - The row `human` is what people's own texts reach: the ceiling, and it is not 100 %. A task of one's own has none.
-# - `repeats`, of any task: the share of a text's 4-grams that are repeats of earlier ones.
+# - The row `human` is what people's own texts reach: a yardstick, not 100 %. A task of one's own has none.
+# - `repeats`, which comes back as `rep_4`: the share of a text's 4-grams that are repeats of earlier ones.
 
 
 # %%
@@ -623,7 +623,8 @@ def fairer():
 
 
 # %% [markdown]
-# - One row per way to ask, by the functions of the main table; then what three of the documents got.
+# - One row per way to ask, by the functions of the main table; then what three of the documents got. Greedy texts of
+#   another processor differ by a last bit here and there, so `prompt alone` is not quite `none` above.
 
 
 # %%
@@ -650,7 +651,8 @@ def fair_samples():
 
 fair_before = results.table("fair_before", lambda: fair_rows() if budget.shots else [], optional=True)
 answers = results.table("fair_samples", lambda: fair_samples() if budget.shots else [], optional=True)
-display(fair_before.round(3), answers) if len(fair_before) else print(results.not_yet)
+with pd.option_context("display.max_colwidth", None):
+    display(fair_before.round(3), answers) if len(fair_before) else print(results.not_yet)
 
 # %% [markdown]
 # - Greedy texts run in circles, and who stops sooner may only seem to know more. So all of it again with sampled texts,
@@ -797,7 +799,8 @@ compared = after_sampling("after, full", sampled) if len(sampled) else sampled
 passes = by_pass.groupby("setting", sort=False) if len(by_pass) else ()
 further = {run: after_sampling(run, pd.concat([sampled, part])) for run, part in passes}
 means = by_pass.drop(columns="id").groupby("setting", sort=False).mean() if len(by_pass) else by_pass
-frames = [means.round(3), compared.round(4), *(gaps.round(4) for gaps in further.values())]
+compared = {"after, full": compared, **further} if len(sampled) else further
+frames = [means.round(3), *(gaps.assign(run=run).round(4) for run, gaps in compared.items())]
 display(*frames) if len(sampled) else print(results.not_yet)
 
 # %% [markdown]
@@ -862,7 +865,7 @@ else:
 #
 # - `distinct_1`, `distinct_2`: different n-grams / all n-grams of the texts together (Li, Galley et al. 2016 divide by
 #   tokens), which falls with the amount of text: compare by decoding, greedy texts are more than sampled ones. `rep_4`:
-#   mean of `repeats` (Welleck et al. 2020). Greedy decoding of a small model runs in circles; sampling does not.
+#   mean of `repeats` (Welleck et al. 2020). Greedy decoding of a small model runs in circles; sampling does less.
 # - `self_bleu`: mean BLEU-4 of each text against all the others (Zhu et al. 2018, "Texygen"), high where they are
 #   alike; of at most 100 texts, drawn with a fixed seed, since it grows with their number.
 # - `overlap_words_max`: the longest run of words that a training target also has; `copied_share`: outputs that are one.
@@ -1025,7 +1028,8 @@ factual = results.table("factual", lambda: found_by_readers(reading, STAGES, ver
 again = results.table("read_sampled", lambda: found_by_readers(drawn_texts, DRAWN, **BY), optional=True)
 
 # %% [markdown]
-# - How many are what, by reader; and of how many packages the text after is better or worse than the others.
+# - How many are what, by reader; and of how many packages a pair's second text is better (1) or worse (-1). Greedy
+#   texts first, then sampled ones.
 
 # %%
 VERDICTS = ("right", "partly", "wrong")
@@ -1043,10 +1047,10 @@ def moves(found, pairs) -> dict:
 
 moved = moves(factual, [(stage, "after") for stage in STAGES[:2]])
 moved_sampled = moves(again, [("asked", "after"), ("asked", "one_pass"), ("after", "one_pass")])
-if len(factual):
-    display(pd.crosstab([factual["reader"], factual["stage"]], factual["verdict"]))
-    display(pd.DataFrame(moved).apply(pd.Series.value_counts))
-else:
+for some, ups in ((factual, moved), (again, moved_sampled)) if len(factual) else ():
+    display(pd.crosstab([some["reader"], some["stage"]], some["verdict"]) if len(some) else results.not_yet)
+    display(pd.DataFrame(ups).apply(pd.Series.value_counts))
+if not len(factual):
     print("These texts were not read yet.")
 
 # %% [markdown]
@@ -1198,7 +1202,9 @@ def judge(pairs):
     return pd.DataFrame(rows), {"judge": model} | win_rate([SCORE[row["winner"]] for row in rated]) | more
 
 
-if pairs and (judged := hub.reached(judge, pairs)):
+if not pairs:
+    print("There are no texts to judge: they are made by a run that measures everything.")
+elif judged := hub.reached(judge, pairs):
     display(judged[0], pd.Series(judged[1], name="judge").to_frame())
 
 # %% [markdown]

@@ -108,7 +108,7 @@ def label(name: str, size: int | None) -> str:
     return NAMES.get(name, name) + ("" if name in encodings.OWN_SIZE else f" {size:,}")
 
 
-{corpus: [label(*c) for c in conditions] for corpus, conditions in CONDITIONS.items()}
+pd.Series({corpus: ", ".join(label(*c) for c in conditions) for corpus, conditions in CONDITIONS.items()}).to_frame("")
 
 # %% [markdown]
 # - One held-out line in each language, cut by each encoding. The number counts tokens; an outlined box is part
@@ -322,8 +322,8 @@ facts.set_index(["corpus", "label"])[["vocab_size", *columns]].round(2)
 # - A row holds 512 bytes of text on average, whatever that is in tokens (`length_for`), and a step two rows: runs
 #   of equal bytes see equally far back, and have the same number of steps within 3 % (EOS, one a document,
 #   weighs more in a short sequence).
-# - Positions are RoPE in all. GPT-2's learned table would be a second variable: a row for each of the 500 tokens
-#   that 512 bytes are, a fifth of that for a large vocabulary. Section 6 shows what it does.
+# - Positions are RoPE in all. GPT-2's learned table would be a second variable: a row for each of the 512 places
+#   of bytes, for some 135 of a large vocabulary. Section 6 shows what it does.
 # - How an encoding is made; the library does the work. The others are beside it in `lib/explore/encodings.py`, and one
 #   name in the recipe chooses.
 

@@ -102,8 +102,9 @@ plots.source(positions.Position)
 # %% [markdown]
 # ## What the codes look like
 #
-# - What a query at position 63 adds to its score with each earlier key: 0 for all without a code; ALiBi's lines,
-#   one per head; RoPE's score of a fixed query with itself; sinusoidal vectors compared with each other.
+# - What a code makes of the distance between query and key. `alibi`: what is added to the score, a line per head;
+#   `rope`: the score of q = k = (1, ..., 1); `sinusoidal`: the cosine of two vectors; `t5`: the bucket, whose learned
+#   value is added.
 
 
 # %%
@@ -127,8 +128,8 @@ def codes(length: int = 64, n_head: int = 4, head_dim: int = 32) -> list[dict]:
 
 
 shapes = results.table("codes", codes)
-look = {"logx": False, "ylabel": "see the panel", "sharey": False}
-figure = plots.lines(shapes, "distance", "value", "line", panel="what", **look)
+look = {"logx": False, "ylabel": "see above", "sharey": False, "panel": "code"}
+figure = plots.lines(shapes, "distance", "value", "line", **look)
 
 # %% [markdown]
 # ## Is it what it says?

@@ -252,7 +252,7 @@ for landmarks, known in ((False, 33), (True, 65)):  # tokens that see no landmar
 
 # %% [markdown]
 # - The causal Nystrom, its controls and softmax, trained on one machine from the same seeds; then other ridges $r$ and
-#   chunks $c$. (`quality`, measured before, still has rows of an earlier form of it; they are left out.)
+#   chunks $c$: bits per byte, and of how many seeds.
 
 # %%
 CONTROLS = {
@@ -278,6 +278,12 @@ def nystrom_runs() -> list[dict]:
 
 
 nystrom_quality = results.table("nystrom_quality", nystrom_runs)
+nystrom_quality.groupby("attention", sort=False)["bits_per_byte"].agg(["mean", "count"]).round(3)
+
+# %% [markdown]
+# - The other mechanisms. (`quality`, measured before, still has rows of an earlier Nystrom; they are left out.)
+
+# %%
 look = {"titles": {None: "debian"}, "xlabel": "bits per byte (lower is better)"}
 figure = plots.dots(labelled(quality), "bits_per_byte", "attention", **look)
 
@@ -391,7 +397,7 @@ if len(long):
 # ## Does any see the future?
 #
 # - Change all tokens after t: outputs up to t must stay. On briefly trained models, whole rows, rows with padding on
-#   the left and on the right, around the edges of chunks, windows and segments. 0 is what causal means.
+#   the left and on the right, around the edges of chunks, windows and segments. 0 up to rounding is what causal means.
 
 
 # %%
@@ -806,7 +812,8 @@ for name, gap in against.items():
     print(f"{name:10} to softmax {interval(gap, sign=True)} bits per byte, by seed")
 times = decoding.pivot(index="context", columns="attention", values="milliseconds")[names]
 slower = times.iloc[-1] / times.iloc[0]
-print(f"Decoding, {times.index[-1]:,} against {times.index[0]:,} tokens before:", slower.round(1).to_dict())
+slower = ", ".join(f"{LABELS.get(name, name)} {ratio:.1f}" for name, ratio in slower.items())
+print(f"Decoding, {times.index[-1]:,} against {times.index[0]:,} tokens before, times as long: {slower}")
 
 # %% [markdown]
 # How to read it:

@@ -439,6 +439,7 @@ learning = results.table("learning", learned)
 starts = {"none": "no new tokens", "pieces": "new, from pieces", "random": "new, from noise"}
 curves = learning.assign(method=learning["method"].map(starts))
 figure = plots.loss_curves(curves, "bits_per_character", "poems", "held-out bits per character")
+figure.axes[0].set_ylim(bottom=4)  # the lowest line's label has room above the axis
 
 # %% [markdown]
 # ## What the plan does
@@ -481,6 +482,8 @@ def written() -> list[dict]:
 poems = results.table("poems", written, optional=True)
 if len(poems):
     print("\n\n".join(poems[poems["method"] == "plan"]["text"].head(3)))
+else:
+    print(results.not_yet)
 
 # %% [markdown]
 # - Each measure is a mean over texts; `longest_run`, the longest stretch copied from the training poems, a median.
@@ -698,7 +701,8 @@ ARMS = {"marks": "planned, tones marked", "first": "then own first drafts", "bes
 by_people, rules = rules[rules["arm"] == "people"].iloc[0], rules[rules["arm"] != "people"]
 rules = rules.assign(label=rules["arm"].map(ARMS))
 columns = [*MEASURES, "marks_kept", "bits_per_character", "distinct_2", "plans", "plan_rhymes", "seven"]
-display(rules.groupby("label", sort=False)[columns].mean().round(3), by_people[columns])
+shown_rules = rules.groupby("label", sort=False)[columns].mean().T.assign(people=by_people[columns].astype(float)).T
+shown_rules.round(3)
 
 # %% [markdown]
 # - Form, rhyme and tones of all models. Small dots are seeds; beside each mean its number and interval.

@@ -825,7 +825,8 @@ trap_table
 # %% [markdown]
 # ## The audit
 #
-# - `audit(rows, protocol)` reads a results table and what is declared about it. Here a table with every mistake:
+# - `audit(rows, protocol)` reads a results table and what is declared about it. The first twelve findings of a table
+#   with many mistakes; from stored results nothing leaks, since the leak test needs a model.
 
 # %%
 display(plots.source(traps.Protocol))
@@ -1183,7 +1184,7 @@ display(pd.crosstab(diagnoses["planted"], diagnoses["named"]), diagnoses.groupby
 #   two hundred thousand three quarters stay below 5 %; all of them do not. At equal training tokens the matching earns
 #   its share; the linear part hardly does: the window alone, tuned on as many, is ahead at the smallest budget and
 #   level at the next; at the largest it is ahead where three quarters are converted, a little behind where all are.
-#   One seed each.
+#   One seed each, but for three quarters at the largest.
 # - Frontier: by the sum of four general texts no setting forgets less than interpolation, which is free; LoRA of rank
 #   16 and the last blocks forget more. Full fine-tuning is not shown to forget by the sum: what people wrote became a
 #   little cheaper, the base model's own samples dearer. LoRA of rank 64 forgets most and is not shown to gain more.
@@ -1194,8 +1195,9 @@ display(pd.crosstab(diagnoses["planted"], diagnoses["named"]), diagnoses.groupby
 # ## What it does not show
 #
 # - Conversion: two hundred thousand tokens where LoLCATs takes forty million, so the cost at high shares is an upper
-#   bound for this method. The LoRA stage is of one seed. Debian documents are short, so a window loses little. Recall
-#   over long distances was not tested. Decoding times are of plain PyTorch at batch 1, without kernels of either side.
+#   bound for this method. The LoRA stage is of one seed but there. Debian documents are short, so a window loses
+#   little. Recall over long distances was not tested. Decoding times are of plain PyTorch at batch 1, without kernels
+#   of either side.
 # - Frontier: one task, a few steps, rates not tuned per method, one strength of each: LoRA's rate is ten times that
 #   of full fine-tuning. Intervals are over seeds, on the same few texts. The pass over the split, after which the
 #   sums have risen, is one seed of either method. Replay is of the base model's own samples, one of the four texts.

@@ -87,7 +87,7 @@ pd.DataFrame(bench.BUDGET, index=profile.NAMES).T
 # |--|--|--|
 # | padding | positions that no loss needs | documents packed end to end, each attending to itself |
 # | logits | 50,257 numbers a position, in float32, four times | targets alone, a few rows at a time, in place |
-# | number format | float32 products at a third of bfloat16's speed | bfloat16 products, float32 weights and sums |
+# | number format | float32 products at half of bfloat16's speed | bfloat16 products, float32 weights and sums |
 
 # %% [markdown]
 # - The change, in code: the loss whose softmax never exists whole, and whose gradient takes the place of the logits.
@@ -421,7 +421,8 @@ def gaps(table: pd.DataFrame) -> pd.DataFrame:
 gap = gaps(results.table("quality", lambda: learned(0.0)))["ours"]
 with_it = results.table("quality_dropout", lambda: learned(0.1, ("plain", "plain again", "ours")), optional=True)
 dropped = gaps(with_it)
-display(gap.to_frame("dropout off").mul(100).round(3), dropped.mul(100).round(3))
+display(gap.to_frame("dropout off, %").mul(100).round(3))
+display(dropped.mul(100).round(3)) if len(with_it) else print(results.not_yet)
 
 # %% [markdown]
 # ## Scaling
@@ -496,7 +497,7 @@ scaling = results.table("scaling", lambda: pd.DataFrame(grown() + by_processes()
 
 # %% [markdown]
 # - Per axis the exponent (slope of the logarithms), and for the batch the seconds of a step that no row explains (the
-#   straight line's value at 0) and of each row.
+#   straight line's value at 0) and of each row. Last, one process beside two.
 
 
 # %%
@@ -512,10 +513,12 @@ def fit_rows() -> list[dict]:
 
 
 fits = results.table("fits", fit_rows)
-context = scaling[scaling["axis"] == "context"]
+MEASURED = {"step_seconds": "seconds of a step", "added_megabytes": "megabytes added"}
+context = scaling[scaling["axis"] == "context"].replace({"measure": MEASURED})
 axes = {"panel": "measure", "logy": True, "xlabel": "tokens in a document", "ylabel": " ", "sharey": False}
 figure = plots.lines(context, "value", "result", "measure", **axes)
-fits.round(3)
+display(fits.round(3))
+scaling[scaling["axis"] == "processes"].pivot(index="value", columns="measure", values="result").round(2)
 
 # %% [markdown]
 # - What bounds each: where its seconds go, by torch's profiler, operation by operation. `products` and `output layer`,
@@ -634,7 +637,7 @@ if len(dropped):
 undisturbed = faults["fault"] == "long run (steps)"
 fuzzed = faults["fault"].str.startswith("fuzzed")
 upper = 1 - 0.025 ** (1 / faults["injected"])
-faults[~undisturbed].assign(at_most=upper.map("{:.1%}".format))
+faults[~undisturbed].assign(at_most=upper.map("{:.2%}".format))
 
 # %% [markdown]
 # How to read it:
