@@ -811,7 +811,7 @@ cells = [
     for r in traced.replace(" ", "␣", regex=True).to_dict("records")
 ]
 text = "One answer, step by step: tokens read so far, and the three likeliest next tokens with their probabilities; "
-text += "the likeliest is taken; ␣ is a space."
+text += "the likeliest is taken; ␣ is a space. The chat template adds the first tokens."
 header = ["step", "tokens read", "taken", "second", "third"]
 results.markdown("trace", header, cells, text, seeds=())
 
@@ -829,7 +829,9 @@ results.markdown("differences", header, cells, "GPT-2 117M and the loaded model.
 of_gpt2 = {name: len(gpt2_bpe.tokenizer()(sentence).input_ids) for name, sentence in TEXTS.items()}
 cells = [[r.text, r.characters, r.bytes, of_gpt2[r.text], r.tokens, r.broken] for r in tokens.itertuples()]
 header = ["text", "characters", "bytes", "tokens of GPT-2", "of the loaded model", "no valid UTF-8 alone"]
-results.markdown("tokens", header, cells, "Three short texts under GPT-2's and the loaded model's tokenizer.", seeds=())
+text = "Three short texts under GPT-2's and the loaded model's tokenizer; last, how many of the latter's tokens are "
+text += "parts of characters."
+results.markdown("tokens", header, cells, text, seeds=())
 results.save(data={task.name: task.sha256})
 
 # %% [markdown]

@@ -555,7 +555,8 @@ rows = pd.concat([statistics["split"], counts, statistics["bytes_per_token"].rou
 alone = statistics["groups"].sum() == statistics["documents"].sum()
 text = f"The task {task.name}: bytes and tokens of prompts and targets, then of targets alone; the median is tokens "
 text += "per document; bytes per token leaves out end tokens. "
-text += "Every document is a group of its own." if alone else f"{statistics['groups'].sum():,} groups of documents."
+groups = f"{statistics['groups'].sum():,} groups of documents."
+text += "A group, which no split divides, is one document here." if alone else groups
 results.markdown("statistics", header, rows, text, seeds=())
 
 results.claim("task is debian", task.name == "debian")

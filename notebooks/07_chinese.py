@@ -920,6 +920,7 @@ results.claim("marks is not shown to raise alternation on the shared titles", sh
 above = shown({m: by_arm["marks"][m] - of_group[m]["chance"] for m in TONAL})
 results.claim("marks bring tones above chance", min(above.values()) > 0)
 results.claim("nobody copies marked lines", rules["copied_line"].max() <= 0.01)
+results.claim("the best drafts' models write seven characters alone", by_arm["best"]["seven"].min() == 1)
 
 # %% [markdown]
 # - Against people, the first held-out title's poem by the last seed, and the table of all.

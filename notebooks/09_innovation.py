@@ -1247,7 +1247,8 @@ for (form, matched, share), part in tuned.groupby(["form", "matched", "share"], 
     lines.append([form.replace("+", " and "), said, f"{share:.0%}", len(part), interval(own), cost])
 header = ["form", "matched first", "layers converted", "seeds", "bits per byte", "against the control"]
 text = f"Test text, prompts counted, after conversion and the same fine-tuning on {budget.tuning_tokens:,} tokens; "
-text += "mean, 95 % t interval, and the difference to the control (not converted, fine-tuned as well), paired by seed."
+text += "mean, 95 % t interval, and the difference to the control (not converted, fine-tuned as well), paired by seed. "
+text += "A window alone has nothing to match, so fewer tokens."
 results.markdown("conversion", header, lines, text)
 dear = {share: (quality(share=share) / control - 1).mean() for share in SHARES[1:]}
 tell("conversion", **{f"cost{share * 100:.0f}": f"{cost:+.1%}" for share, cost in dear.items()})

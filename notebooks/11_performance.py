@@ -727,8 +727,8 @@ for row in summary.itertuples():
     cells.append([row.kind, row.system, row.setting, *speed, ratio, mark])
 header = ["", "system", "setting", "tokens per second", "peak memory, GB", "ours, times as fast", "mark"]
 text = (
-    f"Tokens per second of each system. Medians of {runs} runs and, in brackets, the range of the ratios within a run "
-    f"({machines}). Tokens: targets learned from, targets scored, new tokens. GPT-2 117M's configuration with random "
+    f"Tokens per second of each system. Medians of {runs} runs, of the ratios too, which are taken run by run (so not "
+    f"ratios of medians), and in brackets their range ({machines}). Tokens: targets learned from, targets scored, new tokens. GPT-2 117M's configuration with random "
     "weights. “Default” is as documented, “best” the fastest setting found, “mark” our own target. “Tutorial”, "
     "training: transformers' Trainer, batch 2, every document padded to 512 tokens, float32; evaluation: one document "
     "at a time."
