@@ -799,8 +799,8 @@ compared = after_sampling("after, full", sampled) if len(sampled) else sampled
 passes = by_pass.groupby("setting", sort=False) if len(by_pass) else ()
 further = {run: after_sampling(run, pd.concat([sampled, part])) for run, part in passes}
 means = by_pass.drop(columns="id").groupby("setting", sort=False).mean() if len(by_pass) else by_pass
-compared = {"after, full": compared, **further} if len(sampled) else further
-frames = [means.round(3), *(gaps.assign(run=run).round(4) for run, gaps in compared.items())]
+tested = {"after, full": compared, **further}
+frames = [means.round(3), *(gaps.assign(run=run).round(4) for run, gaps in tested.items())]
 display(*frames) if len(sampled) else print(results.not_yet)
 
 # %% [markdown]
