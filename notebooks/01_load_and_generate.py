@@ -659,7 +659,7 @@ side = min(4.2, 1.0 + 0.14 * len(words))  # inches
 figure, axes = plt.subplots(2, 2, sharex=True, sharey=True, figsize=(2 * side + 0.8, 2 * side))
 for ax, head in zip(axes.flat, heads.itertuples(), strict=True):
     pairs = attention[(attention.layer == head.layer) & (attention["head"] == head.head)]
-    image = ax.imshow(pairs.pivot(index="query", columns="key", values="weight"), cmap="Blues", vmin=0, vmax=1)
+    image = ax.imshow(pairs.pivot_table("weight", "query", "key"), cmap="Blues", vmin=0, vmax=1)
     ax.set_title(f"{KINDS[head.pattern]}: block {head.layer}, head {head.head}", fontsize=9)
     ax.set_xticks(range(len(words)), words, rotation=90, fontsize=7)
     ax.set_yticks(range(len(words)), words, fontsize=7)
@@ -811,7 +811,8 @@ cells = [
     for r in traced.replace(" ", "␣", regex=True).to_dict("records")
 ]
 text = "One answer, step by step: tokens read so far, and the three likeliest next tokens with their probabilities; "
-text += "the likeliest is taken; ␣ is a space. The chat template adds the first tokens."
+text += "the likeliest is taken; ␣ is a space. The first step's tokens are the question and what "
+text += "the chat template puts around it."
 header = ["step", "tokens read", "taken", "second", "third"]
 results.markdown("trace", header, cells, text, seeds=())
 

@@ -1268,7 +1268,8 @@ by chrF the chat template is the best question; more facts than after the best q
 sampled: chrf is higher after; sampled: tags_reflected is not shown higher after;
 synopsis in form of sampled texts beats the best question;
 pass.tags_reflected.after is higher; pass.tags_reflected.asked is higher; pass.lora.tags_reflected.asked is higher;
-pass.chrf.after is not shown higher; pass.lora.chrf.after is not shown higher; passes reflect more tags than people;
+pass.chrf.after is not shown higher; pass.lora.chrf.after is not shown higher; 
+passes reflect more tags than people in greedy texts alone;
 after one pass LoRA is behind full fine-tuning; no general text got worse in one pass;
 LoRA at its better rate is not told apart from full fine-tuning; WikiText-2 was the control;
 general English brings less than half of the gain; no general text got worse; full fine-tuning saw a part of E2E"""
@@ -1469,6 +1470,11 @@ if len(further) > 1:
 if len(by_pass):
     pair = by_document.merge(by_pass[by_pass["setting"] == "one pass, full"], on="id")
     results.value("pass.better", f"{(pair['bits_per_byte'] < pair['after']).sum()} of {len(pair)}")
+if len(by_pass) and "tags_reflected" in by_pass:
+    greedy, by_sample = passed["tags_reflected"].min(), by_pass.groupby("setting")["tags_reflected"].mean().max()
+    people_do, sampled_people = (frame["tags_reflected"].iloc[0] for frame in (human, human_sampled))
+    alone = greedy > people_do and by_sample < sampled_people
+    results.claim("passes reflect more tags than people in greedy texts alone", alone)
 
 # %% [markdown]
 # - One pass; where a text's bits were gained; and LoRA at its better rate beside full fine-tuning, paired by seed.
@@ -1572,8 +1578,8 @@ found |= {("sampled", stage): counted(stage, again, again) for stage in DRAWN if
 
 # %%
 text = "What two readers, sessions of a language model, not told which model wrote what, found: the facts, and the "
-text += "error that a user would mind first; two numbers where they differ. Best asked: by chrF; full: fine-tuning."
-text += " An error may stand in a text whose facts are right or partly right."
+text += "error that a user would mind first; two numbers where they differ. Best asked: by chrF; full: full "
+text += "fine-tuning. An error may stand in a text whose facts are right or partly right."
 text += " Sampled texts were read by two others; one pass: over all of the training split." if len(again) else ""
 results.claim("texts were read", len(read) > 0)
 results.value("factual.read", factual["id"].nunique() if found else 0)
@@ -1748,9 +1754,6 @@ for (stage, method, decoding), part in likeness.groupby(["stage", "method", "dec
     results.value(f"repeats.{stage if stage == 'before' else method}.{decoding}", f"{part['rep_4'].mean():.0%}")
 if set(FORM) <= set(checks):
     results.claim("people reflect more tags", full["tags_reflected"].mean() < human["tags_reflected"].iloc[0])
-    if len(passed):
-        least = passed["tags_reflected"].min()
-        results.claim("passes reflect more tags than people", least > human["tags_reflected"].iloc[0])
 if len(e2e_table):
     results.value("e2e.bleu", f"{e2e_table.loc[e2e_table['method'] == 'full', 'bleu'].mean():.1f}")
     results.claim("full fine-tuning saw a part of E2E", ours.loc[ours["method"] == "full", "passes"].min() < 1)

@@ -843,8 +843,8 @@ print(f"Decoding, {times.index[-1]:,} against {times.index[0]:,} tokens before, 
 # %% [markdown]
 # ## For the report
 #
-# - Between which of the measured lengths a mechanism gets faster than fused softmax and stays so; the machine was
-#   shared, which carries no finer word.
+# - Between which of the measured lengths a mechanism gets faster than fused softmax and stays so; another machine
+#   puts it elsewhere, which carries no finer word.
 
 # %%
 taken = scaling.query("`pass` == 'forward+backward'").pivot(index="length", columns="attention", values="milliseconds")

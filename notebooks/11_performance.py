@@ -418,6 +418,10 @@ def gaps(table: pd.DataFrame) -> pd.DataFrame:
     return wide.drop(columns="plain").div(wide["plain"], axis=0) - 1
 
 
+# %% [markdown]
+# - In percent; with dropout on where that was measured.
+
+# %%
 gap = gaps(results.table("quality", lambda: learned(0.0)))["ours"]
 with_it = results.table("quality_dropout", lambda: learned(0.1, ("plain", "plain again", "ours")), optional=True)
 dropped = gaps(with_it)
@@ -706,7 +710,7 @@ results.value("loss.worst", f"{gap.abs().max():.2%}")
 results.value("loss.seeds", len(gap))
 results.claim("the faster step learns the same", gap.abs().max() <= 0.005)
 results.claim("with dropout not measured again", dropped.empty)
-by_length = context[context["measure"] == "step_seconds"].set_index("value")["result"]
+by_length = context[context["measure"] == MEASURED["step_seconds"]].set_index("value")["result"]
 results.value("step.shortest", f"{by_length.index.min():,}")
 results.value("step.longest", f"{by_length.index.max():,}")
 results.value("step.doublings", listed((by_length / by_length.shift()).dropna().map("{:.2f}".format).tolist()))
@@ -750,6 +754,6 @@ if to_target:
     text += f"the stand-in on debian's documents of at most {LONGEST} tokens, {A_STEP} a step, rate "
     text += f"{TO_QUALITY['learning_rate']:g}; {reached_in['device'].iloc[0]}."
     header = ["system", "setting", "seed", "seconds", "steps", "bits per byte", "reached"]
-    results.markdown("time_to_quality", header, cells, text, left=2, seeds=(), scratch=True)
+    results.markdown("time_to_quality", header, cells, text, left=2, seeds=())
 
 results.save(data={"debian": debian.sha256})
