@@ -1760,7 +1760,7 @@ if len(e2e_table):
 for r in as_published.itertuples():
     for name, x in {"bleu": number(r.bleu, 1), "ser": f"{r.ser:.1%}"}.items():
         results.value(f"e2e.{r.method}.{r.decoding.split()[0]}.{name}", x)
-results.value("e2e.people.ser", f"{people_errors:.1%}")
+results.value("e2e.people.ser", "not measured" if math.isnan(people_errors) else f"{people_errors:.1%}")
 results.claim("E2E was decoded as published", len(as_published) > 0)
 by_decoding = as_published.groupby("decoding")["ser"].max() if len(as_published) else {}
 most = by_decoding.get("beam 10", math.nan)
