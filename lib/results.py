@@ -4,6 +4,7 @@ Rows are flat, one measurement each, seeds not averaged. `fast` writes below a t
 """
 
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -88,6 +89,12 @@ class Results:
         frame = pd.DataFrame(self.tables[name])
         empty = [c for c in frame if frame[c].isna().all()]
         return frame.astype(dict.fromkeys(empty, float))  # JSON's null is nan again
+
+    def in_two(self, name: str, make: Callable[[Sequence], Iterable[Mapping]], first: Sequence, later: Sequence):
+        """`make(first)`'s rows, and those of runs that were added, `make(later)`'s, from the table <name>_seeds."""
+        parts = {name: first, f"{name}_seeds": later}
+        made = [self.table(part, functools.partial(make, runs), optional=True) for part, runs in parts.items()]
+        return pd.concat(made, ignore_index=True)
 
     def _made(self) -> dict:
         created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

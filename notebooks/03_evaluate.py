@@ -705,21 +705,26 @@ display(by_examples.round(3)) if len(by_examples) else print(results.not_yet)
 # %% [markdown]
 # - With much more text: a run of each method that sees the whole training split once (notebook 02 holds it against a
 #   forecast). First measured as the main table's models are, and on general text.
+#   Full fine-tuning's further seeds (tables that end in `_seeds`) were measured later, on another machine.
 # - LoRA at the best rate of notebook 02's grid, which was chosen on the validation split; every seed.
 
 
 # %%
+FIRST = [(method, budget.seeds[0]) for method in budget.methods if budget.pass_tokens]
+LATER = [("full", seed) for seed in budget.pass_seeds]
+
+
 @functools.cache
-def one_pass(method):
+def one_pass(method, seed=budget.seeds[0]):
     tokens = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, task["train"], base.context))
     options = {"train_tokens": min(tokens, budget.pass_tokens), "evaluations": 1}
-    return train.finetune(base, task, method, budget.seeds[0], quiet=True, **options)
+    return train.finetune(base, task, method, seed, quiet=True, **options)
 
 
-def one_pass_rows():
-    for method in budget.methods if budget.pass_tokens else ():
-        m = measure(task, one_pass(method), general=general)
-        yield row(m) | {"train_tokens": one_pass(method).summary["tokens"]} | m.forgetting
+def one_pass_rows(runs):
+    for run in runs:
+        m = measure(task, one_pass(*run), general=general)
+        yield row(m) | {"train_tokens": one_pass(*run).summary["tokens"]} | m.forgetting
 
 
 def best_rate_rows():
@@ -728,9 +733,9 @@ def best_rate_rows():
         yield row(measure(task, run)) | {"learning_rate": budget.lora_rate}
 
 
-passed = results.table("one_pass", one_pass_rows, optional=True)
+passed = results.in_two("one_pass", one_pass_rows, FIRST, LATER)
 better_rate = results.table("best_rate", best_rate_rows, optional=True)
-display(passed[["method", *headline]].round(3)) if len(passed) else print(results.not_yet)
+display(passed[["method", "seed", *headline]].round(3)) if len(passed) else print(results.not_yet)
 display(better_rate[["seed", *headline]].round(3)) if len(better_rate) else print(results.not_yet)
 
 # %% [markdown]
@@ -768,13 +773,13 @@ if len(parts):
 
 
 # %%
-def one_pass_documents():
-    for method in budget.methods if budget.pass_tokens else ():
-        name, m = f"one pass, {ROWS[method].split()[-1]}", measure(task, one_pass(method), general=general)
+def one_pass_documents(runs):
+    for method, seed in runs:
+        name, m = f"one pass, {ROWS[method].split()[-1]}", measure(task, one_pass(method, seed), general=general)
         bits = m.scores.set_index("id").eval("nats / bytes") / math.log(2)
-        texts = sampled_texts(name, one_pass(method).model, [r["prompt"] for r in sampled_for])
+        texts = sampled_texts(name, one_pass(method, seed).model, [r["prompt"] for r in sampled_for])
         for r, text in zip(sampled_for, texts, strict=True):
-            yield of_text(name, r, text) | {"bits_per_byte": bits.get(r["id"], math.nan)}
+            yield of_text(name, r, text) | {"bits_per_byte": bits.get(r["id"], math.nan), "seed": seed}
 
 
 def by_id(texts, column, *settings) -> dict:
@@ -794,13 +799,17 @@ def after_sampling(tuned, texts):
 # - Each run against every way to ask.
 
 # %%
-by_pass = results.table("one_pass_sampled", one_pass_documents, optional=True)
+every_pass = results.in_two("one_pass_sampled", one_pass_documents, FIRST, LATER)
+if len(every_pass):  # rows that were measured before there were further seeds name none
+    every_pass = every_pass.assign(seed=every_pass["seed"].fillna(budget.seeds[0]).astype(int))
+by_pass = every_pass[every_pass["seed"] == budget.seeds[0]] if len(every_pass) else every_pass
 compared = after_sampling("after, full", sampled) if len(sampled) else sampled
-passes = by_pass.groupby("setting", sort=False) if len(by_pass) else ()
-further = {run: after_sampling(run, pd.concat([sampled, part])) for run, part in passes}
-means = by_pass.drop(columns="id").groupby("setting", sort=False).mean() if len(by_pass) else by_pass
-tested = {"after, full": compared, **further}
-frames = [means.round(3), *(gaps.assign(run=run).round(4) for run, gaps in tested.items())]
+runs = every_pass.groupby(["setting", "seed"], sort=False) if len(every_pass) else ()
+ahead = {run: after_sampling(run[0], pd.concat([sampled, part])) for run, part in runs}
+further = {run: gaps for (run, seed), gaps in ahead.items() if seed == budget.seeds[0]}
+run_means = runs.mean(numeric_only=True) if len(every_pass) else every_pass
+tested = {("after, full", budget.seeds[0]): compared, **ahead}
+frames = [run_means.round(3), *(gaps.assign(run=run, seed=seed).round(4) for (run, seed), gaps in tested.items())]
 display(*frames) if len(sampled) else print(results.not_yet)
 
 # %% [markdown]
@@ -1306,7 +1315,8 @@ rows = [[name, *cells(part.reindex(columns=list(wide)), wide)] for name, part in
 text = f"{task.name}, test split: the first {documents} documents scored in bits per byte and token perplexity, "
 text += f"{generated} texts generated greedily, their corpus chrF and the task's own checks as shares (tags: where a "
 text += "prompt has any); mean over seeds with 95 % t interval."
-text += f" One pass: runs that saw {int(passed['train_tokens'].iloc[0]):,} tokens, one each." if late else ""
+how_many = ", ".join(f"{ROWS[m].split()[-1]}: {len(part)}" for m, part in passed.groupby("method")) if late else ""
+text += f" One pass: runs that saw {int(passed['train_tokens'].iloc[0]):,} tokens ({how_many})." if late else ""
 results.markdown("before_after", ["", *map(MAIN.get, wide)], rows, text, tokens=budget.train_tokens)
 
 # %% [markdown]
@@ -1323,7 +1333,7 @@ results.markdown("tests", header, rows, text)
 if set(FORM) <= set(checks):
     rows = [[name, *cells(part, dict.fromkeys(FORM, 3))] for name, part in [*groups, *late, ("people", human)]]
     text = "Shares of generated texts with the form that Debian asks for, and of the prompt's tags reflected."
-    text += " One pass: runs that saw all of the training split, one each." if late else ""
+    text += f" One pass: runs that saw all of the training split ({how_many})." if late else ""
     results.markdown("checks", ["", *FORM.values()], rows, text)
 else:
     results.block("checks", f"The task {task.name} brings no checks of its own.")
@@ -1405,7 +1415,7 @@ if len(by_examples):
 # %%
 DIGITS = {"chrf": ("chrF", 1), "tags_reflected": ("tags", 2), "synopsis_form": ("form", 2), "rep_4": ("rep-4", 2)}
 if len(sampled):
-    by_way = pd.concat([sampled, by_pass]).drop(columns="id").groupby("setting", sort=False).mean()
+    by_way = pd.concat([sampled, every_pass]).groupby("setting", sort=False).mean(numeric_only=True)
     by_way = by_way.reindex(columns=[c for c in DIGITS if c in by_way])
     by_way.loc["people"] = human_sampled.iloc[0].reindex(by_way.columns)
     rows = [[name, *(number(x, DIGITS[c][1]) for c, x in mean.items())] for name, mean in by_way.iterrows()]
@@ -1427,8 +1437,9 @@ if len(sampled):
 if len(sampled):
     text = f"{task.name}, {sampled['id'].nunique()} test documents, one sampled text each (temperature 0.8, top-p "
     text += "0.9): mean document chrF, tags reflected, synopses in form, repeated 4-grams. After: full fine-tuning, "
-    longer = "; one pass: one run each that saw all of the training split (differences: full fine-tuning's)"
-    text += "one run" + longer * (len(by_pass) > 0) + ". Differences paired by document, bootstrap interval; * where p "
+    text += "one run"
+    longer = f"; one pass: runs that saw all of the training split ({how_many}; differences: of full's first)"
+    text += longer * (len(by_pass) > 0) + ". Differences paired by document, bootstrap interval; * where p "
     text += "stays below 0.05 after Holm over all of one run's."
     results.markdown("sampled", header, rows, text, seeds=[0], tokens=budget.train_tokens)
 else:
@@ -1456,6 +1467,12 @@ for run, gaps in further.items():
         for side, at in (("asked", part.loc[~less, "before"].idxmax()), ("after", less.idxmax())):
             name = f"{PASSES[run]}.{measure}.{side}"
             hand_over(name, part.loc[at], name)
+later = [gaps[gaps["measure"] == "tags_reflected"] for (_, seed), gaps in ahead.items() if seed != budget.seeds[0]]
+later = [gaps.loc[gaps.loc[gaps["setting"] != "after, full", "before"].idxmax()] for gaps in later if len(gaps)]
+by_seed = [span(gap["difference"], gap["low"], gap["high"], 2, sign=True) for gap in later]
+results.value("pass.seeds.tags", listed(by_seed) if later else "not measured")
+told_apart = [gap["difference"] > 0 and gap["p_holm"] < 0.05 for gap in later]
+results.claim("the further long runs name more facts than the best question", bool(later) and all(told_apart))
 
 # %% [markdown]
 # - The passes' bits per byte: LoRA against full fine-tuning, and that against the run with less text.
@@ -1471,7 +1488,7 @@ if len(by_pass):
     pair = by_document.merge(by_pass[by_pass["setting"] == "one pass, full"], on="id")
     results.value("pass.better", f"{(pair['bits_per_byte'] < pair['after']).sum()} of {len(pair)}")
 if len(by_pass) and "tags_reflected" in by_pass:
-    greedy, by_sample = passed["tags_reflected"].min(), by_pass.groupby("setting")["tags_reflected"].mean().max()
+    greedy, by_sample = passed["tags_reflected"].min(), run_means["tags_reflected"].max()
     people_do, sampled_people = (frame["tags_reflected"].iloc[0] for frame in (human, human_sampled))
     alone = greedy > people_do and by_sample < sampled_people
     results.claim("passes reflect more tags than people in greedy texts alone", alone)
@@ -1517,13 +1534,13 @@ if len(forgetting):
     header = ["general text", *(ROWS.get(m, m) for m in means)]
     results.markdown("forgetting", header, rows, text, seeds=[budget.seeds[0]])
     signs = [1 if GENERAL[k][2] else -1 for k in means.index]
-    losses = means.sub(means["none"], axis=0).mul(signs, axis=0).drop(columns="none")
-    late_losses = pd.DataFrame({name: losses.pop(name) for name, _ in late} or {"none": [math.nan]})
+    losses = means[forgetting["method"].unique()].sub(means["none"], axis=0).mul(signs, axis=0).drop(columns="none")
+    late_losses = passed.reindex(columns=means.index).sub(means["none"]).mul(signs)
     worse = [f"{GENERAL[k][0]} ({METHODS[m]})" for k in losses.index for m in losses if losses.loc[k, m] > 0]
     results.value("general.compared", losses.size)
     results.value("general.worse", listed(worse))
     results.claim("no general text got worse", not worse)
-    results.claim("no general text got worse in one pass", (late_losses <= 0).all(axis=None))
+    results.claim("no general text got worse in one pass", len(passed) > 0 and (late_losses <= 0).all(axis=None))
 else:
     results.block("forgetting", "WikiText-2, LAMBADA and BLiMP were not within reach of the machine.")
 
@@ -1718,8 +1735,8 @@ text = f"Before and after on the test split of {task.name}: {documents} document
 text += "(corpus chrF)" + f", {len(sampled_for)} sampled ones (mean document chrF)" * (len(sampled) > 0)
 text += ". Best asked: by that measure the best of the prompt alone (p), examples in front of it (e), the chat "
 text += "template (t) and, where sampled, examples as turns of a chat (c). LoRA and full: means over seeds; sampled, "
-text += "or one pass (over the whole training split): one run. Last column: t interval over seeds (shares on the logit "
-text += "scale); where sampled, bootstrap over documents."
+text += f"one run; one pass, over the whole training split: means of its runs ({how_many}). Last column: t interval "
+text += "over seeds (shares on the logit scale); where sampled, bootstrap over documents."
 results.markdown("answer", [*header, "full minus best asked"], rows, text, tokens=budget.train_tokens)
 
 # %% [markdown]

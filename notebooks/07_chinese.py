@@ -65,6 +65,7 @@ budget = profile.budget(
     reward_titles=(4, 16, 128),  # training titles, for each of which the model writes `reward_drafts` poems
     reward_drafts=(2, 4, 4),
     reward_poems=(8, 32, 128),  # test titles whose poems are then counted
+    reward_seeds=((), (), (3, 4)),  # of marks and reward, added and measured after three seeds had shown too little
     idiom_tokens=(3_000, 10_000, 15_000),
     pack_tokens=(640, 512, 512),  # in one row, which is one optimizer step: a small budget still makes many
     evaluations=(2, 2, 3),  # held-out evaluations of a run, with a checkpoint each
@@ -661,12 +662,14 @@ def asked(arm: str, model, run) -> dict:
 
 
 @functools.cache
-def arms() -> list[dict]:
+def arms(seeds: tuple) -> list[dict]:
     out = []
-    for seed in budget.seeds:
+    for seed in seeds:
         start = with_tones(seed)
         out.append(asked("marks", *start))
         out += [asked(choice, *trained_on_drafts(*start, choice)) for choice in CHOICES]
+    if seeds != budget.seeds:
+        return out
     people = [row["target"] for row in tasks.head(toned["test"], budget.reward_poems)]
     return [*out, {"arm": "people", "seed": 0, "train_tokens": 0, "bits_per_character": math.nan, "samples": people}]
 
@@ -691,12 +694,20 @@ def counted(samples: list[str]) -> dict:
     return out | {"plans": len({text.partition("\n")[0] for text in samples}) / len(samples)}
 
 
-rules = results.table(
-    "reward", lambda: [{k: v for k, v in a.items() if k != "samples"} | counted(a["samples"]) for a in arms()]
-)
-rewarded = results.table(
-    "reward_poems", lambda: [{"arm": a["arm"], "seed": a["seed"], "text": t} for a in arms() for t in a["samples"]]
-)
+def rule_rows(seeds: tuple) -> list[dict]:
+    return [{k: v for k, v in a.items() if k != "samples"} | counted(a["samples"]) for a in arms(seeds)]
+
+
+def poem_rows(seeds: tuple) -> list[dict]:
+    return [{"arm": a["arm"], "seed": a["seed"], "text": text} for a in arms(seeds) for text in a["samples"]]
+
+
+# %% [markdown]
+# - The rows of all arms; those of the seeds that were added stand in tables of their own.
+
+# %%
+rules = results.in_two("reward", rule_rows, budget.seeds, budget.reward_seeds)
+rewarded = results.in_two("reward_poems", poem_rows, budget.seeds, budget.reward_seeds)
 ARMS = {"marks": "planned, tones marked", "first": "then own first drafts", "best": "then own best drafts"}
 by_people, rules = rules[rules["arm"] == "people"].iloc[0], rules[rules["arm"] != "people"]
 rules = rules.assign(label=rules["arm"].map(ARMS))
@@ -718,7 +729,8 @@ named = {name: f"{name}, {seen[name] / 1000:.0f}k" for name in order[3:]}
 drawn, order = drawn.dropna(subset="value").replace({"label": named}), [named.get(name, name) for name in order]
 figure = plots.dots(drawn, "value", "label", "measure", titles, order, top=1, form=".0%", xlabel="share")
 text = (
-    f"The rules in sampled poems, {budget.samples} per model and seed, {budget.reward_poems} in the last three rows; "
+    f"The rules in sampled poems, {budget.samples} per model and seed, {budget.reward_poems} in the last three rows, "
+    f"which have {rules['seed'].nunique()} seeds; "
     "behind a model's name its training tokens in thousands (of the last two, the round's). A text without the form "
     "counts as unrhymed and has no tones; rhymes by a stricter table but for “more poems” and the last three. "
     "People: the test split; chance: their lines and characters shuffled. Dots: seeds; bars: 95 % intervals."
@@ -923,10 +935,11 @@ results.claim("nobody copies marked lines", rules["copied_line"].max() <= 0.01)
 results.claim("the best drafts' models write seven characters alone", by_arm["best"]["seven"].min() == 1)
 
 # %% [markdown]
-# - Against people, the first held-out title's poem by the last seed, and the table of all.
+# - Against people, the first held-out title's poem by the last of the first seeds, and the table of all.
 
 # %%
-plan, *verses = rewarded[rewarded["arm"] == "best"].groupby("seed")["text"].first().iloc[-1].split("\n")
+best = rewarded[(rewarded["arm"] == "best") & (rewarded["seed"] == budget.seeds[-1])]
+plan, *verses = best["text"].iloc[0].split("\n")
 results.value("sample.marks", f"{chinese.marks_kept(chr(10).join(verses)):.0%}")
 verses = "\\\n".join(re.sub("^[-/?]+", r"> `\g<0>` ", verse) for verse in verses)  # a backslash ends a line
 results.block("poem", f"> {plan}\n>\n{verses}")
@@ -944,10 +957,11 @@ for arm, name in named.items():
     shares = [percent(part[m]).removesuffix(" %") for m in measures]
     rows.append([name, *shares, interval(part["bits_per_character"], 2) if arm in by_arm else "-"])
 text = f"Marks and reward, {budget.reward_poems} poems per seed (people: on the same titles; plan alone: "
-text += f"{budget.samples}; -: not counted so). Percent of texts: form, rhyme, different plans; of the quatrains: "
-text += "seven characters a line, and, as a mean, tones; of all pairs of neighbouring characters: different ones. Bits "
-text += "per character of people's poems, plan and marks paid. Mean, 95 % interval."
-results.markdown("rules", ["", *measures.values(), "bits"], rows, text)
+text += f"{budget.samples}, seeds 0 to {budget.seeds[-1]}; -: not counted so). Percent of texts: form, rhyme, "
+text += "different plans; of the quatrains: seven characters a line, and, as a mean, tones; of all pairs of "
+text += "neighbouring characters: different ones. Bits per character of people's poems, plan and marks paid. Mean, "
+text += "95 % interval."
+results.markdown("rules", ["", *measures.values(), "bits"], rows, text, seeds=sorted(rules["seed"].unique()))
 
 # %% [markdown]
 # - Its tables: tokens, before and after, and the plans.
