@@ -16,7 +16,9 @@ def finetune(method: str, seed: int, pairs: list[str], out: Path | None) -> None
     for name, _, text in (pair.partition("=") for pair in pairs):
         if name in ("method", "seed"):
             raise ValueError(f"--set {name}={text}: use --{name} {text}.")
-        kind = fields[name].type if name in fields else str  # finetune lists the known
+        if name not in fields:
+            raise ValueError(f"Setting {name!r} is unknown; known: {', '.join(fields)}.")
+        kind = fields[name].type
         if not text or (kind is bool and text.lower() not in ("true", "false")):
             such = f"{name}=true" if kind is bool else "learning_rate=5e-5"
             raise ValueError(f"--set {name}: give it a value, such as --set {such}.")
@@ -26,8 +28,7 @@ def finetune(method: str, seed: int, pairs: list[str], out: Path | None) -> None
     if os.environ.get("RANK", "0") != "0":
         return
     for name in ("steps", "tokens", "tokens_per_second", "seconds", "peak_megabytes", "held_out_loss"):
-        value = run.summary[name]
-        print(f"{name:18} {results.number(value, 4 * isinstance(value, float))}")
+        print(f"{name:18} {results.number(run.summary[name], 4 * isinstance(run.summary[name], float))}")
     if out:
         run.model.save_pretrained(out)
         base.tokenizer.save_pretrained(out)

@@ -1,8 +1,7 @@
 """WikiText-2, LAMBADA and BLiMP: what fine-tuning forgets, each protocol named.
 
 Four published perplexities of GPT-2 on WikiText-2's test text (29.41, 29.94, 37.37, 43.3) are one model under four
-protocols: every result says its protocol, its counts and its part of the data. `lib.hub.outside` raises Unavailable.
-"""
+protocols: every result says its protocol, its counts and its part of the data. `lib.hub.outside` raises Unavailable."""
 
 import json
 import math
@@ -108,12 +107,9 @@ def lambada(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, document
         encoded.append(Encoded(ids[cut:], max((context or 1) - cut, 1), 0, f"LAMBADA {i}"))
     scored = token_scores(model, encoded, desc="LAMBADA")
     n, nats = len(scored), sum(float(nats.double().sum()) for nats, _ in scored)
-    return {
-        "documents": n,
-        "word_accuracy": sum(bool(greedy.all()) for _, greedy in scored) / n,
-        "word_perplexity": math.exp(nats / n),
-        "last_token_accuracy": sum(bool(greedy[-1]) for _, greedy in scored) / n,
-    }
+    word = sum(bool(greedy.all()) for _, greedy in scored) / n
+    last = sum(bool(greedy[-1]) for _, greedy in scored) / n
+    return {"documents": n, "word_accuracy": word, "word_perplexity": math.exp(nats / n), "last_token_accuracy": last}
 
 
 def blimp(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: int = 0) -> dict:

@@ -1,7 +1,6 @@
 """What makes a step faster and leaves its numbers as they are (tests/test_fast.py holds each against the plain form),
 and the memory that it takes. Measured by `python -m lib bench` and notebook 11: two cores, GPT-2 117M, rows of 2,048.
-Two more stand where they belong: rows without padding in `packing`, the number format in `profile.autocast_dtype`.
-"""
+Two more stand where they belong: rows without padding in `packing`, the number format in `profile.autocast_dtype`."""
 
 import contextlib
 import ctypes
@@ -95,9 +94,8 @@ class _Dropped(torch.autograd.Function):
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """F.dropout; on a CPU with a quarter of its random numbers, which one thread draws while the other waits."""
-    if not training or not p:
-        return x
-    return F.dropout(x, p) if x.device.type != "cpu" or p > 0.99 else _Dropped.apply(x, p)
+    ours = training and 0 < p <= 0.99 and x.device.type == "cpu"
+    return _Dropped.apply(x, p) if ours else F.dropout(x, p, training)
 
 
 class Dropout(nn.Dropout):
@@ -125,12 +123,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None, p=0.0
 @contextlib.contextmanager
 def matmul_precision(name: str) -> Iterator[None]:
     """torch's float32 matmul precision inside; what it was, after."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision(name)
         yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @functools.cache

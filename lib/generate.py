@@ -2,12 +2,11 @@
 
 Decoding is transformers' own; here is what goes wrong around it: batches of unequal prompts, stopping, seeds, number
 formats. Sources of the settings: nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751; beam search with length
-normalisation, Wu et al. 2016, arXiv:1609.08144 (transformers divides by length^a, they by ((5 + length) / 6)^a).
-"""
+normalisation, Wu et al. 2016, arXiv:1609.08144 (transformers divides by length^a, they by ((5 + length) / 6)^a)."""
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
+from unittest import mock
 
 import torch
 from tqdm.auto import tqdm
@@ -59,8 +58,10 @@ def generate(
     device = next(model.parameters()).device
     texts = [""] * len(ids)
     own = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    alone = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **ends, **config)
     bar = tqdm(total=len(ids), desc=desc, unit="text", disable=len(ids) < 2)
-    with own, bar, _decoding(model, tokenizer, max_new_tokens, config):
+    with own, bar, mock.patch.object(model, "generation_config", alone), float32_logits(model), profile.autocast():
         torch.manual_seed(seed)
         for start in range(0, len(order), rows):
             batch = order[start : start + rows]
@@ -88,24 +89,8 @@ def write(prompt: str, run: str | None, samples: int, tokens: int, seed: int) ->
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """One token as a reader can see it: its text, or the bytes of a broken character as <E6 98>, as which two thirds of
     GPT-2's Chinese tokens would else print as U+FFFD."""
-    text = tokenizer.decode([token_id])
-    if "\ufffd" not in text:
+    if "\ufffd" not in (text := tokenizer.decode([token_id])):
         return text
     values = {c: b for b, c in bytes_to_unicode().items()}  # byte-level BPE writes a byte as a letter
     token = tokenizer.convert_ids_to_tokens(token_id)
-    if not all(c in values for c in token):
-        return token
-    return "<" + " ".join(f"{values[c]:02X}" for c in token) + ">"
-
-
-@contextmanager
-def _decoding(model, tokenizer, max_new_tokens: int, settings: Mapping) -> Iterator[None]:
-    """Inside: a generation config of these settings alone, autocast with exact logits, eval mode."""
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    before = model.generation_config
-    model.generation_config = GenerationConfig(max_new_tokens=max_new_tokens, use_cache=True, **ends, **settings)
-    try:
-        with float32_logits(model), profile.autocast():
-            yield
-    finally:
-        model.generation_config = before
+    return f"<{bytes(values[c] for c in token).hex(' ').upper()}>" if set(token) <= values.keys() else token

@@ -1,7 +1,6 @@
 """The Hugging Face hub, or a mirror of it in HF_ENDPOINT; the texts that we may not ship; `python -m lib fetch`.
 
-What arrives is whole, is checked against a SHA-256, and says why when it cannot be had.
-"""
+What arrives is whole, is checked against a SHA-256, and says why when it cannot be had."""
 
 import hashlib
 import os
@@ -73,8 +72,7 @@ def quiet(bars: bool = False):
             stack.callback(log.set_verbosity, log.get_verbosity())
             log.set_verbosity_error()
         if not bars:  # both libraries draw with tqdm itself, which has no switch after import
-            silent = partialmethod(tqdm.__init__, disable=True)
-            stack.enter_context(mock.patch.object(tqdm, "__init__", silent))
+            stack.enter_context(mock.patch.object(tqdm, "__init__", partialmethod(tqdm.__init__, disable=True)))
         yield
 
 
@@ -285,7 +283,6 @@ def _fetch_model() -> tuple[Path, str]:
     folder = MODELS / "gpt2"
     if found := folder if holds_model(folder) else cached_model(GPT2, GPT2_REVISION):
         return found, "already there"
-    MODELS.mkdir(parents=True, exist_ok=True)
     partial = MODELS / ".gpt2.partial"  # kept when the network breaks off: the next run goes on
     try:
         with FileLock(MODELS / ".gpt2.lock"):

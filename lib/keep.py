@@ -32,8 +32,7 @@ DATA = {
 
 def imports(path: Path, anywhere: bool = True) -> set[str]:
     """Dotted names that a file imports; without `anywhere` only those at its top level."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = set()
+    tree, found = ast.parse(path.read_text(encoding="utf-8")), set()
     for node in ast.walk(tree) if anywhere else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -111,8 +110,7 @@ def numbered_anew(text: str, sections: list[str]) -> str:
     """`text` with the subsections of 6 that stay (their old numbers, "6.2") and their appendices in a row, and GONE for
     the others. A number outside the marks is always a section's, since results are never typed."""
     new = {old: f"{old[0]}.{i}" for i, x in enumerate(sections, 1) for old in (x, f"A{x[1:]}")}  # A.3 belongs to 6.3
-    parts = re.split(r"(?m)^(?=#{2,3} )", text)
-    text = "".join(p for p in parts if not re.match(r"### A\.[1-9]", p) or p[4:7] in new)
+    text = "".join(p for p in re.split(r"(?m)^(?=#{2,3} )", text) if not re.match(r"### A\.[1-9]", p) or p[4:7] in new)
     text = re.sub(r"(?<=report\.md#)(6)(\d)", lambda m: new.get(f"6.{m[2]}", "").replace(".", ""), text)  # anchors
     found = re.compile(rf"{fill.MARK.pattern}|\b(?P<section>6\.\d|A\.[1-9])\b(?!\.\d)", re.DOTALL)
     return found.sub(lambda m: new.get(m["section"], GONE) if m["section"] else m[0], text)
@@ -138,7 +136,7 @@ def keep(kept: Iterable[str], yes: bool = False, root: Path = profile.ROOT) -> l
     for path in gone.files:
         profile.remove(path)
     for name, text in gone.texts.items():
-        profile.write_text(root / name, text)
+        profile.write_bytes(root / name, text.encode())
     lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in root.glob("lib/explore/*.py"))
     left = fill.fill(root)
     report = (root / "report.md").read_text(encoding="utf-8").splitlines()

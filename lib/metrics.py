@@ -6,8 +6,7 @@ One function, `score`, measures every model before and after: nats per document.
   2020, "The Pile", arXiv:2101.00027, section 3.1).
 - token perplexity = exp(sum of nats / sum of target tokens). Comparable for one tokenizer only.
 
-EOS is a target token (it costs nats and has no byte); prompt tokens are not; there is no padding.
-"""
+EOS is a target token (it costs nats and has no byte); prompt tokens are not; there is no padding."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,8 @@ from lib import profile
 from lib.fast import ONEDNN_ROWS, matmul_precision, onednn_precision, rows_at_a_time
 from lib.packing import Encoded, document_attention, flatten, pack
 from lib.tasks import encode
+
+FEW = 50  # groups, with fewer than which a percentile bootstrap's interval is too narrow
 
 
 def token_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -56,9 +57,7 @@ def float32_logits(model: PreTrainedModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def token_scores(
-    model: PreTrainedModel, encoded: Sequence[Encoded], pack_length: int = 2_048, desc: str = "scoring"
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def token_scores(model, encoded: Sequence[Encoded], pack_length: int = 2_048, desc: str = "scoring") -> list[tuple]:
     """Per document, in the order given: the nats of each target token, float32 (n,), and whether it is the model's most
     probable token, bool (n,). Documents share rows of `pack_length` tokens without seeing each other. The first token
     of a document without a prompt has nothing before it and is not scored. Raises ValueError for fewer than 2 tokens.
@@ -111,9 +110,6 @@ def describe(scores: pd.DataFrame) -> dict[str, float]:
     return ratios | {"nats": nats, "tokens": tokens, "bytes": size, "documents": len(scores)}
 
 
-FEW = 50  # groups, with fewer than which a percentile bootstrap's interval is too narrow
-
-
 def mean_interval(values: Sequence[float], top: float = math.inf) -> tuple[float, float, float]:
     """Mean over seeds and its two-sided 95 % t interval: (mean, low, high), nan bounds for one value. That of shares of
     `top` (1, or 100 for percent) is on the logit scale, so that it stays between 0 and `top` (Korn and Graubard 1998).
@@ -148,8 +144,7 @@ def paired(before, after, numerator: str = "nats", denominator: str | None = "by
         raise ValueError("The runs scored different documents: score the same examples in one order.")
     sizes = first[denominator].to_numpy(float) if denominator else np.ones(len(first))
     b, a = (np.mean([frame[numerator].to_numpy(float) for frame in side], axis=0) for side in sides)
-    groups = list(first.get("group", first["id"]))
-    sums = pd.DataFrame({"gap": scale * (a - b), "d": sizes}).groupby(groups).sum()
+    sums = pd.DataFrame({"gap": scale * (a - b), "d": sizes}).groupby(list(first.get("group", first["id"]))).sum()
     gap, d, n = sums["gap"].to_numpy(), sums["d"].to_numpy(), len(sums)
     left = gap - d * gap.sum() / d.sum()  # residuals of the ratio
     half = stats.t.ppf(0.975, n - 1) * stats.sem(left) * n / d.sum() if n > 1 else math.nan

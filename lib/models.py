@@ -180,15 +180,12 @@ def _base(model, tokenizer, name, source, revision, why) -> Base:
 
 
 # The stand-in: wherever `pip install` works, the coursework runs
-
-
 def build_stand_in() -> Path:
     """data/models/stand_in with the converted model, made once and again if damaged; a second process waits for the
     first. What an interrupted run leaves is removed by the next. Raises Unavailable."""
     folder = hub.MODELS / "stand_in"
     if holds_model(folder):  # without the lock: a folder that may only be read needs none
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if holds_model(folder):
             return folder

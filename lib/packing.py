@@ -2,8 +2,7 @@
 
 Whole documents are laid end to end in one row; each keeps its own `position_ids` from 0 and attends to itself alone.
 That is exact: the logits equal those of one document at a time (tests/test_packing.py). Masks, positions: Krell et al.
-2021, "Efficient sequence packing without cross-contamination", arXiv:2107.02027; first fit decreasing: Johnson 1973.
-"""
+2021, "Efficient sequence packing without cross-contamination", arXiv:2107.02027; first fit decreasing: Johnson 1973."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -82,16 +81,13 @@ def document_attention(model: PreTrainedModel) -> Iterator[None]:
 
 def pack(documents: Sequence[Encoded], pack_length: int) -> list[list[int]]:
     """Rows of document indices by first fit decreasing, each at most `pack_length` tokens or one longer document."""
-    rows, room = [], []  # indices; tokens that still fit
+    rows, room = [[] for _ in documents], [pack_length] * len(documents)  # indices; tokens that still fit
     for i in sorted(range(len(documents)), key=lambda i: -len(documents[i].input_ids)):
         n = len(documents[i].input_ids)
-        r = next((r for r, free in enumerate(room) if n <= free), len(rows))
-        if r == len(rows):
-            rows.append([])
-            room.append(pack_length)
+        r = next(r for r, free in enumerate(room) if n <= free or not rows[r])
         rows[r].append(i)
         room[r] -= n
-    return rows
+    return [row for row in rows if row]
 
 
 def flatten(documents: Sequence[Encoded]) -> dict[str, torch.Tensor]:
@@ -109,24 +105,19 @@ def flatten(documents: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         keep += range(start + first - 1, start + n - 1)
         labels += doc.input_ids[first:]
         owner += [d] * (n - first)
-    return {
-        "input_ids": torch.tensor([ids]),
-        "position_ids": torch.tensor([positions]),
-        "cu_seq_lens_q": torch.tensor(bounds, dtype=torch.int32),
-        "logits_to_keep": torch.tensor(keep),
-        "labels": torch.tensor([labels]),
-        "document": torch.tensor(owner),
-    }
+    row = {"input_ids": [ids], "position_ids": [positions], "labels": [labels]}
+    row |= {"logits_to_keep": keep, "document": owner}
+    row = {name: torch.tensor(numbers) for name, numbers in row.items()}
+    return row | {"cu_seq_lens_q": torch.tensor(bounds, dtype=torch.int32)}
 
 
 def draw(documents: Sequence, tokens: int, seed: int | None, size=lambda document: len(document.input_ids)) -> list:
     """Documents in a random order of `seed` (None: as they stand), epoch after epoch, until `tokens` tokens are drawn;
     `size` measures a document in something else."""
-    generator = torch.Generator().manual_seed(seed or 0)
+    generator, n = torch.Generator().manual_seed(seed or 0), len(documents)
     drawn, total, order = [], 0, []
     while total < tokens:
         if not order:
-            n = len(documents)
             order = [*range(n)] if seed is None else torch.randperm(n, generator=generator).tolist()
         drawn.append(documents[order.pop(0)])
         total += size(drawn[-1])

@@ -2,8 +2,7 @@
 
 Every figure is drawn from plain tables, so that it can be drawn again from data/results alone, and is as wide as the
 report's text: letters are printed as large as they are set, at least 7 points.
-Colours: Paul Tol's medium-contrast scheme (personal.sron.nl/~pault); line styles and markers repeat the distinction.
-"""
+Colours: Paul Tol's medium-contrast scheme (personal.sron.nl/~pault); line styles and markers repeat the distinction."""
 
 import importlib.util
 import inspect
@@ -119,9 +118,8 @@ def before_after(df: pd.DataFrame, measures: Mapping[str, str]):
             for (value, name), (side, shift) in zip(pair, (("right", -3), ("left", 3)), strict=True):
                 text = f"{value:.{digits}f}" if y else f"{name}\n{value:.{digits}f}"
                 note(ax, text, (value, y), (shift, 7), ha=side, fontsize=9)
-        ax.set_title(title)
         ax.margins(x=0.25)
-        ax.set_ylim(len(methods) - 0.5, -0.9)
+        ax.set(title=title, ylim=(len(methods) - 0.5, -0.9))
         ax.grid(axis="y", visible=False)
         ax.set_yticks(range(len(methods)), methods)
     return fig
@@ -161,10 +159,9 @@ def dots(
             ax.plot(values, [y] * len(values), "o", color=INK, markersize=2.5, zorder=3)
             note(ax, f"{mean:{form}}", (mean, y), (0, 6), ha="center")
         ax.set_yticks(range(len(names)), names)
-        ax.set_ylim(most - 0.5, -0.8)
         ax.grid(axis="y", visible=False)
         ax.margins(x=0.12)
-        ax.set(title=titles[key], xlabel=xlabel or value)
+        ax.set(title=titles[key], xlabel=xlabel or value, ylim=(most - 0.5, -0.8))
         if rows:
             ax.label_outer()
     return fig
@@ -239,11 +236,10 @@ def lines(
             if top is not None and (above := mean[mean > top]).size:
                 at, offset = (above.index[0], top), (0, -3 - 10 * i)
                 note(ax, f"{name}: up to {above.max():.1f}", at, offset, va="top", ha="right", color=COLORS[i % 7])
-                mean = mean.clip(upper=top)
+            mean, low, high = (x.clip(upper=top) for x in (mean, low, high))
             style = {"marker": MARKERS[i % 7] if len(mean) <= 20 else "", "markersize": 3.5} | look(i)
             ax.plot(mean.index, mean, label=str(name), **style)
-            low, high, color = low.clip(upper=top), high.clip(upper=top), COLORS[i % 7]
-            ax.fill_between(mean.index, low, high, color=color, alpha=0.15, linewidth=0)
+            ax.fill_between(mean.index, low, high, color=COLORS[i % 7], alpha=0.15, linewidth=0)
         if logx:
             ticks = sorted(part[x].unique())
             ax.set_xscale("log", base=2)
@@ -254,8 +250,7 @@ def lines(
             if ax.get_ylim()[1] < 10 * ax.get_ylim()[0]:  # else its ticks would be such as 9 x 10^1
                 ax.yaxis.set_major_formatter("{x:g}")
                 ax.yaxis.set_minor_formatter("{x:g}")
-        ax.set_title(str(title))
-        ax.set_xlabel(xlabel or x)
+        ax.set(title=str(title), xlabel=xlabel or x)
     for ax in axes[0]:  # behind the last panel's lines, which share the axis
         if top is not None:
             ax.set_ylim(top=top)

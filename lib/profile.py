@@ -78,11 +78,6 @@ def _patiently(change: Callable[[], None], failed: str, needed: bool = True) -> 
     return print(why)
 
 
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of `text` as UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
-
-
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `path` whole or not at all: a temporary file beside it, flushed to disk, then `replace`. Raises OSError in
     one sentence where the disk is full, the folder can't be written or the file is held; what stood there stays."""

@@ -26,7 +26,7 @@ from statsmodels.stats.multitest import multipletests
 
 from lib import profile
 from lib.metrics import mean_interval
-from lib.profile import write_bytes, write_text
+from lib.profile import write_bytes
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "sacrebleu", "numpy", "scipy")
 
@@ -105,17 +105,10 @@ class Results:
         """Of the run that measured the tables: model, profile, seeds, machine, commit, versions, datasets."""
         if self.stored and self._kept_provenance():
             return self._file["provenance"]
-        return {
-            "base_model": self.base.name if self.base else None,
-            "stand_in": self.base.stand_in if self.base else None,
-            "parameters": self.base.parameters if self.base else None,
-            "profile": profile.name(),
-            "seeds": list(self.seeds),
-            **self._made(),
-            "wall_seconds": round(time.monotonic() - self.began, 1),
-            "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
-            "data": dict(data or {}),
-        }
+        found = {"base_model": getattr(self.base, "name", None), "stand_in": getattr(self.base, "stand_in", None)}
+        found |= {"parameters": getattr(self.base, "parameters", None), "profile": profile.name()}
+        found |= {"seeds": list(self.seeds), **self._made(), "wall_seconds": round(time.monotonic() - self.began, 1)}
+        return found | {"versions": {p: importlib.metadata.version(p) for p in PACKAGES}, "data": dict(data or {})}
 
     def caption(self, text: str, tokens: int | None = None, scratch=False, seeds: Sequence[int] | None = None) -> str:
         """`text` and what its numbers hang on: seeds (all of the run's; () for none), training tokens per run, and that
@@ -188,7 +181,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence], left: int = 
 
 def number(x: float, digits: int = 3, sign: bool = False) -> str:
     """`-` for what was not measured."""
-    return "-" if pd.isna(x) else f"{x:{'+' if sign else ''},.{digits}f}"
+    return "-" if pd.isna(x) else f"{round(x, digits) + 0.0:{'+' if sign else ''},.{digits}f}"  # no -0.0
 
 
 def span(mean: float, low: float, high: float, digits: int = 3, sign: bool = False) -> str:
@@ -227,15 +220,14 @@ def listed(names: Sequence) -> str:
 
 
 def write_json(path: Path, value) -> None:
-    """`write_text` of `value` as indented JSON; NaN and infinities become null, which JSON can hold."""
-    write_text(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """`write_bytes` of `value` as indented JSON; NaN and infinities become null, which JSON can hold."""
+    write_bytes(path, (json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def kept(path: Path, settings: Sequence, make: Callable[[], dict]) -> dict:
     """`make()`'s JSON object, kept in `path`-<hash of settings>.json and read back from there: an interrupted notebook
     goes on where it stopped."""
-    key = hashlib.sha256(repr(settings).encode()).hexdigest()[:10]
-    path = path.with_name(f"{path.name}-{key}.json")
+    path = path.with_name(f"{path.name}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:10]}.json")
     if not path.exists():
         write_json(path, make())
     return json.loads(path.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
 from lib import profile  # and not lib.results, whose libraries would hold 0.2 GB beside every kernel
-from lib.profile import write_text
+from lib.profile import write_bytes
 
 FOLDER = profile.ROOT / "notebooks"
 METADATA = {"jupytext", "kernelspec", "language_info", "lines_to_next_cell", "tags"}  # of notebooks and cells, kept
@@ -55,7 +55,7 @@ def execute(source: Path) -> Path:
         client.execute()
     except CellExecutionError as error:
         text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # without colours
-        write_text(path := profile.output_root() / "build" / f"{source.stem}.traceback.txt", text)
+        write_bytes(path := profile.output_root() / "build" / f"{source.stem}.traceback.txt", text.encode())
         above = [line for line in text.splitlines() if line.startswith(("---->", "Cell In"))][-2:]
         said = "\n".join([f"{source.stem} stopped: {error.ename}: {error.evalue}", *above, f"The traceback: {path}"])
         raise RuntimeError(said) from None
@@ -68,7 +68,7 @@ def execute(source: Path) -> Path:
     finally:
         client.bar.close()
     target = profile.kept_root() / "notebooks" / f"{source.stem}.ipynb"
-    write_text(target, jupytext.writes(notebook, "ipynb"))
+    write_bytes(target, jupytext.writes(notebook, "ipynb").encode())
     tidy([target])
     print(f"=== {source.stem} done: {target} ===", flush=True)
     print("".join(o.get("text", "") for o in client.last.outputs), end="", flush=True)
@@ -92,7 +92,7 @@ def tidy(files: Iterable[Path]) -> None:
                     cell.outputs.remove(output)
                 elif "text" in output:
                     output["text"] = text.replace(f"{profile.ROOT}{os.sep}", "")
-        write_text(path, nbformat.writes(notebook) + "\n")
+        write_bytes(path, (nbformat.writes(notebook) + "\n").encode())
 
 
 class ShownClient(NotebookClient):

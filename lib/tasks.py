@@ -1,8 +1,7 @@
 """Datasets as (prompt, target) documents: where they come from, how they are split and checked.
 
 prompt + target is the plain document; a generation for the prompt gives the target, then EOS. A text has no prompt and
-follows EOS. The forms that a file may have, and the cards of the shipped sets: data/README.md.
-"""
+follows EOS. The forms that a file may have, and the cards of the shipped sets: data/README.md."""
 
 import codecs
 import csv
@@ -81,8 +80,6 @@ def load_task(name: str | os.PathLike | None = None, base=None) -> Task:
 
 
 # --- a file's records, ("path, line N", object) each; every reader raises ValueError that begins with the place
-
-
 def _decoded(path: Path) -> str:
     """UTF-8, or UTF-16 by its mark."""
     data = path.read_bytes()
@@ -148,8 +145,6 @@ READERS[".txt"] = lambda path: (  # one text, or several with <|endoftext|> betw
 
 
 # --- from a record to its prompt and target; ValueError says what is wrong, `_rows` where
-
-
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f'"{key}" holds {type(value).__name__}, not a string; quote it.')
@@ -366,6 +361,5 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping], max_leng
         if len(ids) > max_length:
             too_long = f"Document {row['id']} is {len(ids)} tokens long and the limit {max_length}"
             raise ValueError(f"{too_long}: shorten it, split it into several, or raise max_length.")
-        size = len(row["target"].encode("utf-8"))
-        documents.append(Encoded(ids, len(ids) - len(target) - 1, size, row["id"]))
+        documents.append(Encoded(ids, len(ids) - len(target) - 1, len(row["target"].encode("utf-8")), row["id"]))
     return documents

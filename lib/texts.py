@@ -3,8 +3,7 @@
 `predictions` are texts, `references` for each prediction a list of texts, or one. sacrebleu (Post 2018) counts BLEU
 and chrF, rouge-score ROUGE-L. Beside the published E2E rows (tuetschek/e2e-metrics): `bleu` with
 `lowercase=True` and `nist` follow mteval-13a's definition, but those rows may score detokenised text, and mteval counts
-the empty strings that pad its files. ROUGE-L and CIDEr of those rows: notebook 03.
-"""
+the empty strings that pad its files. ROUGE-L and CIDEr of those rows: notebook 03."""
 
 import math
 import re
@@ -70,8 +69,7 @@ def nist(predictions: Sequence[str], references: Sequence) -> float:
     nltk's corpus_nist, the single best one), and the length goes against the references' average."""
     tokenizer = BLEU(tokenize="13a").tokenizer
     split = cache(lambda text: tokenizer(text.lower()).split())
-    lists = _lists(predictions, references)
-    counts: Counter = Counter()
+    lists, counts = _lists(predictions, references), Counter()
     for tokens in (split(r) for rs in lists for r in rs):
         counts[()] += len(tokens)
         counts.update(everygrams(tokens, max_len=5))

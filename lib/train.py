@@ -1,8 +1,7 @@
 """Fine-tuning on transformers' Trainer: completion-only loss over packed documents.
 
 `finetune` is idempotent: a run is named by a hash of everything that decides its outcome. A finished
-run is loaded, an interrupted one goes on from its last whole checkpoint, a new one starts.
-"""
+run is loaded, an interrupted one goes on from its last whole checkpoint, a new one starts."""
 
 import contextlib
 import copy
@@ -80,8 +79,6 @@ class Settings:
 
 
 # --- methods: model, settings -> model whose trainable parameters are the ones to train
-
-
 def with_lora(model: nn.Module, settings: Settings) -> nn.Module:
     """Low-rank updates, alpha twice the rank (Hu et al. 2021, arXiv:2106.09685), of every linear map and not of query
     and value alone: needed to match full fine-tuning (Dettmers et al. 2023, QLoRA, arXiv:2305.14314, figure 2)."""

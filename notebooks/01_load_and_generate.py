@@ -19,8 +19,7 @@
 #
 # If GPT-2 is not within reach, a stand-in of the same size is loaded and says so. The structure below is
 # then still GPT-2's, from its configuration, and section 2.6 names what differs.
-
-# %% [markdown]
+#
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 # - JupyterLab saves what you ran: stepping through with `PROFILE=fast` replaces the outputs that are kept in git;
 #   `git checkout notebooks/*.ipynb` brings them back.
@@ -55,27 +54,22 @@ from lib.results import Results
 pd.set_option("display.max_colwidth", 160, "display.max_rows", 80)
 
 # %% [markdown]
-# - How much is generated, as (fast, cpu, full). Nothing is trained here.
-
-# %%
-budget = profile.budget(sample_tokens=(24, 120, 160), continuation_tokens=(24, 30, 30), batch_tokens=(20, 20, 20))
-
-# %% [markdown]
 # ## 1 Load the model
 #
 # - One line says which model came, from where, and whether it is the stand-in. The order of places is in
 #   `lib/models.py`: `BASE_MODEL`, a local folder, the Hugging Face cache, the hub or a mirror, the stand-in.
 # - Everything below that depends on the loaded model carries its name; a stand-in's number is never GPT-2's.
+# - How much is generated, as (fast, cpu, full). Nothing is trained here.
 
 # %%
+budget = profile.budget(sample_tokens=(24, 120, 160), continuation_tokens=(24, 30, 30))
 base = models.load_base()
 model, tokenizer = base.model, base.tokenizer
 results = Results("01_load_and_generate", base=base, seeds=[0, 1, 2])
 if results.stored and base.name != (stored := results.provenance()["base_model"]):
     raise RuntimeError(f"The stored numbers are of {stored}, and {base.name} was loaded: run without RESULTS=stored.")
 
-untrained = base.name == models.TINY  # PROFILE=fast runs on a tiny random model
-of_what = base.name + ", not GPT-2 117M" * base.stand_in + ", untrained" * untrained
+of_what = base.name + ", not GPT-2 117M" * base.stand_in + ", untrained" * (base.name == models.TINY)
 print(f"Profile {profile.name()}. Measured below: {of_what}.")
 
 # %% [markdown]
@@ -258,8 +252,6 @@ plots.source(gpt2.block, gpt2.blocks, gpt2.forward)
 # - The same weights and ids through transformers' own GPT-2: the largest difference of a logit must stay
 #   below $10^{-4}$. With the stand-in loaded the weights are random, every norm and bias too, so that none
 #   of them can hide a mistake; the size is that of GPT-2 117M (under `fast`, the tiny model's own).
-
-# %% [markdown]
 # - **No look into the future**: with every token from place 12 on replaced, the logits of the places before
 #   stay as they were. A model that fails this test has a perplexity that means nothing.
 
@@ -276,14 +268,12 @@ def verify() -> list[dict]:
     changed[:, 12:] = (changed[:, 12:] + 1) % V
     moved = (gpt2.forward(params, changed, n_head) - ours).abs().amax((0, 2))  # (T,)
     leak, after = moved[:12].max().item(), moved[12:].max().item()
-    print(f"Places 0 to 11 moved by {leak:.1e}, places 12 to 23 by up to {after:.2f}.")
     assert difference < 1e-4 and leak < 1e-5 < after
     return [{"parameters": size, "largest_difference": difference, "future_leak": leak}]
 
 
 forward = results.table("forward", verify).iloc[0]
-print(f"{forward.parameters:,.0f} parameters, largest difference {forward.largest_difference:.1e}, ", end="")
-print(f"earlier places moved by {forward.future_leak:.1e}")
+forward
 
 # %% [markdown]
 # ### 2.6 What differs in the loaded model
@@ -342,10 +332,8 @@ TEXTS = {
     "Chinese": "自然语言处理是人工智能的一个分支。",
     "Tang poem": "床前明月光，疑是地上霜。",
 }
-cut = {
-    name: [generate.token_text(tokenizer, i) for i in tokenizer(text, add_special_tokens=False).input_ids]
-    for name, text in TEXTS.items()
-}
+ids = tokenizer([*TEXTS.values()], add_special_tokens=False).input_ids
+cut = {name: [generate.token_text(tokenizer, i) for i in row] for name, row in zip(TEXTS, ids, strict=True)}
 figure = plots.strips({"tokens, and how many": cut})
 
 # %% [markdown]
@@ -386,10 +374,9 @@ tokens.round(2)
 # %%
 PROMPT = "The weather was cold, so she put on her"
 prompt_ids = tokenizer(PROMPT, add_special_tokens=False).input_ids
-identity, top_k, top_p = (lambda ids, logits: logits), transformers.TopKLogitsWarper, transformers.TopPLogitsWarper
-SETTINGS = {"greedy": top_k(1), "temperature 0.7": transformers.TemperatureLogitsWarper(0.7)}
-SETTINGS |= {"temperature 1.0": identity, "temperature 1.3": transformers.TemperatureLogitsWarper(1.3)}
-SETTINGS |= {"top-k 5": top_k(5), "top-p 0.9": top_p(0.9)}
+warm, top_k = transformers.TemperatureLogitsWarper, transformers.TopKLogitsWarper
+SETTINGS = {"greedy": top_k(1)} | {f"temperature {x}": warm(x) for x in (0.7, 1.0, 1.3)}
+SETTINGS |= {"top-k 5": top_k(5), "top-p 0.9": transformers.TopPLogitsWarper(0.9)}
 
 
 @torch.no_grad()
@@ -483,11 +470,10 @@ beams.round(3)
 
 # %%
 def continue_prompt() -> pd.DataFrame:
-    runs = [(name, seed) for name in sorted(generate.DECODING) for seed in ((0, 1, 2) if name == "sample" else (0,))]
-    table = pd.DataFrame(runs, columns=["decoding", "seed"])
-    length, rules = budget.continuation_tokens, generate.DECODING
-    texts = [generate.generate(model, tokenizer, [PROMPT], length, seed=s, **rules[name])[0] for name, s in runs]
-    return table.assign(text=texts)
+    runs = [(name, seed) for name in sorted(generate.DECODING) for seed in (results.seeds if name == "sample" else [0])]
+    write = functools.partial(generate.generate, model, tokenizer, [PROMPT], budget.continuation_tokens)
+    texts = [write(seed=seed, **generate.DECODING[name])[0] for name, seed in runs]
+    return pd.DataFrame(runs, columns=["decoding", "seed"]).assign(text=texts)
 
 
 continuations = results.table("continuations", continue_prompt)
@@ -553,15 +539,14 @@ padding.assign(largest_difference=padding.largest_difference.map("{:.1e}".format
 # %%
 def continued(prompts: list[str]) -> list[str]:
     given = tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
-    out = model.generate(**given, max_new_tokens=budget.batch_tokens, do_sample=False)
+    out = model.generate(**given, max_new_tokens=20, do_sample=False)
     return tokenizer.batch_decode(out[:, given.input_ids.shape[1] :], skip_special_tokens=True)
 
 
 def batch_or_alone() -> pd.DataFrame:
     together, alone = continued(PROMPTS), [continued([prompt])[0] for prompt in PROMPTS]
     table = pd.DataFrame({"prompt": PROMPTS, "tokens": list(map(len, rows))})
-    same = [a == b for a, b in zip(together, alone, strict=True)]
-    return table.assign(padding=table.tokens.max() - table.tokens, text=together, same=same)
+    return table.assign(padding=table.tokens.max() - table.tokens, text=together, same=lambda t: t.text == alone)
 
 
 batch = results.table("batch", batch_or_alone)
@@ -637,6 +622,7 @@ heads.round(3)
 
 # %% [markdown]
 # - The weights of these four heads, a row of the table per pair of tokens, and the tokens themselves.
+# - The maps: a dark line beside the diagonal is the token before, a dark column the token that many look at.
 
 
 # %%
@@ -651,10 +637,6 @@ attention = results.table("attention", weights)
 names = [{"place": i, "token": generate.token_text(tokenizer, t)} for i, t in enumerate(ids_of(SENTENCE)[0].tolist())]
 words = results.table("attention_tokens", lambda: names).token.map(plots.visible)
 
-# %% [markdown]
-# - The maps: a dark line beside the diagonal is the token before, a dark column the token that many look at.
-
-# %%
 side = min(4.2, 1.0 + 0.14 * len(words))  # inches
 figure, axes = plt.subplots(2, 2, sharex=True, sharey=True, figsize=(2 * side + 0.8, 2 * side))
 for ax, head in zip(axes.flat, heads.itertuples(), strict=True):
@@ -676,6 +658,7 @@ _ = figure.colorbar(image, ax=axes, label="attention weight", shrink=0.6, aspect
 #   RoPE (the stand-in): the relative score $\frac{2}{D}\sum_i \cos((m - n)\,\theta_i)$ of a query at $m$ and
 #   a key at $n$, both of ones, a property of the formula and not of training.
 # - A learned table with random weights shows noise; only a trained one has anything to say.
+# - The matrix, kept in coarse steps: look at how the likeness falls off beside the diagonal.
 
 # %%
 length = min(1024, model.config.max_position_embeddings)
@@ -689,10 +672,6 @@ else:  # float64: at position 1,000 float32 has only four digits of the angle's 
     similarity = (angles.cos() @ angles.cos().T + angles.sin() @ angles.sin().T) / angles.shape[1]
     similarity, what = similarity.float(), "RoPE's relative score"
 
-# %% [markdown]
-# - The matrix, kept in coarse steps: look at how the likeness falls off beside the diagonal.
-
-# %%
 step = max(1, len(similarity) // 32)
 coarse = similarity[::step, ::step].numpy()
 m, n = np.tril_indices(len(coarse))
@@ -733,8 +712,7 @@ task = tasks.load_task(base=base)
 
 def before() -> pd.DataFrame:
     rows = pd.DataFrame(tasks.head(task["validation"], 3))[["id", "prompt", "target"]]
-    choice = generate.DECODING["sample"]
-    texts = generate.generate(model, tokenizer, rows.prompt.tolist(), budget.sample_tokens, **choice)
+    texts = generate.generate(model, tokenizer, [*rows.prompt], budget.sample_tokens, **generate.DECODING["sample"])
     return rows.assign(text=texts, task=task.name, stage="before")[["id", "prompt", "text", "target", "task", "stage"]]
 
 
@@ -803,9 +781,8 @@ for r in continuations.sort_values("decoding", key=lambda names: names != "greed
 text = f"“{PROMPT}” continued by at most {budget.continuation_tokens} tokens: greedy, {beam['num_beams']} beams, and "
 text += f"sampled at temperature {sample['temperature']} with top-p {sample['top_p']}. / is a line's end."
 results.markdown("continuations", ["rule", "what the model goes on with"], cells, text, left=2, seeds=())
-ended = traced.token_1.iloc[-1] == tokenizer.eos_token
 results.value("trace.question", QUESTION)
-results.claim("the traced answer ends", bool(ended))
+results.claim("the traced answer ends", traced.token_1.iloc[-1] == tokenizer.eos_token)
 cells = [
     [r["step"], r["read"], *(f"`{r[f'token_{i}']}` {r[f'probability_{i}']:.2f}" for i in (1, 2, 3))]
     for r in traced.replace(" ", "␣", regex=True).to_dict("records")

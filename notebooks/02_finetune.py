@@ -17,8 +17,7 @@
 # One function, `lib.train.finetune`, teaches the base model a task by three methods. This notebook shows the
 # data it learns from, the loss it minimises, the curves, and what each method costs. Whether the result is
 # any good is the question of notebook 03.
-
-# %% [markdown]
+#
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
@@ -57,7 +56,7 @@ from lib.results import Results, by_seed, interval, kept, markdown_table, number
 # %% [markdown]
 # - `train.BUDGET` is shared with notebook 03 and `python -m lib finetune`; the rest is this notebook's.
 # - In profile `full` two cores take about 40 minutes for the runs, 20 for E2E, 25 for the grids, 30 for the learning
-#   curve and 130 for one pass over the training split by each method; E2E's five passes and its own grids are a GPU's.
+#   curve and 300 for the passes over the training split, four runs; E2E's five passes and its own grids are a GPU's.
 
 # %%
 BUDGET = train.BUDGET | {
@@ -107,12 +106,15 @@ statistics
 # %% [markdown]
 # - Three documents, as the model sees them: the target, which it learns, stands in «», and what is before it is the
 #   prompt. Here a prompt and a target that run into each other show, before anything is trained.
+# - Lengths in tokens of the loaded model's tokenizer. All fit one row: what was longer is cut or left out above.
 
 # %%
 example = task["train"][0]
 for row, document in zip(tasks.head(task["train"], 3), encoded["train"], strict=False):
     tokens = f"{document.prompt_length} + {len(document.input_ids) - document.prompt_length} tokens"
     print(f"[{row['id']}, {tokens}]\n{row['prompt']}«{row['target']}»\n")
+lengths = pd.DataFrame({split: pd.Series([len(d.input_ids) for d in encoded[split]]) for split in encoded})
+_ = lengths.plot.hist(bins=40, subplots=True, figsize=(6.4, 4), xlabel="tokens per document", ylabel="documents")
 
 # %% [markdown]
 # - How a shipped task came about: documents left after each step of its script in `data`.
@@ -121,13 +123,6 @@ for row, document in zip(tasks.head(task["train"], 3), encoded["train"], strict=
 cards = {path.parent.name: json.loads(path.read_text("utf-8")) for path in profile.DATA.glob("*/card.json")}
 stages = cards.get(task.name, {}).get("stages", {})
 pd.Series(stages, name="documents", dtype=int).to_frame() if stages else f"{task.name} does not ship with the project."
-
-# %% [markdown]
-# - Lengths in tokens of the loaded model's tokenizer. All fit one row: what was longer is cut or left out above.
-
-# %%
-lengths = pd.DataFrame({split: pd.Series([len(d.input_ids) for d in encoded[split]]) for split in encoded})
-_ = lengths.plot.hist(bins=40, subplots=True, figsize=(6.4, 4), xlabel="tokens per document", ylabel="documents")
 
 # %% [markdown]
 # ## The loss
@@ -139,15 +134,10 @@ _ = lengths.plot.hist(bins=40, subplots=True, figsize=(6.4, 4), xlabel="tokens p
 # - Documents are packed end to end into rows without padding. Each keeps positions from 0 and attends to
 #   itself alone, so packing changes the speed and not the loss (`tests/test_packing.py`).
 # - The logits are computed at target positions only: with a vocabulary of tens of thousands they are the
-#   largest tensor of a step.
+#   largest tensor of a step. Below the code a packed row of this task.
 
 # %%
-plots.source(train.completion_loss, packing.attend_within_documents)
-
-# %% [markdown]
-# - A packed row of this task: how many documents share it, and how much of it is target.
-
-# %%
+display(plots.source(train.completion_loss, packing.attend_within_documents))
 row = packing.rows(encoded["train"][:200], budget.pack_length, 1)[0]
 batch = train.collate([row])
 share = (batch["labels"] != -100).float().mean().item()
@@ -224,6 +214,7 @@ summary[[*columns, "seconds", "peak_megabytes", "held_out_loss"]].round(3)
 
 # %% [markdown]
 # - Held-out bits per byte against training tokens: seeds thin, their mean bold.
+# - What the training loss did, step by step, in nats per target token.
 
 
 # %%
@@ -238,11 +229,6 @@ main = history[history["task"] == task.name].replace({"method": labels})
 figure = plots.loss_curves(main)
 text = f"Held-out bits per byte of {task.name} in fine-tuning: seeds thin, their mean bold; the last blocks with one."
 results.figure(figure, "02_curves", text, tokens=budget.train_tokens)
-
-# %% [markdown]
-# - What the training loss did, step by step, in nats per target token.
-
-# %%
 figure = plots.loss_curves(main, "train_loss", ylabel="training loss, nats per target token")
 
 # %% [markdown]
@@ -251,6 +237,7 @@ figure = plots.loss_curves(main, "train_loss", ylabel="training loss, nats per t
 # - A grid per method around the rate in use (`train.LEARNING_RATES`), each run scored on the validation documents that
 #   the runs above are watched on. Seed 0 alone: enough for rates that lie a factor of three apart.
 # - E2E gets its own, after a quarter of a pass, and a second schedule at the middle rate.
+# - Bits per byte by rate; none where a rate was not tried for that method, or its run diverged.
 
 
 # %%
@@ -272,11 +259,6 @@ def tried(t, method: str, rate: float, schedule: str) -> dict:
 trials = [(task, method, rate, "cosine") for method, some in budget.rates.items() for rate in some]
 for method, some in budget.e2e_rates.items() if e2e else ():
     trials += [(e2e, method, rate, "cosine") for rate in some] + [(e2e, method, some[1], "linear")]
-
-# %% [markdown]
-# - Bits per byte by rate; none where a rate was not tried for that method, or its run diverged.
-
-# %%
 rates = results.table("rates", lambda: [tried(*trial) for trial in trials], optional=True)
 if len(rates):
     index = ["task", "schedule", "method"]
@@ -480,9 +462,10 @@ def against_yardsticks():
     for i, (_, runs) in enumerate(passed.groupby("method", sort=False) if len(passed) else ()):
         look = {"color": plots.COLORS[i], "markersize": 5, "markerfacecolor": "none"}
         near.plot(runs["train_tokens"], runs["bits_per_byte"], plots.MARKERS[i], **look)
-    near.set(xscale="log", xlabel="training tokens", ylabel="bits per byte")
-    near.set_xticks([*sizes, whole], [f"{n:,}" for n in [*sizes, whole]], rotation=30)
+    near.set(xscale="log", xlabel="thousand training tokens")
+    near.set_xticks([*sizes, whole], [f"{n / 1000:,.0f}" for n in [*sizes, whole]])
     near.minorticks_off()
+    figure.supylabel("bits per byte", fontsize=plt.rcParams["axes.labelsize"])
     for ax in (far, near):
         ax.margins(y=0.15)
         plots.label_lines(ax)
@@ -620,9 +603,8 @@ results.value("start", number(came.loc[task.name, "full"]["start"].mean()))
 # %%
 rows = []
 for (name, method), runs in summary.groupby(["task", "method"], sort=False):
-    progress, one = came.loc[name, method], runs.iloc[0]
-    about = [name, labels.get(method, method), f"{one['trainable_parameters']:,}"]
-    about += [f"{one['learning_rate']:g}", len(runs)]
+    progress, r = came.loc[name, method], runs.iloc[0]
+    about = [name, labels.get(method, method), f"{r['trainable_parameters']:,}", f"{r['learning_rate']:g}", len(runs)]
     about += [f"{runs['tokens'].mean():,.0f}", f"{runs['steps'].mean():.0f}"]
     rows.append([*about, number(progress["start"].mean()), interval(progress["best"])])
 header = ["task", "method", "trained", "rate", "seeds", "tokens", "steps", "start", "best"]
@@ -661,21 +643,18 @@ results.claim("another rate tried is better for LoRA", in_use["lora"] > lowest["
 
 # %% [markdown]
 # - LoRA at that rate with every seed, beside its rate in use and beside full fine-tuning: differences paired by seed,
-#   Holm over the two. Then the table of the learning curve.
+#   Holm over the two. Then the table of the learning curve (few synopses: no interval).
 
 # %%
 lower = False
 if len(better := tuned[tuned["method"] == "lora"] if len(tuned) else tuned):
-    ends = curve[curve["train_tokens"].eq(budget.train_tokens)].pivot(index="seed", columns="method")
-    ends, bits = ends["bits_per_byte"], better.set_index("seed")["bits_per_byte"]
-    gaps = {"in_use": bits - ends["lora"], "full": bits - ends["full"]}
-    lower = shown(gaps)["in_use"] < 0
+    ends = by_seed(curve[curve["train_tokens"] == budget.train_tokens], "method")[["lora", "full"]]
+    lower = shown(-ends.sub(better.set_index("seed")["bits_per_byte"], axis=0))["lora"] < 0
 results.claim("at its best rate LoRA ends lower than at the rate in use", lower)
 rows = []
 measured_runs = pd.concat([curve, passed])
 for (method, size), part in measured_runs.groupby(["method", "train_tokens"], sort=False) if len(curve) else ():
-    cells = [interval(part[c], SHOWN[c]) for c in SHOWN if c != "synopsis_form"]
-    cells += [number(part[c].mean(), SHOWN[c]) for c in SHOWN if c == "synopsis_form"]  # few texts: no interval
+    cells = [number(part[c].mean(), d) if c == "synopsis_form" else interval(part[c], d) for c, d in SHOWN.items()]
     name = method.replace("full,", "full fine-tuning,")
     rows.append([{"none": "before", **labels}.get(method, name), f"{size:,}", len(part), *cells])
 header = ["method", "tokens", "seeds", "bits per byte", "corpus chrF", "synopsis in form"]

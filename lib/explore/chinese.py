@@ -25,6 +25,7 @@ from lib import packing, tasks
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+")
 METRES = {5: "五", 7: "七"}
+INITS = ("pieces", "random")  # how a new token's row starts
 MARKS = {"平": "-", "仄": "/", None: "?"}  # all punctuation, which no measure of form reads
 # The thirteen tracks (十三辙, Luo Changpei 1942) join e with o, ü and er with i, ong with eng, and part ie from e.
 FINALS = {"in": "en", "vn": "en", "ing": "eng", "ong": "eng", "iong": "eng", "ie": "ê", "ve": "ê"}
@@ -142,11 +143,9 @@ def with_plan(task, tones: bool = False):
     """Each target behind its plan (Yao et al. 2019; rhyme words first: Ghazvininejad et al. 2016), its lines `marked`
     for `tones`."""
     splits, name = {}, f"{task.name}-plan{'-tones' * tones}"
-    for split in task:
-        both = [
-            [f"{plan_of(t)}\n{marked(t) if tones else t}" for t in (r["target"], *r["references"])] for r in task[split]
-        ]
-        splits[split] = [row | {"target": t[0], "references": t[1:]} for row, t in zip(task[split], both, strict=True)]
+    for split, rows in task.items():
+        both = ([f"{plan_of(t)}\n{marked(t) if tones else t}" for t in (r["target"], *r["references"])] for r in rows)
+        splits[split] = [r | {"target": t[0], "references": t[1:]} for r, t in zip(rows, both, strict=True)]
     return task.replace(name=name, sha256=f"{task.sha256}{name.removeprefix(task.name)}", **splits)
 
 
@@ -184,9 +183,6 @@ def split_characters(tokenizer, texts: Sequence[str], count: int) -> list[str]:
     if len(found) < count:
         raise ValueError(f"The texts hold {len(found)} characters that the tokenizer splits, fewer than {count}.")
     return found[:count]
-
-
-INITS = ("pieces", "random")
 
 
 def new_rows(rows: Tensor, pieces: Sequence[Sequence[int]], init: str, seed: int) -> Tensor:

@@ -5,8 +5,7 @@ Delétang et al. 2024, "Language Modeling Is Compression", arXiv:2309.10668): th
 in real bytes. The coder is constriction's range coder (Bamler 2022, arXiv:2201.01741).
 The decoder has to see bit by bit the distributions that the encoder saw, and floating-point sums depend on the order
 in which they are added: on batch shape, threads, and whether a cache is read. So `walk`, one token at a time for a
-fixed batch, is the only computation, both directions run it, and the file records all that it depends on.
-"""
+fixed batch, is the only computation, both directions run it, and the file records all that it depends on."""
 
 import hashlib
 import io
@@ -258,8 +257,6 @@ def to_bytes(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bytes:
 
 # The file: MAGIC, VERSION, the fields of Archive in order, a checksum of all before. Numbers are LEB128 (7 bits a
 # byte, the high bit: one more follows), a block is its length and its bytes; what is kept beside is deflated
-
-
 @dataclass(frozen=True)
 class Archive:
     fingerprint: bytes  # of model and tokenizer

@@ -1,9 +1,7 @@
 """A pretrained model's softmax attention turned into linear attention, layer by layer.
 
 The near `window` tokens keep softmax's weights, all earlier ones get phi(q) . phi(k) (LoLCATs: Zhang, Arora et al.
-2025, arXiv:2410.10254, equation 6; phi: Hedgehog, Zhang, Bhatia et al. 2024, arXiv:2402.04347). First the feature maps
-of all layers learn to give softmax attention's outputs (`match`), then layers are converted (`converted`), the harmless
-ones first, with a brief fine-tuning of all parameters (`tune`).
+2025, arXiv:2410.10254, equation 6; phi: Hedgehog, Zhang, Bhatia et al. 2024, arXiv:2402.04347). `match`, then `tune`.
 """
 
 import copy
@@ -254,8 +252,7 @@ def tune(model: PreTrainedModel, maps: dict[int, FeatureMaps], form: str, text: 
     model, maps = copy.deepcopy(model), copy.deepcopy(maps)
 
     def loss_of(row: Tensor) -> Tensor:
-        logits = model(row[:, :-1], use_cache=False).logits[0]
-        return F.cross_entropy(logits.float(), row[0, 1:])
+        return F.cross_entropy(model(row[:, :-1], use_cache=False).logits[0].float(), row[0, 1:])
 
     with converted(model, maps, form):
         _optimise(model.parameters(), text, rate, loss_of, desc)

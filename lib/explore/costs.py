@@ -68,7 +68,8 @@ def scaling(names: Sequence[str], lengths: Sequence[int], repeats: int = 5) -> p
             for name in names:
                 shorter, megabytes = peaks.get((name, kind), (length, 0.0))
                 needed = megabytes * (length / shorter) ** 2  # at worst: the scores of softmax are T^2 numbers
-                free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+                on_gpu = profile.device().type == "cuda"
+                free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
                 if needed > free / 1e6:
                     problem = f"left out, could need {needed:,.0f} MB of {free / 1e6:,.0f}"
                     tqdm.write(f"{name}, {kind}, {length:,} tokens: {problem}.")

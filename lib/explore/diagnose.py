@@ -2,8 +2,7 @@
 
 `Watch` keeps what a Trainer's loop really saw: the first batch as it went into the loss, then every step's loss and
 gradient norm. `diagnose` asks in the order of Karpathy 2019, "A Recipe for Training Neural Networks": what goes in,
-what the loss is at the start, whether it moves and where to.
-"""
+what the loss is at the start, whether it moves and where to."""
 
 import math
 from collections.abc import Iterator

@@ -2,8 +2,7 @@
 
 The slot check is by rules, the measure that of Dušek et al. 2019, arXiv:1911.03905; the patterns are ours, written on
 train.txt and valid.txt. Neither they nor people are perfect: over the human references the error rate is 8.6 % of the
-slots on train, 7.1 % on valid and 8.2 % on test; a model's rate stands beside that.
-"""
+slots on train, 7.1 % on valid and 8.2 % on test; a model's rate stands beside that."""
 
 import hashlib
 import json
@@ -16,6 +15,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from lib import profile, tasks, texts
 from lib.hub import Unavailable, hub_file, hub_trouble, outside
 
+HUB, REVISION = "tuetschek/e2e_nlg", "refs/convert/parquet"
+FIELDS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}  # the hub's names
 VENUES = (profile.DATA / "e2e_venues.txt").read_text(encoding="utf-8").splitlines()  # all that the three splits name
 # Between an adjective and its noun: up to three words of the same clause, no other adjective among them
 _STOP = r"(?:pric|cost|expens|rat|review|custom|and|but|with|that|which|is|are|has|low|poor|high|good|great|average|"
@@ -195,10 +196,6 @@ def checks(rows: Sequence[Mapping], outputs: Sequence[str]) -> dict[str, float]:
     """E2E's own measures of one text per row: NIST and the slot errors."""
     found = slot_errors([row["prompt"] for row in rows], outputs)
     return {"nist": texts.nist(outputs, [list(row["references"]) for row in rows]), **found}
-
-
-HUB, REVISION = "tuetschek/e2e_nlg", "refs/convert/parquet"
-FIELDS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 
 
 def load() -> tasks.Task:

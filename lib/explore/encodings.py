@@ -10,7 +10,7 @@ BPE: Sennrich et al. 2016, 1508.07909; on bytes, with the pattern: Radford et al
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -25,8 +25,7 @@ BYTE_CHARACTERS = bytes_to_unicode()  # byte -> the letter byte-level BPE writes
 CHARACTER_BYTES = {c: b for b, c in BYTE_CHARACTERS.items()}
 
 
-@dataclass(frozen=True)
-class Encoding:
+class Encoding(NamedTuple):
     """Text to token ids and back. `pieces[i]` are id i's UTF-8 bytes: U+FFFD for UNK, nothing for EOS, the last."""
 
     pieces: tuple[bytes, ...]
@@ -88,11 +87,6 @@ def train_encoding(name: str, texts: Sequence[str], vocab_size: int | None = Non
     return encoding
 
 
-def utf8_bytes(texts: list[str], vocab_size: None) -> Encoding:
-    """No merges: the id is the byte."""
-    return _encoding(models.BPE(CHARACTER_BYTES, []))
-
-
 def characters(texts: list[str], vocab_size: None) -> Encoding:
     """Every character that was seen MIN_COUNT times."""
     vocabulary = {c: i for i, c in enumerate([UNK, *_alphabet(texts)])}
@@ -139,11 +133,11 @@ def unigram(texts: list[str], vocab_size: int) -> Encoding:
     # the sums behind the scores run in the order of a hash table and differ in the 14th digit
     scores = {piece: round(score, 6) for piece, score in learned if piece != UNK}
     ordered = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-    model = models.Unigram([(UNK, 0.0), *ordered], unk_id=0)
-    return _encoding(model, [*_WORDS, _rest(alphabet, "isolated")])
+    return _encoding(models.Unigram([(UNK, 0.0), *ordered], unk_id=0), [*_WORDS, _rest(alphabet, "isolated")])
 
 
-OWN_SIZE = {"bytes": utf8_bytes, "characters": characters, "gpt2": gpt2}
+# bytes: no merges, the id is the byte
+OWN_SIZE = {"bytes": lambda *_: _encoding(models.BPE(CHARACTER_BYTES, [])), "characters": characters, "gpt2": gpt2}
 ENCODINGS = OWN_SIZE | {"bpe": bpe, "wordpiece": wordpiece, "unigram": unigram}  # (texts, vocab_size) -> Encoding
 _GPT2_WORD = Regex(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 PATTERN = pre_tokenizers.Split(_GPT2_WORD, "isolated")

@@ -1,8 +1,7 @@
 """What is gained on a task against what is forgotten of general text: ways to fine-tune, and how they are compared.
 
 Each way is lib.train's one loop with a callback, an optimizer, a `draw` or another setting of its own; interpolating
-the weights between before and after costs nothing and is the control.
-"""
+the weights between before and after costs nothing and is the control."""
 
 import copy
 import math
@@ -126,8 +125,7 @@ def against_interpolation(df: pd.DataFrame, general: str) -> pd.DataFrame:
     below 0: less forgotten than interpolation forgets. `seeds` counts those behind it, `beyond` those that gain more
     than full fine-tuning, where this way has ended; nan where no seed is left."""
     start = df.loc[df["method"] == "none", ["bits_per_byte", general]].iloc[0]
-    rows = []
-    others = df[~df["method"].isin(["none", "interpolation", "full"])]
+    rows, others = [], df[~df["method"].isin(["none", "interpolation", "full"])]
     for (method, setting), part in others.groupby(["method", "setting"], sort=False):
         gaps, beyond = [], 0
         for row in part.itertuples():

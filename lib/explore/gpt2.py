@@ -1,8 +1,7 @@
 """GPT-2's forward pass written out on plain tensors; `params` is the model's own state dict.
 
 Radford et al. 2019 (GPT-2: the norm before each sublayer, one more at the end); Vaswani et al. 2017, arXiv:1706.03762
-(attention); Ba et al. 2016, arXiv:1607.06450 (layer norm); Hendrycks and Gimpel 2016, arXiv:1606.08415 (GELU).
-"""
+(attention); Ba et al. 2016, arXiv:1607.06450 (layer norm); Hendrycks and Gimpel 2016, arXiv:1606.08415 (GELU)."""
 
 import math
 

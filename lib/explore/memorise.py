@@ -2,15 +2,14 @@
 
 A canary is an invented secret in a fixed form, inserted into the training text a known number of times (Carlini et al.
 2019, arXiv:1802.08232). Its exposure in bits is log2 |R| - log2 rank: rank 1 is the likeliest of all |R| = 10,000 codes
-of the form. A code never seen has a uniform rank: its exposure is exponential, log2 e = 1.44 bits in the mean.
-"""
+of the form. A code never seen has a uniform rank: its exposure is exponential, log2 e = 1.44 bits in the mean."""
 
 import hashlib
 import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +34,7 @@ LAST = """Holm Enk Carvo Adebri Penhal Will Stoll Tanabe Orme Quist Baro Lund Fe
 Alder Crane Nord Yarrow Finch Hale Ivers Jarvis Knoll Larch Mead Noble Osgood Prior Quill Reeve"""
 
 
-@dataclass(frozen=True)
-class Canary:
+class Canary(NamedTuple):
     id: str
     repetitions: int  # 0: a control, never inserted
     prefix: str  # of the document after PROMPT; what an attacker knows
@@ -63,8 +61,7 @@ def canaries(seed: int, per_count: int, controls: int, counts: Sequence[int] = R
     return drawn
 
 
-@dataclass(frozen=True)
-class Mixed:
+class Mixed(NamedTuple):
     task: object
     documents: list[dict]  # the real ones of its training split
     copies: Counter  # canary id -> how often it stands in the training text

@@ -3,8 +3,7 @@
 A code is one function, and one line of POSITIONS says where it acts: what it adds to the token embeddings in `wpe`'s
 place, how it turns queries and keys, or what it adds to the scores. Codes that act inside attention depend on the
 distance between two tokens alone, so left padding and a KV cache need no care: keys are counted from the row's first
-column, queries are the last ones.
-"""
+column, queries are the last ones."""
 
 import math
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """Data of one's own (notebook 08): documents of a folder, anonymised, freed of duplicates, as a task.
 
 A reader finds a file's structure, cleans whole fields and cuts them after that: no pattern finds an address cut in two.
-Prompt and target together stay below 1,024 UTF-8 bytes, so below GPT-2's 1,024 tokens in any byte-level encoding.
-"""
+Prompt and target together stay below 1,024 UTF-8 bytes, so below GPT-2's 1,024 tokens in any byte-level encoding."""
 
 import ast
 import hashlib
@@ -43,6 +42,9 @@ NAMES = "names.txt"  # in the folder's top, in small letters or not: names to be
 LEFT_OUT = {"node_modules", "__pycache__", "site-packages", "venv", "env", "build", "dist"}
 # what files of students come in; among all of Python's, neighbours such as cp1250 and cp1252 are confused
 ENCODINGS = ["utf_16", "gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251"]
+KEYS = [keys.split() for keys in ("date time timestamp", "name from sender author user role", "text message content")]
+REPLIED = re.compile(r"(?i)^(?:(?:re|fwd?|aw|wg|回复|答复|转发)\s*[:：]\s*)+")
+QUOTED = r"(?m)^(?:-{2,}\s*(?:Original|Forwarded|原始邮件|转发).*|On (?:.|\n){5,120}?wrote:|在.{5,120}写道[:：]|-- ?)$"
 LOST = "\ufffd"  # what a decoder writes for bytes that it cannot read
 Clean = Callable[..., str]  # clean(text, people=()) -> text
 Pairs = Iterator[tuple[str, str, str]]  # part (what of a file must not be split), prompt, target
@@ -186,9 +188,6 @@ def _replies(messages: Sequence[Sequence[str]], clean: Clean, facts: Counter) ->
             number += 1
 
 
-KEYS = [keys.split() for keys in ("date time timestamp", "name from sender author user role", "text message content")]
-
-
 def read_json(text: str, clean: Clean, facts: Counter) -> Pairs:
     """A chat exported as JSON: a list of messages, or an object with one under "messages"; day, name and text stand
     under the usual KEYS, a text in pieces too (Telegram)."""
@@ -205,10 +204,6 @@ def read_json(text: str, clean: Clean, facts: Counter) -> Pairs:
     if not messages:
         raise Skip("JSON without messages")
     yield from _replies(messages, clean, facts)
-
-
-REPLIED = re.compile(r"(?i)^(?:(?:re|fwd?|aw|wg|回复|答复|转发)\s*[:：]\s*)+")
-QUOTED = r"(?m)^(?:-{2,}\s*(?:Original|Forwarded|原始邮件|转发).*|On (?:.|\n){5,120}?wrote:|在.{5,120}写道[:：]|-- ?)$"
 
 
 def read_mail(path: Path, clean: Clean, facts: Counter) -> Pairs:
@@ -269,7 +264,8 @@ def collect(packages: Sequence[str], folder: str | os.PathLike | None = None) ->
         where, kinds = f"PRIVATE_DATA={folder}" if folder else "The packages", " ".join(sorted(KIND_OF))
         raise ValueError(f"{where}: no readable document (files skipped: {skipped}); kinds read: {kinds}.")
     path = profile.output_root() / "data" / "private" / ("private.jsonl" if folder else "docstrings.jsonl")
-    results.write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in deduplicate(rows, facts)))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in deduplicate(rows, facts)]
+    results.write_bytes(path, "".join(lines).encode())
     task = tasks.load_task(path)
     for split in task:
         facts["split", split], facts["groups", split] = len(task[split]), len({row["group"] for row in task[split]})

@@ -1,8 +1,7 @@
 """Small GPT-2s trained from scratch, to compare encodings, positions and attentions one at a time.
 
 A `Recipe` names everything that decides a run; two recipes that differ in one field are a controlled experiment. It is
-trained once, by transformers' Trainer in float32: a finished run is kept in data/runs.
-"""
+trained once, by transformers' Trainer in float32: a finished run is kept in data/runs."""
 
 import hashlib
 import json
@@ -24,6 +23,9 @@ from lib import models, packing, profile, results, tasks
 from lib.explore.attention import use_attention
 from lib.explore.encodings import Encoding, train_encoding
 from lib.explore.positions import use_position
+
+_task = cache(tasks.load_task)
+ENCODED_LIKE: dict[str, str] = {}  # corpus -> the one whose encodings it takes; others have their own
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,6 @@ def documents(corpus: str, split: str = "train", n_bytes: int | None = None, see
     task's own). All are taken once before any is taken again."""
     texts = [row["prompt"] + row["target"] for row in tasks.head(_task(corpus)[split])]
     return texts if n_bytes is None else packing.draw(texts, n_bytes, seed, lambda text: len(text.encode("utf-8")))
-
-
-_task = cache(tasks.load_task)
-ENCODED_LIKE: dict[str, str] = {}  # corpus -> the one whose encodings it takes; others have their own
 
 
 @cache

@@ -1,8 +1,7 @@
 """What common evaluation mistakes do to a ranking of small models, and `audit`, which finds them in a results table.
 
 All models are lib.explore.scratch's. Rows of `values`: trap, model, seed, sound (the sound measure), trapped (what the
-mistake measures instead); lower is better in both.
-"""
+mistake measures instead); lower is better in both."""
 
 import itertools
 import math
@@ -33,8 +32,7 @@ def prefix_bits_per_byte(run: scratch.Trained, texts: Sequence[str], prefix=True
     rows = min(rows, (len(ids) - 1) // length)
     ids = ids[: rows * length].view(rows, length).to(run.model.device)
     ends = range(1, length) if prefix else [length - 1]
-    parts = [run.model(ids[:, :t], use_cache=False).logits[:, -1 if prefix else 0 :] for t in ends]
-    logits = torch.cat(parts, dim=1)
+    logits = torch.cat([run.model(ids[:, :t], use_cache=False).logits[:, -1 if prefix else 0 :] for t in ends], dim=1)
     nats = cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
     return float(nats) / math.log(2) / per_token
 
@@ -180,9 +178,10 @@ def _seeds(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
     for name, part in _groups(df, p.within):
         wide = part.pivot_table(index="seed", columns=list(p.compare), values=p.metric, aggfunc="mean")
         for a, b in itertools.combinations(wide.columns, 2):
-            mean, low, high = metrics.mean_interval((wide[a] - wide[b]).dropna())
+            gaps = (wide[a] - wide[b]).dropna()
+            mean, low, high = metrics.mean_interval(gaps) if len(gaps) else (np.nan,) * 3
             if not np.isfinite(low) or low * high <= 0:
-                span = f"[{low:+.3g}, {high:+.3g}]" if np.isfinite(low) else "of one seed"
+                span = f"[{low:+.3g}, {high:+.3g}]" if np.isfinite(low) else f"of {len(gaps)} seeds that both have"
                 pair = " against ".join(" / ".join(map(str, x)) if isinstance(x, tuple) else str(x) for x in (a, b))
                 problem = f"the paired difference of {p.metric} is {mean:+.3g}, its 95 % interval {span}."
                 yield "no interval", f"{name}: {pair}".removeprefix(": "), problem

@@ -1,8 +1,7 @@
 """`python -m lib export`: the report as HTML, Word and PDF, into build/.
 
 pandoc reads GitHub's Markdown; what a page looks like stands in `templates`, in pandoc's and typst's forms. The same
-report gives the same bytes: no dates, and no fonts but those of the wheels. A file is written whole or not at all.
-"""
+report gives the same bytes: no dates, and no fonts but those of the wheels. A file is written whole or not at all."""
 
 import os
 import re
@@ -27,9 +26,7 @@ EPOCH = "315532800"  # 1980-01-01, the first date a zip can hold
 REFERENCE = re.compile(r"<!--# \S+ -->(\w+) (\d+)<!--/-->")
 
 
-def export(
-    what: Sequence[str] = (), midterm: bool = False, draft: bool = False, root: Path = profile.ROOT
-) -> list[Path]:
+def export(what: Sequence[str] = (), midterm=False, draft=False, root: Path = profile.ROOT) -> list[Path]:
     """Write build/report.html, .docx and .pdf (`what`: some of WHAT); returns their paths.
 
     With `midterm` README.md is the report. Raises ValueError in one sentence for what can't be exported, and when all

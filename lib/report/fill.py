@@ -3,8 +3,7 @@
 People write the prose. Four marks, named after a notebook's number and what it handed over (lib.results.Results):
 `<!--= 03.name -->text<!--/-->` holds a value; `<!-- begin 03.name -->` ... `<!-- end 03.name -->` a table or a figure
 with its caption, which is numbered by its order; `<!--# 03.name -->Table 2<!--/-->` refers to that number;
-`<!--? 03.claim -->` stands before a sentence that is true only while the claim holds.
-"""
+`<!--? 03.claim -->` stands before a sentence that is true only while the claim holds."""
 
 import json
 import re
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib import profile
-from lib.results import markdown_table, write_text
+from lib.results import markdown_table, write_bytes
 
 FILES = ("README.md", "report.md")
 MARK = re.compile(
@@ -26,10 +25,9 @@ MARK = re.compile(
 PERCENT = re.compile(r"(?<=\d)%(?= *\||$)", re.MULTILINE)  # of a value or a cell; prose has "95 %" as well
 FENCED = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\n]*$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`[^`\n]*`")
-CAPTION = re.compile(  # of a figure and a table, as a notebook hands it over or numbered
-    f"(?s:{FENCED.pattern})" + r"|^!\[(.*)\]\((figures/\S+)\)(?:\n\nFigure \d+\. (.*))?$|^Table(?: \d+\.|:) ",
-    re.MULTILINE,
-)
+# of a figure and a table, as a notebook hands it over or numbered
+CAPTION = rf"(?s:{FENCED.pattern})|^!\[(.*)\]\((figures/\S+)\)(?:\n\nFigure \d+\. (.*))?$|^Table(?: \d+\.|:) "
+CAPTION = re.compile(CAPTION, re.MULTILINE)
 FIGURE = re.compile(r"!\[[^\]]*\]\((figures/[^)\s]+)\)")
 REFERENCE = re.compile(r"`((?:lib|tests|notebooks|data)/[\w./]+)(?:::(\w+))?`|`(lib(?:\.\w+)+)`|\]\(([\w/]+/[\w./]+)")
 FILLED_BY_A_MACHINE = ("data/private", "data/runs", "data/models", "data/mirror", "data/results", "build/")
@@ -48,10 +46,10 @@ def answers(root: Path) -> dict[str, dict]:
             results = json.loads(path.read_text(encoding="utf-8"))
             made = results["provenance"]
             seeds = ", ".join(map(str, made["seeds"])) or "-"
-            later = made.get("tables_made", {}).values()
-            where = [f"{t['device']}, {t['created'][:10]}" for t in (made, *later)]
-            anew = f"{len(later)}: {'; '.join(sorted({*where[1:]}))}" if later else "-"
-            origins.append([number, made["base_model"] or "random weights", made["profile"], seeds, where[0], anew])
+            later, where = made.get("tables_made", {}).values(), f"{made['device']}, {made['created'][:10]}"
+            devices = "; ".join(sorted({t["device"].rpartition(", ")[0] or t["device"] for t in later}))
+            anew = f"{len(later)}, to {max(t['created'] for t in later)[:10]}: {devices}" if later else "-"
+            origins.append([number, made["base_model"] or "random weights", made["profile"], seeds, where, anew])
             for kind, named in results.get("report", {}).items():
                 spaced = named if kind == "claims" else {name: PERCENT.sub(" %", text) for name, text in named.items()}
                 found[kind] |= {f"{number}.{name}": answer for name, answer in spaced.items()}
@@ -59,7 +57,8 @@ def answers(root: Path) -> dict[str, dict]:
             raise ValueError(f"{path} is damaged ({error!r}): run `python -m lib run {number}` again.") from error
     header = ["notebook", "base model", "profile", "seeds", "machine, date", "tables measured anew"]
     table = re.sub(r"CPU, |\(R\)| Processor|(?<= 1 thread)s", "", markdown_table(header, origins, 6))
-    found["tables"]["all.provenance"] = f"{table}\n\nTable: The run behind each notebook."
+    text = "Table: The run behind each notebook; of tables measured later, the last day, and the machines."
+    found["tables"]["all.provenance"] = f"{table}\n\n{text}"
     return found
 
 
@@ -75,9 +74,7 @@ def filled(text: str, found: dict[str, dict]) -> str:
 
     text = _numbered(MARK.sub(replace, text))
     label = labels(text)
-    return MARK.sub(
-        lambda m: f"<!--# {m['number']} -->{label[m['number']]}<!--/-->" if m["number"] in label else m[0], text
-    )
+    return MARK.sub(lambda m: f"<!--# {n} -->{label[n]}<!--/-->" if (n := m["number"]) in label else m[0], text)
 
 
 def _numbered(text: str) -> str:
@@ -107,7 +104,7 @@ def fill(root: Path = profile.ROOT) -> list[str]:
     for name in FILES:
         old = read(root / name)
         if (new := filled(old, found)) != old:
-            write_text(root / name, new)
+            write_bytes(root / name, new.encode())
     return check(root)
 
 
@@ -157,11 +154,8 @@ def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
             wrong.append((m.start(), f"`{name}` is not what data/results gives: run `python -m lib report`."))
     broken = re.finditer("<!-[^>\n]*>?|-->", blank(text, FENCED, MARK, CODE))
     wrong += [(m.start(), f"`{m[0]}` is a broken mark, or one without its end.") for m in broken]
-    wrong += [
-        (m.start(), "a line may not begin with a mark: Markdown would show what follows as raw text.")
-        for m in re.finditer(r"^\s*(?:[-*>] +)*<!--[=?#]", text, re.MULTILINE)
-    ]
-    return wrong
+    raw = "a line may not begin with a mark: Markdown would show what follows as raw text."
+    return wrong + [(m.start(), raw) for m in re.finditer(r"^\s*(?:[-*>] +)*<!--[=?#]", text, re.MULTILINE)]
 
 
 def places(text: str, root: Path) -> list[tuple[int, str]]:

@@ -1,7 +1,4 @@
-"""`python -m lib pack`: one zip to hand in, with the report, the code, the executed notebooks, results and data.
-
-What belongs to the project is a list, LAYOUT; where the folder is a git checkout, of these the tracked files.
-"""
+"""`python -m lib pack`: one zip to hand in, with the report, the code, the executed notebooks, results and data."""
 
 import io
 import os
@@ -64,7 +61,7 @@ def pack(midterm: bool = False, draft: bool = False, root: Path = profile.ROOT) 
 
 
 def files(root: Path, report: str) -> list[str]:
-    """The project's files, sorted. Raises ValueError for one that is gone, is a link, or was not added to git."""
+    """LAYOUT's files, of a git checkout the tracked. ValueError for one that is gone, a link, or not added to git."""
     found = {p.relative_to(root).as_posix() for pattern in (*LAYOUT, report) for p in root.glob(pattern)}
     if copies := sorted(name for name in found if not NAME.fullmatch(Path(name).name)):
         print(f"By their names copies that another program made, so not packed: {', '.join(copies)}")

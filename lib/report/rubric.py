@@ -1,12 +1,11 @@
 """`python -m lib check`: the assignment's rubric of 26 April 2024 as questions to this folder, each with its answer.
 
-A length asked for here is a floor for "described at all"; whether a text is good, people decide.
-"""
+A length asked for here is a floor for "described at all"; whether a text is good, people decide."""
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lib import profile
 from lib.report import fill
@@ -41,8 +40,7 @@ def language(text: str) -> str:
     return "zh" if len(HAN.findall(blank(text, FENCED, COMMENT))) * 3 > words(text) > 0 else "en"
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     title: str
     at: str  # file:line of the heading
     text: str  # up to the next heading of its level or a higher one
@@ -244,6 +242,7 @@ def package(p: Project) -> Answer:
 
 STRUCTURE = ("attention|注意力", "embedding|嵌入", "MLP|feed-forward|前馈", "normali[sz]ation|layer ?norm|归一化")
 LONGEST = {"^Abstract": 200, "^Appendix": 3_000}  # words
+SOURCES = ("code|代码", "model|模型", "links|https?://|arxiv|doi")
 GENERATION = ("logits?|probabilit|概率", "sampl|top-?[kp]|采样|解码", "token|词元")
 BOTH = {
     "GPT-2 117M, or said plainly which model": model_named,
@@ -266,9 +265,7 @@ FINAL = {
     "Before against after fine-tuning": before_after,
     "At least two explorations, each complete": explorations,
     **{t[:-3]: lambda p, t=t: p.described(40, t) for t in ("Introduction|引言", "Discussion|讨论", "Conclusion|结论")},
-    "Sources of code, models and data": lambda p: p.described(
-        20, "sources|references|来源|参考", "code|代码", "model|模型", "links|https?://|arxiv|doi"
-    ),
+    "Sources of code, models and data": lambda p: p.described(20, "sources|references|来源|参考", *SOURCES),
     **BOTH,
     "The package handed in": package,
 }
