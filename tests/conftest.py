@@ -26,6 +26,17 @@ TEXTS = ["A small editor for plain text files.", "This package contains the docu
 rows: dict[str, dict] = {}
 
 
+def plain_nats(model, ids, prompt_length) -> list[float]:
+    """Of one document's target tokens, by one plain call: the definition of the loss."""
+    with torch.no_grad():
+        log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return [-float(log_p[t - 1, ids[t]]) for t in range(max(prompt_length, 1), len(ids))]
+
+
+def everything(task) -> list[dict]:
+    return [row for split in tasks.SPLITS for row in tasks.head(task[split])]
+
+
 @pytest.fixture(scope="module")
 def base():
     return models.load_base()

@@ -44,55 +44,49 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        body = self.command == "GET"
         hub: Hub = self.server.hub
         path = urlsplit(self.path).path.strip("/")
         hub.requests.append((self.command, path))
         time.sleep(hub.delay)
         if hub.moved_to:
-            self.send(308, {"Location": hub.moved_to + self.path}, b"", body)
-            return
+            return self.send(308, {"Location": hub.moved_to + self.path}, b"")
         if path.startswith("api/") and "/tree/" in path:
             repository = path.removeprefix("api/").split("/tree/")[0]
             sizes = {k[len(repository) + 1 :]: len(hub.files[k]) for k in hub.files if k.startswith(repository + "/")}
             entries = [{"type": "file", "path": path, "size": n, "oid": "0" * 40} for path, n in sizes.items()]
-            self.send(200, {"Content-Type": "application/json"}, json.dumps(entries).encode(), body)
-            return
+            return self.send(200, {"Content-Type": "application/json"}, json.dumps(entries).encode())
         cdn = path.startswith("cdn/")
         repository, _, rest = path.removeprefix("cdn/").partition("/resolve/")
         name = f"{repository}/{rest.partition('/')[2]}"
         data = hub.files.get(name)
         if data is None:
-            self.send(404, {"X-Repo-Commit": COMMIT, "X-Error-Code": "EntryNotFound"}, b"", body)
-            return
+            return self.send(404, {"X-Repo-Commit": COMMIT, "X-Error-Code": "EntryNotFound"}, b"")
         large = name.endswith(LARGE)
         etag = hashlib.sha256(data).hexdigest() if large else hashlib.sha1(data).hexdigest()
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if large and not cdn:
             headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(data))}
             headers["Location"] = f"{hub.cdn or hub.url.replace('127.0.0.1', 'localhost')}/cdn/{path}"
-            self.send(302, headers, b"", body)
-            return
+            return self.send(302, headers, b"")
         sent = hub.lies_about.get(name, data)
         wanted = self.headers.get("Range", "")
         if wanted and sent:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             end = int(last) + 1 if last else len(sent)
             headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(sent)}"
-            self.send(206, headers, sent[int(first) : end], body)
-            return
-        cut = body and name in hub.cut_once
+            return self.send(206, headers, sent[int(first) : end])
+        cut = self.command == "GET" and name in hub.cut_once
         hub.cut_once -= {name} if cut else set()
-        self.send(200, headers, sent, body, stop=len(sent) // 2 if cut else None)
+        return self.send(200, headers, sent, stop=len(sent) // 2 if cut else None)
 
     do_HEAD = do_GET
 
-    def send(self, code, headers, data, body, stop=None) -> None:
+    def send(self, code, headers, data, stop=None) -> None:
         self.send_response(code)
         for key, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if body:
+        if self.command == "GET":
             self.wfile.write(data[:stop])
         if stop is not None:
             self.wfile.flush()
@@ -118,7 +112,6 @@ def serve():
     """A running Hub; `.url` is its address."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
     server.hub = hub
     hub.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()

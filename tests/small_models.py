@@ -33,8 +33,7 @@ def padded(rows, width, side="left"):
     for i, tokens in enumerate(rows):
         at = slice(width - len(tokens), None) if side == "left" else slice(len(tokens))
         ids[i, at], mask[i, at] = tokens, 1
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
 
 def logits_in_pieces(model, inputs, pieces, cache=None):

@@ -121,8 +121,7 @@ def test_kv_cache_in_pieces_equals_the_whole(name, kind, lengths, small_chunks):
     whole = model(**inputs).logits
     real = inputs["attention_mask"].bool()
     for cache in (None, StaticCache(config=model.config, max_cache_len=64)):  # that with room for later tokens
-        pieces = logits_in_pieces(model, inputs, (20, 7, *[1] * 13), cache)
-        close(pieces[real], whole[real])
+        close(logits_in_pieces(model, inputs, (20, 7, *[1] * 13), cache)[real], whole[real])
 
 
 def stepped(entry):
@@ -148,25 +147,21 @@ REFERENCES = {n: e.naive or stepped(e) for n, e in ATTENTIONS.items() if e.naive
 @pytest.mark.parametrize(("name", "biased"), [(n, b) for n in REFERENCES for b in {False, ATTENTIONS[n].takes_bias}])
 @pytest.mark.parametrize("length", [1, 5, 24, 29])  # 5: less than a block; 24: whole blocks
 def test_form_equals_naive_in_outputs_and_gradients(name, length, biased, small_chunks):
-    """The naive form, or the recurrent one."""
     entry, given = ATTENTIONS[name], heads(name, length)
-    options = {**entry.options, **small(name)}
     slopes = torch.tensor([0.1, 1.0]).double().requires_grad_()
 
     def bias(n_q, n_k, device):
         keys = torch.arange(n_k)
         return -slopes[:, None, None] * (keys[n_k - n_q :, None] - keys).double().abs().sqrt()
 
-    if biased:
-        options["bias"] = bias
+    options = {**entry.options, **small(name), **({"bias": bias} if biased else {})}
     leaves = [*given.values(), *([slopes] if biased else [])]
     results = []
     for form in (entry.form, REFERENCES[name]):
         output = form(scale=0.4, **given, **options)
         weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
         results.append([output, *torch.autograd.grad((output * weights).sum(), leaves, materialize_grads=True)])
-    for fast, naive in zip(*results, strict=True):
-        torch.testing.assert_close(fast, naive, atol=1e-9, rtol=1e-7)
+    torch.testing.assert_close(*results, atol=1e-9, rtol=1e-7)
 
 
 @pytest.mark.parametrize("config", [{}, {"scale_attn_by_inverse_layer_idx": True}], ids=["", "layer scale"])
@@ -202,8 +197,7 @@ def test_delta_overwrites_what_linear_adds_up():
     key = k[:, :, :1].expand_as(k)  # the same key twice, and asked for
     stored = delta(key, key, v, 1.0, beta=torch.ones(1, 1, 2))[0, 0, 1]
     torch.testing.assert_close(stored, v[0, 0, 1], atol=1e-5, rtol=1e-5)
-    added = kernel(key, key, v, 1.0)[0, 0, 1]
-    torch.testing.assert_close(added, v[0, 0].mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(kernel(key, key, v, 1.0)[0, 0, 1], v[0, 0].mean(0), atol=1e-5, rtol=1e-5)
 
 
 def test_nystrom_is_softmax_with_one_token_or_the_whole_row_in_a_segment():
@@ -212,13 +206,11 @@ def test_nystrom_is_softmax_with_one_token_or_the_whole_row_in_a_segment():
     for segment in (20, 64):
         torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=segment), exact)
     torch.testing.assert_close(nystrom(q, k, v, 0.4, segment=1, doubling=20, ridge=1e-12), exact, atol=1e-6, rtol=0)
-    coarse = nystrom(q, k, v, 0.4, segment=4, doubling=2)
-    assert 1e-3 < (coarse - exact).norm() / exact.norm() < 0.5
+    assert 1e-3 < (nystrom(q, k, v, 0.4, segment=4, doubling=2) - exact).norm() / exact.norm() < 0.5
 
 
 @torch.no_grad()
 def test_softmax_is_a_pretrained_models_own_attention():
-    """Grouped queries, as in the stand-in, and RoPE of the model's own."""
     inputs = padded([row(19), row(8)], 19)
     real = inputs["attention_mask"].bool()
     expected = llama()(**inputs).logits[real]

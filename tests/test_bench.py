@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -29,24 +30,21 @@ def test_a_training_counts_targets_and_leaves_the_model_alone(system, monkeypatc
 
 
 def test_evaluations_agree_and_runs_share_the_documents(monkeypatch):
-    seen = []
-    real = bench.encode
-    monkeypatch.setattr(bench, "encode", lambda t, rows, n: seen.append([r["id"] for r in rows]) or real(t, rows, n))
+    monkeypatch.setattr(bench, "encode", watched := Mock(wraps=bench.encode))
     for run in range(2):
         ours, loop = (measured("evaluation", s, "default", run, runs=2) for s in ("ours", "tutorial"))
         assert ours["bits_per_byte"] == pytest.approx(loop["bits_per_byte"], rel=2e-3)
     documents = tasks.head(tasks.load_task("debian")["test"], profile.budget(**bench.BUDGET).documents)
+    seen = [[row["id"] for row in call.args[1]] for call in watched.call_args_list]
     assert sorted(seen[0] + seen[2]) == sorted(row["id"] for row in documents) and seen[0] == seen[1]
 
 
 def test_generations_write_equal_numbers_of_tokens(monkeypatch):
-    lengths = []
-    real = bench.generate
-    watched = lambda m, t, p, n, **k: lengths.append((len(p), n, k)) or real(m, t, p, n, **k)  # noqa: E731
-    monkeypatch.setattr(bench, "generate", watched)
+    monkeypatch.setattr(bench, "generate", watched := Mock(wraps=bench.generate))
     assert measured("generation", "ours", "default", 0)["tokens_per_second"] > 0
     b = profile.budget(**bench.BUDGET)
-    assert lengths[-1] == (b.continuations, b.new_tokens, {"min_new_tokens": b.new_tokens})
+    (_, _, prompts, n), options = watched.call_args
+    assert (len(prompts), n, options) == (b.continuations, b.new_tokens, {"min_new_tokens": b.new_tokens})
     assert measured("generation", "pipeline", "best", 0)["tokens_per_second"] > 0
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import plain_nats
 from small_llama import small_llama
 from tokenizers import AddedToken
 
@@ -16,7 +17,10 @@ from lib.explore import chinese
 HERON = "白日依山尽，\n黄河入海流。\n欲穷千里目，\n更上一层楼。"  # by the rule throughout, in Mandarin too; -ou
 LUSHAN = "日照香炉生紫烟，\n遥看瀑布挂前川。\n飞流直下三千尺，\n疑是银河落九天。"
 BEAN = "红豆生南国，\n春来发几枝。\n愿君多采撷，\n此物最相思。"  # 枝 zhi, 思 si: -i
+BROKEN = [HERON.replace(*change) for change in (("黄河", "黄"), ("河", "X"), ("楼", "\ufffd"))]
+TRACKS = "麻家花 a|波多歌 o|月切 ê|来怀 ai|飞归 ei|高遥 ao|楼流 ou|山天川泉 an|人新春云 en|香光长 ang|风城情东穷翁 eng"
 NO_PINYIN = "𬭭"
+CHARACTERS = ["山", "日", "香"]
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +34,9 @@ def lines(*patterns: str) -> list[str]:
 
 
 def test_a_quatrain_is_read_without_its_punctuation():
-    bare = HERON.translate({ord(c): None for c in "，。"})
-    for text in (HERON, bare, HERON.replace("，", "！")):
+    for text in (HERON, HERON.translate({ord(c): None for c in "，。"}), HERON.replace("，", "！")):
         assert chinese.quatrain(text) == ["白日依山尽", "黄河入海流", "欲穷千里目", "更上一层楼"]
     assert [len(x) for x in chinese.quatrain(f"\n{LUSHAN} \n")] == [7, 7, 7, 7]
-
-
-BROKEN = [HERON.replace(*change) for change in (("黄河", "黄"), ("河", "X"), ("楼", "\ufffd"))]
 
 
 @pytest.mark.parametrize("text", ["", "\n".join(["白日依山尽去"] * 4), HERON + "\n更上一层楼。", *BROKEN])
@@ -45,9 +45,6 @@ def test_what_is_no_quatrain_scores_nothing(text):
     assert chinese.form(text) == {"exact_form": 0, "rhyme": 0, "copied_line": 0}
     with pytest.raises(ValueError, match="Not a quatrain, four lines"):
         chinese.plan_of(text)
-
-
-TRACKS = "麻家花 a|波多歌 o|月切 ê|来怀 ai|飞归 ei|高遥 ao|楼流 ou|山天川泉 an|人新春云 en|香光长 ang|风城情东穷翁 eng"
 
 
 def test_rhyme_needs_two_different_characters_that_sound_alike():
@@ -148,9 +145,6 @@ def test_how_a_text_follows_its_plan(text, rhymes, metre, ends):
     assert chinese.follows(text) == {"plan_rhymes": rhymes, "metre_kept": metre, "ends_kept": ends}
 
 
-CHARACTERS = ["山", "日", "香"]
-
-
 MODELS = {
     "gpt2 tied": lambda v: models.small_gpt2(v, 1, 2, 32),
     "gpt2 with spare rows": lambda v: models.small_gpt2(v + 64, 1, 2, 32),
@@ -232,14 +226,11 @@ def test_an_extended_vocabulary_sees_the_same_poems_in_the_same_order(base, tang
         assert sum(len(d.input_ids) for d in other) == budget < tokens + 200
 
 
-@torch.no_grad()
 def test_bits_per_character_equals_a_loop_over_single_documents(base, tang):
     rows, nats, characters = tasks.head(tang["test"], 8), 0, 0
     for row in rows:
         prompt, target = (base.tokenizer(row[key]).input_ids for key in ("prompt", "target"))
-        ids = torch.tensor([[*prompt, *target, base.tokenizer.eos_token_id]])
-        log_p = base.model(ids).logits[0].log_softmax(-1)
-        nats -= sum(log_p[i - 1, ids[0, i]].item() for i in range(len(prompt), ids.shape[1]))
+        nats += sum(plain_nats(base.model, [*prompt, *target, base.tokenizer.eos_token_id], len(prompt)))
         characters += len(row["target"])
     found = chinese.bits_per_character(metrics.score(base.model, base.tokenizer, rows, ""), tang["test"])
     assert found == pytest.approx(nats / math.log(2) / characters, rel=2e-3)  # bfloat16 inside

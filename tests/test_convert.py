@@ -58,8 +58,7 @@ def test_the_blocks_equal_the_naive_form_in_outputs_and_gradients(form, length):
         (out * wanted).sum().backward()
         found.append([out, *(x.grad for x in leaves), *(p.grad for p in maps.parameters() if p.grad is not None)])
         maps.zero_grad()
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(*found, atol=1e-9, rtol=1e-9)
 
 
 @each

@@ -2,31 +2,23 @@
 
 import collections
 import hashlib
-import importlib.util
+import importlib
 import json
 import re
 import sys
 
 import pytest
+from conftest import everything
 
 from lib.profile import DATA
 from lib.tasks import SPLITS, Task, head, load_task
 
 HAN = "[\u3400-\u4dbf\u4e00-\u9fff]"
-
-
-def script(name: str):
-    """data/`name`.py as a module, under the name by which the other scripts import it."""
-    spec = importlib.util.spec_from_file_location(name, DATA / f"{name}.py")
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 # an exploration that a team took out (lib.keep) took its data along
 LEAST = {"debian": 9000, "tang": 13000, "idioms": 20000}
 SHIPPED = [name for name in LEAST if (DATA / name).is_dir()]
-BUILD = {name: script(f"build_{name}") for name in SHIPPED}
+sys.path.append(str(DATA))  # where a script of data/ finds the others
+BUILD = {name: importlib.import_module(f"build_{name}") for name in SHIPPED}
 build_debian = BUILD["debian"]
 
 
@@ -37,10 +29,6 @@ def needs(name: str):
 @pytest.fixture(scope="module")
 def shipped() -> dict[str, Task]:
     return {name: load_task(name) for name in SHIPPED}
-
-
-def everything(task: Task) -> list[dict]:
-    return [row for split in SPLITS for row in head(task[split])]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -136,7 +124,7 @@ def test_no_held_out_document_is_close_to_a_training_document(shipped, name):
     for own in (pieces(name, r["target"]) for r in head(task["train"])):
         shared = collections.Counter(i for piece in own for i in index.get(piece, ()))
         worst = max([worst, *(n / len(own | held_out[i]) for i, n in shared.items() if n > 2)])
-    assert 0.2 < worst < sys.modules[f"build_{name}"].THRESHOLD
+    assert 0.2 < worst < BUILD[name].THRESHOLD
 
 
 @needs("gpt2_bpe")

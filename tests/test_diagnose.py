@@ -3,9 +3,12 @@
 import copy
 import math
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainingArguments
 
 from lib import tasks
@@ -13,83 +16,53 @@ from lib.explore import diagnose
 
 
 def collated(tokenizer, rows):
-    documents = tasks.encode(tokenizer, rows, 10**9)
-    batch = {name: [] for name in ("input_ids", "labels", "attention_mask")}
-    for d in documents:
-        fill = [tokenizer.eos_token_id] * (max(len(other.input_ids) for other in documents) - len(d.input_ids))
-        batch["input_ids"].append(d.input_ids + fill)
-        batch["labels"].append([-100] * d.prompt_length + d.input_ids[d.prompt_length :] + [-100] * len(fill))
-        batch["attention_mask"].append([1] * len(d.input_ids) + [0] * len(fill))
-    return {name: torch.tensor(lists) for name, lists in batch.items()}
-
-
-class Sure:
-    """A base model that knows the next token, at three nats or so."""
-
-    device = "cpu"
-
-    def __init__(self, size):
-        self.size = size
-
-    def __call__(self, ids, **_):
-        return SimpleNamespace(logits=4.0 * torch.nn.functional.one_hot(ids.roll(-1, 1), self.size))
+    documents = [(torch.tensor(d.input_ids), d.prompt_length) for d in tasks.encode(tokenizer, rows, 10**9)]
+    ids, masks = [x for x, _ in documents], [torch.ones_like(x) for x, _ in documents]
+    labels = [torch.where(torch.arange(len(x)) < n, -100, x) for x, n in documents]
+    fill = {"input_ids": (ids, tokenizer.eos_token_id), "labels": (labels, -100), "attention_mask": (masks, 0)}
+    return {name: pad_sequence(rows, True, value) for name, (rows, value) in fill.items()}
 
 
 def named(base, task, batch, losses=(2.9, 2.0), gradients=(1.0,), sums=(1.0,), dtype=torch.float32):
     watch = SimpleNamespace(batch=batch, latest=batch, losses=list(losses), gradients=gradients, dtype=dtype)
     watch._start, watch._sums = [0.0], lambda: list(sums)
-    sure = SimpleNamespace(tokenizer=base.tokenizer, model=Sure(len(base.tokenizer)))
-    name, sentence = diagnose.diagnose(watch, sure, task)
+    n = len(base.tokenizer)  # of a base model that knows the next token, at three nats or so
+    model = Mock(device="cpu", side_effect=lambda ids, **_: SimpleNamespace(logits=4.0 * F.one_hot(ids.roll(-1, 1), n)))
+    name, sentence = diagnose.diagnose(watch, SimpleNamespace(tokenizer=base.tokenizer, model=model), task)
     assert sentence.split(":")[0] in diagnose.FAULTS[name] or "{" in diagnose.FAULTS[name]
     return name
 
 
-def one_early(batch, _):
-    batch["labels"] = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+def no_end(b, end, n):
+    ends = (b["input_ids"] == end) & (b["labels"] != -100)
+    return {"labels": b["labels"].masked_fill(ends, -100), "attention_mask": b["attention_mask"].masked_fill(ends, 0)}
 
 
-def on_padding(batch, tokenizer):
-    batch["labels"][batch["attention_mask"] == 0] = tokenizer.eos_token_id
+def in_one_row(b, end, n):
+    return {name: x[b["attention_mask"] == 1][None] for name, x in b.items()}
 
 
-def no_end(batch, tokenizer):
-    ends = (batch["input_ids"] == tokenizer.eos_token_id) & (batch["labels"] != -100)
-    batch["labels"][ends], batch["attention_mask"][ends] = -100, 0
+def other_ids(b, end, n):
+    ids = torch.where(b["input_ids"] == end, end, (b["input_ids"] + 7) % (n - 1) + 1)
+    return {"input_ids": ids, "labels": torch.where(b["labels"] == -100, -100, ids)}
 
 
-def in_one_row(batch, _):
-    real = batch["attention_mask"] == 1
-    batch.update({name: x[real][None] for name, x in batch.items()})
+SHOWN = {  # the fault that is named, and what makes it of a batch, the end token and the vocabulary's size
+    "labels one early": ("labels", lambda b, end, n: {"labels": F.pad(b["labels"][:, 1:], (0, 1), value=-100)}),
+    "on padding": ("padding", lambda b, end, n: {"labels": b["labels"].masked_fill(b["attention_mask"] == 0, end)}),
+    "no end": ("end", no_end),
+    "in one row": ("positions", in_one_row),
+    "in one row anew": ("", lambda b, *of: in_one_row(b | {"position_ids": b["attention_mask"].cumsum(1) - 1}, *of)),
+    "other ids": ("tokenizer", other_ids),
+    "all tokens": ("", lambda b, *_: {"labels": torch.where(b["attention_mask"] == 1, b["input_ids"], -100)}),
+    "cut": ("end", lambda b, *_: {name: x[:, :60] for name, x in b.items()}),
+}
 
 
-def in_one_row_anew(batch, tokenizer):
-    batch["position_ids"] = batch["attention_mask"].cumsum(1) - 1
-    in_one_row(batch, tokenizer)
-
-
-def other_ids(batch, tokenizer):
-    kept = batch["input_ids"] != tokenizer.eos_token_id
-    batch["input_ids"][kept] = (batch["input_ids"][kept] + 7) % (len(tokenizer) - 1) + 1
-    batch["labels"][batch["labels"] != -100] = batch["input_ids"][batch["labels"] != -100]
-
-
-def all_tokens(batch, _):
-    batch["labels"] = torch.where(batch["attention_mask"] == 1, batch["input_ids"], -100)
-
-
-def cut(batch, _):
-    batch.update({name: x[:, :60] for name, x in batch.items()})
-
-
-SHOWN = {one_early: "labels", on_padding: "padding", no_end: "end", in_one_row: "positions", other_ids: "tokenizer"}
-SHOWN |= {in_one_row_anew: "", all_tokens: "", cut: "end"}
-
-
-@pytest.mark.parametrize(("change", "fault"), SHOWN.items())
-def test_what_the_batch_shows(base, task, change, fault):
-    batch = collated(base.tokenizer, tasks.head(task["train"], 4))
-    change(batch, base.tokenizer)
-    assert named(base, task, batch) == fault
+@pytest.mark.parametrize("name", SHOWN)
+def test_what_the_batch_shows(base, task, name):
+    (fault, change), batch = SHOWN[name], collated(base.tokenizer, tasks.head(task["train"], 4))
+    assert named(base, task, batch | change(batch, base.tokenizer.eos_token_id, len(base.tokenizer))) == fault
 
 
 def test_whose_texts_they_are(base, task):

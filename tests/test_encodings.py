@@ -13,9 +13,8 @@ POEMS = [
     "登鹳雀楼\n白日依山尽，\n黄河入海流。\n欲穷千里目，\n更上一层楼。",
     "相思\n红豆生南国，\n春来发几枝。\n愿君多采撷，\n此物最相思。",
 ]
-EOS = "<|endoftext|>"
 AWKWARD = [
-    f"a {EOS} b",
+    "a <|endoftext|> b",
     f"{UNK} <unk> ## ##ing a##b #include ▁ ▁low",
     " two  blanks,\ttab\r\n\n\nand an end \n",
     "it's 2,048 x 10%: naïve (café) 😀!",
@@ -24,6 +23,7 @@ AWKWARD = [
     *POEMS,
 ]
 SIZES = {"bpe": 900, "wordpiece": 900, "unigram": 900}
+each = pytest.mark.parametrize("name", ENCODINGS)
 
 
 @cache
@@ -34,9 +34,6 @@ def texts(n=150):
 @cache
 def trained(name):
     return train_encoding(name, [*texts(), *2 * AWKWARD], SIZES.get(name))
-
-
-each = pytest.mark.parametrize("name", ENCODINGS)
 
 
 @each

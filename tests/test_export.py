@@ -25,7 +25,6 @@ def html(root):
 
 
 def trial(folder, text, title="# Title\n\n"):
-    """A report of one's own."""
     figure(folder / "figures/03_before_after.png")
     write(folder / "report.md", title + text)
     return folder / "report.md"
@@ -33,8 +32,7 @@ def trial(folder, text, title="# Title\n\n"):
 
 def pages(path, *options, ppi=50):
     """The pages of the PDF, in shades of gray."""
-    text = path.read_text("utf-8")
-    source = export.pandoc(text, path.parent, "typst", "-V", "language=en", *options)
+    source = export.pandoc(path.read_text("utf-8"), path.parent, "typst", "-V", "language=en", *options)
     drawn = export.typeset(source, path.parent, format="png", ppi=ppi)
     return [np.asarray(Image.open(io.BytesIO(p)).convert("L")) for p in (drawn if isinstance(drawn, list) else [drawn])]
 
@@ -49,9 +47,8 @@ def parts(docx: bytes) -> dict[str, str]:
         return {name: opened.read(name).decode("utf-8", "replace") for name in opened.namelist()}
 
 
-def words(html) -> str:
-    text = html if isinstance(html, str) else html.decode("utf-8")
-    return " ".join(unescape(re.sub(r"<[^>]*>", "", text.partition("<body>")[2])).split())
+def words(html: str) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]*>", "", html.partition("<body>")[2])).split())
 
 
 def test_html_holds_the_whole_report_and_needs_no_other_file(html):
@@ -138,8 +135,8 @@ def test_what_results_hold_is_shown_on_any_machine(tmp_path):
     assert "-" * 60 not in table, "a rule as long as a name would leave the others no room"
     path = trial(tmp_path, table + "It wrote <!--= 03.x -->a sloth \U0001f9a5<!--/-->.\n")
     assert "a sloth (U+1F9A5)" in export.drawable(path.read_text("utf-8"))
-    assert export.document(path, "pdf").startswith(b"%PDF") and "X" * 120 in words(export.document(path, "html"))
-    assert fits(*pages(path, ppi=100))
+    assert export.document(path, "pdf").startswith(b"%PDF") and fits(*pages(path, ppi=100))
+    assert "X" * 120 in words(export.document(path, "html").decode())
     body = parts(export.document(path, "docx"))["word/document.xml"]
     widths = [int(w) for w in re.findall(r'<w:gridCol w:w="(\d+)"', body)]
     assert sum(widths) < 9_300 and min(widths) > 300  # twentieths of a point: of A4 without its margins

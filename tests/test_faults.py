@@ -74,8 +74,7 @@ def tiny():
 def tiny_run(folder: Path, callbacks=(), **options) -> None:
     """In a child: a tiny random GPT-2 fine-tuned for a few steps, its run below `folder`."""
     profile.output_root = lambda: folder
-    settings = {**SETTINGS, "validation_documents": 4, **options}
-    train.finetune(*tiny(), "full", 0, quiet=True, callbacks=callbacks, **settings)
+    train.finetune(*tiny(), "full", 0, quiet=True, callbacks=callbacks, validation_documents=4, **SETTINGS | options)
 
 
 def outcome(folder: Path) -> str | None:

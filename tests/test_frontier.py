@@ -32,8 +32,7 @@ def test_the_pull_adds_the_gradient_of_the_penalty_to_tied_weights_once():
     model.zero_grad()
     penalty = sum((p - s).square().sum() for p, s in zip(model.parameters(), start, strict=True))
     (model(ids, labels=ids).loss + 0.35 * penalty).backward()
-    for a, p in zip(found, model.parameters(), strict=True):
-        torch.testing.assert_close(a, p.grad, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, [p.grad for p in model.parameters()], atol=1e-5, rtol=1e-4)
 
 
 def test_replay_takes_its_share_of_the_tokens():
@@ -52,8 +51,7 @@ def test_muon_takes_matrices_of_the_blocks_and_decays_what_trainers_adamw_decays
     model = gpt2()
     optimizer = Muon(model, SimpleNamespace(learning_rate=1e-3, weight_decay=0.1))
     groups, names = optimizer.param_groups, {id(p): n for n, p in model.named_parameters()}  # tied: the first name
-    found = [names[id(p)] for g in groups for p in g["params"]]
-    assert sorted(found) == sorted(names.values())
+    assert sorted(names[id(p)] for g in groups for p in g["params"]) == sorted(names.values())
     matrices = {names[id(p)] for g in optimizer.parts[0].param_groups for p in g["params"]}
     assert matrices == {n for n, p in model.transformer.named_parameters("transformer") if ".h." in n and p.ndim == 2}
     decayed = {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]}
@@ -83,8 +81,7 @@ def test_muon_hears_the_schedule_and_goes_on_from_a_checkpoint():
     steps(straight, 2, 3)
     steps(resumed, 2, 3)
     assert {g["lr"] for p in resumed[1].parts for g in p.param_groups} == {1e-2 / 5}
-    for a, b in zip(straight[0].parameters(), resumed[0].parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(*(list(part[0].parameters()) for part in (straight, resumed)), atol=1e-7, rtol=1e-6)
 
 
 def test_interpolation_goes_from_before_to_after_and_moves_tied_weights_once():

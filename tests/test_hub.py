@@ -1,7 +1,6 @@
 """Benchmark texts from outside and `python -m lib fetch`, against a hub of our own."""
 
 import hashlib
-import io
 import shutil
 from pathlib import Path
 
@@ -19,12 +18,6 @@ TEXTS = {  # name -> file, small text in its place
 }
 
 
-def parquet(**columns) -> bytes:
-    file = io.BytesIO()
-    pd.DataFrame(columns).to_parquet(file)
-    return file.getvalue()
-
-
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
     """Nothing within reach, and small stand-ins for the published files."""
@@ -38,11 +31,11 @@ def home(tmp_path, monkeypatch) -> Path:
 def server(home, monkeypatch):
     """A hub with the three data sets in the form the hub has them."""
     lines = [line.split("\t") for line in TEXTS["blimp"][1].splitlines()]
-    columns = ("UID", "linguistics_term", "sentence_good", "sentence_bad")
-    tables = {line[0]: parquet(**{c: [cell] for c, cell in zip(columns, line, strict=True)}) for line in lines}
+    columns = ["UID", "linguistics_term", "sentence_good", "sentence_bad"]
+    tables = {line[0]: pd.DataFrame([line], columns=columns).to_parquet() for line in lines}
     paradigms = {f"{uid}/train-00000-of-00001.parquet": table for uid, table in tables.items()}
     rows = ["", " = A title = \n", "", " A line , tokenised . \n"]
-    wiki = {"wikitext-2-raw-v1/test-00000-of-00001.parquet": parquet(text=rows)}
+    wiki = {"wikitext-2-raw-v1/test-00000-of-00001.parquet": pd.DataFrame({"text": rows}).to_parquet()}
     lambada = {"data/lambada_test_en.jsonl": TEXTS["lambada"][1].encode()}
     with serve() as running:
         for name, files in (("wikitext2", wiki), ("lambada", lambada), ("blimp", paradigms)):
@@ -99,8 +92,7 @@ def test_fetch_takes_what_is_whole_and_replaces_what_is_damaged(server, home, mo
 
 def test_fetch_of_everything_offline_says_why(home, capsys):
     assert hub.fetch() == 1  # no model at all; the data sets alone would not count
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line for line in lines if not line.startswith("Fetching SmolLM2")]
+    rows = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("Fetching SmolLM2")]
     assert [row.split()[0] for row in rows] == ["model", *OUTSIDE] and all("not fetched: " in row for row in rows)
     with pytest.raises(ValueError, match="'everything'"):
         hub.fetch(["everything"])

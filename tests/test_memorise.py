@@ -158,8 +158,7 @@ def test_the_error_zone_score_is_that_of_a_loop_over_tokens():
 
 def test_documents_asked_beside_members_are_of_their_files_and_were_not_trained_on(monkeypatch):
     train, test = ([{"id": f"{f}{i}", "group": f} for i in range(4) for f in files] for files in ("abcd", "xy"))
-    numbers = SimpleNamespace(members=3, beside=2, others=2)
-    monkeypatch.setitem(own.asked_of.__globals__, "budget", numbers)
+    monkeypatch.setitem(own.asked_of.__globals__, "budget", SimpleNamespace(members=3, beside=2, others=2))
     kinds, rows = own.asked_of([train[k] for k in (0, 1, 4, 2, 9)], train, test)  # a0, b0, a1; c0, b2
     found = {kind: [r["id"] for r, k in zip(rows, kinds, strict=True) if k == kind] for kind in own.KINDS}
     assert found == {"trained": ["a0", "b0", "a1"], "same file": ["a2", "a3", "b1", "b3"], "held out": ["x0", "y0"]}

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import plain_nats
 
 from lib import metrics, models, packing, profile
 
@@ -15,6 +16,7 @@ TEXTS = [
     "x",
     "reads mail over the network and shows it in a terminal",
 ]
+EXAMPLES = [{"id": f"d{i}", "prompt": f"Topic {i}:\n", "target": t, "group": f"g{i // 2}"} for i, t in enumerate(TEXTS)]
 
 
 @pytest.fixture(scope="module")
@@ -27,41 +29,29 @@ def model(tokenizer):
     return models.small_gpt2(len(tokenizer), n_positions=128)
 
 
-def examples():
-    rows = [{"id": f"d{i}", "prompt": f"Topic {i}:\n", "target": t, "group": f"g{i // 2}"} for i, t in enumerate(TEXTS)]
-    return [row | {"references": [row["target"]]} for row in rows]
-
-
-def plain_nats(model, ids, prompt_length):
-    """One document, one plain call, the definition of the loss."""
-    with torch.no_grad():
-        log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    return -sum(float(log_p[t - 1, ids[t]]) for t in range(max(prompt_length, 1), len(ids)))
-
-
 def test_score_equals_one_document_at_a_time_and_counts_eos(model, tokenizer, monkeypatch):
     seen, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda **k: seen.append(k["input_ids"]) or forward(**k))
-    scores = metrics.score(model, tokenizer, examples())
+    scores = metrics.score(model, tokenizer, EXAMPLES)
     monkeypatch.undo()
-    prompts = sum(len(tokenizer(e["prompt"])["input_ids"]) for e in examples())
+    prompts = sum(len(tokenizer(e["prompt"])["input_ids"]) for e in EXAMPLES)
     assert sum(ids.numel() for ids in seen) == prompts + scores["tokens"].sum()  # no padding
     assert list(scores.columns) == ["id", "group", "nats", "tokens", "bytes"]
-    for e, row in zip(examples(), scores.itertuples(), strict=True):
+    for e, row in zip(EXAMPLES, scores.itertuples(), strict=True):
         assert (row.id, row.group) == (e["id"], e["group"])
         prompt = tokenizer(e["prompt"], add_special_tokens=False)["input_ids"]
         target = tokenizer(e["target"], add_special_tokens=False)["input_ids"]
         ids = [*prompt, *target, tokenizer.eos_token_id]
         assert row.tokens == len(target) + 1  # EOS is a token
         assert row.bytes == len(e["target"].encode())  # and no byte
-        assert row.nats == pytest.approx(plain_nats(model, ids, len(prompt)), abs=1e-3)
+        assert row.nats == pytest.approx(sum(plain_nats(model, ids, len(prompt))), abs=1e-3)
 
 
 def test_scores_depend_neither_on_the_row_length_nor_on_the_company(model):
     rng = np.random.default_rng(0)
     sizes = [(9, 3), (40, 0), (2, 1), (2, 0), (64, 60), (17, 1)]
     docs = [packing.Encoded(rng.integers(1, 250, n).tolist(), p, n, str(i)) for i, (n, p) in enumerate(sizes)]
-    expected = [plain_nats(model, d.input_ids, d.prompt_length) for d in docs]
+    expected = [sum(plain_nats(model, d.input_ids, d.prompt_length)) for d in docs]
     for length in (64, 70, 1000):
         assert np.allclose(metrics.score_encoded(model, docs, length)["nats"], expected, atol=1e-3)
     window = packing.Encoded(rng.integers(1, 250, 129).tolist(), 1, 5)  # its last token is never read
@@ -77,7 +67,7 @@ def test_logits_are_float32_under_bfloat16_autocast_and_the_model_is_left_as_it_
     seen, before, original = [], model.config._attn_implementation, metrics.token_nats
     monkeypatch.setattr(metrics, "token_nats", lambda x, y: seen.append(x.dtype) or original(x, y))
     model.train()
-    metrics.score(model, tokenizer, examples())
+    metrics.score(model, tokenizer, EXAMPLES)
     assert set(seen) == {torch.float32}
     assert model.training and model.config._attn_implementation == before
     assert "forward" not in vars(model.get_output_embeddings())
@@ -119,8 +109,7 @@ def test_paired_resamples_groups_not_documents():
     result = metrics.paired(before, after)
     assert result["clusters"] == 2 and result["documents"] == 40
     assert result["high"] > 50 and result["p_value"] == 1
-    loose = metrics.paired(before.drop(columns="group"), after.drop(columns="group"))
-    assert loose["high"] < 3
+    assert metrics.paired(before.drop(columns="group"), after.drop(columns="group"))["high"] < 3
 
 
 def test_of_correlated_groups_without_an_effect_one_in_twenty_is_shown():

@@ -5,9 +5,9 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from lib.hub import GPT2, GPT2_REVISION, Unavailable
 from lib.models import load_base, tiny_tokenizer
 
 WEIGHTS = f"{GPT2}/model.safetensors"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:248dfc39\nsize 548105171\n"
 
 
 @pytest.fixture
@@ -96,14 +97,11 @@ def test_hand_download_of_four_files(home, small_folder):
     assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side) == (models.END, models.END, "left")
 
 
-class Runs:
-    """What a pickle can hold: loading it would create the file."""
-
-    def __init__(self, path: Path):
-        self.path = path
+class Runs(str):
+    """What a pickle can hold: loading it would create the file of this name."""
 
     def __reduce__(self):
-        return Path.touch, (self.path,)
+        return Path.touch, (Path(self),)
 
 
 def test_a_pickle_alone_is_read_as_tensors_and_copied(home, monkeypatch, small_folder, capsys):
@@ -126,9 +124,6 @@ def test_a_pickle_alone_is_read_as_tensors_and_copied(home, monkeypatch, small_f
     with pytest.raises(ValueError, match="holds more than tensors"):
         load_base()
     assert not (home / "ran").exists()
-
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:248dfc39\nsize 548105171\n"
 
 
 def without_a_tensor(folder: Path) -> None:
@@ -268,8 +263,7 @@ def test_wrong_bytes_are_thrown_away(with_stand_in, server, lie, reason, capsys)
     true = server.files.pop(WEIGHTS)
     if lie:
         server.files[WEIGHTS], server.lies_about[WEIGHTS] = true, lie(true)
-    base = load_base()
-    assert base.stand_in and reason in capsys.readouterr().out
+    assert load_base().stand_in and reason in capsys.readouterr().out
     assert not [p for p in (with_stand_in / "cache").rglob("*") if p.name == "model.safetensors"]
 
 
@@ -336,12 +330,8 @@ def test_conversion_happens_once_and_whole(home, small_folder, monkeypatch):
         models.build_stand_in()
     assert [p.name for p in (home / "models").iterdir()] == [".stand_in.lock"]
     (home / "models" / ".stand_in-killed").mkdir()  # what a killed process leaves
-    found = []
-    workers = [threading.Thread(target=lambda: found.append(models.build_stand_in())) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda _: models.build_stand_in(), range(3)))
     assert len(calls) == 2 and found == [home / "models" / "stand_in"] * 3
     assert not list((home / "models").glob(".stand_in-*"))
     os.truncate(found[0] / "model.safetensors", 1000)  # damaged: made again

@@ -105,8 +105,7 @@ def test_this_repository_packs_all_that_it_needs_and_nothing_private():
 
 
 def test_gaps_refuse_and_a_draft_says_so(root):
-    report = (root / "report.md").read_text("utf-8")
-    write(root / "report.md", report.replace("| Li Hua", "| [Name of member 2]"))
+    write(root / "report.md", (root / "report.md").read_text("utf-8").replace("| Li Hua", "| [Name of member 2]"))
     with pytest.raises(ValueError, match=r"Members named.*is no name yet[\s\S]*`python -m lib pack --draft`"):
         pack.pack(root=root)
     path = pack.pack(draft=True, root=root)

@@ -34,18 +34,15 @@ def test_packed_gradients_equal_one_document_at_a_time(name):
 def test_padded_documents_attend_as_one_at_a_time(kv_heads):
     """What a GPU computes in one call against one call per document, in outputs and in every gradient."""
     generator = torch.Generator().manual_seed(0)
-    lengths = (9, 1, 12, 7)
-    bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0)
+    bounds = torch.tensor([0, 9, 1, 12, 7], dtype=torch.int32).cumsum(0)
     parts = [torch.randn(1, heads, 29, 8, generator=generator) for heads in (4, kv_heads, kv_heads)]
     inputs = [[x.clone().requires_grad_() for x in parts] for _ in range(2)]
     padded = attend_padded(*inputs[0], None, 0.0, bounds)
     naive, _ = attend_within_documents(None, *inputs[1], None, cu_seq_lens_q=bounds)
     assert padded.shape == (1, 29, 4, 8)
     torch.testing.assert_close(padded, naive)
-    towards = torch.randn(padded.shape, generator=generator)
-    ((padded + naive) * towards).sum().backward()
-    for a, b in zip(*inputs, strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
+    ((padded + naive) * torch.randn(padded.shape, generator=generator)).sum().backward()
+    torch.testing.assert_close(*([x.grad for x in leaves] for leaves in inputs))
     changed = [x + (torch.arange(29) == 15)[:, None] for x in parts]  # in the third document
     again = attend_padded(*changed, None, 0.0, bounds)
     assert torch.equal(again[:, :15], padded[:, :15]) and torch.equal(again[:, 22:], padded[:, 22:])
@@ -55,8 +52,7 @@ def test_padded_documents_attend_as_one_at_a_time(kv_heads):
 
 
 def test_labels_are_the_targets_and_eos_and_no_prompt():
-    docs = [Encoded([1, 2, 3, 4], 2, 5), Encoded([5, 6, 7], 0, 5)]
-    batch = flatten(docs)
+    batch = flatten([Encoded([1, 2, 3, 4], 2, 5), Encoded([5, 6, 7], 0, 5)])
     assert batch["labels"].tolist() == [[3, 4, 6, 7]]  # a promptless document's first token has no past
     assert batch["logits_to_keep"].tolist() == [1, 2, 4, 5]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2]]
@@ -68,8 +64,7 @@ def test_pack_holds_every_document_once_within_the_length():
     packed = pack(docs, 64)
     assert sorted(i for row in packed for i in row) == list(range(len(docs)))
     assert all(sum(len(docs[i].input_ids) for i in row) <= 64 for row in packed)
-    filled = sum(len(d.input_ids) for d in docs) / (64 * len(packed))
-    assert filled > 0.9  # first fit decreasing wastes little
+    assert sum(len(d.input_ids) for d in docs) / (64 * len(packed)) > 0.9  # first fit decreasing wastes little
 
 
 def test_draw_repeats_no_document_before_all_were_drawn():

@@ -18,6 +18,7 @@ notebook = defined("03_evaluate", *NAMES)
 KEY = "sk-secret-0123456789"
 PAIRS = [p.Pair(f"p{i}", f"prompt {i} 提示", f"bad text {i}", f"good text {i}") for i in range(6)]
 SOON = ("retry-after-ms", "5")  # else the client waits half a second and longer
+PAGE = (200, "<html>welcome</html>", ("Content-Type", "text/html"))
 
 
 def answer(text):
@@ -46,8 +47,7 @@ def serve(monkeypatch, tmp_path):
             headers = dict([("Content-Type", "application/json"), *headers])
             return httpx.Response(status, headers=headers, content=text.encode())
 
-        client = partial(httpx.Client, transport=httpx.MockTransport(handle))
-        monkeypatch.setattr(openai, "DefaultHttpxClient", client)
+        monkeypatch.setattr(openai, "DefaultHttpxClient", partial(httpx.Client, transport=httpx.MockTransport(handle)))
         return seen
 
     return start
@@ -62,8 +62,7 @@ def test_fair_judge(serve, tmp_path):
     assert summary["disagreement_rate"] == 0 and summary["p_value"] == pytest.approx(2 * 8 / 2**7)
     asked = {(str(r.url), r.headers["Authorization"]) for r in seen}
     assert asked == {("http://host-0/v1/chat/completions", f"Bearer {KEY}")}
-    bodies = [json.loads(r.content) for r in seen]
-    assert all(body["temperature"] == 0 and body["model"] == "stub" for body in bodies)
+    assert all(x["temperature"] == 0 and x["model"] == "stub" for x in (json.loads(r.content) for r in seen))
     written = [path.read_text("utf-8") for path in tmp_path.rglob("*") if path.is_file()]
     assert written and not any(KEY in text for text in written)
 
@@ -114,9 +113,6 @@ def test_unparsable_replies_are_counted(serve):
 
 def silent(*_):
     raise httpx.ReadTimeout("slow")
-
-
-PAGE = (200, "<html>welcome</html>", ("Content-Type", "text/html"))
 
 
 @pytest.mark.parametrize("reply", [silent, lambda *_: PAGE, lambda *_: (200, "[]"), lambda *_: (200, "{}")])

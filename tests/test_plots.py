@@ -68,8 +68,7 @@ def test_same_bytes_twice_and_every_glyph(name, folder, caplog):
             results.save()
             written.append([(folder / f"02_{name}.{suffix}").read_bytes() for suffix in ("svg", "png")])
     assert written[0] == written[1]
-    wide = plt.imread(folder / f"02_{name}.png").shape[1]
-    printed = min(1, plots.WIDTH / (wide / mpl.rcParams["savefig.dpi"]))
+    printed = min(1, plots.WIDTH / (plt.imread(folder / f"02_{name}.png").shape[1] / mpl.rcParams["savefig.dpi"]))
     assert min(text.get_fontsize() for text in plt.gcf().findobj(mpl.text.Text)) * printed >= 7
     assert written[0][0].count(b"<text") == 0  # outlines, no reliance on the reader's fonts
     assert not caplog.records  # no "findfont: ..." either
@@ -78,16 +77,13 @@ def test_same_bytes_twice_and_every_glyph(name, folder, caplog):
 def test_labels_are_the_data_and_do_not_collide():
     (ax,) = plots.before_after(stages(), {"bits_per_byte": "bits per byte"}).axes
     assert {"before\n1.60", "after\n0.92", "1.60", "1.02"} <= {t.get_text() for t in ax.texts}
-    same = stages().assign(bits_per_byte=1.2)
-    (ax,) = plots.before_after(same, {"bits_per_byte": "bits per byte"}).axes
-    ax.figure.draw_without_rendering()
-    boxes = [t.get_window_extent() for t in ax.texts if t.get_text()]
-    assert len(boxes) == 4 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    (ax,) = plots.loss_curves(curves()).axes
-    ax.figure.draw_without_rendering()
-    boxes = [t.get_window_extent() for t in ax.texts]
-    assert [t.get_text() for t in ax.texts] == ["full", "lora", "last_blocks"]
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    (same,) = plots.before_after(stages().assign(bits_per_byte=1.2), {"bits_per_byte": "bits per byte"}).axes
+    (lines,) = plots.loss_curves(curves()).axes
+    for ax, count in ((same, 4), (lines, 3)):
+        ax.figure.draw_without_rendering()
+        boxes = [t.get_window_extent() for t in ax.texts if t.get_text()]
+        assert len(boxes) == count and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert [t.get_text() for t in lines.texts] == ["full", "lora", "last_blocks"]
 
 
 def test_dots_show_every_seed_the_mean_and_the_interval_or_that_nothing_was_measured():

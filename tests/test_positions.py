@@ -80,8 +80,7 @@ def test_only_absolute_positions_notice_uncorrected_left_padding(name, attention
     behind = model(ids, attention_mask=mask).logits[0, 11:]
     if name in ABSOLUTE:
         assert (behind - alone).abs().max() > 1e-2 * alone.abs().max()
-        corrected = (mask.cumsum(1) - 1).clamp(min=0)
-        behind = model(ids, attention_mask=mask, position_ids=corrected).logits[0, 11:]
+        behind = model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[0, 11:]
     close(behind, alone)
 
 
@@ -99,8 +98,7 @@ def test_rope_turns_a_pair_by_its_position():
     t = torch.arange(5.0)[:, None]
     turned = rope(torch.tensor([1.0, 0.0, 0.0, 1.0]).expand(1, 1, 5, 4), torch.arange(5))[0, 0]  # two pairs
     slow = t / 100  # 10,000^(-2/4)
-    expected = torch.cat([t.cos(), -slow.sin(), t.sin(), slow.cos()], 1)
-    torch.testing.assert_close(turned, expected)
+    torch.testing.assert_close(turned, torch.cat([t.cos(), -slow.sin(), t.sin(), slow.cos()], 1))
 
 
 def test_alibis_slopes_are_the_papers():
@@ -112,8 +110,7 @@ def test_alibis_slopes_are_the_papers():
 
 def test_t5_buckets_are_transformers():
     distance = torch.arange(-3, 3_000)
-    expected = T5Attention._relative_position_bucket(-distance, bidirectional=False)
-    assert torch.equal(t5_bucket(distance), expected)
+    assert torch.equal(t5_bucket(distance), T5Attention._relative_position_bucket(-distance, bidirectional=False))
     assert t5_bucket(torch.tensor([0, 15, 16, 127, 128])).tolist() == [0, 15, 16, 31, 31]
 
 

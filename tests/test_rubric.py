@@ -22,8 +22,7 @@ def status(root, question, midterm=False):
 
 def test_a_finished_project_has_no_gaps(root):
     for midterm in (False, True):
-        answers = rubric.check(midterm, root)
-        assert rubric.gaps(answers) == []
+        assert rubric.gaps(rubric.check(midterm, root)) == []
     assert status(root, "Report language")[0] == rubric.OK and "Abstract " in status(root, "Report language")[1]
     assert status(root, "Members named") == (rubric.OK, "report.md:24: 王小明 (Wang Xiaoming), Li Hua")
     assert status(root, "At least two explorations")[1].startswith("2: 6.1 Token encodings, 6.2")
@@ -80,8 +79,7 @@ FILES = [  # file, what of it (None: all) is replaced by what, the question that
 
 @pytest.mark.parametrize("name, old, new, question, said", FILES)
 def test_what_is_taken_away_from_other_files_is_missed(root, name, old, new, question, said):
-    text = (root / name).read_text("utf-8")
-    write(root / name, text.replace(old, new) if old else new)
+    write(root / name, (root / name).read_text("utf-8").replace(old, new) if old else new)
     found, answer = status(root, question, midterm=name == "README.md")
     assert found == rubric.GAP and said in answer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import everything
 from datasets import Dataset, DatasetDict
 
 import lib.run
@@ -16,6 +17,9 @@ import lib.tasks
 from lib import hub, models
 from lib.__main__ import main
 from lib.tasks import SPLITS, Task, encode, head, load_task
+
+Base = namedtuple("Base", "tokenizer context", defaults=[64])
+GOOD = b'{"prompt": "p", "target": "t"}\n'
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +30,6 @@ def debian() -> Task:
 @pytest.fixture(scope="module")
 def tokenizer(debian):
     return models.tiny_tokenizer([r["prompt"] + r["target"] for r in head(debian["train"], 200)], vocab_size=600)
-
-
-def everything(task: Task) -> list[dict]:
-    return [row for split in SPLITS for row in head(task[split])]
 
 
 def without_ids(task: Task) -> list[dict]:
@@ -104,8 +104,7 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(lib.tasks, "load_dataset", lambda name: DatasetDict(parts))
     task = load_task("user/set")
     assert (task.name, task.source) == ("set", "https://huggingface.co/datasets/user/set") and task.sha256
-    of_a_file = load_task(jsonl(tmp_path / "set.jsonl", rows(200)))
-    assert without_ids(task) == without_ids(of_a_file)
+    assert without_ids(task) == without_ids(load_task(jsonl(tmp_path / "set.jsonl", rows(200))))
     parts["train"] = Dataset.from_dict({"question": ["x"]})
     with pytest.raises(ValueError, match=r'user/set, row 1: no "prompt" in question; .* --task-columns text=question'):
         load_task("user/set")
@@ -146,8 +145,7 @@ def test_forms_of_rows(tmp_path, capsys, form, prompt, target, name):
         (tmp_path / name).write_text("\n".join(lines) if name == "a.jsonl" else json.dumps(data, indent=1), "utf-8")
     found = {(r["prompt"], r["target"]) for r in everything(load_task(tmp_path / name))}
     assert found == {(prompt.replace("{i}", str(i)), target.replace("{i}", str(i))) for i in range(30)}
-    shown = f"{name}: rows with "
-    assert (shown in capsys.readouterr().out) == (prompt != "")
+    assert (f"{name}: rows with " in capsys.readouterr().out) == (prompt != "")
 
 
 @pytest.mark.parametrize(("name", "mark"), [("a.tsv", "\t"), ("a.CSV", ";"), ("a.csv", ",")])
@@ -191,9 +189,6 @@ def test_one_text_is_split_by_contiguous_parts(tmp_path, capsys):
     assert len(task["test"]) == 4 and "Poem 7" in {r["target"] for r in everything(task)}
 
 
-Base = namedtuple("Base", "tokenizer context", defaults=[64])
-
-
 def test_what_exceeds_the_context(tmp_path, tokenizer, capsys):
     long = "".join(f"A sentence of {i} words. " for i in range(400))
     data = [*rows(40), {"prompt": "P", "target": long}]
@@ -207,8 +202,7 @@ def test_what_exceeds_the_context(tmp_path, tokenizer, capsys):
     blocks = [r for r in everything(task) if r["group"] == "texts.jsonl, line 41"]
     assert len(blocks) > 5 and encode(tokenizer, blocks, 1_024)
     (tmp_path / "both.txt").write_text(long + "床前明月光" * 900, "utf-8")  # the end is three times as wide
-    both = everything(load_task(tmp_path / "both.txt"))
-    assert 980 < max(len(r["target"].encode()) for r in both) <= 1_000
+    assert 980 < max(len(r["target"].encode()) for r in everything(load_task(tmp_path / "both.txt"))) <= 1_000
     assert len({s for s in SPLITS for r in head(task[s]) if r in blocks}) == 1
 
 
@@ -222,8 +216,7 @@ def test_chats_by_the_tokenizers_template(tmp_path, tokenizer):
     task, plain = load_task(path, Base(with_template)), load_task(path)
     assert {r["prompt"] for r in everything(task)} == {f"<|user|>Q{i}<|bot|>" for i in range(20)}
     assert [set(task[s]["group"]) for s in SPLITS] == [set(plain[s]["group"]) for s in SPLITS]
-    document = encode(with_template, task["test"], 64)[0]
-    assert document.input_ids[0] == with_template.convert_tokens_to_ids("<|user|>")
+    assert encode(with_template, task["test"], 64)[0].input_ids[0] == with_template.convert_tokens_to_ids("<|user|>")
     path = jsonl(path, [{"messages": said(("tool", "T"), ("assistant", "A"))}])
     with pytest.raises(ValueError, match=r"line 1: no tools"):
         load_task(path, Base(with_template))
@@ -238,9 +231,6 @@ def test_a_relative_path_means_where_the_command_was_given(tmp_path, monkeypatch
         for setting, options in ((name, []), ("", ["--task", name])):
             monkeypatch.setenv("TASK", setting)
             assert main(["run", *options]) == 0 and os.environ["TASK"] == kept
-
-
-GOOD = b'{"prompt": "p", "target": "t"}\n'
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import plain_nats
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
 
@@ -73,12 +74,8 @@ def test_the_loss_is_the_mean_over_target_tokens(base, task):
     labels = batch.pop("labels")
     with train.document_attention(base.model), torch.no_grad():
         loss = train.completion_loss(base.model(**batch), labels)
-    nats = []
-    for doc in docs:
-        with torch.no_grad():
-            log_p = base.model(torch.tensor([doc.input_ids])).logits.log_softmax(-1)[0]
-        nats += [-log_p[t - 1, doc.input_ids[t]].item() for t in range(doc.prompt_length, len(doc.input_ids))]
-    assert doc.input_ids[-1] == base.tokenizer.eos_token_id
+    nats = [x for doc in docs for x in plain_nats(base.model, doc.input_ids, doc.prompt_length)]
+    assert docs[-1].input_ids[-1] == base.tokenizer.eos_token_id
     assert loss.item() == pytest.approx(sum(nats) / len(nats), rel=1e-5)
     assert len(nats) == packing.flatten(docs)["labels"].numel() == (labels != -100).sum()
 
@@ -229,6 +226,5 @@ def test_a_second_process_on_one_run_is_told(base, task):
 def test_a_small_disk_is_told_early(base, task, monkeypatch):
     usage = namedtuple("usage", "total used free")(0, 0, 1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    big = replace(base, parameters=124_439_808)
     with pytest.raises(OSError, match=r"needs 3,484 MB for checkpoints and has 1 MB: free some space"):
-        train.finetune(big, task, seed=9)
+        train.finetune(replace(base, parameters=124_439_808), task, seed=9)

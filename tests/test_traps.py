@@ -13,6 +13,7 @@ from lib.explore import attention, costs, scratch, traps
 from lib.explore.traps import Protocol, audit
 
 SEED, N_BYTES = 0, 3_000
+SOUND = Protocol(text="held-out", padding_counted=False, overlap=0, tokenizer="gpt2", leak=1e-6)
 
 
 def trained(**changes):
@@ -27,8 +28,7 @@ def run():
 
 def test_scoring_from_prefixes_is_one_pass_for_a_causal_model_and_not_for_a_leaking_one(run, monkeypatch):
     def form(q, k, v, scale, **_):  # a mask that is off by one
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(1)
-        return attention.softmax(q, k, v, scale, seen)
+        return attention.softmax(q, k, v, scale, torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(1))
 
     monkeypatch.setitem(attention.ATTENTIONS, "leaking", None)
     attention.register("leaking", attention.Attention(form))
@@ -75,9 +75,6 @@ def test_flips_and_tau_of_known_rankings_and_which_flips_are_shown():
     assert traps.summary(rows)[["flips", "shown_pairs", "shown_flips"]].iloc[0].tolist() == [1, 0, 0]
 
 
-SOUND = Protocol(text="held-out", padding_counted=False, overlap=0, tokenizer="gpt2", leak=1e-6)
-
-
 def table(**columns):
     """Two methods, three seeds, clearly apart; nats, tokens and bytes agree with both ratios."""
     rows = []
@@ -122,8 +119,7 @@ def test_a_declared_mistake_is_one_finding_with_a_way_out(change, trap):
 def test_a_ratio_that_its_parts_do_not_give_names_its_row(column):
     rows = table()
     rows.loc[4, column] *= 0.9  # as if padding had been divided by
-    found = [f for f in audit(rows, SOUND) if f.trap == "padding counted"]
-    assert [f.where for f in found] == [f"row 4, {column}"]
+    assert [f.where for f in audit(rows, SOUND) if f.trap == "padding counted"] == [f"row 4, {column}"]
     rows = table()
     rows.loc[3:, ["nats", "tokens", "bytes"]] *= 2  # of a longer text
     assert found_in(rows) == {"different test texts"}
