@@ -57,7 +57,7 @@ def answers(root: Path) -> dict[str, dict]:
             raise ValueError(f"{path} is damaged ({error!r}): run `python -m lib run {number}` again.") from error
     header = ["notebook", "base model", "profile", "seeds", "machine, date", "tables measured anew"]
     table = re.sub(r"CPU, |\(R\)| Processor|(?<= 1 thread)s", "", markdown_table(header, origins, 6))
-    text = "Table: The run behind each notebook; of tables measured later, the last day, and the machines."
+    text = "Table: The runs (`python -m lib run NN --profile full`); of tables measured later, last day and machines."
     found["tables"]["all.provenance"] = f"{table}\n\n{text}"
     return found
 
