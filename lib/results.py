@@ -181,7 +181,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence], left: int = 
 
 def number(x: float, digits: int = 3, sign: bool = False) -> str:
     """`-` for what was not measured."""
-    return "-" if pd.isna(x) else f"{round(x, digits) + 0.0:{'+' if sign else ''},.{digits}f}"  # no -0.0
+    return "-" if pd.isna(x) else f"{x:{'+' if sign else ''},.{digits}f}"
 
 
 def span(mean: float, low: float, high: float, digits: int = 3, sign: bool = False) -> str:
