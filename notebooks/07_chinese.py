@@ -790,7 +790,7 @@ for key, lost in damage.items():
 #   marks but the model's own were put in front, as was done with plans. Intervals are over seeds, not over titles.
 # - The reward is what is measured afterwards, on other titles; it says nothing of the poems' worth, and five-character
 #   poems, whose tones are kept less well, disappear. People wrote for other sounds, so that passing their
-#   rates is no merit. One round, one rate, one number of drafts.
+#   rates is no merit. One round, one rate, one number of drafts. Two of five seeds were added after the first three.
 # - The idioms' data lost signs before it came to us (data/README.md). A model's explanation is fluent and often
 #   wrong: chrF counts common characters.
 
