@@ -29,7 +29,7 @@ def test_the_tree_equals_reading_each_code_alone(base, family):
     canary, rng = canaries(0, 1, 0)[0], np.random.default_rng(1)
     tree = code_log_probabilities(base.model, base.tokenizer, canary.prefix)
     codes = ["".join(rng.choice(list(s)) for s in SLOTS) for _ in range(8)] + ["0B0B", "9M9M"]
-    encoded = tasks.encode(base.tokenizer, [replace(canary, secret=code).row() for code in codes], 1_024)
+    encoded = tasks.encode(base.tokenizer, [canary._replace(secret=code).row() for code in codes], 1_024)
     before = len(base.tokenizer(canary.prefix, add_special_tokens=False).input_ids)
     for code, (nats, _) in zip(codes, metrics.token_scores(base.model, encoded), strict=True):
         alone = -float(nats[before : before + len(code)].double().sum())
