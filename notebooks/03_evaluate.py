@@ -800,7 +800,8 @@ def after_sampling(tuned, texts):
 # %%
 every_pass = results.in_two("one_pass_sampled", one_pass_documents, FIRST, LATER)
 if len(every_pass):  # rows that were measured before there were further seeds name none
-    every_pass = every_pass.assign(seed=every_pass["seed"].fillna(budget.seeds[0]).astype(int))
+    known = every_pass.reindex(columns=["seed"])["seed"]
+    every_pass = every_pass.assign(seed=known.fillna(budget.seeds[0]).astype(int))
 by_pass = every_pass[every_pass["seed"] == budget.seeds[0]] if len(every_pass) else every_pass
 compared = after_sampling("after, full", sampled) if len(sampled) else sampled
 runs = every_pass.groupby(["setting", "seed"], sort=False) if len(every_pass) else ()
