@@ -202,7 +202,7 @@ def hub_model(repository: str, revision: str = "main", local_dir: Path | None = 
     return weights.parent
 
 
-def _places(name: str) -> list[Path]:
+def places(name: str) -> list[Path]:
     return [Path(folder).expanduser() / name for folder in (os.environ.get("DATA_MIRROR"), MIRROR) if folder]
 
 
@@ -211,7 +211,7 @@ def outside(name: str) -> Path:
     (never in the `fast` profile). Raises Unavailable, with the reason and the way out, after 5 s at most."""
     if name not in OUTSIDE:
         raise ValueError(f"No data set {name!r} from outside: there are {', '.join(OUTSIDE)}.")
-    for folder in _places(name):
+    for folder in places(name):
         if all((folder / file).is_file() for file in OUTSIDE[name]):
             return folder
     try:
@@ -268,7 +268,7 @@ def fetch(what: list[str] | None = None) -> int:
                 folder, how = _fetch_model()
             else:
                 files = OUTSIDE[name].items()
-                good = [d for d in _places(name) if all((d / f).is_file() and sha256(d / f) == h for f, h in files)]
+                good = [d for d in places(name) if all((d / f).is_file() and sha256(d / f) == h for f, h in files)]
                 folder, how = (good[0], "already there") if good else (_from_hub(name), f"from {endpoint()}")
         except (Unavailable, OSError, ValueError) as error:
             print(f"{name:10} not fetched: {error}")

@@ -615,7 +615,7 @@ ALICE = "7467306ee0feed4971260f3c87421154a05be571d944e9cb021a5713700c38f0"
 @cache
 def files() -> dict[str, bytes]:
     """What is at hand of the two, cut to the budget."""
-    found = [path for place in hub._places("canterbury") if (path := place / "alice29.txt").is_file()]
+    found = [path for place in hub.places("canterbury") if (path := place / "alice29.txt").is_file()]
     out = {"alice": found[0].read_bytes()} if found else {}
     if found and hashlib.sha256(out["alice"]).hexdigest() != ALICE:
         raise ValueError(f"{found[0]} is not the corpus's alice29.txt: its SHA-256 differs.")

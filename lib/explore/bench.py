@@ -119,6 +119,8 @@ def training_of(system: Callable, base, b: SimpleNamespace, run: int) -> dict:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.suppress(Enough):
         system(base, documents, clock, b, folder)
+    if len(clock.steps) < STEPS:
+        raise RuntimeError(f"{len(clock.steps)} steps are too few to measure: raise train_tokens.")
     (began, first), (ended, last) = clock.steps[0], clock.steps[-1]
     return {"useful_tokens_per_second": (last - first) / (ended - began)}
 

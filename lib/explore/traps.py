@@ -181,7 +181,7 @@ def _seeds(df: pd.DataFrame, p: Protocol) -> Iterator[tuple[str, str, str]]:
             gaps = (wide[a] - wide[b]).dropna()
             mean, low, high = metrics.mean_interval(gaps) if len(gaps) else (np.nan,) * 3
             if not np.isfinite(low) or low * high <= 0:
-                span = f"[{low:+.3g}, {high:+.3g}]" if np.isfinite(low) else f"of {len(gaps)} seeds that both have"
+                span = f"[{low:+.3g}, {high:+.3g}]" if np.isfinite(low) else f"missing (shared seeds: {len(gaps)})"
                 pair = " against ".join(" / ".join(map(str, x)) if isinstance(x, tuple) else str(x) for x in (a, b))
                 problem = f"the paired difference of {p.metric} is {mean:+.3g}, its 95 % interval {span}."
                 yield "no interval", f"{name}: {pair}".removeprefix(": "), problem
