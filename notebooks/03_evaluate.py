@@ -699,12 +699,12 @@ display(by_examples.round(3)) if len(by_examples) else print(results.not_yet)
 # %% [markdown]
 # - With much more text: a run of each method that sees the whole training split once (notebook 02 holds it against a
 #   forecast). First measured as the main table's models are, and on general text.
-#   Full fine-tuning's further seeds (tables that end in `_seeds`) were measured later, on another machine.
+#   Further seeds (tables that end in `_seeds`) were measured later, on another machine.
 
 
 # %%
 FIRST = [(method, budget.seeds[0]) for method in budget.methods if budget.pass_tokens]
-LATER = [("full", seed) for seed in budget.pass_seeds]
+LATER = [(m, seed) for m in budget.methods for seed in budget.pass_seeds]
 
 
 @functools.cache
