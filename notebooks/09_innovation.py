@@ -357,20 +357,18 @@ keys = ["form", "share", "matched", "matching_tokens", "tuning_tokens"]
 lora.pivot_table(index=keys, columns="seed", values="bits_per_byte", sort=False).round(3)
 
 # %% [markdown]
-# - The same with ten times the tokens, scored on eight times the text: the control, three quarters of the layers and,
-#   with one seed, all of them; for both the window alone with as many tokens in all.
-
+# - The same with ten times the tokens, scored on eight times the text: the control, three quarters of the layers and
+#   all of them; for both the window alone with as many tokens in all. All layers' further seeds, the table
+#   `conversion_budget_seeds`, were measured later and on another machine.
 
 # %%
-def large_rows():
-    matching, tokens, scored = budget.large_tokens
-    runs = [("linear+window", share, True, tokens) for share in (0.0, 0.75, 1.0)]
-    runs += [("window", share, True, matching + tokens) for share in (0.75, 1.0)]
-    plan = [(s, *run) for s in budget.seeds for run in runs if run[1] < 1 or s == budget.seeds[0]]
-    return [lora_row(*run, matching, scored) for run in plan]
-
-
-large = results.table("conversion_budget", lambda: large_rows() if budget.large_tokens else [], optional=True)
+MATCHING, TUNING, SCORED = budget.large_tokens or (0, 0, 0)
+HYBRID = [("linear+window", share, True, TUNING) for share in (0.0, 0.75, 1.0)]
+WINDOW = [("window", share, True, MATCHING + TUNING) for share in (0.75, 1.0)]
+PLAN = [(seed, *run) for seed in budget.seeds for run in HYBRID + WINDOW if budget.large_tokens]
+later = [run for run in PLAN if run[2] == 1 and run[0] != budget.seeds[0]]
+first = [run for run in PLAN if run not in later]
+large = results.in_two("conversion_budget", lambda runs: [lora_row(*r, MATCHING, SCORED) for r in runs], first, later)
 large if len(large) else print(results.not_yet)
 
 # %% [markdown]
@@ -1289,8 +1287,7 @@ for (form, share), part in runs:
     cost = interval(100 * (bits[form, share] / start - 1), 1, sign=True) if share else ""
     lines.append([what, f"{share:.0%}", *amounts, len(part), interval(part["bits_per_byte"]), cost])
 header = ["attention", "layers converted", "matching tokens", "LoRA tokens", "seeds", "bits per byte", "cost, %"]
-*_, scored = budget.large_tokens or [0]
-text = f"Conversion with LoRA (rank {RANK}, alpha {2 * RANK}) as the second stage, scored on {scored:,} tokens "
+text = f"Conversion with LoRA (rank {RANK}, alpha {2 * RANK}) as the second stage, scored on {SCORED:,} tokens "
 text += "of the test split of debian, prompts counted; mean and 95 % t interval, the cost paired by seed."
 results.markdown("conversion_budget", header, lines, text)
 alone = damage.groupby("layer")["damage"].mean().sort_values()
