@@ -556,33 +556,36 @@ against["label"] = against["method"] + ", " + against["setting"]
 against.round(4)
 
 # %% [markdown]
-# - A longer training may forget more. The runs of notebooks 02 and 03, full fine-tuning and LoRA at their budget (every
-#   seed) and over one pass of the training split (the first), by the same texts; full fine-tuning's weights mixed.
-
+# - A longer training may forget more. The runs of notebooks 02 and 03, full fine-tuning and LoRA at their budget and
+#   over one pass of the training split, by the same texts; full fine-tuning's weights mixed. The pass's further seeds,
+#   the table `frontier_long_seeds`, were measured later and on another machine.
 
 # %%
-def long_rows():
-    known = profile.budget(**train.BUDGET)
-    if not known.pass_tokens:
-        return
-    # its own row of before: in another session the base model's samples are others
-    yield {"method": "none", "seed": known.seeds[0], "train_tokens": 0, "alpha": 0.0} | measured(base.model)
-    whole = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, task["train"], base.context))
-    plan = [(seed, known.train_tokens) for seed in known.seeds] + [(known.seeds[0], min(whole, known.pass_tokens))]
-    for (seed, tokens), method in tqdm([*itertools.product(plan, known.methods)]):
-        options = {"train_tokens": tokens} | ({} if tokens == known.train_tokens else {"evaluations": 1})
+KNOWN = profile.budget(**train.BUDGET)
+whole = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, task["train"], base.context))
+PASS = min(whole, KNOWN.pass_tokens)  # tokens; 0 where no pass is run
+first = [(seed, KNOWN.train_tokens) for seed in KNOWN.seeds] + [(KNOWN.seeds[0], PASS)]
+later = [(seed, PASS) for seed in KNOWN.pass_seeds]
+
+
+def long_rows(plan):
+    # their own row of before: in another session the base model's samples are others
+    yield {"method": "none", "seed": KNOWN.seeds[0], "train_tokens": 0, "alpha": 0.0} | measured(base.model)
+    for (seed, tokens), method in tqdm([*itertools.product(plan, KNOWN.methods)]):
+        options = {"train_tokens": tokens} | ({} if tokens == KNOWN.train_tokens else {"evaluations": 1})
         run = train.finetune(base, task, method, seed, quiet=True, **options)
         for alpha in (1.0, *ALPHAS) if method == "full" else (1.0,):
             mixed = run.model if alpha == 1 else frontier.interpolate(base.model, run.model, alpha)
             yield {"method": method, "seed": seed, "train_tokens": tokens, "alpha": alpha} | measured(mixed)
 
 
-long = results.table("frontier_long", long_rows, optional=True)
+# %%
+long = results.in_two("frontier_long", lambda plan: long_rows(plan) if PASS else [], first, later)
 if len(long):
-    changes = [*GENERAL, "general", "bits_per_byte"]
+    changes, before = [*GENERAL, "general", "bits_per_byte"], long["method"] == "none"
     long["general"] = long[list(GENERAL)].sum(axis=1)
-    long[changes] -= long.loc[long["method"] == "none", changes].iloc[0]
-    long = long[long["method"] != "none"]
+    long[changes] -= long.groupby(before.cumsum())[changes].transform("first")
+    long = long[~before]
     display(long.groupby(["train_tokens", "method", "alpha"])[changes].mean().round(3))
 
 # %% [markdown]
@@ -1373,14 +1376,14 @@ results.claim("the highest rank gains more than any mixture in three of five see
 # %%
 text = f"More text: bits per byte of {budget.documents} test documents of the task and of {budget.general_tokens:,} "
 text += "tokens of each general text, minus before; share: of the tuned weights, mixed with those before. Means over "
-text += "the seeds (task and sum: with 95 % t interval), of the longer runs one."
+text += "the seeds; task and sum: with 95 % t interval."
 longer = []
 for (tokens, method, alpha), part in long.groupby(["train_tokens", "method", "alpha"]) if len(long) else ():
     cells = [interval(part[c], sign=True) for c in ("bits_per_byte", "general")]
     cells += [number(part[c].mean(), sign=True) for c in GENERAL]
-    longer.append([{"full": "full fine-tuning", "lora": "LoRA"}[method], f"{tokens:,}", f"{alpha:g}", *cells])
-seeds = long["seed"].unique().tolist() if longer else ()
-results.markdown("long", ["method", "tokens", "share", "task", *names], longer, text, seeds=seeds)
+    about = [{"full": "full fine-tuning", "lora": "LoRA"}[method], f"{tokens:,}", f"{alpha:g}", len(part)]
+    longer.append([*about, *cells])
+results.markdown("long", ["method", "tokens", "share", "seeds", "task", *names], longer, text, seeds=())
 
 # %% [markdown]
 # - The sum at both ends of the budget, and half-way back from the longer run. LoRA against the mixture that gains as
