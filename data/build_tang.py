@@ -22,7 +22,9 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
-from build_debian import HERE, in_splits, keep_first, write_dataset
+from build_debian import HERE, in_splits, write_dataset
+
+from lib.texts import without_near_duplicates
 
 PACKAGE = "chinese-poetry@2.0.1"
 SHA256 = "25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86"
@@ -140,7 +142,8 @@ def bigrams(text: str) -> frozenset[str]:
 def drop_near_duplicates(documents: list[dict], threshold: float = THRESHOLD) -> list[dict]:
     """Of poems whose bigrams reach this Jaccard similarity, keep the first by "rank"."""
     ranked = sorted(documents, key=lambda d: d["rank"])
-    return sorted(keep_first(ranked, bigrams, threshold), key=lambda d: d["id"])
+    kept = without_near_duplicates([bigrams(d["target"]) for d in ranked], threshold)
+    return sorted((ranked[i] for i in kept), key=lambda d: d["id"])
 
 
 def build(poems: list[dict], convert: Callable[[str], str]) -> tuple[dict[str, bytes], dict]:

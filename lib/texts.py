@@ -7,8 +7,8 @@ the empty strings that pad its files. ROUGE-L and CIDEr of those rows: notebook 
 
 import math
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from itertools import zip_longest
 from types import SimpleNamespace
@@ -88,6 +88,19 @@ def nist(predictions: Sequence[str], references: Sequence) -> float:
     ratio = min(length / expected, 1.0) if expected else 1.0
     beta = math.log(0.5) / math.log(1.5) ** 2  # half the score at two thirds of the length
     return score * math.exp(beta * math.log(ratio) ** 2) if ratio else 0.0
+
+
+def without_near_duplicates(features: Iterable[Collection[str]], threshold: float = 0.3) -> list[int]:
+    """Indices of the texts that stay when of those whose sets of `features` (such as runs of three words) reach this
+    Jaccard similarity the first does. Exact: an index from each feature to the kept counts what two sets share."""
+    index, sizes = defaultdict(list), {}
+    for i, own in enumerate(features):
+        shared = Counter(j for feature in own for j in index[feature])
+        if not any(n / (len(own) + sizes[j] - n) >= threshold for j, n in shared.items()):
+            sizes[i] = len(own)
+            for feature in own:
+                index[feature].append(i)
+    return list(sizes)
 
 
 def longest_overlap(predictions: Sequence[str], train: Sequence[str]) -> list[int]:

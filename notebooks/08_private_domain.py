@@ -57,7 +57,7 @@ from lib.train import LEARNING_RATES, finetune
 DOCUMENTED = ("accelerate", "datasets", "huggingface_hub", "matplotlib", "nltk", "peft", "sacrebleu")
 budget = profile.budget(
     seeds=((0, 1), (0,), (0, 1, 2)),
-    packages=(("datasketch", "sacrebleu", "tqdm"), DOCUMENTED, DOCUMENTED),
+    packages=(("filelock", "sacrebleu", "tqdm"), DOCUMENTED, DOCUMENTED),
     train_tokens=(8_000, 12_000, 12_000),  # of one run, canaries among them
     # short rows: what is remembered grows with the steps that a copy is part of, not with the tokens
     pack_length=(640, 256, 256),
@@ -154,7 +154,7 @@ else:
 # %%
 card = results.table("card", lambda: collection().card)
 display(card.set_index(["what", "key"])["value"].map("{:,.0f}".format).to_frame())
-display(plots.source(private.without_near_duplicates))
+display(plots.source(private.triples, texts.without_near_duplicates))
 for row in [] if results.stored or collection().own else tasks.head(collection().task["test"], 2):
     print(row["prompt"] + row["target"], end="\n" + "-" * 80 + "\n")
 
@@ -927,4 +927,4 @@ results.save(data={} if results.stored else {collection().task.name: collection(
 #   Repetition and extraction: Carlini et al. 2023, arXiv:2202.07646. Deduplication: Lee et al. 2022,
 #   arXiv:2107.06499; Kandpal et al. 2022, arXiv:2202.06539. LoRA: Hu et al. 2021, arXiv:2106.09685.
 # - Membership by the error zone: Ilic, Stanojevic, Cvejoski 2026, arXiv:2601.12104.
-# - MinHash: Broder 1997. Documentation addresses: RFC 5737, RFC 3849. Checksums: ISO/IEC 7812-1, ISO 13616, GB 11643.
+# - Documentation addresses: RFC 5737, RFC 3849. Checksums: ISO/IEC 7812-1, ISO 13616, GB 11643.

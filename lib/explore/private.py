@@ -24,12 +24,11 @@ from typing import NamedTuple
 
 import pandas as pd
 from charset_normalizer import from_bytes
-from datasketch import MinHash, MinHashLSH
 from tqdm.auto import tqdm
 
 from lib import profile, results, tasks
 from lib.explore.anonymise import anonymise, read_names
-from lib.texts import words
+from lib.texts import without_near_duplicates, words
 
 PROMPT_BYTES, TARGET_BYTES = 200, 800
 MIN_CHARACTERS = 20  # of a target; a chat's replies are shorter
@@ -332,19 +331,10 @@ def _documents(files: Sequence[tuple[Path, str]], names: Sequence[str], facts: C
     return rows
 
 
-def without_near_duplicates(texts: Sequence[str]) -> list[int]:
-    """Indices kept when of texts whose word 3-shingles (in lower case, a Chinese character a word, a shorter text
-    whole) reach a Jaccard similarity of 0.3, as for `debian`, the first stays. MinHash (Broder 1997) with LSH proposes,
-    the exact similarity decides: 128 bands of 2 rows miss a pair at 0.3 with probability (1 - 0.3^2)^128 = 6e-6."""
-    index, sets = MinHashLSH(num_perm=256, params=(128, 2)), {}
-    for i, text in enumerate(tqdm(texts, desc="near-duplicates", disable=len(texts) < 1000)):
-        parts, signature = words(text.lower()), MinHash(num_perm=256, seed=1)
-        own = {" ".join(parts[k : k + 3]) for k in range(max(1, len(parts) - 2))}
-        signature.update_batch([s.encode() for s in sorted(own)])
-        if not any(len(own & sets[j]) / len(own | sets[j]) >= 0.3 for j in index.query(signature)):
-            index.insert(i, signature)
-            sets[i] = own
-    return list(sets)
+def triples(text: str) -> set[str]:
+    """The runs of three words in lower case, a Chinese character a word; a shorter text whole."""
+    parts = words(text.lower())
+    return {" ".join(parts[k : k + 3]) for k in range(max(1, len(parts) - 2))}
 
 
 def deduplicate(rows: Sequence[dict], facts: Counter | None = None) -> list[dict]:
@@ -353,7 +343,7 @@ def deduplicate(rows: Sequence[dict], facts: Counter | None = None) -> list[dict
     for row in rows:
         first.setdefault(" ".join(row["target"].lower().split()), row)
     once = list(first.values())
-    kept = [once[i] for i in without_near_duplicates([row["target"] for row in once])]
+    kept = [once[i] for i in without_near_duplicates([triples(row["target"]) for row in once])]  # 0.3, as for `debian`
     if facts is not None:
         facts["documents", "found"], facts["documents", "kept"] = len(rows), len(kept)
         facts["documents", "exact duplicates removed"] = len(rows) - len(once)
