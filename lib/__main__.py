@@ -96,7 +96,7 @@ WRITING = {
 KEPT = {"notebooks": {"nargs": "+"}, "--yes": FLAG}
 CHECK, SOME = {"--check": FLAG | {"help": "change nothing, say what is wrong"}}, {"what": MANY}
 COMMANDS = {  # name: (what is called with the options in their order, what it does, options)
-    "fetch": ("lib.hub.fetch", "for offline use, all or some of model, e2e, wikitext2, lambada, blimp", SOME | MODEL),
+    "fetch": ("lib.hub.fetch", "for offline use, all or some of model, wikitext2, lambada, blimp", SOME | MODEL),
     "run": ("lib.run.run", "execute notebooks, such as 01 02 03; all by default", RUN),
     "finetune": (finetune, "one fine-tuning run; also under accelerate launch", TRAINING | MODEL | TASK),
     "generate": ("lib.generate.write", "print what a model writes after a prompt", WRITING | MODEL),
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
             function = getattr(importlib.import_module(module), name)
         done = function(*(chosen[name.removeprefix("--")] for name, about in options.items() if "dest" not in about))
         return int(done) if isinstance(done, int) else 0
-    except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, subprocess.CalledProcessError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:

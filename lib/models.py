@@ -146,6 +146,8 @@ def _load(folder: Path, name: str | None, revision: str | None, source: str = ""
         print(f"{pickle}: read with weights_only, so that no code of it runs; a copy as safetensors is in {copy}.")
     if not source:
         source = str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else str(folder)
+    # folders of one name, or one written anew, are other models, with runs of their own
+    revision = revision or hub.sha256(pickle or min(folder.glob("*.safetensors")))[:12]
     return _base(model, tokenizer, name, source, revision, why)
 
 

@@ -125,8 +125,8 @@ def draw(documents: Sequence, tokens: int, seed: int | None, size=lambda documen
 
 
 def rows(drawn: Sequence[Encoded], pack_length: int, multiple: int) -> list[list[Encoded]]:
-    """Packed rows, in windows of about 16 so that the order stays the drawn one up to a window; their number is a
-    multiple of the rows behind one step (the emptiest are left out)."""
+    """Packed rows, in windows of about 16, which Trainer shuffles; their number is a multiple of the rows behind
+    one step (the emptiest are left out)."""
     windows, total = [[]], 0
     for document in drawn:
         if total >= 16 * pack_length:

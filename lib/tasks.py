@@ -299,15 +299,19 @@ def _shipped(name: str) -> Task:
 
 def _hub(name: str, base) -> Task:
     """All rows of a dataset on the hub, its own splits put together."""
-    trouble, rows = hub_trouble(name, ".gitattributes", repo_type="dataset"), []
+    trouble, parts = hub_trouble(name, ".gitattributes", repo_type="dataset"), {}
     datasets.config.HF_ENDPOINT = endpoint()  # where a mirror has moved to
     try:
-        rows = [] if trouble else [row for part in load_dataset(name).values() for row in part]
+        parts = parts if trouble else {split: list(part) for split, part in load_dataset(name).items()}
     except Exception as error:  # of an HTTP library, pyarrow, or datasets' own
         trouble = f"{error!r:.150}"
     if trouble:
         raise Unavailable(f"TASK={name!r} is no file here, and as a dataset of the hub it cannot be had: {trouble}.")
+    rows = [row for part in parts.values() for row in part]
     source, content = f"https://huggingface.co/datasets/{name}", json.dumps(rows, default=str).encode()
+    for split, part in parts.items():  # ids may begin anew in each
+        for row in part:
+            row.update({"id": f"{split} {row['id']}"} if "id" in row else {})
     records = ((f"{source}, row {i}", row) for i, row in enumerate(rows, 1))
     return _own(records, name.split("/")[1], content, source, base)
 

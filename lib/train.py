@@ -1,6 +1,6 @@
 """Fine-tuning on transformers' Trainer: completion-only loss over packed documents.
 
-`finetune` is idempotent: a run is named by a hash of everything that decides its outcome. A finished
+`finetune` is idempotent: a run is named by a hash of all that decides its outcome but the number format. A finished
 run is loaded, an interrupted one goes on from its last whole checkpoint, a new one starts."""
 
 import contextlib
@@ -44,7 +44,7 @@ BUDGET = {
     "methods": (("full", "lora"), ("full", "lora"), ("full", "lora")),  # with every seed; the others once
     "train_tokens": (12_000, 40_000, 80_000),  # prompt + target tokens that one run sees
     "pass_tokens": (16_000, 0, 2_000_000),  # of one long run; at most what the training split holds
-    "pass_seeds": ((1,), (), (1, 2)),  # beside the first seed
+    "pass_seeds": ((1,), (), (1, 2)),  # of full fine-tuning's, beside the first seed that both methods have
     "pack_length": (640, 2_048, 2_048),  # tokens in one forward pass
     "batch_tokens": (1_280, 2_048, 2_048),  # tokens behind one optimizer step
     "evaluations": (3, 4, 6),  # held-out evaluations of a run, with a checkpoint each
@@ -217,8 +217,8 @@ def run_path(base, task: tasks.Task, settings: Settings, variant: str = "") -> P
     chosen = asdict(settings) | ({"variant": variant} if variant else {})
     identity = [chosen, task.sha256, base.name, base.revision, base.parameters]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
-    method = re.sub(r"\W+", "-", f"{settings.method} {variant}".strip())
-    return profile.output_root() / "data" / "runs" / f"{task.name}-{method}-seed{settings.seed}-{digest}"
+    named = re.sub(r"\W+", "-", f"{task.name} {settings.method} {variant}".strip())
+    return profile.output_root() / "data" / "runs" / f"{named}-seed{settings.seed}-{digest}"
 
 
 def finetune(
@@ -228,7 +228,7 @@ def finetune(
 
     The loss is that of the target's tokens, EOS included, given the prompt; documents are packed without attention
     across them. `overrides` replace fields of Settings. `draw(documents, tokens, seed)` puts other documents into the
-    run or another order, `optimizer(model, settings)` builds another than fused AdamW, `callbacks` are transformers';
+    run, `optimizer(model, settings)` builds another than fused AdamW, `callbacks` are transformers';
     `variant` names what these change (all that decides the outcome belongs in it), and is another run. Raises
     ValueError for an unknown method or setting or a change without a name, OSError for a folder that can't be written
     or a disk too small, RuntimeError while another process trains."""
@@ -270,9 +270,10 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
     steps = max(len(data) // rows_per_step, 1)
     interval, dtype, device = max(steps // settings.evaluations, 1), profile.autocast_dtype(), profile.device().type
     once = settings.evaluations == 1  # there is no best to keep, but an hour's run must not be lost with its process
+    start = last_checkpoint(path / "checkpoints")
     args = transformers.TrainingArguments(
         output_dir=str(path / "checkpoints"),
-        num_train_epochs=1,  # the data already hold every epoch in its order
+        num_train_epochs=1,  # the data already hold every epoch; Trainer shuffles their rows
         per_device_train_batch_size=1,
         gradient_accumulation_steps=rows_per_step // world,
         learning_rate=settings.learning_rate,
@@ -286,7 +287,8 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
         dataloader_pin_memory=device == "cuda",
         eval_strategy="steps",
         eval_steps=interval,
-        eval_on_start=True,
+        eval_on_start=not start,  # again it would count against the patience,
+        restore_callback_states_from_checkpoint=True,  # which goes on where it was
         save_steps=max(steps // 10, 40) if once else interval,
         save_total_limit=1,  # and the best one, which load_best_model_at_end keeps
         load_best_model_at_end=not once,
@@ -310,7 +312,6 @@ def _train(base, task, settings: Settings, path: Path, draw, optimizer, callback
     )
     if device == "cpu" and world == 1:
         trainer.part_length = part_length(model, psutil.virtual_memory().available, pack_length)
-    start = last_checkpoint(path / "checkpoints")
     if start and args.should_save:
         print(f"Run {path.name} goes on from {Path(start).name.replace('-', ' ')} of {steps} steps.", flush=True)
     trainer.remove_callback(PrinterCallback)  # what `quiet` puts in place of the progress bar

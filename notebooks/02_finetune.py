@@ -404,11 +404,11 @@ display(laws) if len(laws) else print(results.not_yet)
 
 # %% [markdown]
 # - A forecast is held against what comes: runs of each method on as many tokens, which no fit has seen.
-#   Further seeds, the table `forecast_seeds`, were measured later and on another machine.
+#   Full fine-tuning's further seeds, the table `forecast_seeds`, were measured later and on another machine.
 
 # %%
 long_runs = [(m, 0) for m in budget.methods if len(curve)]
-later = [(m, seed) for m in budget.methods for seed in budget.pass_seeds]
+later = [("full", seed) for seed in budget.pass_seeds]
 passed = results.in_two("forecast", lambda runs: [learned(*run, whole) for run in runs], long_runs, later)
 display(passed) if len(passed) else print(results.not_yet)
 

@@ -699,12 +699,12 @@ display(by_examples.round(3)) if len(by_examples) else print(results.not_yet)
 # %% [markdown]
 # - With much more text: a run of each method that sees the whole training split once (notebook 02 holds it against a
 #   forecast). First measured as the main table's models are, and on general text.
-#   Further seeds (tables that end in `_seeds`) were measured later, on another machine.
+#   Full fine-tuning's further seeds (tables that end in `_seeds`) were measured later, on another machine.
 
 
 # %%
 FIRST = [(method, budget.seeds[0]) for method in budget.methods if budget.pass_tokens]
-LATER = [(m, seed) for m in budget.methods for seed in budget.pass_seeds]
+LATER = [("full", seed) for seed in budget.pass_seeds]
 
 
 @functools.cache
@@ -802,11 +802,9 @@ every_pass = results.in_two("one_pass_sampled", one_pass_documents, FIRST, LATER
 if len(every_pass):  # rows that were measured before there were further seeds name none
     known = every_pass.reindex(columns=["seed"])["seed"]
     every_pass = every_pass.assign(seed=known.fillna(budget.seeds[0]).astype(int))
-by_pass = every_pass[every_pass["seed"] == budget.seeds[0]] if len(every_pass) else every_pass
 compared = after_sampling("after, full", sampled) if len(sampled) else sampled
 runs = every_pass.groupby(["setting", "seed"], sort=False) if len(every_pass) else ()
 ahead = {run: after_sampling(run[0], pd.concat([sampled, part])) for run, part in runs}
-further = {run: gaps for (run, seed), gaps in ahead.items() if seed == budget.seeds[0]}
 run_means = runs.mean(numeric_only=True) if len(every_pass) else every_pass
 tested = {("after, full", budget.seeds[0]): compared, **ahead}
 frames = [run_means.round(3), *(gaps.assign(run=run, seed=seed).round(4) for (run, seed), gaps in tested.items())]
@@ -1254,20 +1252,19 @@ for r in significance.itertuples():
 UNMEASURED = """fair.bits_per_byte fair.gain fair.tags form.fair
 fair.characters.alone fair.characters.examples fair.characters.people
 fair.read.chrf draws.documents draws.count draws.bits_per_byte draws.after
-pass.better pass.lora.gap pass.lora.tags_reflected.asked pass.tags_reflected.after pass.tags_reflected.asked
-parts.first_line parts.text_below parts.end_token best_rate.gap recovery.bits_per_byte recovery.brought
+pass.lora.gap pass.tags_reflected.after pass.tags_reflected.asked
+pass.lora.tags_reflected.after pass.lora.tags_reflected.asked best_rate.gap recovery.bits_per_byte recovery.brought
 general.compared general.worse overlap.e2e.before overlap.e2e.after e2e.bleu
 e2e.people.ser e2e.lora.greedy.bleu e2e.lora.beam.bleu e2e.lora.greedy.ser e2e.lora.beam.ser"""
 UNREAD = """factual.asked.wrong factual.sampled.asked.wrong
 factual.agree.greedy factual.agree.sampled factual.kappa.greedy factual.kappa.sampled factual.kappa.kind"""
 CLAIMS = """full beats the fairest before; full beats the fairest before in chrF; people reflect more tags;
 full beats every draw of examples;
-by chrF the chat template is the best question; more facts than after the best question are not shown;
+by chrF the chat template is the best prompt; more facts than after the best prompt are not shown;
 sampled.chrf.asked is higher; sampled.tags_reflected.asked is not shown higher;
-synopsis in form of sampled texts beats the best question;
+synopsis in form of sampled texts beats the best prompt;
 pass.tags_reflected.after is higher; pass.tags_reflected.asked is higher; pass.lora.tags_reflected.asked is higher;
-pass.chrf.after is not shown higher; pass.lora.chrf.after is not shown higher; 
-passes reflect more tags than people in greedy texts alone;
+pass.lora.tags_reflected.after is higher; pass.chrf.after is not shown higher; pass.lora.chrf.after is not shown higher;
 after one pass LoRA is behind full fine-tuning; no general text got worse in one pass;
 LoRA at its better rate is not told apart from full fine-tuning; WikiText-2 was the control;
 general English brings less than half of the gain; no general text got worse; full fine-tuning saw a part of E2E"""
@@ -1311,6 +1308,8 @@ text += "prompt has any); mean over seeds with 95 % t interval."
 how_many = ", ".join(f"{ROWS[m].split()[-1]}: {len(part)}" for m, part in passed.groupby("method")) if late else ""
 text += f" One pass: runs that saw {int(passed['train_tokens'].iloc[0]):,} tokens ({how_many})." if late else ""
 results.markdown("before_after", ["", *map(MAIN.get, wide)], rows, text, tokens=budget.train_tokens)
+results.value("generated", generated)
+results.value("sampled.documents", len(sampled_for))
 
 # %% [markdown]
 # - The tests; then the task's own checks, with the people's row as the ceiling.
@@ -1373,7 +1372,7 @@ if len(fair_before):
     results.claim("full beats the fairest before", metrics.mean_interval(full["bits_per_byte"])[2] < least)
     results.claim("full beats the fairest before in chrF", metrics.mean_interval(full["chrf"])[1] > best["chrf"])
     asked = fair_before[1:].set_index("setting")["chrf"]  # the first: not asked
-    results.claim("by chrF the chat template is the best question", len(asked) and asked.idxmax() == "chat template")
+    results.claim("by chrF the chat template is the best prompt", len(asked) and asked.idxmax() == "chat template")
     brief = fair_before.set_index("setting").get("median_characters", {})
     for name, setting in (("alone", "prompt alone"), ("examples", f"{budget.shots} examples in the prompt")):
         results.value(f"fair.characters.{name}", number(brief.get(setting), 0))
@@ -1386,7 +1385,7 @@ if len(fair_before):
         results.value("fair.tags", f"{best['tags_reflected']:.0%}")
         results.value("form.fair", f"{best['synopsis_form']:.0%}")
         low = metrics.mean_interval(full["tags_reflected"], 1)[1]
-        results.claim("more facts than after the best question are not shown", low <= best["tags_reflected"])
+        results.claim("more facts than after the best prompt are not shown", low <= best["tags_reflected"])
 
 # %% [markdown]
 # - The examples drawn anew: mean and 95 % t interval over the draws, and the fine-tuned model on the same documents.
@@ -1410,72 +1409,62 @@ if len(sampled):
     by_way.loc["people"] = human_sampled.iloc[0].reindex(by_way.columns)
     rows = [[name, *(number(x, DIGITS[c][1]) for c, x in mean.items())] for name, mean in by_way.iterrows()]
     header = ["asked", *(DIGITS[c][0] for c in by_way)]
-    for side, gaps in [("after", compared), *further.items()][:2]:
-        for measure, part in gaps.groupby("measure", sort=False):
-            name, d = DIGITS[measure]
-            spans = [span(g.difference, g.low, g.high, d, True) + "*" * (g.p_holm < 0.05) for g in part.itertuples()]
-            spans = dict(zip(part["setting"], spans, strict=True))
-            header.append(f"{side.removesuffix(', full')} minus this, {name}")
-            rows = [[*row, spans.get(row[0], "")] for row in rows]
+    for measure, part in compared.groupby("measure", sort=False):
+        name, d = DIGITS[measure]
+        spans = [span(g.difference, g.low, g.high, d, True) + "*" * (g.p_holm < 0.05) for g in part.itertuples()]
+        spans = dict(zip(part["setting"], spans, strict=True))
+        header.append(f"after minus this, {name}")
+        rows = [[*row, spans.get(row[0], "")] for row in rows]
 
 # %% [markdown]
-# - The table; then the distance to the best question of each measure; after one pass to the run with less text, too.
+# - The table; then each run's distance to the best prompt of each measure and, after one pass, to the shorter run.
 
 # %%
-text = f"{task.name}, {len(sampled_for)} test documents, one sampled text each (temperature 0.8, top-p "
-text += "0.9): mean document chrF, tags reflected, synopses in form, repeated 4-grams. After: full fine-tuning, "
-text += "one run"
-longer = f"; one pass: runs that saw all of the training split ({how_many}; differences: of full's first)"
-text += longer * (len(by_pass) > 0) + ". Differences paired by document, bootstrap interval; * where p "
-text += "stays below 0.05 after Holm over all of one run's."
-results.markdown("sampled", header, rows, text, seeds=[0], tokens=budget.train_tokens)
-PASSES = {"after, full": "sampled", "one pass, full": "pass", "one pass, LoRA": "pass.lora"}
-for run, gaps in ({"after, full": compared} | further).items() if len(sampled) else ():
-    for measure, part in gaps.groupby("measure"):
-        less = part["setting"] == "after, full"  # the run with less text; the others are questions
-        sides = {"asked": part.loc[~less, "before"].idxmax()} | ({"after": less.idxmax()} if less.any() else {})
-        for side, at in sides.items():
-            name, gap = f"{PASSES[run]}.{measure}.{side}", part.loc[at]
-            higher = gap["difference"] > 0 and gap["p_holm"] < 0.05
-            results.value(name, span(gap["difference"], gap["low"], gap["high"], DIGITS[measure][1], sign=True))
-            results.claim(f"{name} is higher", higher)
-            results.claim(f"{name} is not shown higher", not higher)
-later = [gaps[gaps["measure"] == "tags_reflected"] for (_, seed), gaps in ahead.items() if seed != budget.seeds[0]]
-later = [gaps.loc[gaps.loc[gaps["setting"] != "after, full", "before"].idxmax()] for gaps in later if len(gaps)]
-by_seed = [span(gap["difference"], gap["low"], gap["high"], 2, sign=True) for gap in later]
-results.value("pass.seeds.tags", listed(by_seed) if later else "not measured")
-told_apart = [gap["difference"] > 0 and gap["p_holm"] < 0.05 for gap in later]
-results.claim("the further long runs name more facts than the best question", bool(later) and all(told_apart))
+text = f"{task.name}, {len(sampled_for)} test documents, one sampled text each (temperature 0.8, top-p 0.9): mean "
+text += "document chrF, tags reflected, synopses in form, repeated 4-grams. After: full fine-tuning, one run"
+longer = f"; one pass: means of the runs that saw all of the training split ({how_many})"
+text += longer * (len(every_pass) > 0) + ". Differences paired by document, bootstrap interval; "
+starred = "* where p stays below 0.05 after Holm over all comparisons of a run."
+results.markdown("sampled", header, rows, text + starred, seeds=[0], tokens=budget.train_tokens)
+SHORTER, found = "after, full", []  # the other settings are questions
+for (run, seed), gaps in tested.items() if len(sampled) else ():
+    for measure, part in gaps.set_index("setting").groupby("measure", sort=False):
+        asked = part["before"].drop(SHORTER, errors="ignore").idxmax()
+        for side, at in {"asked": asked, "after": SHORTER}.items() if SHORTER in part.index else [("asked", asked)]:
+            (name, d), gap = DIGITS[measure], part.loc[at]
+            who = {"run": run, "seed": seed, "measure": measure, "side": side, "sure": gap["p_holm"] < 0.05}
+            who["column"] = f"minus the {'best prompt' if side == 'asked' else 'shorter run'}, {name}"
+            found.append(who | {"gap": gap["difference"], "said": span(*gap[["difference", "low", "high"]], d, True)})
 
 # %% [markdown]
-# - The passes' bits per byte: LoRA against full fine-tuning, and that against the run with less text.
+# - As a table by run; as values, those of a method listed by seed; as claims of all of its runs.
 
 # %%
-if len(further) > 1:
-    size = by_document.set_index("id")["bytes"]
-    sides = [part.assign(bytes=part["id"].map(size)) for _, part in by_pass.groupby("setting", sort=False)]
-    gap = metrics.paired(*(side.assign(bits=side["bits_per_byte"] * side["bytes"]) for side in sides), "bits", "bytes")
+PASSES = {SHORTER: "sampled", "one pass, full": "pass", "one pass, LoRA": "pass.lora"}
+found = pd.DataFrame(found)
+for (run, measure, side), part in found.groupby(["run", "measure", "side"], sort=False) if len(found) else ():
+    name, higher = f"{PASSES[run]}.{measure}.{side}", part["sure"] & (part["gap"] > 0)
+    results.value(name, listed(part["said"]))
+    results.claim(f"{name} is higher", higher.all())
+    results.claim(f"{name} is not shown higher", not higher.any())
+if len(found):
+    found["said"] += found["sure"].map({True: "*", False: ""})
+    found = found.pivot(index=["run", "seed"], columns="column", values="said").fillna("").reset_index()
+text = f"Sampled texts of {task.name}, run by run: the best prompt is each measure's. {starred}"
+results.markdown("passes", [*found.columns], found.to_numpy().tolist(), text, seeds=())
+if len(every_pass):  # the first seeds, document by document
+    pair = every_pass[every_pass["seed"] == budget.seeds[0]].merge(by_document[["id", "bytes"]], on="id")
+    pair["bits"] = pair["bits_per_byte"] * pair["bytes"]
+    gap = metrics.paired(*(side for _, side in pair.groupby("setting", sort=False)), "bits", "bytes")
     results.value("pass.lora.gap", span(gap["difference"], gap["low"], gap["high"], sign=True))
     results.claim("after one pass LoRA is behind full fine-tuning", gap["low"] > 0)
-if len(by_pass):
-    pair = by_document.merge(by_pass[by_pass["setting"] == "one pass, full"], on="id")
-    results.value("pass.better", f"{(pair['bits_per_byte'] < pair['after']).sum()} of {len(pair)}")
-if len(by_pass) and "tags_reflected" in by_pass:
-    greedy, by_sample = passed["tags_reflected"].min(), run_means["tags_reflected"].max()
-    people_do, sampled_people = (frame["tags_reflected"].iloc[0] for frame in (human, human_sampled))
-    alone = greedy > people_do and by_sample < sampled_people
-    results.claim("passes reflect more tags than people in greedy texts alone", alone)
 
 # %% [markdown]
-# - One pass; where a text's bits were gained; and LoRA at its better rate beside full fine-tuning, paired by seed.
+# - LoRA at its better rate beside full fine-tuning, paired by seed.
 # - Learning or recovery: bits per byte after each text, and the share of the gain that general English does not bring.
 
 # %%
 results.claim("one pass was measured", len(passed) > 0)
-if len(parts):
-    bits = parts.pivot(index="part", columns="model", values="bits_per_byte")
-    for part, gap in (bits["after"] - bits["before"]).items():
-        results.value(f"parts.{part.replace(' ', '_')}", number(gap, sign=True))
 if len(better_rate):
     ends, at_best = (frame.set_index("seed")["bits_per_byte"] for frame in (full, better_rate))
     results.value("best_rate.gap", interval(at_best - ends, sign=True))
@@ -1536,8 +1525,8 @@ for r in named.to_dict("records"):
     name = f"{r['chosen']}, {r['id']}, {r['chrf_before']:.0f} to {r['chrf_after']:.0f}"
     rows.append([name, *(cell(r[column]) for column in shown_texts)])
 text = f"The best, the median and the worst of {generated} greedy texts by document chrF (before to after), cut "
-text += "after 200 characters; / is a line's end. Best asked: by chrF; full: full fine-tuning."
-CALLED = {"asked": "best asked", "after": "full", "one_pass": "one pass, full", "human": "people"}
+text += "after 200 characters; / is a line's end. Best prompt: by chrF; full: full fine-tuning."
+CALLED = {"asked": "best prompt", "after": "full", "one_pass": "one pass, full", "human": "people"}
 header = ["document, chrF", *(CALLED.get(column, column) for column in shown_texts)]
 results.markdown("samples_table", header, rows, text, left=len(header), **one_run)
 
@@ -1568,7 +1557,7 @@ found |= {("sampled", stage): counted(stage, again, again) for stage in DRAWN if
 
 # %%
 text = "What two readers, sessions of a language model, not told which model wrote what, found: the facts, and the "
-text += "error that a user would mind first; two numbers where they differ. Best asked: by chrF; full: full "
+text += "error that a user would mind first; two numbers where they differ. Best prompt: by chrF; full: full "
 text += "fine-tuning. An error may stand in a text whose facts are right or partly right."
 text += " Sampled texts were read by two others; one pass: over all of the training split." if len(again) else ""
 results.claim("texts were read", len(read) > 0)
@@ -1697,7 +1686,7 @@ def by_sampling(measure, name) -> list[str]:
     r = by_id(sampled, measure, way, "after, full")
     gap = span(r["difference"], r["low"], r["high"], digits, True)
     better = (r["difference"] < 0) == (measure == "rep_4") and r["p_value"] < 0.05 / len(by_way.columns)
-    results.claim(f"{name} of sampled texts beats the best question", better)
+    results.claim(f"{name} of sampled texts beats the best prompt", better)
     sides = ("prompt alone", "after, full", "one pass, LoRA", "one pass, full", "people")
     before, *after = (number(at.get(side), digits) for side in sides)
     return [f"sampled: {name}", before, best, "-", *after, gap]
@@ -1705,14 +1694,14 @@ def by_sampling(measure, name) -> list[str]:
 
 rows, spoken = [greedily(measure) for measure in wide if measure != "perplexity"], MAIN | {"rep_4": "repeated 4-grams"}
 rows += [by_sampling(measure, spoken[measure]) for measure in by_way] if len(sampled) else []
-header = ["", "before", "best asked", "LoRA", "full", "one pass, LoRA", "one pass, full", "people"]
+header = ["", "before", "best prompt", "LoRA", "full", "one pass, LoRA", "one pass, full", "people"]
 text = f"Before and after on the test split of {task.name}: {documents} documents scored, {generated} greedy texts "
 text += "(corpus chrF)" + f", {len(sampled_for)} sampled ones (mean document chrF)" * (len(sampled) > 0)
-text += ". Best asked: by that measure the best of the prompt alone (p), examples in front of it (e), the chat "
+text += ". Best prompt: by that measure the best of the prompt alone (p), examples in front of it (e), the chat "
 text += "template (t) and, where sampled, examples as turns of a chat (c). LoRA and full: means over seeds; sampled, "
 text += f"one run; one pass, over the whole training split: means of its runs ({how_many}). Last column: t interval "
 text += "over seeds (shares on the logit scale); where sampled, bootstrap over documents."
-results.markdown("answer", [*header, "full minus best asked"], rows, text, tokens=budget.train_tokens)
+results.markdown("answer", [*header, "full minus best prompt"], rows, text, tokens=budget.train_tokens)
 
 # %% [markdown]
 # - Values: the setting, the main numbers of each method, and the comparisons.

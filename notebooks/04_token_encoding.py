@@ -584,19 +584,20 @@ trap.sort_values(["corpus", "perplexity"]).round(3)
 # %% [markdown]
 # ## For the report
 #
-# - The table of section 6.1: one row per encoding of English.
+# - The tables of section 6.1: one row per encoding.
 
 # %%
 header = ["encoding", "vocabulary", "parameters", "bytes per token", "bits per byte", "minus bytes, by seed"]
-gap, rows = gaps("debian"), []
-for key, part in equal[equal.corpus == "debian"].groupby("label", sort=False):
-    r = part.iloc[0]
-    cells = [NAMES.get(r.encoding, r.encoding), f"{r.vocab_size:,}", f"{r.parameters / 1e6:.2f} M"]
-    cells += [number(r.bytes_per_token, 2), interval(part.bits_per_byte)]
-    rows.append([*cells, interval(gap[key], sign=True) if key in gap else ""])
-text = f"English (Debian descriptions), {budget.train_bytes:,} bytes a run, held-out bits per byte; mean, 95 % t "
-text += "interval."
-results.markdown("english", header, rows, text, scratch=True)
+TEXTS = {"debian": ("english", "English (Debian descriptions)"), "tang": ("chinese", "Chinese (Tang quatrains)")}
+for corpus, (language, text) in TEXTS.items():
+    gap, rows = gaps(corpus), []
+    for key, part in equal[equal.corpus == corpus].groupby("label", sort=False):
+        r = part.iloc[0]
+        cells = [NAMES.get(r.encoding, r.encoding), f"{r.vocab_size:,}", f"{r.parameters / 1e6:.2f} M"]
+        cells += [number(r.bytes_per_token, 2), interval(part.bits_per_byte)]
+        rows.append([*cells, interval(gap[key], sign=True) if key in gap else ""])
+    text += f", {budget.train_bytes:,} bytes a run, held-out bits per byte; mean, 95 % t interval."
+    results.markdown(language, header, rows, text, scratch=True)
 wide = by_seed(equal[equal.corpus == "debian"], "label")
 best = wide.drop(columns=NAMES["gpt2"], errors="ignore").mean().idxmin()
 said = {"best": best, "best.bits": number(wide[best].mean()), "bytes.bits": number(wide["bytes"].mean())}
@@ -618,7 +619,7 @@ for kind, part in sweep[sweep.encoding == "bpe"].groupby("budget"):
 
 told = {corpus: shown(gaps(corpus)) for corpus in CONDITIONS}  # a family of comparisons each
 sides = {(c, s): [n for n, side in told[c].items() if side == s] for c in CONDITIONS for s in (-1, 0, 1)}
-for corpus, language in (("debian", "english"), ("tang", "chinese")):
+for corpus, (language, _) in TEXTS.items():
     for side, name in ((-1, "fewer"), (0, "level"), (1, "more")):
         results.value(f"{language}.{name}", listed(sides[corpus, side]))
     results.value(f"{language}.misjudged", misjudged[corpus][0])

@@ -564,7 +564,7 @@ made = results.provenance()
 device = made.get("tables_made", {}).get("scaling", made)["device"]
 look = {"logy": True, "xlabel": "tokens"}
 trained = scaling[scaling["pass"] == costs.PASSES[1]]
-scaled = labelled(trained.replace({"attention": {"softmax": "softmax, not fused"}}))
+scaled = labelled(trained.replace({"attention": {"softmax": "softmax, not fused", "softmax_sdpa": "softmax, fused"}}))
 figure = plots.lines(scaled, "length", "milliseconds", "attention", ylabel="milliseconds", height=2.7, **look)
 text = "How time grows; between these axes slope 1 is linear, 2 quadratic. One operation, forward and backward, "
 text += f"medians of {budget.repeats} by turns, on {device}."

@@ -774,9 +774,10 @@ results.value("model", stand_in if made["stand_in"] else "GPT-2 117M")
 results.value("often", often)
 results.value("models", len(budget.seeds))
 results.value("tests", int((evidence["copies"] > 0).sum()))
-secrets = [c.row(i) for c in canaries for i in range(c.repetitions)]
-filled = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, secrets, base.context)) / budget.train_tokens
-results.value("insertions.share", f"{filled:.0%}")
+drawn = memorise.canaries(budget.asked_seeds[0], budget.copied_canaries, budget.copied_canaries, budget.copies)
+for name, secrets, tokens in (("insertions", canaries, budget.train_tokens), ("copies", drawn, budget.copied_tokens)):
+    encoded = tasks.encode(base.tokenizer, [c.row(i) for c in secrets for i in range(c.repetitions)], base.context)
+    results.value(f"{name}.share", f"{sum(len(d.input_ids) for d in encoded) / tokens:.0%}")
 for key, (_, p) in rises.items():
     results.claim(f"exposure rises, {'.'.join(key)}", p < 0.05 / len(rises))
 for key, row in most.iterrows():

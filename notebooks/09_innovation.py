@@ -557,21 +557,22 @@ against.round(4)
 
 # %% [markdown]
 # - A longer training may forget more. The runs of notebooks 02 and 03, full fine-tuning and LoRA at their budget and
-#   over one pass of the training split, by the same texts; full fine-tuning's weights mixed. The pass's further seeds,
-#   the table `frontier_long_seeds`, were measured later and on another machine.
+#   over one pass of the training split, by the same texts; full fine-tuning's weights mixed. The further seeds of
+#   full fine-tuning's pass, the table `frontier_long_seeds`, were measured later and on another machine.
 
 # %%
 KNOWN = profile.budget(**train.BUDGET)
 whole = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, task["train"], base.context))
 PASS = min(whole, KNOWN.pass_tokens)  # tokens; 0 where no pass is run
 first = [(seed, KNOWN.train_tokens) for seed in KNOWN.seeds] + [(KNOWN.seeds[0], PASS)]
-later = [(seed, PASS) for seed in KNOWN.pass_seeds]
+first = [(*run, method) for run, method in itertools.product(first, KNOWN.methods)]
+later = [(seed, PASS, "full") for seed in KNOWN.pass_seeds]
 
 
 def long_rows(plan):
     # their own row of before: in another session the base model's samples are others
     yield {"method": "none", "seed": KNOWN.seeds[0], "train_tokens": 0, "alpha": 0.0} | measured(base.model)
-    for (seed, tokens), method in tqdm([*itertools.product(plan, KNOWN.methods)]):
+    for seed, tokens, method in tqdm(plan):
         options = {"train_tokens": tokens} | ({} if tokens == KNOWN.train_tokens else {"evaluations": 1})
         run = train.finetune(base, task, method, seed, quiet=True, **options)
         for alpha in (1.0, *ALPHAS) if method == "full" else (1.0,):
@@ -1323,6 +1324,11 @@ summed = TEXTS["general"]
 tell("sum", more=listed(f"{name.replace(', ', ' (')})" for name in more[summed]))
 results.claim("by the sum no method forgets less than the control", not len(less[summed]))
 results.claim("by the sum some method forgets more than the control", len(more[summed]) > 0)
+everywhere = all("last blocks, last quarter" in found for found in more.values())
+results.claim("the last blocks forget more on every text", len(GENERAL) > 1 and everywhere)
+worse = {name for name, found in more.items() if "LoRA, rank 16" in found}
+own = {summed, "the base model's own text"}
+results.claim("of the texts LoRA's rank 16 is worse on the base model's alone", worse == own)
 tell("frontier", tokens=f"{budget.frontier_tokens:,}", general_tokens=f"{budget.general_tokens:,}")
 
 # %% [markdown]

@@ -765,7 +765,7 @@ for pair in pairs.itertuples():
         "paired": span(pair.difference, pair.low, pair.high, sign=True),
         "smaller": pair.high < 0 and (one_seed or highest < bar),
         "larger": pair.low > 0 and (one_seed or lowest > bar),
-        "rival": f"{rival['compressor']}, {rival['packaging']}, {rival['bits_per_byte']:.3f}",
+        "rival": number(rival["bits_per_byte"]),
         "beaten": after.mean() < rival["bits_per_byte"],
         "gigabytes": number(mine["megabytes"].mean() / 1_000, 0) if np.isfinite(mine["megabytes"]).all() else "-",
     }
@@ -846,7 +846,7 @@ results.value("documents", sent)
 results.value("added", f"{100 * added.min():.1f} to {100 * added.max():.1f} %")
 results.value("encode", number(rate, 2))
 for domain, found in saw.items():
-    for name in ("before", "after", "header.before", "header.after", "real", "paired", "gigabytes"):
+    for name in ("before", "after", "header.before", "header.after", "real", "paired", "rival", "gigabytes"):
         results.value(f"{domain}.{name}", found[name])
 for row, name in zip(identity.itertuples(), ("again", "half", "threads", "one_pass"), strict=True):
     results.value(f"identical.{name}", f"{row.identical:.0%}")

@@ -65,12 +65,13 @@ def test_html_holds_the_whole_report_and_needs_no_other_file(html):
 def test_captions_have_the_texts_numbers_and_are_referred_to(html, tmp_path):
     assert '<figure id="figure-1">' in html and "Figure 1. Held-out" in words(html)
     assert '<a href="#5-before-and-after-fine-tuning">section 5</a>' in html
-    table = "| zstd --ultra -22 | it's -2.5 [-3, -2] |\n|--|--|\n| 1<!--= 03.a -->.5<!--/--> | 2 |\n\n"
+    table = "| zstd --ultra -22 | it's -2.5 [-3, -2] |\n|--|--|\n| 1<!--= 03.a -->.5<!--/--> | 8e-06 |\n\n"
     text = f"{table}Table: *first*.\n\n<!-- begin 03.b -->\n\n{table}Table: 2nd.\n\n<!-- end 03.b -->\n"
     text = fill.filled(f"see <!--# 03.b -->?<!--/-->\n\n{text}", {"values": {}, "tables": {}})
     found = export.document(trial(tmp_path, text), "html").decode()
     assert "Table 1. first." in words(found) and "Table 2. 2nd." in words(found) and "1.5" in words(found)
     assert "zstd ‑‑ultra ‑22 it’s −2.5 [−3, −2]" in words(found), "no minus but where numbers are"
+    assert "8⋅10−6" in words(found) and "8e-06" not in words(found)
     assert '<a href="#table-2">Table 2</a>' in found and '<table id="table-2">' in found
     assert export.document(tmp_path / "report.md", "pdf").startswith(b"%PDF")
 

@@ -221,7 +221,7 @@ def extend(base, characters: Sequence[str], init: str, seed: int = 0):
 
 def same_documents(base, extended, task, seed: int, tokens: int, seen=None) -> int:
     """How many tokens of `extended` the documents hold that `base` draws with `tokens` of its own: with that budget and
-    seed, both train on the same documents in the same order; `extended` on those of `seen`, without plans say."""
+    seed, both train on the same documents; `extended` on those of `seen`, without plans say."""
     drawn = packing.draw(tasks.encode(base.tokenizer, task["train"], base.context), tokens, seed)
     length = {d.id: len(d.input_ids) for d in tasks.encode(extended.tokenizer, (seen or task)["train"], base.context)}
     return sum(length[d.id] for d in drawn)

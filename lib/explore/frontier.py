@@ -93,9 +93,9 @@ def interpolate(before: nn.Module, after: nn.Module, alpha: float) -> nn.Module:
 
 def general_text(base, tokens: int, seed: int) -> list[Encoded]:
     """Texts that the base model itself samples after EOS, at temperature 1: at least `tokens` tokens of what it
-    knew before. EOS stands behind those that it ended itself, not behind those cut at SAMPLE_LENGTH. Kept in
-    data/runs. (Rehearsal without the old data: Sun et al. 2020, arXiv:1909.03329; Huang et al. 2024,
-    arXiv:2403.01244.) Raises ValueError for a model that ends every text at once."""
+    knew before. EOS stands behind those of fewer than SAMPLE_LENGTH tokens. Kept in data/runs. (Rehearsal
+    without the old data: Sun et al. 2020, arXiv:1909.03329; Huang et al. 2024, arXiv:2403.01244.) Raises ValueError
+    for a model that ends every text at once."""
 
     def sample() -> dict:
         found, total, part = [], 0, 0

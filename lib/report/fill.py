@@ -48,16 +48,16 @@ def answers(root: Path) -> dict[str, dict]:
             seeds = ", ".join(map(str, made["seeds"])) or "-"
             later, where = made.get("tables_made", {}).values(), f"{made['device']}, {made['created'][:10]}"
             devices = "; ".join(sorted({t["device"].rpartition(", ")[0] or t["device"] for t in later}))
-            anew = f"{len(later)}, to {max(t['created'] for t in later)[:10]}: {devices}" if later else "-"
+            anew = f"{len(later)}, last {max(t['created'] for t in later)[:10]} ({devices})" if later else "-"
             origins.append([number, made["base_model"] or "random weights", made["profile"], seeds, where, anew])
             for kind, named in results.get("report", {}).items():
                 spaced = named if kind == "claims" else {name: PERCENT.sub(" %", text) for name, text in named.items()}
                 found[kind] |= {f"{number}.{name}": answer for name, answer in spaced.items()}
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}): run `python -m lib run {number}` again.") from error
-    header = ["notebook", "base model", "profile", "seeds", "machine, date", "tables measured anew"]
+    header = ["notebook", "base model", "profile", "seeds", "machine, date", "tables measured later"]
     table = re.sub(r"CPU, |\(R\)| Processor|(?<= 1 thread)s", "", markdown_table(header, origins, 6))
-    text = "Table: The runs (`python -m lib run NN --profile full`); of tables measured later, last day and machines."
+    text = "Table: The runs (`python -m lib run NN --profile full`); tables measured later have more seeds or are anew."
     found["tables"]["all.provenance"] = f"{table}\n\n{text}"
     return found
 
