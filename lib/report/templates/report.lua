@@ -124,7 +124,8 @@ end
 local function formula(element)
   if FORMAT ~= "typst" then return end
   element.text = element.text:gsub("\\\\", "\1"):gsub("\\!", ""):gsub("\\[:;]", "\\,"):gsub("\1", "\\\\"):gsub("|(%w+)|", "\\left|%1\\right|")
-  return element
+  if not element.text:match("^[%d.]+ \\cdot 10") then return element end -- a number, which stays in one line
+  return {pandoc.RawInline("typst", "#box["), element, pandoc.RawInline("typst", "]")}
 end
 
 -- before the heading "Abstract" stand, a paragraph each, course and date; under it and under 摘要 the abstract. The authors are
