@@ -101,12 +101,13 @@ def test_interpolation_goes_from_before_to_after_and_moves_tied_weights_once():
 def test_general_text_comes_from_the_base_model_once(base, monkeypatch):
     first, end = general_text(base, 300, 0), base.tokenizer.eos_token_id
     assert sum(len(d.input_ids) for d in first) >= 300
-    for document in first:  # a text that was cut did not end, so no EOS is learned or scored there
+    for document in first:
         ids = document.input_ids
         assert ids[0] == end and end not in ids[1:-1]
-        assert (ids[-1] == end) != (len(ids) > frontier.SAMPLE_LENGTH)
         assert document.target_bytes == len(base.tokenizer.decode(ids, skip_special_tokens=True).encode())
     assert general_text(base, 300, 1) != first
+    monkeypatch.setattr(frontier, "generate", lambda *_, **__: ["short", "long " * frontier.SAMPLE_LENGTH])
+    assert [d.input_ids[-1] == end for d in general_text(base, 50, 2)] == [True, False], "one was cut"
     monkeypatch.delattr(frontier, "generate")  # nothing is sampled again
     assert general_text(base, 300, 0) == first
 

@@ -45,10 +45,14 @@ def test_batch_equals_one_at_a_time(model, tokenizer, batch_size):
     assert len(set(texts)) > 3  # or equality would say little
 
 
-def test_a_llama_writes_in_bfloat16(tokenizer, monkeypatch):
+def test_a_llama_writes_in_bfloat16_but_chooses_by_float32_logits(tokenizer, monkeypatch):
     # values in bfloat16, keys float32 by RoPE
     monkeypatch.setattr(profile, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
-    assert len(g.generate(small_llama(len(tokenizer)), tokenizer, PROMPTS, 4)) == len(PROMPTS)
+    model, seen = small_llama(len(tokenizer)), []
+    model.model.layers[0].mlp.register_forward_hook(lambda *x: seen.append(x[2].dtype))
+    model.register_forward_hook(lambda *x: seen.append(x[2].logits.dtype))
+    assert len(g.generate(model, tokenizer, PROMPTS, 4)) == len(PROMPTS)
+    assert seen[:2] == [torch.bfloat16, torch.float32]
 
 
 def test_a_processor_knows_where_the_new_tokens_begin(model, tokenizer):

@@ -45,6 +45,8 @@ def test_score_equals_one_document_at_a_time_and_counts_eos(model, tokenizer, mo
         assert row.tokens == len(target) + 1  # EOS is a token
         assert row.bytes == len(e["target"].encode())  # and no byte
         assert row.nats == pytest.approx(sum(plain_nats(model, ids, len(prompt))), abs=1e-3)
+    with pytest.raises(ValueError, match=r"Document long is .* the limit 128"):
+        metrics.score(model, tokenizer, [EXAMPLES[0] | {"id": "long", "target": TEXTS[0] * 20}])
 
 
 def test_scores_depend_neither_on_the_row_length_nor_on_the_company(model):
@@ -98,6 +100,8 @@ def test_paired_finds_a_real_difference_and_none_in_the_same():
     assert better["how"] == "bootstrap interval and sign-flip test over groups"
     assert better["before"] == pytest.approx(base.sum() / sum(size) / math.log(2))
     assert better["low"] < better["difference"] < better["high"]
+    even = metrics.paired(frame(base, size), frame(base - 0.1 * np.array(size), size))  # a byte gains as any
+    assert even["low"] == pytest.approx(even["high"]) == pytest.approx(-0.1 / math.log(2))
     equal = metrics.paired(frame(base, size), frame(base, size))
     assert (equal["difference"], equal["low"], equal["high"], equal["p_value"]) == (0, 0, 0, 1)
 
@@ -120,6 +124,8 @@ def test_of_correlated_groups_without_an_effect_one_in_twenty_is_shown():
         gap = np.repeat(rng.normal(0, 3, 20), 5) + rng.normal(0, 3, 100)
         found = metrics.paired(frame([50.0] * 100, [20] * 100, group=group), frame(50 + gap, [20] * 100, group=group))
         shown, apart = shown + (found["p_value"] < 0.05), apart + (found["low"] * found["high"] > 0)
+    t = metrics.mean_interval(gap.reshape(20, 5).sum(1) / 100 / math.log(2))
+    assert t == pytest.approx([found[key] for key in ("difference", "low", "high")])
     error = 2 * math.sqrt(0.05 * 0.95 / trials)
     assert abs(shown / trials - 0.05) < error and abs(apart / trials - 0.05) < error
 

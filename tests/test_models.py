@@ -80,6 +80,10 @@ def test_another_model_is_a_stand_in(home, small_folder, monkeypatch, capsys):
     monkeypatch.setattr(models, "ROOT", small_folder.parent)  # a notebook runs in its own folder
     monkeypatch.setenv("BASE_MODEL", "small")
     assert load_base().source == "small"
+    other = shutil.copytree(small_folder, home / "small")
+    models.small_gpt2(300, seed=1, eos_token_id=0).save_pretrained(other)
+    monkeypatch.setenv("BASE_MODEL", str(other))
+    assert load_base().revision != base.revision, "or they would share runs"
 
 
 def test_hand_download_of_four_files(home, small_folder):

@@ -76,7 +76,10 @@ def test_draw_repeats_no_document_before_all_were_drawn():
     assert [d.id for d in drawn] != [d.id for d in draw(docs, 120, seed=4)]
 
 
-def test_rows_come_in_multiples_of_a_step():
+def test_rows_come_in_multiples_of_a_step_and_in_the_drawn_order():
     packed = rows(documents((10,) * 23), 30, multiple=3)
     assert len(packed) == 6  # 8 rows hold 23 documents; the two emptiest go
     assert all(sum(len(d.input_ids) for d in row) == 30 for row in packed)
+    drawn = documents([3 + 7 * i % 23 for i in range(200)])  # a window holds 35
+    places = [drawn.index(d) for row in rows(drawn, 30, multiple=1) for d in row]
+    assert sorted(places) == [*range(200)] and max(abs(place - i) for i, place in enumerate(places)) < 40

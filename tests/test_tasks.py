@@ -59,6 +59,8 @@ def test_task_of_200_rows(tmp_path, monkeypatch):
     assert (task.name, task.source) == ("mine", str(path))
     assert task.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert [len(task[s]) for s in SPLITS] == [160, 20, 20]
+    places = [int(r["prompt"][1:-2]) for r in head(task["train"], 20)]
+    assert {place // 50 for place in places} == {0, 1, 2, 3} and places != sorted(places)
     small = task.replace(train=head(task["train"], 3), validation=[], name="small")
     assert small.name == "small" and [len(small[s]) for s in SPLITS] == [3, 0, 20]
     (special,) = [r for r in everything(task) if r["id"] == "77"]

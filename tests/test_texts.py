@@ -14,7 +14,7 @@ PREDICTIONS = ["the cat sat on the mat .", "a dog, barked at 3.50 pounds"]
 REFERENCES = [["The cat sat on a mat .", "a cat was sitting on the mat ."], ["a dog barked loudly, at 3.50 pounds"]]
 
 
-def test_bleu_equals_the_sacrebleu_command(tmp_path):
+def test_bleu_and_chrf_equal_the_sacrebleu_command(tmp_path):
     lists = [REFERENCES[0], REFERENCES[1] * 2]
     files = [tmp_path / name for name in ("reference 1", "reference 2", "out")]
     for file, lines in zip(files, [*zip(*lists, strict=True), PREDICTIONS], strict=True):
@@ -25,6 +25,7 @@ def test_bleu_equals_the_sacrebleu_command(tmp_path):
         return float(subprocess.run(run, capture_output=True, encoding="utf-8", check=True).stdout)
 
     assert t.bleu(PREDICTIONS, lists) == pytest.approx(command(), abs=1e-5)
+    assert t.chrf(PREDICTIONS, lists) == pytest.approx(command("-m", "chrf"), abs=1e-5)
     lower = t.bleu(PREDICTIONS, lists, lowercase=True)
     assert lower == pytest.approx(command("-lc"), abs=1e-5) and lower > t.bleu(PREDICTIONS, lists)
 

@@ -15,7 +15,7 @@ from conftest import plain_nats
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
 
-from lib import packing, profile, tasks, train
+from lib import metrics, packing, profile, tasks, train
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--config_file", "lib/accelerate_ddp.yaml")
 QUICK = {"train_tokens": 5_200, "batch_tokens": 640, "evaluations": 2, "learning_rate": 3e-3, "quiet": True}
@@ -134,15 +134,35 @@ def test_kill_9_then_the_same_command_ends_at_the_same_loss(tmp_path, whole):
     assert [again[1][key] == whole[1][key] for key in ("steps", "held_out_loss")] == [True, True]
 
 
-def test_a_long_run_that_is_evaluated_once_goes_on_too(base, task, capsys):
-    class Stop(TrainerCallback):
-        def on_step_begin(self, args, state, control, **_):
-            if state.global_step == 43:
-                raise KeyboardInterrupt
+class Stop(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
 
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_an_early_stop_keeps_the_best_and_comes_at_the_same_step_after_an_interruption(base, task):
+    few = task.replace(train=tasks.head(task["train"], 4), sha256="few")  # soon learned by heart
+    options = QUICK | {"train_tokens": 24_000, "evaluations": 9, "learning_rate": 1e-2, "schedule": "constant"}
+    whole = train.finetune(base, few, **options)
+    steps = whole.history.dropna(subset="held_out_loss")["step"].tolist()
+    assert whole.summary["best_step"] == steps[-4], "three evaluations without a better one"
+    shutil.rmtree(whole.path)
+    with pytest.raises(KeyboardInterrupt):
+        train.finetune(base, few, callbacks=[Stop(steps[-2])], **options)
+    again = train.finetune(base, few, **options)
+    for key in ("steps", "best_step", "held_out_loss"):
+        assert again.summary[key] == whole.summary[key], key
+    found = metrics.bits_per_byte(metrics.score(again.model, base.tokenizer, few["validation"]))
+    assert found == pytest.approx(whole.history["bits_per_byte"].min(), rel=1e-3)
+
+
+def test_a_long_run_that_is_evaluated_once_goes_on_too(base, task, capsys):
     options = QUICK | {"train_tokens": 30_000, "evaluations": 1}
     with pytest.raises(KeyboardInterrupt):
-        train.finetune(base, task, "lora", 5, callbacks=[Stop()], **options)
+        train.finetune(base, task, "lora", 5, callbacks=[Stop(43)], **options)
     assert train.finetune(base, task, "lora", 5, **options).summary["steps"] > 43
     assert "goes on from checkpoint 40 of" in capsys.readouterr().out
 
@@ -176,6 +196,8 @@ def test_a_variant_is_another_run_and_a_change_needs_its_name(base, task):
     plainest = {"optimizer": lambda m, s: torch.optim.SGD(m.parameters(), s.learning_rate)}
     sgd = train.finetune(base, task, variant="sgd", **plainest, **options)
     assert len({run.path for run in (plain, changed, sgd)}) == 3
+    others = [(base, task), (base, task.replace(sha256="of others")), (replace(base, revision="another"), task)]
+    assert len({train.run_path(*other, train.settings_for("full", 0, task)) for other in others}) == 3
     losses = [run.summary["held_out_loss"] for run in (plain, changed, sgd)]
     assert losses[0] != losses[1] and losses[2] > losses[0] + 0.01, "SGD moves little at this rate"
 
