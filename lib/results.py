@@ -191,8 +191,9 @@ def span(mean: float, low: float, high: float, digits: int = 3, sign: bool = Fal
 
 
 def interval(values: Sequence[float], digits: int = 3, sign: bool = False, top: float = math.inf) -> str:
-    """`span` of the mean over seeds and its 95 % interval; `top` is 1 or 100 where the values are shares."""
-    return span(*mean_interval(pd.Series(values, dtype=float).dropna(), top), digits, sign)
+    """`span` of the mean over seeds and its 95 % interval, `-` of none; `top` is 1 or 100 where they are shares."""
+    known = pd.Series(values, dtype=float).dropna()
+    return span(*mean_interval(known, top), digits, sign) if len(known) else "-"
 
 
 def shown(family: Mapping[Hashable, Sequence[float]] | Sequence[float]):

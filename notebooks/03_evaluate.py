@@ -61,7 +61,6 @@ from lib.results import Results, interval, kept, listed, number, shown, span
 
 # %% [markdown]
 # - How much is scored and generated, as (fast, cpu, full); what a training sees is notebook 02's.
-# - The base model and the task. One line says which model came.
 
 # %%
 E2E_PASS = 2_371_530  # tokens of E2E's training split by the stand-in's tokenizer
@@ -143,10 +142,8 @@ def measure(task, run=None, generated=budget.generated, general=None):
 #   collapse; and E2E NLG beside the default task, since it has published GPT-2 rows.
 
 # %%
-general = {}
 sizes = {"wikitext2": budget.wikitext_tokens, "lambada": budget.lambada_documents, "blimp": budget.blimp_pairs}
-if results.anew != ["stored"]:
-    general = {name: size for name, size in sizes.items() if hub.reached(hub.outside, name)}
+general = {k: n for k, n in sizes.items() if results.anew != ["stored"] and hub.reached(hub.outside, k)}
 e2e = hub.reached(tasks.load_task, "e2e") if task.name == "debian" else None
 plan = [(task,), *((task, method, seed) for seed in budget.seeds for method in budget.methods)]
 plan += [(e2e,), *((e2e, method) for method in budget.e2e_methods)] if e2e else []
@@ -471,10 +468,6 @@ def cider(outputs, references) -> float:
     return 10 * float(np.mean([np.mean([likeness(p, r, n) for r in rs for n in range(1, 5)]) for p, rs in pairs]))
 
 
-# %% [markdown]
-# - One row per model and decoding, with the settings behind it.
-
-
 # %%
 def published_measures(rows, texts) -> dict:
     references = [list(r["references"]) for r in rows]
@@ -503,6 +496,7 @@ display(as_published[some].round(3)) if len(as_published) else print(results.not
 
 # %% [markdown]
 # - Beside published rows: of GPT-2 small, medium and large, and of other recipes. The small ones are user reports.
+#   People's own texts under the slot check are the mark for a model's.
 
 # %%
 HU, USER = "Hu et al. 2021", "user report"
@@ -526,17 +520,9 @@ ours = pd.concat([ours, as_published]).drop_duplicates(["method", "seed", "decod
 ours = ours.assign(system=ours["method"].map(ROWS), source=made["base_model"])
 both = pd.concat([ours, PUBLISHED], ignore_index=True)
 both = both.reindex(columns=["system", "decoding", "passes", *columns, "source"])
-display(both.round(3).astype(object).fillna("-")) if len(ours) else None
-
-# %% [markdown]
-# - What people's own texts come to under the slot check: the mark for a model's.
-
-# %%
-people_errors = math.nan
-if e2e:
-    said = [(r["prompt"], text) for r in rows_of["e2e"] for text in r["references"]]
-    people_errors = slots.slot_errors(*zip(*said, strict=True))["ser"]
-    print(f"People: {people_errors:.1%} slot errors.")
+said = [(r["prompt"], text) for r in inputs for text in r["references"]]  # what people's own texts come to
+people_errors = slots.slot_errors(*zip(*said, strict=True))["ser"] if said else math.nan
+display(both.round(3).astype(object).fillna("-"), f"People: {people_errors:.1%} slot errors.") if len(ours) else None
 
 # %% [markdown]
 # ## A fairer "before"
@@ -567,10 +553,6 @@ def chat(rows, examples=()):
     before = [turn for pair in zip(asked, said, strict=False) for turn in pair]
     options = {"tokenize": False, "add_generation_prompt": True}
     return [base.tokenizer.apply_chat_template([*before, turn], **options) for turn in asked[len(examples) :]]
-
-
-# %% [markdown]
-# - The ways to ask, by name. What does not fit the context is left out.
 
 
 # %%
@@ -791,24 +773,19 @@ def after_sampling(tuned, texts):
     pairs = itertools.product(texts["setting"].unique(), [c for c in ("chrf", "tags_reflected") if c in sampled])
     pairs = [(name, c) for name, c in pairs if name != tuned]
     out = pd.DataFrame([{"setting": name, "measure": c} | by_id(texts, c, name, tuned) for name, c in pairs])
-    return out.assign(p_holm=multipletests(out["p_value"], method="holm")[1])
+    return out.assign(run=tuned, p_holm=multipletests(out["p_value"], method="holm")[1])
 
-
-# %% [markdown]
-# - Each run against every way to ask.
 
 # %%
 every_pass = results.in_two("one_pass_sampled", one_pass_documents, FIRST, LATER)
-if len(every_pass):  # rows that were measured before there were further seeds name none
-    known = every_pass.reindex(columns=["seed"])["seed"]
-    every_pass = every_pass.assign(seed=known.fillna(budget.seeds[0]).astype(int))
-compared = after_sampling("after, full", sampled) if len(sampled) else sampled
-runs = every_pass.groupby(["setting", "seed"], sort=False) if len(every_pass) else ()
-ahead = {run: after_sampling(run[0], pd.concat([sampled, part])) for run, part in runs}
-run_means = runs.mean(numeric_only=True) if len(every_pass) else every_pass
-tested = {("after, full", budget.seeds[0]): compared, **ahead}
-frames = [run_means.round(3), *(gaps.assign(run=run, seed=seed).round(4) for (run, seed), gaps in tested.items())]
-display(*frames) if len(sampled) else print(results.not_yet)
+every_pass = every_pass.reindex(columns=every_pass.columns.union(["setting", "seed"], sort=False))
+every_pass["seed"] = every_pass["seed"].fillna(budget.seeds[0]).astype(int)  # none in rows from before there were more
+runs, SHORTER = every_pass.groupby(["setting", "seed"], sort=False), "after, full"
+tested = [((SHORTER, budget.seeds[0]), sampled), *((run, pd.concat([sampled, part])) for run, part in runs)]
+gaps = [after_sampling(run, texts).assign(seed=seed) for (run, seed), texts in tested if len(sampled)]
+columns = ["run", "seed", "measure", "setting", "before", "difference", "low", "high", "p_holm"]
+gaps = pd.concat(gaps, ignore_index=True)[columns] if gaps else pd.DataFrame(columns=columns)
+display(runs.mean(numeric_only=True).round(3), gaps.round(4)) if len(sampled) else print(results.not_yet)
 
 # %% [markdown]
 # ## Learning or recovery?
@@ -1246,36 +1223,9 @@ for r in significance.itertuples():
 # %% [markdown]
 # ## For the report
 #
-# - What one profile or another does not measure: values say so, and claims are false, until their turn comes.
-
-# %%
-UNMEASURED = """fair.bits_per_byte fair.gain fair.tags form.fair
-fair.characters.alone fair.characters.examples fair.characters.people
-fair.read.chrf draws.documents draws.count draws.bits_per_byte draws.after
-pass.lora.gap pass.tags_reflected.after pass.tags_reflected.asked
-pass.lora.tags_reflected.after pass.lora.tags_reflected.asked best_rate.gap recovery.bits_per_byte recovery.brought
-general.compared general.worse overlap.e2e.before overlap.e2e.after e2e.bleu
-e2e.people.ser e2e.lora.greedy.bleu e2e.lora.beam.bleu e2e.lora.greedy.ser e2e.lora.beam.ser"""
-UNREAD = """factual.asked.wrong factual.sampled.asked.wrong
-factual.agree.greedy factual.agree.sampled factual.kappa.greedy factual.kappa.sampled factual.kappa.kind"""
-CLAIMS = """full beats the fairest before; full beats the fairest before in chrF; people reflect more tags;
-full beats every draw of examples;
-by chrF the chat template is the best prompt; more facts than after the best prompt are not shown;
-sampled.chrf.asked is higher; sampled.tags_reflected.asked is not shown higher;
-synopsis in form of sampled texts beats the best prompt;
-pass.tags_reflected.after is higher; pass.tags_reflected.asked is higher; pass.lora.tags_reflected.asked is higher;
-pass.lora.tags_reflected.after is higher; pass.chrf.after is not shown higher; pass.lora.chrf.after is not shown higher;
-after one pass LoRA is behind full fine-tuning; no general text got worse in one pass;
-LoRA at its better rate is not told apart from full fine-tuning; WikiText-2 was the control;
-general English brings less than half of the gain; no general text got worse; full fine-tuning saw a part of E2E"""
-for names, said in ((UNMEASURED, "not measured"), (UNREAD, "not read")):
-    for name in names.split():
-        results.value(name, said)
-for name in CLAIMS.split(";"):
-    results.claim(name.strip(), False)
-
-# %% [markdown]
-# - By method, the fairer "before" beside it; no long description: a text that runs in circles has one too.
+# - Values of what one profile or another does not measure are `-`, and claims about it false.
+# - By method, before by every question, after, and after one pass; no long description: a text that runs in circles
+#   has one too.
 
 # %%
 FORM = {"synopsis_form": "synopsis in form", "has_long_description": "long description"}
@@ -1285,14 +1235,9 @@ SHARES = {*FORM, "distinct_2", "rep_4"}
 
 
 def cells(part, digits):
-    tops = {c: 1 if c in SHARES else np.inf for c in digits}
-    return [interval(part[c], d, top=tops[c]) if part[c].notna().any() else "-" for c, d in digits.items()]
+    return [interval(part[c], d, top=1 if c in SHARES else math.inf) for c, d in digits.items()]
 
 
-# %% [markdown]
-# - The rows: before by every question, after, and after one pass.
-
-# %%
 groups = [(ROWS.get(m, m), part) for m, part in own.groupby("method", sort=False)]
 digits = {"bits_per_byte": 3, "perplexity": 1, "chrf": 1}
 wide = {c: digits.get(c, 2) for c in MAIN if c in own and c != "has_long_description"}
@@ -1308,8 +1253,6 @@ text += "prompt has any); mean over seeds with 95 % t interval."
 how_many = ", ".join(f"{ROWS[m].split()[-1]}: {len(part)}" for m, part in passed.groupby("method")) if late else ""
 text += f" One pass: runs that saw {int(passed['train_tokens'].iloc[0]):,} tokens ({how_many})." if late else ""
 results.markdown("before_after", ["", *map(MAIN.get, wide)], rows, text, tokens=budget.train_tokens)
-results.value("generated", generated)
-results.value("sampled.documents", len(sampled_for))
 
 # %% [markdown]
 # - The tests; then the task's own checks, with the people's row as the ceiling.
@@ -1364,44 +1307,42 @@ else:
 # - The fairer "before", and what is left of the gain beside it; the tags that it names, beside the best of these ways.
 
 # %%
-full = own[own["method"] == "full"]
-for name, setting in {"fair.most": MOST, "fair.ask": ASK.strip(), "max_new_tokens": budget.max_new_tokens}.items():
-    results.value(name, setting)
-if len(fair_before):
-    least, best = fair_before["bits_per_byte"].min(), fair_before.max(numeric_only=True)
-    results.value("fair.bits_per_byte", number(least))
-    results.value("fair.gain", interval(full["bits_per_byte"] - least, sign=True))
-    results.claim("full beats the fairest before", metrics.mean_interval(full["bits_per_byte"])[2] < least)
-    results.claim("full beats the fairest before in chrF", metrics.mean_interval(full["chrf"])[1] > best["chrf"])
-    asked = fair_before[1:].set_index("setting")["chrf"]  # the first: not asked
-    results.claim("by chrF the chat template is the best prompt", len(asked) and asked.idxmax() == "chat template")
-    brief = fair_before.set_index("setting").get("median_characters", {})
-    for name, setting in (("alone", "prompt alone"), ("examples", f"{budget.shots} examples in the prompt")):
-        results.value(f"fair.characters.{name}", number(brief.get(setting), 0))
-    results.value("fair.characters.people", number(np.median([len(r["references"][0]) for r in rows_of[task.name]]), 0))
-    if "asked" in reading:  # written on another processor, whose last bits are others
-        known = {r["id"]: list(r["references"]) for r in task["test"]}
-        read_before = measures.chrf([*reading["asked"]], [known[i] for i in reading["id"]])
-        results.value("fair.read.chrf", number(read_before, 1))
-    if "tags_reflected" in best:
-        results.value("fair.tags", f"{best['tags_reflected']:.0%}")
-        results.value("form.fair", f"{best['synopsis_form']:.0%}")
-        low = metrics.mean_interval(full["tags_reflected"], 1)[1]
-        results.claim("more facts than after the best prompt are not shown", low <= best["tags_reflected"])
+full = own[own["method"] == "full"].reindex(columns=[*MAIN, "bleu", "seed"])  # nan where the task lacks a check
+ways = fair_before.reindex(columns=["setting", *MAIN, "median_characters"]).set_index("setting")
+least, best, asked = ways["bits_per_byte"].min(), ways.max(), ways["chrf"].iloc[1:]  # the first: not asked
+results.value("max_new_tokens", budget.max_new_tokens)
+results.value("fair.most", MOST)
+results.value("fair.ask", ASK.strip())
+results.value("fair.bits_per_byte", number(least))
+results.value("fair.gain", interval(full["bits_per_byte"] - least, sign=True))
+results.value("fair.tags", f"{number(100 * best['tags_reflected'], 0)} %")
+results.value("form.fair", f"{number(100 * best['synopsis_form'], 0)} %")
+for name, setting in (("alone", "prompt alone"), ("examples", f"{budget.shots} examples in the prompt")):
+    results.value(f"fair.characters.{name}", number(ways["median_characters"].get(setting), 0))
+results.value("fair.characters.people", number(np.median([len(r["references"][0]) for r in rows_of[task.name]]), 0))
+known = {r["id"]: list(r["references"]) for r in task["test"]}
+texts = [*reading.get("asked", ())]  # written on another processor, whose last bits are others
+read_chrf = measures.chrf(texts, [known[i] for i in reading["id"]]) if texts else math.nan
+results.value("fair.read.chrf", number(read_chrf, 1))
+results.claim("full beats the fairest before", metrics.mean_interval(full["bits_per_byte"])[2] < least)
+results.claim("full beats the fairest before in chrF", metrics.mean_interval(full["chrf"])[1] > best["chrf"])
+results.claim("by chrF the chat template is the best prompt", len(asked) and asked.idxmax() == "chat template")
+low = metrics.mean_interval(full["tags_reflected"], 1)[1]
+results.claim("more facts than after the best prompt are not shown", low <= best["tags_reflected"])
 
 # %% [markdown]
 # - The examples drawn anew: mean and 95 % t interval over the draws, and the fine-tuned model on the same documents.
 # - Sampled texts: each way to ask, and how far the fine-tuned run is ahead of it; a star where Holm's p is below 0.05.
 
 # %%
-if len(by_examples):
-    some = by_document.head(by_examples["documents"].iloc[0])
-    after = np.average(some["after"], weights=some["bytes"])
-    results.value("draws.documents", len(some))
-    results.value("draws.count", len(by_examples))
-    results.value("draws.bits_per_byte", interval(by_examples["bits_per_byte"]))
-    results.value("draws.after", number(after))
-    results.claim("full beats every draw of examples", after < by_examples["bits_per_byte"].min())
+NOTHING = pd.Series(dtype=float)
+bits, some = by_examples.get("bits_per_byte", NOTHING), by_document.head(generated)
+after = np.average(some["after"], weights=some["bytes"])
+results.value("draws.documents", len(some))
+results.value("draws.count", len(bits))
+results.value("draws.bits_per_byte", interval(bits))
+results.value("draws.after", number(after))
+results.claim("full beats every draw of examples", after < bits.min())
 
 DIGITS = {"chrf": ("chrF", 1), "tags_reflected": ("tags", 2), "synopsis_form": ("form", 2), "rep_4": ("rep-4", 2)}
 header, rows = [], []
@@ -1411,15 +1352,12 @@ if len(sampled):
     by_way.loc["people"] = human_sampled.iloc[0].reindex(by_way.columns)
     rows = [[name, *(number(x, DIGITS[c][1]) for c, x in mean.items())] for name, mean in by_way.iterrows()]
     header = ["asked", *(DIGITS[c][0] for c in by_way)]
-    for measure, part in compared.groupby("measure", sort=False):
+    for measure, part in gaps[gaps["run"] == SHORTER].groupby("measure", sort=False):
         name, d = DIGITS[measure]
         spans = [span(g.difference, g.low, g.high, d, True) + "*" * (g.p_holm < 0.05) for g in part.itertuples()]
         spans = dict(zip(part["setting"], spans, strict=True))
         header.append(f"after minus this, {name}")
         rows = [[*row, spans.get(row[0], "")] for row in rows]
-
-# %% [markdown]
-# - The table; then each run's distance to the best prompt of each measure and, after one pass, to the shorter run.
 
 # %%
 text = f"{task.name}, {len(sampled_for)} test documents, one sampled text each (temperature 0.8, top-p 0.9): mean "
@@ -1428,38 +1366,37 @@ longer = f"; one pass: means of the runs that saw all of the training split ({ho
 text += longer * (len(every_pass) > 0) + ". Differences paired by document, bootstrap interval; "
 starred = "* where p stays below 0.05 after Holm over all comparisons of a run."
 results.markdown("sampled", header, rows, text + starred, seeds=[0], tokens=budget.train_tokens)
-SHORTER, found = "after, full", []  # the other settings are questions
-for (run, seed), gaps in tested.items() if len(sampled) else ():
-    for measure, part in gaps.set_index("setting").groupby("measure", sort=False):
-        asked = part["before"].drop(SHORTER, errors="ignore").idxmax()
-        for side, at in {"asked": asked, "after": SHORTER}.items() if SHORTER in part.index else [("asked", asked)]:
-            (name, d), gap = DIGITS[measure], part.loc[at]
-            who = {"run": run, "seed": seed, "measure": measure, "side": side, "sure": gap["p_holm"] < 0.05}
-            who["column"] = f"minus the {'best prompt' if side == 'asked' else 'shorter run'}, {name}"
-            found.append(who | {"gap": gap["difference"], "said": span(*gap[["difference", "low", "high"]], d, True)})
 
 # %% [markdown]
-# - As a table by run; as values, those of a method listed by seed; as claims of all of its runs.
+# - Each run's distance to the best prompt of each measure and, after one pass, to the shorter run: as a table by run;
+#   as values, those of a method listed by seed; as claims of all of its runs.
 
 # %%
+gaps["side"] = np.where(gaps["setting"] == SHORTER, "shorter run", "best prompt")  # the other settings are questions
+furthest = gaps.sort_values("before", na_position="first")
+furthest = furthest.drop_duplicates(["run", "seed", "measure", "side"], keep="last").sort_index()
+furthest["said"] = [span(g.difference, g.low, g.high, DIGITS[g.measure][1], sign=True) for g in furthest.itertuples()]
+furthest["higher"] = (furthest["difference"] > 0) & (furthest["p_holm"] < 0.05)
 PASSES = {SHORTER: "sampled", "one pass, full": "pass", "one pass, LoRA": "pass.lora"}
-found = pd.DataFrame(found)
-for (run, measure, side), part in found.groupby(["run", "measure", "side"], sort=False) if len(found) else ():
-    name, higher = f"{PASSES[run]}.{measure}.{side}", part["sure"] & (part["gap"] > 0)
-    results.value(name, listed(part["said"]))
-    results.claim(f"{name} is higher", higher.all())
-    results.claim(f"{name} is not shown higher", not higher.any())
-if len(found):
-    found["said"] += found["sure"].map({True: "*", False: ""})
-    found = found.pivot(index=["run", "seed"], columns="column", values="said").fillna("").reset_index()
+SIDES = {"best prompt": "asked", "shorter run": "after"}
+for run, measure, side in itertools.product(PASSES, ("chrf", "tags_reflected"), SIDES):
+    part = furthest[(furthest[["run", "measure", "side"]] == [run, measure, side]).all(axis=1)]
+    name = f"{PASSES[run]}.{measure}.{SIDES[side]}"
+    results.value(name, listed(part["said"]) if len(part) else "-")
+    results.claim(f"{name} is higher", len(part) and part["higher"].all())
+    results.claim(f"{name} is not shown higher", len(part) and not part["higher"].any())
+furthest["column"] = [f"minus the {g.side}, {DIGITS[g.measure][0]}" for g in furthest.itertuples()]
+furthest["cell"] = [g.said + "*" * (g.p_holm < 0.05) for g in furthest.itertuples()]
+by_run = furthest.pivot(index=["run", "seed"], columns="column", values="cell").fillna("").reset_index()
 text = f"Sampled texts of {task.name}, run by run: the best prompt is each measure's. {starred}"
-results.markdown("passes", [*found.columns], found.to_numpy().tolist(), text, seeds=())
+results.markdown("passes", [*by_run.columns], by_run.to_numpy().tolist(), text, seeds=())
+gap = dict.fromkeys(("difference", "low", "high"), math.nan)
 if len(every_pass):  # the first seeds, document by document
     pair = every_pass[every_pass["seed"] == budget.seeds[0]].merge(by_document[["id", "bytes"]], on="id")
     pair["bits"] = pair["bits_per_byte"] * pair["bytes"]
     gap = metrics.paired(*(side for _, side in pair.groupby("setting", sort=False)), "bits", "bytes")
-    results.value("pass.lora.gap", span(gap["difference"], gap["low"], gap["high"], sign=True))
-    results.claim("after one pass LoRA is behind full fine-tuning", gap["low"] > 0)
+results.value("pass.lora.gap", span(gap["difference"], gap["low"], gap["high"], sign=True))
+results.claim("after one pass LoRA is behind full fine-tuning", gap["low"] > 0)
 
 # %% [markdown]
 # - LoRA at its better rate beside full fine-tuning, paired by seed.
@@ -1467,19 +1404,19 @@ if len(every_pass):  # the first seeds, document by document
 
 # %%
 results.claim("one pass was measured", len(passed) > 0)
-if len(better_rate):
-    ends, at_best = (frame.set_index("seed")["bits_per_byte"] for frame in (full, better_rate))
-    results.value("best_rate.gap", interval(at_best - ends, sign=True))
-    results.claim("LoRA at its better rate is not told apart from full fine-tuning", shown(at_best - ends) == 0)
-if len(recovery):
-    ends = {name: part.set_index("seed")["bits_per_byte"] for name, part in recovery.groupby("trained_on")}
-    gains = {name: ends["nothing"].mean() - bits for name, bits in ends.items() if name != "nothing"}
-    left = {name: (1 - gain / gains[task.name]).mean() for name, gain in gains.items() if name != task.name}
-    nearest = min(left, key=left.get)  # the text that brings most
-    results.value("recovery.bits_per_byte", interval(ends[nearest]))
-    results.value("recovery.brought", f"{1 - left[nearest]:.0%}")
-    results.claim("general English brings less than half of the gain", left[nearest] > 0.5)
-    results.claim("WikiText-2 was the control", nearest == "wikitext2")
+ends, at_best = (x.set_index("seed")["bits_per_byte"] if len(x) else NOTHING for x in (full, better_rate))
+results.value("best_rate.gap", interval(at_best - ends, sign=True))
+level = len(at_best) and shown(at_best - ends) == 0
+results.claim("LoRA at its better rate is not told apart from full fine-tuning", level)
+trained_on = recovery.groupby("trained_on") if len(recovery) else ()
+ends = {name: part.set_index("seed")["bits_per_byte"] for name, part in trained_on}
+gains = {name: ends["nothing"].mean() - bits for name, bits in ends.items() if name != "nothing"}
+brought = {name: (gain / gains[task.name]).mean() for name, gain in gains.items() if name != task.name}
+most = max(brought, key=brought.get, default="")
+results.value("recovery.bits_per_byte", interval(ends.get(most, NOTHING)))
+results.value("recovery.brought", f"{number(100 * brought.get(most, math.nan), 0)} %")
+results.claim("general English brings less than half of the gain", brought.get(most, math.nan) < 0.5)
+results.claim("WikiText-2 was the control", most == "wikitext2")
 
 # %% [markdown]
 # - General text before and after. `worse` lists each perplexity that rose and each accuracy that fell.
@@ -1501,12 +1438,13 @@ if len(forgetting):
     losses = means[forgetting["method"].unique()].sub(means["none"], axis=0).mul(signs, axis=0).drop(columns="none")
     late_losses = passed.reindex(columns=means.index).sub(means["none"]).mul(signs)
     worse = [f"{GENERAL[k][0]} ({METHODS[m]})" for k in losses.index for m in losses if losses.loc[k, m] > 0]
-    results.value("general.compared", losses.size)
-    results.value("general.worse", listed(worse))
-    results.claim("no general text got worse", not worse)
-    results.claim("no general text got worse in one pass", len(passed) > 0 and (late_losses <= 0).all(axis=None))
 else:
+    losses, late_losses, worse = NOTHING, NOTHING, ["-"]
     results.block("forgetting", "WikiText-2, LAMBADA and BLiMP were not within reach of the machine.")
+results.value("general.compared", losses.size)
+results.value("general.worse", listed(worse))
+results.claim("no general text got worse", not worse)
+results.claim("no general text got worse in one pass", late_losses.size and (late_losses <= 0).all(axis=None))
 
 # %% [markdown]
 # - Best, median and worst by chrF, each text cut after 200 characters.
@@ -1555,7 +1493,8 @@ found = {("greedy", stage): counted(stage, factual, read) for stage in STAGES if
 found |= {("sampled", stage): counted(stage, again, again) for stage in DRAWN if len(again) and faults}
 
 # %% [markdown]
-# - The table, and the counts that the text names.
+# - The table; the counts that the text names; how far two readers agree, text by text, and Cohen's kappa; and what
+#   most texts are.
 
 # %%
 text = "What two readers, sessions of a language model, not told which model wrote what, found: the facts, and the "
@@ -1563,29 +1502,23 @@ text += "error that a user would mind first; two numbers where they differ. Best
 text += "fine-tuning. An error may stand in a text whose facts are right or partly right."
 text += " Sampled texts were read by two others; one pass: over all of the training split." if len(again) else ""
 results.claim("texts were read", len(read) > 0)
-results.value("factual.read", factual["id"].nunique() if found else 0)
-if found:
-    rows = [[f"{how}: {CALLED.get(stage, stage)}", *counts] for (how, stage), counts in found.items()]
-    results.markdown("factual", [f"of {factual['id'].nunique()}", *VERDICTS, *faults], rows, text, **one_run)
-else:
-    results.block("factual", "These texts were not read yet.")
+packages = factual["id"].nunique() if found else 0
+results.value("factual.read", packages)
+rows = [[f"{how}: {CALLED.get(stage, stage)}", *counts] for (how, stage), counts in found.items()]
+results.markdown("factual", [f"of {packages}", *VERDICTS, *faults], rows, text, **one_run)
 for how, name in {"greedy": "asked", "sampled": "sampled.asked"}.items():
-    if (how, "asked") in found:
-        results.value(f"factual.{name}.wrong", found[how, "asked"][VERDICTS.index("wrong")])
-
-# %% [markdown]
-# - How far two readers agree, text by text, and Cohen's kappa; and what most texts are.
-
-# %%
+    results.value(f"factual.{name}.wrong", found.get((how, "asked"), ["-"] * 3)[VERDICTS.index("wrong")])
 judged_by = {"greedy": (factual, "verdict"), "sampled": (again, "verdict"), "kind": (again, "kind")}
 for name, (frame, column) in judged_by.items():
+    agree, kappa = "-", math.nan
     if len(frame) and frame["reader"].nunique() > 1:
         said = frame.drop_duplicates(["text", "reader"]).pivot(index="text", columns="reader", values=column)
         values = sorted(frame[column].unique())
         square = pd.crosstab(*(said[reader] for reader in said.columns[:2]))
         square = square.reindex(index=values, columns=values, fill_value=0)
-        results.value(f"factual.agree.{name}", f"{np.trace(square)} of {len(said)}")
-        results.value(f"factual.kappa.{name}", number(cohens_kappa(square, return_results=False), 2))
+        agree, kappa = f"{np.trace(square)} of {len(said)}", cohens_kappa(square, return_results=False)
+    results.value(f"factual.agree.{name}", agree)
+    results.value(f"factual.kappa.{name}", number(kappa, 2))
 last = [texts[~texts["stage"].isin(STAGES[:2])] for texts in (factual, again) if len(texts)]
 wrong = [(x == "wrong").mean() for texts in last for _, x in texts.groupby(["stage", "reader"])["verdict"]]
 results.claim("readers find most texts after wrong", bool(wrong) and min(wrong) > 0.5)
@@ -1620,11 +1553,8 @@ def pair_cells(name, moved, texts_read, pair) -> list[str]:
     counts = [[len(x), (x == 1).sum(), (x == -1).sum()] for x in straight]
     loops = bool(found) and all(2 * len(x) < len(moved[which]) for which, x in zip(found, straight, strict=True))
     results.claim(f"most of the texts behind {name} loop", loops)
-    return [*cells, *map(both_readers, zip(*counts, strict=True))]
+    return [*cells, *(map(both_readers, zip(*counts, strict=True)) if found else ["-"] * 3)]
 
-
-# %% [markdown]
-# - The table of these pairs.
 
 # %%
 PAIRS = {  # the name of its claims: decoding, the second of the pair and the first
@@ -1643,12 +1573,10 @@ header = ["texts", "of", "compared with", "better", "worse", "p, Holm"]
 header += [f"loop-free: {what}" for what in ("packages", "better", "worse")]
 text = "Packages whose facts the readers call better or worse than in the text compared with; a sign test per reader, "
 text += f"Holm over the greedy ({len(moved)}) and the sampled ones ({len(moved_sampled)}). Loop-free, looked at "
-text += "afterwards: where the base model's "
-text += "text repeats at most a fifth of its 4-grams."
-if found:
-    results.markdown("readings", header, list(pairs_found.values()), text, left=3, **one_run)
-else:
-    results.block("readings", "These texts were not read yet.")
+text += "afterwards: where the base model's text repeats at most a fifth of its 4-grams."
+results.markdown("readings", header, list(pairs_found.values()), text, left=3, **one_run)
+for name in ("factual", "readings") if not found else ():
+    results.block(name, "These texts were not read yet.")
 
 # %% [markdown]
 # - The answer in one table. Of our ways to ask the base model, the best by each measure, with its letter.
@@ -1677,10 +1605,6 @@ def greedily(measure) -> list[str]:
     return [MAIN[measure], before, best, *after, gap]
 
 
-# %% [markdown]
-# - The rows of sampled texts, and the table.
-
-
 # %%
 def by_sampling(measure, name) -> list[str]:
     digits, at = DIGITS[measure][1], by_way[measure]
@@ -1695,6 +1619,7 @@ def by_sampling(measure, name) -> list[str]:
 
 
 rows, spoken = [greedily(measure) for measure in wide if measure != "perplexity"], MAIN | {"rep_4": "repeated 4-grams"}
+results.claim("synopsis in form of sampled texts beats the best prompt", False)  # until it is measured
 rows += [by_sampling(measure, spoken[measure]) for measure in by_way] if len(sampled) else []
 header = ["", "before", "best prompt", "LoRA", "full", "one pass, LoRA", "one pass, full", "people"]
 text = f"Before and after on the test split of {task.name}: {documents} documents scored, {generated} greedy texts "
@@ -1705,13 +1630,12 @@ text += f"one run; one pass, over the whole training split: means of its runs ({
 text += "over seeds (shares on the logit scale); where sampled, bootstrap over documents."
 results.markdown("answer", [*header, "full minus best prompt"], rows, text, tokens=budget.train_tokens)
 
-# %% [markdown]
-# - Values: the setting, the main numbers of each method, and the comparisons.
-
 # %%
 results.value("model", made["base_model"].removesuffix(" (stand-in)"))
 results.value("parameters", f"{made['parameters']:,}")
 results.value("documents", documents)
+results.value("generated", generated)
+results.value("sampled.documents", len(sampled_for))
 results.value("train_tokens", f"{budget.train_tokens:,}")
 gain, bits = {}, {m: part.set_index("seed")["bits_per_byte"] for m, part in own.groupby("method", sort=False)}
 for method, values in bits.items():
@@ -1725,29 +1649,24 @@ for r in main.itertuples():
     results.value(f"{r.method}.difference", told(r))
     results.claim(f"{r.method} beats before", r.high < 0 and r.clusters >= tasks.MIN_GROUPS)
 
-# %% [markdown]
-# - Values of copying, repetition and tags, and of E2E.
-# - The conditions under which the report's sentences stand, and the file: `data/results/03_evaluate.json`.
-
 # %%
 for frame, place in ((own, ""), (e2e_table, ".e2e")):
-    for stage, longest in frame.groupby("stage")["overlap_words_max"].max().items():
-        results.value(f"overlap{place}.{stage}", int(longest))
+    for stage, longest in frame.groupby("stage")["overlap_words_max"].max().reindex(["before", "after"]).items():
+        results.value(f"overlap{place}.{stage}", number(longest, 0))
 for (stage, method, decoding), part in likeness.groupby(["stage", "method", "decoding"]):
     results.value(f"repeats.{stage if stage == 'before' else method}.{decoding}", f"{part['rep_4'].mean():.0%}")
-if set(FORM) <= set(checks):
-    results.claim("people reflect more tags", full["tags_reflected"].mean() < human["tags_reflected"].iloc[0])
-if len(e2e_table):
-    results.value("e2e.bleu", f"{e2e_table.loc[e2e_table['method'] == 'full', 'bleu'].mean():.1f}")
-    results.claim("full fine-tuning saw a part of E2E", ours.loc[ours["method"] == "full", "passes"].min() < 1)
-for r in as_published.itertuples():
-    for name, x in {"bleu": number(r.bleu, 1), "ser": f"{r.ser:.1%}"}.items():
-        results.value(f"e2e.{r.method}.{r.decoding.split()[0]}.{name}", x)
-results.value("e2e.people.ser", "not measured" if math.isnan(people_errors) else f"{people_errors:.1%}")
+people_do = human.get("tags_reflected", NOTHING).max()
+results.claim("people reflect more tags", full["tags_reflected"].mean() < people_do)
+results.value("e2e.bleu", number(e2e_table.loc[e2e_table["method"] == "full", "bleu"].mean(), 1))
+results.claim("full fine-tuning saw a part of E2E", ours.loc[ours["method"] == "full", "passes"].min() < 1)
+lora = as_published.reindex(columns=["method", "decoding", "bleu", "ser"]).set_index(["method", "decoding"])
+lora = lora.reindex([("lora", decoding) for decoding in DECODED]).droplevel("method")
+for decoding, r in lora.iterrows():
+    results.value(f"e2e.lora.{decoding.split()[0]}.bleu", number(r["bleu"], 1))
+    results.value(f"e2e.lora.{decoding.split()[0]}.ser", f"{number(100 * r['ser'], 1)} %")
+results.value("e2e.people.ser", f"{number(100 * people_errors, 1)} %")
 results.claim("E2E was decoded as published", len(as_published) > 0)
-by_decoding = as_published.groupby("decoding")["ser"].max() if len(as_published) else {}
-most = by_decoding.get("beam 10", math.nan)
-better = most < min(people_errors, by_decoding.get("greedy", math.nan))
+better = lora.loc["beam 10", "ser"] < min(people_errors, lora.loc["greedy", "ser"])
 results.claim("beams keep more slots than greedy decoding and people", better)
 results.claim("E2E was measured", len(e2e_table) > 0)
 results.claim("task is debian", task.name == "debian")

@@ -254,10 +254,6 @@ STEPS += [("linear", 1.0, "fine_tuned", "least_damage", True)]
 STEPS += [("window", share, stage, "least_damage", True) for stage in STAGES for share in (0.5, 1.0)]
 
 
-# %% [markdown]
-# - One step of the list with one seed: convert, fine-tune where the stage says so, measure on test text.
-
-
 # %%
 def conversion_row(seed, form, share, stage, order, matched):
     ranked = sorted(damage_of(seed), key=lambda r: r["damage"], reverse=order == "most_damage")
@@ -452,10 +448,6 @@ def general_documents():
     return found
 
 
-# %% [markdown]
-# - What every model is measured by: bits per byte of the task and of each general text, in one call.
-
-
 # %%
 def measured(model):
     rows = tasks.head(task["test"], budget.documents)
@@ -507,17 +499,15 @@ def frontier_rows():
             yield from way_rows(seed, *way)
 
 
-def front_rows(df, general):
-    rows = []
-    for (method, setting), part in df.groupby(["method", "setting"], sort=False):
-        row = {"method": method, "setting": setting, "seeds": len(part)}
-        for name, column in (("task", "bits_per_byte"), ("general", general)):
+def front_rows():
+    settings = table.groupby(["method", "setting"], sort=False)
+    means = settings[["bits_per_byte", "general"]].mean()
+    for key, part in settings:
+        row = dict(zip(("method", "setting"), key, strict=True)) | {"seeds": len(part)}
+        for name, column in (("task", "bits_per_byte"), ("general", "general")):
             row[name], row[f"{name}_low"], row[f"{name}_high"] = mean_interval(part[column])
-        rows.append(row)
-    points = pd.DataFrame(rows)[["task", "general"]].to_numpy()
-    for row, point in zip(rows, points, strict=True):
-        row["front"] = not ((points <= point).all(1) & (points < point).any(1)).any()
-    return rows
+        better = (means <= means.loc[key]).all(axis=1) & (means < means.loc[key]).any(axis=1)
+        yield row | {"front": not better.any()}
 
 
 # %% [markdown]
@@ -529,7 +519,7 @@ GENERAL = {"wikitext2_bits_per_byte": "WikiText-2", "lambada_bits_per_byte": "LA
 GENERAL |= {"shakespeare_bits_per_byte": "tiny Shakespeare", "base_samples_bits_per_byte": "the base model's own text"}
 GENERAL = {column: name for column, name in GENERAL.items() if column in table and table[column].notna().any()}
 table["general"] = table[list(GENERAL)].sum(axis=1)
-front = results.table("front", lambda: front_rows(table, "general"))
+front = results.table("front", front_rows)
 front.round(4)
 
 # %% [markdown]
@@ -580,12 +570,12 @@ def long_rows(plan):
 
 # %%
 long = results.in_two("frontier_long", lambda plan: long_rows(plan) if PASS else [], first, later)
-if len(long):
-    changes, before = [*GENERAL, "general", "bits_per_byte"], long["method"] == "none"
-    long["general"] = long[list(GENERAL)].sum(axis=1)
-    long[changes] -= long.groupby(before.cumsum())[changes].transform("first")
-    long = long[~before]
-    display(long.groupby(["train_tokens", "method", "alpha"])[changes].mean().round(3))
+long = long.reindex(columns=["method", "seed", "train_tokens", "alpha", "bits_per_byte", *GENERAL])
+changes, before = [*GENERAL, "general", "bits_per_byte"], long["method"] == "none"
+long["general"] = long[list(GENERAL)].sum(axis=1)
+long[changes] -= long.groupby(before.cumsum())[changes].transform("first")
+long = long[~before]
+long.groupby(["train_tokens", "method", "alpha"])[changes].mean().round(3)
 
 # %% [markdown]
 # # 3 Benchmark: what evaluation mistakes do
@@ -638,10 +628,10 @@ def padded_perplexity(run, texts):
 
 
 # %% [markdown]
-# - The models that are ranked, six in all.
+# - The six models that are ranked. Every one with every seed, each trained once; a row of the table has the sound
+#   measure beside the trapped one.
 
 # %%
-LENGTH = 128  # tokens in a row
 MODELS = {  # what differs from the plain recipe
     "plain": {},
     "one layer": {"n_layer": 1},
@@ -652,14 +642,9 @@ MODELS = {  # what differs from the plain recipe
 }
 
 
-# %% [markdown]
-# - Every model with every seed, each trained once; a row of the table has the sound measure beside the trapped one.
-
-
-# %%
 def trained(seed, **changes):
     sizes = {"n_layer": budget.trap_layers, "n_embd": budget.trap_width, "train_bytes": budget.trap_bytes}
-    sizes |= {"train_length": LENGTH, "n_positions": LENGTH}
+    sizes |= {"train_length": 128, "n_positions": 128}  # tokens in a row
     return scratch.train(scratch.Recipe(**{"seed": seed} | sizes | changes))
 
 
@@ -741,6 +726,8 @@ own.groupby("model", sort=False)["sound"].agg(["mean", "std", "count"]).round(3)
 # %% [markdown]
 # - One seed: an order that another seed would not give. Notebook 06's attentions have the most seeds; where its results
 #   are not there, the models above serve.
+# - Of the pairs that all seeds tell apart (Holm): how many draws of one seed for each model order them the
+#   other way. The same seed for both could hardly do so: Holm has asked that they differ in nearly every seed.
 
 
 # %%
@@ -753,16 +740,6 @@ def many_seeds():
     return by_seed(rows, "attention").dropna()
 
 
-by_chance = many_seeds()
-by_chance.describe().round(3)
-
-
-# %% [markdown]
-# - Of the pairs that all seeds tell apart (Holm): how many draws of one seed for each model order them the
-#   other way. The same seed for both could hardly do so: Holm has asked that they differ in nearly every seed.
-
-
-# %%
 def one_seed(wide):
     """`wide`: a value per seed (rows) and model (columns)."""
     gaps = {(a, b): wide[a] - wide[b] for a, b in itertools.combinations(wide, 2)}
@@ -774,8 +751,9 @@ def one_seed(wide):
     return found
 
 
+by_chance = many_seeds()
 chances = results.table("one_seed", lambda: one_seed(by_chance))
-chances.round(3)
+display(by_chance.describe().round(3), chances.round(3))
 
 # %% [markdown]
 # - The last mistake orders nothing anew, it claims too much. `tau` is Kendall's, between the two rankings.
@@ -814,7 +792,7 @@ for finding in traps.audit(bad, traps.Protocol("trapped", ("model",), **declared
     print(f"- {finding.trap}: {finding.where}: {finding.problem} {finding.way_out}")
 
 # %% [markdown]
-# - And this project's own shipped tables, with what the notebooks declare of them.
+# - And this project's own shipped tables, with what the notebooks declare of them; `none` is a table without findings.
 
 # %%
 SOUND = {"text": "held-out", "padding_counted": False, "overlap": 0, "leak": 0.0}
@@ -830,10 +808,6 @@ PROTOCOLS = {
     ("06_attention", "quality"): SMALL | {"compare": ("attention",), "within": ("position",)},
     ("09_innovation", "frontier"): OWN | {"compare": ("method", "setting")},
 }
-
-
-# %% [markdown]
-# - Look at what it finds: `none` is a table without findings.
 
 
 # %%
@@ -943,10 +917,6 @@ def two_under_one_name(rows, rng):
     return rows, "bits_per_byte", rows.duplicated(["model", "seed"]).any()
 
 
-# %% [markdown]
-# - Noise that is no difference, padding that costs nothing, a measure per token, another text.
-
-
 # %%
 def no_difference(rows, rng):
     own = rows[one_of(rows, rng)]
@@ -973,11 +943,6 @@ def per_token(rows, rng):
     return (rows.assign(**{name: value}), name, True) if turned else per_token(rows, rng)
 
 
-# %% [markdown]
-# - The test text of one model is another.
-# - Each mistake with the finding that it has to bring.
-
-
 # %%
 def other_text(rows, rng):
     own = one_of(rows, rng)
@@ -995,10 +960,6 @@ MUTANTS = {
     "a measure per token across tokenizers": (per_token, "token perplexity across tokenizers"),
     "another test text for one model": (other_text, "different test texts"),
 }
-
-
-# %% [markdown]
-# - A row per mutant and per clean part: was the mistake named, and what else?
 
 
 # %%
@@ -1061,10 +1022,6 @@ def batches(fault: str, seed: int, size=8) -> list[dict]:
     return [batch_of(documents[i : i + size], tokenizer, fault) for i in range(0, len(documents), size)]
 
 
-# %% [markdown]
-# - One batch, padded.
-
-
 # %%
 def batch_of(documents: list, tokenizer, fault: str) -> dict:
     ids = [[i % len(tokenizer) for i in d.input_ids][: len(d.input_ids) - (fault == "end")] for d in documents]
@@ -1081,10 +1038,6 @@ def batch_of(documents: list, tokenizer, fault: str) -> dict:
     fill = {"input_ids": (ids, pad), "labels": (labels, pad if fault == "padding" else -100)}
     fill["attention_mask"] = [[1] * len(row) for row in ids], 0
     return {k: torch.tensor([[*row, *[x] * (width - len(row))] for row in rows]) for k, (rows, x) in fill.items()}
-
-
-# %% [markdown]
-# - The run: the fault in model or loop where it is one of theirs.
 
 
 # %%
@@ -1104,10 +1057,6 @@ def model_with(fault: str, method: str):
             block.c_proj.weight /= 1e6
         model = model.half()
     return train.with_lora(model, rank) if method == "lora" else model
-
-
-# %% [markdown]
-# - Trained under watch.
 
 
 # %%
@@ -1211,9 +1160,6 @@ def quality(form="linear+window", share=1.0, stage="fine_tuned", order="least_da
     return conversion.set_index(keys).sort_index()["bits_per_byte"][form, share, stage, order, matched]
 
 
-# %% [markdown]
-# - The table: each conversion after its fine-tuning, against the control; the set-up, and what the order helps.
-
 # %%
 control = quality(share=0.0)
 lines = []
@@ -1229,7 +1175,7 @@ text += "A window alone has nothing to match, so it sees the fine-tuning's token
 results.markdown("conversion", header, lines, text)
 dear = {share: (quality(share=share) / control - 1).mean() for share in SHARES[1:]}
 tell("conversion", **{f"cost{share * 100:.0f}": f"{cost:+.1%}" for share, cost in dear.items()})
-tell("conversion", matching_tokens=f"{budget.matching_tokens:,}", tuning_tokens=f"{budget.tuning_tokens:,}")
+tell("conversion", tuning_tokens=f"{budget.tuning_tokens:,}")
 width = base.model.config.hidden_size // base.model.config.num_attention_heads
 tell("setup", row=budget.row_length, window=convert.FORMS["window"]["window"], features=2 * width)
 tell("setup", matching_rate=MATCHING_RATE, lora_rate=train.LEARNING_RATES["lora"])
@@ -1240,28 +1186,15 @@ results.claim("conversion: order helps", shown(helped) < 0)
 
 # %% [markdown]
 # - At equal training tokens in all, the second stage by LoRA, of one seed; beside it the range of the seeds above.
-
-
-# %%
-def by_lora(form="linear+window", share=1.0, tokens=SHORT, matched=True):
-    """Bits per byte of the one seed."""
-    by = lora.set_index(["form", "share", "tuning_tokens", "matched"]).sort_index()["bits_per_byte"]
-    return by[form, share, tokens, matched]
-
-
-ours, spread = by_lora(), np.ptp(quality())
-dearer = {"short": ours / by_lora(share=0.0), "long": by_lora(tokens=LONG) / by_lora(share=0.0, tokens=LONG)}
-tell("lora", **{name: f"{ratio - 1:+.1%}" for name, ratio in dearer.items()})
-results.claim("at equal tokens the window alone is ahead", ours - by_lora("window", tokens=EQUAL) > spread)
-results.claim("at equal tokens matching is ahead", by_lora(tokens=EQUAL, matched=False) - ours > spread)
-apart = abs(by_lora(tokens=LONG) - by_lora("window", tokens=budget.matching_tokens + LONG))
-results.claim("at the longer budget window and linear part are level", apart < spread)
-results.claim("more tuning lowers the cost of all layers", dearer["long"] < dearer["short"])
-
-# %% [markdown]
 # - The runs with ten times the tokens, and what they cost against the control.
 
 # %%
+whole = lora[lora["matched"] & (lora["share"] == 1)].set_index(["form", "tuning_tokens"])["bits_per_byte"]
+spread = np.ptp(quality())
+ahead = whole["linear+window", SHORT] - whole["window", EQUAL]
+apart = whole["linear+window", LONG] - whole["window", budget.matching_tokens + LONG]
+results.claim("at equal tokens the window alone is ahead", ahead > spread)
+results.claim("at the longer budget window and linear part are level", abs(apart) < spread)
 NAMES = {"linear+window": "linear and window, matched", "window": "window alone"}
 ASKED = {"all": ("linear+window", 1.0), "quarters": ("linear+window", 0.75)}
 ASKED |= {"window": ("window", 1.0), "window_quarters": ("window", 0.75)}
@@ -1271,15 +1204,12 @@ start = bits.get(("linear+window", 0.0), pd.Series(dtype=float))
 costs_of = {name: 100 * (bits.get(which, start[:0]) / start - 1) for name, which in ASKED.items()}
 gap = costs_of["window_quarters"] - costs_of["quarters"]
 for name, cost in costs_of.items():
-    results.value(f"large.{name}", interval(cost, 1, sign=True) if cost.notna().any() else "not measured")
-results.value("large.gap", interval(gap, 2, sign=True) if gap.notna().any() else "not measured")
+    results.value(f"large.{name}", interval(cost, 1, sign=True))
+results.value("large.gap", interval(gap, 2, sign=True))
 results.claim("three quarters of the layers cost less than 5 %", shown(costs_of["quarters"] - 5) < 0)
 results.claim("all layers cost more than 5 %", costs_of["all"].min() > 5)
 results.claim("at three quarters a window with as many tokens costs less", shown(gap) < 0)
 results.claim("a window with as many tokens costs no less", costs_of["window"].min() > costs_of["all"].max())
-
-# %% [markdown]
-# - Their table; then the layers' damage, and decoding with a state.
 
 # %%
 lines = []
@@ -1306,50 +1236,38 @@ results.claim("decoding is faster with a state", state["milliseconds"] < cache["
 # - "forgets less" and "forgets more": the difference to the control, its t test over seeds corrected by Holm over the
 #   settings that have one, text by text; the sum is the one measure that was fixed before.
 
-
 # %%
-def holm(part):
-    """Whether the p value of each setting with an interval stays below 0.05 among them."""
-    part = part[part["seeds"] > 1]
-    t = part["difference"].abs() / ((part["high"] - part["low"]) / 2) * stats.t.ppf(0.975, part["seeds"] - 1)
-    p = 2 * stats.t.sf(t, part["seeds"] - 1)
-    return part.assign(sure=multipletests(p, method="holm")[0] if len(p) else False).set_index("label")
-
-
-sided = {name: holm(against[against["text"] == name]) for name in TEXTS.values()}
-less, more = ({n: p.index[p["sure"] & (side * p["difference"] > 0)] for n, p in sided.items()} for side in (-1, 1))
+free = against["seeds"] - 1  # degrees of freedom; one seed has no interval and no p
+t = against["difference"].abs() / ((against["high"] - against["low"]) / 2) * stats.t.ppf(0.975, free)
+p = pd.Series(2 * stats.t.sf(t, free), against.index).dropna()
+sure = p.groupby(against["text"]).transform(lambda p: multipletests(p, method="holm")[0])
+against["side"] = np.sign(against["difference"]).where(sure.reindex(against.index) == 1, 0)  # 0: not shown
+by_text = against.pivot(index="label", columns="text", values="side").loc[against["label"].unique(), [*TEXTS.values()]]
 summed = TEXTS["general"]
-tell("sum", more=listed(f"{name.replace(', ', ' (')})" for name in more[summed]))
-results.claim("by the sum no method forgets less than the control", not len(less[summed]))
-results.claim("by the sum some method forgets more than the control", len(more[summed]) > 0)
-everywhere = all("last blocks, last quarter" in found for found in more.values())
+tell("sum", more=listed(f"{name.replace(', ', ' (')})" for name in by_text.index[by_text[summed] > 0]))
+results.claim("by the sum no method forgets less than the control", not (by_text[summed] < 0).any())
+results.claim("by the sum some method forgets more than the control", (by_text[summed] > 0).any())
+everywhere = (by_text.loc["last blocks, last quarter"] > 0).all()
 results.claim("the last blocks forget more on every text", len(GENERAL) > 1 and everywhere)
-worse = {name for name, found in more.items() if "LoRA, rank 16" in found}
-own = {summed, "the base model's own text"}
-results.claim("of the texts LoRA's rank 16 is worse on the base model's alone", worse == own)
+worse = {*by_text.columns[by_text.loc["LoRA, rank 16"] > 0]}
+own_alone = worse == {summed, "the base model's own text"}
+results.claim("of the texts LoRA's rank 16 is worse on the base model's alone", own_alone)
 tell("frontier", tokens=f"{budget.frontier_tokens:,}", general_tokens=f"{budget.general_tokens:,}")
 
-# %% [markdown]
-# - Two tables: what was gained and what the sum says, and each text.
-
 # %%
-lines = {}
-gained = front.assign(label=front["method"] + ", " + front["setting"]).set_index("label")
-for label in against["label"].unique():
-    by_text = against[against["label"] == label].set_index("text")
-    lines[label] = [f"{gained['task'][label]:.3f}", by_text["seeds"].iloc[0]]
-    for name in TEXTS.values():
-        mark = "*" if label in less[name] or label in more[name] else ""
-        lines[label].append(span(*by_text.loc[name, ["difference", "low", "high"]], 3, sign=True) + mark)
+against["told"] = [span(r.difference, r.low, r.high, sign=True) + "*" * (r.side != 0) for r in against.itertuples()]
+told = against.pivot(index="label", columns="text", values="told").loc[by_text.index, by_text.columns]
+gained = front.set_index(front["method"] + ", " + front["setting"])["task"]
+seeds = against.drop_duplicates("label").set_index("label")["seeds"]
 names = [name.removeprefix("the base model's ") for name in TEXTS.values()]
 text = "General text under a method minus under the mixture at the same gain, bits per byte, paired by seed: the sum "
 text += "of the four texts; 95 % t intervals, * where p stays below 0.05 after Holm over the settings. Seeds: whose "
 text += f"gain lies on the mixture's way, of {len(budget.frontier_seeds)}; {budget.frontier_tokens:,} tokens a run."
-cells = [[label, *row[:3]] for label, row in lines.items()]
+cells = [[label, number(gained[label]), seeds[label], cell] for label, cell in told[summed].items()]
 results.markdown("sum", ["method", "task, bits per byte", "seeds", names[0]], cells, text, seeds=())
 text = "The parts of the sum, text by text: bits per byte under a method minus under the mixture at the same gain, of "
 text += "the same seeds; * after Holm over the settings of a column."
-results.markdown("against", ["method", *names[1:]], [[k, *row[3:]] for k, row in lines.items()], text, seeds=())
+results.markdown("against", ["method", *names[1:]], told.iloc[:, 1:].reset_index().to_numpy(), text, seeds=())
 
 # %% [markdown]
 # - What full fine-tuning forgot, against before, Holm over the sum and each text; LoRA's highest rank against it.
@@ -1374,15 +1292,12 @@ highest = against[(against["label"] == ", ".join(HIGHEST)) & (against["text"] ==
 most = tuple(highest[["beyond", "seeds"]]) == (3, 2)
 results.claim("the highest rank gains more than any mixture in three of five seeds", most)
 
-# %% [markdown]
-# - More text: full fine-tuning, whole and mixed back, and LoRA.
-
 # %%
 text = f"More text: bits per byte of {budget.documents} test documents of the task and of {budget.general_tokens:,} "
 text += "tokens of each general text, minus before; share: of the tuned weights, mixed with those before. Means over "
 text += "the seeds; task and sum: with 95 % t interval."
 longer = []
-for (tokens, method, alpha), part in long.groupby(["train_tokens", "method", "alpha"]) if len(long) else ():
+for (tokens, method, alpha), part in long.groupby(["train_tokens", "method", "alpha"]):
     cells = [interval(part[c], sign=True) for c in ("bits_per_byte", "general")]
     cells += [number(part[c].mean(), sign=True) for c in GENERAL]
     about = [{"full": "full fine-tuning", "lora": "LoRA"}[method], f"{tokens:,}", f"{alpha:g}", len(part)]
@@ -1390,8 +1305,8 @@ for (tokens, method, alpha), part in long.groupby(["train_tokens", "method", "al
 results.markdown("long", ["method", "tokens", "share", "seeds", "task", *names], longer, text, seeds=())
 
 # %% [markdown]
-# - The sum at both ends of the budget, and half-way back from the longer run. LoRA against the mixture that gains as
-#   much: below 0 it forgets less.
+# - Both ends of the budget: the sum, and the base model's own text. LoRA against the mixture that gains as much: below
+#   0 it forgets less.
 
 
 # %%
@@ -1399,22 +1314,20 @@ def beside_mixtures(tokens):
     part = long[(long["train_tokens"] == tokens) & (long["alpha"] <= 1)]
     part = part.assign(setting="", method=part["method"].where(part["alpha"] == 1, "interpolation"))
     before = pd.DataFrame([{"method": "none"} | dict.fromkeys(changes, 0.0)])
-    return frontier.against_interpolation(pd.concat([before, part]), "general").iloc[0]
+    gap = frontier.against_interpolation(pd.concat([before, part]), "general")
+    return gap.reindex(index=[0], columns=["difference", "low", "high"]).iloc[0]  # nan where nothing was measured
 
 
-RUNS_OF = {"budget": ("full", 1.0), "lora_budget": ("lora", 1.0), "pass": ("full", 1.0), "lora_pass": ("lora", 1.0)}
-RUNS_OF |= {"half": ("full", 0.5)}
-ends = long["train_tokens"].agg(["min", "max"]).tolist() if len(long) else [0, 0]
-for run, (method, alpha) in RUNS_OF.items():
-    at = {"method": method, "train_tokens": ends["budget" not in run], "alpha": alpha}
-    part = long.loc[(long[[*at]] == pd.Series(at)).all(axis=1)] if len(long) else long
-    for name, column in COLUMNS.items():
-        results.value(f"long.{run}.{name}", interval(part[column], sign=True) if len(part) else "not measured")
-    lost = part["general"] if len(part) else pd.Series([math.nan])  # one seed: its sign alone
-    results.claim(f"{run} forgets by the sum", (shown(lost) if len(lost) > 1 else lost.iloc[0]) > 0)
-    results.claim(f"{run} is not shown to forget by the sum", len(lost) > 1 and shown(lost) <= 0)
-for run, tokens in zip(("budget", "pass"), ends, strict=True):
-    gap = beside_mixtures(tokens) if len(long) else pd.Series(dict.fromkeys(("difference", "low", "high"), math.nan))
+ends = dict(zip(("budget", "pass"), long["train_tokens"].agg(["min", "max"]), strict=True))
+for (run, tokens), method in itertools.product(ends.items(), ("full", "lora")):
+    part = long[(long["train_tokens"] == tokens) & (long["method"] == method) & (long["alpha"] == 1)]
+    name, lost = run if method == "full" else f"lora_{run}", part["general"]
+    results.value(f"long.{name}.sum", interval(lost, sign=True))
+    results.value(f"long.{name}.base_samples", interval(part["base_samples_bits_per_byte"], sign=True))
+    results.claim(f"{name} forgets by the sum", (shown(lost) if len(lost) > 1 else lost.sum()) > 0)  # of one: its sign
+    results.claim(f"{name} is not shown to forget by the sum", len(lost) > 1 and shown(lost) <= 0)
+for run, tokens in ends.items():
+    gap = beside_mixtures(tokens)
     results.value(f"long.{run}.lora_gap", span(gap["difference"], gap["low"], gap["high"], sign=True))
     results.claim(f"{run}: LoRA forgets more than the mixture", gap["low"] > 0)
     results.claim(f"{run}: LoRA costs more than the mixture", gap["difference"] > 0)
@@ -1437,11 +1350,9 @@ for key, trap in (("samples", MISTAKES[0]), ("tokens", MISTAKES[2]), ("leak", MI
         results.value(f"traps.{key}", "{shown_flips} of {shown_pairs}".format(**by_trap.loc[trap]))
 worst = set(turned.sort_values("shown_flips")["trap"].iloc[-2:])
 results.claim("tokenizers and leaks turn most", worst == {"token perplexity across tokenizers", "leaking attention"})
-tell("one_seed", seeds=len(by_chance))
-if len(chances):
-    worst = (chances["turned"] / chances["draws"]).max()
-    tell("one_seed", worst=f"{worst:.0%}")
-    results.claim("one seed seldom turns round what all seeds tell apart", worst <= 0.05)
+worst = chances.reindex(columns=["turned", "draws"]).eval("turned / draws").max()
+tell("one_seed", seeds=len(by_chance), worst=f"{number(100 * worst, 0)} %")
+results.claim("one seed seldom turns round what all seeds tell apart", worst <= 0.05)
 found = audited["trap"].value_counts()
 tell("audit", pairs=found.get("no interval", 0), seeds=found.get("one seed", 0))
 results.claim("the audit finds no mistake in our own tables", set(found.index) <= {"no interval", "one seed", "none"})
