@@ -1426,13 +1426,15 @@ results.claim("general text was measured", len(forgetting) > 0)
 if len(forgetting):
     means = forgetting.pivot_table(index="measure", columns="method", values="value", sort=False)
     means = means.reindex([k for k in GENERAL if k in means.index])
-    for name, part in late:
-        means[name] = part.reindex(columns=means.index).iloc[0]
     rows = [[GENERAL[k][0], *(number(x, GENERAL[k][1]) for x in values)] for k, values in means.iterrows()]
+    tops = {k: math.inf if GENERAL[k][2] else 1 for k in means.index}
+    passes = [[interval(part[k], GENERAL[k][1], top=tops[k]) for _, part in late] for k in means.index]
+    rows = [row + more for row, more in zip(rows, passes, strict=True)]
     text = f"General text before and after, leading parts: {budget.wikitext_tokens:,} tokens of WikiText-2, "
     text += f"{budget.lambada_documents} passages of LAMBADA, {budget.blimp_pairs} pairs of each of BLiMP's paradigms. "
     text += "WikiText-2 per token: blocks of the raw text; per word: whole articles, detokenised, so another text."
-    header = ["general text", *(ROWS.get(m, m) for m in means)]
+    text += f" One pass: mean and 95 % t interval of its runs ({how_many})." if late else ""
+    header = ["general text", *(ROWS.get(m, m) for m in means), *(name for name, _ in late)]
     results.markdown("forgetting", header, rows, text, seeds=[budget.seeds[0]])
     signs = [1 if GENERAL[k][2] else -1 for k in means.index]
     losses = means[forgetting["method"].unique()].sub(means["none"], axis=0).mul(signs, axis=0).drop(columns="none")
