@@ -1388,8 +1388,8 @@ for run, measure, side in itertools.product(PASSES, ("chrf", "tags_reflected"), 
 furthest["column"] = [f"minus the {g.side}, {DIGITS[g.measure][0]}" for g in furthest.itertuples()]
 furthest["cell"] = [g.said + "*" * (g.p_holm < 0.05) for g in furthest.itertuples()]
 by_run = furthest.pivot(index=["run", "seed"], columns="column", values="cell").fillna("").reset_index()
-text = f"Sampled texts of {task.name}, run by run: the best prompt is each measure's. {starred}"
-results.markdown("passes", [*by_run.columns], by_run.to_numpy().tolist(), text, seeds=())
+text = f"Sampled texts of {task.name}, run by run: the best prompt is each measure's, the shorter run the first row. "
+results.markdown("passes", [*by_run.columns], by_run.to_numpy().tolist(), text + starred, seeds=())
 gap = dict.fromkeys(("difference", "low", "high"), math.nan)
 if len(every_pass):  # the first seeds, document by document
     pair = every_pass[every_pass["seed"] == budget.seeds[0]].merge(by_document[["id", "bytes"]], on="id")
@@ -1433,9 +1433,9 @@ if len(forgetting):
     text = f"General text before and after, leading parts: {budget.wikitext_tokens:,} tokens of WikiText-2, "
     text += f"{budget.lambada_documents} passages of LAMBADA, {budget.blimp_pairs} pairs of each of BLiMP's paradigms. "
     text += "WikiText-2 per token: blocks of the raw text; per word: whole articles, detokenised, so another text."
-    text += f" One pass: mean and 95 % t interval of its runs ({how_many})." if late else ""
+    text += f" Other runs: seed 0. One pass: mean and 95 % t interval ({how_many})." if late else ""
     header = ["general text", *(ROWS.get(m, m) for m in means), *(name for name, _ in late)]
-    results.markdown("forgetting", header, rows, text, seeds=[budget.seeds[0]])
+    results.markdown("forgetting", header, rows, text, seeds=())
     signs = [1 if GENERAL[k][2] else -1 for k in means.index]
     losses = means[forgetting["method"].unique()].sub(means["none"], axis=0).mul(signs, axis=0).drop(columns="none")
     late_losses = passed.reindex(columns=means.index).sub(means["none"]).mul(signs)

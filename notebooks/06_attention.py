@@ -990,6 +990,8 @@ for name in (SOFTMAX, "nystrom"):
 results.value("nystrom.times_faster", number(both[SOFTMAX] / both["nystrom"], 1))
 results.value("nystrom.forward.times_faster", number(alone[SOFTMAX] / alone["nystrom"], 1))
 results.claim("causal Nystrom grows more slowly than T^1.5", power["nystrom"] <= 1.5)
+times = scaling[scaling["pass"] == costs.PASSES[1]].pivot(index="length", columns="attention", values="milliseconds")
+results.claim("the window is faster than causal Nystrom", (times["window"] < times["nystrom"]).all())
 start = fit.loc["nystrom", f"faster_than_{SOFTMAX}_from"]
 results.claim("causal Nystrom is faster than softmax by 4,096 tokens", start <= 4_096)
 

@@ -1296,7 +1296,7 @@ results.claim("the highest rank gains more than any mixture in three of five see
 # %%
 text = f"More text: bits per byte of {budget.documents} test documents of the task and of {budget.general_tokens:,} "
 text += "tokens of each general text, minus before; share: of the tuned weights, mixed with those before. Means over "
-text += "the seeds; task and sum: with 95 % t interval."
+text += "the seeds; task and sum: with 95 % t interval. The pass's later seeds: own text drawn anew."
 longer = []
 for (tokens, method, alpha), part in long.groupby(["train_tokens", "method", "alpha"]):
     cells = [interval(part[c], sign=True) for c in ("bits_per_byte", "general")]

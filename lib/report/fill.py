@@ -57,7 +57,7 @@ def answers(root: Path) -> dict[str, dict]:
             raise ValueError(f"{path} is damaged ({error!r}): run `python -m lib run {number}` again.") from error
     header = ["notebook", "base model", "profile", "seeds", "machine, date", "tables measured later"]
     table = re.sub(r"CPU, |\(R\)| Processor|(?<= 1 thread)s", "", markdown_table(header, origins, 6))
-    text = "Table: The runs (`python -m lib run NN --profile full`); tables measured later have more seeds or are anew."
+    text = "Table: The runs (`python -m lib run NN --profile full`); tables measured later add seeds or are anew."
     found["tables"]["all.provenance"] = f"{table}\n\n{text}"
     return found
 
