@@ -79,6 +79,23 @@ local function fit_word(block, rows)
   for i, n in ipairs(wide) do block.colspecs[i] = {block.colspecs[i][1], n / math.max(LINE, sum)} end
 end
 
+-- typst gives equal columns to cells of several lines: longer texts get more, so that a row's cells end alike
+local function fit_typst(block, rows)
+  local least, longest, all, sum = {}, {}, 0, 0
+  for _, row in ipairs(rows) do
+    for i, cell in ipairs(row.cells) do
+      local text = pandoc.utils.stringify(cell.contents)
+      longest[i] = math.max(longest[i] or 0, utf8.len(text))
+      for word in text:gmatch("[^%s-]+") do least[i] = math.max(least[i] or PADDING, utf8.len(word) + PADDING) end
+    end
+  end
+  for _, n in ipairs(longest) do all = all + n end
+  if all < 2 * LINE then return end
+  for i, n in ipairs(longest) do longest[i] = math.max(least[i] or PADDING, LINE * n / all) end
+  for _, n in ipairs(longest) do sum = sum + n end
+  for i, n in ipairs(longest) do block.colspecs[i] = {block.colspecs[i][1], n / sum} end
+end
+
 local function fit_table(block)
   for i, column in ipairs(block.colspecs) do
     if column[1] == pandoc.AlignDefault then block.colspecs[i] = {pandoc.AlignLeft, column[2]} end
@@ -95,6 +112,7 @@ local function fit_table(block)
   end
   local rows = block.head.rows .. block.bodies[1].body
   if FORMAT == "docx" then fit_word(block, rows) end
+  if FORMAT == "typst" then fit_typst(block, rows) end
   local set = (#rows > LONG // 2 and BREAKS or "") .. ((#rows > LONG or #block.caption.long == 0) and STAYS or "")
   if FORMAT ~= "typst" or set == "" then return block end
   return {pandoc.RawBlock("typst", "#[\n" .. set), block, pandoc.RawBlock("typst", "]")}
