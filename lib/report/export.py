@@ -56,6 +56,7 @@ def document(source: Path, form: str, base: str = "", draft: bool = False) -> by
     # an interval stays in one line, and a number with its percent sign
     text = re.sub(r"(\[[-+.,\d]+,|[\d\]]) (?=[-+.,\d]+\]|%)", "\\1\u00a0", text)
     text = re.sub(r"(?<![\w.`])([\d.]+)e-0?(\d+)\b", r"$\1 \\cdot 10^{-\2}$", text)  # 8e-06 is how a program writes
+    text = re.sub(r"(?<=\d)\u2013(?=\d)", "\u2013\u2060", text)  # a range stays in one line
     text = REFERENCE.sub(lambda m: f"[{m[1]} {m[2]}](#{m[1].lower()}-{m[2]})", text)
     more = ["-M", f"base={base}", "-M", f"lang={lang.replace('zh', 'zh-Hans')}", "-V", f"language={lang}"]
     mark = '<div class="draft">DRAFT, not for submission</div>' * draft
