@@ -1307,7 +1307,7 @@ results.markdown("long", ["method", "tokens", "share", "seeds", "task", *names],
 
 # %% [markdown]
 # - Both ends of the budget: the sum, and the base model's own text. LoRA against the mixture that gains as much: below
-#   0 it forgets less. The pass mixed half-way back.
+#   0 it forgets less.
 
 
 # %%
@@ -1332,6 +1332,11 @@ for run, tokens in ends.items():
     results.value(f"long.{run}.lora_gap", span(gap["difference"], gap["low"], gap["high"], sign=True))
     results.claim(f"{run}: LoRA forgets more than the mixture", gap["low"] > 0)
     results.claim(f"{run}: LoRA costs more than the mixture", gap["difference"] > 0)
+
+# %% [markdown]
+# - The pass mixed half-way back.
+
+# %%
 half = long[(long["train_tokens"] == ends["pass"]) & (long["alpha"] == 0.5)]
 whole = long[(long["train_tokens"] == ends["pass"]) & (long["alpha"] == 1) & (long["method"] == "full")]
 results.value("long.half.task", interval(half["bits_per_byte"], sign=True))
