@@ -666,14 +666,14 @@ results.markdown("learning_curve", header[: 3 + len(SHOWN)], rows, text + "mean 
 # - Values: what the law says of the whole split, the ablation, the yardsticks.
 
 # %%
-for name in ("yardstick.uniform", "yardstick.unigram", "all_tokens.gap"):
+for name in ("yardstick.uniform", "yardstick.unigram", "yardstick.base_model", "all_tokens.gap"):
     results.value(name, "not measured")
 results.claim("the learning curve was measured", len(curve) > 0)
 forecast = laws.reindex(columns=["method", "predicted", "low", "high"]).set_index("method").reindex(["full", "lora"])
 for law in forecast.itertuples():
     ended = passed.loc[passed["method"] == law.Index, "bits_per_byte"] if len(passed) else pd.Series(dtype=float)
     results.value(f"law.{law.Index}", span(law.predicted, law.low, law.high))
-    results.value(f"pass.{law.Index}", interval(ended) if len(ended) else "-")
+    results.value(f"pass.{law.Index}", interval(ended))
     inside = len(ended) > 0 and ended.between(law.low, law.high).all()
     results.claim(f"one pass ended inside its forecast, {law.Index}", inside)
 for row in marks.itertuples():
