@@ -136,7 +136,10 @@ def main(arguments: list[str] | None = None) -> int:
             function = getattr(importlib.import_module(module), name)
         done = function(*(chosen[name.removeprefix("--")] for name, about in options.items() if "dest" not in about))
         return int(done) if isinstance(done, int) else 0
-    except (ValueError, OSError, RuntimeError, ImportError, subprocess.CalledProcessError) as error:
+    except ImportError as error:
+        print(f"{error}: activate the environment, or `python -m pip install -r requirements.txt`.", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:

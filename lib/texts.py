@@ -8,7 +8,7 @@ the empty strings that pad its files. ROUGE-L and CIDEr of those rows: notebook 
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from itertools import zip_longest
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ import numpy as np
 from nltk import everygrams, ngrams
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
+from tqdm.auto import tqdm
 
 _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\s\u3400-\u9fff\uf900-\ufaff]+")
 
@@ -90,11 +91,11 @@ def nist(predictions: Sequence[str], references: Sequence) -> float:
     return score * math.exp(beta * math.log(ratio) ** 2) if ratio else 0.0
 
 
-def without_near_duplicates(features: Iterable[Collection[str]], threshold: float = 0.3) -> list[int]:
+def without_near_duplicates(features: Sequence[Collection[str]], threshold: float = 0.3) -> list[int]:
     """Indices of the texts that stay when of those whose sets of `features` (such as runs of three words) reach this
     Jaccard similarity the first does. Exact: an index from each feature to the kept counts what two sets share."""
     index, sizes = defaultdict(list), {}
-    for i, own in enumerate(features):
+    for i, own in enumerate(tqdm(features, desc="near-duplicates", disable=len(features) < 1000)):
         shared = Counter(j for feature in own for j in index[feature])
         if not any(n / (len(own) + sizes[j] - n) >= threshold for j, n in shared.items()):
             sizes[i] = len(own)

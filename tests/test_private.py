@@ -338,10 +338,10 @@ def test_bad_folders_are_refused_with_a_sentence(folder, tmp_path):
 
 def test_near_duplicates_go_and_the_first_stays():
     texts = [sentence(1, 40), sentence(2, 40), sentence(1, 39) + " end", sentence(3, 40)]
-    assert without_near_duplicates(map(triples, texts)) == [0, 1, 3]
+    assert without_near_duplicates([*map(triples, texts)]) == [0, 1, 3]
     chinese = "春风又绿江南岸，明月何时照我还，京口瓜洲一水间，钟山只隔数重山"
     poems = [chinese, chinese[:-1] + "川", "床前明月光，疑是地上霜，举头望明月"]
-    assert without_near_duplicates(map(triples, poems)) == [0, 2]
+    assert without_near_duplicates([*map(triples, poems)]) == [0, 2]
     assert len(deduplicate([{"id": "", "target": t} for t in (*texts, texts[3].upper() + " ")])) == 3
 
 
