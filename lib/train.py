@@ -44,7 +44,7 @@ BUDGET = {
     "methods": (("full", "lora"), ("full", "lora"), ("full", "lora")),  # with every seed; the others once
     "train_tokens": (12_000, 40_000, 80_000),  # prompt + target tokens that one run sees
     "pass_tokens": (16_000, 0, 2_000_000),  # of one long run; at most what the training split holds
-    "pass_seeds": ((1,), (), (1, 2)),  # of full fine-tuning's, beside the first seed that both methods have
+    "pass_seeds": ((1,), (), (1, 2)),  # of further ones, of each method
     "pack_length": (640, 2_048, 2_048),  # tokens in one forward pass
     "batch_tokens": (1_280, 2_048, 2_048),  # tokens behind one optimizer step
     "evaluations": (3, 4, 6),  # held-out evaluations of a run, with a checkpoint each

@@ -56,7 +56,7 @@ from lib.results import Results, by_seed, interval, kept, markdown_table, number
 # %% [markdown]
 # - `train.BUDGET` is shared with notebook 03 and `python -m lib finetune`; the rest is this notebook's.
 # - In profile `full` two cores take about 40 minutes for the runs, 20 for E2E, 25 for the grids, 30 for the learning
-#   curve and 300 for the passes over the training split, four runs; E2E's five passes and its own grids are a GPU's.
+#   curve and 430 for the passes over the training split, six runs; E2E's five passes and its own grids are a GPU's.
 
 # %%
 BUDGET = train.BUDGET | {
@@ -404,11 +404,11 @@ display(laws) if len(laws) else print(results.not_yet)
 
 # %% [markdown]
 # - A forecast is held against what comes: runs of each method on as many tokens, which no fit has seen.
-#   Full fine-tuning's further seeds, the table `forecast_seeds`, were measured later and on another machine.
+#   Further seeds, the table `forecast_seeds`, were measured later and on other machines.
 
 # %%
 long_runs = [(m, 0) for m in budget.methods if len(curve)]
-later = [("full", seed) for seed in budget.pass_seeds]
+later = [(m, seed) for seed in budget.pass_seeds for m in budget.methods if len(curve)]
 passed = results.in_two("forecast", lambda runs: [learned(*run, whole) for run in runs], long_runs, later)
 display(passed) if len(passed) else print(results.not_yet)
 

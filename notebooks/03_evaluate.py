@@ -57,7 +57,7 @@ from lib import texts as measures
 from lib.explore import e2e as slots
 from lib.generate import DECODING, generate
 from lib.models import load_base
-from lib.results import Results, interval, kept, listed, number, shown, span
+from lib.results import Results, by_seed, interval, kept, listed, number, shown, span
 
 # %% [markdown]
 # - How much is scored and generated, as (fast, cpu, full); what a training sees is notebook 02's.
@@ -78,6 +78,7 @@ BUDGET = train.BUDGET | {
     "recovery": ((("shakespeare", 0),), (), (("wikitext2", 0),)),  # text, seed: full fine-tuning on general English
     "shots": (1, 0, 3),  # examples before the prompt, for a fairer "before"
     "draws": (2, 0, 5),  # of these examples
+    "more_shots": ((2,), (), (8, 16)),  # where the context holds as many
     "lora_rate": (3e-3, 0, 3e-3),  # the best of notebook 02's grid, beside the one in use
     "sampled": (6, 0, 200),  # test documents that every way of asking writes a sampled text for
 }
@@ -663,7 +664,29 @@ if len(sampled):
     display(sampled.drop(columns="id").groupby("setting", sort=False).mean().round(3))
 
 # %% [markdown]
+# - The same of LoRA's first run, and with more examples as turns of a chat, where the context holds them.
+
+
+# %%
+def more_sampled_rows():
+    tuned = train.finetune(base, task, "lora", budget.seeds[0], quiet=True)
+    more = [n for n in budget.more_shots if base.tokenizer.chat_template and len(BRIEF) >= n]
+    asked = [(f"{n} examples, chat", chat(sampled_for, BRIEF[:n])) for n in more]
+    asked = [(name, base.model, prompts) for name, prompts in asked if fits(sampled_for, prompts)]
+    for name, model, prompts in [*asked, ("after, LoRA", tuned.model, [r["prompt"] for r in sampled_for])]:
+        texts = sampled_texts(name, model, prompts)
+        yield from (of_text(name, r, text) for r, text in zip(sampled_for, texts, strict=True))
+
+
+more_sampled = results.table("more_sampled", lambda: more_sampled_rows() if budget.more_shots else [], optional=True)
+if len(more_sampled):
+    sampled = pd.concat([sampled, more_sampled])
+    sampled = sampled.sort_values("setting", key=lambda names: names.str[:5] == "after", kind="stable")
+    display(more_sampled.drop(columns="id").groupby("setting", sort=False).mean().round(3))
+
+# %% [markdown]
 # - The examples are one draw. Others, the next of the training split, before some of the documents.
+# - And bits per byte behind more of them, of all documents.
 
 
 # %%
@@ -675,18 +698,30 @@ def draw_rows():
             yield {"draw": draw, "documents": len(rows), "bits_per_byte": bits}
 
 
+def more_rows():
+    rows = tasks.head(task["test"], budget.eval_documents)
+    for n in tqdm(budget.more_shots, "more examples", disable=not budget.more_shots):
+        if len(BRIEF) >= n and fits(rows, prompts := behind(BRIEF[:n], rows)):
+            bits = metrics.bits_per_byte(metrics.score_encoded(base.model, asked_so(rows, prompts)))
+            yield {"examples": n, "documents": len(rows), "bits_per_byte": bits}
+
+
 by_examples = results.table("example_draws", draw_rows, optional=True)
-display(by_examples.round(3)) if len(by_examples) else print(results.not_yet)
+more_examples = results.table("more_examples", more_rows, optional=True)
+if len(more_examples):
+    names = [f"{n} examples in the prompt" for n in more_examples["examples"]]
+    fair_before = pd.concat([fair_before, more_examples[["bits_per_byte"]].assign(setting=names)], ignore_index=True)
+display(by_examples.round(3), more_examples.round(3)) if len(by_examples) else print(results.not_yet)
 
 # %% [markdown]
 # - With much more text: a run of each method that sees the whole training split once (notebook 02 holds it against a
 #   forecast). First measured as the main table's models are, and on general text.
-#   Full fine-tuning's further seeds (tables that end in `_seeds`) were measured later, on another machine.
+#   Further seeds (tables that end in `_seeds`) were measured later, on other machines.
 
 
 # %%
 FIRST = [(method, budget.seeds[0]) for method in budget.methods if budget.pass_tokens]
-LATER = [("full", seed) for seed in budget.pass_seeds]
+LATER = [(method, seed) for seed in budget.pass_seeds for method in budget.methods]
 
 
 @functools.cache
@@ -770,8 +805,10 @@ def by_id(texts, column, *settings) -> dict:
 
 
 def after_sampling(tuned, texts):
-    pairs = itertools.product(texts["setting"].unique(), [c for c in ("chrf", "tags_reflected") if c in sampled])
-    pairs = [(name, c) for name, c in pairs if name != tuned]
+    """A run against each way to ask and, where it is a longer one, against its method's first run."""
+    after = texts["setting"].str.startswith("after") & ~texts["setting"].str.endswith(tuned.split()[-1])
+    pairs = itertools.product(texts["setting"][~after].unique(), ("chrf", "tags_reflected"))
+    pairs = [(name, c) for name, c in pairs if name != tuned and c in sampled]
     out = pd.DataFrame([{"setting": name, "measure": c} | by_id(texts, c, name, tuned) for name, c in pairs])
     return out.assign(run=tuned, p_holm=multipletests(out["p_value"], method="holm")[1])
 
@@ -780,8 +817,10 @@ def after_sampling(tuned, texts):
 every_pass = results.in_two("one_pass_sampled", one_pass_documents, FIRST, LATER)
 every_pass = every_pass.reindex(columns=every_pass.columns.union(["setting", "seed"], sort=False))
 every_pass["seed"] = every_pass["seed"].fillna(budget.seeds[0]).astype(int)  # none in rows from before there were more
-runs, SHORTER = every_pass.groupby(["setting", "seed"], sort=False), "after, full"
-tested = [((SHORTER, budget.seeds[0]), sampled), *((run, pd.concat([sampled, part])) for run, part in runs)]
+runs = every_pass.groupby(["setting", "seed"], sort=False)
+SHORT = [name for name in sampled["setting"].unique() if name.startswith("after")] if len(sampled) else []
+tested = [((name, budget.seeds[0]), sampled) for name in SHORT]
+tested += [(run, pd.concat([sampled, part])) for run, part in runs]
 gaps = [after_sampling(run, texts).assign(seed=seed) for (run, seed), texts in tested if len(sampled)]
 columns = ["run", "seed", "measure", "setting", "before", "difference", "low", "high", "p_holm"]
 gaps = pd.concat(gaps, ignore_index=True)[columns] if gaps else pd.DataFrame(columns=columns)
@@ -1314,6 +1353,7 @@ results.value("max_new_tokens", budget.max_new_tokens)
 results.value("fair.most", MOST)
 results.value("fair.ask", ASK.strip())
 results.value("fair.bits_per_byte", number(least))
+results.value("fair.examples", ways["bits_per_byte"].idxmin().split()[0] if len(ways) else "-")
 results.value("fair.gain", interval(full["bits_per_byte"] - least, sign=True))
 results.value("fair.tags", f"{number(100 * best['tags_reflected'], 0)} %")
 results.value("form.fair", f"{number(100 * best['synopsis_form'], 0)} %")
@@ -1352,7 +1392,7 @@ if len(sampled):
     by_way.loc["people"] = human_sampled.iloc[0].reindex(by_way.columns)
     rows = [[name, *(number(x, DIGITS[c][1]) for c, x in mean.items())] for name, mean in by_way.iterrows()]
     header = ["asked", *(DIGITS[c][0] for c in by_way)]
-    for measure, part in gaps[gaps["run"] == SHORTER].groupby("measure", sort=False):
+    for measure, part in gaps[gaps["run"] == "after, full"].groupby("measure", sort=False):
         name, d = DIGITS[measure]
         spans = [span(g.difference, g.low, g.high, d, True) + "*" * (g.p_holm < 0.05) for g in part.itertuples()]
         spans = dict(zip(part["setting"], spans, strict=True))
@@ -1361,23 +1401,24 @@ if len(sampled):
 
 # %%
 text = f"{task.name}, {len(sampled_for)} test documents, one sampled text each (temperature 0.8, top-p 0.9): mean "
-text += "document chrF, tags reflected, synopses in form, repeated 4-grams. After: full fine-tuning, one run"
+text += "document chrF, tags reflected, synopses in form, repeated 4-grams. After: one run each"
 longer = f"; one pass: means of the runs that saw all of the training split ({how_many})"
-text += longer * (len(every_pass) > 0) + ". Differences paired by document, bootstrap interval; "
+text += longer * (len(every_pass) > 0) + ". Differences: full fine-tuning's, paired by document, bootstrap interval; "
 starred = "* where p stays below 0.05 after Holm over all comparisons of a run."
 results.markdown("sampled", header, rows, text + starred, seeds=[0], tokens=budget.train_tokens)
 
 # %% [markdown]
-# - Each run's distance to the best prompt of each measure and, after one pass, to the shorter run: as a table by run;
+# - Each run's distance to the best prompt of each measure and, after one pass, to its method's shorter run: by run;
 #   as values, those of a method listed by seed; as claims of all of its runs.
 
 # %%
-gaps["side"] = np.where(gaps["setting"] == SHORTER, "shorter run", "best prompt")  # the other settings are questions
+gaps["side"] = np.where(gaps["setting"].isin(SHORT), "shorter run", "best prompt")  # the other settings are questions
 furthest = gaps.sort_values("before", na_position="first")
 furthest = furthest.drop_duplicates(["run", "seed", "measure", "side"], keep="last").sort_index()
 furthest["said"] = [span(g.difference, g.low, g.high, DIGITS[g.measure][1], sign=True) for g in furthest.itertuples()]
 furthest["higher"] = (furthest["difference"] > 0) & (furthest["p_holm"] < 0.05)
-PASSES = {SHORTER: "sampled", "one pass, full": "pass", "one pass, LoRA": "pass.lora"}
+PASSES = {"after, full": "sampled", "after, LoRA": "sampled.lora"}
+PASSES |= {"one pass, full": "pass", "one pass, LoRA": "pass.lora"}
 SIDES = {"best prompt": "asked", "shorter run": "after"}
 for run, measure, side in itertools.product(PASSES, ("chrf", "tags_reflected"), SIDES):
     part = furthest[(furthest[["run", "measure", "side"]] == [run, measure, side]).all(axis=1)]
@@ -1388,15 +1429,12 @@ for run, measure, side in itertools.product(PASSES, ("chrf", "tags_reflected"), 
 furthest["column"] = [f"minus the {g.side}, {DIGITS[g.measure][0]}" for g in furthest.itertuples()]
 furthest["cell"] = [g.said + "*" * (g.p_holm < 0.05) for g in furthest.itertuples()]
 by_run = furthest.pivot(index=["run", "seed"], columns="column", values="cell").fillna("").reset_index()
-text = f"Sampled texts of {task.name}, run by run: the best prompt is each measure's, the shorter run the first row. "
+text = f"Sampled texts of {task.name}, run by run: the best prompt is each measure's, the shorter run its method's. "
 results.markdown("passes", [*by_run.columns], by_run.to_numpy().tolist(), text + starred, seeds=())
-gap = dict.fromkeys(("difference", "low", "high"), math.nan)
-if len(every_pass):  # the first seeds, document by document
-    pair = every_pass[every_pass["seed"] == budget.seeds[0]].merge(by_document[["id", "bytes"]], on="id")
-    pair["bits"] = pair["bits_per_byte"] * pair["bytes"]
-    gap = metrics.paired(*(side for _, side in pair.groupby("setting", sort=False)), "bits", "bytes")
-results.value("pass.lora.gap", span(gap["difference"], gap["low"], gap["high"], sign=True))
-results.claim("after one pass LoRA is behind full fine-tuning", gap["low"] > 0)
+ends = by_seed(passed, "method") if len(passed) else pd.DataFrame()
+gap = ends["lora"] - ends["full"] if {"lora", "full"} <= {*ends} else NOTHING
+results.value("pass.lora.gap", interval(gap, sign=True))
+results.claim("after one pass LoRA is behind full fine-tuning", shown(gap) > 0)
 
 # %% [markdown]
 # - LoRA at its better rate beside full fine-tuning, paired by seed.
@@ -1615,9 +1653,9 @@ def by_sampling(measure, name) -> list[str]:
     gap = span(r["difference"], r["low"], r["high"], digits, True)
     better = (r["difference"] < 0) == (measure == "rep_4") and r["p_value"] < 0.05 / len(by_way.columns)
     results.claim(f"{name} of sampled texts beats the best prompt", better)
-    sides = ("prompt alone", "after, full", "one pass, LoRA", "one pass, full", "people")
+    sides = ("prompt alone", "after, LoRA", "after, full", "one pass, LoRA", "one pass, full", "people")
     before, *after = (number(at.get(side), digits) for side in sides)
-    return [f"sampled: {name}", before, best, "-", *after, gap]
+    return [f"sampled: {name}", before, best, *after, gap]
 
 
 rows, spoken = [greedily(measure) for measure in wide if measure != "perplexity"], MAIN | {"rep_4": "repeated 4-grams"}
