@@ -1578,7 +1578,7 @@ def sign_tests(moved) -> tuple[dict, dict, dict]:
 
 
 def pair_cells(name, moved, texts_read, pair) -> list[str]:
-    """Better, worse and p of a pair; the packages without loops, better and worse. And its claims."""
+    """Better, worse and p of a pair; better and worse of the packages without loops. And its claims."""
     ups, downs, corrected = sign_tests(moved)
     found = {which: p for which, p in corrected.items() if which[0] == pair}
     ahead = bool(found) and all(ups[which] > downs[which] for which in found)
@@ -1587,13 +1587,13 @@ def pair_cells(name, moved, texts_read, pair) -> list[str]:
     cells = [both_readers(side[which] for which in found) for side in (ups, downs)]
     cells.append(", ".join(dict.fromkeys(f"{p:.2g}" for p in found.values())))
     if pair[0] != "asked":
-        return [*cells, "-", "-", "-"]
+        return [*cells, "-"]
     kept_ids = [r["id"] for r in texts_read.to_dict("records") if "asked" in r and repeats(r["asked"]) <= 0.2]
     straight = [moved[which][moved[which].index.isin(kept_ids)] for which in found]
     counts = [[len(x), (x == 1).sum(), (x == -1).sum()] for x in straight]
     loops = bool(found) and all(2 * len(x) < len(moved[which]) for which, x in zip(found, straight, strict=True))
     results.claim(f"most of the texts behind {name} loop", loops)
-    return [*cells, *(map(both_readers, zip(*counts, strict=True)) if found else ["-"] * 3)]
+    return [*cells, "{1}, {2} of {0}".format(*map(both_readers, zip(*counts, strict=True))) if found else "-"]
 
 
 # %%
@@ -1609,8 +1609,7 @@ for name, (how, second, first_of) in PAIRS.items():
     given = (moved, reading) if how == "greedy" else (moved_sampled, drawn_texts)
     label = [how, CALLED[second], CALLED.get(first_of, first_of)]
     pairs_found[name] = [*label, *pair_cells(name, *given, (first_of, second))]
-header = ["texts", "of", "compared with", "better", "worse", "p, Holm"]
-header += [f"loop-free: {what}" for what in ("packages", "better", "worse")]
+header = ["texts", "of", "compared with", "better", "worse", "p, Holm", "loop-free: better, worse"]
 text = "Packages whose facts the readers call better or worse than in the text compared with; a sign test per reader, "
 text += f"Holm over the greedy ({len(moved)}) and the sampled ones ({len(moved_sampled)}). Loop-free, looked at "
 text += "afterwards: where the base model's text repeats at most a fifth of its 4-grams."
