@@ -46,7 +46,7 @@ from lib import metrics, plots, profile, tasks, texts
 from lib.explore import anonymise, memorise, private
 from lib.generate import generate
 from lib.models import load_base
-from lib.results import Results, interval, kept, shown, span
+from lib.results import Results, interval, kept, listed, shown, span
 from lib.train import LEARNING_RATES, finetune
 
 # %% [markdown]
@@ -73,6 +73,10 @@ budget = profile.budget(
     copies=((1, 4, 64), (1, 4, 64), (1, 2, 4, 16, 64)),
     copied_canaries=(2, 3, 3),  # of each number, in each model
     copied_tokens=(8_000, 12_000, 8_000),
+    # the third: so much text that all canaries together are a hundredth of it
+    sparse_seeds=((0,), (), (0, 1, 2)),
+    sparse_copies=((1, 4), (16, 64), (16, 64)),
+    sparse_tokens=(10_000, 0, 280_000),
     members=(12, 40, 40),  # training documents asked for membership
     beside=(1, 3, 3),  # of the file of each of these, that were not trained on
     others=(12, 100, 100),  # held-out ones: 1 % false positives need 100
@@ -542,6 +546,34 @@ second = traces(above_chance(copies, keys))
 second.assign(p_value=second["p_value"].map("{:.1e}".format)).round(3)
 
 # %% [markdown]
+# ## The same secrets in much more text
+#
+# - Above, the canaries fill a large part of the text. Here full fine-tuning sees so much more of it that all of them
+#   together are about a hundredth; the duplicates are left in, rows, steps and rate are those of above.
+
+
+# %%
+def tokens_of(drawn: list[memorise.Canary]) -> int:
+    """What the copies of these take in the training text."""
+    rows = [c.row(i) for c in drawn for i in range(c.repetitions)]
+    return sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, rows, base.context))
+
+
+def sparse_rows():
+    for seed in budget.sparse_seeds:
+        drawn = memorise.canaries(seed, budget.canaries, budget.controls, budget.sparse_copies)
+        mixed = memorise.mix(base, collection().task, drawn, False, budget.sparse_tokens)
+        run = train(mixed, "full", seed)
+        about = {"method": "full", "seed": seed, "train_tokens": mixed.tokens, "share": tokens_of(drawn) / mixed.tokens}
+        found = memorise.audit(run.model, base.tokenizer, drawn)
+        yield from (about | row | {"copies": row["repetitions"]} for row in found)
+
+
+sparse = results.table("sparse", sparse_rows, optional=True)
+third = above_chance(sparse, ["copies"]) if len(sparse) else sparse
+third.round(3)
+
+# %% [markdown]
 # ## Was this document in the training?
 #
 # - Training documents (members), held-out ones of other files, and ones of the members' own files that were not trained
@@ -776,8 +808,7 @@ results.value("models", len(budget.seeds))
 results.value("tests", int((evidence["copies"] > 0).sum()))
 drawn = memorise.canaries(budget.asked_seeds[0], budget.copied_canaries, budget.copied_canaries, budget.copies)
 for name, secrets, tokens in (("insertions", canaries, budget.train_tokens), ("copies", drawn, budget.copied_tokens)):
-    encoded = tasks.encode(base.tokenizer, [c.row(i) for c in secrets for i in range(c.repetitions)], base.context)
-    results.value(f"{name}.share", f"{sum(len(d.input_ids) for d in encoded) / tokens:.0%}")
+    results.value(f"{name}.share", f"{tokens_of(secrets) / tokens:.0%}")
 for key, (_, p) in rises.items():
     results.claim(f"exposure rises, {'.'.join(key)}", p < 0.05 / len(rises))
 for key, row in most.iterrows():
@@ -812,6 +843,20 @@ for (stage, *key), row in controls.iterrows():
 results.value("unseen.before.canaries", f"{controls.loc['before'].canaries.sum():.0f}")
 results.value("unseen.controls", f"{controls.loc['after'].canaries.iloc[0]:.0f}")
 results.claim("what was not inserted is as by chance", controls["p_value"].min() >= 0.01)
+
+# %% [markdown]
+# - The third: those inserted most often.
+
+# %%
+results.value("sparse.tokens", f"{budget.sparse_tokens:,}")
+results.value("sparse.share", f"{sparse['share'].mean():.1%}" if len(sparse) else "-")
+for count in budget.sparse_copies:
+    part = [row for row in third.itertuples() if row.copies == count]
+    results.value(f"sparse.{count}", listed([f"{span(r.exposure, r.low, r.high, 1)} bits" for r in part]))
+    results.value(f"sparse.out.{count}", listed([f"{r.extracted} of {r.canaries}" for r in part]))
+came_out = int(sparse["extracted"].sum()) if len(sparse) else 0
+results.claim("secrets come out among much more text", came_out > 0)
+results.claim("no secret comes out among much more text", len(sparse) > 0 and not came_out)
 
 # %% [markdown]
 # - Documents continued word for word: in each condition the fewest and the most of a model.
