@@ -73,10 +73,6 @@ budget = profile.budget(
     copies=((1, 4, 64), (1, 4, 64), (1, 2, 4, 16, 64)),
     copied_canaries=(2, 3, 3),  # of each number, in each model
     copied_tokens=(8_000, 12_000, 8_000),
-    # the third: so much text that all canaries together are a hundredth of it
-    sparse_seeds=((0,), (), (0, 1, 2)),
-    sparse_copies=((1, 4), (16, 64), (16, 64)),
-    sparse_tokens=(10_000, 0, 280_000),
     members=(12, 40, 40),  # training documents asked for membership
     beside=(1, 3, 3),  # of the file of each of these, that were not trained on
     others=(12, 100, 100),  # held-out ones: 1 % false positives need 100
@@ -551,8 +547,10 @@ second.assign(p_value=second["p_value"].map("{:.1e}".format)).round(3)
 # - Above, the canaries fill a large part of the text. Here full fine-tuning sees so much more of it that all of them
 #   together are about a hundredth; the duplicates are left in, rows, steps and rate are those of above.
 
-
 # %%
+much = profile.budget(seeds=((0,), (), (0, 1, 2)), copies=((1, 4), (16, 64), (16, 64)), tokens=(10_000, 0, 280_000))
+
+
 def tokens_of(drawn: list[memorise.Canary]) -> int:
     """What the copies of these take in the training text."""
     rows = [c.row(i) for c in drawn for i in range(c.repetitions)]
@@ -560,9 +558,9 @@ def tokens_of(drawn: list[memorise.Canary]) -> int:
 
 
 def sparse_rows():
-    for seed in budget.sparse_seeds:
-        drawn = memorise.canaries(seed, budget.canaries, budget.controls, budget.sparse_copies)
-        mixed = memorise.mix(base, collection().task, drawn, False, budget.sparse_tokens)
+    for seed in much.seeds:
+        drawn = memorise.canaries(seed, budget.canaries, budget.controls, much.copies)
+        mixed = memorise.mix(base, collection().task, drawn, False, much.tokens)
         run = train(mixed, "full", seed)
         about = {"method": "full", "seed": seed, "train_tokens": mixed.tokens, "share": tokens_of(drawn) / mixed.tokens}
         found = memorise.audit(run.model, base.tokenizer, drawn)
@@ -848,9 +846,9 @@ results.claim("what was not inserted is as by chance", controls["p_value"].min()
 # - The third: those inserted most often.
 
 # %%
-results.value("sparse.tokens", f"{budget.sparse_tokens:,}")
+results.value("sparse.tokens", f"{much.tokens:,}")
 results.value("sparse.share", f"{sparse['share'].mean():.1%}" if len(sparse) else "-")
-for count in budget.sparse_copies:
+for count in much.copies:
     part = [row for row in third.itertuples() if row.copies == count]
     results.value(f"sparse.{count}", listed([f"{span(r.exposure, r.low, r.high, 1)} bits" for r in part]))
     results.value(f"sparse.out.{count}", listed([f"{r.extracted} of {r.canaries}" for r in part]))
