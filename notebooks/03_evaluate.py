@@ -1419,6 +1419,11 @@ furthest["said"] = [span(g.difference, g.low, g.high, DIGITS[g.measure][1], sign
 furthest["higher"] = (furthest["difference"] > 0) & (furthest["p_holm"] < 0.05)
 PASSES = {"after, full": "sampled", "after, LoRA": "sampled.lora"}
 PASSES |= {"one pass, full": "pass", "one pass, LoRA": "pass.lora"}
+bare = gaps[(gaps[["run", "setting", "measure"]] == ["after, full", "prompt alone", "tags_reflected"]).all(axis=1)]
+said = [span(g.difference, g.low, g.high, 2, sign=True) for g in bare.itertuples()]
+results.value("sampled.tags_reflected.alone", listed(said))
+sure = len(bare) and bare["low"].min() > 0 and bare["p_holm"].max() < 0.05
+results.claim("sampled.tags_reflected.alone is higher", sure)
 SIDES = {"best prompt": "asked", "shorter run": "after"}
 for run, measure, side in itertools.product(PASSES, ("chrf", "tags_reflected"), SIDES):
     part = furthest[(furthest[["run", "measure", "side"]] == [run, measure, side]).all(axis=1)]
@@ -1482,6 +1487,13 @@ else:
     losses, late_losses, worse = NOTHING, NOTHING, ["-"]
     results.block("forgetting", "WikiText-2, LAMBADA and BLiMP were not within reach of the machine.")
 results.value("general.compared", losses.size)
+at = means if len(forgetting) else pd.DataFrame()
+for measure, of in itertools.product(("wikitext2_token_perplexity", "lambada_word_perplexity"), ("none", "full")):
+    known = at.loc[measure, of] if measure in at.index and of in at else math.nan
+    results.value(f"general.{measure}.{of}", number(known, GENERAL[measure][1]))
+spans = [(k, metrics.mean_interval(part[k])) for _, part in late for k in at.index]
+unsure = [k for k, (_, low, high) in spans if low <= at.loc[k, "none"] <= high]
+results.value("general.pass.unsure", listed(dict.fromkeys(GENERAL[k][0] for k in unsure)))
 results.value("general.worse", listed(worse))
 results.claim("no general text got worse", not worse)
 results.claim("no general text got worse in one pass", late_losses.size and (late_losses <= 0).all(axis=None))
@@ -1497,7 +1509,7 @@ def cell(text, most=200):
     return re.sub(r"([\\`*_{}\[\]<>#$~^@])", r"\\\1", text[:most].rstrip()) + " [...]" * (len(text) > most)
 
 
-one_run = {"seeds": budget.seeds[:1], "tokens": budget.train_tokens}
+one_run = {"seeds": budget.seeds[:1]}
 shown_texts = [column for column in (*STAGES, "human") if column in reading]
 named = reading[reading["chosen"] != ""].sort_values("chosen") if len(reading) else reading  # best, median, worst
 rows = []
@@ -1508,7 +1520,29 @@ text = f"The best, the median and the worst of {generated} greedy texts by docum
 text += "after 200 characters; / is a line's end. Best prompt: by chrF; full: full fine-tuning."
 CALLED = {"asked": "best prompt", "after": "full", "one_pass": "one pass, full", "human": "people"}
 header = ["document, chrF", *(CALLED.get(column, column) for column in shown_texts)]
-results.markdown("samples_table", header, rows, text, left=len(header), **one_run)
+results.markdown("samples_table", header, rows, text, left=len(header), tokens=budget.train_tokens, **one_run)
+
+# %% [markdown]
+# - One package's sampled texts, the first test document's, with what the readers said of them; and a restaurant of E2E.
+
+# %%
+header = ["of", *(CALLED.get(stage, stage) for stage in DRAWN), "people"]
+if len(again):
+    r, said = drawn_texts.iloc[0], again[again["id"] == drawn_texts["id"].iloc[0]]
+    verdicts = ["–".join(said.loc[said["stage"] == stage, "verdict"].unique()) for stage in DRAWN]
+    rows = [[r["id"], *(cell(r[column], 300) for column in (*DRAWN, "human"))], ["readers", *verdicts, ""]]
+    text = "Sampled texts for the first test document, cut after 300 characters, and the two readers' verdicts. Best "
+    text += f"prompt: {budget.shots} examples, chat; full: full fine-tuning."
+    results.markdown("sampled_text", header, rows, text, left=len(header), **one_run)
+else:
+    results.block("sampled_text", results.not_yet)
+e2e_samples = samples[samples["task"] == "e2e"]
+for r in e2e_samples.head(1).to_dict("records"):
+    rows = [[cell(r[column], 300) for column in ("prompt", "before", "full", "human")]]
+    text = "An input of E2E's test split and its greedy texts, cut after 300 characters."
+    results.markdown("e2e_sample", ["input", "before", "after, full", "people"], rows, text, left=4, seeds=[0])
+if not len(e2e_samples):
+    results.block("e2e_sample", "No text of E2E NLG was written.")
 
 # %% [markdown]
 # - What the readers found, in texts; two numbers where the readers differ.
@@ -1590,6 +1624,8 @@ def pair_cells(name, moved, texts_read, pair) -> list[str]:
         return [*cells, "-"]
     kept_ids = [r["id"] for r in texts_read.to_dict("records") if "asked" in r and repeats(r["asked"]) <= 0.2]
     straight = [moved[which][moved[which].index.isin(kept_ids)] for which in found]
+    p = [stats.binomtest(int((x == 1).sum()), max(int((x != 0).sum()), 1)).pvalue for x in straight]
+    results.value(f"loop_free.{name}", f"{max(p):.2g}" if p else "-")
     counts = [[len(x), (x == 1).sum(), (x == -1).sum()] for x in straight]
     loops = bool(found) and all(2 * len(x) < len(moved[which]) for which, x in zip(found, straight, strict=True))
     results.claim(f"most of the texts behind {name} loop", loops)
@@ -1618,7 +1654,8 @@ for name in ("factual", "readings") if not found else ():
     results.block(name, "These texts were not read yet.")
 
 # %% [markdown]
-# - The answer in one table. Of our ways to ask the base model, the best by each measure, with its letter.
+# - The answer, in two tables: greedy texts, then sampled ones. Of our ways to ask the base model, the best by each
+#   measure, with its letter.
 
 # %%
 LETTERS = {"alone": "p", "prompt": "e", "template": "t", "chat": "c"}  # the last word of a way to ask
@@ -1654,20 +1691,27 @@ def by_sampling(measure, name) -> list[str]:
     results.claim(f"{name} of sampled texts beats the best prompt", better)
     sides = ("prompt alone", "after, LoRA", "after, full", "one pass, LoRA", "one pass, full", "people")
     before, *after = (number(at.get(side), digits) for side in sides)
-    return [f"sampled: {name}", before, best, *after, gap]
+    return [name, before, best, *after, gap]
 
 
-rows, spoken = [greedily(measure) for measure in wide if measure != "perplexity"], MAIN | {"rep_4": "repeated 4-grams"}
-results.claim("synopsis in form of sampled texts beats the best prompt", False)  # until it is measured
-rows += [by_sampling(measure, spoken[measure]) for measure in by_way] if len(sampled) else []
 header = ["", "before", "best prompt", "LoRA", "full", "one pass, LoRA", "one pass, full", "people"]
-text = f"Before and after on the test split of {task.name}: {documents} documents scored, {generated} greedy texts "
-text += "(corpus chrF)" + f", {len(sampled_for)} sampled ones (mean document chrF)" * (len(sampled) > 0)
-text += ". Best prompt: by that measure the best of the prompt alone (p), examples in front of it (e), the chat "
-text += "template (t) and, where sampled, examples as turns of a chat (c). LoRA and full: means over seeds; sampled, "
-text += f"one run; one pass, over the whole training split: means of its runs ({how_many}). Last column: t interval "
-text += "over seeds (shares on the logit scale); where sampled, bootstrap over documents."
-results.markdown("answer", [*header, "full minus best prompt"], rows, text, tokens=budget.train_tokens)
+header.append("full minus best prompt")
+about = f" LoRA, full: {budget.train_tokens:,} training tokens"
+about += f"; one pass: {int(passed['train_tokens'].iloc[0]):,}, means of its runs ({how_many})" if late else ""
+about += ". Best prompt: by that measure, of the prompt alone (p), examples in front (e), the chat template (t)"
+text = f"Before and after, test split of {task.name}: {documents} documents scored, {generated} greedy texts (corpus "
+text += f"chrF).{about}. Means over seeds; last column with t interval over them."
+rows = [greedily(measure) for measure in wide if measure != "perplexity"]
+results.markdown("answer", header, rows, text)
+results.claim("synopsis in form of sampled texts beats the best prompt", False)  # until it is measured
+spoken = MAIN | {"rep_4": "repeated 4-grams"}
+rows = [by_sampling(measure, spoken[measure]) for measure in by_way] if len(sampled) else []
+text = f"The same of sampled texts, one for each of {len(sampled_for)} documents (mean document chrF).{about} or "
+text += "examples as turns of a chat (c). LoRA, full: one run; last column with bootstrap interval over documents."
+if rows:
+    results.markdown("answer_sampled", header, rows, text, seeds=[0])
+else:
+    results.block("answer_sampled", results.not_yet)
 
 # %%
 results.value("model", made["base_model"].removesuffix(" (stand-in)"))

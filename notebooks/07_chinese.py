@@ -699,13 +699,13 @@ figure = plots.dots(drawn, "value", "label", "measure", titles, order, top=1, fo
 for ax, y in product(figure.axes, (1.3, 5.3, 7.3)):  # below people; few poems; more poems; above marks
     ax.axhline(y, color=plots.GREY, linewidth=0.5)
 text = (
-    f"The rules in sampled poems, {budget.samples} per model and seed, {budget.reward_poems} in the last three rows, "
-    f"which have {rules['seed'].nunique()} seeds; "
+    f"The rules in sampled poems, {budget.samples} per model and seed, of {len(budget.seeds)} seeds; in the last three "
+    f"rows {budget.reward_poems}, of {rules['seed'].nunique()} seeds; "
     "behind a model's name its training tokens in thousands (of the last two, the round's). A text without the form "
     "counts as unrhymed and has no tones; rhymes by a stricter table but for “no plan” and the last three. "
     "People: the test split; chance: their lines and characters shuffled. Dots: seeds; bars: 95 % intervals."
 )
-results.figure(figure, "07_form", text)
+results.figure(figure, "07_form", text, seeds=())
 
 # %% [markdown]
 # ## What was forgotten

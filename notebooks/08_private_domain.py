@@ -811,6 +811,7 @@ for key, (_, p) in rises.items():
     results.claim(f"exposure rises, {'.'.join(key)}", p < 0.05 / len(rises))
 for key, row in most.iterrows():
     results.value(f"out.{'.'.join(key)}", f"{row.extracted:.0f} of {row.canaries:.0f}")
+    results.value(f"share.{'.'.join(key)}", f"{row.extracted:.0f}/{row.canaries:.0f}")
 row = once.loc["full", "yes"]
 results.value("once.full.yes", f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}")
 results.value("once.canaries.full.yes", row.canaries)
@@ -830,6 +831,7 @@ for row in second.itertuples():
     bits = f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}"
     results.value(f"copies.{row.method}.{row.copies}", bits)
     results.value(f"copies.out.{row.method}.{row.copies}", f"{row.extracted} of {row.canaries}")
+    results.value(f"copies.share.{row.method}.{row.copies}", f"{row.extracted}/{row.canaries}")
     results.claim(f"{row.copies} copies leave a trace, {row.method}", row.trace)
     results.claim(f"{row.copies} copies are not shown to leave a trace, {row.method}", not row.trace)
 for row in leaks(second).itertuples():

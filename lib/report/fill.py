@@ -2,7 +2,8 @@
 
 People write the prose. Four marks, named after a notebook's number and what it handed over (lib.results.Results):
 `<!--= 03.name -->text<!--/-->` holds a value; `<!-- begin 03.name -->` ... `<!-- end 03.name -->` a table or a figure
-with its caption, which is numbered by its order; `<!--# 03.name -->Table 2<!--/-->` refers to that number;
+with its caption, which is numbered by its order, `own.name` around the caption of one that a person wrote;
+`<!--# 03.name -->Table 2<!--/-->` refers to that number;
 `<!--? 03.claim -->` stands before a sentence that is true only while the claim holds."""
 
 import json
@@ -144,7 +145,7 @@ def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
     for m, now in zip(MARK.finditer(text), MARK.finditer(new), strict=True):
         name = m["value"] or m["block"] or m["claim"] or m["number"] or "a caption"
         kind = "values" if m["value"] else "tables" if m["block"] else "claims" if m["claim"] else None
-        if kind and name not in found[kind]:
+        if kind and name not in found[kind] and not (m["block"] and name.startswith("own.")):
             wrong.append((m.start(), f"no results file answers `{name}`: run notebook {name[:2]}, or rewrite it."))
         elif m["number"] and name not in label:
             wrong.append((m.start(), f"no figure or table `{name}` stands here: rewrite what refers to it."))
