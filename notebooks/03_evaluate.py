@@ -1516,8 +1516,9 @@ rows = []
 for r in named.to_dict("records"):
     name = f"{r['chosen']}, {r['id']}, {r['chrf_before']:.0f} to {r['chrf_after']:.0f}"
     rows.append([name, *(cell(r[column]) for column in shown_texts)])
-text = f"The best, the median and the worst of {generated} greedy texts by document chrF (before to after), cut "
-text += "after 200 characters; / is a line's end. Best prompt: by chrF; full: full fine-tuning."
+text = f"The best, the median and the worst of {generated} greedy texts by document chrF after training (behind the "
+text += "name: before to after), cut after 200 characters; / is a line's end. Best prompt: by chrF; full: full "
+text += "fine-tuning."
 CALLED = {"asked": "best prompt", "after": "full", "one_pass": "one pass, full", "human": "people"}
 header = ["document, chrF", *(CALLED.get(column, column) for column in shown_texts)]
 results.markdown("samples_table", header, rows, text, left=len(header), tokens=budget.train_tokens, **one_run)
@@ -1530,16 +1531,16 @@ header = ["of", *(CALLED.get(stage, stage) for stage in DRAWN), "people"]
 if len(again):
     r, said = drawn_texts.iloc[0], again[again["id"] == drawn_texts["id"].iloc[0]]
     verdicts = ["–".join(said.loc[said["stage"] == stage, "verdict"].unique()) for stage in DRAWN]
-    rows = [[r["id"], *(cell(r[column], 300) for column in (*DRAWN, "human"))], ["readers", *verdicts, ""]]
-    text = "Sampled texts for the first test document, cut after 300 characters, and the two readers' verdicts. Best "
+    rows = [[r["id"], *(cell(r[column]) for column in (*DRAWN, "human"))], ["readers", *verdicts, ""]]
+    text = "Sampled texts for the first test document, cut after 200 characters, and the two readers' verdicts. Best "
     text += f"prompt: {budget.shots} examples, chat; full: full fine-tuning."
     results.markdown("sampled_text", header, rows, text, left=len(header), **one_run)
 else:
     results.block("sampled_text", results.not_yet)
 e2e_samples = samples[samples["task"] == "e2e"]
 for r in e2e_samples.head(1).to_dict("records"):
-    rows = [[cell(r[column], 300) for column in ("prompt", "before", "full", "human")]]
-    text = "An input of E2E's test split and its greedy texts, cut after 300 characters."
+    rows = [[cell(r[column]) for column in ("prompt", "before", "full", "human")]]
+    text = "An input of E2E's test split and its greedy texts, cut after 200 characters."
     results.markdown("e2e_sample", ["input", "before", "after, full", "people"], rows, text, left=4, seeds=[0])
 if not len(e2e_samples):
     results.block("e2e_sample", "No text of E2E NLG was written.")
