@@ -38,13 +38,13 @@ from lib.results import device_name, git_commit, listed, write_json
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks by an old name
 
 GPU = profile.device().type == "cuda"
-# of notebooks 02 and 03 and `python -m lib finetune`; each number as (fast, cpu, full)
+# of notebooks 02, 03 and 09 and `python -m lib finetune`; each number as (fast, cpu, full)
 BUDGET = {
     "seeds": ((0, 1), (0,), (0, 1, 2)),
     "methods": (("full", "lora"), ("full", "lora"), ("full", "lora")),  # with every seed; the others once
     "train_tokens": (12_000, 40_000, 80_000),  # prompt + target tokens that one run sees
     "pass_tokens": (16_000, 0, 2_000_000),  # of one long run; at most what the training split holds
-    "pass_seeds": ((1,), (), (1, 2)),  # of further ones, of each method
+    "pass_seeds": ((1,), (), (1, 2)),  # of further ones, of each method; in 09 of full fine-tuning's
     "pack_length": (640, 2_048, 2_048),  # tokens in one forward pass
     "batch_tokens": (1_280, 2_048, 2_048),  # tokens behind one optimizer step
     "evaluations": (3, 4, 6),  # held-out evaluations of a run, with a checkpoint each

@@ -724,7 +724,6 @@ FIRST = [(method, budget.seeds[0]) for method in budget.methods if budget.pass_t
 LATER = [(method, seed) for seed in budget.pass_seeds for method in budget.methods]
 
 
-@functools.cache
 def one_pass(method, seed=budget.seeds[0]):
     tokens = sum(len(d.input_ids) for d in tasks.encode(base.tokenizer, task["train"], base.context))
     options = {"train_tokens": min(tokens, budget.pass_tokens), "evaluations": 1}
@@ -733,8 +732,9 @@ def one_pass(method, seed=budget.seeds[0]):
 
 def one_pass_rows(runs):
     for run in runs:
-        m = measure(task, one_pass(*run), general=general)
-        yield row(m) | {"train_tokens": one_pass(*run).summary["tokens"]} | m.forgetting
+        longer = one_pass(*run)
+        m = measure(task, longer, general=general)
+        yield row(m) | {"train_tokens": longer.summary["tokens"]} | m.forgetting
 
 
 passed = results.in_two("one_pass", one_pass_rows, FIRST, LATER)
@@ -791,9 +791,10 @@ if len(parts):
 # %%
 def one_pass_documents(runs):
     for method, seed in runs:
-        name, m = f"one pass, {ROWS[method].split()[-1]}", measure(task, one_pass(method, seed), general=general)
+        name, longer = f"one pass, {ROWS[method].split()[-1]}", one_pass(method, seed)
+        m = measure(task, longer, general=general)
         bits = m.scores.set_index("id").eval("nats / bytes") / math.log(2)
-        texts = sampled_texts(name, one_pass(method, seed).model, [r["prompt"] for r in sampled_for])
+        texts = sampled_texts(name, longer.model, [r["prompt"] for r in sampled_for])
         for r, text in zip(sampled_for, texts, strict=True):
             yield of_text(name, r, text) | {"bits_per_byte": bits.get(r["id"], math.nan), "seed": seed}
 
@@ -806,9 +807,8 @@ def by_id(texts, column, *settings) -> dict:
 
 def after_sampling(tuned, texts):
     """A run against each way to ask and, where it is a longer one, against its method's first run."""
-    after = texts["setting"].str.startswith("after") & ~texts["setting"].str.endswith(tuned.split()[-1])
-    pairs = itertools.product(texts["setting"][~after].unique(), ("chrf", "tags_reflected"))
-    pairs = [(name, c) for name, c in pairs if name != tuned and c in sampled]
+    names = [n for n in texts["setting"].unique() if n != tuned and (n[:5] != "after" or n.endswith(tuned.split()[-1]))]
+    pairs = [(name, c) for name in names for c in ("chrf", "tags_reflected") if c in sampled]
     out = pd.DataFrame([{"setting": name, "measure": c} | by_id(texts, c, name, tuned) for name, c in pairs])
     return out.assign(run=tuned, p_holm=multipletests(out["p_value"], method="holm")[1])
 
@@ -994,8 +994,8 @@ for r in reading[reading["chosen"] != ""].to_dict("records") if len(reading) els
     print(f"[{r['chosen']}: {r['id']}, chrF {r['chrf_before']:.1f} -> {r['chrf_after']:.1f}]\n{r['after']}\n")
 
 # %% [markdown]
-# - Sampled, so that none runs in circles because of the decoding: the base model by the best way to ask (examples as
-#   turns of a chat), the first run of full fine-tuning, and the one that saw all of the training split.
+# - Sampled, so that none runs in circles because of the decoding: the base model asked by examples as turns of a chat,
+#   the first run of full fine-tuning, and the one that saw all of the training split.
 
 
 # %%
@@ -1353,7 +1353,9 @@ results.value("max_new_tokens", budget.max_new_tokens)
 results.value("fair.most", MOST)
 results.value("fair.ask", ASK.strip())
 results.value("fair.bits_per_byte", number(least))
-results.value("fair.examples", ways["bits_per_byte"].idxmin().split()[0] if len(ways) else "-")
+way = ways["bits_per_byte"].idxmin() if len(ways) else ""
+results.value("fair.examples", re.match(r"\d*", way)[0] or "-")
+results.claim("by bits per byte examples in the prompt are the best way to ask", "examples" in way)
 results.value("fair.gain", interval(full["bits_per_byte"] - least, sign=True))
 results.value("fair.tags", f"{number(100 * best['tags_reflected'], 0)} %")
 results.value("form.fair", f"{number(100 * best['synopsis_form'], 0)} %")
@@ -1401,11 +1403,11 @@ if len(sampled):
 
 # %%
 text = f"{task.name}, {len(sampled_for)} test documents, one sampled text each (temperature 0.8, top-p 0.9): mean "
-text += "document chrF, tags reflected, synopses in form, repeated 4-grams. After: one run each"
+text += "document chrF, tags reflected, synopses in form, repeated 4-grams. After: one run each (seed 0)"
 longer = f"; one pass: means of the runs that saw all of the training split ({how_many})"
 text += longer * (len(every_pass) > 0) + ". Differences: full fine-tuning's, paired by document, bootstrap interval; "
 starred = "* where p stays below 0.05 after Holm over all comparisons of a run."
-results.markdown("sampled", header, rows, text + starred, seeds=[0], tokens=budget.train_tokens)
+results.markdown("sampled", header, rows, text + starred, seeds=())
 
 # %% [markdown]
 # - Each run's distance to the best prompt of each measure and, after one pass, to its method's shorter run: by run;
@@ -1413,17 +1415,15 @@ results.markdown("sampled", header, rows, text + starred, seeds=[0], tokens=budg
 
 # %%
 gaps["side"] = np.where(gaps["setting"].isin(SHORT), "shorter run", "best prompt")  # the other settings are questions
+gaps["said"] = [span(g.difference, g.low, g.high, DIGITS[g.measure][1], sign=True) for g in gaps.itertuples()]
+gaps["higher"] = (gaps["difference"] > 0) & (gaps["p_holm"] < 0.05)
 furthest = gaps.sort_values("before", na_position="first")
 furthest = furthest.drop_duplicates(["run", "seed", "measure", "side"], keep="last").sort_index()
-furthest["said"] = [span(g.difference, g.low, g.high, DIGITS[g.measure][1], sign=True) for g in furthest.itertuples()]
-furthest["higher"] = (furthest["difference"] > 0) & (furthest["p_holm"] < 0.05)
 PASSES = {"after, full": "sampled", "after, LoRA": "sampled.lora"}
 PASSES |= {"one pass, full": "pass", "one pass, LoRA": "pass.lora"}
-bare = gaps[(gaps[["run", "setting", "measure"]] == ["after, full", "prompt alone", "tags_reflected"]).all(axis=1)]
-said = [span(g.difference, g.low, g.high, 2, sign=True) for g in bare.itertuples()]
-results.value("sampled.tags_reflected.alone", listed(said))
-sure = len(bare) and bare["low"].min() > 0 and bare["p_holm"].max() < 0.05
-results.claim("sampled.tags_reflected.alone is higher", sure)
+bare = gaps.query("run == 'after, full' and setting == 'prompt alone' and measure == 'tags_reflected'")
+results.value("sampled.tags_reflected.alone", listed(bare["said"]) if len(bare) else "-")
+results.claim("sampled.tags_reflected.alone is higher", len(bare) and bare["higher"].all())
 SIDES = {"best prompt": "asked", "shorter run": "after"}
 for run, measure, side in itertools.product(PASSES, ("chrf", "tags_reflected"), SIDES):
     part = furthest[(furthest[["run", "measure", "side"]] == [run, measure, side]).all(axis=1)]
@@ -1471,7 +1471,11 @@ if len(forgetting):
     means = means.reindex([k for k in GENERAL if k in means.index])
     rows = [[GENERAL[k][0], *(number(x, GENERAL[k][1]) for x in values)] for k, values in means.iterrows()]
     tops = {k: math.inf if GENERAL[k][2] else 1 for k in means.index}
-    passes = [[interval(part[k], GENERAL[k][1], top=tops[k]) for _, part in late] for k in means.index]
+    ends = [part.reindex(columns=means.index) for _, part in late]  # nan where general text was out of reach
+    passes = [[interval(part[k], GENERAL[k][1], top=tops[k]) for part in ends] for k in means.index]
+    known = [(k, part[k].dropna()) for part in ends for k in means.index if part[k].notna().any()]
+    ranges = [(k, metrics.mean_interval(x, tops[k])) for k, x in known]
+    unsure = dict.fromkeys(GENERAL[k][0] for k, (_, low, high) in ranges if low <= means.loc[k, "none"] <= high)
     rows = [row + more for row, more in zip(rows, passes, strict=True)]
     text = f"General text before and after, leading parts: {budget.wikitext_tokens:,} tokens of WikiText-2, "
     text += f"{budget.lambada_documents} passages of LAMBADA, {budget.blimp_pairs} pairs of each of BLiMP's paradigms. "
@@ -1484,16 +1488,13 @@ if len(forgetting):
     late_losses = passed.reindex(columns=means.index).sub(means["none"]).mul(signs)
     worse = [f"{GENERAL[k][0]} ({METHODS[m]})" for k in losses.index for m in losses if losses.loc[k, m] > 0]
 else:
-    losses, late_losses, worse = NOTHING, NOTHING, ["-"]
+    losses, late_losses, worse, unsure, means = NOTHING, NOTHING, ["-"], [], pd.DataFrame()
     results.block("forgetting", "WikiText-2, LAMBADA and BLiMP were not within reach of the machine.")
 results.value("general.compared", losses.size)
-at = means if len(forgetting) else pd.DataFrame()
 for measure, of in itertools.product(("wikitext2_token_perplexity", "lambada_word_perplexity"), ("none", "full")):
-    known = at.loc[measure, of] if measure in at.index and of in at else math.nan
+    known = means.loc[measure, of] if measure in means.index and of in means else math.nan
     results.value(f"general.{measure}.{of}", number(known, GENERAL[measure][1]))
-spans = [(k, metrics.mean_interval(part[k])) for _, part in late for k in at.index]
-unsure = [k for k, (_, low, high) in spans if low <= at.loc[k, "none"] <= high]
-results.value("general.pass.unsure", listed(dict.fromkeys(GENERAL[k][0] for k in unsure)))
+results.value("general.pass.unsure", listed(unsure) if late_losses.size else "-")
 results.value("general.worse", listed(worse))
 results.claim("no general text got worse", not worse)
 results.claim("no general text got worse in one pass", late_losses.size and (late_losses <= 0).all(axis=None))
@@ -1528,15 +1529,14 @@ results.markdown("samples_table", header, rows, text, left=len(header), tokens=b
 
 # %%
 header = ["of", *(CALLED.get(stage, stage) for stage in DRAWN), "people"]
+rows = []
 if len(again):
     r, said = drawn_texts.iloc[0], again[again["id"] == drawn_texts["id"].iloc[0]]
     verdicts = ["–".join(said.loc[said["stage"] == stage, "verdict"].unique()) for stage in DRAWN]
     rows = [[r["id"], *(cell(r[column]) for column in (*DRAWN, "human"))], ["readers", *verdicts, ""]]
-    text = "Sampled texts for the first test document, cut after 200 characters, and the two readers' verdicts. Best "
-    text += f"prompt: {budget.shots} examples, chat; full: full fine-tuning."
-    results.markdown("sampled_text", header, rows, text, left=len(header), **one_run)
-else:
-    results.block("sampled_text", results.not_yet)
+text = "Sampled texts for the first test document, cut after 200 characters, and the two readers' verdicts. Best "
+text += f"prompt: {budget.shots} examples, chat; full: full fine-tuning."
+results.markdown("sampled_text", header, rows, text, left=len(header), **one_run)
 e2e_samples = samples[samples["task"] == "e2e"]
 for r in e2e_samples.head(1).to_dict("records"):
     rows = [[cell(r[column]) for column in ("prompt", "before", "full", "human")]]
@@ -1573,8 +1573,9 @@ found |= {("sampled", stage): counted(stage, again, again) for stage in DRAWN if
 
 # %%
 text = "What two readers, sessions of a language model, not told which model wrote what, found: the facts, and the "
-text += "error that a user would mind first; two numbers where they differ. Best prompt: by chrF; full: full "
-text += "fine-tuning. An error may stand in a text whose facts are right or partly right."
+text += "error that a user would mind first; two numbers where they differ. Best prompt: by chrF, of sampled texts "
+text += f"{budget.shots} examples, chat; full: full fine-tuning. An error may stand in a text whose facts are right "
+text += "or partly right."
 text += " Sampled texts were read by two others; one pass: over all of the training split." if len(again) else ""
 results.claim("texts were read", len(read) > 0)
 packages = factual["id"].nunique() if found else 0
@@ -1627,6 +1628,9 @@ def pair_cells(name, moved, texts_read, pair) -> list[str]:
     straight = [moved[which][moved[which].index.isin(kept_ids)] for which in found]
     p = [stats.binomtest(int((x == 1).sum()), max(int((x != 0).sum()), 1)).pvalue for x in straight]
     results.value(f"loop_free.{name}", f"{max(p):.2g}" if p else "-")
+    more = all((x == 1).sum() > (x == -1).sum() for x in straight)
+    results.claim(f"without loops better facts than {name}", bool(p) and max(p) < 0.05 and more)
+    results.claim(f"without loops better facts than {name} are not shown", bool(p) and max(p) >= 0.05)
     counts = [[len(x), (x == 1).sum(), (x == -1).sum()] for x in straight]
     loops = bool(found) and all(2 * len(x) < len(moved[which]) for which, x in zip(found, straight, strict=True))
     results.claim(f"most of the texts behind {name} loop", loops)
@@ -1708,11 +1712,8 @@ results.claim("synopsis in form of sampled texts beats the best prompt", False) 
 spoken = MAIN | {"rep_4": "repeated 4-grams"}
 rows = [by_sampling(measure, spoken[measure]) for measure in by_way] if len(sampled) else []
 text = f"The same of sampled texts, one for each of {len(sampled_for)} documents (mean document chrF).{about} or "
-text += "examples as turns of a chat (c). LoRA, full: one run; last column with bootstrap interval over documents."
-if rows:
-    results.markdown("answer_sampled", header, rows, text, seeds=[0])
-else:
-    results.block("answer_sampled", results.not_yet)
+text += f"examples as turns of a chat (c). LoRA, full: one run (seed {budget.seeds[0]}); last column with bootstrap "
+results.markdown("answer_sampled", header, rows, text + "interval over documents.", seeds=())
 
 # %%
 results.value("model", made["base_model"].removesuffix(" (stand-in)"))

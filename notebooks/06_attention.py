@@ -312,8 +312,8 @@ for (name, rate), gap in lead.items():
     print(f"{name} minus softmax at {rate}: {interval(gap, sign=True)}, {len(gap)} seeds")
 
 # %% [markdown]
-# - The recipe's rate was the highest of those tried when it was chosen. Twice as high, with all of the text: each
-#   mechanism minus itself at the recipe's rate, by seed.
+# - The recipe's rate was the highest of those tried when it was chosen. Twice as high, with all of the text:
+#   softmax, the window and causal Nystrom, each minus itself at the recipe's rate, by seed.
 
 
 # %%
@@ -324,11 +324,11 @@ def higher_runs() -> list[dict]:
 
 
 higher = results.table("higher_rate", higher_runs, optional=True)
-higher_gap = {}
+higher_gap = pd.DataFrame()
 if len(higher):
     usual = pd.concat([quality[quality["attention"] == "window"], nystrom_quality])
     higher_gap = (by_seed(higher, "attention") - by_seed(usual, "attention")).dropna(axis=1, how="all").dropna()
-pd.DataFrame(higher_gap).apply(interval, sign=True)
+higher_gap.apply(interval, sign=True)
 
 # %% [markdown]
 # - The same two mechanisms' first 32 tokens of a row, where a window of 64 and softmax are one function: a difference

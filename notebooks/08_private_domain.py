@@ -46,7 +46,7 @@ from lib import metrics, plots, profile, tasks, texts
 from lib.explore import anonymise, memorise, private
 from lib.generate import generate
 from lib.models import load_base
-from lib.results import Results, interval, kept, listed, shown, span
+from lib.results import Results, interval, kept, shown, span
 from lib.train import LEARNING_RATES, finetune
 
 # %% [markdown]
@@ -545,7 +545,7 @@ second.assign(p_value=second["p_value"].map("{:.1e}".format)).round(3)
 # ## The same secrets in much more text
 #
 # - Above, the canaries fill a large part of the text. Here full fine-tuning sees so much more of it that all of them
-#   together are about a hundredth; the duplicates are left in, rows, steps and rate are those of above.
+#   together are about a hundredth; the duplicates are left in; rows, tokens in a step and rate are those of above.
 
 # %%
 much = profile.budget(seeds=((0,), (), (0, 1, 2)), copies=((1, 4), (16, 64), (16, 64)), tokens=(10_000, 0, 280_000))
@@ -562,7 +562,8 @@ def sparse_rows():
         drawn = memorise.canaries(seed, budget.canaries, budget.controls, much.copies)
         mixed = memorise.mix(base, collection().task, drawn, False, much.tokens)
         run = train(mixed, "full", seed)
-        about = {"method": "full", "seed": seed, "train_tokens": mixed.tokens, "share": tokens_of(drawn) / mixed.tokens}
+        about = {"method": "full", "seed": seed, "train_tokens": mixed.tokens * mixed.passes, "passes": mixed.passes}
+        about["share"] = tokens_of(drawn) / mixed.tokens
         found = memorise.audit(run.model, base.tokenizer, drawn)
         yield from (about | row | {"copies": row["repetitions"]} for row in found)
 
@@ -848,12 +849,14 @@ results.claim("what was not inserted is as by chance", controls["p_value"].min()
 # - The third: those inserted most often.
 
 # %%
-results.value("sparse.tokens", f"{much.tokens:,}")
+results.value("sparse.tokens", f"{sparse['train_tokens'].mean():,.0f}" if len(sparse) else "-")
 results.value("sparse.share", f"{sparse['share'].mean():.1%}" if len(sparse) else "-")
 for count in much.copies:
-    part = [row for row in third.itertuples() if row.copies == count]
-    results.value(f"sparse.{count}", listed([f"{span(r.exposure, r.low, r.high, 1)} bits" for r in part]))
-    results.value(f"sparse.out.{count}", listed([f"{r.extracted} of {r.canaries}" for r in part]))
+    results.value(f"sparse.{count}", "-")
+    results.value(f"sparse.out.{count}", "-")
+for r in third.itertuples():
+    results.value(f"sparse.{r.copies}", f"{span(r.exposure, r.low, r.high, 1)} bits")
+    results.value(f"sparse.out.{r.copies}", f"{r.extracted} of {r.canaries}")
 came_out = int(sparse["extracted"].sum()) if len(sparse) else 0
 results.claim("secrets come out among much more text", came_out > 0)
 results.claim("no secret comes out among much more text", len(sparse) > 0 and not came_out)

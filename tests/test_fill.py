@@ -67,6 +67,8 @@ BROKEN = {
     "a number typed": ("-->Table 1<", "-->Table 2<", "line 5: `03.scores` is not what data/results gives"),
     "a caption's number": ("Table 2. By", "Table 1. By", "`a caption` is not what"),
     "a mark at a line's start": ("As said\nbefore, ", "As said\n", "line 4: a line may not begin with a mark"),
+    "the number of a table by hand": ("-->Table 2<", "-->Table 1<", "`own.hand` is not what data/results gives"),
+    "a value in one": ("By hand.", "By hand <!--= 03.full.bits -->1.1<!--/-->.", "`03.full.bits` is not what"),
     "a gone function": ("lib.packing.flatten", "lib.packing.flat", "lib/packing.py has no `flat`"),
     "a gone test": ("::test_y", "::test_z", "tests/test_x.py has no `test_z`"),
     "a gone file": ("section 5", "[the code](lib/nothing.py)", "lib/nothing.py is missing"),

@@ -17,12 +17,13 @@ from lib.results import markdown_table, write_bytes
 FILES = ("README.md", "report.md")
 MARK = re.compile(
     r"<!--= (?P<value>[\w-]+\.\S+) -->(?P<text>(?:(?!<!--)[^\n])*)<!--/-->"
-    r"|<!-- begin (?P<block>[\w-]+\.\S+) -->(?P<body>.*?)<!-- end (?P=block) -->"
+    r"|<!-- begin (?P<block>(?!own\.)[\w-]+\.\S+) -->(?P<body>.*?)<!-- end (?P=block) -->"
     r"|<!--\? (?P<claim>[\w-]+\.[^\n>]+?) -->"
     r"|<!--# (?P<number>[\w-]+\.\S+) -->[^<\n]*<!--/-->"
     r"|(?m:^)(?P<caption>Table(?: \d+\.|:) )",  # of a table that a person wrote
     re.DOTALL,
 )
+OWN = re.compile(r"<!-- begin (own\.\S+) -->(.*?)<!-- end \1 -->", re.DOTALL)
 PERCENT = re.compile(r"(?<=\d)%(?= *\||$)", re.MULTILINE)  # of a value or a cell; prose has "95 %" as well
 FENCED = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\n]*$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`[^`\n]*`")
@@ -95,7 +96,8 @@ def _numbered(text: str) -> str:
 
 def labels(text: str) -> dict[str, str]:
     """Block -> "Figure 7" or "Table 2", of those with a caption."""
-    first = {m["block"]: re.search(r"^((?:Figure|Table) \d+)\. ", m["body"] or "", re.M) for m in MARK.finditer(text)}
+    blocks = [(m["block"], m["body"]) for m in MARK.finditer(text) if m["block"]] + OWN.findall(text)
+    first = {block: re.search(r"^((?:Figure|Table) \d+)\. ", body, re.M) for block, body in blocks}
     return {block: m[1] for block, m in first.items() if m}
 
 
@@ -145,7 +147,7 @@ def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
     for m, now in zip(MARK.finditer(text), MARK.finditer(new), strict=True):
         name = m["value"] or m["block"] or m["claim"] or m["number"] or "a caption"
         kind = "values" if m["value"] else "tables" if m["block"] else "claims" if m["claim"] else None
-        if kind and name not in found[kind] and not (m["block"] and name.startswith("own.")):
+        if kind and name not in found[kind]:
             wrong.append((m.start(), f"no results file answers `{name}`: run notebook {name[:2]}, or rewrite it."))
         elif m["number"] and name not in label:
             wrong.append((m.start(), f"no figure or table `{name}` stands here: rewrite what refers to it."))
@@ -153,7 +155,7 @@ def _marks(text: str, found: dict[str, dict]) -> list[tuple[int, str]]:
             wrong.append((m.start(), f"the claim `{name}` does not hold any more: rewrite the sentence behind it."))
         elif now[0] != m[0]:
             wrong.append((m.start(), f"`{name}` is not what data/results gives: run `python -m lib report`."))
-    broken = re.finditer("<!-[^>\n]*>?|-->", blank(text, FENCED, MARK, CODE))
+    broken = re.finditer("<!-[^>\n]*>?|-->", blank(text, FENCED, MARK, OWN, CODE))
     wrong += [(m.start(), f"`{m[0]}` is a broken mark, or one without its end.") for m in broken]
     raw = "a line may not begin with a mark: Markdown would show what follows as raw text."
     return wrong + [(m.start(), raw) for m in re.finditer(r"^\s*(?:[-*>] +)*<!--[=?#]", text, re.MULTILINE)]
