@@ -545,10 +545,10 @@ second.assign(p_value=second["p_value"].map("{:.1e}".format)).round(3)
 # ## The same secrets in much more text
 #
 # - Above, the canaries fill a large part of the text. Here full fine-tuning sees so much more of it that all of them
-#   together are about a hundredth; the duplicates are left in; rows, tokens in a step and rate are those of above.
+#   together are one or two hundredths; the duplicates are left in; rows, tokens in a step and rate are those of above.
 
 # %%
-much = profile.budget(seeds=((0,), (), (0, 1, 2)), copies=((1, 4), (16, 64), (16, 64)), tokens=(10_000, 0, 280_000))
+much = profile.budget(seeds=((0,), (), (0, 1, 2)), copies=((4,), (64,), (64,)), tokens=(10_000, 0, 150_000))
 
 
 def tokens_of(drawn: list[memorise.Canary]) -> int:
