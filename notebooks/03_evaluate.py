@@ -78,7 +78,7 @@ BUDGET = train.BUDGET | {
     "recovery": ((("shakespeare", 0),), (), (("wikitext2", 0),)),  # text, seed: full fine-tuning on general English
     "shots": (1, 0, 3),  # examples before the prompt, for a fairer "before"
     "draws": (2, 0, 5),  # of these examples
-    "more_shots": ((2,), (), (8, 16)),  # where the context holds as many
+    "more_shots": ((2,), (), (8, 16)),  # as many examples, where the context holds them
     "lora_rate": (3e-3, 0, 3e-3),  # the best of notebook 02's grid, beside the one in use
     "sampled": (6, 0, 200),  # test documents that every way of asking writes a sampled text for
 }
@@ -664,25 +664,20 @@ if len(sampled):
     display(sampled.drop(columns="id").groupby("setting", sort=False).mean().round(3))
 
 # %% [markdown]
-# - The same of LoRA's first run, and with more examples as turns of a chat, where the context holds them.
+# - The same of LoRA's first run.
 
 
 # %%
-def more_sampled_rows():
+def sampled_lora_rows():
     tuned = train.finetune(base, task, "lora", budget.seeds[0], quiet=True)
-    more = [n for n in budget.more_shots if base.tokenizer.chat_template and len(BRIEF) >= n]
-    asked = [(f"{n} examples, chat", chat(sampled_for, BRIEF[:n])) for n in more]
-    asked = [(name, base.model, prompts) for name, prompts in asked if fits(sampled_for, prompts)]
-    for name, model, prompts in [*asked, ("after, LoRA", tuned.model, [r["prompt"] for r in sampled_for])]:
-        texts = sampled_texts(name, model, prompts)
-        yield from (of_text(name, r, text) for r, text in zip(sampled_for, texts, strict=True))
+    texts = sampled_texts("after, LoRA", tuned.model, [r["prompt"] for r in sampled_for])
+    yield from (of_text("after, LoRA", r, text) for r, text in zip(sampled_for, texts, strict=True))
 
 
-more_sampled = results.table("more_sampled", lambda: more_sampled_rows() if budget.more_shots else [], optional=True)
-if len(more_sampled):
-    sampled = pd.concat([sampled, more_sampled])
-    sampled = sampled.sort_values("setting", key=lambda names: names.str[:5] == "after", kind="stable")
-    display(more_sampled.drop(columns="id").groupby("setting", sort=False).mean().round(3))
+of_lora = results.table("sampled_lora", lambda: sampled_lora_rows() if budget.sampled else [], optional=True)
+sampled = pd.concat([sampled, of_lora])
+if len(of_lora):
+    display(of_lora.drop(columns="id").groupby("setting").mean().round(3))
 
 # %% [markdown]
 # - The examples are one draw. Others, the next of the training split, before some of the documents.
