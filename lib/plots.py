@@ -145,7 +145,7 @@ def dots(
     kinds = list(dict.fromkeys(df[family] if family else rows or df[row]))
     most = len(rows) or max(part[row].nunique() for part in parts.values())
     shared = {"sharex": True, "sharey": True} if rows else {}
-    fig, axes = _grid(len(titles), 3 if rows else 2, 0.8 + 0.3 * most, **shared)
+    fig, axes = _grid(len(titles), 3 if rows else 2, 0.8 + 0.25 * most, **shared)
     for ax, (key, part) in zip(axes.flat, parts.items(), strict=False):
         names = list(rows or dict.fromkeys(part[row]))
         for y, name in enumerate(names):
@@ -171,7 +171,7 @@ def bars(df: pd.DataFrame, label="token", value="probability", panel="setting"):
     """Horizontal bars with their numbers, one panel per value of the column `panel`; labels and scale are shared."""
     groups = list(df.groupby(panel, sort=False))
     names = list(dict.fromkeys(df[label]))
-    fig, axes = _grid(len(groups), 3, 0.5 + 0.18 * len(names), sharex=True, sharey=True)
+    fig, axes = _grid(len(groups), 3, 0.45 + 0.14 * len(names), sharex=True, sharey=True)
     for ax, (title, group) in zip(axes.flat, groups, strict=False):
         values = group.set_index(label)[value].reindex(names).to_numpy()
         colors = [PALE if n == OTHERS else COLORS[0] for n in names]
@@ -179,7 +179,7 @@ def bars(df: pd.DataFrame, label="token", value="probability", panel="setting"):
         said = ["0" if v < 5e-7 else f"{v:.3f}" if v >= 0.0005 else "<0.001" for v in values]
         ax.bar_label(drawn, said, padding=3, fontsize=7.5)
         ax.set_title(title, fontsize=9)
-        ax.set_yticks(range(len(names)), [visible(str(n)) for n in names])
+        ax.set_yticks(range(len(names)), [visible(str(n)) for n in names], fontsize=7.5)
         ax.grid(axis="y", visible=False)
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_xlim(0, df[value].max() * 1.22)

@@ -90,9 +90,9 @@ class Results:
         empty = [c for c in frame if frame[c].isna().all()]
         return frame.astype(dict.fromkeys(empty, float))  # JSON's null is nan again
 
-    def in_two(self, name: str, make: Callable[[Sequence], Iterable[Mapping]], first, later, more="seeds"):
-        """`make(first)`'s rows, and those of runs that were added, `make(later)`'s, from the table <name>_<more>."""
-        parts = {name: first, f"{name}_{more}": later}
+    def in_two(self, name: str, make: Callable[[Sequence], Iterable[Mapping]], first: Sequence, later: Sequence):
+        """`make(first)`'s rows, and those of runs that were added, `make(later)`'s, from the table <name>_seeds."""
+        parts = {name: first, f"{name}_seeds": later}
         made = [self.table(part, functools.partial(make, runs), optional=True) for part, runs in parts.items()]
         return pd.concat(made, ignore_index=True)
 

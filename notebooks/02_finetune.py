@@ -448,7 +448,7 @@ display(marks) if len(marks) else print(results.not_yet)
 
 # %%
 def against_yardsticks():
-    figure, (far, near) = plt.subplots(2, 1, sharex=True, figsize=(plots.WIDTH, 3.3), height_ratios=(1, 2))
+    figure, (far, near) = plt.subplots(2, 1, sharex=True, figsize=(plots.WIDTH, 2.8), height_ratios=(1, 2))
     for i, law in enumerate(laws.itertuples()):
         runs = curve[curve["method"] == law.method]
         mean = runs.groupby("train_tokens")["bits_per_byte"].mean()

@@ -59,7 +59,6 @@ budget = profile.budget(
     n_layer=(1, 4, 4),
     n_embd=(32, 128, 128),
     rates=((1e-3,), (), (2e-3, 1e-3)),  # tried beside the recipe's, at the trained length
-    higher_rates=((8e-3,), (), (8e-3,)),
 )
 results = Results("05_position_encoding", seeds=budget.seeds)
 length = budget.train_length
@@ -196,7 +195,7 @@ table.groupby(keys, sort=False)["bits_per_byte"].mean().unstack("position").roun
 
 # %%
 trained = table[(table["eval_length"] == length) & (table["protocol"] == "blocks")]
-look = {"xlabel": "evaluated length (tokens)", "ylabel": "bits per byte (lower is better)"}
+look = {"xlabel": "evaluated length (tokens)", "ylabel": "bits per byte (lower is better)", "height": 2.6}
 top = trained["bits_per_byte"].max() + 0.35
 NAMES = {"learned": "learned", "sinusoidal": "sinusoidal", "none": "none", "rope": "RoPE", "alibi": "ALiBi", "t5": "T5"}
 WAYS = {"blocks": "in blocks", "sliding": "with a sliding window"}
@@ -221,15 +220,14 @@ figure = plots.lines(by_position, "seen", "bits_per_token", "position", top=top,
 # %% [markdown]
 # ## Is it the code, or its rate?
 #
-# - One rate for all may suit one code better. Four of them again at lower rates and, added later (the table
-#   `rates_higher`), at a higher one; at the trained length.
+# - One rate for all may suit one code better. Four of them again at lower rates, at the trained length.
 
 # %%
 CODES = ("learned", "sinusoidal", "rope", "alibi")
 
 
-def at_rates(rates: tuple[float, ...]) -> list[dict]:
-    recipes = [replace(recipe(s, c), learning_rate=x) for x in rates for c in CODES for s in budget.seeds]
+def at_rates() -> list[dict]:
+    recipes = [replace(recipe(s, c), learning_rate=x) for x in budget.rates for c in CODES for s in budget.seeds]
     return [
         {"position": run.recipe.position, "learning_rate": run.recipe.learning_rate, "seed": run.recipe.seed}
         | {"bits_per_byte": scratch.score_stream(run.model, run.encoding, texts, length, length).bits_per_byte}
@@ -237,7 +235,7 @@ def at_rates(rates: tuple[float, ...]) -> list[dict]:
     ]
 
 
-rates = results.in_two("rates", at_rates, budget.rates, budget.higher_rates, "higher")
+rates = results.table("rates", lambda: at_rates() if budget.rates else [], optional=True)
 if len(rates):
     usual = trained[trained["position"].isin(CODES)].assign(learning_rate=recipe(0, "rope").learning_rate)
     rates = pd.concat([usual[list(rates)], rates])

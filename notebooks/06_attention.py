@@ -70,7 +70,6 @@ budget = profile.budget(
     rate_seeds=((0, 1), (0, 1), tuple(range(10))),  # of softmax against a window
     low_seeds=((0, 1), (0, 1), tuple(range(6))),  # the same at the lower rate
     rate_bytes=(12_000, 60_000, 250_000),  # what each of these is trained on
-    higher_seeds=((0,), (), (0, 1, 2)),  # at twice the rate, with all of the text
     control_seeds=((0, 1), (0, 1), (0, 1, 2)),
     long_seeds=((0, 1), (0,), (0, 1, 2)),  # of rows four times as long, of a play
     long_bytes=(12_000, 250_000, 1_000_000),
@@ -310,25 +309,6 @@ for rate, part in rates.groupby("learning_rate"):
     lead |= {(name, rate): (wide[name] - wide[SOFTMAX]).dropna() for name in wide.columns.drop(SOFTMAX)}
 for (name, rate), gap in lead.items():
     print(f"{name} minus softmax at {rate}: {interval(gap, sign=True)}, {len(gap)} seeds")
-
-# %% [markdown]
-# - The recipe's rate was the highest of those tried when it was chosen. Twice as high, with all of the text:
-#   softmax, the window and causal Nystrom, each minus itself at the recipe's rate, by seed.
-
-
-# %%
-def higher_runs() -> list[dict]:
-    several = [(a, s) for s in budget.higher_seeds for a in (SOFTMAX, "window", "nystrom")]
-    recipes = [scratch.Recipe(seed=s, attention=a, learning_rate=2 * HIGH, **shared) for a, s in several]
-    return [measure(run) for run in scratch.train_all(recipes)]
-
-
-higher = results.table("higher_rate", higher_runs, optional=True)
-higher_gap = pd.DataFrame()
-if len(higher):
-    usual = pd.concat([quality[quality["attention"] == "window"], nystrom_quality])
-    higher_gap = (by_seed(higher, "attention") - by_seed(usual, "attention")).dropna(axis=1, how="all").dropna()
-higher_gap.apply(interval, sign=True)
 
 # %% [markdown]
 # - The same two mechanisms' first 32 tokens of a row, where a window of 64 and softmax are one function: a difference
@@ -585,7 +565,7 @@ device = made.get("tables_made", {}).get("scaling", made)["device"]
 look = {"logy": True, "xlabel": "tokens"}
 trained = scaling[scaling["pass"] == costs.PASSES[1]]
 scaled = labelled(trained.replace({"attention": {"softmax": "softmax, not fused", "softmax_sdpa": "softmax, fused"}}))
-figure = plots.lines(scaled, "length", "milliseconds", "attention", ylabel="milliseconds", height=2.7, **look)
+figure = plots.lines(scaled, "length", "milliseconds", "attention", ylabel="milliseconds", height=2.3, **look)
 text = "How time grows; between these axes slope 1 is linear, 2 quadratic. One operation, forward and backward, "
 text += f"medians of {budget.repeats} by turns, on {device}."
 results.figure(figure, "06_scaling", text, scratch=True, seeds=())
@@ -940,8 +920,6 @@ shown_lead = shown({rate: lead["window", rate] for rate in (HIGH, LOW)})
 results.value("window.first", interval(first, sign=True))
 results.claim("the window is ahead at the higher rate", shown_lead[HIGH] < 0)
 results.claim("the window is ahead at the lower rate", shown_lead[LOW] < 0)
-worse = shown(higher_gap).values()
-results.claim("twice the rate is worse for softmax, window and causal Nystrom", len(worse) > 0 and min(worse) > 0)
 results.claim("the window is ahead where both see the same", shown(first) < 0)
 
 whole_row = by_position.pivot_table("bits_per_token", "seed", "attention")

@@ -361,7 +361,7 @@ memory = results.table("memorisation", memorised)
 after = memory[(memory["stage"] == "after") & (memory["repetitions"] > 0)]
 per_model = after.groupby(["method", "deduplicated", "repetitions", "seed"], as_index=False)["exposure"].mean()
 left_in = per_model[per_model["deduplicated"] == "no"].replace({"method": METHODS})
-look = {"ylabel": "exposure (bits)", "xlabel": "times inserted", "height": 2.6}
+look = {"ylabel": "exposure (bits)", "xlabel": "times inserted", "height": 2.2}
 figure = plots.lines(left_in, "repetitions", "exposure", "method", **look)
 (ax,) = figure.axes
 for i, method in enumerate(METHODS):
