@@ -62,7 +62,7 @@ budget = profile.budget(
     vocab_sizes=((300, 400), (512, 1_024, 4_096), (512, 1_024, 2_048, 4_096, 8_192)),  # of the BPEs
     gpt2=(False, False, True),  # train with GPT-2's tokens, too
     rates=((2e-3,), (), (8e-3, 2e-3, 1e-3)),  # other learning rates, of bytes, the middle and the largest BPE
-    equal_rates=((2e-3,), (), (4e-3, 2e-3, 1e-3)),  # of bytes with as many parameters as the largest BPE
+    equal_rates=((2e-3,), (), (4e-3, 2e-3)),  # of bytes with as many parameters as the largest BPE
     n_layer=(1, 4, 4),
     n_embd=(32, 128, 128),
 )

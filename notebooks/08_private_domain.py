@@ -854,9 +854,11 @@ results.value("sparse.share", f"{sparse['share'].mean():.1%}" if len(sparse) els
 for count in much.copies:
     results.value(f"sparse.{count}", "-")
     results.value(f"sparse.out.{count}", "-")
+    results.value(f"sparse.fraction.{count}", "-")
 for r in third.itertuples():
     results.value(f"sparse.{r.copies}", f"{span(r.exposure, r.low, r.high, 1)} bits")
     results.value(f"sparse.out.{r.copies}", f"{r.extracted} of {r.canaries}")
+    results.value(f"sparse.fraction.{r.copies}", f"{r.extracted}/{r.canaries}")
 came_out = int(sparse["extracted"].sum()) if len(sparse) else 0
 results.claim("secrets come out among much more text", came_out > 0)
 results.claim("no secret comes out among much more text", len(sparse) > 0 and not came_out)
