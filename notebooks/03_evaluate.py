@@ -1348,6 +1348,8 @@ results.value("max_new_tokens", budget.max_new_tokens)
 results.value("fair.most", MOST)
 results.value("fair.ask", ASK.strip())
 results.value("fair.bits_per_byte", number(least))
+for n in BUDGET["more_shots"][-1]:
+    results.value(f"fair.bits_per_byte.{n}", number(ways["bits_per_byte"].get(f"{n} examples in the prompt", math.nan)))
 way = ways["bits_per_byte"].idxmin() if len(ways) else ""
 results.value("fair.examples", re.match(r"\d*", way)[0] or "-")
 results.claim("by bits per byte examples in the prompt are the best way to ask", "examples" in way)
