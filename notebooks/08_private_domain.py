@@ -859,9 +859,9 @@ for r in third.itertuples():
     results.value(f"sparse.{r.copies}", f"{span(r.exposure, r.low, r.high, 1)} bits")
     results.value(f"sparse.out.{r.copies}", f"{r.extracted} of {r.canaries}")
     results.value(f"sparse.fraction.{r.copies}", f"{r.extracted}/{r.canaries}")
-came_out = int(sparse["extracted"].sum()) if len(sparse) else 0
-results.claim("secrets come out among much more text", came_out > 0)
-results.claim("no secret comes out among much more text", len(sparse) > 0 and not came_out)
+often_read = sparse[sparse["copies"] == max(much.copies)] if len(sparse) else sparse
+seen_once = len(sparse) > 0 and sparse["passes"].max() == 1  # the text, so that a copy is seen once
+results.claim("most secrets come out among much more text", seen_once and often_read["extracted"].mean() > 0.5)
 
 # %% [markdown]
 # - Documents continued word for word: in each condition the fewest and the most of a model.
