@@ -1354,6 +1354,8 @@ way = ways["bits_per_byte"].idxmin() if len(ways) else ""
 results.value("fair.examples", re.match(r"\d*", way)[0] or "-")
 results.claim("by bits per byte examples in the prompt are the best way to ask", "examples" in way)
 results.value("fair.gain", interval(full["bits_per_byte"] - least, sign=True))
+
+# %%
 results.value("fair.tags", f"{number(100 * best['tags_reflected'], 0)} %")
 results.value("form.fair", f"{number(100 * best['synopsis_form'], 0)} %")
 for name, setting in (("alone", "prompt alone"), ("examples", f"{budget.shots} examples in the prompt")):
