@@ -1430,6 +1430,8 @@ for run, measure, side in itertools.product(PASSES, ("chrf", "tags_reflected"), 
     results.value(name, listed(part["said"]) if len(part) else "-")
     results.claim(f"{name} is higher", len(part) and part["higher"].all())
     results.claim(f"{name} is not shown higher", len(part) and not part["higher"].any())
+
+# %%
 gap = furthest.query("run.str.startswith('one pass') and measure == 'tags_reflected' and side == 'best prompt'")
 ends = [number(x, 2, sign=True) for x in gap["difference"].agg(["min", "max"])] if len(gap) else []
 results.value("passes.tags_reflected.asked", " to ".join(ends) or "-")
