@@ -1494,6 +1494,8 @@ if len(forgetting):
 else:
     losses, late_losses, worse, unsure, means = NOTHING, NOTHING, ["-"], [], pd.DataFrame()
     results.block("forgetting", "WikiText-2, LAMBADA and BLiMP were not within reach of the machine.")
+
+# %%
 results.value("general.compared", losses.size)
 for measure, of in itertools.product(("wikitext2_token_perplexity", "lambada_word_perplexity"), ("none", "full")):
     known = means.loc[measure, of] if measure in means.index and of in means else math.nan
@@ -1588,6 +1590,8 @@ rows = [[f"{how}: {CALLED.get(stage, stage)}", *counts] for (how, stage), counts
 results.markdown("factual", [f"of {packages}", *VERDICTS, *faults], rows, text, **one_run)
 for how, name in {"greedy": "asked", "sampled": "sampled.asked"}.items():
     results.value(f"factual.{name}.wrong", found.get((how, "asked"), ["-"] * 3)[VERDICTS.index("wrong")])
+
+# %%
 judged_by = {"greedy": (factual, "verdict"), "sampled": (again, "verdict"), "kind": (again, "kind")}
 for name, (frame, column) in judged_by.items():
     agree, kappa = "-", math.nan
@@ -1617,6 +1621,7 @@ def sign_tests(moved) -> tuple[dict, dict, dict]:
     return ups, downs, dict(zip(moved, multipletests(p, method="holm")[1], strict=True)) if p else {}
 
 
+# %%
 def pair_cells(name, moved, texts_read, pair) -> list[str]:
     """Better, worse and p of a pair; better and worse of the packages without loops. And its claims."""
     ups, downs, corrected = sign_tests(moved)
@@ -1703,6 +1708,7 @@ def by_sampling(measure, name) -> list[str]:
     return [name, before, best, *after, gap]
 
 
+# %%
 header = ["", "before", "best prompt", "LoRA", "full", "one pass, LoRA", "one pass, full", "people"]
 header.append("full minus best prompt")
 about = f" LoRA, full: {budget.train_tokens:,} training tokens"
