@@ -685,24 +685,20 @@ if len(of_lora):
 
 
 # %%
-def draw_rows():
-    for draw in tqdm(range(budget.draws), "draws of examples", disable=not budget.draws):
-        examples, rows = BRIEF[draw * budget.shots :][: budget.shots], rows_of[task.name]
-        if len(examples) == budget.shots and fits(rows, prompts := behind(examples, rows)):
+def bits_behind(column, choices, rows):
+    """Bits per byte of `rows` behind each of `choices` of examples, where the context holds them."""
+    for name, examples in tqdm(choices.items(), "examples in the prompt", disable=not choices):
+        if fits(rows, prompts := behind(examples, rows)):
             bits = metrics.bits_per_byte(metrics.score_encoded(base.model, asked_so(rows, prompts)))
-            yield {"draw": draw, "documents": len(rows), "bits_per_byte": bits}
+            yield {column: name, "documents": len(rows), "bits_per_byte": bits}
 
 
-def more_rows():
-    rows = tasks.head(task["test"], budget.eval_documents)
-    for n in tqdm(budget.more_shots, "more examples", disable=not budget.more_shots):
-        if len(BRIEF) >= n and fits(rows, prompts := behind(BRIEF[:n], rows)):
-            bits = metrics.bits_per_byte(metrics.score_encoded(base.model, asked_so(rows, prompts)))
-            yield {"examples": n, "documents": len(rows), "bits_per_byte": bits}
-
-
-by_examples = results.table("example_draws", draw_rows, optional=True)
-more_examples = results.table("more_examples", more_rows, optional=True)
+of_all, some = tasks.head(task["test"], budget.eval_documents), rows_of[task.name]
+draws = {i: BRIEF[i * budget.shots :][: budget.shots] for i in range(budget.draws)}
+draws = {i: examples for i, examples in draws.items() if len(examples) == budget.shots}
+more = {n: BRIEF[:n] for n in budget.more_shots if len(BRIEF) >= n}
+by_examples = results.table("example_draws", lambda: bits_behind("draw", draws, some), optional=True)
+more_examples = results.table("more_examples", lambda: bits_behind("examples", more, of_all), optional=True)
 if len(more_examples):
     names = [f"{n} examples in the prompt" for n in more_examples["examples"]]
     fair_before = pd.concat([fair_before, more_examples[["bits_per_byte"]].assign(setting=names)], ignore_index=True)
@@ -1409,8 +1405,8 @@ starred = "* where p stays below 0.05 after Holm over all comparisons of a run."
 results.markdown("sampled", header, rows, text + starred, seeds=())
 
 # %% [markdown]
-# - Each run's distance to the best prompt of each measure and, after one pass, to its method's shorter run: by run;
-#   as values, those of a method listed by seed; as claims of all of its runs.
+# - Each run's distance to the best prompt of each measure and, after one pass, to its method's shorter run: by run,
+#   and as claims of all runs of a method.
 
 # %%
 gaps["side"] = np.where(gaps["setting"].isin(SHORT), "shorter run", "best prompt")  # the other settings are questions
@@ -1427,7 +1423,6 @@ SIDES = {"best prompt": "asked", "shorter run": "after"}
 for run, measure, side in itertools.product(PASSES, ("chrf", "tags_reflected"), SIDES):
     part = furthest[(furthest[["run", "measure", "side"]] == [run, measure, side]).all(axis=1)]
     name = f"{PASSES[run]}.{measure}.{SIDES[side]}"
-    results.value(name, listed(part["said"]) if len(part) else "-")
     results.claim(f"{name} is higher", len(part) and part["higher"].all())
     results.claim(f"{name} is not shown higher", len(part) and not part["higher"].any())
 
@@ -1497,9 +1492,9 @@ else:
 
 # %%
 results.value("general.compared", losses.size)
-for measure, of in itertools.product(("wikitext2_token_perplexity", "lambada_word_perplexity"), ("none", "full")):
-    known = means.loc[measure, of] if measure in means.index and of in means else math.nan
-    results.value(f"general.{measure}.{of}", number(known, GENERAL[measure][1]))
+for of in ("none", "full"):
+    perplexity = means.get(of, NOTHING).get("lambada_word_perplexity", math.nan)
+    results.value(f"general.lambada.{of}", number(perplexity, 2))
 results.value("general.pass.unsure", listed(unsure) if late_losses.size else "-")
 results.value("general.worse", listed(worse))
 results.claim("no general text got worse", not worse)
@@ -1516,7 +1511,7 @@ def cell(text, most=200):
     return re.sub(r"([\\`*_{}\[\]<>#$~^@])", r"\\\1", text[:most].rstrip()) + " [...]" * (len(text) > most)
 
 
-one_run = {"seeds": budget.seeds[:1]}
+one_run = budget.seeds[:1]
 shown_texts = [column for column in (*STAGES, "human") if column in reading]
 named = reading[reading["chosen"] != ""].sort_values("chosen") if len(reading) else reading  # best, median, worst
 rows = []
@@ -1528,7 +1523,7 @@ text += "name: before to after), cut after 200 characters; / is a line's end. Be
 text += "fine-tuning."
 CALLED = {"asked": "best prompt", "after": "full", "one_pass": "one pass, full", "human": "people"}
 header = ["document, chrF", *(CALLED.get(column, column) for column in shown_texts)]
-results.markdown("samples_table", header, rows, text, left=len(header), tokens=budget.train_tokens, **one_run)
+results.markdown("samples_table", header, rows, text, left=len(header), tokens=budget.train_tokens, seeds=one_run)
 
 # %% [markdown]
 # - One package's sampled texts, the first test document's, with what the readers said of them; and a restaurant of E2E.
@@ -1542,7 +1537,7 @@ if len(again):
     rows = [[r["id"], *(cell(r[column]) for column in (*DRAWN, "human"))], ["readers", *verdicts, ""]]
 text = "Sampled texts for the first test document, cut after 200 characters, and the two readers' verdicts. Best "
 text += f"prompt: {budget.shots} examples, chat; full: full fine-tuning."
-results.markdown("sampled_text", header, rows, text, left=len(header), **one_run)
+results.markdown("sampled_text", header, rows, text, left=len(header), seeds=one_run)
 e2e_samples = samples[samples["task"] == "e2e"]
 for r in e2e_samples.head(1).to_dict("records"):
     rows = [[cell(r[column]) for column in ("prompt", "before", "full", "human")]]
@@ -1587,7 +1582,7 @@ results.claim("texts were read", len(read) > 0)
 packages = factual["id"].nunique() if found else 0
 results.value("factual.read", packages)
 rows = [[f"{how}: {CALLED.get(stage, stage)}", *counts] for (how, stage), counts in found.items()]
-results.markdown("factual", [f"of {packages}", *VERDICTS, *faults], rows, text, **one_run)
+results.markdown("factual", [f"of {packages}", *VERDICTS, *faults], rows, text, seeds=one_run)
 for how, name in {"greedy": "asked", "sampled": "sampled.asked"}.items():
     results.value(f"factual.{name}.wrong", found.get((how, "asked"), ["-"] * 3)[VERDICTS.index("wrong")])
 
@@ -1663,7 +1658,7 @@ header = ["texts", "of", "compared with", "better", "worse", "p, Holm", "loop-fr
 text = "Packages whose facts the readers call better or worse than in the text compared with; a sign test per reader, "
 text += f"Holm over the greedy ({len(moved)}) and the sampled ones ({len(moved_sampled)}). Loop-free, looked at "
 text += "afterwards: where the base model's text repeats at most a fifth of its 4-grams."
-results.markdown("readings", header, list(pairs_found.values()), text, left=3, **one_run)
+results.markdown("readings", header, list(pairs_found.values()), text, left=3, seeds=one_run)
 for name in ("factual", "readings") if not found else ():
     results.block(name, "These texts were not read yet.")
 
@@ -1713,7 +1708,9 @@ header = ["", "before", "best prompt", "LoRA", "full", "one pass, LoRA", "one pa
 header.append("full minus best prompt")
 about = f" LoRA, full: {budget.train_tokens:,} training tokens"
 about += f"; one pass: {int(passed['train_tokens'].iloc[0]):,}, means of its runs ({how_many})" if late else ""
-about += ". Best prompt: by that measure, of the prompt alone (p), examples in front (e), the chat template (t)"
+about += ". Best prompt: by that measure, of the prompt alone (p), "
+tried = f"{budget.shots} examples in front (e; for bits per byte the best of {listed([budget.shots, *budget.more_shots])}), "
+about += tried * (budget.shots > 0) + "the chat template (t)"
 text = f"Before and after, test split of {task.name}: {documents} documents scored, {generated} greedy texts (corpus "
 text += f"chrF).{about}. Means over seeds; last column with t interval over them."
 rows = [greedily(measure) for measure in wide if measure != "perplexity"]

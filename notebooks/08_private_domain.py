@@ -812,7 +812,7 @@ for key, (_, p) in rises.items():
     results.claim(f"exposure rises, {'.'.join(key)}", p < 0.05 / len(rises))
 for key, row in most.iterrows():
     results.value(f"out.{'.'.join(key)}", f"{row.extracted:.0f} of {row.canaries:.0f}")
-    results.value(f"share.{'.'.join(key)}", f"{row.extracted:.0f}/{row.canaries:.0f}")
+    results.value(f"fraction.{'.'.join(key)}", f"{row.extracted:.0f}/{row.canaries:.0f}")
 row = once.loc["full", "yes"]
 results.value("once.full.yes", f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}")
 results.value("once.canaries.full.yes", row.canaries)
@@ -832,7 +832,7 @@ for row in second.itertuples():
     bits = f"{span(row.exposure, row.low, row.high, 2)} bits, {probability(row.p_value)}"
     results.value(f"copies.{row.method}.{row.copies}", bits)
     results.value(f"copies.out.{row.method}.{row.copies}", f"{row.extracted} of {row.canaries}")
-    results.value(f"copies.share.{row.method}.{row.copies}", f"{row.extracted}/{row.canaries}")
+    results.value(f"copies.fraction.{row.method}.{row.copies}", f"{row.extracted}/{row.canaries}")
     results.claim(f"{row.copies} copies leave a trace, {row.method}", row.trace)
     results.claim(f"{row.copies} copies are not shown to leave a trace, {row.method}", not row.trace)
 for row in leaks(second).itertuples():
@@ -846,17 +846,18 @@ results.value("unseen.controls", f"{controls.loc['after'].canaries.iloc[0]:.0f}"
 results.claim("what was not inserted is as by chance", controls["p_value"].min() >= 0.01)
 
 # %% [markdown]
-# - The third: those inserted most often.
+# - The third: those inserted, and the controls.
 
 # %%
 results.value("sparse.tokens", f"{sparse['train_tokens'].mean():,.0f}" if len(sparse) else "-")
 results.value("sparse.share", f"{sparse['share'].mean():.1%}" if len(sparse) else "-")
-for count in much.copies:
+for count in (0, *much.copies):
     results.value(f"sparse.{count}", "-")
     results.value(f"sparse.out.{count}", "-")
     results.value(f"sparse.fraction.{count}", "-")
 for r in third.itertuples():
-    results.value(f"sparse.{r.copies}", f"{span(r.exposure, r.low, r.high, 1)} bits")
+    bits = f"{span(r.exposure, r.low, r.high, 1)} bits, {probability(r.p_value)}"
+    results.value(f"sparse.{r.copies}", bits)
     results.value(f"sparse.out.{r.copies}", f"{r.extracted} of {r.canaries}")
     results.value(f"sparse.fraction.{r.copies}", f"{r.extracted}/{r.canaries}")
 often_read = sparse[sparse["copies"] == max(much.copies)] if len(sparse) else sparse
