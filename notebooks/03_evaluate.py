@@ -1709,8 +1709,9 @@ header.append("full minus best prompt")
 about = f" LoRA, full: {budget.train_tokens:,} training tokens"
 about += f"; one pass: {int(passed['train_tokens'].iloc[0]):,}, means of its runs ({how_many})" if late else ""
 about += ". Best prompt: by that measure, of the prompt alone (p), "
-tried = f"{budget.shots} examples in front (e; for bits per byte the best of {listed([budget.shots, *budget.more_shots])}), "
-about += tried * (budget.shots > 0) + "the chat template (t)"
+tried = listed([budget.shots, *budget.more_shots])
+tried = f"{budget.shots} examples in front (e; for bits per byte the best of {tried}), the chat template (t)"
+about += tried if budget.shots else "the chat template (t)"
 text = f"Before and after, test split of {task.name}: {documents} documents scored, {generated} greedy texts (corpus "
 text += f"chrF).{about}. Means over seeds; last column with t interval over them."
 rows = [greedily(measure) for measure in wide if measure != "perplexity"]
