@@ -55,8 +55,8 @@ from lib.results import Results, by_seed, interval, kept, markdown_table, number
 
 # %% [markdown]
 # - `train.BUDGET` is shared with notebook 03 and `python -m lib finetune`; the rest is this notebook's.
-# - In profile `full` two cores take about 40 minutes for the runs, 20 for E2E, 25 for the grids, 30 for the learning
-#   curve and 430 for the passes over the training split, six runs; E2E's five passes and its own grids are a GPU's.
+# - In profile `full` two cores take about 40 minutes for the runs, 20 for E2E, 55 for the grids, 30 for the learning
+#   curve and 430 for the passes over the training split, six runs; E2E's five passes and longer grids are a GPU's.
 
 # %%
 BUDGET = train.BUDGET | {
@@ -65,8 +65,8 @@ BUDGET = train.BUDGET | {
         {},
         {"full": (3e-5, 1e-4, 3e-4, 1e-3), "lora": (3e-4, 1e-3, 3e-3, 1e-2)},
     ),
-    "e2e_rates": ({}, {}, {"full": (1e-4, 3e-4, 1e-3), "lora": (5e-4, 2e-3, 5e-3)} if train.GPU else {}),
-    "e2e_rate_tokens": (0, 0, 600_000),  # that each of these sees: a quarter of a pass
+    "e2e_rates": ({}, {}, ({"full": (1e-4, 3e-4, 1e-3)} if train.GPU else {}) | {"lora": (5e-4, 2e-3, 5e-3)}),
+    "e2e_rate_tokens": (0, 0, 600_000 if train.GPU else 100_000),  # that each of these sees, of 2.37 M in a pass
     "curve_tokens": ((2_000, 4_000, 8_000, 12_000), (), (5_000, 20_000, 80_000, 160_000)),
     "curve_documents": (8, 0, 200),  # validation documents that chose no checkpoint, scored
     "curve_generated": (2, 0, 16),  # and generated for
@@ -236,7 +236,7 @@ figure = plots.loss_curves(main, "train_loss", ylabel="training loss, nats per t
 #
 # - A grid per method around the rate in use (`train.LEARNING_RATES`), each run scored on the validation documents that
 #   the runs above are watched on. Seed 0 alone: enough for rates that lie a factor of three apart.
-# - E2E gets its own, after a quarter of a pass, and a second schedule at the middle rate.
+# - E2E gets its own, for the method that sees a whole pass of it, and a second schedule at the middle rate.
 # - Bits per byte by rate; none where a rate was not tried for that method, or its run diverged.
 
 
@@ -256,10 +256,12 @@ def tried(t, method: str, rate: float, schedule: str) -> dict:
     return about | kept(train.run_path(base, t, settings) / "rate", [], run)
 
 
-trials = [(task, method, rate, "cosine") for method, some in budget.rates.items() for rate in some]
+grid, theirs = [(task, method, rate, "cosine") for method, some in budget.rates.items() for rate in some], []
 for method, some in budget.e2e_rates.items() if e2e else ():
-    trials += [(e2e, method, rate, "cosine") for rate in some] + [(e2e, method, some[1], "linear")]
-rates = results.table("rates", lambda: [tried(*trial) for trial in trials], optional=True)
+    theirs += [(e2e, method, rate, "cosine") for rate in some] + [(e2e, method, some[1], "linear")]
+found = [results.table("rates", lambda: [tried(*trial) for trial in grid], optional=True)]
+found += [results.table("rates_e2e", lambda: [tried(*trial) for trial in theirs], optional=True)]
+rates = pd.concat(found, ignore_index=True)
 if len(rates):
     index = ["task", "schedule", "method"]
     display(rates.pivot_table("bits_per_byte", index, "learning_rate", sort=False).round(3))

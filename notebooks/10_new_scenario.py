@@ -79,7 +79,7 @@ budget = profile.budget(
     document_bytes=(700, 700, 700),  # of the longest of them
     batch=(4, 64, 64),  # documents coded side by side
     probe_tokens=(6, 8, 16),  # of each document, where the bits of two computations are compared
-    file_bytes=(500, 8_000, 32_768),  # leading ones of a file
+    file_bytes=(500, 8_000, 152_089),  # leading ones of a file; the last is the whole of both
     cuts=(4, 16, 16),  # streams that a file is coded in
     window=(64, 4_096, 4_096),  # tokens of context then, or as many as the model has positions
 )
@@ -867,9 +867,10 @@ results.value("file.mark", FILE_MARK)
 sizes = whole.pivot_table(index="compressor", columns="file", values="bits_per_byte", sort=False)
 sizes = sizes.reindex(columns=["alice", "notes"])
 rows = [[name, *map(number, row)] for name, row in sizes.iterrows()]
-text = f"Bits per byte of two files, header and all, the first {budget.file_bytes:,} bytes of each, in 16 bits and "
-text += f"{budget.cuts} streams with up to {adaptive.window:,} tokens of context: `alice29.txt`,"
-text += " which models know, and release notes of 2026, which none can."
+length = {name: f"{size:,} bytes" for name, size in whole.groupby("file")["original_bytes"].first().items()}
+text = f"Bits per byte of two files, header and all, in 16 bits and up to {budget.cuts} streams with up to "
+text += f"{adaptive.window:,} tokens of context: `alice29.txt` ({length.get('alice', 'not at hand')}), which models "
+text += f"know, and release notes of 2026 ({length['notes']}), which none can."
 results.markdown("files", ["compressor", "alice29.txt", "release notes"], rows, text, seeds=())
 for name, gain in sizes.reindex(["model", "model and n-gram"]).diff().iloc[1].items():
     results.value(f"file.{name}.gain", number(gain, sign=True))
