@@ -1526,17 +1526,21 @@ header = ["document, chrF", *(CALLED.get(column, column) for column in shown_tex
 results.markdown("samples_table", header, rows, text, left=len(header), tokens=budget.train_tokens, seeds=one_run)
 
 # %% [markdown]
-# - One package's sampled texts, the first test document's, with what the readers said of them; and a restaurant of E2E.
+# - Sampled texts of two packages with what the readers said: the first test document's, and the first whose text after
+#   one pass both call right; and a restaurant of E2E.
 
 # %%
 header = ["of", *(CALLED.get(stage, stage) for stage in DRAWN), "people"]
 rows = []
 if len(again):
-    r, said = drawn_texts.iloc[0], again[again["id"] == drawn_texts["id"].iloc[0]]
-    verdicts = ["–".join(said.loc[said["stage"] == stage, "verdict"].unique()) for stage in DRAWN]
-    rows = [[r["id"], *(cell(r[column]) for column in (*DRAWN, "human"))], ["readers", *verdicts, ""]]
-text = "Sampled texts for the first test document, cut after 200 characters, and the two readers' verdicts. Best "
-text += f"prompt: {budget.shots} examples, chat; full: full fine-tuning."
+    said = again.groupby(["id", "stage"])["verdict"].agg(lambda v: "–".join(v.unique())).unstack()
+    said, drawn = said.reindex(drawn_texts["id"]), drawn_texts.set_index("id")
+    for name in (said.index[0], *said.index[said[DRAWN[-1]] == "right"][:1]):
+        rows.append([name, *(cell(drawn.loc[name, column]) for column in (*DRAWN, "human"))])
+        rows.append(["readers", *said.loc[name, [*DRAWN]], ""])
+text = "Sampled texts for the first test document and for the first whose text after one pass both readers call right, "
+text += f"cut after 200 characters, and the readers' verdicts. Best prompt: {budget.shots} examples, chat; full: full "
+text += "fine-tuning."
 results.markdown("sampled_text", header, rows, text, left=len(header), seeds=one_run)
 e2e_samples = samples[samples["task"] == "e2e"]
 for r in e2e_samples.head(1).to_dict("records"):
@@ -1708,20 +1712,34 @@ header = ["", "before", "best prompt", "LoRA", "full", "one pass, LoRA", "one pa
 header.append("full minus best prompt")
 about = f" LoRA, full: {budget.train_tokens:,} training tokens"
 about += f"; one pass: {int(passed['train_tokens'].iloc[0]):,}, means of its runs ({how_many})" if late else ""
-about += ". Best prompt: by that measure, of the prompt alone (p), "
-tried = listed([budget.shots, *budget.more_shots])
-tried = f"{budget.shots} examples in front (e; for bits per byte the best of {tried}), the chat template (t)"
-about += tried if budget.shots else "the chat template (t)"
+WAYS = {"p": "the prompt alone", "e": f"{budget.shots} examples in front", "t": "the chat template"}
+WAYS["c"] = "examples as turns of a chat"
+
+
+def by_letter(rows) -> str:
+    """The ways that are the best by some measure."""
+    used = [f"{way} ({letter})" for letter, way in WAYS.items() if any(f"({letter})" in row[2] for row in rows)]
+    return f" Best prompt: by that measure; {listed(used)}." if used else ""
+
+
 text = f"Before and after, test split of {task.name}: {documents} documents scored, {generated} greedy texts (corpus "
 text += f"chrF).{about}. Means over seeds; last column with t interval over them."
 rows = [greedily(measure) for measure in wide if measure != "perplexity"]
-results.markdown("answer", header, rows, text)
+more = f" For bits per byte (e) is the best of {listed([budget.shots, *budget.more_shots])} examples."
+results.markdown("answer", header, rows, text + by_letter(rows) + more * (len(more_examples) > 0))
 results.claim("synopsis in form of sampled texts beats the best prompt", False)  # until it is measured
 spoken = MAIN | {"rep_4": "repeated 4-grams"}
 rows = [by_sampling(measure, spoken[measure]) for measure in by_way] if len(sampled) else []
-text = f"The same of sampled texts, one for each of {len(sampled_for)} documents (mean document chrF).{about} or "
-text += f"examples as turns of a chat (c). LoRA, full: one run (seed {budget.seeds[0]}); last column with bootstrap "
-results.markdown("answer_sampled", header, rows, text + "interval over documents.", seeds=())
+text = f"The same of sampled texts, one for each of {len(sampled_for)} documents (mean document chrF).{about}. LoRA, "
+text += f"full: one run (seed {budget.seeds[0]}); last column with bootstrap interval over documents."
+results.markdown("answer_sampled", header, rows, text + by_letter(rows), seeds=())
+asked = fair_before["tags_reflected"].max() if "tags_reflected" in fair_before else math.nan
+for method in ("full", "lora"):
+    part = passed[passed["method"] == method]["tags_reflected"] if len(passed) else NOTHING
+    ends = [x - asked for x in metrics.mean_interval(part, 1)] if len(part) else [math.nan] * 3
+    results.value(f"pass.greedy.{method}", span(*ends, 2, sign=True))
+    results.claim(f"pass.greedy.{method} is higher", ends[1] > 0)
+    results.claim(f"pass.greedy.{method} is not shown higher", ends[1] <= 0)
 
 # %%
 results.value("model", made["base_model"].removesuffix(" (stand-in)"))

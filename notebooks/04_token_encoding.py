@@ -543,6 +543,10 @@ if len(rates):
     )
     rates = pd.concat([usual, rates])[["label", "seed", "learning_rate", "bits_per_byte"]]
     display(rates.pivot_table("bits_per_byte", "label", "learning_rate", sort=False).round(3))
+at_best = {}  # each at the best of its rates by the same text
+for name, part in rates.groupby("label", sort=False) if len(rates) else ():
+    chosen = part.groupby("learning_rate")["bits_per_byte"].mean().idxmin()
+    at_best[name] = part[part["learning_rate"] == chosen].set_index("seed")["bits_per_byte"]
 
 # %% [markdown]
 # - Of the encodings learned here the largest BPE has the largest table. Bytes in a model of as many parameters: the
@@ -561,8 +565,11 @@ def equal_parameter_rows() -> list[dict]:
 
 
 wider = results.table("equal_parameters", lambda: equal_parameter_rows() if budget.equal_rates else [], optional=True)
+of_wide = pd.Series(dtype=float)  # at the better of its rates
 if len(wider):
     display(wider.groupby(["n_embd", "parameters", "learning_rate"])["bits_per_byte"].agg(interval))
+    bits = by_seed(wider, "learning_rate")
+    of_wide = bits[bits.mean().idxmin()]
 
 # %% [markdown]
 # ## 7 The trap of token perplexity
@@ -605,10 +612,12 @@ trap.sort_values(["corpus", "perplexity"]).round(3)
 # %% [markdown]
 # ## For the report
 #
-# - The tables of section 6.1: one row per encoding.
+# - The tables of section 6.1: one row per encoding, of English with the two controls.
 
 # %%
 header = ["encoding", "vocabulary", "parameters", "bytes per token", "bits per byte", "minus bytes, by seed"]
+sets = sweep[sweep.budget == "compute"].groupby("label")["bits_per_byte"].agg(interval)
+controls = {"best rate": {name: interval(bits) for name, bits in at_best.items()}, "equal compute": sets}
 TEXTS = {"debian": ("english", "English (Debian descriptions)"), "tang": ("chinese", "Chinese (Tang quatrains)")}
 for corpus, (language, text) in TEXTS.items():
     gap, rows = gaps(corpus), []
@@ -617,8 +626,17 @@ for corpus, (language, text) in TEXTS.items():
         cells = [NAMES.get(r.encoding, r.encoding), f"{r.vocab_size:,}", f"{r.parameters / 1e6:.2f} M"]
         cells += [number(r.bytes_per_token, 2), interval(part.bits_per_byte)]
         rows.append([*cells, interval(gap[key], sign=True) if key in gap else ""])
+        rows[-1] += [found.get(key, "-") for found in controls.values()] if language == "english" else []
     text += f", {budget.train_bytes:,} bytes a run, held-out bits per byte; mean, 95 % t interval."
-    results.markdown(language, header, rows, text, scratch=True)
+    if language == "english":
+        text += " Controls: the best of four rates (wider bytes: of two) and, at the rate of all, as much compute "
+        text += f"as BPE {middle:,} has here."
+        for r in wider.head(1).itertuples():
+            size = [f"{r.vocab_size:,}", f"{r.parameters / 1e6:.2f} M", "1.00"]
+            rows.append(["bytes, wider blocks", *size, "-", "-", interval(of_wide), "-"])
+    results.markdown(language, header + [*controls] * (language == "english"), rows, text, scratch=True)
+
+# %%
 wide = by_seed(equal[equal.corpus == "debian"], "label")
 best = wide.drop(columns=NAMES["gpt2"], errors="ignore").mean().idxmin()
 said = {"best": best, "best.bits": number(wide[best].mean()), "bytes.bits": number(wide["bytes"].mean())}
@@ -657,18 +675,11 @@ for r in facts[(facts.corpus == "tang") & (facts.unknown_percent > 0)].itertuple
 
 for r, name in zip(control.itertuples(), ("bytes", "bpe"), strict=True):
     results.value(f"learned.{name}.more", number(r.bits_per_byte - r.with_rope))
-# Bytes and the BPEs, each at the best of its rates by the same text, paired by seed and corrected for two.
-at_best = {}
-for name, part in rates.groupby("label", sort=False) if len(rates) else ():
-    chosen = part.groupby("learning_rate")["bits_per_byte"].mean().idxmin()
-    at_best[name] = part[part["learning_rate"] == chosen].set_index("seed")["bits_per_byte"]
+# Bytes and the BPEs, each at the best of its rates, paired by seed and corrected for two.
 ahead = shown({name: bits - at_best["bytes"] for name, bits in at_best.items() if name != "bytes"})
 results.claim("at their best rates the BPEs are ahead of bytes", len(ahead) > 0 and max(ahead.values()) < 0)
 # Bytes in as many parameters against the largest BPE, each at the best of its rates.
-of_wide, largest = pd.Series(dtype=float), label("bpe", max(sizes))
-if len(wider):
-    bits = by_seed(wider, "learning_rate")
-    of_wide = bits[bits.mean().idxmin()]
+largest = label("bpe", max(sizes))
 results.value("bytes.wide.bits", interval(of_wide))
 results.value("bytes.wide.parameters", f"{wider['parameters'].iloc[0] / 1e6:.2f}" if len(wider) else "-")
 ahead = shown(at_best.get(largest, wide[largest]) - of_wide) < 0
