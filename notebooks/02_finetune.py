@@ -649,10 +649,12 @@ results.claim("another rate tried is better for LoRA", in_use["lora"] > lowest["
 #   Holm over the two. Then the table of the learning curve (few synopses: no interval).
 
 # %%
-lower = False
+lower, change = False, pd.Series(dtype=float)
 if len(better := tuned[tuned["method"] == "lora"] if len(tuned) else tuned):
     ends = by_seed(curve[curve["train_tokens"] == budget.train_tokens], "method")[["lora", "full"]]
-    lower = shown(-ends.sub(better.set_index("seed")["bits_per_byte"], axis=0))["lora"] < 0
+    changes = -ends.sub(better.set_index("seed")["bits_per_byte"], axis=0)
+    lower, change = shown(changes)["lora"] < 0, changes["lora"]
+results.value("rates.lora.lower", interval(change, sign=True))
 results.claim("at its best rate LoRA ends lower than at the rate in use", lower)
 rows = []
 measured_runs = pd.concat([curve, passed])

@@ -1438,6 +1438,7 @@ results.markdown("passes", [*by_run.columns], by_run.to_numpy().tolist(), text +
 ends = by_seed(passed, "method") if len(passed) else pd.DataFrame()
 gap = ends["lora"] - ends["full"] if {"lora", "full"} <= {*ends} else NOTHING
 results.value("pass.lora.gap", interval(gap, sign=True))
+results.value("pass.lora.short", number(gap.mean()))
 results.claim("after one pass LoRA is behind full fine-tuning", shown(gap) > 0)
 
 # %% [markdown]
@@ -1536,10 +1537,10 @@ if len(again):
     said = again.groupby(["id", "stage"])["verdict"].agg(lambda v: "–".join(v.unique())).unstack()
     said, drawn = said.reindex(drawn_texts["id"]), drawn_texts.set_index("id")
     for name in (said.index[0], *said.index[said[DRAWN[-1]] == "right"][:1]):
-        rows.append([name, *(cell(drawn.loc[name, column]) for column in (*DRAWN, "human"))])
+        rows.append([name, *(cell(drawn.loc[name, column], 130) for column in (*DRAWN, "human"))])
         rows.append(["readers", *said.loc[name, [*DRAWN]], ""])
 text = "Sampled texts for the first test document and for the first whose text after one pass both readers call right, "
-text += f"cut after 200 characters, and the readers' verdicts. Best prompt: {budget.shots} examples, chat; full: full "
+text += f"cut after 130 characters, and the readers' verdicts. Best prompt: {budget.shots} examples, chat; full: full "
 text += "fine-tuning."
 results.markdown("sampled_text", header, rows, text, left=len(header), seeds=one_run)
 e2e_samples = samples[samples["task"] == "e2e"]

@@ -616,8 +616,8 @@ trap.sort_values(["corpus", "perplexity"]).round(3)
 
 # %%
 header = ["encoding", "vocabulary", "parameters", "bytes per token", "bits per byte", "minus bytes, by seed"]
-sets = sweep[sweep.budget == "compute"].groupby("label")["bits_per_byte"].agg(interval)
-controls = {"best rate": {name: interval(bits) for name, bits in at_best.items()}, "equal compute": sets}
+sets = sweep[sweep.budget == "compute"].groupby("label")["bits_per_byte"].mean().map(number)
+controls = {"best rate": {name: number(bits.mean()) for name, bits in at_best.items()}, "equal compute": sets}
 TEXTS = {"debian": ("english", "English (Debian descriptions)"), "tang": ("chinese", "Chinese (Tang quatrains)")}
 for corpus, (language, text) in TEXTS.items():
     gap, rows = gaps(corpus), []
@@ -629,11 +629,11 @@ for corpus, (language, text) in TEXTS.items():
         rows[-1] += [found.get(key, "-") for found in controls.values()] if language == "english" else []
     text += f", {budget.train_bytes:,} bytes a run, held-out bits per byte; mean, 95 % t interval."
     if language == "english":
-        text += " Controls: the best of four rates (wider bytes: of two) and, at the rate of all, as much compute "
-        text += f"as BPE {middle:,} has here."
+        text += " Controls, means: the best of four rates (wider bytes: of two) and, at the rate of all, as much "
+        text += f"compute as BPE {middle:,} has here."
         for r in wider.head(1).itertuples():
             size = [f"{r.vocab_size:,}", f"{r.parameters / 1e6:.2f} M", "1.00"]
-            rows.append(["bytes, wider blocks", *size, "-", "-", interval(of_wide), "-"])
+            rows.append(["bytes, wider", *size, "-", "-", number(of_wide.mean()), "-"])
     results.markdown(language, header + [*controls] * (language == "english"), rows, text, scratch=True)
 
 # %%

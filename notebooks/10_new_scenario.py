@@ -79,7 +79,8 @@ budget = profile.budget(
     document_bytes=(700, 700, 700),  # of the longest of them
     batch=(4, 64, 64),  # documents coded side by side
     probe_tokens=(6, 8, 16),  # of each document, where the bits of two computations are compared
-    file_bytes=(500, 8_000, 152_089),  # leading ones of a file; the last is the whole of both
+    alice_bytes=(500, 8_000, 152_089),  # leading ones of a file; the last is all of it
+    notes_bytes=(500, 8_000, 32_768),
     cuts=(4, 16, 16),  # streams that a file is coded in
     window=(64, 4_096, 4_096),  # tokens of context then, or as many as the model has positions
 )
@@ -622,8 +623,9 @@ def files() -> dict[str, bytes]:
     if not found:
         print("Skipped: alice29.txt is not in the folder canterbury of DATA_MIRROR or of data/mirror.")
     out["notes"] = "\n\n".join(row["text"] for row in release_notes()).encode()
+    size = {"alice": budget.alice_bytes, "notes": budget.notes_bytes}
     # no part of a character at the end
-    return {name: data[: budget.file_bytes].decode("utf-8", "ignore").encode() for name, data in out.items()}
+    return {name: data[: size[name]].decode("utf-8", "ignore").encode() for name, data in out.items()}
 
 
 # %% [markdown]
