@@ -1342,7 +1342,6 @@ ways = fair_before.reindex(columns=["setting", *MAIN, "median_characters"]).set_
 least, best, asked = ways["bits_per_byte"].min(), ways.max(), ways["chrf"].iloc[1:]  # the first: not asked
 results.value("max_new_tokens", budget.max_new_tokens)
 results.value("fair.most", MOST)
-results.value("fair.ask", ASK.strip())
 results.value("fair.bits_per_byte", number(least))
 for n in BUDGET["more_shots"][-1]:
     results.value(f"fair.bits_per_byte.{n}", number(ways["bits_per_byte"].get(f"{n} examples in the prompt", math.nan)))
@@ -1357,10 +1356,6 @@ results.value("form.fair", f"{number(100 * best['synopsis_form'], 0)} %")
 for name, setting in (("alone", "prompt alone"), ("examples", f"{budget.shots} examples in the prompt")):
     results.value(f"fair.characters.{name}", number(ways["median_characters"].get(setting), 0))
 results.value("fair.characters.people", number(np.median([len(r["references"][0]) for r in rows_of[task.name]]), 0))
-known = {r["id"]: list(r["references"]) for r in task["test"]}
-texts = [*reading.get("asked", ())]  # written on another processor, whose last bits are others
-read_chrf = measures.chrf(texts, [known[i] for i in reading["id"]]) if texts else math.nan
-results.value("fair.read.chrf", number(read_chrf, 1))
 results.claim("full beats the fairest before", metrics.mean_interval(full["bits_per_byte"])[2] < least)
 results.claim("full beats the fairest before in chrF", metrics.mean_interval(full["chrf"])[1] > best["chrf"])
 results.claim("by chrF the chat template is the best prompt", len(asked) and asked.idxmax() == "chat template")

@@ -643,7 +643,7 @@ said = {"best": best, "best.bits": number(wide[best].mean()), "bytes.bits": numb
 r = recipes()[0]
 setup = f"{r.n_layer} layers, {r.n_embd} wide, {r.n_head} heads, RoPE; rows of 512 bytes on average, {r.rows} in a "
 setup += f"step; AdamW, cosine from {r.learning_rate:g}; {r.train_bytes:,} bytes of text, seeds {listed(budget.seeds)}"
-said |= {"setup": setup, "learned.size": f"{middle:,}"}
+said["setup"] = setup
 for name, said_value in said.items():
     results.value(name, said_value)
 results.claim("the best needs fewer bits than bytes", shown(gaps("debian"))[best] < 0)
@@ -666,15 +666,12 @@ for corpus, (language, _) in TEXTS.items():
 results.claim("in English none needs more bits than bytes", not sides["debian", 1])
 
 # %% [markdown]
-# - What UNK costs in Chinese, and what learned positions cost bytes and BPE.
+# - What UNK costs in Chinese; the controls.
 
 # %%
 for r in facts[(facts.corpus == "tang") & (facts.unknown_percent > 0)].itertuples():
     results.value(f"unknown.{r.encoding}", number(r.unknown_percent, 2))
     results.value(f"unknown.{r.encoding}.price", number(r.unknown_bits_per_byte))
-
-for r, name in zip(control.itertuples(), ("bytes", "bpe"), strict=True):
-    results.value(f"learned.{name}.more", number(r.bits_per_byte - r.with_rope))
 # Bytes and the BPEs, each at the best of its rates, paired by seed and corrected for two.
 ahead = shown({name: bits - at_best["bytes"] for name, bits in at_best.items() if name != "bytes"})
 results.claim("at their best rates the BPEs are ahead of bytes", len(ahead) > 0 and max(ahead.values()) < 0)

@@ -1156,14 +1156,15 @@ def tell(group, **values):
         results.value(f"{group}.{name}", value)
 
 
-def quality(form="linear+window", share=1.0, stage="fine_tuned", order="least_damage", matched=True):
-    """Bits per byte by seed."""
+def quality(share):
+    """Bits per byte by seed, of matched and fine-tuned layers that cost least."""
     keys = ["form", "share", "stage", "order", "matched", "seed"]
-    return conversion.set_index(keys).sort_index()["bits_per_byte"][form, share, stage, order, matched]
+    ends = conversion.set_index(keys).sort_index()["bits_per_byte"]
+    return ends["linear+window", share, "fine_tuned", "least_damage", True]
 
 
 # %%
-control = quality(share=0.0)
+control = quality(0.0)
 lines = []
 for (form, matched, share), part in tuned.groupby(["form", "matched", "share"], sort=False):
     own = part.set_index("seed")["bits_per_byte"]
@@ -1175,16 +1176,12 @@ text = f"Test text, prompts counted, after conversion and the same fine-tuning o
 text += "mean, 95 % t interval, and the difference to the control (not converted, fine-tuned as well), paired by seed. "
 text += "A window alone has nothing to match, so it sees the fine-tuning's tokens only."
 results.markdown("conversion", header, lines, text)
-dear = {share: (quality(share=share) / control - 1).mean() for share in SHARES[1:]}
+dear = {share: (quality(share) / control - 1).mean() for share in SHARES[1:]}
 tell("conversion", **{f"cost{share * 100:.0f}": f"{cost:+.1%}" for share, cost in dear.items()})
 tell("conversion", tuning_tokens=f"{budget.tuning_tokens:,}")
 width = base.model.config.hidden_size // base.model.config.num_attention_heads
 tell("setup", row=budget.row_length, window=convert.FORMS["window"]["window"], features=2 * width)
 tell("setup", matching_rate=MATCHING_RATE, lora_rate=train.LEARNING_RATES["lora"])
-half = {"share": 0.5, "stage": "converted"}
-helped = quality(**half) - quality(**half, order="most_damage")
-results.value("conversion.order", interval(helped, 4, sign=True))
-results.claim("conversion: order helps", shown(helped) < 0)
 
 # %% [markdown]
 # - At equal training tokens in all, the second stage by LoRA, of one seed; beside it the range of the seeds above.
@@ -1192,7 +1189,7 @@ results.claim("conversion: order helps", shown(helped) < 0)
 
 # %%
 whole = lora[lora["matched"] & (lora["share"] == 1)].set_index(["form", "tuning_tokens"])["bits_per_byte"]
-spread = np.ptp(quality())
+spread = np.ptp(quality(1.0))
 ahead = whole["linear+window", SHORT] - whole["window", EQUAL]
 apart = whole["linear+window", LONG] - whole["window", budget.matching_tokens + LONG]
 results.claim("at equal tokens the window alone is ahead", ahead > spread)

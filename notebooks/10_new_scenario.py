@@ -846,7 +846,6 @@ else:
 results.value("seeds", len(budget.seeds))
 results.value("documents", sent)
 results.value("added", f"{100 * added.min():.1f} to {100 * added.max():.1f} %")
-results.value("encode", number(rate, 2))
 for domain, found in saw.items():
     for name in ("before", "after", "header.before", "header.after", "real", "paired", "rival", "gigabytes"):
         results.value(f"{domain}.{name}", found[name])

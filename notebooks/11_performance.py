@@ -666,7 +666,7 @@ unfinished = [f"{row.system}{best[row.setting]} (seed {row.seed})" for row in la
 results.value("first.late", listed(unfinished))
 
 # %% [markdown]
-# - What a training and an evaluation reach of the machine's products, and where the rest goes.
+# - What a training and an evaluation reach of the machine's products.
 
 # %%
 for kind in ("training", "evaluation"):
@@ -674,18 +674,12 @@ for kind in ("training", "evaluation"):
     results.value(f"share.{kind}", f"{share:.0%}")
     results.claim(f"{kind} stays below 80 % of the products", share < 0.8)
 results.value("retired", f"{5 * reached.loc[('evaluation', 'tutorial', 'default'), 'share']:.0%}")
-for row in spent[spent["part"] == "products"].itertuples():
-    results.value(f"spent.{row.kind}", f"{row.share:.0%}")
 results.value("bits.ours", number(bits["ours", "default"], 4))
 results.value("bits.loop", number(bits["tutorial", "default"], 4))
 results.value("loss.worst", f"{gap.abs().max():.2%}")
 results.value("loss.seeds", len(gap))
 results.claim("the faster step learns the same", gap.abs().max() <= 0.005)
 results.claim("with dropout not measured again", dropped.empty)
-by_length = context[context["measure"] == MEASURED["step_seconds"]].set_index("value")["result"]
-results.value("step.shortest", f"{by_length.index.min():,}")
-results.value("step.longest", f"{by_length.index.max():,}")
-results.value("step.doublings", listed((by_length / by_length.shift()).dropna().map("{:.2f}".format).tolist()))
 results.value("faults", f"{faults.loc[~fuzzed & ~undisturbed, 'injected'].sum():,}")
 results.value("fuzzed", f"{faults.loc[fuzzed, 'injected'].sum():,}")
 results.value("kinds", (~undisturbed & ~fuzzed).sum())
