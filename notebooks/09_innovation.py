@@ -1106,9 +1106,9 @@ display(pd.crosstab(diagnoses["planted"], diagnoses["named"]), diagnoses.groupby
 #
 # - Conversion: with few tokens a quarter of the layers goes at a small cost, from there on every share costs more. With
 #   two hundred thousand three quarters stay below 5 %; all of them do not. At equal training tokens the matching earns
-#   its share; the linear part hardly does: the window alone, tuned on as many, is ahead at the smallest budget and
-#   level at the next; at the largest it is ahead where three quarters are converted, a little behind where all are.
-#   One seed each, but for three quarters at the largest.
+#   its share; that the linear part does is not shown: the window alone, tuned on as many, is ahead at the smallest
+#   budget and level at the next; at the largest it is ahead in the mean where three quarters are converted and behind
+#   where all are, neither shown by Holm over the two. One seed each, but three at the largest.
 # - Frontier: by the sum of four general texts no setting forgets less than interpolation, which is free; LoRA of rank
 #   16 and the last blocks forget more. Full fine-tuning is not shown to forget by the sum: what people wrote became a
 #   little cheaper, the base model's own samples dearer. LoRA of rank 64 forgets most and is not shown to gain more.
@@ -1201,14 +1201,15 @@ runs = large.groupby(["form", "share"], sort=False) if len(large) else []
 bits = {which: part.set_index("seed")["bits_per_byte"] for which, part in runs}
 start = bits.get(("linear+window", 0.0), pd.Series(dtype=float))
 costs_of = {name: 100 * (bits.get(which, start[:0]) / start - 1) for name, which in ASKED.items()}
-gap = costs_of["window_quarters"] - costs_of["quarters"]
+gaps = {"quarters": costs_of["window_quarters"] - costs_of["quarters"], "all": costs_of["window"] - costs_of["all"]}
+apart = shown(gaps)  # by Holm over the two
 for name, cost in costs_of.items():
     results.value(f"large.{name}", interval(cost, 1, sign=True))
-results.value("large.gap", interval(gap, 2, sign=True))
+for name, gap in gaps.items():
+    results.value(f"large.gap.{name}", interval(gap, 2, sign=True))
 results.claim("three quarters of the layers cost less than 5 %", shown(costs_of["quarters"] - 5) < 0)
-results.claim("all layers cost more than 5 %", costs_of["all"].min() > 5)
-results.claim("at three quarters a window with as many tokens costs less", shown(gap) < 0)
-results.claim("a window with as many tokens costs no less", costs_of["window"].min() > costs_of["all"].max())
+results.claim("all layers cost more than 5 %", shown(costs_of["all"] - 5) > 0)
+results.claim("with as many tokens a window alone is not told apart", not any(apart.values()))
 
 # %%
 lines = []
