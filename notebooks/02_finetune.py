@@ -65,8 +65,12 @@ BUDGET = train.BUDGET | {
         {},
         {"full": (3e-5, 1e-4, 3e-4, 1e-3), "lora": (3e-4, 1e-3, 3e-3, 1e-2)},
     ),
-    "e2e_rates": ({}, {}, ({"full": (1e-4, 3e-4, 1e-3)} if train.GPU else {}) | {"lora": (5e-4, 2e-3, 5e-3)}),
-    "e2e_rate_tokens": (0, 0, 600_000 if train.GPU else 100_000),  # that each of these sees, of 2.37 M in a pass
+    "e2e_rates": (
+        {"lora": (2e-3, 5e-3)},
+        {},
+        ({"full": (1e-4, 3e-4, 1e-3)} if train.GPU else {}) | {"lora": (5e-4, 2e-3, 5e-3)},
+    ),
+    "e2e_rate_tokens": (1_280, 0, 600_000 if train.GPU else 100_000),  # that each of these sees, of 2.37 M in a pass
     "curve_tokens": ((2_000, 4_000, 8_000, 12_000), (), (5_000, 20_000, 80_000, 160_000)),
     "curve_documents": (8, 0, 200),  # validation documents that chose no checkpoint, scored
     "curve_generated": (2, 0, 16),  # and generated for
