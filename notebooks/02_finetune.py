@@ -260,6 +260,10 @@ def tried(t, method: str, rate: float, schedule: str) -> dict:
     return about | kept(train.run_path(base, t, settings) / "rate", [], run)
 
 
+# %% [markdown]
+# - Which are tried: `grid` on the task, `theirs` on E2E.
+
+# %%
 grid, theirs = [(task, method, rate, "cosine") for method, some in budget.rates.items() for rate in some], []
 for method, some in budget.e2e_rates.items() if e2e else ():
     theirs += [(e2e, method, rate, "cosine") for rate in some] + [(e2e, method, some[1], "linear")]

@@ -1708,27 +1708,26 @@ header = ["", "before", "best prompt", "LoRA", "full", "one pass, LoRA", "one pa
 header.append("full minus best prompt")
 about = f" LoRA, full: {budget.train_tokens:,} training tokens"
 about += f"; one pass: {int(passed['train_tokens'].iloc[0]):,}, means of its runs ({how_many})" if late else ""
-WAYS = {"p": "the prompt alone", "e": f"{budget.shots} examples in front", "t": "the chat template"}
-WAYS["c"] = "examples as turns of a chat"
-
-
-def by_letter(rows) -> str:
-    """The ways that are the best by some measure."""
-    used = [f"{way} ({letter})" for letter, way in WAYS.items() if any(f"({letter})" in row[2] for row in rows)]
-    return f" Best prompt: by that measure; {listed(used)}." if used else ""
-
-
+about += ". Best prompt: by that measure, of the bare prompt, "
+about += f"{budget.shots} examples in front (e), " * (budget.shots > 0) + "the chat template (t)"
 text = f"Before and after, test split of {task.name}: {documents} documents scored, {generated} greedy texts (corpus "
-text += f"chrF).{about}. Means over seeds; last column with t interval over them."
+text += f"chrF).{about}; for bits per byte (e) is the best of {listed([budget.shots, *budget.more_shots])} examples. "
+text += "Means over seeds; last column with t interval over them."
 rows = [greedily(measure) for measure in wide if measure != "perplexity"]
-more = f" For bits per byte (e) is the best of {listed([budget.shots, *budget.more_shots])} examples."
-results.markdown("answer", header, rows, text + by_letter(rows) + more * (len(more_examples) > 0))
+results.markdown("answer", header, rows, text)
+
+# %%
 results.claim("synopsis in form of sampled texts beats the best prompt", False)  # until it is measured
 spoken = MAIN | {"rep_4": "repeated 4-grams"}
 rows = [by_sampling(measure, spoken[measure]) for measure in by_way] if len(sampled) else []
-text = f"The same of sampled texts, one for each of {len(sampled_for)} documents (mean document chrF).{about}. LoRA, "
-text += f"full: one run (seed {budget.seeds[0]}); last column with bootstrap interval over documents."
-results.markdown("answer_sampled", header, rows, text + by_letter(rows), seeds=())
+text = f"The same of sampled texts, one for each of {len(sampled_for)} documents (mean document chrF).{about} and "
+text += f"examples as turns of a chat (c). LoRA, full: one run (seed {budget.seeds[0]}); last column with bootstrap "
+results.markdown("answer_sampled", header, rows, text + "interval over documents.", seeds=())
+
+# %% [markdown]
+# - Greedy texts of the passes: the tags, over seeds, against the best of the three ways that were asked greedily.
+
+# %%
 asked = fair_before["tags_reflected"].max() if "tags_reflected" in fair_before else math.nan
 for method in ("full", "lora"):
     part = passed[passed["method"] == method]["tags_reflected"] if len(passed) else NOTHING

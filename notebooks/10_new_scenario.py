@@ -85,6 +85,11 @@ budget = profile.budget(
     fewer_cuts=(2, 0, 8),  # and, after these had missed the mark, the whole of alice29.txt
     window=(64, 4_096, 4_096),  # tokens of context then, or as many as the model has positions
 )
+
+# %% [markdown]
+# - The base model, and this notebook's results.
+
+# %%
 base = load_base()
 results = Results("10_new_scenario", base=base, seeds=budget.seeds)
 
