@@ -1327,6 +1327,8 @@ if len(ours):
     formatted = both.assign(**{c: [number(x, n) for x in both[c]] for c, n in digits.items()})
     rows = formatted[["system", "decoding", "passes", *known, "source"]].to_numpy().tolist()
     text = f"E2E NLG, {ours['generated'].max():.0f} test inputs, one seed; passes over the training set. "
+    for r in as_published.head(1).itertuples():
+        text += f"The longer run: {r.train_tokens:,} tokens, rate {r.learning_rate:g}, {r.schedule}. "
     text += "Published rows are of other models. -: not measured, or not told."
     results.markdown("e2e", header, rows, text, left=2, seeds=[0])
 else:

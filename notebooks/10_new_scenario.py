@@ -611,8 +611,8 @@ results.table("one_file", single_file)
 # - $a$, $b$ and $u$ follow the gradient of $-\log_2 p$ after each token. The model's weights stay.
 # - A file is cut into streams, coded side by side: where one begins its context is empty, which costs bits, and a step
 #   serves them all, which is where the speed comes from. The n-gram's counts are of all streams.
-# - The files, their leading bytes: `alice29.txt` of the Canterbury corpus (Arnold and Bell 1997), known to everybody,
-#   so to the model too, and the release notes of 2026 as one file, which it can't know.
+# - The files: `alice29.txt` of the Canterbury corpus (Arnold and Bell 1997), known to everybody, so to the model too,
+#   and the release notes of 2026 as one file, of which the beginning, which it can't know.
 
 # %%
 display(plots.source(compress.Mixer))
@@ -805,9 +805,9 @@ print(f"Coder and container add {added.min():.1%} to {added.max():.1%}; {rate:.2
 #   Our rows are means over a part of the test inputs and of another base model where GPT-2 was not within reach;
 #   our ROUGE-L is not coco-caption's. The slot check is by rules, and people do not score 0 on it. The published rows
 #   had other budgets and beam search: no distance to them is told.
-# - Compression: a few documents of three kinds, short ones, and the beginnings of two files: what others report of the
-#   whole `alice29.txt` (CMIX 1.63, SmolLM2-135M with mixing 0.918 bits per byte; Tacconelli 2026) does not compare,
-#   and the seconds are of a shared machine. Dedicated compressors (PPM, context mixing such as CMIX, with no pretrained
+# - Compression: a few documents of three kinds, short ones, and two files. Of `alice29.txt` others report 1.63 bits per
+#   byte (CMIX) and 0.918 (SmolLM2-135M with mixing, one stream; Tacconelli 2026); ours begins anew in each stream. The
+#   seconds are of a shared machine. Dedicated compressors (PPM, context mixing such as CMIX, with no pretrained
 #   weights to ship) were not run here. The mixture's rates (0.001, 0.3, 0.02) and its cells were chosen on
 #   `alice29.txt`, where its gain is therefore flattered; not on the release notes.
 # - `debian` is public text, the base may have seen it; `release_notes` it can't have seen, but has seen their kind.
@@ -892,8 +892,13 @@ for name, gain in sizes.reindex(["model", "model and n-gram"]).diff().iloc[1].it
 results.claim("the files came back", len(returned) > 0 and bool(returned["same"].all()))
 ours = whole[whole["compressor"].str.startswith("model")]
 rate = ours["original_bytes"] / ours["seconds"] / 1_000
-results.claim("the well-known file misses its marks", sizes["alice"].min() > FILE_MARK and rate.max() < 0.5)
 results.value("file.rate", f"{rate.min():.2f} to {rate.max():.2f}")
+results.claim("coding stays below half a kilobyte a second", rate.max() < 0.5)
+first = sizes["alice"].get("model and n-gram", math.nan)
+results.claim("the well-known file misses its mark in many streams", first > FILE_MARK)
+results.claim("in fewer streams it meets its mark", sizes["alice"].min() <= FILE_MARK < first)
+results.claim("in fewer streams it misses its mark", sizes["alice"].min() > FILE_MARK)
+results.value("file.fewer", budget.fewer_cuts)
 
 # %% [markdown]
 # - The table; then everything is written.
