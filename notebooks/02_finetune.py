@@ -51,7 +51,7 @@ from lib import hub, metrics, packing, plots, profile, tasks, train
 from lib import texts as measures
 from lib.generate import DECODING, generate
 from lib.models import load_base
-from lib.results import Results, by_seed, interval, kept, markdown_table, number, shown, span
+from lib.results import Results, by_seed, interval, kept, listed, markdown_table, number, shown, span
 
 # %% [markdown]
 # - `train.BUDGET` is shared with notebook 03 and `python -m lib finetune`; the rest is this notebook's.
@@ -630,7 +630,9 @@ for (name, method), grid in rates.groupby(["task", "method"], sort=False) if len
         tried_rates, bits = (", ".join(map(form, tries[c])) for c, form in RATE_COLUMNS.items())
         rows.append([name, method, schedule, tried_rates, bits, f"{used.learning_rate:g}, {used.schedule}"])
 header = ["task", "method", "schedule", "rates tried", "bits per byte", "in use"]
-text = "Learning rates tried, with bits per byte of the validation documents that the runs are watched on; "
+text = "Learning rates tried, with bits per byte of the validation documents that the runs are watched on, after "
+sizes = rates.groupby("task", sort=False)["train_tokens"].first() if len(rates) else pd.Series(dtype=int)
+text += f"{listed([f'{size:,} tokens ({name})' for name, size in sizes.items()])}; "
 text += "- for a run that diverged." if rates.isna().any(axis=None) else "one run each."
 results.markdown("rates", header, rows, text, left=3, seeds=[0])
 
@@ -651,6 +653,12 @@ for method in ("full", "lora"):
     results.claim(f"a second rate is level for {labels[method]}", level)
 results.claim("no rate tried is better for full fine-tuning", in_use["full"] <= lowest["full"])
 results.claim("another rate tried is better for LoRA", in_use["lora"] > lowest["lora"])
+of_e2e = rates[(rates["task"] == "e2e") & (rates["method"] == "lora")] if len(rates) else rates
+ends = of_e2e.set_index(["schedule", "learning_rate"])["bits_per_byte"] if len(of_e2e) else pd.Series(dtype=float)
+used = ("cosine", train.LEARNING_RATES["e2e lora"])
+best = ends["cosine"].idxmin() if len(ends) else math.nan
+results.claim("of E2E's rates tried the highest is the best for LoRA", best > used[1])
+results.claim("E2E's linear schedule ends lower", len(ends) and ends.get(("linear", used[1]), math.inf) < ends[used])
 
 # %% [markdown]
 # - LoRA at that rate with every seed, beside its rate in use and beside full fine-tuning: differences paired by seed,
