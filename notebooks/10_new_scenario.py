@@ -898,6 +898,7 @@ first = sizes["alice"].get("model and n-gram", math.nan)
 results.claim("the well-known file misses its mark in many streams", first > FILE_MARK)
 results.claim("in fewer streams it meets its mark", sizes["alice"].min() <= FILE_MARK < first)
 results.claim("in fewer streams it misses its mark", sizes["alice"].min() > FILE_MARK)
+results.value("file.cuts", budget.cuts)
 results.value("file.fewer", budget.fewer_cuts)
 
 # %% [markdown]
