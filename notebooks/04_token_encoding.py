@@ -615,7 +615,7 @@ trap.sort_values(["corpus", "perplexity"]).round(3)
 # - The tables of section 6.1: one row per encoding, of English with the two controls.
 
 # %%
-header = ["encoding", "vocabulary", "parameters", "bytes per token", "bits per byte", "minus bytes, by seed"]
+header = ["encoding (vocabulary)", "parameters", "bytes per token", "bits per byte", "minus bytes, by seed"]
 sets = sweep[sweep.budget == "compute"].groupby("label")["bits_per_byte"].mean().map(number)
 controls = {"best rate": {name: number(bits.mean()) for name, bits in at_best.items()}, "equal compute": sets}
 TEXTS = {"debian": ("english", "English (Debian descriptions)"), "tang": ("chinese", "Chinese (Tang quatrains)")}
@@ -623,17 +623,17 @@ for corpus, (language, text) in TEXTS.items():
     gap, rows = gaps(corpus), []
     for key, part in equal[equal.corpus == corpus].groupby("label", sort=False):
         r = part.iloc[0]
-        cells = [NAMES.get(r.encoding, r.encoding), f"{r.vocab_size:,}", f"{r.parameters / 1e6:.2f} M"]
+        cells = [f"{NAMES.get(r.encoding, r.encoding)} ({r.vocab_size:,})", f"{r.parameters / 1e6:.2f} M"]
         cells += [number(r.bytes_per_token, 2), interval(part.bits_per_byte)]
         rows.append([*cells, interval(gap[key], sign=True) if key in gap else ""])
         rows[-1] += [found.get(key, "-") for found in controls.values()] if language == "english" else []
     text += f", {budget.train_bytes:,} bytes a run, held-out bits per byte; mean, 95 % t interval."
     if language == "english":
-        text += " Controls, means: the best of four rates (wider bytes: of two) and, at the rate of all, as much "
+        text += " Controls, means: the best of four rates (wider bytes: of two) and, at the common rate, as much "
         text += f"compute as BPE {middle:,} has here."
         for r in wider.head(1).itertuples():
-            size = [f"{r.vocab_size:,}", f"{r.parameters / 1e6:.2f} M", "1.00"]
-            rows.append(["bytes, wider", *size, "-", "-", number(of_wide.mean()), "-"])
+            size = f"{r.parameters / 1e6:.2f} M"
+            rows.append([f"bytes, wider ({r.vocab_size})", size, "1.00", "-", "-", number(of_wide.mean()), "-"])
     results.markdown(language, header + [*controls] * (language == "english"), rows, text, scratch=True)
 
 # %%
