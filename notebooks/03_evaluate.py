@@ -1732,7 +1732,7 @@ results.markdown("answer_sampled", header, rows, text + "interval over documents
 # %%
 asked = fair_before["tags_reflected"].max() if "tags_reflected" in fair_before else math.nan
 for method in ("full", "lora"):
-    part = passed[passed["method"] == method]["tags_reflected"] if len(passed) else NOTHING
+    part = passed[passed["method"] == method].get("tags_reflected", NOTHING) if len(passed) else NOTHING
     ends = [x - asked for x in metrics.mean_interval(part, 1)] if len(part) else [math.nan] * 3
     results.value(f"pass.greedy.{method}", span(*ends, 2, sign=True))
     results.claim(f"pass.greedy.{method} is higher", ends[1] > 0)
