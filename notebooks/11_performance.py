@@ -700,8 +700,8 @@ text = (
     f"Tokens per second of each system. Medians of {runs} runs, of the ratios too, which are taken run by run (so not "
     f"ratios of medians), and in brackets their range ({machines}). Tokens: targets learned from, targets scored, new "
     "tokens. GPT-2 117M's configuration with random weights. “Default” is as documented, “best” the fastest setting "
-    "found, “target” our own mark. “Tutorial”, training: transformers' Trainer, batch 2, every document padded to 512 "
-    "tokens, float32; evaluation: one document at a time."
+    "found (trl: bfloat16, no checkpointing, rows grouped by length), “target” our own mark. “Tutorial”, training: "
+    "transformers' Trainer, batch 2, every document padded to 512 tokens, float32; evaluation: one document at a time."
 )
 results.markdown("speed", header, cells, text, left=3, seeds=(), scratch=True)
 
