@@ -240,7 +240,7 @@ figure = plots.loss_curves(main, "train_loss", ylabel="training loss, nats per t
 #
 # - A grid per method around the rate in use (`train.LEARNING_RATES`), each run scored on the validation documents that
 #   the runs above are watched on. Seed 0 alone: enough for rates that lie a factor of three apart.
-# - E2E gets its own, for the method that sees a whole pass of it, and a second schedule at the middle rate.
+# - E2E gets its own, for what sees a whole pass of it, and a second schedule at the second rate.
 # - Bits per byte by rate; none where a rate was not tried for that method, or its run diverged.
 
 
