@@ -35,7 +35,7 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
-import copy, functools, itertools, json, math
+import copy, functools, itertools, json, math, re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -70,6 +70,8 @@ budget = profile.budget(
     eval_tokens=(256, 1_024, 2_048),  # test text
     lora_tokens=((320, 640), (2_048, 4_096), (3_072, 12_288)),  # a short and a long second stage, by LoRA
     large_tokens=((640, 1_280, 512), (), (65_536, 135_168, 16_384)),  # matching, LoRA, test text: LoLCATs had 40 M
+    distances=((40, 80), (), (16, 256, 1_000)),  # tokens from a name to its copy
+    copied_names=(4, 0, 64),
     contexts=((64, 512), (512, 4_096), (512, 2_048, 8_192)),  # of the decoding times
     frontier_seeds=((0, 1), (0,), (0, 1, 2, 3, 4)),
     frontier_tokens=(2_600, 4_096, 7_168),  # one fine-tuning run
@@ -329,7 +331,7 @@ LORA_RUNS = [  # form, share of the layers, matched first, tokens of tuning
 
 
 # %%
-def lora_row(seed, form, share, matched, tokens, matching=budget.matching_tokens, scored=budget.eval_tokens):
+def lora_row(seed, form, share, matched, tokens, matching=budget.matching_tokens, scored=budget.eval_tokens, also=None):
     ranked = damage[damage["seed"] == seed].sort_values("damage")["layer"]
     chosen = sorted(ranked[: round(share * len(ranked))])
     far = matched and share > 0 and convert.FORMS[form]["far"]  # else there is nothing to match
@@ -341,11 +343,13 @@ def lora_row(seed, form, share, matched, tokens, matching=budget.matching_tokens
         rate = train.LEARNING_RATES["lora"]
         model, maps = convert.tune(model, {i: every[i] for i in chosen}, form, text, rate=rate, desc=desc)
         with convert.converted(model, maps, form):
-            return {"bits_per_byte": convert.bits_per_byte(model, rows("test", scored))}
+            found = {"bits_per_byte": convert.bits_per_byte(model, rows("test", scored))}
+            return found | ({"copied": also(model)} if also else {})
 
     who = {"form": form, "seed": seed, "share": share, "layers": len(chosen), "matched": matched}
     who |= {"matching_tokens": matching if far else 0, "tuning_tokens": tokens}
-    return who | kept(RUNS / f"convert-lora-seed{seed}", [*who.values(), scored, *measured_with], measure)
+    hangs_on = [*who.values(), scored, *measured_with, *((budget.distances, budget.copied_names) if also else ())]
+    return who | kept(RUNS / f"convert-lora-seed{seed}", hangs_on, measure)
 
 
 lora = results.table("conversion_lora", lambda: [lora_row(budget.seeds[0], *run) for run in LORA_RUNS])
@@ -354,17 +358,64 @@ lora.pivot_table(index=keys, columns="seed", values="bits_per_byte", sort=False)
 
 # %% [markdown]
 # - The same with ten times the tokens, scored on eight times the text: the control, three quarters of the layers and
-#   all of them; for both the window alone with as many tokens in all. All layers' later seeds were run later.
+#   all of them; for both the window alone with as many tokens in all. All layers' later seeds were run later, and so
+#   was the delta rule as the far part: it takes away what is stored under a key before it writes (notebook 06).
+# - What a window cannot know: a package's name from 1,000 tokens back; 30 windows of 32 tokens, one above the other,
+#   reach 930. The name of one of the test split's last packages, text of its first ones, and the name again.
+
 
 # %%
 MATCHING, TUNING, SCORED = budget.large_tokens or (0, 0, 0)
+words = [e["id"] for e in task["test"] if re.fullmatch("[a-z]{5,12}", e["id"])][-budget.copied_names :]
+
+
+def copy_rows(model):
+    found = []
+    for distance in budget.distances:
+        names = convert.copied(model, base.tokenizer, words, rows("test", SCORED), distance)
+        row = {"distance": distance, "names": len(words), "copied": sum(names["copied"])}
+        found.append(row | dict(zip(("bits", "low", "high"), mean_interval(names["bits"]), strict=True)))
+    return found
+
+
+def large_row(*run):
+    return lora_row(*run, MATCHING, SCORED, copy_rows)
+
+
+def without_copies(runs):
+    return [{k: v for k, v in large_row(*run).items() if k != "copied"} for run in runs]
+
+
+# %%
 HYBRID = [("linear+window", share, True, TUNING) for share in (0.0, 0.75, 1.0)]
 WINDOW = [("window", share, True, MATCHING + TUNING) for share in (0.75, 1.0)]
 PLAN = [(seed, *run) for seed in budget.seeds for run in HYBRID + WINDOW] if budget.large_tokens else []
 later = [run for run in PLAN if run[0] > budget.seeds[0] and run[2] == 1]
 first = [run for run in PLAN if run not in later]
-large = results.in_two("conversion_budget", lambda runs: [lora_row(*r, MATCHING, SCORED) for r in runs], first, later)
-large if len(large) else print(results.not_yet)
+large = results.in_two("conversion_budget", without_copies, first, later)
+DELTA = [(seed, "delta+window", 1.0, True, TUNING) for seed in budget.seeds] if budget.large_tokens else []
+by_delta = results.table("conversion_delta", lambda: without_copies(DELTA), optional=True)
+pd.concat([large, by_delta]) if len(large) else print(results.not_yet)
+
+# %% [markdown]
+# - `copied`: names that greedy decoding writes again; `bits`: how many fewer a name takes than where another one stood
+#   (mean over names, 95 % t interval). Look at 1,000 tokens: beyond the windows' reach, and beyond a row of training.
+
+
+# %%
+def long_context_rows():
+    if PLAN:
+        with convert.converted(base.model, {}, "window"):
+            yield from ({"form": "before", "seed": 0, "share": 0.0} | row for row in copy_rows(base.model))
+    for run in [*[run for run in PLAN if run[0] == budget.seeds[0]], *DELTA]:
+        row = large_row(*run)
+        yield from ({k: row[k] for k in ("form", "seed", "share")} | copies for copies in row["copied"])
+
+
+long_context = results.table("long_context", long_context_rows, optional=True)
+if len(long_context):
+    display(long_context.pivot_table("copied", ["form", "share", "seed"], "distance", sort=False))
+    display(long_context.pivot_table("bits", ["form", "share", "seed"], "distance", sort=False).round(2))
 
 # %% [markdown]
 # # 2 Algorithm: what is gained and what is forgotten

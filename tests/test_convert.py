@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,7 +57,8 @@ def test_the_blocks_equal_the_naive_form_in_outputs_and_gradients(form, length):
         out = run(*repeated(*leaves), 8**-0.5, maps=maps, **SHORT[form])
         wanted = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
         (out * wanted).sum().backward()
-        found.append([out, *(x.grad for x in leaves), *(p.grad for p in maps.parameters() if p.grad is not None)])
+        learned = [torch.zeros_like(p) if p.grad is None else p.grad for p in maps.parameters()]
+        found.append([out, *(x.grad for x in leaves), *learned])
         maps.zero_grad()
     torch.testing.assert_close(*found, atol=1e-9, rtol=1e-9)
 
@@ -139,6 +141,41 @@ def test_rows_hold_whole_documents_and_bits_per_byte_counts_each_token_once(base
         rows(base, "validation", 10**8, 48)
     one, two = (rows(base, "train", 150, 48, seed).ids[0] for seed in (1, 2))
     assert not torch.equal(one, two)
+
+
+class FromBack(torch.nn.Module):
+    """Writes what stood `distance` tokens before what comes next."""
+
+    def __init__(self, distance, size):
+        super().__init__()
+        self.distance, self.size = distance, size
+        self.get_output_embeddings = torch.nn.Identity
+
+    def forward(self, ids, use_cache=False):
+        logits = torch.zeros(*ids.shape, self.size)
+        logits[:, self.distance - 1 :] = 10.0 * F.one_hot(ids[:, : 1 - self.distance or None], self.size)
+        return SimpleNamespace(logits=logits)
+
+
+NAMES = ["survex", "rancid", "obexftp", "anymeal"]
+
+
+def test_a_name_is_copied_from_exactly_the_distance(base):
+    text, size = rows(base, "test", 400, 48), len(base.tokenizer)
+    for distance, copies in ((60, True), (59, False), (61, False)):
+        found = convert.copied(FromBack(distance, size), base.tokenizer, NAMES, text, 60)
+        assert found["copied"] == [copies] * 4
+        if copies:
+            tokens = [len(x) for x in base.tokenizer([f" {name}" for name in NAMES])["input_ids"]]
+            assert found["bits"] == pytest.approx([10 / math.log(2) * n for n in tokens])  # no token at its place
+
+
+def test_windows_know_no_name_from_beyond_their_reach_and_delta_does(base):
+    text, reach = rows(base, "test", 400, 48), len(new_maps(base.model)) * (WINDOW - 1)
+    for form, knows in (("window", False), ("delta+window", True), ("linear+window", True)):
+        with converted(base.model, new_maps(base.model), form):
+            bits = convert.copied(base.model, base.tokenizer, NAMES, text, reach + 20)["bits"]
+        assert all(abs(x) > 1e-4 for x in bits) if knows else bits == pytest.approx([0.0] * 4, abs=1e-9)
 
 
 def test_a_matching_error_is_the_relative_square_of_the_outputs(base, monkeypatch):

@@ -6,7 +6,7 @@ The near `window` tokens keep softmax's weights, all earlier ones get phi(q) . p
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -19,23 +19,29 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from lib import metrics, packing, profile
 from lib.explore import attention
 
-FORMS = {  # what a converted layer computes: how many near tokens keep softmax, and whether it sees further
-    "linear": {"window": 0, "far": True},
-    "linear+window": {"window": 32, "far": True},
-    "window": {"window": 32, "far": False},  # a control: no linear part, nothing to learn
+FORMS = {  # what a converted layer computes: how many near tokens keep softmax, and what sees further
+    "linear": {"window": 0, "far": "linear"},
+    "linear+window": {"window": 32, "far": "linear"},
+    "delta+window": {"window": 32, "far": "delta"},
+    "window": {"window": 32, "far": None},  # a control: no far part, nothing to learn
 }
+
+
+CUE = "\nRemember the package"  # of three tried, the one whose names the base model copies best
 
 
 class FeatureMaps(nn.Module):
     """phi(x) = [softmax(x W), softmax(-x W)] per head, one W for queries and one for keys; features F = 2 D.
     query (H, D, D) and key (H_kv, D, D) start at the identity times D^-1/4, so that x W . y W starts as the score
-    x . y / sqrt(D). near (H,): log of how much more a near token's softmax weight counts than a far one's product."""
+    x . y / sqrt(D). near (H,): log of how much more a near token's softmax weight counts than a far one's product.
+    write (H_kv, D + 1): of the delta rule's strength beta, a sigmoid of a linear map of the key, one half at first."""
 
     def __init__(self, n_head: int, n_kv: int, head_dim: int) -> None:
         super().__init__()
         start = torch.eye(head_dim) * head_dim**-0.25
         self.query, self.key = (nn.Parameter(start.repeat(n, 1, 1)) for n in (n_head, n_kv))
         self.near = nn.Parameter(torch.zeros(n_head))
+        self.write = nn.Parameter(torch.zeros(n_kv, head_dim + 1))
         self.error = None  # of the last pass under `matching`
 
     def of_query(self, q: Tensor) -> Tensor:
@@ -45,6 +51,11 @@ class FeatureMaps(nn.Module):
     def of_key(self, k: Tensor) -> Tensor:
         """(B, H_kv, T, D), or with heads repeated for grouped-query attention -> (B, same, T, F)."""
         return _features(k @ self.key.repeat_interleave(k.shape[1] // len(self.key), 0).to(k.dtype))
+
+    def beta(self, k: Tensor) -> Tensor:
+        """(B, H_kv, T, D), or with heads repeated -> (B, same, T)."""
+        write = self.write.repeat_interleave(k.shape[1] // len(self.write), 0).to(k.dtype)[..., None]  # (H, D + 1, 1)
+        return (F.pad(k, (0, 1), value=1.0) @ write)[..., 0].sigmoid()
 
     def of_scores(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The near weights e^near exp(s - max s) where `mask`, else 0. scores (B, H, ..., T_q, T_k)."""
@@ -57,19 +68,32 @@ def _features(x: Tensor) -> Tensor:
     return torch.cat([x.softmax(-1), (-x).softmax(-1)], dim=-1)
 
 
-def hybrid_naive(q, k, v, scale, maps, window=32, far=True, **_) -> Tensor:
+def hybrid_naive(q, k, v, scale, maps, window=32, far="linear", **_) -> Tensor:
     """Weights w_tj = e^near exp(s_tj - max s_t) for the last `window` tokens and phi(q_t) . phi(k_j) for earlier
-    ones, divided by their sum; with the (T, T) weights in memory. q, k, v (B, H, T, D) -> (B, H, T, D)."""
+    ones, divided by their sum; with the (T, T) weights in memory. q, k, v (B, H, T, D) -> (B, H, T, D).
+    "delta": the far weights count together as before, for what S_t-window of `attention.delta_step` gives phi(q_t)
+    instead of their mean of v. (Delta rules as the far part: Jet-Nemotron, Gu et al. 2025, arXiv:2508.15884; this
+    way of joining them to the window is our own.)"""
     if not far:
         return attention.window_naive(q, k, v, scale, window=window)
     seen, distant = (attention._causal(q, k).tril(-n) for n in (0, window))
-    weights = maps.of_query(q) @ maps.of_key(k).mT * distant  # (B, H, T, T)
+    feature_q, feature_k, beta = maps.of_query(q), maps.of_key(k), maps.beta(k)
+    weights = feature_q @ feature_k.mT * distant  # (B, H, T, T)
+    total, out = weights.sum(-1, keepdim=True), weights @ v
+    if far == "delta":
+        state, read = None, torch.zeros_like(v)
+        for t in range(window, q.shape[2]):
+            one, old = slice(t, t + 1), slice(t - window, t - window + 1)
+            given = (feature_q[:, :, one], feature_k[:, :, old], v[:, :, old], scale, beta[:, :, old])
+            read[:, :, one], state = attention.delta_step(state, *given)
+        out = total * read
     if window:
-        weights = weights + maps.of_scores(q @ k.mT * scale, seen & ~distant)
-    return weights @ v / weights.sum(-1, keepdim=True)
+        weights = maps.of_scores(q @ k.mT * scale, seen & ~distant)
+        total, out = total + weights.sum(-1, keepdim=True), out + weights @ v
+    return out / total
 
 
-def hybrid(q, k, v, scale, maps=None, window=32, far=True, **_) -> Tensor:
+def hybrid(q, k, v, scale, maps=None, window=32, far="linear", **_) -> Tensor:
     """`hybrid_naive` in O(T): blocks of `window` queries see their own block and the one before it, the far tokens
     of which go through the feature maps; what lies further back is one running sum of phi(k)^T v."""
     if maps is None:
@@ -81,6 +105,8 @@ def hybrid(q, k, v, scale, maps=None, window=32, far=True, **_) -> Tensor:
     if not window:
         return attention.kernel(feature_q, feature_k, v, scale, phi=lambda x, **_: x)
     w = min(window, length)
+    if far == "delta":
+        return _delta_window(q, k, v, scale, maps, w, feature_q, feature_k)
     v = F.pad(v, (0, 1), value=1.0)  # a column of ones carries the denominator
     q, feature_q = attention._chunks(q, w), attention._chunks(feature_q, w)
     k, v, feature_k = (attention._pairs(x, w) for x in (k, v, feature_k))  # (B, H, N, 2w, .)
@@ -92,10 +118,22 @@ def hybrid(q, k, v, scale, maps=None, window=32, far=True, **_) -> Tensor:
     return out[..., :-1] / out[..., -1:]
 
 
-def hybrid_step(state, q, k, v, scale, maps=None, window=32, far=True, **_) -> tuple[Tensor, tuple]:
+def _delta_window(q, k, v, scale, maps, w, feature_q, feature_k) -> Tensor:
+    """`hybrid` with the delta rule: its keys and values, `w` tokens late, and the window in blocks."""
+    length = q.shape[2]
+    late_k, late_v, beta = (F.pad(x, (0, 0, w, 0))[:, :, :length] for x in (feature_k, v, maps.beta(k)[..., None]))
+    total = (feature_q * late_k.cumsum(2)).sum(-1, keepdim=True)  # (B, H, T, 1), what the far weights add up to
+    read = attention.delta(feature_q, late_k, late_v, scale, beta[..., 0])
+    q, k, v = attention._chunks(q, w), attention._pairs(k, w), attention._pairs(F.pad(v, (0, 1), value=1.0), w)
+    near = maps.of_scores(q @ k.mT * scale, attention._near(q)) @ v
+    out = near.flatten(2, 3)[:, :, :length] + total * F.pad(read, (0, 1), value=1.0)
+    return out[..., :-1] / out[..., -1:]
+
+
+def hybrid_step(state, q, k, v, scale, maps=None, window=32, far="linear", **_) -> tuple[Tensor, tuple]:
     """One token. q (B, H, 1, D), k and v (B, H_kv, 1, D) -> output (B, H, 1, D) and the state, None at the start: keys
     and values (B, H_kv, n, D) that softmax still needs (all of them without maps), and the sum (B, H_kv, F, D + 1) of
-    all that left the window."""
+    all that left the window, for "delta" its matrix beside the sum of the features."""
     keys, values, far_sum = state or (k[:, :, :0], v[:, :, :0], None)
     keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
     leaving = max(keys.shape[2] - window, 0) if maps is not None else 0
@@ -103,11 +141,21 @@ def hybrid_step(state, q, k, v, scale, maps=None, window=32, far=True, **_) -> t
     if maps is None or not far:
         out = F.scaled_dot_product_attention(q, keys, values, scale=scale, enable_gqa=True)
         return out, (keys, values, None)
-    update = maps.of_key(old_k).mT @ F.pad(old_v, (0, 1), value=1.0)
-    far_sum = update if far_sum is None else far_sum + update
-    groups = q.shape[1] // k.shape[1]
+    feature_k, groups = maps.of_key(old_k), q.shape[1] // k.shape[1]
     feature_q = maps.of_query(q)[:, :, 0].unflatten(1, (-1, groups))  # (B, H_kv, G, F)
-    out = (feature_q @ far_sum).flatten(1, 2)[:, :, None]  # (B, H, 1, D + 1)
+    if far_sum is None:
+        far_sum = v.new_zeros(*v.shape[:2], feature_k.shape[-1], v.shape[-1] + 1)
+    matrix, mass = far_sum.split([v.shape[-1], 1], -1)
+    mass = mass + feature_k.sum(2)[..., None]  # (B, H_kv, F, 1)
+    total = feature_q @ mass  # (B, H_kv, G, 1)
+    if far == "delta":
+        out, matrix = attention.delta_step(matrix, feature_q, feature_k, old_v, scale, maps.beta(old_k))
+        out = total * out
+    else:
+        matrix = matrix + feature_k.mT @ old_v
+        out = feature_q @ matrix
+    far_sum = torch.cat([matrix, mass], -1)
+    out = torch.cat([out, total], -1).flatten(1, 2)[:, :, None]  # (B, H, 1, D + 1)
     if window:
         seen, shown = (x.repeat_interleave(groups, 1) for x in (keys, values))
         scores = q @ seen.mT * scale
@@ -202,6 +250,28 @@ def bits_per_byte(model: PreTrainedModel, text: Rows) -> float:
             logits = model(row[:, :-1], use_cache=False).logits[0]
             nats += float(metrics.token_nats(logits, row[0, 1:]).double().sum())
     return nats / math.log(2) / text.n_bytes
+
+
+@torch.no_grad()
+def copied(model, tokenizer, names: Sequence[str], text: Rows, distance: int) -> dict[str, list]:
+    """Is a name written again `distance` tokens after it was first read? EOS, the cue, a name, as much of `text`, the
+    cue, and the name that is scored. Per name `copied`, whether each of its tokens is the likeliest (so greedy decoding
+    writes it), and `bits`, how many fewer it takes than where the name before it in `names` had stood instead."""
+    cue, stop, *coded = tokenizer([CUE, ".", *(f" {name}" for name in names)], add_special_tokens=False)["input_ids"]
+    stream, found = torch.cat([row[0, :-1] for row in text.ids]).tolist(), {"copied": [], "bits": []}
+    for i, name in enumerate(tqdm(coded, desc=f"a name from {distance:,} tokens back", disable=None, leave=False)):
+        bits = []
+        for planted in (coded[i - 1], name):
+            end = distance + i * (len(stream) - distance) // len(coded)  # the same text before either
+            between = stream[end - distance + len(planted + stop + cue) : end]
+            row = [tokenizer.eos_token_id, *cue, *planted, *stop, *between, *cue, *name]
+            row = torch.tensor(row, device=text.ids[0].device)
+            with metrics.float32_logits(model), profile.autocast():
+                logits = model(row[None, :-1], use_cache=False).logits[0, -len(name) :]
+            bits.append(float(metrics.token_nats(logits, row[-len(name) :]).double().sum()) / math.log(2))
+        found["copied"].append(bool((logits.argmax(-1) == row[-len(name) :]).all()))
+        found["bits"].append(bits[0] - bits[1])
+    return found
 
 
 def _optimise(parameters, text: Rows, rate: float, loss_of: Callable[[Tensor], Tensor], desc: str) -> None:
