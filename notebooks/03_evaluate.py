@@ -637,8 +637,8 @@ with pd.option_context("display.max_colwidth", None):
 
 
 # %%
-def sampled_texts(name, model, prompts):
-    options = {"batch_size": 64, "desc": f"{name}, sampled"} | DECODING["sample"]
+def sampled_texts(name, model, prompts, seed=0):
+    options = {"batch_size": 64, "seed": seed, "desc": f"{name}, sampled"} | DECODING["sample"]
     begun = max(len(ids) for ids in base.tokenizer(prompts, add_special_tokens=False)["input_ids"])
     texts = generate(model, base.tokenizer, prompts, min(budget.max_new_tokens, base.context - begun), **options)
     return [text.partition(END.rstrip())[0].strip() for text in texts]
@@ -990,14 +990,17 @@ for r in reading[reading["chosen"] != ""].to_dict("records") if len(reading) els
 
 
 # %%
+def best_way(rows):
+    if base.tokenizer.chat_template and fits(rows, turns := chat(rows, EXAMPLES)):
+        return turns
+    return next(iter(fair_prompts(rows).values()), [r["prompt"] for r in rows])
+
+
 def to_read_sampled():
     rows = rows_of[task.name]
     prompts = [r["prompt"] for r in rows]
-    asked = next(iter(fair_prompts(rows).values()), prompts)
-    if base.tokenizer.chat_template and fits(rows, turns := chat(rows, EXAMPLES)):
-        asked = turns
     tuned = train.finetune(base, task, "full", budget.seeds[0], quiet=True)
-    models = {"asked": (base.model, asked), "after": (tuned.model, prompts)}
+    models = {"asked": (base.model, best_way(rows)), "after": (tuned.model, prompts)}
     models["one_pass"] = one_pass("full").model, prompts
     texts = {name: sampled_texts(name, *which) for name, which in models.items()}
     for i, r in enumerate(rows):
@@ -1006,6 +1009,31 @@ def to_read_sampled():
 
 
 drawn_texts = results.table("reading_sampled", lambda: to_read_sampled() if budget.pass_tokens else [], optional=True)
+
+# %% [markdown]
+# - Most of the base model's loop even so. To see what is left of the tuned models' lead: the first of up to eight draws
+#   for each prompt that repeats at most a fifth of its 4-grams, else the one that repeats least; none was looked at.
+
+# %%
+DRAWS, LOOP = 8, 0.2
+
+
+def without_loops():
+    rows, best = rows_of[task.name], {}
+    for seed, prompts in enumerate([best_way(rows)] * DRAWS):
+        left = [i for i in range(len(rows)) if i not in best or repeats(best[i][1]) > LOOP]
+        texts = sampled_texts("asked", base.model, [prompts[i] for i in left], seed) if left else []
+        for i, text in zip(left, texts, strict=True):
+            if i not in best or repeats(text) < repeats(best[i][1]):
+                best[i] = seed, text
+    for i, r in enumerate(rows):
+        seed, text = best[i]
+        yield {"id": r["id"], "draw": seed + 1, "asked_free": text} | of_text("asked_free", r, text)
+
+
+unlooped = results.table("reading_free", lambda: without_loops() if budget.pass_tokens else [], optional=True)
+if len(unlooped):
+    display(unlooped["draw"].value_counts(), unlooped.filter(["rep_4", "tags_reflected", "chrf"]).describe().round(3))
 
 # %% [markdown]
 # - What two readers found: each read all texts in an order of its own, with prompt and human text beside them and
@@ -1021,12 +1049,14 @@ drawn_texts = results.table("reading_sampled", lambda: to_read_sampled() if budg
 READINGS = json.loads((profile.DATA / "readings.json").read_text(encoding="utf-8"))  # text, reader: verdict, kind, note
 
 
-def found_by_readers(texts, stages, **at):
-    """A row for each text and reader of a package all of whose texts were read, with the parts that `at` names."""
+def found_by_readers(texts, stages, readers="12", **at):
+    """A row for each text of a package and each of `readers` who read all of them, with the parts that `at` names."""
     for r in texts.to_dict("records"):
         digits = {s: hashlib.sha256(r[s].encode()).hexdigest()[:8] for s in stages if s in r}
-        for stage, text in digits.items() if set(digits.values()) <= set(READINGS) else ():
-            for reader, said in READINGS[text].items():
+        given = [READINGS.get(text, {}) for text in digits.values()]
+        for stage, text in digits.items():
+            for reader in (name for name in readers if all(name in some for some in given)):
+                said = READINGS[text][reader]
                 about = {"id": r["id"], "stage": stage, "text": text, "reader": reader}
                 yield about | {name: said[i] for name, i in at.items()}
 
@@ -1035,6 +1065,9 @@ DRAWN, BY = ("asked", "after", "one_pass"), {"verdict": 0, "kind": 1, "not_so": 
 read = results.table("read", lambda: found_by_readers(reading, STAGES, kind=1), optional=True)
 factual = results.table("factual", lambda: found_by_readers(reading, STAGES, verdict=0, not_so=2), optional=True)
 again = results.table("read_sampled", lambda: found_by_readers(drawn_texts, DRAWN, **BY), optional=True)
+FREE = ("asked_free", *DRAWN[1:])
+beside = drawn_texts.merge(unlooped[["id", "asked_free"]], on="id") if len(unlooped) else unlooped
+read_free = results.table("read_free", lambda: found_by_readers(beside, FREE, "34", **BY), optional=True)
 
 # %% [markdown]
 # - How many are what, by reader; and of how many packages a pair's second text is better (1) or worse (-1). Greedy

@@ -247,22 +247,43 @@ KNOBS = {"ridge": (0.1, 2.0), "segment": (16, 64)}
 KNOBS = {f"{key} {x}": {key: x} for key, some in KNOBS.items() for x in some}
 
 
-def nystrom_runs() -> list[dict]:
-    entry = ATTENTIONS["nystrom"]
-    others = {name: Attention(entry.form, options=entry.options | changed) for name, changed in KNOBS.items()}
-    for name, other in (CONTROLS | others).items():
+def runs_with(others, names) -> list[dict]:
+    """A row for each (attention, seed) of `names`; `others` are known only meanwhile."""
+    for name, other in others.items():
         attention.register(name, other)
-    names = [(name, seed) for seed in budget.nystrom_seeds for name in (SOFTMAX, "nystrom", *CONTROLS)]
-    names += [(name, seed) for seed in budget.knob_seeds for name in others]
     recipes = [scratch.Recipe(seed=seed, attention=name, **shared) for name, seed in names]
     rows = [measure(run) for run in scratch.train_all(recipes)]
-    for name in CONTROLS | others:
+    for name in others:
         del ATTENTIONS[name]
     return rows
 
 
+def changed(name, options) -> Attention:
+    entry = ATTENTIONS[name]
+    return Attention(entry.form, options=entry.options | options)
+
+
+def nystrom_runs() -> list[dict]:
+    others = {name: changed("nystrom", options) for name, options in KNOBS.items()}
+    names = [(name, seed) for seed in budget.nystrom_seeds for name in (SOFTMAX, "nystrom", *CONTROLS)]
+    names += [(name, seed) for seed in budget.knob_seeds for name in others]
+    return runs_with(CONTROLS | others, names)
+
+
 nystrom_quality = results.table("nystrom_quality", nystrom_runs)
 nystrom_quality.groupby("attention", sort=False)["bits_per_byte"].agg(["mean", "count"]).round(3)
+
+# %% [markdown]
+# - Of its own chunk a query reads some 16 tokens, on average, the window always 64. So windows of 16 and of 32 tokens,
+#   run later, beside softmax again: what is left of the window's lead at as many exact tokens?
+
+# %%
+SMALL = {f"window {size}": {"window": size} for size in (16, 32)}
+names = [(name, seed) for seed in budget.nystrom_seeds for name in (SOFTMAX, *SMALL)]
+others = {name: changed("window", options) for name, options in SMALL.items()}
+small_windows = results.table("small_windows", lambda: runs_with(others, names), optional=True)
+if len(small_windows):
+    print(small_windows.pivot_table("bits_per_byte", "attention", "seed").round(3))
 
 # %% [markdown]
 # - The other mechanisms. (`quality`, measured before, still has rows of an earlier Nystrom; they are left out.)
