@@ -902,6 +902,19 @@ for key in ("ridge", "segment"):
     results.value(f"nystrom.{key}.others", listed([f"{number(x, 3, sign=True)} at {at}" for at, x in others.items()]))
 
 # %% [markdown]
+# - Causal Nystrom against windows of 64 tokens and fewer: each minus its own day's softmax first, then by seed; Holm
+#   over the windows.
+
+# %%
+small = by_seed(small_windows, "attention") if len(small_windows) else pd.DataFrame()
+windows = {f"window {setup['window']}": against["window"]} | {n: small[n] - small[SOFTMAX] for n in SMALL if n in small}
+windows = {name: against["nystrom"] - gap for name, gap in windows.items()}
+for (name, gap), side in zip(windows.items(), shown(windows).values(), strict=True):
+    results.value(f"nystrom.minus.{name.split()[1]}", interval(gap, sign=True))
+    results.claim(f"causal Nystrom is behind the {name}", side > 0)
+    results.claim(f"causal Nystrom is ahead of the {name}", side < 0)
+
+# %% [markdown]
 # - The longer rows: each against softmax (Holm over all), and bits per token along a row: who gains from what stands
 #   further back than a row's first quarter?
 

@@ -70,8 +70,7 @@ budget = profile.budget(
     eval_tokens=(256, 1_024, 2_048),  # test text
     lora_tokens=((320, 640), (2_048, 4_096), (3_072, 12_288)),  # a short and a long second stage, by LoRA
     large_tokens=((640, 1_280, 512), (), (65_536, 135_168, 16_384)),  # matching, LoRA, test text: LoLCATs had 40 M
-    distances=((40, 80), (), (16, 256, 1_000)),  # tokens from a name to its copy
-    copied_names=(4, 0, 64),
+    copied=((4, (40, 80)), (0, ()), (64, (16, 256, 1_000))),  # names, and tokens from each to its copy
     contexts=((64, 512), (512, 4_096), (512, 2_048, 8_192)),  # of the decoding times
     frontier_seeds=((0, 1), (0,), (0, 1, 2, 3, 4)),
     frontier_tokens=(2_600, 4_096, 7_168),  # one fine-tuning run
@@ -80,8 +79,7 @@ budget = profile.budget(
     general_tokens=(640, 1_024, 1_536),  # of each general text, and at least as much to be replayed
     trap_bytes=(24_000, 100_000, 240_000),  # text that a small model from scratch sees
     trap_eval_bytes=(3_000, 20_000, 30_000),
-    trap_layers=(2, 4, 4),
-    trap_width=(32, 128, 128),
+    trap_size=({"n_layer": 2, "n_embd": 32}, *[{"n_layer": 4, "n_embd": 128}] * 2),
     mutants=(2, 20, 20),  # of each kind
     clean_tables=(4, 200, 200),
     watched_steps=(3, 10, 50),  # of a run that is diagnosed
@@ -348,7 +346,7 @@ def lora_row(seed, form, share, matched, tokens, matching=budget.matching_tokens
 
     who = {"form": form, "seed": seed, "share": share, "layers": len(chosen), "matched": matched}
     who |= {"matching_tokens": matching if far else 0, "tuning_tokens": tokens}
-    hangs_on = [*who.values(), scored, *measured_with, *((budget.distances, budget.copied_names) if also else ())]
+    hangs_on = [*who.values(), scored, *measured_with, *(budget.copied if also else ())]
     return who | kept(RUNS / f"convert-lora-seed{seed}", hangs_on, measure)
 
 
@@ -366,12 +364,13 @@ lora.pivot_table(index=keys, columns="seed", values="bits_per_byte", sort=False)
 
 # %%
 MATCHING, TUNING, SCORED = budget.large_tokens or (0, 0, 0)
-words = [e["id"] for e in task["test"] if re.fullmatch("[a-z]{5,12}", e["id"])][-budget.copied_names :]
+N_NAMES, DISTANCES = budget.copied
+words = [e["id"] for e in task["test"] if re.fullmatch("[a-z]{5,12}", e["id"])][-N_NAMES:]
 
 
 def copy_rows(model):
     found = []
-    for distance in budget.distances:
+    for distance in DISTANCES:
         names = convert.copied(model, base.tokenizer, words, rows("test", SCORED), distance)
         row = {"distance": distance, "names": len(words), "copied": sum(names["copied"])}
         found.append(row | dict(zip(("bits", "low", "high"), mean_interval(names["bits"]), strict=True)))
@@ -695,7 +694,7 @@ MODELS = {  # what differs from the plain recipe
 
 
 def trained(seed, **changes):
-    sizes = {"n_layer": budget.trap_layers, "n_embd": budget.trap_width, "train_bytes": budget.trap_bytes}
+    sizes = budget.trap_size | {"train_bytes": budget.trap_bytes}
     sizes |= {"train_length": 128, "n_positions": 128}  # tokens in a row
     return scratch.train(scratch.Recipe(**{"seed": seed} | sizes | changes))
 
@@ -1054,7 +1053,7 @@ plots.source(diagnose.Watch, diagnose.diagnose)
 @functools.cache
 def starting() -> SimpleNamespace:
     """A model from scratch with transformers' tokenizer, as `diagnose` wants its base."""
-    sizes = {"n_layer": budget.trap_layers, "n_embd": budget.trap_width, "position": "rope"}
+    sizes = budget.trap_size | {"position": "rope"}
     run = scratch.train(scratch.Recipe(seed=0, train_bytes=budget.trap_bytes, **sizes))
     raw = copy.deepcopy(run.encoding.tokenizer)
     raw.decoder = decoders.ByteLevel()
@@ -1246,21 +1245,24 @@ apart = whole["linear+window", LONG] - whole["window", budget.matching_tokens + 
 results.claim("at equal tokens the window alone is ahead", ahead > spread)
 results.claim("at the longer budget window and linear part are level", abs(apart) < spread)
 NAMES = {"linear+window": "linear and window, matched", "window": "window alone"}
+NAMES["delta+window"] = "delta rule and window, matched"
 ASKED = {"all": ("linear+window", 1.0), "quarters": ("linear+window", 0.75)}
-ASKED |= {"window": ("window", 1.0), "window_quarters": ("window", 0.75)}
-runs = large.groupby(["form", "share"], sort=False) if len(large) else []
+ASKED |= {"window": ("window", 1.0), "window_quarters": ("window", 0.75), "delta": ("delta+window", 1.0)}
+runs = pd.concat([large, by_delta]).groupby(["form", "share"], sort=False) if len(large) else []
 bits = {which: part.set_index("seed")["bits_per_byte"] for which, part in runs}
 start = bits.get(("linear+window", 0.0), pd.Series(dtype=float))
-costs_of = {name: 100 * (bits.get(which, start[:0]) / start - 1) for name, which in ASKED.items()}
+costs_of = {name: 100 * (bits.get(which, start[:0]) / start - 1).dropna() for name, which in ASKED.items()}
 gaps = {"quarters": costs_of["window_quarters"] - costs_of["quarters"], "all": costs_of["window"] - costs_of["all"]}
-apart = shown(gaps)  # by Holm over the two
+gaps["delta"] = (costs_of["delta"] - costs_of["all"]).dropna()
+apart = shown(gaps)  # by Holm over the three
 for name, cost in costs_of.items():
     results.value(f"large.{name}", interval(cost, 1, sign=True))
 for name, gap in gaps.items():
     results.value(f"large.gap.{name}", interval(gap, 2, sign=True))
 results.claim("three quarters of the layers cost less than 5 %", shown(costs_of["quarters"] - 5) < 0)
 results.claim("all layers cost more than 5 %", shown(costs_of["all"] - 5) > 0)
-results.claim("with as many tokens a window alone is not told apart", not any(apart.values()))
+results.claim("with as many tokens a window alone is not told apart", not (apart["quarters"] or apart["all"]))
+results.claim("the delta rule is not told apart from linear attention", not apart["delta"])
 
 # %%
 lines = []
@@ -1273,6 +1275,30 @@ header = ["attention", "layers converted", "matching tokens", "LoRA tokens", "se
 text = f"Conversion with LoRA (rank {RANK}, alpha {2 * RANK}) as the second stage, scored on {SCORED:,} tokens "
 text += "of the test split of debian, prompts counted; mean and 95 % t interval, the cost paired by seed."
 results.markdown("conversion_budget", header, lines, text)
+
+# %% [markdown]
+# - Names copied: a row per form, first seed.
+
+# %%
+NAMES["before"] = "softmax, before"
+lines = []
+for form, share in [("before", 0.0), *dict.fromkeys(run[1:3] for run in HYBRID + WINDOW), ("delta+window", 1.0)]:
+    part = long_context.query("form == @form and share == @share and seed == 0") if len(long_context) else long_context
+    furthest = [f"{row.copied} of {row.names}" for row in part.itertuples()][-1:]
+    results.value(f"copied.{form}.{share * 100:.0f}", *furthest or ["-"])
+    label = NAMES[form] if share or form == "before" else "softmax (the control)"
+    spared = [span(row.bits, row.low, row.high, 1) for row in part.itertuples()]
+    lines += [[label, f"{share:.0%}", *part["copied"], *spared]] if len(part) else []
+far = [f"{distance:,}" for distance in DISTANCES]
+header = ["attention", "layers converted", *(f"copied, {n}" for n in far), *(f"bits spared, {n}" for n in far)]
+text = f"Of {len(words)} packages' names, those that greedy decoding writes again so many tokens later; and how many "
+text += "bits fewer a name takes than where another had stood (mean and 95 % t interval over names)."
+results.markdown("long_context", header, lines, text, seeds=[0])
+
+# %% [markdown]
+# - What converting one layer costs, and what decoding with a state saves.
+
+# %%
 alone = damage.groupby("layer")["damage"].mean().sort_values()
 tell("damage", least=f"{alone.iloc[0]:+.4f}", most=f"{alone.iloc[-1]:+.4f}")
 longest = decoding[decoding["context"] == decoding["context"].max()].set_index(["form", "share"])
@@ -1404,7 +1430,7 @@ best = trap_table["best_changes"].map({True: "yes", False: "no"})
 text = "Pairs of small models that a mistake orders differently from the sound ranking (bits per byte of held-out text,"
 text += " mean of three seeds); told apart: 95 % interval of the difference, paired by seed."
 results.markdown("traps", header, trap_table[columns].assign(best=best).to_numpy(), text, seeds=(), scratch=True)
-tell("traps", layers=budget.trap_layers, bytes=f"{budget.trap_bytes:,}")
+tell("traps", layers=budget.trap_size["n_layer"], bytes=f"{budget.trap_bytes:,}")
 turned = trap_table[trap_table["trap"] != "no interval"]  # it claims what is not shown and reorders nothing
 by_trap = trap_table.set_index("trap")
 for key, trap in (("samples", MISTAKES[0]), ("tokens", MISTAKES[2]), ("leak", MISTAKES[4])):
