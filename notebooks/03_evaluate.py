@@ -1032,8 +1032,13 @@ def without_loops():
 
 
 unlooped = results.table("reading_free", lambda: without_loops() if budget.pass_tokens else [], optional=True)
+free_gaps = []  # each run's texts minus these: tags of the prompt that are mentioned, of packages that have any
+for (run, seed), texts in tested if "tags_reflected" in unlooped else ():
+    gap = by_id(pd.concat([unlooped, texts]), "tags_reflected", "asked_free", run)
+    free_gaps.append({"run": run, "seed": seed} | gap)
+free_gaps = pd.DataFrame(free_gaps)
 if len(unlooped):
-    display(unlooped["draw"].value_counts(), unlooped.filter(["rep_4", "tags_reflected", "chrf"]).describe().round(3))
+    display(unlooped["draw"].value_counts(), unlooped.filter(["rep_4", "chrf"]).describe().round(3), free_gaps)
 
 # %% [markdown]
 # - What two readers found: each read all texts in an order of its own, with prompt and human text beside them and
@@ -1471,6 +1476,23 @@ gap = ends["lora"] - ends["full"] if {"lora", "full"} <= {*ends} else NOTHING
 results.value("pass.lora.gap", interval(gap, sign=True))
 results.value("pass.lora.short", number(gap.mean()))
 results.claim("after one pass LoRA is behind full fine-tuning", shown(gap) > 0)
+
+# %% [markdown]
+# - Tags against the base model's draws without loops: how many it mentions there, and each run's difference.
+
+# %%
+free_tags = {"documents": "-", "tags": "-", "full": "-", "passes": "-"}
+if len(free_gaps):
+    free_tags |= {"documents": free_gaps["documents"].max(), "tags": number(free_gaps["before"].max(), 2)}
+    said = [span(g.difference, g.low, g.high, 2, sign=True) for g in free_gaps.itertuples()]
+    free_tags["full"] = dict(zip(free_gaps["run"], said, strict=True)).get("after, full", "-")
+    ends = free_gaps[free_gaps["run"].str.startswith("one pass")]["difference"].agg(["min", "max"])
+    free_tags["passes"] = " to ".join(number(x, 2, sign=True) for x in ends)
+for name, value in free_tags.items():
+    results.value(f"free.{name}", value)
+results.claim("without loops no run mentions more tags", len(free_gaps) and not (free_gaps["low"] > 0).any())
+few = len(free_gaps) and (free_gaps.query("run == 'after, full'")["high"] < 0).any()
+results.claim("without loops the shorter run mentions fewer tags", few)
 
 # %% [markdown]
 # - LoRA at its better rate beside full fine-tuning, paired by seed.

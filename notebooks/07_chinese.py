@@ -35,7 +35,7 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "..")
 
 # %%
-import functools, hashlib, math, re, time
+import functools, hashlib, json, math, re, time
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise, product
@@ -684,6 +684,30 @@ columns = [*MEASURES, "marks_kept", "bits_per_character", "distinct_2", "plans",
 rules.groupby("label", sort=False)[columns].mean().T.assign(people=by_people[columns].astype(float)).T.round(3)
 
 # %% [markdown]
+# - Form is not sense. Two readers, sessions of a language model, judged the quatrains for the first titles, shuffled,
+#   without plans and marks: *whole*, the lines are understood and belong together; *lines*, two or more are understood;
+#   *none*. They may know people's poems. Verdicts stand in data/readings.json under a poem's sha256.
+
+# %%
+SENSE, READ_TITLES = ("whole", "lines", "none"), 32
+READINGS = json.loads((profile.DATA / "readings.json").read_text(encoding="utf-8"))
+
+
+def sense_rows() -> list[dict]:
+    found = []
+    for arm, part in rewarded[rewarded["seed"] == budget.seeds[0]].groupby("arm", sort=False):
+        for lines in filter(None, (chinese.quatrain(t.partition("\n")[2]) for t in part["text"][:READ_TITLES])):
+            poem = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
+            said = READINGS.get(poem, {}).items()
+            found += [{"arm": arm, "poem": poem, "reader": reader, "sense": verdict[0]} for reader, verdict in said]
+    return found
+
+
+sense = results.table("sense", sense_rows, optional=True)
+if len(sense):
+    display(pd.crosstab([sense["arm"], sense["reader"]], sense["sense"]).reindex(columns=SENSE, fill_value=0))
+
+# %% [markdown]
 # - Form, rhyme and tones of all models. Small dots are seeds; beside each mean its number and interval.
 
 # %%
@@ -923,6 +947,22 @@ text += "different plans; of the quatrains: seven characters a line, and, as a m
 text += "neighbouring characters: different ones. Bits per character of people's poems, plan and marks paid. Mean, "
 text += "95 % interval."
 results.markdown("rules", ["", *measures.values(), "bits"], rows, text, seeds=sorted(rules["seed"].unique()))
+
+# %% [markdown]
+# - What the readers made of the poems: how many are a whole, and how many are lines at least; two numbers where the
+#   readers differ.
+
+# %%
+share_whole = {}
+for arm in ("marks", "best", "people"):
+    said = [part["sense"] for _, part in sense.query("arm == @arm").groupby("reader")] if len(sense) else []
+    for name, words in (("whole", SENSE[:1]), ("lines", SENSE[:2])):
+        counts = sorted({int(x.isin(words).sum()) for x in said})
+        results.value(f"sense.{arm}.{name}", "–".join(map(str, counts)) or "-")
+    results.value(f"sense.{arm}.poems", len(said[0]) if said else "-")
+    share_whole[arm] = [(x == SENSE[0]).mean() for x in said] or [math.nan]
+results.claim("few of the models' poems are a whole", max(share_whole["marks"] + share_whole["best"]) < 0.25)
+results.claim("most of people's poems are a whole", min(share_whole["people"]) > 0.5)
 
 # %% [markdown]
 # - Its tables: tokens, before and after, and the plans.
