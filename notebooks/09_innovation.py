@@ -70,7 +70,7 @@ budget = profile.budget(
     eval_tokens=(256, 1_024, 2_048),  # test text
     lora_tokens=((320, 640), (2_048, 4_096), (3_072, 12_288)),  # a short and a long second stage, by LoRA
     large_tokens=((640, 1_280, 512), (), (65_536, 135_168, 16_384)),  # matching, LoRA, test text: LoLCATs had 40 M
-    copied=((4, (40, 80)), (0, ()), (64, (16, 256, 1_000))),  # names, and tokens from each to its copy
+    copied=(((40, 80), 4), ((), 0), ((16, 256, 1_000), 64)),  # tokens from a name to its copy; names
     contexts=((64, 512), (512, 4_096), (512, 2_048, 8_192)),  # of the decoding times
     frontier_seeds=((0, 1), (0,), (0, 1, 2, 3, 4)),
     frontier_tokens=(2_600, 4_096, 7_168),  # one fine-tuning run
@@ -364,7 +364,7 @@ lora.pivot_table(index=keys, columns="seed", values="bits_per_byte", sort=False)
 
 # %%
 MATCHING, TUNING, SCORED = budget.large_tokens or (0, 0, 0)
-N_NAMES, DISTANCES = budget.copied
+DISTANCES, N_NAMES = budget.copied
 words = [e["id"] for e in task["test"] if re.fullmatch("[a-z]{5,12}", e["id"])][-N_NAMES:]
 
 
@@ -378,7 +378,8 @@ def copy_rows(model):
 
 
 def large_row(*run):
-    return lora_row(*run, MATCHING, SCORED, copy_rows)
+    copies = run[0] == budget.seeds[0] and run[2] == 1  # of all layers' first seed
+    return lora_row(*run, MATCHING, SCORED, copy_rows if copies else None)
 
 
 def without_copies(runs):
@@ -402,12 +403,15 @@ pd.concat([large, by_delta]) if len(large) else print(results.not_yet)
 
 
 # %%
+def before_copies():
+    with convert.converted(base.model, {}, "window"):
+        return {"form": "before", "seed": budget.seeds[0], "share": 0.0, "copied": copy_rows(base.model)}
+
+
 def long_context_rows():
-    if PLAN:
-        with convert.converted(base.model, {}, "window"):
-            yield from ({"form": "before", "seed": 0, "share": 0.0} | row for row in copy_rows(base.model))
-    for run in [*[run for run in PLAN if run[0] == budget.seeds[0]], *DELTA]:
-        row = large_row(*run)
+    copied = [run for run in PLAN + DELTA if run[0] == budget.seeds[0] and run[2] == 1]
+    before = [kept(RUNS / "convert-before", [*budget.copied, *measured_with], before_copies)] if copied else []
+    for row in [*before, *(large_row(*run) for run in copied)]:
         yield from ({k: row[k] for k in ("form", "seed", "share")} | copies for copies in row["copied"])
 
 
@@ -1282,15 +1286,14 @@ results.markdown("conversion_budget", header, lines, text)
 # %%
 NAMES["before"] = "softmax, before"
 lines = []
-for form, share in [("before", 0.0), *dict.fromkeys(run[1:3] for run in HYBRID + WINDOW), ("delta+window", 1.0)]:
+for form, share in [("before", 0.0), ("linear+window", 1.0), ("delta+window", 1.0), ("window", 1.0)]:
     part = long_context.query("form == @form and share == @share and seed == 0") if len(long_context) else long_context
     furthest = [f"{row.copied} of {row.names}" for row in part.itertuples()][-1:]
-    results.value(f"copied.{form}.{share * 100:.0f}", *furthest or ["-"])
-    label = NAMES[form] if share or form == "before" else "softmax (the control)"
+    results.value(f"copied.{form}", *furthest or ["-"])
     spared = [span(row.bits, row.low, row.high, 1) for row in part.itertuples()]
-    lines += [[label, f"{share:.0%}", *part["copied"], *spared]] if len(part) else []
+    lines += [[NAMES[form], *part["copied"], *spared]] if len(part) else []
 far = [f"{distance:,}" for distance in DISTANCES]
-header = ["attention", "layers converted", *(f"copied, {n}" for n in far), *(f"bits spared, {n}" for n in far)]
+header = ["attention in all layers", *(f"copied, {n}" for n in far), *(f"bits spared, {n}" for n in far)]
 text = f"Of {len(words)} packages' names, those that greedy decoding writes again so many tokens later; and how many "
 text += "bits fewer a name takes than where another had stood (mean and 95 % t interval over names)."
 results.markdown("long_context", header, lines, text, seeds=[0])
