@@ -1286,8 +1286,8 @@ results.markdown("conversion_budget", header, lines, text)
 # %%
 NAMES["before"] = "softmax, before"
 lines = []
-for form, share in [("before", 0.0), ("linear+window", 1.0), ("delta+window", 1.0), ("window", 1.0)]:
-    part = long_context.query("form == @form and share == @share and seed == 0") if len(long_context) else long_context
+for form in ("before", "linear+window", "delta+window", "window"):
+    part = long_context[long_context["form"] == form] if len(long_context) else long_context
     furthest = [f"{row.copied} of {row.names}" for row in part.itertuples()][-1:]
     results.value(f"copied.{form}", *furthest or ["-"])
     spared = [span(row.bits, row.low, row.high, 1) for row in part.itertuples()]
