@@ -1822,9 +1822,12 @@ for r in main.itertuples():
     results.claim(f"{r.method} beats before", r.high < 0 and r.clusters >= tasks.MIN_GROUPS)
 of_perl = by_document["id"].str.endswith("-perl")  # one team's, in a similar voice
 results.value("perl.documents", f"{of_perl.sum()} of {len(of_perl)}")
+gained = []
 for name, some in (("perl", by_document[of_perl]), ("others", by_document[~of_perl])):
     sides = [some.assign(group=some["id"], nats=some[c] * some["bytes"] * math.log(2)) for c in ("before", "after")]
-    results.value(f"difference.{name}", told(SimpleNamespace(**metrics.paired(*sides))) if len(some) else FEW)
+    gained += [SimpleNamespace(**metrics.paired(*sides))] if len(some) else []
+    results.value(f"difference.{name}", told(gained[-1]) if len(some) else FEW)
+results.claim("Perl modules gain as others do", len(gained) == 2 and max(r.high for r in gained) < 0)
 
 # %%
 for frame, place in ((own, ""), (e2e_table, ".e2e")):

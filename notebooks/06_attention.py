@@ -263,6 +263,7 @@ def changed(name, options) -> Attention:
     return Attention(entry.form, options=entry.options | options)
 
 
+# %%
 def nystrom_runs() -> list[dict]:
     others = {name: changed("nystrom", options) for name, options in KNOBS.items()}
     names = [(name, seed) for seed in budget.nystrom_seeds for name in (SOFTMAX, "nystrom", *CONTROLS)]

@@ -44,6 +44,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 from IPython.display import display
+from scipy import stats
 
 from lib import benchmarks, metrics, plots, profile, tasks, texts
 from lib.explore import chinese, gpt2_bpe
@@ -961,6 +962,11 @@ for arm in ("marks", "best", "people"):
         results.value(f"sense.{arm}.{name}", "–".join(map(str, counts)) or "-")
     results.value(f"sense.{arm}.poems", len(said[0]) if said else "-")
     share_whole[arm] = [(x == SENSE[0]).mean() for x in said] or [math.nan]
+told = sense.assign(lines=sense["sense"] != SENSE[2]) if len(sense) else pd.DataFrame(columns=["reader"])
+told = [pd.crosstab(part["arm"], part["lines"]) for _, part in told.groupby("reader")]
+told = [table.reindex(index=["marks", "best"], columns=[False, True], fill_value=0) for table in told]
+clearer = [stats.fisher_exact(table).pvalue < 0.05 and table[True]["best"] > table[True]["marks"] for table in told]
+results.claim("readers understand more lines after the reward", bool(clearer) and all(clearer))
 results.claim("few of the models' poems are a whole", max(share_whole["marks"] + share_whole["best"]) < 0.25)
 results.claim("most of people's poems are a whole", min(share_whole["people"]) > 0.5)
 
