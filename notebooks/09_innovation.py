@@ -1285,18 +1285,34 @@ results.markdown("conversion_budget", header, lines, text)
 
 # %%
 NAMES["before"] = "softmax, before"
-lines = []
+PLACES = {"near": 0, "middle": -2, "far": -1}  # of the distances
+for place, i in PLACES.items():
+    results.value(f"copies.{place}", f"{DISTANCES[i]:,}" if DISTANCES else "-")
+lines, by_form = [], dict(list(long_context.groupby("form"))) if len(long_context) else {}
 for form in ("before", "linear+window", "delta+window", "window"):
-    part = long_context[long_context["form"] == form] if len(long_context) else long_context
-    furthest = [f"{row.copied} of {row.names}" for row in part.itertuples()][-1:]
-    results.value(f"copied.{form}", *furthest or ["-"])
-    spared = [span(row.bits, row.low, row.high, 1) for row in part.itertuples()]
-    lines += [[NAMES[form], *part["copied"], *spared]] if len(part) else []
+    rows_of_form = [*by_form[form].itertuples()] if by_form else []
+    for (place, i), name in itertools.product(PLACES.items(), ("copied", "bits")):
+        told = number(getattr(rows_of_form[i], name), 1 if name == "bits" else 0) if by_form else "-"
+        results.value(f"copies.{form.split('+')[0]}.{place}.{name}", told)
+    spared = [span(row.bits, row.low, row.high, 1) for row in rows_of_form]
+    lines += [[NAMES[form], *(row.copied for row in rows_of_form), *spared]] if by_form else []
 far = [f"{distance:,}" for distance in DISTANCES]
 header = ["attention in all layers", *(f"copied, {n}" for n in far), *(f"bits spared, {n}" for n in far)]
 text = f"Of {len(words)} packages' names, those that greedy decoding writes again so many tokens later; and how many "
 text += "bits fewer a name takes than where another had stood (mean and 95 % t interval over names)."
 results.markdown("long_context", header, lines, text, seeds=[0])
+
+# %% [markdown]
+# - Who writes a name from the furthest again, and who at least finds it likelier.
+
+# %%
+furthest = {form: part.iloc[-1] for form, part in by_form.items()}
+made = [row for form, row in furthest.items() if form != "before"]
+results.value("copies.names", len(words))
+results.claim("no converted model copies from the furthest", bool(made) and not any(row["copied"] for row in made))
+results.claim("the base model copies from the furthest", bool(made) and furthest["before"]["copied"] > 0)
+knows = bool(made) and furthest["linear+window"]["low"] > 0 and furthest["delta+window"]["low"] > 0
+results.claim("what lies beyond the window makes a name likelier", knows)
 
 # %% [markdown]
 # - What converting one layer costs, and what decoding with a state saves.
