@@ -811,7 +811,8 @@ print(f"Decoding, {times.index[-1]:,} against {times.index[0]:,} tokens before, 
 # - Quality and recall tell two stories. The window, first in bits per byte, recalls nothing beyond itself, and Nystrom
 #   little; linear, Performer and the delta rule, last in bits per byte, recall a third or more of the most pairs.
 # - Nystrom's landmarks earn their place: trained without them it predicts worse, and with a segment's mean value
-#   instead of the solved one too. A cheaper window does better still, so this text asks little of what is far.
+#   instead of the solved one too. A cheaper window does better still, even one of 16 tokens, so this text asks little
+#   of what is far.
 # - A window or landmarks beside full softmax in the table are no proof that they are as good where something has to be
 #   found far back: in the trained recall a window is at chance as soon as the pairs outgrow it, and Nystrom nearly so.
 # - Nystrom on a pretrained model is a negative result, and with a quarter to half as many landmarks as keys single
