@@ -1481,9 +1481,11 @@ results.claim("after one pass LoRA is behind full fine-tuning", shown(gap) > 0)
 # - Tags against the base model's draws without loops: how many it mentions there, and each run's difference.
 
 # %%
-free_tags = {"documents": "-", "tags": "-", "full": "-", "passes": "-"}
+free_tags = dict.fromkeys(("documents", "tags", "first", "full", "passes"), "-")
 if len(free_gaps):
     free_tags |= {"documents": free_gaps["documents"].max(), "tags": number(free_gaps["before"].max(), 2)}
+    chatted = sampled[sampled["setting"].str.endswith("chat") & sampled["id"].isin(unlooped["id"])]
+    free_tags["first"] = number(chatted["tags_reflected"].mean(), 2)
     said = [span(g.difference, g.low, g.high, 2, sign=True) for g in free_gaps.itertuples()]
     free_tags["full"] = dict(zip(free_gaps["run"], said, strict=True)).get("after, full", "-")
     ends = free_gaps[free_gaps["run"].str.startswith("one pass")]["difference"].agg(["min", "max"])
