@@ -25,8 +25,6 @@ FORMS = {  # what a converted layer computes: how many near tokens keep softmax,
     "delta+window": {"window": 32, "far": "delta"},
     "window": {"window": 32, "far": None},  # a control: no far part, nothing to learn
 }
-
-
 CUE = "\nRemember the package"  # of three tried, the one whose names the base model copies best
 
 
@@ -72,8 +70,7 @@ def hybrid_naive(q, k, v, scale, maps, window=32, far="linear", **_) -> Tensor:
     """Weights w_tj = e^near exp(s_tj - max s_t) for the last `window` tokens and phi(q_t) . phi(k_j) for earlier
     ones, divided by their sum; with the (T, T) weights in memory. q, k, v (B, H, T, D) -> (B, H, T, D).
     "delta": the far weights count together as before, for what S_t-window of `attention.delta_step` gives phi(q_t)
-    instead of their mean of v. (Delta rules as the far part: Jet-Nemotron, Gu et al. 2025, arXiv:2508.15884; this
-    way of joining them to the window is our own.)"""
+    instead of their mean of v (delta rules as the far part: Gu et al. 2025, arXiv:2508.15884; joined our own way)."""
     if not far:
         return attention.window_naive(q, k, v, scale, window=window)
     seen, distant = (attention._causal(q, k).tril(-n) for n in (0, window))
@@ -105,8 +102,14 @@ def hybrid(q, k, v, scale, maps=None, window=32, far="linear", **_) -> Tensor:
     if not window:
         return attention.kernel(feature_q, feature_k, v, scale, phi=lambda x, **_: x)
     w = min(window, length)
-    if far == "delta":
-        return _delta_window(q, k, v, scale, maps, w, feature_q, feature_k)
+    if far == "delta":  # its keys and values `w` tokens late, and the window in blocks
+        late_k, late_v, beta = (F.pad(x, (0, 0, w, 0))[:, :, :length] for x in (feature_k, v, maps.beta(k)[..., None]))
+        total = (feature_q * late_k.cumsum(2)).sum(-1, keepdim=True)  # (B, H, T, 1), what the far weights add up to
+        read = attention.delta(feature_q, late_k, late_v, scale, beta[..., 0])
+        q, k, v = attention._chunks(q, w), attention._pairs(k, w), attention._pairs(F.pad(v, (0, 1), value=1.0), w)
+        near = maps.of_scores(q @ k.mT * scale, attention._near(q)) @ v
+        out = near.flatten(2, 3)[:, :, :length] + total * F.pad(read, (0, 1), value=1.0)
+        return out[..., :-1] / out[..., -1:]
     v = F.pad(v, (0, 1), value=1.0)  # a column of ones carries the denominator
     q, feature_q = attention._chunks(q, w), attention._chunks(feature_q, w)
     k, v, feature_k = (attention._pairs(x, w) for x in (k, v, feature_k))  # (B, H, N, 2w, .)
@@ -115,18 +118,6 @@ def hybrid(q, k, v, scale, maps=None, window=32, far="linear", **_) -> Tensor:
     far = torch.ones(w, 2 * w, dtype=torch.bool, device=q.device).tril()
     weights = maps.of_scores(q @ k.mT * scale, attention._near(q)) + feature_q @ feature_k.mT * far
     out = (feature_q @ states + weights @ v).flatten(2, 3)[:, :, :length]
-    return out[..., :-1] / out[..., -1:]
-
-
-def _delta_window(q, k, v, scale, maps, w, feature_q, feature_k) -> Tensor:
-    """`hybrid` with the delta rule: its keys and values, `w` tokens late, and the window in blocks."""
-    length = q.shape[2]
-    late_k, late_v, beta = (F.pad(x, (0, 0, w, 0))[:, :, :length] for x in (feature_k, v, maps.beta(k)[..., None]))
-    total = (feature_q * late_k.cumsum(2)).sum(-1, keepdim=True)  # (B, H, T, 1), what the far weights add up to
-    read = attention.delta(feature_q, late_k, late_v, scale, beta[..., 0])
-    q, k, v = attention._chunks(q, w), attention._pairs(k, w), attention._pairs(F.pad(v, (0, 1), value=1.0), w)
-    near = maps.of_scores(q @ k.mT * scale, attention._near(q)) @ v
-    out = near.flatten(2, 3)[:, :, :length] + total * F.pad(read, (0, 1), value=1.0)
     return out[..., :-1] / out[..., -1:]
 
 
@@ -143,19 +134,15 @@ def hybrid_step(state, q, k, v, scale, maps=None, window=32, far="linear", **_) 
         return out, (keys, values, None)
     feature_k, groups = maps.of_key(old_k), q.shape[1] // k.shape[1]
     feature_q = maps.of_query(q)[:, :, 0].unflatten(1, (-1, groups))  # (B, H_kv, G, F)
-    if far_sum is None:
-        far_sum = v.new_zeros(*v.shape[:2], feature_k.shape[-1], v.shape[-1] + 1)
-    matrix, mass = far_sum.split([v.shape[-1], 1], -1)
-    mass = mass + feature_k.sum(2)[..., None]  # (B, H_kv, F, 1)
-    total = feature_q @ mass  # (B, H_kv, G, 1)
+    before, update = far_sum, feature_k.mT @ F.pad(old_v, (0, 1), value=1.0)
+    far_sum = update if before is None else before + update
+    out = feature_q @ far_sum  # (B, H_kv, G, D + 1)
     if far == "delta":
-        out, matrix = attention.delta_step(matrix, feature_q, feature_k, old_v, scale, maps.beta(old_k))
-        out = total * out
-    else:
-        matrix = matrix + feature_k.mT @ old_v
-        out = feature_q @ matrix
-    far_sum = torch.cat([matrix, mass], -1)
-    out = torch.cat([out, total], -1).flatten(1, 2)[:, :, None]  # (B, H, 1, D + 1)
+        matrix = None if before is None else before[..., :-1]
+        read, matrix = attention.delta_step(matrix, feature_q, feature_k, old_v, scale, maps.beta(old_k))
+        far_sum = torch.cat([matrix, far_sum[..., -1:]], -1)
+        out = out[..., -1:] * F.pad(read, (0, 1), value=1.0)
+    out = out.flatten(1, 2)[:, :, None]  # (B, H, 1, D + 1)
     if window:
         seen, shown = (x.repeat_interleave(groups, 1) for x in (keys, values))
         scores = q @ seen.mT * scale
