@@ -1181,8 +1181,9 @@ display(pd.crosstab(diagnoses["planted"], diagnoses["named"]), diagnoses.groupby
 #
 # - Conversion: two hundred thousand tokens where LoLCATs takes forty million, so the cost at high shares is an upper
 #   bound for this method. The LoRA stage is of one seed but there. Debian documents are short, so a window loses
-#   little. Copying was asked of all layers' first seed, behind one cue, in models tuned on rows of 512 tokens; whether
-#   the LoRA stage alone costs the unconverted model its copying was not asked. Decoding times are of plain PyTorch.
+#   little. Copying was asked of all layers' first seed, behind the one of three cues that served the base model best
+#   (with 16 other names), in models tuned on rows of 512 tokens; whether the LoRA stage alone costs the unconverted
+#   model its copying was not asked. Decoding times are of plain PyTorch.
 # - Frontier: one task, a few steps, rates not tuned per method, one strength of each: LoRA's rate is ten times that
 #   of full fine-tuning. Intervals are over seeds, on the same few texts. Of the pass over the split
 #   LoRA has one seed. Replay is of the base model's own samples, one of the four texts.
@@ -1306,7 +1307,8 @@ for form in ("before", "linear+window", "delta+window", "window"):
 far = [f"{distance:,}" for distance in DISTANCES]
 header = ["attention in all layers", *(f"copied, {n}" for n in far), *(f"bits spared, {n}" for n in far)]
 text = f"Of {len(words)} packages' names, those that greedy decoding writes again so many tokens later; and how many "
-text += "bits fewer a name takes than where another had stood (mean and 95 % t interval over names)."
+text += "bits fewer a name takes than where another had stood (mean and 95 % t interval over names). Behind one cue, "
+text += "of three the one whose names, others, the base model copied best."
 results.markdown("long_context", header, lines, text, seeds=[0])
 
 # %% [markdown]
